@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(STAMP)
+	$(VENV)/bin/python -m molecular sample --peptide Ace-A-Nme --num-samples 10000 --seed 0 --output runs/demo
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(STAMP)
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# torch on its own and first, by the exact version in the constraints: see the note there.
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e ".[molecular,video,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

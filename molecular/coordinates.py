@@ -1,0 +1,340 @@
+"""Conformations without their rigid motion, exactly: local frames along the bonds, and spherical tokens."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+
+
+class Walk(NamedTuple):
+    """An order of the atoms, and for each the three earlier atoms whose frame holds it.
+
+    order: (n,) atom indices. references: (n, 3) atom indices: parent p (bonded to the atom), q (bonded to p)
+    and s (bonded to p or to q). The first three atoms have none and hold -1.
+    """
+
+    order: Tensor
+    references: Tensor
+
+
+def walk_bonds(bonds: Sequence[tuple[int, int]], elements: Sequence[str], root: int | None = None) -> Walk:
+    """Visit the bond graph breadth first from `root`, heavy atoms before hydrogens, else by index.
+
+    The first child c of an atom p, with q the parent of p, refers to q's parent (or, at the root, to another
+    child of the root): its azimuth is the torsion about p-q. Later children refer to c, to which they are all
+    but rigid, so one token per rotatable bond has a wide azimuth.
+
+    Raises:
+        ValueError: the graph is not connected, a bond names an unknown atom, or the root has one neighbour.
+    """
+    num_atoms = len(elements)
+    neighbours: list[list[int]] = [[] for _ in range(num_atoms)]
+    for i, j in bonds:
+        if i == j or not (0 <= i < num_atoms and 0 <= j < num_atoms):
+            raise ValueError(
+                f"bond ({i}, {j}) does not join two of the {num_atoms} atoms; use indices from 0."
+            )
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    for atom, adjacent in enumerate(neighbours):
+        neighbours[atom] = sorted(set(adjacent), key=lambda k: (elements[k] == "H", k))
+    if root is None:
+        root = _default_root(neighbours, elements)
+    if not 0 <= root < num_atoms or len(neighbours[root]) < 2:
+        raise ValueError(
+            f"atom {root} cannot be the root of the walk; choose an atom with two or more neighbours."
+        )
+
+    order, parent = [root], {root: -1}
+    first_child: dict[int, int] = {}
+    references = {root: (-1, -1, -1)}
+    queue = deque([root])
+    while queue:
+        p = queue.popleft()
+        for child in neighbours[p]:
+            if child in parent:
+                continue
+            if p == root:
+                # The first two children hold the frame in which the root's other children are written.
+                reference = (-1, -1, -1) if len(order) < 3 else (root, order[1], order[2])
+            elif p in first_child:
+                reference = (p, parent[p], first_child[p])
+            elif parent[p] == root:
+                reference = (p, root, order[2] if p == order[1] else order[1])
+            else:
+                reference = (p, parent[p], parent[parent[p]])
+            first_child.setdefault(p, child)
+            parent[child], references[child] = p, reference
+            order.append(child)
+            queue.append(child)
+    if len(order) < num_atoms:
+        lost = min(set(range(num_atoms)) - set(order))
+        raise ValueError(f"no chain of bonds joins atom {lost} to atom {root}; give one connected molecule.")
+    return Walk(torch.tensor(order), torch.tensor([references[atom] for atom in order]))
+
+
+def _default_root(neighbours: list[list[int]], elements: Sequence[str]) -> int:
+    heavy = [i for i, element in enumerate(elements) if element != "H" and len(neighbours[i]) >= 2]
+    if not heavy:
+        raise ValueError(
+            "no heavy atom has two neighbours, so no walk can start; give a molecule of three or more atoms."
+        )
+    return max(heavy, key=lambda i: (sum(elements[k] != "H" for k in neighbours[i]), -i))
+
+
+class LocalFrames(Transform):
+    r"""All-atom positions (B, n, 3) in nm <-> tokens (B, n - 2, 3) in nm, without translation and rotation.
+
+    The atoms are taken in the order a_0, a_1, ... of `walk_bonds`; a_1 and a_2 are bonded to a_0.
+
+    - Token 0 is (r01, x2, rho2): the distance a_0-a_1, the coordinate of a_2 along the axis a_0 -> a_1
+      measured from a_0, and the distance of a_2 from this axis; r01 > 0, rho2 > 0.
+    - Token k >= 1 is the displacement of a_{k+2} from its parent p in the right-handed orthonormal frame at p
+      of three earlier atoms (`references`): e1 points from p to q, e2 along the part of x_s - x_p orthogonal
+      to e1, e3 = e1 x e2.
+
+    No reflection is involved: a molecule and its mirror image have different tokens.
+
+    Measure: densities of conformations are taken with respect to Lebesgue measure on R^{3n} divided by that of
+    the translations, dt, and the Haar measure of the rotations, dR (d^3 omega for small rotation vectors omega):
+
+        dx = dt dR r01^2 rho2 d(tokens),
+
+    since each later atom is rotated and shifted by earlier ones only. So forward's logabsdet is
+    -(2 log r01 + log rho2). In this measure exp(-U(x) / kT), for U without an external field, is the Boltzmann
+    density up to the constant volume of the rigid motions, which is dropped.
+
+    `inverse` puts a_0 at the origin, a_1 on +x and a_2 in the half plane z = 0, y > 0. Where reference atoms
+    are collinear, or in the inverse r01 <= 0 or rho2 <= 0, there is no frame: that sample, alone, is NaN.
+
+    Args:
+        bonds: pairs of atom indices of one connected molecule. num_atoms: n >= 3.
+        elements: n element symbols; hydrogens ("H") are visited after heavy atoms.
+        root: a_0; by default the heavy atom with most heavy neighbours, the first of equals.
+
+    >>> water = LocalFrames([(0, 1), (0, 2)], 3, ["O", "H", "H"])
+    >>> tokens, logabsdet = water(torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]]]))
+    >>> tokens.shape
+    torch.Size([1, 1, 3])
+    """
+
+    order: Tensor
+    references: Tensor
+    _rank: Tensor
+
+    def __init__(
+        self,
+        bonds: Sequence[tuple[int, int]],
+        num_atoms: int,
+        elements: Sequence[str],
+        *,
+        root: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(elements) != num_atoms:
+            raise ValueError(
+                f"there are {len(elements)} elements for {num_atoms} atoms; give one element an atom."
+            )
+        order, references = walk_bonds(bonds, elements, root)
+        self.num_atoms = num_atoms
+        # Derived from the arguments, so not part of the saved state.
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("references", references, persistent=False)
+        rank, self._levels = _levels(order, references)
+        self.register_buffer("_rank", rank, persistent=False)
+
+    @classmethod
+    def from_peptide(cls, peptide: Any) -> LocalFrames:
+        """The frames of a `molecular.Peptide`, rooted at its first alpha carbon."""
+        return cls(peptide.bonds, peptide.num_atoms, peptide.elements, root=peptide.atom_names.index("CA"))
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 3 or inputs.shape[1:] != (self.num_atoms, 3):
+            raise ValueError(
+                f"positions have shape {tuple(inputs.shape)}; LocalFrames needs (B, {self.num_atoms}, 3)."
+            )
+        origin, axis, plane = inputs[:, self.order[:3]].unbind(1)
+        axis = axis - origin
+        plane = plane - origin
+        r01 = axis.norm(dim=-1)
+        e1 = axis / r01[:, None]
+        x2 = (plane * e1).sum(-1)
+        rho2 = _orthogonal(plane, e1).norm(dim=-1)
+        first = torch.stack([r01, x2, rho2], dim=-1)
+        logabsdet = -(2.0 * r01.log() + rho2.log())
+
+        p, q, s = self.references[3:].unbind(1)
+        parents = inputs[:, p]
+        frames = _frames(parents, inputs[:, q], inputs[:, s])
+        displacement = inputs[:, self.order[3:]] - parents
+        rest = (frames * displacement[..., None, :]).sum(-1)
+        return torch.cat([first[:, None], rest], dim=1), logabsdet
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 3 or inputs.shape[1:] != (self.num_atoms - 2, 3):
+            shape = f"(B, {self.num_atoms - 2}, 3)"
+            raise ValueError(f"tokens have shape {tuple(inputs.shape)}; LocalFrames needs {shape}.")
+        r01, x2, rho2 = inputs[:, 0].unbind(-1)
+        logabsdet = 2.0 * r01.log() + rho2.log()
+        nan = torch.full_like(r01, torch.nan)
+        r01 = torch.where(r01 > 0, r01, nan)
+        rho2 = torch.where(rho2 > 0, rho2, nan)
+        zero = torch.zeros_like(r01)
+        placed = torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).reshape(-1, 3, 3)
+        for tokens, p, q, s in self._levels:  # atoms of a level refer to earlier levels only
+            parents = placed[:, p]
+            frames = _frames(parents, placed[:, q], placed[:, s])
+            placed = torch.cat([placed, parents + (inputs[:, tokens, :, None] * frames).sum(-2)], dim=1)
+        return placed[:, self._rank], logabsdet
+
+
+def _levels(order: Tensor, references: Tensor) -> tuple[Tensor, list[tuple[list[int], ...]]]:
+    """Group the walk by depth of reference.
+
+    Returns the place (n,) of each atom in the order of placement, level by level, and for each level its tokens
+    and the places of p, q and s.
+    """
+    atoms = order.tolist()
+    level = {atoms[0]: 0, atoms[1]: 0, atoms[2]: 0}
+    members: dict[int, list[int]] = {}
+    for position in range(3, len(atoms)):
+        depth = 1 + max(level[k] for k in references[position].tolist())
+        level[atoms[position]] = depth
+        members.setdefault(depth, []).append(position)
+    place = {atom: k for k, atom in enumerate(atoms[:3])}
+    levels: list[tuple[list[int], ...]] = []
+    for depth in sorted(members):
+        p, q, s = ([place[k] for k in references[members[depth], column].tolist()] for column in range(3))
+        levels.append(([position - 2 for position in members[depth]], p, q, s))
+        for position in members[depth]:
+            place[atoms[position]] = len(place)
+    return torch.tensor([place[atom] for atom in range(len(atoms))]), levels
+
+
+def _orthogonal(vector: Tensor, unit: Tensor) -> Tensor:
+    return vector - (vector * unit).sum(-1, keepdim=True) * unit
+
+
+def _frames(p: Tensor, q: Tensor, s: Tensor) -> Tensor:
+    """Rows e1, e2, e3 (..., 3, 3) at p; NaN where p, q, s are collinear within rounding."""
+    e1 = q - p
+    e1 = e1 / e1.norm(dim=-1, keepdim=True)
+    plane = s - p
+    across = _orthogonal(plane, e1)
+    width = across.norm(dim=-1, keepdim=True)
+    threshold = 16.0 * torch.finfo(p.dtype).eps * plane.norm(dim=-1, keepdim=True)
+    e2 = across / torch.where(width > threshold, width, torch.full_like(width, torch.nan))
+    return torch.stack([e1, e2, torch.linalg.cross(e1, e2)], dim=-2)
+
+
+class Spherical(Transform):
+    """Tokens (B, T, 3) of `LocalFrames` <-> scaled bond lengths, bond angles and azimuths (B, T, 3).
+
+    Token k >= 1, (x, y, z) with length r, polar angle theta from e1 and azimuth psi = atan2(z, y), becomes
+    (log r, logit(theta / pi), phi) with phi = psi - offset wrapped to (-pi, pi]; token 0, (r01, x2, rho2),
+    becomes (log r01, log r02, logit(angle / pi)). The log-determinants are those of
+    dx dy dz = r^2 sin(theta) dr dtheta dphi and of the logarithms and logits. r in nm, angles in radians.
+
+    `inverse` accepts all reals for log r and logit theta; a sample with a phi outside (-pi, pi], which no
+    conformation has, is NaN.
+
+    Args:
+        offset: (T,) radians, or None for zero: the circle of token k is cut at offset[k] + pi; entry 0 is not
+            used. `fit` chooses it.
+    """
+
+    offset: Tensor | None
+
+    def __init__(self, offset: Tensor | None = None) -> None:
+        super().__init__()
+        if offset is not None and offset.dim() != 1:
+            raise ValueError(
+                f"offset has shape {tuple(offset.shape)}; Spherical needs one angle a token, (T,)."
+            )
+        self.register_buffer("offset", offset)
+
+    @classmethod
+    def fit(cls, tokens: Tensor) -> Spherical:
+        """Cut every circle where these tokens (N, T, 3) are least dense."""
+        return cls(torsion_cuts(torch.atan2(tokens[..., 2], tokens[..., 1])).to(tokens.dtype))
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(inputs)
+        r01, x2, rho2 = inputs[:, 0].unbind(-1)
+        x, y, z = inputs[:, 1:].unbind(-1)
+        rho = torch.cat([rho2[:, None], torch.hypot(y, z)], dim=1)
+        along = torch.cat([x2[:, None], x], dim=1)
+        log_r = torch.hypot(along, rho).log()
+        log_theta = torch.atan2(rho, along).log()
+        log_supplement = torch.atan2(rho, -along).log()  # log(pi - theta), accurate also near pi
+        logit = log_theta - log_supplement
+        phi = torch.atan2(z, y)
+        if self.offset is not None:
+            phi = _wrap(phi - self.offset[1:].to(phi.dtype))
+        first = torch.stack([r01.log(), log_r[:, 0], logit[:, 0]], dim=-1)
+        rest = torch.stack([log_r[:, 1:], logit[:, 1:], phi], dim=-1)
+
+        logabsdet = (math.log(math.pi) - log_theta - log_supplement - 2.0 * log_r).sum(1)
+        logabsdet = logabsdet - r01.log() - rho[:, 1:].log().sum(1)
+        return torch.cat([first[:, None], rest], dim=1), logabsdet
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(inputs)
+        log_r01, log_r02, logit0 = inputs[:, 0].unbind(-1)
+        log_r = torch.cat([log_r02[:, None], inputs[:, 1:, 0]], dim=1)
+        logit = torch.cat([logit0[:, None], inputs[:, 1:, 1]], dim=1)
+        phi = inputs[:, 1:, 2]
+        pi = math.pi * (1.0 + 4.0 * torch.finfo(phi.dtype).eps)  # what rounds to pi is allowed
+        phi = torch.where(phi.abs() <= pi, phi, torch.full_like(phi, torch.nan))
+        if self.offset is not None:
+            phi = phi + self.offset[1:].to(phi.dtype)
+
+        near_axis = math.pi * torch.sigmoid(-logit.abs())  # the smaller of theta and pi - theta
+        r = log_r.exp()
+        along = -torch.sign(logit) * r * near_axis.cos()
+        along = torch.where(logit == 0, torch.zeros_like(along), along)
+        rho = r * near_axis.sin()
+        first = torch.stack([log_r01.exp(), along[:, 0], rho[:, 0]], dim=-1)
+        rest = torch.stack([along[:, 1:], rho[:, 1:] * phi.cos(), rho[:, 1:] * phi.sin()], dim=-1)
+
+        log_sigmoids = torch.nn.functional.logsigmoid(logit) + torch.nn.functional.logsigmoid(-logit)
+        logabsdet = (math.log(math.pi) + log_sigmoids + 2.0 * log_r).sum(1)
+        logabsdet = logabsdet + log_r01 + (log_r + near_axis.sin().log())[:, 1:].sum(1)
+        return torch.cat([first[:, None], rest], dim=1), logabsdet
+
+    def _check(self, inputs: Tensor) -> None:
+        if inputs.dim() != 3 or inputs.shape[2] != 3 or inputs.shape[1] < 1:
+            raise ValueError(f"tokens have shape {tuple(inputs.shape)}; Spherical needs (B, T, 3).")
+        if self.offset is not None and len(self.offset) != inputs.shape[1]:
+            raise ValueError(
+                f"there are {inputs.shape[1]} tokens but {len(self.offset)} offsets; give one a token."
+            )
+
+
+def _wrap(angle: Tensor) -> Tensor:
+    """The same angle in (-pi, pi]."""
+    return angle - 2.0 * math.pi * torch.ceil((angle - math.pi) / (2.0 * math.pi))
+
+
+def torsion_cuts(phi: Tensor, *, bins: int = 360, concentration: float = 30.0) -> Tensor:
+    """Offsets (T,) for `Spherical` that cut each circle in the middle of the emptiest arc of phi (N, T), radians.
+
+    The histogram is smoothed by a von Mises kernel, whose tails never vanish: the least density lies in the
+    middle of an empty arc. The offset is half a turn from there, so that the shifted angles are cut at +-pi.
+    """
+    if phi.dim() != 2 or phi.shape[0] == 0:
+        raise ValueError(f"angles have shape {tuple(phi.shape)}; torsion_cuts needs (N, T) with N >= 1.")
+    width = 2.0 * math.pi / bins
+    index = torch.remainder(torch.floor(phi.double() / width), bins).long()
+    counts = torch.zeros(phi.shape[1], bins, dtype=torch.float64, device=phi.device)
+    counts.scatter_add_(1, index.T, torch.ones_like(index.T, dtype=torch.float64))
+    centres = (torch.arange(bins, dtype=torch.float64, device=phi.device) + 0.5) * width
+    kernel = torch.exp(concentration * (torch.cos(centres[:, None] - centres) - 1.0))
+    emptiest = centres[(counts @ kernel).argmin(1)]
+    return _wrap(emptiest - math.pi).to(phi.dtype if phi.is_floating_point() else torch.float64)

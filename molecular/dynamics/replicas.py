@@ -1,0 +1,202 @@
+"""The replicas of a parallel-tempering simulation and what is done to them between stretches of dynamics."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molecular.dynamics.frames import Frames
+from molecular.dynamics.langevin import BOLTZMANN, EnergyAndForce, Langevin, maxwell_velocities
+from molecular.dynamics.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class TemperingSettings:
+    """What defines a simulation apart from its length; a checkpoint is only resumed with the same ones.
+
+    timestep ps, friction 1/ps, intervals and equilibration in steps; ``saved_temperatures`` counts from the
+    lowest; ``recentre`` keeps the centre of mass at the origin (for energies that do not depend on it).
+    """
+
+    temperatures: tuple[float, ...]
+    num_ladders: int
+    timestep: float
+    friction: float
+    swap_interval: int
+    save_interval: int
+    equilibration_steps: int
+    saved_temperatures: int
+    recentre: bool
+
+    def __post_init__(self) -> None:
+        for name in ("num_ladders", "timestep", "swap_interval", "save_interval", "saved_temperatures"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        if self.friction < 0 or self.equilibration_steps < 0:
+            raise ValueError("friction and equilibration_steps must not be negative.")
+        increasing = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
+        if not self.temperatures or not increasing or self.temperatures[0] <= 0:
+            raise ValueError(
+                f"temperatures must be positive and increase along the ladder, not {self.temperatures}."
+            )
+        if self.saved_temperatures > len(self.temperatures):
+            raise ValueError(
+                f"saved_temperatures is {self.saved_temperatures} but the ladder has"
+                f" {len(self.temperatures)}."
+            )
+
+
+class Replicas:
+    """B = ladders * temperatures copies; replica ``ladder * K + k`` is at temperature k of its ladder."""
+
+    def __init__(
+        self,
+        energy: EnergyAndForce,
+        masses: Tensor,
+        start: Tensor,
+        settings: TemperingSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self.energy, self.settings, self.generator, self.start = energy, settings, generator, start
+        self.num_temperatures = len(settings.temperatures)
+        shape = (settings.num_ladders, self.num_temperatures)
+        device, dtype = start.device, start.dtype
+        self.shape = shape
+        self.masses = masses.to(device, dtype)
+        self.mass_fraction = (self.masses / self.masses.sum())[:, None]
+        ladder_temperatures = torch.tensor(settings.temperatures, dtype=torch.float64, device=device)
+        self.inverse_kt = 1.0 / (BOLTZMANN * ladder_temperatures)
+        self.root_temperature = ladder_temperatures.sqrt().to(dtype).repeat(settings.num_ladders)
+        self.temperatures = ladder_temperatures.to(dtype).repeat(settings.num_ladders)
+        self.integrator = Langevin(self.masses, self.temperatures, settings.timestep, settings.friction)
+        # Laurent and Massart's bound: a chi-squared with d degrees of freedom exceeds this with probability <
+        # e^-60.
+        d = start[0].numel()
+        self.hot = (d + 2.0 * math.sqrt(60.0 * d) + 120.0) / d
+        self.first = torch.arange(shape[0], device=device)[:, None] * shape[1]
+        self.identity = torch.arange(shape[1], device=device).expand(shape)
+        self.x = start.clone()
+        self.v = maxwell_velocities(self.masses, self.temperatures, generator)
+        potential, force = energy.energy_and_force(self.x)
+        if not (torch.isfinite(potential).all() and torch.isfinite(force).all()):
+            raise ValueError(
+                "the start has an energy or force that is not finite; relax the structure first."
+            )
+        self.potential, self.force = potential.detach(), force.detach()
+        self.walker = torch.arange(len(start), device=device)
+        self.statistics = Statistics.zeros(shape[1], len(start), device)
+
+    def advance(self, num_steps: int) -> None:
+        """Integrate ``num_steps``."""
+        self.potential, self.force = self.integrator.run(
+            self.energy, self.x, self.v, self.force, num_steps, self.generator
+        )
+        if self.settings.recentre:
+            self.x.sub_((self.x * self.mass_fraction).sum(dim=1, keepdim=True))
+
+    def kinetic_temperature(self) -> Tensor:
+        """(B,) in K, all 3n degrees of freedom counted (Langevin noise acts on every one)."""
+        twice_kinetic = (self.v.square().sum(-1) * self.masses).sum(-1)
+        return twice_kinetic / (BOLTZMANN * self.v[0].numel())
+
+    def restart_broken(self, check_heat: bool) -> None:
+        """Give replicas that are not finite, or impossibly hot, the state of a sound one.
+
+        One at the same temperature, else at any; where none is sound at all, the start.
+        """
+        kinetic = self.kinetic_temperature()
+        total = kinetic + self.potential + self.force.sum(dim=(1, 2)) + self.x.sum(dim=(1, 2))
+        sound = torch.isfinite(total)
+        if check_heat:
+            sound &= kinetic < self.hot * self.temperatures
+        if bool(sound.all()):
+            return
+        healthy = sound.view(self.shape)
+        for replica in torch.nonzero(~sound).flatten().tolist():
+            k = replica % self.num_temperatures
+            donors = torch.nonzero(healthy[:, k]).flatten() * self.num_temperatures + k
+            if not len(donors):
+                donors = torch.nonzero(sound).flatten()
+            if len(donors):
+                pick = torch.randint(len(donors), (), generator=self.generator, device=self.x.device)
+                self.x[replica] = self.x[donors[pick]]
+            else:
+                self.x[replica] = self.start[replica]
+            self.statistics.restarts[k] += 1
+            self.statistics.last_end[self.walker[replica]] = 0
+        fresh = maxwell_velocities(self.masses, self.temperatures, self.generator)
+        self.v = torch.where(sound[:, None, None], self.v, fresh)
+        self.potential, self.force = self.energy.energy_and_force(self.x)
+
+    def swap(self, parity: int, count: bool) -> None:
+        """Propose to exchange the conformations of every second neighbour pair, from pair ``parity`` on."""
+        if parity >= self.num_temperatures - 1:
+            return
+        low = torch.arange(parity, self.num_temperatures - 1, 2, device=self.x.device)
+        energy = self.potential.double().view(self.shape)
+        log_ratio = (self.inverse_kt[low] - self.inverse_kt[low + 1]) * (energy[:, low] - energy[:, low + 1])
+        uniform = torch.rand(
+            log_ratio.shape, generator=self.generator, dtype=torch.float64, device=self.x.device
+        )
+        accepted = (uniform.log() < log_ratio).long()
+        source = self.identity.clone()
+        source[:, low] += accepted
+        source[:, low + 1] -= accepted
+        source = (source + self.first).flatten()
+        scale = (self.root_temperature / self.root_temperature[source])[:, None, None]
+        # Rescaled where position and velocity belong to the same instant, hence independent in equilibrium.
+        v = self.integrator.to_full_step(self.v, self.force)
+        self.x, self.force, self.potential = self.x[source], self.force[source], self.potential[source]
+        self.v = self.integrator.to_stored(v[source] * scale, self.force)
+        self.walker = self.walker[source]
+        if count:
+            self.statistics.attempts[low] += self.shape[0]
+            self.statistics.accepts[low] += accepted.sum(0)
+            self.statistics.follow(self.walker.view(self.shape))
+
+    def measure(self) -> None:
+        """Add temperatures and energies to the statistics."""
+        self.statistics.measure(self.kinetic_temperature().view(self.shape), self.potential.view(self.shape))
+
+    def frames(self, time_ps: float) -> Frames:
+        """The conformations at the temperatures that are saved."""
+        ladders, saved = self.settings.num_ladders, self.settings.saved_temperatures
+        n = self.x.shape[1]
+        x = self.x.view(*self.shape, n, 3)[:, :saved].reshape(-1, n, 3).float().cpu().numpy()
+        # reshape of a full ladder is a view of the running state, which goes on changing
+        return Frames(
+            positions=x.copy(),
+            energies=self.potential.view(self.shape)[:, :saved].reshape(-1).double().cpu().numpy().copy(),
+            temperature_index=np.tile(np.arange(saved, dtype=np.int16), ladders),
+            ladder=np.repeat(np.arange(ladders, dtype=np.int32), saved),
+            time=np.full(ladders * saved, time_ps),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs."""
+        state = {
+            "x": self.x,
+            "v": self.v,
+            "force": self.force,
+            "potential": self.potential,
+            "walker": self.walker,
+        }
+        statistics = {f"statistics.{name}": value for name, value in self.statistics.tensors().items()}
+        return state | statistics | {"generator": self.generator.get_state()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the state of a checkpoint."""
+        device = self.x.device
+        for name in ("x", "v", "force", "potential", "walker"):
+            stored, current = tensors[name], getattr(self, name)
+            if stored.shape != current.shape or stored.dtype != current.dtype:
+                raise ValueError(
+                    f"the checkpoint holds {name} {tuple(stored.shape)} {stored.dtype} but this simulation"
+                    f" has {tuple(current.shape)} {current.dtype}; use another folder."
+                )
+            setattr(self, name, stored.to(device))
+        values = {name: tensors[f"statistics.{name}"].to(device) for name in self.statistics.tensors()}
+        self.statistics = Statistics(**values)
+        self.generator.set_state(tensors["generator"])

@@ -1,0 +1,168 @@
+"""Parallel tempering: ladders of temperatures whose neighbours exchange conformations."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from molecular.dynamics.checkpoint import load_checkpoint, save_checkpoint
+from molecular.dynamics.frames import Frames, FrameWriter, list_shards
+from molecular.dynamics.langevin import EnergyAndForce
+from molecular.dynamics.replicas import Replicas, TemperingSettings
+
+MAX_PENDING_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """The result of `parallel_tempering`: the frames and a report of plain numbers."""
+
+    frames: Frames | None
+    report: dict[str, object]
+
+
+def geometric_temperatures(lowest: float, highest: float = 900.0, number: int = 8) -> tuple[float, ...]:
+    """``number`` temperatures in K in geometric progression, both ends included."""
+    if number == 1:
+        return (float(lowest),)
+    if not 0 < lowest < highest or number < 1:
+        raise ValueError(
+            f"a ladder needs 0 < lowest < highest, not {lowest} and {highest} with {number} temperatures."
+        )
+    return tuple(float(value) for value in np.geomspace(lowest, highest, number))
+
+
+@torch.no_grad()
+def parallel_tempering(
+    energy: EnergyAndForce,
+    masses: Tensor,
+    start: Tensor,
+    temperatures: tuple[float, ...] | list[float],
+    *,
+    num_ladders: int = 32,
+    num_steps: int,
+    timestep: float = 0.001,
+    friction: float = 1.0,
+    swap_interval: int = 100,
+    save_interval: int = 1000,
+    equilibration_steps: int = 0,
+    saved_temperatures: int = 1,
+    recentre: bool = False,
+    generator: torch.Generator,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Trajectories:
+    """Langevin dynamics of ``num_ladders * len(temperatures)`` replicas in one batch, with swaps inside each
+    ladder.
+
+    Every ``swap_interval`` steps neighbours i, j exchange conformations with probability
+    ``min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j)))`` (even and odd pairs in turn), velocities scaled by the root
+    of the temperature ratio. Every ``save_interval`` steps after ``equilibration_steps`` the
+    ``saved_temperatures`` lowest temperatures are saved. A replica that blows up is restarted from a sound
+    one and counted in the report.
+
+    Args:
+        energy: see `EnergyAndForce`. masses: (n,) amu. temperatures: increasing, K.
+        start: (n, 3), or one for each replica (B, n, 3), nm; its dtype and device are those of the
+            simulation.
+        num_steps: steps of production, at ``timestep`` ps. friction: 1/ps.
+        generator: on the device of ``start``.
+        checkpoint: a folder for shards of frames and the checkpoint, rewritten every ``checkpoint_seconds``.
+            Called again with the same settings the simulation goes on from there (or is extended to a larger
+            ``num_steps``).
+
+    Raises:
+        ValueError: settings or shapes that make no sense, or a checkpoint made with other settings.
+    """
+    settings = TemperingSettings(
+        temperatures=tuple(float(value) for value in temperatures),
+        num_ladders=num_ladders,
+        timestep=timestep,
+        friction=friction,
+        swap_interval=swap_interval,
+        save_interval=save_interval,
+        equilibration_steps=equilibration_steps,
+        saved_temperatures=saved_temperatures,
+        recentre=recentre,
+    )
+    batch = num_ladders * len(settings.temperatures)
+    if start.dim() == 2:
+        start = start.expand(batch, *start.shape)
+    if start.shape != (batch, len(masses), 3):
+        raise ValueError(
+            f"start has shape {tuple(start.shape)} but (n, 3) or {(batch, len(masses), 3)} is needed."
+        )
+    replicas = Replicas(energy, masses, start, settings, generator)
+
+    step, wall, num_shards = 0, 0.0, 0
+    stored = load_checkpoint(checkpoint, asdict(settings)) if checkpoint is not None else None
+    if stored is not None:
+        replicas.restore(stored[0])
+        step, num_shards, wall = (
+            int(stored[1]["step"]),
+            int(stored[1]["num_shards"]),
+            stored[1]["wall_seconds"],
+        )
+    elif checkpoint is not None and list_shards(checkpoint):
+        raise ValueError(
+            f"{checkpoint} holds frames but no checkpoint to go on from; simulate into another folder."
+        )
+    writer = FrameWriter(checkpoint, num_shards)
+    total = equilibration_steps + num_steps
+    began = last_saved = time.monotonic()
+
+    def save() -> None:
+        writer.flush()
+        if checkpoint is not None:
+            seconds = wall + time.monotonic() - began
+            counters = {"step": step, "num_shards": writer.num_shards, "wall_seconds": seconds}
+            save_checkpoint(checkpoint, replicas.tensors(), counters, asdict(settings))
+
+    if stored is None:
+        save()  # so that there is never a shard without a checkpoint
+    max_pending = max(1, MAX_PENDING_BYTES // (12 * len(masses)))
+    with tqdm(total=total, initial=step, unit="step", disable=not progress, mininterval=1.0) as bar:
+        while step < total:
+            following = _next_event(step, total, settings)
+            replicas.advance(following - step)
+            bar.update(following - step)
+            step = following
+            produced = step - equilibration_steps
+            replicas.restart_broken(check_heat=produced > 0)
+            if produced > 0:
+                replicas.measure()
+                if produced % save_interval == 0:
+                    writer.add(replicas.frames(produced * timestep))
+            if step % swap_interval == 0:
+                replicas.swap((step // swap_interval) % 2, count=produced > 0)
+            overdue = time.monotonic() - last_saved >= checkpoint_seconds
+            if step < total and checkpoint is not None and (overdue or writer.pending_frames > max_pending):
+                save()
+                last_saved = time.monotonic()
+    save()
+    seconds = wall + time.monotonic() - began
+    report: dict[str, object] = {"temperatures_K": list(settings.temperatures), "num_ladders": num_ladders}
+    report |= replicas.statistics.summary()
+    report |= {
+        "steps": step,
+        "wall_seconds": seconds,
+        "steps_per_second": step / seconds if seconds > 0 else None,
+        "simulated_ns": batch * step * timestep / 1000.0,
+        "simulated_ns_per_replica": step * timestep / 1000.0,
+    }
+    return Trajectories(frames=writer.frames(), report=report)
+
+
+def _next_event(step: int, total: int, settings: TemperingSettings) -> int:
+    """The first step after ``step`` at which something is to be done other than integrating."""
+    swap = (step // settings.swap_interval + 1) * settings.swap_interval
+    produced = step - settings.equilibration_steps
+    if produced < 0:
+        return min(swap, settings.equilibration_steps, total)
+    save = settings.equilibration_steps + (produced // settings.save_interval + 1) * settings.save_interval
+    return min(swap, save, total)

@@ -1,0 +1,179 @@
+"""An OpenMM System as one batched torch module."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import openmm
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from molecular.energy.bonded import HarmonicAngles, HarmonicBonds, PeriodicTorsions
+from molecular.energy.generalized_born import GeneralizedBorn
+from molecular.energy.implicit_solvent import read_custom_gb, read_gbsa_obc
+from molecular.energy.nonbonded import Nonbonded
+from molecular.energy.pairs import Pair, PairList
+
+SUPPORTED = (
+    "HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, NonbondedForce, GBSAOBCForce, "
+    "CustomGBForce (OBC1 and OBC2 of openmm.app) and CMMotionRemover"
+)
+
+
+def compile_system(
+    system: openmm.System,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
+) -> "CompiledEnergy":
+    """The potential energy of an OpenMM System as a batched torch module.
+
+    Args:
+        system: supported are HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, NonbondedForce and
+            GBSAOBCForce or an OBC CustomGBForce, without cutoff or with a non-periodic one; CMMotionRemover is ignored.
+        dtype, device: where and in which precision to compute; `.to(...)` changes both later without loss.
+        compile: fuse the kernels by `torch.compile`; the first call is then slow.
+
+    Raises:
+        ValueError: names the first force, constraint or virtual site that is not supported.
+
+    Example:
+        >>> energy = compile_system(Peptide("AA").system)
+        >>> potential, force = energy.energy_and_force(x)  # (B, n, 3) nm -> (B,) kJ/mol, (B, n, 3) kJ/mol/nm
+    """
+    _refuse_constraints(system)
+    forces: dict[type, list[Any]] = {}
+    for force in system.getForces():
+        if type(force) not in _TERMS and not isinstance(force, openmm.CMMotionRemover):
+            raise ValueError(f"The system has a {type(force).__name__}; compile_system supports {SUPPORTED}.")
+        forces.setdefault(type(force), []).append(force)
+    if len(forces.get(openmm.NonbondedForce, [])) > 1:
+        raise ValueError("The system has several NonbondedForces; compile_system supports one.")
+    pair_list = PairList(system.getNumParticles(), _pair_groups(system.getNumParticles(), forces))
+    terms = [_TERMS[kind](force, pair_list) for kind in _TERMS for force in forces.get(kind, [])]
+    return CompiledEnergy(pair_list, terms, compile).to(device=device, dtype=dtype)
+
+
+class CompiledEnergy(nn.Module):
+    """Potential energies and analytic forces of batches of conformations; built by `compile_system`.
+
+    Inputs are positions (..., n, 3) in nm; they are converted to the module's dtype. Coordinates that are not finite, or
+    atoms on top of each other, give an energy that is not finite, in that conformation only.
+    """
+
+    # Conformations evaluated together: few enough that temporaries stay in a core's cache, enough to amortise overhead.
+    chunk_elements = 65536
+
+    def __init__(self, pair_list: PairList, terms: list[nn.Module], compile: bool = False) -> None:
+        super().__init__()
+        self.num_atoms = pair_list.num_atoms
+        self.pair_list = pair_list
+        self.pair_terms = nn.ModuleList(term for term in terms if not isinstance(term, PeriodicTorsions))
+        self.atom_terms = nn.ModuleList(term for term in terms if isinstance(term, PeriodicTorsions))
+        self._kernel: Callable[[Tensor], tuple[Tensor, Tensor]] = self._evaluate
+        self.register_buffer("_reference", torch.zeros((), dtype=torch.float64), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the computation."""
+        return self._reference.dtype  # type: ignore[union-attr, return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and positions must be."""
+        return self._reference.device  # type: ignore[union-attr, return-value]
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Energies (...,) in kJ/mol of positions x (..., n, 3) in nm; differentiable once with respect to x."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _DifferentiableEnergy.apply(x, self)
+        return self.energy_and_force(x)[0]
+
+    forward = energy
+
+    def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (...,) in kJ/mol and forces (..., n, 3) in kJ/mol/nm of positions x (..., n, 3) in nm; no graph.
+
+        Raises ValueError if x does not end in (n, 3) or is on another device.
+        """
+        if x.shape[-2:] != (self.num_atoms, 3) or x.ndim < 2:
+            raise ValueError(f"Positions must have shape (..., {self.num_atoms}, 3); got {tuple(x.shape)}.")
+        if x.device != self.device:
+            raise ValueError(f"Positions are on {x.device}, the energy on {self.device}; move one with .to(device).")
+        with torch.no_grad():
+            flat = x.detach().to(self.dtype).reshape(-1, 3 * self.num_atoms)
+            energy = flat.new_empty(len(flat))
+            force = flat.new_empty(len(flat), self.num_atoms, 3)
+            for start in range(0, len(flat), self.chunk_size):
+                part = slice(start, start + self.chunk_size)
+                energy[part], chunk_force = self._kernel(flat[part].t().contiguous())
+                force[part] = chunk_force.permute(2, 1, 0)
+        return energy.view(x.shape[:-2]), force.view(x.shape)
+
+    @property
+    def chunk_size(self) -> int:
+        """Conformations evaluated together."""
+        return max(16, self.chunk_elements // max(1, 2 * len(self.pair_list)))
+
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and forces (3, n, B) of coordinates x (3n, B)."""
+        pairs = self.pair_list.measure(x)
+        slope = torch.zeros_like(pairs.distance)
+        energy = x.new_zeros(x.shape[1])
+        for term in self.pair_terms:
+            energy += term.energy_and_slope(pairs, slope)
+        force = self.pair_list.force(pairs, slope)
+        for term in self.atom_terms:
+            energy += term.energy_and_force(x, force)
+        return energy, force
+
+
+class _DifferentiableEnergy(torch.autograd.Function):
+    """Energy whose gradient is the analytic force."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: CompiledEnergy) -> Tensor:
+        energy, force = module.energy_and_force(x)
+        ctx.save_for_backward(force)
+        ctx.input_dtype = x.dtype
+        return energy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (force,) = ctx.saved_tensors
+        return (-grad[..., None, None] * force).to(ctx.input_dtype), None
+
+
+_TERMS: dict[type, Callable[[Any, PairList], nn.Module]] = {
+    openmm.HarmonicBondForce: HarmonicBonds,
+    openmm.HarmonicAngleForce: HarmonicAngles,
+    openmm.PeriodicTorsionForce: lambda force, pair_list: PeriodicTorsions(force),
+    openmm.NonbondedForce: Nonbonded,
+    openmm.GBSAOBCForce: lambda force, pair_list: GeneralizedBorn(read_gbsa_obc(force), pair_list),
+    openmm.CustomGBForce: lambda force, pair_list: GeneralizedBorn(read_custom_gb(force), pair_list),
+}
+
+
+def _pair_groups(num_atoms: int, forces: dict[type, list[Any]]) -> list[list[Pair]]:
+    """Pairs that any term needs, in the order the terms' slices expect."""
+    groups: list[list[Pair]] = []
+    for force in forces.get(openmm.NonbondedForce, []):
+        excluded, exceptions = Nonbonded.special_pairs(force)
+        groups += [excluded, list(exceptions)]
+    if forces.keys() & {openmm.NonbondedForce, openmm.GBSAOBCForce, openmm.CustomGBForce}:
+        return [*groups, list(itertools.combinations(range(num_atoms), 2))]
+    for force in forces.get(openmm.HarmonicBondForce, []):
+        groups.append(HarmonicBonds.pairs_of(force))
+    for force in forces.get(openmm.HarmonicAngleForce, []):
+        groups.append(HarmonicAngles.pairs_of(force))
+    return groups
+
+
+def _refuse_constraints(system: openmm.System) -> None:
+    if system.getNumConstraints():
+        raise ValueError("The system has constraints; compile_system supports systems built with constraints=None.")
+    for index in range(system.getNumParticles()):
+        if system.isVirtualSite(index):
+            raise ValueError(f"Particle {index} is a virtual site; compile_system supports ordinary particles only.")

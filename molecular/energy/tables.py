@@ -1,0 +1,39 @@
+"""Float64 parameter tables that survive changes of precision and device."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+
+class TableModule(nn.Module):
+    """A module whose parameter tables keep a float64 master copy.
+
+    `add_table` registers a floating-point buffer; after any `.to(...)` the buffer is cut anew from its float64 master, so
+    that a module built in float32 and moved to float64 has the full precision of the force field. `add_index` registers
+    an int64 buffer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._masters: dict[str, Tensor] = {}
+
+    def add_table(self, name: str, values: ArrayLike) -> None:
+        master = torch.from_numpy(np.array(values, dtype=np.float64))
+        self._masters[name] = master
+        self.register_buffer(name, master.clone(), persistent=False)
+
+    def add_index(self, name: str, values: ArrayLike) -> None:
+        self.register_buffer(
+            name, torch.from_numpy(np.array(values, dtype=np.int64).reshape(-1)), persistent=False
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TableModule":
+        super()._apply(fn, recurse)
+        for name, master in self._masters.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = master.to(device=moved.device, dtype=moved.dtype)
+        return self

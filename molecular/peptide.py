@@ -1,0 +1,364 @@
+"""A peptide from its sequence alone: topology, a minimised structure and an OpenMM System."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+
+SUPPORTED_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+MOLAR_GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K, CODATA 2018
+
+CAPPED_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
+UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
+
+_CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
+_EMBEDDING_SEEDS = range(1, 33)
+
+# Atoms that only geometry tells apart; see _standard_labels.
+_BRANCHES = {"VAL": ("CB", "CG1", "CG2", "HB"), "LEU": ("CG", "CD1", "CD2", "HG")}
+_CIS = {
+    "ARG": (
+        ("CD", "NE", "CZ", "NH1", "NH2"),
+        ("NE", "CZ", "NH1", "HH11", "HH12"),
+        ("NE", "CZ", "NH2", "HH21", "HH22"),
+    ),
+    "ASN": (("CB", "CG", "ND2", "HD21", "HD22"),),
+    "GLN": (("CG", "CD", "NE2", "HE21", "HE22"),),
+}
+_REMOTENESS = "ABGDEZHNC"  # second letter of a side-chain atom's name; the backbone's N and C come last
+
+
+class Peptide:
+    """A peptide of natural L-amino acids: everything that simulation and learning need, from the sequence.
+
+    Args:
+        sequence: one-letter codes, ``"AAA"`` (zwitterionic ends), or with an acetyl and an N-methyl cap,
+            ``"Ace-A-Nme"``, ``"Ace-AAG-Nme"``, ``"Ace-A-A-Nme"``.
+        force_field: OpenMM force-field files. Default with caps: amber99sbildn.xml + amber99_obc.xml;
+            without: amber14-all.xml + implicit/obc1.xml.
+        temperature: kelvin. Default 300 with caps, 310 without.
+        cutoff: nonbonded cutoff in nm, None for no cutoff. ``"default"``: None with caps, 2 nm without.
+        constraints: None (flexible), "HBonds", "AllBonds" or "HAngles".
+        hydrogen_mass: amu, for hydrogen mass repartition; None keeps natural masses.
+
+    Attributes:
+        topology: `openmm.app.Topology`; atoms in OpenMM's order (each heavy atom, then its hydrogens).
+        positions: (num_atoms, 3) float64, nm, minimised in `system`. The same for the same arguments.
+        system: `openmm.System`. Histidine is HIE, the usual choice of AMBER; other groups are as at pH 7.
+        temperature, kT: K and kJ/mol.
+        masses: (num_atoms,) float64, amu, natural even where `hydrogen_mass` repartitions the system's.
+        atom_names, elements, residue_names, residue_indices: one entry an atom.
+        bonds: pairs (i, j) of atom indices, i < j, sorted.
+
+    Raises:
+        ValueError: an empty sequence, an unknown or D-residue, an unknown cap, or a bad option.
+
+    >>> peptide = Peptide("Ace-A-Nme")
+    >>> peptide.num_atoms
+    22
+    """
+
+    def __init__(
+        self,
+        sequence: str,
+        *,
+        force_field: Sequence[str] | None = None,
+        temperature: float | None = None,
+        cutoff: float | str | None = "default",
+        constraints: str | None = None,
+        hydrogen_mass: float | None = None,
+    ) -> None:
+        self.sequence = sequence
+        self.residues, self.capped = parse_sequence(sequence)
+        self.force_field = tuple(force_field or (CAPPED_FORCE_FIELD if self.capped else UNCAPPED_FORCE_FIELD))
+        self.temperature = float((300.0 if self.capped else 310.0) if temperature is None else temperature)
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature is {temperature} K; give a positive number.")
+        if isinstance(cutoff, str):
+            if cutoff != "default":
+                raise ValueError(f"cutoff is {cutoff!r}; give a length in nm, None, or 'default'.")
+            cutoff = None if self.capped else 2.0
+        if cutoff is not None and not cutoff > 0.0:
+            raise ValueError(f"cutoff is {cutoff} nm; give a positive length or None.")
+        if constraints not in _CONSTRAINTS:
+            raise ValueError(
+                f"constraints is {constraints!r}; give one of {', '.join(map(str, _CONSTRAINTS))}."
+            )
+        self.cutoff: float | None = cutoff
+        self.constraints = constraints
+        self.hydrogen_mass = hydrogen_mass
+        self.kT = MOLAR_GAS_CONSTANT * self.temperature
+
+        try:
+            field = app.ForceField(*self.force_field)
+        except ValueError as error:  # OpenMM's own sentence names the file it could not find
+            raise ValueError(f"cannot load the force field {self.force_field}: {error}") from error
+        for seed in _EMBEDDING_SEEDS:
+            self.topology, start = _build(self.residues, self.capped, field, seed)
+            self.system = self._create_system(field)
+            self.positions = _minimise(self.system, start)
+            if self._all_trans():
+                break
+        else:
+            raise RuntimeError(f"no start structure of {sequence!r} has all its peptide bonds trans.")
+
+        atoms = list(self.topology.atoms())
+        self.num_atoms: int = len(atoms)
+        self.atom_names: list[str] = [atom.name for atom in atoms]
+        self.elements: list[str] = [atom.element.symbol for atom in atoms]
+        self.masses: NDArray[np.float64] = np.array(
+            [atom.element.mass.value_in_unit(unit.dalton) for atom in atoms]
+        )
+        self.residue_names: list[str] = [atom.residue.name for atom in atoms]
+        self.residue_indices: list[int] = [atom.residue.index for atom in atoms]
+        self.bonds: list[tuple[int, int]] = sorted(
+            (min(a.index, b.index), max(a.index, b.index)) for a, b in self.topology.bonds()
+        )
+
+    def __repr__(self) -> str:
+        return f"Peptide({self.sequence!r}, {self.num_atoms} atoms, {self.temperature:g} K)"
+
+    def mdtraj_topology(self) -> mdtraj.Topology:
+        """The topology for mdtraj, atoms in the same order."""
+        return mdtraj.Topology.from_openmm(self.topology)
+
+    def phi_psi_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Atom quadruples (k, 4) of the backbone torsions phi (C, N, CA, C) and psi (N, CA, C, N), in order.
+
+        A cap counts as a neighbour: ``Ace-A-Nme`` and ``AA`` have one of each.
+        """
+        residues = [
+            {atom.name: atom.index for atom in residue.atoms()} for residue in self.topology.residues()
+        ]
+        phi, psi = [], []
+        for previous, this in pairwise(residues):
+            if "CA" in this:
+                phi.append([previous["C"], this["N"], this["CA"], this["C"]])
+            if "CA" in previous:
+                psi.append([previous["N"], previous["CA"], previous["C"], this["N"]])
+        return np.array(phi, dtype=np.int64).reshape(-1, 4), np.array(psi, dtype=np.int64).reshape(-1, 4)
+
+    def pdb_string(self, positions: Any = None) -> str:
+        """The structure as PDB text; `positions` (num_atoms, 3) in nm, by default the minimised ones."""
+        xyz = np.asarray(self.positions if positions is None else positions, dtype=np.float64)
+        if xyz.shape != (self.num_atoms, 3):
+            raise ValueError(
+                f"positions have shape {xyz.shape}; {self.sequence} needs ({self.num_atoms}, 3), in nm."
+            )
+        text = io.StringIO()
+        app.PDBFile.writeFile(self.topology, xyz * unit.nanometer, text, keepIds=True)
+        return text.getvalue()
+
+    def save_pdb(self, path: str | Path, positions: Any = None) -> None:
+        """Write `pdb_string(positions)` to a file."""
+        Path(path).write_text(self.pdb_string(positions))
+
+    def _create_system(self, field: app.ForceField) -> openmm.System:
+        options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
+        if self.cutoff is not None:
+            options = {
+                "nonbondedMethod": app.CutoffNonPeriodic,
+                "nonbondedCutoff": self.cutoff * unit.nanometer,
+            }
+        if self.hydrogen_mass is not None:
+            options["hydrogenMass"] = self.hydrogen_mass * unit.dalton
+        # No CMMotionRemover: the target is the Boltzmann distribution of the forces alone.
+        return field.createSystem(
+            self.topology,
+            constraints=_CONSTRAINTS[self.constraints],
+            rigidWater=False,
+            removeCMMotion=False,
+            **options,
+        )
+
+    def _all_trans(self) -> bool:
+        residues = [
+            {atom.name: atom.index for atom in residue.atoms()} for residue in self.topology.residues()
+        ]
+        for previous, this in pairwise(residues):
+            before = previous.get("CA", previous.get("CH3"))
+            after = this.get("CA", this.get("C"))
+            if _is_cis(*self.positions[[before, previous["C"], this["N"], after]]):
+                return False
+        return True
+
+
+def parse_sequence(sequence: str) -> tuple[str, bool]:
+    """One-letter residues and whether the peptide is capped; ValueError says what is wrong and where."""
+    parts = sequence.strip().split("-")
+    head = parts[0] if _looks_like_cap(parts[0]) else None
+    tail = parts[-1] if len(parts) > 1 and _looks_like_cap(parts[-1]) else None
+    if head not in (None, "Ace"):
+        raise ValueError(
+            f"unknown N-terminal cap {head!r} in sequence {sequence!r}; the supported cap is 'Ace'."
+        )
+    if tail not in (None, "Nme"):
+        raise ValueError(
+            f"unknown C-terminal cap {tail!r} in sequence {sequence!r}; the supported cap is 'Nme'."
+        )
+    residues = "".join(parts[1 if head else 0 : len(parts) - 1 if tail else len(parts)])
+    for position, letter in enumerate(residues, start=1):
+        if letter in SUPPORTED_RESIDUES:
+            continue
+        if letter.upper() in SUPPORTED_RESIDUES:
+            raise ValueError(
+                f"residue {position} of sequence {sequence!r} is {letter!r}, lowercase, a D-amino acid; "
+                f"only the L-amino acids {SUPPORTED_RESIDUES} are supported."
+            )
+        raise ValueError(
+            f"residue {position} of sequence {sequence!r} is {letter!r}, unknown; "
+            f"the supported residues are {SUPPORTED_RESIDUES}."
+        )
+    if not residues:
+        raise ValueError(
+            f"sequence {sequence!r} has no residues; give one-letter codes such as 'AAA' or 'Ace-A-Nme'."
+        )
+    if (head is None) != (tail is None):
+        raise ValueError(
+            f"sequence {sequence!r} has one cap; give both, as in 'Ace-{residues}-Nme', or none."
+        )
+    if head is None and len(residues) == 1:
+        raise ValueError(
+            f"sequence {sequence!r} is one residue without caps, for which the AMBER force fields have no "
+            f"parameters; use 'Ace-{residues}-Nme' or a longer sequence."
+        )
+    return residues, head is not None
+
+
+def _looks_like_cap(part: str) -> bool:
+    return re.fullmatch(r"[A-Z][a-z]{2,}", part) is not None
+
+
+def _build(
+    residues: str, capped: bool, field: app.ForceField, seed: int
+) -> tuple[app.Topology, NDArray[np.float64]]:
+    """Topology with hydrogens and positions in nm: RDKit embeds the heavy atoms, OpenMM adds hydrogens."""
+    # A cap is a glycine of a longer peptide that lost atoms, so its geometry is right from the start.
+    molecule = Chem.AddHs(Chem.MolFromSequence(f"G{residues}G" if capped else residues))
+    parameters = rdDistGeom.ETKDGv3()
+    parameters.randomSeed = seed
+    if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
+        parameters.useRandomCoords = True
+        if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
+            raise RuntimeError(f"RDKit found no structure of {residues!r} with seed {seed}.")
+    xyz = molecule.GetConformer().GetPositions() / 10.0  # Angstrom to nm
+
+    topology, by_number, placed = app.Topology(), {}, {}
+    chain = topology.addChain("A")
+    for number, residue_name, name, index in _heavy_atoms(molecule, capped):
+        if number not in by_number:
+            by_number[number] = topology.addResidue(residue_name, chain)
+        element = app.Element.getByAtomicNumber(molecule.GetAtomWithIdx(index).GetAtomicNum())
+        placed[index] = topology.addAtom(name, element, by_number[number])
+    for bond in molecule.GetBonds():
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        if i in placed and j in placed:
+            topology.addBond(placed[i], placed[j])
+
+    modeller = app.Modeller(topology, xyz[list(placed)] * unit.nanometer)
+    variants = ["HIE" if residue.name == "HIS" else None for residue in topology.residues()]
+    state = random.getstate()  # addHydrogens draws start positions from Python's global generator
+    random.seed(seed)
+    try:
+        modeller.addHydrogens(field, variants=variants, platform=_reference_platform())
+    finally:
+        random.setstate(state)
+    positions = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+    return modeller.topology, _standard_labels(modeller.topology, positions)
+
+
+def _heavy_atoms(molecule: Chem.Mol, capped: bool) -> list[tuple[int, str, str, int]]:
+    """Residue number, residue name, atom name and RDKit index of every heavy atom to keep, in PDB order."""
+    heavy = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 1]
+    last = max(atom.GetPDBResidueInfo().GetResidueNumber() for atom in heavy)
+    atoms = []
+    for atom in heavy:
+        info, place = atom.GetPDBResidueInfo(), atom.GetIdx()
+        number, residue_name = info.GetResidueNumber(), info.GetResidueName().strip()
+        name = info.GetName().strip()
+        if capped and number == 1:
+            residue_name, name = "ACE", {"CA": "CH3", "C": "C", "O": "O"}.get(name, "")
+        elif capped and number == last:
+            residue_name, name = "NME", {"N": "N", "CA": "C"}.get(name, "")
+        elif residue_name == "ILE" and name in ("CG1", "CG2"):
+            # RDKit 2026.09 bonds CD1 to CG2; in the PDB's isoleucine the longer branch is CG1.
+            bonded = [other.GetPDBResidueInfo() for other in atom.GetNeighbors() if other.GetAtomicNum() > 1]
+            right = "CG1" if any(other.GetName().strip() == "CD1" for other in bonded) else "CG2"
+            if right != name:
+                name, place = right, place + (-1 if right == "CG1" else 1)
+        if name:
+            atoms.append((place, (number, residue_name, name, atom.GetIdx())))
+    return [record for _, record in sorted(atoms)]
+
+
+def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Exchange positions where atoms that only geometry tells apart carry each other's names.
+
+    IUPAC-IUBMB numbering (Markley et al., Pure Appl. Chem. 70, 117, 1998): seen from the branch nearer to the
+    backbone, the other heavy branch, H2, H3 (or branch 1, branch 2, H) turn clockwise; in planar groups number
+    1 is cis to the chain. No simulation exchanges these names, so data of different origin must agree on them.
+    """
+    positions = positions.copy()
+    hydrogens: dict[Any, list[Any]] = {atom: [] for atom in topology.atoms()}
+    heavy: dict[Any, list[Any]] = {atom: [] for atom in topology.atoms()}
+    for a, b in topology.bonds():
+        for atom, other in ((a, b), (b, a)):
+            (hydrogens if other.element is app.element.hydrogen else heavy)[atom].append(other)
+
+    def exchange(a: Any, b: Any) -> None:
+        i = [a.index, *(h.index for h in hydrogens[a])]
+        j = [b.index, *(h.index for h in hydrogens[b])]
+        positions[i + j] = positions[j + i]
+
+    def anticlockwise(centre: Any, *branches: Any) -> bool:
+        arms = positions[[atom.index for atom in branches]] - positions[centre.index]
+        return bool(np.linalg.det(arms) < 0.0)
+
+    for residue in topology.residues():
+        named = {atom.name: atom for atom in residue.atoms()}
+        if residue.name in _BRANCHES:
+            centre, first, second, hydrogen = (named[name] for name in _BRANCHES[residue.name])
+            if anticlockwise(centre, first, second, hydrogen):
+                exchange(first, second)
+        for names in _CIS.get(residue.name, ()):
+            a, b, c, first, second = (named[name] for name in names)
+            if not _is_cis(*positions[[a.index, b.index, c.index, first.index]]):
+                exchange(first, second)
+        for centre in residue.atoms():
+            if len(hydrogens[centre]) == 2 and len(heavy[centre]) == 2:
+                outer = max(heavy[centre], key=lambda atom: _REMOTENESS.index(atom.name[1:2] or atom.name))
+                first, second = sorted(hydrogens[centre], key=lambda atom: atom.name)
+                if anticlockwise(centre, outer, first, second):
+                    exchange(first, second)
+    return positions
+
+
+def _is_cis(a: NDArray, b: NDArray, c: NDArray, d: NDArray) -> bool:
+    """Whether a and d lie on one side of the bond b-c."""
+    return bool(np.dot(np.cross(a - b, c - b), np.cross(d - c, c - b)) > 0.0)
+
+
+def _reference_platform() -> openmm.Platform:
+    # The one platform whose result does not depend on the number of threads or the instruction set.
+    return openmm.Platform.getPlatformByName("Reference")
+
+
+def _minimise(system: openmm.System, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), _reference_platform())
+    context.setPositions(positions)
+    openmm.LocalEnergyMinimizer.minimize(context)
+    state = context.getState(positions=True)
+    return state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).astype(np.float64)

@@ -1,0 +1,6 @@
+"""Exact likelihoods and samples from transformer autoregressive normalizing flows."""
+
+from nflib.flow import Flow
+from nflib.version import __version__
+
+__all__ = ["Flow", "__version__"]

@@ -1,0 +1,5 @@
+"""How an autoregressive map is inverted."""
+
+from nflib.decoding.sequential import Sequential
+
+__all__ = ["Sequential"]

@@ -1,0 +1,127 @@
+"""A flow: a base density carried through an invertible map, with exact log-densities and reproducible samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from nflows.distributions import Distribution
+from nflows.flows import Flow as NFlowsFlow
+from nflows.transforms import Transform
+from nflows.utils import torchutils
+from torch import Tensor, nn
+
+from nflib.distributions import StandardNormal
+from nflib.pretrained import Pretrained
+
+
+class Flow(Pretrained, NFlowsFlow):
+    """An `nflows.flows.Flow` whose samples come from a generator or seed, in batches.
+
+    ``log_prob(x) = log base(z) + logabsdet`` with ``z, logabsdet = transform(x)``, in nats, summed over the event.
+    Any nflows transform and distribution will do. `sample` and `sample_and_log_prob` carry no gradient.
+
+    >>> import torch
+    >>> from nflib.flows import TARFlow
+    >>> flow = TARFlow(event_shape=(6,), patch_size=2, channels=32, num_blocks=2, layers_per_block=1, head_dim=16)
+    >>> x, log_prob = flow.sample_and_log_prob(5, seed=0)
+    >>> torch.allclose(log_prob, flow.log_prob(x), atol=1e-4)
+    True
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        distribution: Distribution,
+        embedding_net: nn.Module | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__(transform, distribution, embedding_net)
+        self.config = config
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Samples ``(num_samples, *event)``, or ``(len(context), num_samples, *event)`` with a context.
+
+        At most `batch_size` of them are decoded at once. The same seed (or generator state) gives the same samples on
+        the same device. Raises ValueError for num_samples < 1, or a generator and a seed at once.
+        """
+        samples, _ = self.sample_and_log_prob(num_samples, context, batch_size, generator=generator, seed=seed)
+        return samples
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples, as `sample` gives them, and the log-density of each: ``(num_samples,)`` or with the context's rows."""
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        if generator is not None and seed is not None:
+            raise ValueError("pass either a generator or a seed to sample, not both.")
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        embedded = self._embedding_net(context)
+        noise = self._draw(num_samples, embedded, generator)
+        if embedded is not None:
+            noise = torchutils.merge_leading_dims(noise, num_dims=2)
+            embedded = torchutils.repeat_rows(embedded, num_reps=num_samples)
+        pieces = []
+        step = batch_size or len(noise)
+        for first in range(0, len(noise), step):
+            rows = slice(first, first + step)
+            rows_context = None if embedded is None else embedded[rows]
+            samples, logabsdet = self._transform.inverse(noise[rows], context=rows_context)
+            pieces.append((samples, self._distribution.log_prob(noise[rows], context=rows_context) - logabsdet))
+        samples, log_prob = (torch.cat(column) for column in zip(*pieces, strict=True))
+        if embedded is not None:
+            samples = torchutils.split_leading_dim(samples, shape=[-1, num_samples])
+            log_prob = torchutils.split_leading_dim(log_prob, shape=[-1, num_samples])
+        return samples, log_prob
+
+    def _draw(self, num_samples: int, context: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if isinstance(self._distribution, StandardNormal):
+            rows = (num_samples,) if context is None else (len(context), num_samples)
+            return self._distribution.draw(rows, generator)
+        if generator is None:
+            return self._distribution.sample(num_samples, context=context)
+        # nflows' own distributions know only torch's global generator: seed that, and put it back afterwards.
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+            return self._distribution.sample(num_samples, context=context)
+
+    def score(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """The score, ``d log_prob(x) / dx``: same shape as inputs; works under `torch.no_grad` as well."""
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_(True)
+            log_prob = self.log_prob(inputs, context)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), inputs)
+        return gradient
+
+    def bits_per_dim(self, inputs: Tensor, context: Tensor | None = None, *, bin_width: float = 1.0) -> Tensor:
+        """Negative log-likelihood in bits for each dimension, ``(B,)``: the usual figure for images.
+
+        ``-(log_prob + D log bin_width) / (D log 2)``; bin_width is the width that one quantisation level has in the
+        inputs: 2/256 for 8-bit images scaled to [-1, 1].
+        """
+        dimensions = inputs[0].numel()
+        return -(self.log_prob(inputs, context) / dimensions + math.log(bin_width)) / math.log(2)
+
+    def decode(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
+        with torch.no_grad():
+            return self._transform.inverse(noise, context=self._embedding_net(context))[0]

@@ -1,0 +1,180 @@
+"""TARFlow: a stack of causal-transformer affine maps that visit the patches in alternating order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nflows.transforms import CompositeTransform, Transform
+from torch import nn
+
+from nflib.distributions import StandardNormal
+from nflib.flow import Flow
+from nflib.networks import (
+    CausalTransformer,
+    ClassEmbedding,
+    LearnedPositions,
+    RMSNorm,
+    Rotary,
+    SinusoidalPositions,
+    SoftClip,
+    grid_coordinates,
+)
+from nflib.networks.norms import LayerNorm
+from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
+from nflib.transforms import AutoregressiveTransform, Exponential, ImagePatches, Reverse, Softplus, VectorPatches
+
+NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+SCALES = {"exponential": Exponential, "softplus": Softplus}
+MLPS = {"gelu": MLP, "gated": GatedMLP}
+POSITIONS = ("learned", "sinusoidal", "rotary")
+
+
+class TARFlow(Flow):
+    """The transformer autoregressive flow of Zhai et al. 2024 (arXiv 2412.06329), for images and vectors.
+
+    event_shape: ``(C, H, W)`` cut into ``patch_size × patch_size`` patches, or any other shape, cut in raster order
+    into tokens of patch_size numbers. num_blocks autoregressive maps, each a transformer of `layers_per_block` layers
+    (a number, or one for each block) of width `channels`; every second block visits the tokens in reverse. With
+    num_classes, the context holds class labels ``(B,)``, -1 for none. scale: "exponential" or "softplus"; norm:
+    "layer_norm" or "rms_norm"; positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches); mlp:
+    "gelu" or "gated"; start_token: a learned one, instead of an identity at the first token; soft_clip: bound on the
+    parameters, 0 for none. Raises ValueError for settings that do not fit.
+
+    >>> import torch
+    >>> flow = TARFlow(event_shape=(1, 8, 8), patch_size=2, channels=64, num_blocks=4, layers_per_block=2)
+    >>> flow.log_prob(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        patch_size: int = 1,
+        channels: int = 128,
+        num_blocks: int = 4,
+        layers_per_block: int | Sequence[int] = 2,
+        num_classes: int = 0,
+        *,
+        head_dim: int = 64,
+        expansion: float = 4,
+        scale: str = "exponential",
+        norm: str = "layer_norm",
+        positions: str = "learned",
+        mlp: str = "gelu",
+        start_token: bool = False,
+        soft_clip: float = 0.0,
+    ):
+        event_shape = tuple(int(n) for n in event_shape)
+        if not event_shape or min(event_shape) < 1:
+            raise ValueError(f"event_shape must list positive sizes, got {event_shape}.")
+        is_image = len(event_shape) == 3
+        patches = ImagePatches(event_shape, patch_size) if is_image else VectorPatches(event_shape, patch_size)
+        grid = (event_shape[1] // patch_size, event_shape[2] // patch_size) if is_image else patches.token_shape[:1]
+        blocks = autoregressive_blocks(
+            patches.token_shape,
+            channels=channels,
+            num_blocks=num_blocks,
+            layers_per_block=layers_per_block,
+            num_classes=num_classes,
+            head_dim=head_dim,
+            expansion=expansion,
+            scale=scale,
+            norm=norm,
+            positions=positions,
+            mlp=mlp,
+            start_token=start_token,
+            soft_clip=soft_clip,
+            grid=grid,
+        )
+        config = {
+            "event_shape": list(event_shape),
+            "patch_size": patch_size,
+            "channels": channels,
+            "num_blocks": num_blocks,
+            "layers_per_block": layers_per_block if isinstance(layers_per_block, int) else list(layers_per_block),
+            "num_classes": num_classes,
+            "head_dim": head_dim,
+            "expansion": expansion,
+            "scale": scale,
+            "norm": norm,
+            "positions": positions,
+            "mlp": mlp,
+            "start_token": start_token,
+            "soft_clip": soft_clip,
+        }
+        super().__init__(
+            CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape), config=config
+        )
+
+
+def autoregressive_blocks(
+    token_shape: tuple[int, int],
+    *,
+    channels: int,
+    num_blocks: int,
+    layers_per_block: int | Sequence[int],
+    num_classes: int = 0,
+    head_dim: int = 64,
+    expansion: float = 4,
+    scale: str = "exponential",
+    norm: str = "layer_norm",
+    positions: str = "learned",
+    mlp: str = "gelu",
+    start_token: bool = False,
+    soft_clip: float = 0.0,
+    grid: Sequence[int] | None = None,
+) -> list[Transform]:
+    """The maps of a TARFlow on tokens ``(B, *token_shape)``, in the order in which data passes through them.
+
+    Arguments as for `TARFlow`; grid: the shape in which the tokens stand, for rotary positions (default: a line).
+    """
+    num_tokens, token_size = token_shape
+    depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
+    if num_blocks < 1 or len(depths) != num_blocks or min(depths) < 1:
+        raise ValueError(f"layers_per_block {layers_per_block} must give each of {num_blocks} blocks at least 1 layer.")
+    if channels % min(head_dim, channels):
+        raise ValueError(f"channels ({channels}) must be a multiple of head_dim ({head_dim}).")
+    head_dim = min(head_dim, channels)
+    make_norm = _choose(NORMS, "norm", norm)
+    make_mlp = _choose(MLPS, "mlp", mlp)
+    make_scale = _choose(SCALES, "scale", scale)
+    if positions not in POSITIONS:
+        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
+    length = num_tokens - 1 + start_token
+
+    def network(depth: int, reverse: bool) -> CausalTransformer:
+        rotary: nn.Module | None = None
+        added: nn.Module | None = None
+        if positions == "rotary":
+            coordinates = grid_coordinates(grid or (num_tokens,))
+            coordinates = coordinates.flip(0) if reverse else coordinates
+            rotary = Rotary(coordinates, head_dim)
+        elif positions == "learned":
+            added = LearnedPositions(length, channels)
+        else:
+            added = SinusoidalPositions(length, channels)
+        return CausalTransformer(
+            token_size,
+            2 * token_size,
+            channels,
+            transformer_layers(
+                depth, channels, head_dim=head_dim, expansion=expansion, norm=make_norm, mlp=make_mlp, rotary=rotary
+            ),
+            positions=added,
+            embedding=ClassEmbedding(num_classes, channels) if num_classes else None,
+            final_norm=make_norm(channels),
+            clip=SoftClip(soft_clip) if soft_clip else None,
+            start_token=start_token,
+        )
+
+    blocks: list[Transform] = []
+    for index, depth in enumerate(depths):
+        reverse = index % 2 == 1
+        block = AutoregressiveTransform(network(depth, reverse), make_scale())
+        blocks += [Reverse(), block, Reverse()] if reverse else [block]
+    return blocks
+
+
+def _choose(table: dict[str, type[nn.Module]], setting: str, name: str) -> type[nn.Module]:
+    if name not in table:
+        raise ValueError(f"{setting} must be one of {', '.join(table)}, got {name!r}.")
+    return table[name]

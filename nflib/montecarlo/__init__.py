@@ -1,0 +1,7 @@
+"""Monte Carlo with exact proposal densities: weighted samples, importance sampling, resampling, diagnostics."""
+
+from nflib.montecarlo.importance import BoltzmannDensity, Proposal, Target, importance_sample
+from nflib.montecarlo.resampling import resample
+from nflib.montecarlo.weighted_samples import WeightedSamples
+
+__all__ = ["BoltzmannDensity", "Proposal", "Target", "WeightedSamples", "importance_sample", "resample"]

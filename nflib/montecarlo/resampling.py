@@ -1,0 +1,93 @@
+"""Resampling: indices drawn so that index i appears `n w_i` times on average, with as little noise as wanted.
+
+Schemes after Douc, Cappé & Moulines (2005). All are unbiased; the variance of the counts falls from multinomial over
+residual and stratified to systematic, which is the usual choice. Indices come in ascending order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["SCHEMES", "multinomial", "resample", "residual", "stratified", "systematic"]
+
+
+def resample(
+    weights: Tensor, num_samples: int, generator: torch.Generator | None = None, scheme: str = "systematic"
+) -> Tensor:
+    """Indices `(num_samples,)` into `weights` `(N,)`, which need not be normalised. Samples of zero weight never appear.
+
+    Raises ValueError for an unknown scheme, `num_samples < 1`, or weights that are negative, not finite or all zero.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"resample: unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}.")
+    return SCHEMES[scheme](weights, num_samples, generator)
+
+
+def multinomial(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Independent draws. Sorted uniforms come from exponential spacings, so nothing is sorted."""
+    cumulative = _cumulative(weights, num_samples)
+    spacings = -torch.log1p(-_uniform(num_samples + 1, generator, cumulative)).cumsum(0)
+    points = spacings[:-1] / spacings[-1]
+    largest = torch.nextafter(points.new_ones(()), points.new_zeros(()))
+    return torch.searchsorted(cumulative, torch.minimum(points, largest), right=True)
+
+
+def stratified(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """One uniform draw in each of `num_samples` equal strata. Linear in N."""
+    positions = num_samples * _cumulative(weights, num_samples)
+    offsets = _uniform(num_samples, generator, positions)
+    stratum = positions.floor().clamp(max=num_samples - 1).long()
+    return _indices(stratum + (offsets[stratum] < positions - stratum))
+
+
+def systematic(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """One uniform offset shared by `num_samples` equally spaced points: counts are `n w` rounded. Linear in N."""
+    positions = num_samples * _cumulative(weights, num_samples)
+    return _indices((positions - _uniform(1, generator, positions)).ceil().clamp(min=0).long())
+
+
+def residual(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """`floor(n w)` copies of each index for certain, and multinomial draws from what is left over."""
+    _cumulative(weights, num_samples)
+    expected = num_samples * (weights.to(torch.float64) / weights.to(torch.float64).sum())
+    counts = expected.floor().long()
+    left = num_samples - int(counts.sum())
+    if left > 0:
+        extra = multinomial(expected - counts, left, generator)
+        counts = counts + torch.bincount(extra, minlength=len(counts))
+    return _indices(counts.cumsum(0))
+
+
+SCHEMES: dict[str, Callable[[Tensor, int, torch.Generator | None], Tensor]] = {
+    "multinomial": multinomial,
+    "stratified": stratified,
+    "systematic": systematic,
+    "residual": residual,
+}
+
+
+def _cumulative(weights: Tensor, num_samples: int) -> Tensor:
+    """Cumulative sum of the normalised weights in float64, its last entry exactly one."""
+    if num_samples < 1:
+        raise ValueError(f"resample: num_samples is {num_samples}; ask for one or more.")
+    if weights.dim() != 1 or len(weights) == 0:
+        raise ValueError(f"resample: weights have shape {tuple(weights.shape)}; pass one dimension, not empty.")
+    cumulative = weights.to(torch.float64).cumsum(0)
+    if not (weights >= 0).all() or not torch.isfinite(cumulative[-1]) or cumulative[-1] <= 0:
+        raise ValueError("resample: weights must be finite, not negative, and not all zero.")
+    return cumulative / cumulative[-1]
+
+
+def _uniform(count: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), drawn where the generator lives."""
+    device = like.device if generator is None else generator.device
+    return torch.rand(count, generator=generator, dtype=torch.float64, device=device).to(like.device)
+
+
+def _indices(cumulative_counts: Tensor) -> Tensor:
+    """Indices from the running total of their counts."""
+    counts = cumulative_counts.diff(prepend=cumulative_counts.new_zeros(1))
+    return torch.repeat_interleave(counts)

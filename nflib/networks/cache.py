@@ -1,0 +1,37 @@
+"""The keys and values that decoding keeps: one preallocated block, written in place."""
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """Keys and values of all layers, allocated once: ``(layers, 2, batch, heads, length, head_dim)``.
+
+    A cache belongs to one decoding call, which makes it and passes it down; modules keep no reference to it.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        length: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        shape = (num_layers, 2, batch_size, num_heads, length, head_dim)
+        self.storage = torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def length(self) -> int:
+        return self.storage.shape[-2]
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values ``(batch, heads, L, head_dim)`` at `start`; return views of all up to there."""
+        stop = start + keys.shape[-2]
+        all_keys, all_values = self.storage[layer]
+        all_keys[..., start:stop, :] = keys
+        all_values[..., start:stop, :] = values
+        return all_keys[..., :stop, :], all_values[..., :stop, :]

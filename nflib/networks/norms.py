@@ -1,0 +1,50 @@
+"""Normalisations of transformer layers; all compute in float32 and return the dtype that they were given."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with unit offset: ``x / rms(x) * (1 + weight)`` over the last dimension.
+
+    The weight starts at zero, so that weight decay pulls the gain towards one (Zhang & Sennrich 2019, in the
+    parametrisation that STARFlow uses).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * (1 + self.weight)).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` that accepts, and ignores, a per-token condition, as every norm here does."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class AdaptiveLayerNorm(nn.Module):
+    """Layer norm whose gain and bias come from a condition of each token (Peebles & Xie 2023).
+
+    ``LayerNorm(x) * sigmoid(gain(c)) + bias(c)`` with ``c = LayerNorm(condition)``; x ``(B, T, channels)``,
+    condition ``(B, T, condition_channels)``. Raises ValueError when called without a condition.
+    """
+
+    def __init__(self, channels: int, condition_channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.condition_norm = nn.LayerNorm(condition_channels)
+        self.gain = nn.Linear(condition_channels, channels)
+        self.bias = nn.Linear(condition_channels, channels, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is None:
+            raise ValueError("AdaptiveLayerNorm needs a condition for each token; pass the flow its context.")
+        condition = self.condition_norm(condition)
+        return self.norm(x) * torch.sigmoid(self.gain(condition)) + self.bias(condition)

@@ -1,0 +1,76 @@
+"""How a token knows where it stands: learned or sinusoidal vectors added to it, or rotary phases in attention."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector a position, ``(length, channels)``; `forward(start, stop)` returns that slice."""
+
+    def __init__(self, length: int, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(length, channels) * 1e-2)
+
+    def forward(self, start: int, stop: int) -> Tensor:
+        return self.weight[start:stop]
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of the position (Vaswani et al. 2017), interleaved, times one learned scale."""
+
+    table: Tensor
+
+    def __init__(self, length: int, channels: int, base: float = 10_000.0):
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"sinusoidal positions need an even number of channels, got {channels}.")
+        rate = torch.exp(torch.arange(0, channels, 2) * (-math.log(base) / channels))
+        phase = torch.arange(length).unsqueeze(-1) * rate
+        table = torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
+        self.register_buffer("table", table, persistent=False)
+        self.scale = nn.Parameter(torch.full((1,), 1e-2))
+
+    def forward(self, start: int, stop: int) -> Tensor:
+        return self.table[start:stop] * self.scale
+
+
+def grid_coordinates(shape: Sequence[int]) -> Tensor:
+    """Coordinates of every cell of a grid in raster order: ``(prod(shape), len(shape))`` in float32.
+
+    >>> grid_coordinates((2, 2)).tolist()
+    [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    return torch.stack(axes, dim=-1).reshape(-1, len(shape))
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding over coordinates of any dimension (Su et al. 2021; axial for 2-D and 3-D).
+
+    coordinates ``(T, axes)``: each axis gets an equal share of the head's channel pairs, so that the product of a
+    query and a key depends on the difference of their coordinates alone. `forward(x, start)` turns x
+    ``(B, heads, L, head_dim)``, whose tokens stand at rows ``start … start + L`` of the coordinates.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, coordinates: Tensor, head_dim: int, base: float = 10_000.0):
+        super().__init__()
+        axes = coordinates.shape[-1]
+        if head_dim % (2 * axes):
+            raise ValueError(f"head_dim {head_dim} must be a multiple of {2 * axes} for {axes}-D rotary positions.")
+        pairs = head_dim // (2 * axes)
+        rate = base ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+        angle = (coordinates.float().unsqueeze(-1) * rate).flatten(-2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        stop = start + x.shape[-2]
+        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)

@@ -1,0 +1,219 @@
+"""The causal transformer that gives an autoregressive map its parameters."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nflib.networks.attention import CausalSelfAttention
+from nflib.networks.cache import KeyValueCache
+from nflib.networks.norms import LayerNorm
+
+
+class Positions(Protocol):
+    """Anything that gives the vectors ``(stop - start, channels)`` added to the tokens start … stop."""
+
+    def __call__(self, start: int, stop: int) -> Tensor: ...
+
+
+class Embedded(NamedTuple):
+    """A context, embedded: what is added to every token, and the condition of each token's norms."""
+
+    added: Tensor | None
+    condition: Tensor | None
+
+
+class MLP(nn.Module):
+    """Two linear maps around a GELU."""
+
+    def __init__(self, channels: int, expansion: float = 4, bias: bool = True):
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.up = nn.Linear(channels, hidden, bias=bias)
+        self.down = nn.Linear(hidden, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class GatedMLP(nn.Module):
+    """Gated linear unit with a GELU gate, ``down(gelu(gate(x)) * up(x))`` (Shazeer 2020)."""
+
+    def __init__(self, channels: int, expansion: float = 4, bias: bool = True):
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.gate = nn.Linear(channels, hidden, bias=bias)
+        self.up = nn.Linear(channels, hidden, bias=bias)
+        self.down = nn.Linear(hidden, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.gate(x), approximate="tanh") * self.up(x))
+
+
+class SoftClip(nn.Module):
+    """``limit * tanh(x / limit)``: keeps the parameters of a map within ±limit."""
+
+    def __init__(self, limit: float):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.limit * torch.tanh(x / self.limit)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm residual layer: attention, then an MLP; norms take the per-token condition, if there is one."""
+
+    def __init__(
+        self,
+        attention: CausalSelfAttention,
+        mlp: nn.Module,
+        norm: Callable[[], nn.Module],
+        post_norm: Callable[[], nn.Module] = nn.Identity,
+    ):
+        super().__init__()
+        self.attention_norm = norm()
+        self.attention = attention
+        self.attention_post_norm = post_norm()
+        self.mlp_norm = norm()
+        self.mlp = mlp
+        self.mlp_post_norm = post_norm()
+
+    def forward(
+        self, x: Tensor, condition: Tensor | None, cache: KeyValueCache | None, layer: int, start: int
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x, condition), cache, layer, start)
+        x = x + self.attention_post_norm(attended)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x, condition)))
+
+
+class CausalTransformer(nn.Module):
+    """Maps tokens ``(B, T, in_channels)`` to parameters ``(B, T, out_channels)``, strictly causally.
+
+    Parameter t is a function of the tokens before t (and of the context). Its start is either *shifted* (the network
+    reads tokens 0 … T-2 and the first token's parameters are zero: an identity there) or *learned* (`start_token`: a
+    learned vector is read before token 0). `forward` computes all positions at once; `extend` computes those that
+    follow a prefix held in a cache, and both give the same numbers.
+
+    Parts: `layers`; `positions` added to the tokens (None with rotary layers); `embedding`, a module that turns
+    the context into something added to every token, and `conditioner`, one that turns it into a condition of each
+    token ``(B, T, c)`` for the layers' norms (None: the context is not used so); `final_norm`; `clip`, applied to
+    the parameters. The output layer starts at zero, so a new flow is the identity.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int,
+        layers: list[TransformerLayer],
+        *,
+        positions: nn.Module | None = None,
+        embedding: nn.Module | None = None,
+        conditioner: nn.Module | None = None,
+        final_norm: nn.Module | None = None,
+        clip: nn.Module | None = None,
+        start_token: bool = False,
+    ):
+        super().__init__()
+        self.out_channels = out_channels
+        self.start_token = nn.Parameter(torch.randn(in_channels)) if start_token else None
+        self.proj_in = nn.Linear(in_channels, channels)
+        self.positions = positions
+        self.embedding = embedding
+        self.conditioner = conditioner
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = final_norm or nn.Identity()
+        self.proj_out = nn.Linear(channels, out_channels)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+        self.clip = clip or nn.Identity()
+
+    @property
+    def num_start_tokens(self) -> int:
+        """How many positions the network reads before token 0: one with a learned start, else none."""
+        return 0 if self.start_token is None else 1
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.extend(tokens[:, :-1], 0, None, self.embed(context))
+
+    def embed(self, context: Tensor | None) -> Embedded:
+        """What the context contributes, as `extend` takes it: computed once, however many steps follow."""
+        return Embedded(
+            None if self.embedding is None else self.embedding(context),
+            None if self.conditioner is None else self.conditioner(context),
+        )
+
+    def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
+        """Parameters ``(B, L, out_channels)`` of the positions ``start … start + L``.
+
+        previous: the tokens one earlier, ``start - 1 … start + L - 1``: ``(B, L, in_channels)``, of which the first
+        does not exist at start 0, so that there ``(B, L - 1, in_channels)``. From start 1 on, a cache holds the
+        keys and values of all that came before them.
+        """
+        read = previous
+        if start == 0 and self.start_token is not None:
+            read = torch.cat([self.start_token.to(read.dtype).expand(len(read), 1, -1), read], dim=1)
+        if read.shape[1] == 0:
+            return previous.new_zeros(len(previous), 1, self.out_channels)
+        first = max(start - 1 + self.num_start_tokens, 0)
+        parameters = self._network(read, first, cache, embedded)
+        identity_first = start == 0 and self.start_token is None
+        return nn.functional.pad(parameters, (0, 0, 1, 0)) if identity_first else parameters
+
+    def _network(self, read: Tensor, first: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
+        last = first + read.shape[1]
+        x = self.proj_in(read)
+        if self.positions is not None:
+            x = x + self.positions(first, last)
+        if embedded.added is not None:
+            x = x + embedded.added
+        condition = None if embedded.condition is None else embedded.condition[:, first:last]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, condition, cache, index, first)
+        return self.clip(self.proj_out(self.final_norm(x)))
+
+    def new_cache(self, batch_size: int, num_tokens: int, *, dtype: torch.dtype, device: torch.device) -> KeyValueCache:
+        """An empty cache for decoding `num_tokens` tokens: the last token is never read."""
+        attention = self.layers[0].attention
+        return KeyValueCache(
+            len(self.layers),
+            batch_size,
+            attention.num_key_value_heads,
+            num_tokens - 1 + self.num_start_tokens,
+            attention.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+
+
+def transformer_layers(
+    num_layers: int,
+    channels: int,
+    *,
+    head_dim: int = 64,
+    expansion: float = 4,
+    norm: Callable[[int], nn.Module] = LayerNorm,
+    mlp: Callable[[int, float], nn.Module] = MLP,
+    rotary: nn.Module | None = None,
+    num_key_value_heads: int | None = None,
+    query_key_norm: bool = False,
+    post_norm: bool = False,
+) -> list[TransformerLayer]:
+    """A stack of equal layers; `norm` and `mlp` are constructors that get the number of channels (and expansion)."""
+    return [
+        TransformerLayer(
+            CausalSelfAttention(
+                channels,
+                head_dim,
+                num_key_value_heads=num_key_value_heads,
+                query_key_norm=query_key_norm,
+                rotary=rotary,
+            ),
+            mlp(channels, expansion),
+            lambda: norm(channels),
+            (lambda: norm(channels)) if post_norm else nn.Identity,
+        )
+        for _ in range(num_layers)
+    ]

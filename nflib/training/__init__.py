@@ -1,0 +1,23 @@
+"""Training of flows: one loop for one process or many, its objectives, and what it writes.
+
+Lightning Fabric is imported inside `fit`, so that `import nflib.training` needs torch alone.
+"""
+
+from nflib.training.config import TrainingConfig
+from nflib.training.data import BatchSource
+from nflib.training.ema import ExponentialMovingAverage
+from nflib.training.loop import fit
+from nflib.training.objectives import LogVariance, Objective, maximum_likelihood
+from nflib.training.state import TrainingResult, TrainingState
+
+__all__ = [
+    "BatchSource",
+    "ExponentialMovingAverage",
+    "LogVariance",
+    "Objective",
+    "TrainingConfig",
+    "TrainingResult",
+    "TrainingState",
+    "fit",
+    "maximum_likelihood",
+]

@@ -1,0 +1,129 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+FREE = {"free": True}  # marks a field that may change between a run and its continuation
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of `fit`; raises ValueError where a value makes no sense.
+
+    A run is resumed only under the configuration it was started with. The exceptions are `max_steps` and `max_seconds`
+    (a longer horizon changes the rest of the learning-rate schedule) and what leaves the weights alone: intervals,
+    logs, devices.
+
+    batch_size: rows of the global batch, shared evenly between the processes.
+    max_steps: stop after this many optimiser steps, skipped ones included.
+    max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate schedule
+        follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
+    learning_rate: peak learning rate of AdamW.
+    final_learning_rate: floor of the cosine schedule, as a fraction of `learning_rate`.
+    warmup_steps: steps of the linear warm-up; None takes `warmup_fraction` of the run.
+    warmup_fraction: share of the run spent in the linear warm-up, where `warmup_steps` is None.
+    betas, epsilon: AdamW's moment decays and denominator offset.
+    weight_decay: AdamW's decoupled decay; not applied to biases, norms, embeddings and other vectors.
+    gradient_clip: largest norm of the gradient of all parameters; None leaves it.
+    max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an error.
+    ema_decay: decay per step of the averaged weights, 0 for none; early on it is at most (1 + n) / (10 + n).
+    precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
+    seed: seeds the order of the data, augmentation, and whatever the model or objective draws.
+    refresh_interval: steps between calls of the training data's `refresh`; None never calls it.
+    num_workers: processes that load items of a torch `Dataset` ahead; 0 loads in this process.
+    validation_interval, validation_seconds: validate after so many steps, or so many seconds, whichever comes first;
+        None for either turns it off. The last step is always validated.
+    validation_batch_size: rows of a validation batch; None takes `batch_size`.
+    keep_best: with validation data, the saved model is the one of lowest validation loss, else that of the last step.
+    checkpoint_interval, checkpoint_seconds: write a checkpoint after so many steps, or so many seconds.
+    checkpoints_kept: how many of the latest checkpoints stay on disk.
+    resume: continue from the latest checkpoint in the output folder, if there is one; False raises ValueError instead.
+    log_interval: steps between rows of the logs.
+    tensorboard: also write TensorBoard event files.
+    progress_bar: show a tqdm bar.
+    accelerator: "auto", "cpu", "cuda" or "mps".
+    process_group_backend: torch.distributed backend under torchrun; None lets the accelerator choose.
+    find_unused_parameters: as in DistributedDataParallel; needed where some parameters get no gradient.
+    """
+
+    batch_size: int = 256
+    max_steps: int | None = field(default=None, metadata=FREE)
+    max_seconds: float | None = field(default=None, metadata=FREE)
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.01
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-4
+    gradient_clip: float | None = 1.0
+    max_skipped_steps: int = 20
+    ema_decay: float = 0.999
+    precision: str = "32-true"
+    seed: int = 0
+    refresh_interval: int | None = None
+    num_workers: int = field(default=0, metadata=FREE)
+    validation_interval: int | None = field(default=1000, metadata=FREE)
+    validation_seconds: float | None = field(default=None, metadata=FREE)
+    validation_batch_size: int | None = field(default=None, metadata=FREE)
+    keep_best: bool = field(default=True, metadata=FREE)
+    checkpoint_interval: int | None = field(default=1000, metadata=FREE)
+    checkpoint_seconds: float | None = field(default=600.0, metadata=FREE)
+    checkpoints_kept: int = field(default=1, metadata=FREE)
+    resume: bool = field(default=True, metadata=FREE)
+    log_interval: int = field(default=10, metadata=FREE)
+    tensorboard: bool = field(default=True, metadata=FREE)
+    progress_bar: bool = field(default=True, metadata=FREE)
+    accelerator: str = field(default="auto", metadata=FREE)
+    process_group_backend: str | None = field(default=None, metadata=FREE)
+    find_unused_parameters: bool = field(default=False, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # YAML files give lists
+        if self.max_steps is None and self.max_seconds is None:
+            raise ValueError("training never ends without max_steps or max_seconds; set one of them.")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive, not {value!r}.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be zero or more, not {value!r}.")
+        for name in ("final_learning_rate", "warmup_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a fraction, between 0 and 1, not {getattr(self, name)!r}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), not {self.betas!r}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay!r}.")
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f'precision must be "32-true" or "bf16-mixed", not {self.precision!r}.')
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that a continued run must share with its beginning."""
+        free = {item.name for item in fields(self) if item.metadata.get("free")}
+        values = {name: value for name, value in asdict(self).items() if name not in free}
+        return values | {"betas": list(self.betas)}
+
+
+_POSITIVE = (
+    "batch_size",
+    "max_steps",
+    "max_seconds",
+    "learning_rate",
+    "epsilon",
+    "gradient_clip",
+    "refresh_interval",
+    "validation_interval",
+    "validation_seconds",
+    "validation_batch_size",
+    "checkpoint_interval",
+    "checkpoint_seconds",
+    "checkpoints_kept",
+    "log_interval",
+)
+_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_skipped_steps", "num_workers", "seed")

@@ -1,0 +1,57 @@
+"""Devices, processes and precision: the one place that talks to Lightning Fabric's constructor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nflib.training.config import TrainingConfig
+from nflib.training.objectives import Objective
+
+
+def launch(config: TrainingConfig) -> Any:
+    """A launched Fabric: on one device, or on all processes of `torchrun`; raises ValueError for an unknown device."""
+    import lightning_fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if distributed.is_torchelastic_launched() else 1
+    settings: dict[str, Any] = {"devices": 1}
+    if processes > 1:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        strategy = DDPStrategy(
+            process_group_backend=config.process_group_backend,
+            find_unused_parameters=config.find_unused_parameters,
+        )
+        settings = {"devices": local, "num_nodes": processes // local, "strategy": strategy}
+    if config.batch_size % processes:
+        raise ValueError(f"batch_size={config.batch_size} cannot be shared evenly by {processes} processes.")
+    try:
+        fabric = lightning_fabric.Fabric(accelerator=config.accelerator, **settings)
+    except Exception as error:  # Fabric raises its own kinds for a device that is unknown or absent
+        raise ValueError(f"accelerator={config.accelerator!r} cannot be used here: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+class LossModule(nn.Module):
+    """The objective as a `forward`, which is what DistributedDataParallel wraps; autocasts the flow if asked to.
+
+    Autocast is ours and not Fabric's, which would round the data themselves to bfloat16.
+    """
+
+    def __init__(self, flow: nn.Module, objective: Objective, precision: str, device_type: str) -> None:
+        super().__init__()
+        self.flow = flow
+        self.objective = objective
+        self.mixed = precision == "bf16-mixed"
+        self.device_type = device_type
+
+    def forward(
+        self, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.mixed):
+            loss, metrics = self.objective(self.flow, batch, generator)
+        return loss, metrics

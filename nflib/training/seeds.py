@@ -1,0 +1,18 @@
+"""Seeds that depend on where we are in a run and on nothing else, so that a resumed run repeats the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+EPOCH, AUGMENTATION, OBJECTIVE, REFRESH, VALIDATION = range(5)
+
+
+def derived_seed(seed: int, *path: int) -> int:
+    """A 63-bit seed for the place `path` (a purpose, a step or epoch, a rank) of the run seeded by `seed`."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def derived_generator(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device`, seeded by `derived_seed`."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, *path))

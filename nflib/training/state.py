@@ -1,0 +1,60 @@
+"""What a training run knows about itself, for callbacks and callers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from nflib.training.config import TrainingConfig
+from nflib.training.ema import ExponentialMovingAverage
+
+
+@dataclass
+class TrainingState:
+    """Handed to every callback after every step, on every process; what a callback raises ends the run.
+
+    step: steps done so far. seconds: wall-clock time of this run and those it resumes. loss: of this step's global
+    batch, averaged over the processes. metrics: scalars of the objective, the gradient's norm and the learning rate,
+    of this process. validation_loss: None unless this step was validated. Setting `stop` ends the run after this step;
+    under torchrun every process must set it alike.
+    """
+
+    flow: nn.Module
+    config: TrainingConfig
+    output: Path
+    ema: ExponentialMovingAverage
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+    metrics: dict[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    validation_loss: float | None = None
+    best_validation_loss: float | None = None
+    best_step: int | None = None
+    stop: bool = False
+
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """`with state.averaged() as flow:` gives the flow with averaged weights, in evaluation mode."""
+        return self.ema.applied(self.flow)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Summary of a finished run; `model` is the folder of the saved weights, which the flow itself holds now too."""
+
+    steps: int
+    seconds: float
+    loss: float
+    skipped_steps: int
+    validation_loss: float | None
+    best_validation_loss: float | None
+    best_step: int | None
+    model: Path
+
+
+Callback = Callable[[TrainingState], None]

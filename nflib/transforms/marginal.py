@@ -1,0 +1,289 @@
+"""Elementwise transforms fitted once from data: standardisation and marginal Gaussianisation.
+
+Both are ordinary nflows transforms whose parameters are buffers: saved with the model, not trained. Fitting
+runs in float64, float32 is stored, and evaluation runs in the dtype of the inputs (at least float32).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+
+from nflib.transforms._marginal_fit import fit_coordinate, flat_intervals
+
+__all__ = ["GaussianizeMarginals", "Standardize"]
+
+LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+MIN_SAMPLES = 32
+
+
+class Standardize(Transform):
+    """`z = (x - mean) / std`, elementwise; the log-determinant `-sum log std` is the same for every sample.
+
+    Args:
+        mean, std: tensors broadcast to one event shape; inputs have shape `(batch, *event_shape)`.
+
+    Raises:
+        ValueError: a standard deviation is zero, negative or not finite (names the coordinate), or the event
+            shape of an input differs.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        mean, std = torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))
+        bad = ~(std > 0) | ~torch.isfinite(std) | ~torch.isfinite(mean)
+        if bad.any():
+            raise ValueError(
+                f"Standardize: coordinate {_first_index(bad)} has no positive finite standard deviation or "
+                "no finite mean; drop the coordinate or pass a positive std for it."
+            )
+        self.register_buffer("mean", mean.detach().to(torch.float32).clone())
+        self.register_buffer("std", std.detach().to(torch.float32).clone())
+
+    @classmethod
+    def fit(cls, data: Tensor, event_dims: int | Sequence[int] | None = None) -> Standardize:
+        """Mean and standard deviation of `data` `(N, *event_shape)`, estimated in float64.
+
+        `event_dims` are the dimensions of `data` that keep their own statistics (default: all but the first);
+        the others are averaged over and broadcast: `-1` shares one mean and std per channel among all tokens.
+        """
+        all_dims = range(1, data.dim())
+        if event_dims is None:
+            kept = set(all_dims)
+        else:
+            dims = [event_dims] if isinstance(event_dims, int) else list(event_dims)
+            kept = {dim % data.dim() for dim in dims}
+        reduced = [dim for dim in range(data.dim()) if dim not in kept]
+        if 0 in kept or data.shape[0] < 2:
+            raise ValueError(
+                "Standardize.fit: data needs a first dimension of two or more samples to average over."
+            )
+        variance, mean = torch.var_mean(data.to(torch.float64), dim=reduced, correction=1, keepdim=True)
+        shape = data.shape[1:]
+        return cls(mean[0].expand(shape), variance[0].sqrt().expand(shape))
+
+    def _log_scale(self, inputs: Tensor) -> Tensor:
+        _check_event_shape("Standardize", inputs, self.std.shape)
+        total = (
+            self.std.to(torch.float64).log().sum() if inputs.device.type != "mps" else self.std.log().sum()
+        )
+        return total.to(_working_dtype(inputs)).expand(inputs.shape[0])
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dtype = _working_dtype(inputs)
+        return (inputs.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype), -self._log_scale(inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dtype = _working_dtype(inputs)
+        return inputs.to(dtype) * self.std.to(dtype) + self.mean.to(dtype), self._log_scale(inputs)
+
+
+class GaussianizeMarginals(Transform):
+    """A strictly increasing C1 map per coordinate that makes each marginal close to N(0, 1).
+
+    Real coordinates: a monotone rational-quadratic spline (Gregory & Delbourgo 1982; Durkan et al. 2019)
+    through smoothed quantiles, continued by straight lines of the same slope. Interval coordinates `[a, b]`:
+    a rational-quadratic cumulative distribution of positive density, `u: [a, b] -> [0, 1]`, then
+    `z = ndtri(u)`. The tails `u` and `1 - u` are evaluated from their own ends, so nothing cancels near `a` or `b`; points
+    closer to an end than a sixteenth of the working precision times `b - a` are evaluated at that distance.
+
+    Inputs have shape `(batch, *event_shape)`. A new instance is the identity; get a useful one from `fit`, or
+    from `load_state_dict` into `GaussianizeMarginals(event_shape, num_bins)`.
+
+    Raises:
+        ValueError: an input lies outside its interval (names the coordinate), or has another event shape.
+
+    Example:
+        >>> angles = torch.randn(1000, 3).clamp(-3, 3)
+        >>> transform = GaussianizeMarginals.fit(angles, intervals={(2,): (-math.pi, math.pi)})
+        >>> z, logabsdet = transform(angles)
+    """
+
+    knots_x: Tensor  # (D, num_bins + 1), data units
+    knots_y: Tensor  # (D, num_bins + 1), latent units for real coordinates, probability for intervals
+    slopes: Tensor  # (D, num_bins + 1), dy/dx at the knots
+    is_interval: Tensor  # (D,), bool
+
+    def __init__(self, event_shape: Sequence[int], num_bins: int = 24) -> None:
+        super().__init__()
+        if num_bins < 4:
+            raise ValueError(f"GaussianizeMarginals: num_bins is {num_bins}; use 4 or more.")
+        self.event_shape = torch.Size(event_shape)
+        self.num_bins = num_bins
+        size = self.event_shape.numel()
+        knots = torch.linspace(-3.0, 3.0, num_bins + 1).expand(size, -1)
+        self.register_buffer("knots_x", knots.clone())
+        self.register_buffer("knots_y", knots.clone())
+        self.register_buffer("slopes", torch.ones_like(knots))
+        self.register_buffer("is_interval", torch.zeros(size, dtype=torch.bool))
+
+    @classmethod
+    def fit(
+        cls,
+        data: Tensor,
+        intervals: Mapping[int | tuple[int, ...], tuple[float, float]] | Tensor | None = None,
+        *,
+        bounds: tuple[float, float] = (-math.pi, math.pi),
+        num_bins: int = 24,
+        uniform_fraction: float = 0.01,
+    ) -> GaussianizeMarginals:
+        """Fit to the marginals of `data` `(N, *event_shape)`.
+
+        Args:
+            intervals: which coordinates are bounded. A mapping from an index into the event shape (an int
+                where the event has one dimension) to `(a, b)`; or a bool mask of the event shape, all with
+                `bounds`.
+            uniform_fraction: weight of the uniform distribution mixed into the distribution of each interval,
+                so that its density is positive where no data were seen.
+
+        Raises:
+            ValueError: too few or non-finite data, a constant coordinate, or data outside an interval.
+        """
+        if data.dim() < 2 or data.shape[0] < MIN_SAMPLES:
+            raise ValueError(
+                f"GaussianizeMarginals.fit: data has shape {tuple(data.shape)}; pass (N, *event_shape) "
+                f"with N >= {MIN_SAMPLES}."
+            )
+        if not 0.0 < uniform_fraction < 1.0:
+            raise ValueError(
+                f"GaussianizeMarginals.fit: uniform_fraction is {uniform_fraction}; use one in (0, 1)."
+            )
+        transform = cls(data.shape[1:], num_bins)
+        columns = data.detach().reshape(data.shape[0], -1).to(torch.float64).cpu().numpy().T
+        flat_bounds = flat_intervals(intervals, transform.event_shape, bounds)
+        for coordinate, column in enumerate(columns):
+            name = tuple(int(i) for i in np.unravel_index(coordinate, transform.event_shape))
+            interval = flat_bounds.get(coordinate)
+            values = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, name)
+            for buffer, value in zip(
+                (transform.knots_x, transform.knots_y, transform.slopes), values, strict=True
+            ):
+                buffer[coordinate] = torch.from_numpy(value)
+            transform.is_interval[coordinate] = interval is not None
+        return transform.to(data.device)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
+        dtype = _working_dtype(inputs)
+        x = inputs.reshape(inputs.shape[0], -1).to(dtype)
+        knots = self.knots_x.to(dtype)
+        interval = self.is_interval
+        outside = interval & ((x < knots[:, 0]) | (x > knots[:, -1]))
+        if outside.any():
+            sample, coordinate = (int(i) for i in outside.nonzero()[0])
+            name = tuple(int(i) for i in np.unravel_index(coordinate, self.event_shape))
+            raise ValueError(
+                f"GaussianizeMarginals: coordinate {name} of sample {sample} is "
+                f"{x[sample, coordinate].item():g}, outside its interval [{knots[coordinate, 0].item():g}, "
+                f"{knots[coordinate, -1].item():g}]; wrap or drop such values first."
+            )
+        bin_ = _Bins(self, _search(knots, x), dtype)
+        distance = torch.where(bin_.mirror, bin_.x1 - x, x - bin_.x0)
+        # A point on the very end of an interval has no finite z: evaluate it a rounding error inside.
+        margin = torch.finfo(dtype).eps / 16 * (knots[:, -1] - knots[:, 0])
+        distance = torch.where(interval, torch.maximum(distance, margin), distance)
+        rise, log_slope = bin_.rise(distance)
+
+        real = torch.where(bin_.mirror, bin_.y1 - rise, bin_.y0 + rise)
+        tail = torch.where(bin_.mirror, 1 - bin_.y1, bin_.y0) + rise
+        probit = torch.special.ndtri(torch.where(interval, tail, 0.5))
+        probit = torch.where(bin_.mirror, -probit, probit)
+        z = torch.where(interval, probit, real)
+        logabsdet = log_slope + torch.where(interval, 0.5 * z.square() + LOG_SQRT_2PI, 0.0)
+        return z.reshape(inputs.shape), logabsdet.sum(-1)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
+        dtype = _working_dtype(inputs)
+        z = inputs.reshape(inputs.shape[0], -1).to(dtype)
+        interval = self.is_interval
+        # erfc keeps the relative precision of a small tail, ndtr does not.
+        bin_ = _Bins(self, _search(self.knots_y.to(dtype), torch.where(interval, _lower_tail(z), z)), dtype)
+        tail = _lower_tail(torch.where(bin_.mirror, -z, z))
+        tail_rise = tail - torch.where(bin_.mirror, 1 - bin_.y1, bin_.y0)
+        real_rise = torch.where(bin_.mirror, bin_.y1 - z, z - bin_.y0)
+        rise = torch.where(interval, tail_rise.clamp(min=0.0), real_rise)
+        distance = bin_.distance(rise)
+        _, log_slope = bin_.rise(distance)
+        x = torch.where(bin_.mirror, bin_.x1 - distance, bin_.x0 + distance)
+        logabsdet = log_slope + torch.where(interval, 0.5 * z.square() + LOG_SQRT_2PI, 0.0)
+        return x.reshape(inputs.shape), -logabsdet.sum(-1)
+
+
+class _Bins:
+    """Rational-quadratic pieces for a batch of points, measured from the nearer end of the whole range.
+
+    `mirror` marks pieces of the upper half, measured downwards from their upper knot; a negative distance (or
+    rise) is then always the straight tail beyond the outermost knot.
+    """
+
+    def __init__(self, transform: GaussianizeMarginals, index: Tensor, dtype: torch.dtype) -> None:
+        x, y, slopes = (t.to(dtype) for t in (transform.knots_x, transform.knots_y, transform.slopes))
+        columns = (x[:, :-1], x[:, 1:], y[:, :-1], y[:, 1:], slopes[:, :-1], slopes[:, 1:])
+        table = torch.stack(columns, dim=-1).flatten(0, 1)
+        offset = torch.arange(x.shape[0], device=index.device) * transform.num_bins
+        self.x0, self.x1, self.y0, self.y1, lower, upper = table[index + offset].unbind(-1)
+        self.mirror = self.y0 + self.y1 > transform.is_interval.to(dtype)
+        self.near = torch.where(self.mirror, upper, lower)
+        self.width = self.x1 - self.x0
+        self.height = self.y1 - self.y0
+        self.mean_slope = self.height / self.width
+        self.excess = lower + upper - 2 * self.mean_slope
+        self.far = torch.where(self.mirror, lower, upper)
+
+    def rise(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Change of y over `distance` from the near knot, and the log of the slope there."""
+        theta = torch.minimum(distance.clamp(min=0.0), self.width) / self.width
+        product = theta * (1 - theta)
+        denominator = self.mean_slope + self.excess * product
+        inside = self.height * (self.mean_slope * theta.square() + self.near * product) / denominator
+        numerator = (
+            self.far * theta.square() + 2 * self.mean_slope * product + self.near * (1 - theta).square()
+        )
+        log_slope = 2 * (self.mean_slope / denominator).log() + numerator.log()
+        outside = distance < 0
+        log_slope = torch.where(outside, self.near.log(), log_slope)
+        return torch.where(outside, self.near * distance, inside), log_slope
+
+    def distance(self, rise: Tensor) -> Tensor:
+        """The inverse of `rise`: the root of a quadratic equation, in the form that does not cancel."""
+        t = torch.minimum(rise.clamp(min=0.0), self.height)
+        a = self.height * (self.mean_slope - self.near) + t * self.excess
+        b = self.height * self.near - t * self.excess
+        root = (b.square() + 4 * a * self.mean_slope * t).sqrt()
+        inside = self.width * (2 * self.mean_slope * t / (b + root))
+        return torch.where(rise < 0, rise / self.near, inside)
+
+
+def _search(knots: Tensor, points: Tensor) -> Tensor:
+    """Bin of each of `points` `(N, D)` among `knots` `(D, K + 1)`; the outer bins extend to infinity."""
+    inner = knots[:, 1:-1].contiguous()
+    return torch.searchsorted(inner, points.detach().t().contiguous()).t()
+
+
+def _lower_tail(z: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(z * -math.sqrt(0.5))
+
+
+def _working_dtype(inputs: Tensor) -> torch.dtype:
+    return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def _first_index(mask: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0])
+
+
+def _check_event_shape(name: str, inputs: Tensor, event_shape: torch.Size) -> None:
+    if inputs.shape[1:] != event_shape:
+        raise ValueError(
+            f"{name}: inputs have shape {tuple(inputs.shape)} but were expected as (batch, "
+            f"{', '.join(map(str, event_shape))}); reshape them or refit."
+        )

@@ -1,0 +1,79 @@
+"""How vectors and images become tokens ``(B, T, C)`` and come back; log-determinant zero."""
+
+import math
+from collections.abc import Sequence
+
+from nflows.transforms import Transform
+from torch import Tensor
+
+
+class _Rearrangement(Transform):
+    """A transform that only moves numbers: `forward` checks the event's shape and calls `_to_tokens`."""
+
+    event_shape: tuple[int, ...]
+    token_shape: tuple[int, int]
+
+    def _to_tokens(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _from_tokens(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event_shape(inputs, self.event_shape)
+        return self._to_tokens(inputs), inputs.new_zeros(len(inputs))
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_event_shape(inputs, self.token_shape)
+        return self._from_tokens(inputs), inputs.new_zeros(len(inputs))
+
+
+class VectorPatches(_Rearrangement):
+    """Numbers of an event of any shape, in raster order, cut into tokens of `patch_size` numbers."""
+
+    def __init__(self, event_shape: Sequence[int], patch_size: int):
+        super().__init__()
+        size = math.prod(event_shape)
+        if patch_size < 1 or size % patch_size:
+            raise ValueError(f"patch_size {patch_size} must divide the {size} numbers of an event {tuple(event_shape)}.")
+        self.event_shape = tuple(event_shape)
+        self.token_shape = (size // patch_size, patch_size)
+
+    def _to_tokens(self, inputs: Tensor) -> Tensor:
+        return inputs.reshape(-1, *self.token_shape)
+
+    def _from_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(-1, *self.event_shape)
+
+
+class ImagePatches(_Rearrangement):
+    """Images ``(C, H, W)`` cut into square patches in raster order; a token is a patch, ``(C, p, p)`` flattened."""
+
+    def __init__(self, event_shape: Sequence[int], patch_size: int):
+        super().__init__()
+        channels, height, width = event_shape
+        if patch_size < 1 or height % patch_size or width % patch_size:
+            raise ValueError(f"patch_size {patch_size} must divide the height {height} and the width {width}.")
+        self.event_shape = (channels, height, width)
+        self.patch_size = patch_size
+        self.token_shape = (height * width // patch_size**2, channels * patch_size**2)
+
+    def _to_tokens(self, inputs: Tensor) -> Tensor:
+        channels, height, width = self.event_shape
+        p = self.patch_size
+        split = inputs.reshape(-1, channels, height // p, p, width // p, p)
+        return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, *self.token_shape)
+
+    def _from_tokens(self, tokens: Tensor) -> Tensor:
+        channels, height, width = self.event_shape
+        p = self.patch_size
+        split = tokens.reshape(-1, height // p, width // p, channels, p, p)
+        return split.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.event_shape)
+
+
+def check_event_shape(inputs: Tensor, event_shape: Sequence[int]) -> None:
+    """Raise ValueError unless inputs have the shape ``(batch, *event_shape)``."""
+    if tuple(inputs.shape[1:]) != tuple(event_shape):
+        raise ValueError(
+            f"expected inputs of shape (batch, {', '.join(map(str, event_shape))}), got {tuple(inputs.shape)}."
+        )

@@ -1,0 +1,27 @@
+"""From a network's raw output to the logarithm of a positive scale."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# softplus(x + INVERSE_SOFTPLUS_OF_ONE) is 1 at x = 0.
+INVERSE_SOFTPLUS_OF_ONE = math.log(math.e - 1)
+
+
+class Exponential(nn.Module):
+    """``scale = exp(raw)``; `forward` returns log scale."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw
+
+
+class Softplus(nn.Module):
+    """``scale = softplus(raw + softplus^{-1}(1))``: one at zero, linear above (STARFlow); returns log scale."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        shifted = raw + INVERSE_SOFTPLUS_OF_ONE
+        # For very negative x, softplus(x) = exp(x) underflows before its logarithm, x, does.
+        log_small = torch.where(shifted < -15, shifted, 0.0)
+        log_large = nn.functional.softplus(shifted.clamp_min(-15)).log()
+        return torch.where(shifted < -15, log_small, log_large)

@@ -1,0 +1,31 @@
+"""Packaging of nflib; tool settings stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "nflib" / "version.py").read_text()).group(1)
+
+TRAINING = ["lightning-fabric>=2.4", "tensorboard>=2.16", "tqdm>=4.66"]
+SCRIPTS = ["jsonargparse[signatures]>=4.35", "matplotlib>=3.8"]
+
+setup(
+    name="nflib",
+    version=VERSION,
+    description="Exact likelihoods and samples from transformer autoregressive normalizing flows",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["nflib*", "molecular*", "video*"]),
+    package_data={"molecular": ["shipped/**/*"], "nflib": ["py.typed"]},
+    install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
+    extras_require={
+        "molecular": [*TRAINING, *SCRIPTS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3"],
+        "video": [*TRAINING, *SCRIPTS],
+        "gpu": ["xformers>=0.0.29"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11", "scikit-learn>=1.4", "zuko>=1.3", "arviz>=0.20"],
+    },
+)

@@ -1,0 +1,1 @@
+"""Images and video: STARFlow and STARFlow-V on the engine of nflib."""
