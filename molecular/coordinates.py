@@ -101,14 +101,14 @@ class LocalFrames(Transform):
 
     No reflection is involved: a molecule and its mirror image have different tokens.
 
-    Measure: densities of conformations are taken with respect to Lebesgue measure on R^{3n} divided by that of
-    the translations, dt, and the Haar measure of the rotations, dR (d^3 omega for small rotation vectors omega):
+    Measure: a density of conformations is taken with respect to Lebesgue measure on R^{3n} divided by that of
+    the translations, dt, and by the Haar measure of the rotations, dR (d^3 omega for small rotation vectors):
 
         dx = dt dR r01^2 rho2 d(tokens),
 
     since each later atom is rotated and shifted by earlier ones only. So forward's logabsdet is
-    -(2 log r01 + log rho2). In this measure exp(-U(x) / kT), for U without an external field, is the Boltzmann
-    density up to the constant volume of the rigid motions, which is dropped.
+    -(2 log r01 + log rho2). In this measure exp(-U(x) / kT), for U without an external field, is the
+    Boltzmann density up to the constant volume of the rigid motions, which is dropped.
 
     `inverse` puts a_0 at the origin, a_1 on +x and a_2 in the half plane z = 0, y > 0. Where reference atoms
     are collinear, or in the inverse r01 <= 0 or rho2 <= 0, there is no frame: that sample, alone, is NaN.
@@ -146,8 +146,11 @@ class LocalFrames(Transform):
         # Derived from the arguments, so not part of the saved state.
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("references", references, persistent=False)
-        rank, self._levels = _levels(order, references)
+        rank, levels = _levels(order, references)
         self.register_buffer("_rank", rank, persistent=False)
+        self._depth = len(levels)
+        for k, level in enumerate(levels):
+            self.register_buffer(f"_level{k}", level, persistent=False)
 
     @classmethod
     def from_peptide(cls, peptide: Any) -> LocalFrames:
@@ -187,18 +190,19 @@ class LocalFrames(Transform):
         rho2 = torch.where(rho2 > 0, rho2, nan)
         zero = torch.zeros_like(r01)
         placed = torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).reshape(-1, 3, 3)
-        for tokens, p, q, s in self._levels:  # atoms of a level refer to earlier levels only
+        for k in range(self._depth):  # atoms of a level refer to earlier levels only
+            tokens, p, q, s = self.get_buffer(f"_level{k}").unbind()
             parents = placed[:, p]
             frames = _frames(parents, placed[:, q], placed[:, s])
             placed = torch.cat([placed, parents + (inputs[:, tokens, :, None] * frames).sum(-2)], dim=1)
         return placed[:, self._rank], logabsdet
 
 
-def _levels(order: Tensor, references: Tensor) -> tuple[Tensor, list[tuple[list[int], ...]]]:
+def _levels(order: Tensor, references: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Group the walk by depth of reference.
 
-    Returns the place (n,) of each atom in the order of placement, level by level, and for each level its tokens
-    and the places of p, q and s.
+    Returns the place (n,) of each atom in the order of placement, level by level, and for each level
+    (4, m) its tokens and the places of p, q and s.
     """
     atoms = order.tolist()
     level = {atoms[0]: 0, atoms[1]: 0, atoms[2]: 0}
@@ -208,10 +212,10 @@ def _levels(order: Tensor, references: Tensor) -> tuple[Tensor, list[tuple[list[
         level[atoms[position]] = depth
         members.setdefault(depth, []).append(position)
     place = {atom: k for k, atom in enumerate(atoms[:3])}
-    levels: list[tuple[list[int], ...]] = []
+    levels = []
     for depth in sorted(members):
         p, q, s = ([place[k] for k in references[members[depth], column].tolist()] for column in range(3))
-        levels.append(([position - 2 for position in members[depth]], p, q, s))
+        levels.append(torch.tensor([[position - 2 for position in members[depth]], p, q, s]))
         for position in members[depth]:
             place[atoms[position]] = len(place)
     return torch.tensor([place[atom] for atom in range(len(atoms))]), levels
@@ -323,7 +327,7 @@ def _wrap(angle: Tensor) -> Tensor:
 
 
 def torsion_cuts(phi: Tensor, *, bins: int = 360, concentration: float = 30.0) -> Tensor:
-    """Offsets (T,) for `Spherical` that cut each circle in the middle of the emptiest arc of phi (N, T), radians.
+    """Offsets (T,) for `Spherical` that cut each circle amid the emptiest arc of phi (N, T), in radians.
 
     The histogram is smoothed by a von Mises kernel, whose tails never vanish: the least density lies in the
     middle of an empty arc. The offset is half a turn from there, so that the shifted angles are cut at +-pi.

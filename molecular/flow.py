@@ -18,6 +18,8 @@ from nflib.transforms import GaussianizeMarginals, Permute, Standardize, VectorP
 COORDINATES = ("internal", "local_frames", "cartesian")
 TOKEN_SIZE = 3
 NUM_BINS = 32
+# Share of the samples whose torsion may be anything: small, as 3n - 6 coordinates each take it, yet never zero.
+UNIFORM_FRACTION = 1e-4
 
 
 class PeptideFlow(Flow):
@@ -140,7 +142,7 @@ def _fit_spherical(data: Tensor) -> Transform:
 def _fit_marginals(data: Tensor) -> Transform:
     is_torsion = torch.zeros(data.shape[1:], dtype=torch.bool)
     is_torsion[1:, 2] = True
-    return GaussianizeMarginals.fit(data, is_torsion, num_bins=NUM_BINS)
+    return GaussianizeMarginals.fit(data, is_torsion, num_bins=NUM_BINS, uniform_fraction=UNIFORM_FRACTION)
 
 
 def _by_kind(num_tokens: int) -> Tensor:

@@ -108,9 +108,11 @@ class Peptide:
             raise ValueError(f"cannot load the force field {self.force_field}: {error}") from error
         for seed in _EMBEDDING_SEEDS:
             self.topology, start = _build(self.residues, self.capped, field, seed)
+            if not _all_trans(self.topology, start):
+                continue
             self.system = self._create_system(field)
             self.positions = _minimise(self.system, start)
-            if self._all_trans():
+            if _all_trans(self.topology, self.positions):
                 break
         else:
             raise RuntimeError(f"no start structure of {sequence!r} has all its peptide bonds trans.")
@@ -184,17 +186,6 @@ class Peptide:
             **options,
         )
 
-    def _all_trans(self) -> bool:
-        residues = [
-            {atom.name: atom.index for atom in residue.atoms()} for residue in self.topology.residues()
-        ]
-        for previous, this in pairwise(residues):
-            before = previous.get("CA", previous.get("CH3"))
-            after = this.get("CA", this.get("C"))
-            if _is_cis(*self.positions[[before, previous["C"], this["N"], after]]):
-                return False
-        return True
-
 
 def parse_sequence(sequence: str) -> tuple[str, bool]:
     """One-letter residues and whether the peptide is capped; ValueError says what is wrong and where."""
@@ -248,7 +239,7 @@ def _build(
     """Topology with hydrogens and positions in nm: RDKit embeds the heavy atoms, OpenMM adds hydrogens."""
     # A cap is a glycine of a longer peptide that lost atoms, so its geometry is right from the start.
     molecule = Chem.AddHs(Chem.MolFromSequence(f"G{residues}G" if capped else residues))
-    parameters = rdDistGeom.ETKDGv3()
+    parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = seed
     if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
         parameters.useRandomCoords = True
@@ -307,9 +298,9 @@ def _heavy_atoms(molecule: Chem.Mol, capped: bool) -> list[tuple[int, str, str, 
 def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Exchange positions where atoms that only geometry tells apart carry each other's names.
 
-    IUPAC-IUBMB numbering (Markley et al., Pure Appl. Chem. 70, 117, 1998): seen from the branch nearer to the
-    backbone, the other heavy branch, H2, H3 (or branch 1, branch 2, H) turn clockwise; in planar groups number
-    1 is cis to the chain. No simulation exchanges these names, so data of different origin must agree on them.
+    IUPAC-IUBMB numbering (Markley et al., Pure Appl. Chem. 70, 117, 1998): seen from the branch nearer to
+    the backbone, the other heavy branch, H2, H3 (or branch 1, branch 2, H) turn clockwise; in planar groups
+    number 1 is cis to the chain. Simulations hardly ever exchange them, so data sets must agree.
     """
     positions = positions.copy()
     hydrogens: dict[Any, list[Any]] = {atom: [] for atom in topology.atoms()}
@@ -344,6 +335,15 @@ def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> 
                 if anticlockwise(centre, outer, first, second):
                     exchange(first, second)
     return positions
+
+
+def _all_trans(topology: app.Topology, positions: NDArray[np.float64]) -> bool:
+    residues = [{atom.name: atom.index for atom in residue.atoms()} for residue in topology.residues()]
+    for previous, this in pairwise(residues):
+        before, after = previous.get("CA", previous.get("CH3")), this.get("CA", this.get("C"))
+        if _is_cis(*positions[[before, previous["C"], this["N"], after]]):
+            return False
+    return True
 
 
 def _is_cis(a: NDArray, b: NDArray, c: NDArray, d: NDArray) -> bool:

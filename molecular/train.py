@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molecular.boltzmann import ReducedEnergy
 from molecular.datasets import Ensemble, load_ensemble, split_by_ladder
-from molecular.energy import compile_system
 from molecular.flow import PeptideFlow
 from molecular.peptide import Peptide
 from molecular.symmetry import methyl_rotations, random_symmetry
@@ -80,10 +80,11 @@ def train_flow(
             output=Path(output),
             augment=Symmetries(peptide),
         )
+    reduced = ReducedEnergy(peptide)
     return fit(
         flow,
-        FramesAndSamples(training, ReducedEnergy(peptide)),
-        validation.positions,
+        FramesAndSamples(training, reduced),
+        {"inputs": validation.positions, "energy": validation.energies / reduced.kT},
         config=config,
         objective=LogVariance(energy_weight=energy_weight, clip=CLIP),
         output=Path(output),
@@ -99,18 +100,6 @@ class Symmetries:
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         return random_symmetry(positions, self.groups, generator)
-
-
-class ReducedEnergy:
-    """``u(x) = U(x) / kT`` of a peptide, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not."""
-
-    def __init__(self, peptide: Peptide, device: str | torch.device = "cpu"):
-        self.energy = compile_system(peptide.system).to(device)
-        self.kT = peptide.kT
-
-    @torch.no_grad()
-    def __call__(self, positions: Tensor) -> Tensor:
-        return self.energy.energy(positions.float()).double() / self.kT
 
 
 class FramesAndSamples:

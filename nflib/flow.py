@@ -52,8 +52,9 @@ class Flow(Pretrained, NFlowsFlow):
     ) -> Tensor:
         """Samples ``(num_samples, *event)``, or ``(len(context), num_samples, *event)`` with a context.
 
-        At most `batch_size` of them are decoded at once. The same seed (or generator state) gives the same samples on
-        the same device. Raises ValueError for num_samples < 1, or a generator and a seed at once.
+        At most `batch_size` of them are decoded at once. The same seed (or generator state) gives the same
+        samples on the same device. Raises ValueError for num_samples or batch_size < 1, or a generator and a
+        seed at once.
         """
         samples, _ = self.sample_and_log_prob(num_samples, context, batch_size, generator=generator, seed=seed)
         return samples
@@ -71,11 +72,13 @@ class Flow(Pretrained, NFlowsFlow):
         """Samples, as `sample` gives them, and the log-density of each: ``(num_samples,)`` or with the context's rows."""
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer, or None for all, got {batch_size!r}.")
         if generator is not None and seed is not None:
             raise ValueError("pass either a generator or a seed to sample, not both.")
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
-        embedded = self._embedding_net(context)
+        embedded = self._embedding_net(None if context is None else torch.as_tensor(context))
         noise = self._draw(num_samples, embedded, generator)
         if embedded is not None:
             noise = torchutils.merge_leading_dims(noise, num_dims=2)

@@ -131,6 +131,11 @@ def autoregressive_blocks(
     depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
     if num_blocks < 1 or len(depths) != num_blocks or min(depths) < 1:
         raise ValueError(f"layers_per_block {layers_per_block} must give each of {num_blocks} blocks at least 1 layer.")
+    if channels < 1 or head_dim < 1 or num_classes < 0:
+        raise ValueError(
+            f"channels ({channels}) and head_dim ({head_dim}) must be positive, and num_classes ({num_classes}) "
+            "not negative."
+        )
     if channels % min(head_dim, channels):
         raise ValueError(f"channels ({channels}) must be a multiple of head_dim ({head_dim}).")
     head_dim = min(head_dim, channels)

@@ -1,4 +1,4 @@
-"""Monte Carlo with exact proposal densities: weighted samples, importance sampling, resampling, diagnostics."""
+"""Monte Carlo with exact proposal densities: importance sampling, weighted samples, resampling."""
 
 from nflib.montecarlo.importance import BoltzmannDensity, Proposal, Target, importance_sample
 from nflib.montecarlo.resampling import resample

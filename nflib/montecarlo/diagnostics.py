@@ -28,8 +28,8 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
     log_weights = log_weights.to(torch.float64)
     if not torch.isfinite(log_weights.max()):
         raise ValueError(
-            "normalized_weights: no sample has a finite positive weight; check that the proposal covers the target "
-            "and that energies are finite."
+            "normalized_weights: no sample has a finite positive weight; check that the proposal covers the "
+            "target and that energies are finite."
         )
     return torch.softmax(log_weights, dim=0)
 
@@ -47,7 +47,7 @@ def log_mean_weight(log_weights: Tensor) -> float:
 
 
 def log_mean_weight_standard_error(log_weights: Tensor) -> float:
-    """Standard error of `log_mean_weight` by the delta method: std(w) / (mean(w) sqrt(N)); inf if not estimable."""
+    """Standard error of `log_mean_weight` by the delta method, std(w) / (mean(w) sqrt(N)); inf if N < 2."""
     count = len(log_weights)
     if count < 2 or log_weights.max() == -torch.inf:
         return math.inf
@@ -57,9 +57,10 @@ def log_mean_weight_standard_error(log_weights: Tensor) -> float:
 def pareto_k(log_weights: Tensor) -> float:
     """Shape k of the generalised Pareto distribution of the largest weights (Vehtari et al. 2024, PSIS).
 
-    The tail is the `min(N / 5, 3 sqrt(N))` largest weights. Below 0.5 the weights have finite variance; above 0.7
-    estimates are unreliable at practical N. `inf` if fewer than five weights stand above the tail's threshold (a few
-    samples carry everything, or N is small), NaN if the largest weights are all equal (there is no tail).
+    The tail is the `min(N / 5, 3 sqrt(N))` largest weights. Below 0.5 the weights have finite variance;
+    above 0.7 estimates are unreliable at practical N. `inf` if fewer than five weights stand above the
+    tail's threshold (a few samples carry everything, or N is small), NaN if the largest weights are all
+    equal (there is no tail).
     """
     log_w = log_weights.detach().to("cpu", torch.float64).numpy()
     tail_size = math.ceil(min(len(log_w) / 5, 3 * math.sqrt(len(log_w))))
@@ -69,15 +70,16 @@ def pareto_k(log_weights: Tensor) -> float:
     threshold = max(largest.min(), math.log(np.finfo(np.float64).tiny))
     if threshold == 0.0:
         return math.nan
-    tail = np.sort(np.exp(largest[largest > threshold]) - math.exp(threshold))
+    # In units of the threshold (the shape has no scale), so that close weights keep their differences.
+    tail = np.sort(np.expm1(largest[largest > threshold] - threshold))
     return generalized_pareto_shape(tail) if len(tail) >= MIN_TAIL else math.inf
 
 
 def generalized_pareto_shape(excesses: np.ndarray) -> float:
     """Shape of a generalised Pareto distribution from sorted positive excesses over a threshold.
 
-    Quasi-Bayesian estimator of Zhang & Stephens, Technometrics 51 (2009) 316, equations 7-9, shrunk towards 0.5 with
-    the weight of ten observations as in PSIS. Positive shape: tail `x^(-1/k)`.
+    Quasi-Bayesian estimator of Zhang & Stephens, Technometrics 51 (2009) 316, shrunk towards 0.5
+    with the weight of ten observations as in PSIS. A positive shape k is a tail `x^(-1/k)`.
     """
     count = len(excesses)
     grid_size = 30 + math.isqrt(count)

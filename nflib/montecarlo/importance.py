@@ -62,21 +62,21 @@ def importance_sample(
 ) -> WeightedSamples:
     """Draw `num_samples` from the proposal and weight them by `target / proposal`.
 
-    Samples with a non-finite position, log-density or target get weight zero and are counted; the target sees only
-    finite positions. The proposal and the target are each called on at most `batch_size` samples at once; results are
-    collected on the CPU.
+    Samples with a non-finite position, log-density or target get weight zero and are counted; the target
+    sees only finite positions. The proposal and the target are each called on at most `batch_size` samples
+    at once; results are collected on the CPU.
 
     Args:
-        proposal: has `sample_and_log_prob`. One that takes `generator=` is given it; another one draws from torch's
-            global generator, which is seeded for the purpose and restored afterwards.
+        proposal: has `sample_and_log_prob`. One that takes `generator=` is given it; another one draws from
+            torch's global generator, which is seeded for the purpose and restored afterwards.
         target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`.
         context: one row `(1, ...)`, passed to the proposal.
         generator, seed: at most one; neither means torch's global generator.
         progress: show a progress bar.
 
     Raises:
-        ValueError: num_samples or batch_size below one, generator and seed together, a target without `log_prob`, more
-            than one context row, or a log-density that is not one number a sample.
+        ValueError: num_samples or batch_size below one, generator and seed together, a target without
+            `log_prob`, more than one context row, or a log-density that is not one number a sample.
 
     >>> import torch
     >>> from nflows.distributions import StandardNormal
@@ -87,16 +87,18 @@ def importance_sample(
     """
     if num_samples < 1 or batch_size < 1:
         raise ValueError(
-            f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; both must be 1 or more."
+            f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; both must be 1 or "
+            "more."
         )
     if not isinstance(target, Target):
         raise ValueError(
-            f"importance_sample: the target ({type(target).__name__}) has no log_prob; wrap a reduced energy in kT as "
-            "BoltzmannDensity(energy)."
+            f"importance_sample: the target ({type(target).__name__}) has no log_prob; wrap a reduced energy "
+            "in kT as BoltzmannDensity(energy)."
         )
     if context is not None and len(context) != 1:
         raise ValueError(
-            f"importance_sample: context has {len(context)} rows; weights belong to one condition, call once per row."
+            f"importance_sample: context has {len(context)} rows; weights belong to one condition, call it "
+            "once per row."
         )
     if generator is not None and seed is not None:
         raise ValueError("importance_sample: pass either a generator or a seed, not both.")
@@ -162,6 +164,6 @@ def _log_target(target: Target, x: Tensor, log_prob: Tensor) -> Tensor:
 def _check_log_density(name: str, values: Tensor, count: int) -> None:
     if values.shape != (count,):
         raise ValueError(
-            f"importance_sample: {name} returned log-densities of shape {tuple(values.shape)} for {count} samples; "
-            "return one number a sample, summed over event dimensions."
+            f"importance_sample: {name} returned log-densities of shape {tuple(values.shape)} for {count} "
+            "samples; return one number a sample, summed over event dimensions."
         )

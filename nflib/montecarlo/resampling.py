@@ -1,7 +1,7 @@
 """Resampling: indices drawn so that index i appears `n w_i` times on average, with as little noise as wanted.
 
-Schemes after Douc, Cappé & Moulines (2005). All are unbiased; the variance of the counts falls from multinomial over
-residual and stratified to systematic, which is the usual choice. Indices come in ascending order.
+Schemes after Douc, Cappé & Moulines (2005). All are unbiased; multinomial counts vary
+most, systematic ones usually least. Indices come in ascending order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ __all__ = ["SCHEMES", "multinomial", "resample", "residual", "stratified", "syst
 def resample(
     weights: Tensor, num_samples: int, generator: torch.Generator | None = None, scheme: str = "systematic"
 ) -> Tensor:
-    """Indices `(num_samples,)` into `weights` `(N,)`, which need not be normalised. Samples of zero weight never appear.
+    """Indices `(num_samples,)` into `weights` `(N,)`, which need not be normalised. Samples of zero weight
+    never appear.
 
-    Raises ValueError for an unknown scheme, `num_samples < 1`, or weights that are negative, not finite or all zero.
+    Raises ValueError for an unknown scheme, `num_samples < 1`, or weights that are negative, not finite or
+    all zero.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"resample: unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}.")
@@ -44,7 +46,7 @@ def stratified(weights: Tensor, num_samples: int, generator: torch.Generator | N
 
 
 def systematic(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """One uniform offset shared by `num_samples` equally spaced points: counts are `n w` rounded. Linear in N."""
+    """One random offset for `num_samples` equally spaced points: counts are `n w` rounded. Linear in N."""
     positions = num_samples * _cumulative(weights, num_samples)
     return _indices((positions - _uniform(1, generator, positions)).ceil().clamp(min=0).long())
 
@@ -74,7 +76,7 @@ def _cumulative(weights: Tensor, num_samples: int) -> Tensor:
     if num_samples < 1:
         raise ValueError(f"resample: num_samples is {num_samples}; ask for one or more.")
     if weights.dim() != 1 or len(weights) == 0:
-        raise ValueError(f"resample: weights have shape {tuple(weights.shape)}; pass one dimension, not empty.")
+        raise ValueError(f"resample: weights have shape {tuple(weights.shape)}; pass `(N,)`, N > 0.")
     cumulative = weights.to(torch.float64).cumsum(0)
     if not (weights >= 0).all() or not torch.isfinite(cumulative[-1]) or cumulative[-1] <= 0:
         raise ValueError("resample: weights must be finite, not negative, and not all zero.")

@@ -22,8 +22,8 @@ __all__ = ["WeightedSamples"]
 class WeightedSamples:
     """N samples of a proposal q with unnormalised log-weights `log p~(x) - log q(x)` in nats (float64).
 
-    A rejected sample (non-finite position, density or energy) stays in place with log-weight `-inf`: it counts in N,
-    so the normaliser stays honest, and contributes to nothing else.
+    A rejected sample (non-finite position, density or energy) stays in place with log-weight `-inf`: it
+    counts in N, so the normaliser stays honest, and contributes to nothing else.
 
     Attributes:
         x: `(N, *event_shape)`.
@@ -52,22 +52,24 @@ class WeightedSamples:
             value = getattr(self, name)
             if value is not None and value.shape != (count,):
                 raise ValueError(
-                    f"WeightedSamples: {name} has shape {tuple(value.shape)} for {count} samples; pass ({count},)."
+                    f"WeightedSamples: {name} has shape {tuple(value.shape)}, but there are {count} "
+                    f"samples; pass ({count},)."
                 )
         if count == 0:
             raise ValueError("WeightedSamples: there are no samples; pass one or more.")
         if not (self.log_weights < torch.inf).all():
             raise ValueError(
-                "WeightedSamples: log_weights contain NaN or +inf; build the object with from_log_densities, which "
-                "gives such samples weight zero and counts them."
+                "WeightedSamples: log_weights contain NaN or +inf; build the object with from_log_densities, "
+                "which gives such samples weight zero and counts them."
             )
         object.__setattr__(self, "log_weights", self.log_weights.to(torch.float64))
 
     @classmethod
     def from_log_densities(cls, x: Tensor, log_prob: Tensor, log_target: Tensor) -> WeightedSamples:
-        """Weights `exp(log_target - log_prob)`; zero, and counted, where x, log_prob or log_target is not finite."""
-        finite = torch.isfinite(x).flatten(1).all(dim=1) & torch.isfinite(log_prob) & torch.isfinite(log_target)
+        """Weights `exp(log_target - log_prob)`; zero, and counted, where one of the three is not finite."""
         log_weights = log_target.to(torch.float64) - log_prob.to(torch.float64)
+        # A difference is finite only if both densities are: inf - inf is NaN.
+        finite = torch.isfinite(x).flatten(1).all(dim=1) & torch.isfinite(log_weights)
         log_weights = torch.where(finite, log_weights, -torch.inf)
         return cls(x, log_weights, log_prob, log_target, num_rejected=int((~finite).sum()))
 
@@ -101,7 +103,7 @@ class WeightedSamples:
 
     @property
     def pareto_k(self) -> float:
-        """Tail shape of the weights; above 0.7 the other figures are unreliable. See `diagnostics.pareto_k`."""
+        """Tail shape of the weights, see `diagnostics.pareto_k`; above 0.7 the rest is unreliable."""
         return diagnostics.pareto_k(self.log_weights)
 
     def resample(
@@ -113,16 +115,17 @@ class WeightedSamples:
     def expectation(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Self-normalised estimate of the mean of `function(x)` under the target, and its standard error.
 
-        `function` maps `(n, *event_shape)` to `(n, *shape)` and sees the samples of positive weight only; value and
-        error have that shape, in float64. The error is the delta method's, `sqrt(sum w^2 (f - mean)^2)`.
+        `function` maps `(n, *event_shape)` to `(n, *shape)` and sees the samples of positive weight only;
+        value and error have that shape, in float64. The error is the delta method's, `sqrt(sum w^2 (f -
+        mean)^2)`.
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
         values = function(self.x[used]).to(torch.float64)
         if values.dim() == 0 or len(values) != len(weights):
             raise ValueError(
-                f"expectation: the function returned shape {tuple(values.shape)} for {len(weights)} samples; return "
-                "one value a sample along the first dimension."
+                f"expectation: the function returned shape {tuple(values.shape)} for {len(weights)} samples; "
+                "return one value a sample along the first dimension."
             )
         weights = weights.reshape(-1, *[1] * (values.dim() - 1))
         mean = (weights * values).sum(0)
@@ -132,9 +135,9 @@ class WeightedSamples:
     def truncate(self, fraction: float) -> WeightedSamples:
         """A new object without the `fraction` of samples whose weights are largest (at least one).
 
-        This biases every estimate towards the proposal. It exists because published figures are made this way;
-        `clipped` marks the result and `summary` shows both. Raises ValueError for a fraction outside (0, 1), nothing
-        left, or samples that are clipped already.
+        This biases every estimate towards the proposal. It exists because published figures are made this
+        way; `clipped` marks the result and `summary` shows both. Raises ValueError for a fraction outside
+        (0, 1), nothing left, or samples that are clipped already.
         """
         if self.clipped:
             raise ValueError("truncate: these samples are clipped already; call truncate on `.unclipped`.")
@@ -155,7 +158,7 @@ class WeightedSamples:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The figures to report, as plain numbers. A clipped object has those of the original under "unclipped"."""
+        """The figures to report, as plain numbers; a clipped object adds the original's as "unclipped"."""
         figures: dict[str, Any] = {
             "num_samples": len(self),
             "num_rejected": self.num_rejected,
@@ -171,7 +174,7 @@ class WeightedSamples:
         return figures
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz file. Clipped samples are written as the originals and the fraction; nothing is lost."""
+        """Write an .npz file. Clipped samples are saved as the originals and the fraction."""
         source = self if self.unclipped is None else self.unclipped
         arrays = {
             name: tensor.detach().cpu().numpy()
@@ -194,9 +197,18 @@ class WeightedSamples:
                 arrays = dict(archive)
         missing = {"x", "log_weights", "num_rejected", "clipped"} - arrays.keys()
         if missing:
-            raise ValueError(f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again.")
-        tensors = {name: torch.from_numpy(arrays[name]) for name in ("x", "log_weights", "log_prob", "log_target")
-                   if name in arrays}
-        samples = cls(**tensors, num_rejected=int(arrays["num_rejected"]))
+            raise ValueError(
+                f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again."
+            )
+        optional = {
+            name: torch.from_numpy(arrays[name]) for name in ("log_prob", "log_target") if name in arrays
+        }
+        samples = cls(
+            x=torch.from_numpy(arrays["x"]),
+            log_weights=torch.from_numpy(arrays["log_weights"]),
+            log_prob=optional.get("log_prob"),
+            log_target=optional.get("log_target"),
+            num_rejected=int(arrays["num_rejected"]),
+        )
         clipped = float(arrays["clipped"])
         return samples.truncate(clipped) if clipped else samples

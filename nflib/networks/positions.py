@@ -15,6 +15,7 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.randn(length, channels) * 1e-2)
 
     def forward(self, start: int, stop: int) -> Tensor:
+        _check_length(stop, len(self.weight))
         return self.weight[start:stop]
 
 
@@ -34,6 +35,7 @@ class SinusoidalPositions(nn.Module):
         self.scale = nn.Parameter(torch.full((1,), 1e-2))
 
     def forward(self, start: int, stop: int) -> Tensor:
+        _check_length(stop, len(self.table))
         return self.table[start:stop] * self.scale
 
 
@@ -71,6 +73,12 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         stop = start + x.shape[-2]
+        _check_length(stop, len(self.cos))
         cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def _check_length(stop: int, length: int) -> None:
+    if stop > length:
+        raise ValueError(f"the positions were made for {length} tokens, but the sequence has {stop} or more.")

@@ -38,12 +38,12 @@ def prepare_output(output: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step in `folder`, or None."""
-    found = (
-        sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
-        if folder.is_dir()
-        else []
-    )
-    return found[-1] if found else None
+    return max(_checkpoints(folder), default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first: their names sort as their steps do."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
 def write_checkpoint(
@@ -55,10 +55,11 @@ def write_checkpoint(
     record: dict[str, Any],
     kept: int,
 ) -> Path:
-    """Write `folder`/step-000000123 and remove all but the `kept` latest; `record` holds tensors, numbers and strings.
+    """Write `folder`/step-000000123, and remove all but the `kept` latest.
 
-    The files are written under another name and renamed together, so that a run killed meanwhile leaves the checkpoint
-    before untouched.
+    record: a dict of plain tensors, numbers, strings, lists and dicts.
+    The files are written under another name and renamed together, so that a run killed meanwhile leaves the
+    checkpoint before untouched.
     """
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}.tmp"
@@ -80,8 +81,7 @@ def write_checkpoint(
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
-    others = sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
-    for path in others[:-kept]:
+    for path in _checkpoints(folder)[:-kept]:
         shutil.rmtree(path)
     return final
 
@@ -91,7 +91,8 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint into flow, average and optimiser, and return its record.
 
-    Raises ValueError where it is damaged, belongs to another model, or was made under settings other than `fixed`.
+    Raises ValueError where it is damaged, belongs to another model, or was made under settings other than
+    `fixed`.
     """
     try:
         weights = load_file(path / WEIGHTS)
@@ -104,8 +105,8 @@ def read_checkpoint(
     if changed:
         name = changed[0]
         raise ValueError(
-            f"{path} was made with {name}={record['config'].get(name)!r}, not {fixed[name]!r}; resume with the same "
-            "configuration, or choose another output folder."
+            f"{path} was made with {name}={record['config'].get(name)!r}, not {fixed[name]!r}; resume "
+            "with the same configuration, or choose another output folder."
         )
     own = {MODEL + name: value for name, value in flow.state_dict().items()}
     own |= {AVERAGE + name: value for name, value in ema.average.items()}
@@ -113,8 +114,8 @@ def read_checkpoint(
     unlike += sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
     if unlike:
         raise ValueError(
-            f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown or of another shape, for "
-            f"example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
+            f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown or of another "
+            f"shape, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
         )
     flow.load_state_dict(
         {name.removeprefix(MODEL): t for name, t in weights.items() if name.startswith(MODEL)}
@@ -127,9 +128,11 @@ def read_checkpoint(
 
 
 def save_model(flow: nn.Module, folder: Path) -> None:
-    """Write the flow's weights as they are: by its own `save_pretrained` if it has one, else model.safetensors."""
+    """Write the flow's weights as they are: by its own `save_pretrained` if it has one, else
+    model.safetensors.
+    """
     if hasattr(flow, "save_pretrained"):
-        flow.save_pretrained(folder)
+        flow.save_pretrained(folder)  # type: ignore[operator]
         return
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {

@@ -13,14 +13,14 @@ FREE = {"free": True}  # marks a field that may change between a run and its con
 class TrainingConfig:
     """Settings of `fit`; raises ValueError where a value makes no sense.
 
-    A run is resumed only under the configuration it was started with. The exceptions are `max_steps` and `max_seconds`
-    (a longer horizon changes the rest of the learning-rate schedule) and what leaves the weights alone: intervals,
-    logs, devices.
+    A run is resumed only under the configuration it was started with. The exceptions are `max_steps` and
+    `max_seconds` (a longer horizon changes the rest of the learning-rate schedule) and what leaves the
+    weights alone: intervals, logs, devices.
 
     batch_size: rows of the global batch, shared evenly between the processes.
     max_steps: stop after this many optimiser steps, skipped ones included.
-    max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate schedule
-        follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
+    max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate
+        schedule follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
     learning_rate: peak learning rate of AdamW.
     final_learning_rate: floor of the cosine schedule, as a fraction of `learning_rate`.
     warmup_steps: steps of the linear warm-up; None takes `warmup_fraction` of the run.
@@ -28,19 +28,22 @@ class TrainingConfig:
     betas, epsilon: AdamW's moment decays and denominator offset.
     weight_decay: AdamW's decoupled decay; not applied to biases, norms, embeddings and other vectors.
     gradient_clip: largest norm of the gradient of all parameters; None leaves it.
-    max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an error.
+    max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an
+        error.
     ema_decay: decay per step of the averaged weights, 0 for none; early on it is at most (1 + n) / (10 + n).
     precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
     seed: seeds the order of the data, augmentation, and whatever the model or objective draws.
     refresh_interval: steps between calls of the training data's `refresh`; None never calls it.
     num_workers: processes that load items of a torch `Dataset` ahead; 0 loads in this process.
-    validation_interval, validation_seconds: validate after so many steps, or so many seconds, whichever comes first;
-        None for either turns it off. The last step is always validated.
+    validation_interval, validation_seconds: validate after so many steps, or so many seconds, whichever comes
+        first; None for either turns it off. The last step is always validated.
     validation_batch_size: rows of a validation batch; None takes `batch_size`.
-    keep_best: with validation data, the saved model is the one of lowest validation loss, else that of the last step.
+    keep_best: with validation data, the saved model is the one of lowest validation loss, else that of the
+        last step.
     checkpoint_interval, checkpoint_seconds: write a checkpoint after so many steps, or so many seconds.
     checkpoints_kept: how many of the latest checkpoints stay on disk.
-    resume: continue from the latest checkpoint in the output folder, if there is one; False raises ValueError instead.
+    resume: continue from the latest checkpoint in the output folder, if there is one; False raises ValueError
+        instead.
     log_interval: steps between rows of the logs.
     tensorboard: also write TensorBoard event files.
     progress_bar: show a tqdm bar.
@@ -72,7 +75,7 @@ class TrainingConfig:
     keep_best: bool = field(default=True, metadata=FREE)
     checkpoint_interval: int | None = field(default=1000, metadata=FREE)
     checkpoint_seconds: float | None = field(default=600.0, metadata=FREE)
-    checkpoints_kept: int = field(default=1, metadata=FREE)
+    checkpoints_kept: int = field(default=2, metadata=FREE)
     resume: bool = field(default=True, metadata=FREE)
     log_interval: int = field(default=10, metadata=FREE)
     tensorboard: bool = field(default=True, metadata=FREE)

@@ -1,4 +1,6 @@
-"""Where batches come from: tensors, torch datasets, or an object of the user's that may change during training."""
+"""Where batches come from: tensors, torch datasets, or an object of the user's that may change during
+training.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,17 @@ CHECKED = ("inputs", "context")  # energies may be infinite: objectives give suc
 class BatchSource(Protocol):
     """Data that makes its own batches.
 
-    Optional methods: `refresh(flow, step, generator)` replaces rows (the flow then holds averaged weights, in evaluation
-    mode; `len` may change); `state_dict()` and `load_state_dict(state)`, a dict of tensors and numbers, make a resumed
-    run exact. Without them a resumed run calls `refresh` once more.
+    Optional methods: `refresh(flow, step, generator)` replaces rows (the flow then holds averaged weights, in
+    evaluation mode; `len` may change); `state_dict()` and `load_state_dict(state)`, a dict of tensors and
+    numbers, make a resumed run exact. Without them a resumed run calls `refresh` once more.
     """
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> Batch:
-        """Rows `indices` (a 1-D int64 tensor): "inputs" (B, ...), optionally "context" (B, ...) and further tensors."""
+        """Rows `indices` (a 1-D int64 tensor): "inputs" (B, ...), optionally "context" (B, ...) and further
+        tensors.
+        """
         ...
 
 
@@ -52,7 +56,7 @@ class TensorSource:
 
 
 class DatasetSource:
-    """Items of a map-style torch `Dataset`: a tensor, a tuple (inputs, context), or a dict of tensors each."""
+    """Items of a map-style torch `Dataset`: each a tensor, a tuple (inputs, context) or a dict of tensors."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -65,7 +69,9 @@ class DatasetSource:
 
 
 def as_batch(data: object) -> Batch:
-    """A tensor, a tuple (inputs,) or (inputs, context), or a dict, as a dict; raises ValueError for anything else."""
+    """A tensor, a tuple (inputs,) or (inputs, context), or a dict, as a dict; raises ValueError for anything
+    else.
+    """
     if isinstance(data, Tensor):
         return {"inputs": data}
     if (
@@ -81,13 +87,16 @@ def as_batch(data: object) -> Batch:
     ):
         return dict(data)
     raise ValueError(
-        "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a map-style "
-        f"Dataset of those, or an object with __len__ and batch(indices), not {type(data).__name__}."
+        "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a "
+        "map-style Dataset of those, or an object with __len__ and batch(indices), not "
+        f"{type(data).__name__}."
     )
 
 
 def as_source(data: object) -> BatchSource:
-    """Anything that `fit` accepts as data, as a `BatchSource`; raises ValueError for an unknown kind or no rows."""
+    """Anything that `fit` accepts as data, as a `BatchSource`; raises ValueError for an unknown kind or no
+    rows.
+    """
     source: BatchSource
     if isinstance(data, Dataset) and not hasattr(data, "batch"):
         source = DatasetSource(data)
@@ -101,7 +110,9 @@ def as_source(data: object) -> BatchSource:
 
 
 def check_finite(name: str, tensor: Tensor, indices: Tensor | None) -> None:
-    """Raise ValueError naming the first row of `tensor` that holds NaN or infinity; `indices` are its rows' numbers."""
+    """Raise ValueError naming the first row of `tensor` that holds NaN or infinity; `indices` are its rows'
+    numbers.
+    """
     if not tensor.is_floating_point():
         return
     for start in range(0, len(tensor), 65536):  # in pieces: a mask of the whole set may not fit into memory
@@ -114,7 +125,8 @@ def check_finite(name: str, tensor: Tensor, indices: Tensor | None) -> None:
 
 
 class EpochOrder:
-    """Row numbers of every batch: each epoch a permutation drawn from (seed, epoch), batches running on across epochs.
+    """Row numbers of every batch: each epoch a permutation drawn from (seed, epoch), batches running on
+    across epochs.
 
     `batch(step)` depends on the step alone, which is what makes resuming exact.
     """
@@ -168,20 +180,18 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 def training_batches(
     source: BatchSource, order: EpochOrder, step: int, part: slice, num_workers: int
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Rows `part` of the batches from `step` on, each with its row numbers; workers load a torch Dataset ahead."""
-    if not num_workers or not isinstance(source, DatasetSource):
-        for now in count(step):  # never ends
-            indices = order.batch(now)[part]
+    """Rows `part` of the batches from `step` on, each with its row numbers; workers load a torch Dataset
+    ahead.
+    """
+    numbers = (order.batch(now)[part] for now in count(step))
+    if num_workers and isinstance(source, DatasetSource):
+        ahead = (order.batch(now)[part].tolist() for now in count(step))
+        loader = DataLoader(source.dataset, batch_sampler=cast(Any, ahead), num_workers=num_workers)
+        for indices, items in zip(numbers, loader, strict=False):
+            yield indices, as_batch(items)
+    else:
+        for indices in numbers:
             yield indices, source.batch(indices)
-    numbers = (order.batch(now)[part].tolist() for now in count(step))
-    loader = DataLoader(
-        source.dataset,
-        batch_sampler=cast(Any, numbers),
-        num_workers=num_workers,
-        persistent_workers=True,
-    )
-    for now, batch in zip(count(step), loader, strict=False):
-        yield order.batch(now)[part], as_batch(batch)
 
 
 def prepare(batch: Batch, indices: Tensor | None, flow: nn.Module) -> Batch:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """Average e <- d e + (1 - d) w of a module's trainable parameters w, kept in float32 (float64 for float64).
+    """Average e <- d e + (1 - d) w of a module's trainable parameters w, kept in float32 (float64 for
+    float64).
 
-    The decay d is min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon forgotten. A decay
-    of zero follows the weights themselves.
+    The decay d is min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon forgotten.
+    A decay of zero follows the weights themselves.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -13,9 +13,12 @@ from nflib.training.objectives import Objective
 
 
 def launch(config: TrainingConfig) -> Any:
-    """A launched Fabric: on one device, or on all processes of `torchrun`; raises ValueError for an unknown device."""
+    """A launched Fabric: on one device, or on all processes of `torchrun`; raises ValueError for an unknown
+    device.
+    """
     import lightning_fabric
     from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     processes = int(os.environ.get("WORLD_SIZE", 1)) if distributed.is_torchelastic_launched() else 1
     settings: dict[str, Any] = {"devices": 1}
@@ -30,14 +33,23 @@ def launch(config: TrainingConfig) -> Any:
         raise ValueError(f"batch_size={config.batch_size} cannot be shared evenly by {processes} processes.")
     try:
         fabric = lightning_fabric.Fabric(accelerator=config.accelerator, **settings)
-    except Exception as error:  # Fabric raises its own kinds for a device that is unknown or absent
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ValueError(f"accelerator={config.accelerator!r} cannot be used here: {error}") from error
     fabric.launch()
     return fabric
 
 
+def process_mean(fabric: Any, value: Tensor) -> Tensor:
+    """Mean of a tensor without gradient over the processes, equal on all of them."""
+    if fabric.world_size == 1:
+        return value
+    mean: Tensor = fabric.all_reduce(value.clone(), reduce_op="mean")
+    return mean
+
+
 class LossModule(nn.Module):
-    """The objective as a `forward`, which is what DistributedDataParallel wraps; autocasts the flow if asked to.
+    """The objective as a `forward`, which is what DistributedDataParallel wraps; autocasts the flow if asked
+    to.
 
     Autocast is ours and not Fabric's, which would round the data themselves to bfloat16.
     """

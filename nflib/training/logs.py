@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Rows of scalars in `output`/logs/version_N/metrics.csv (N counts runs) and beside it as TensorBoard events."""
+    """Rows of scalars in `output`/logs/version_N/metrics.csv (N counts runs) and beside it as TensorBoard
+    events.
+    """
 
     def __init__(
         self, output: Path, config: TrainingConfig, *, active: bool, step: int, seconds: float
@@ -31,7 +33,7 @@ class RunLog:
             writer.log_metrics(scalars, step)
 
     def progress(self, step: int, seconds: float, scalars: dict[str, float]) -> None:
-        """Move the progress bar; `scalars` appear behind it, with the average steps per second of this run."""
+        """Move the progress bar; `scalars` appear behind it, with the steps per second of this run."""
         if self.bar is None:
             return
         rate = (step - self._first[0]) / max(seconds - self._first[1], 1e-9)

@@ -13,7 +13,9 @@ Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tens
 
 
 def log_density(flow: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """log q(x | context) of the batch's "inputs", given "context" if there is one: (B,), in nats, float32 or float64."""
+    """log q(x | context) of the batch's "inputs", given "context" if there is one: (B,), in nats, float32 or
+    float64.
+    """
     log_prob = flow.log_prob(batch["inputs"], context=batch.get("context"))  # type: ignore[operator]
     return log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))
 
@@ -30,16 +32,17 @@ def maximum_likelihood(
 class LogVariance:
     """Likelihood of data, plus the log-variance divergence from a Boltzmann distribution known by its energy.
 
-    The batch holds "inputs" x (B, ...), their reduced "energy" u(x) in kT (B,), optionally "context", and optionally
-    "is_data" (B,), a mask of the rows that count for the likelihood. With d = log q(x) + u(x), which is a constant
-    where q(x) = exp(-u(x)) / Z,
+    The batch holds "inputs" x (B, ...), their reduced "energy" u(x) in kT (B,), optionally "context", and
+    optionally "is_data" (B,), a mask of the rows that count for the likelihood. With d = log q(x) + u(x),
+    which is a constant where q(x) = exp(-u(x)) / Z,
 
-        loss = likelihood_weight * mean(-log q(x)) + energy_weight * B / (B - 1) * min_c mean(h(d - c)),
+        loss = likelihood_weight * mean(-log q(x)) + energy_weight * min_c mean(h(d - c)),
 
-    where h(r) = r^2 for |r| <= clip, and 2 clip |r| - clip^2 beyond. Without `clip` the second term is the variance of
-    d about its mean (Richter et al. 2020, "VarGrad", arXiv:2010.10436); with it, c is Huber's estimate of location and
-    outliers pull with a bounded force. The minimum over c is found in all processes together, so that a run on several
-    gives the loss of one. Rows of infinite or NaN energy have no weight in the second term, and their share is logged.
+    where h(r) = r^2 for |r| <= clip, and 2 clip |r| - clip^2 beyond. Without `clip` the second term is the
+    variance of d about its mean (Richter et al. 2020, "VarGrad", arXiv:2010.10436); with it, c is Huber's
+    estimate of location and outliers pull with a bounded force. The minimum over c is found in all processes
+    together, so that a run on several gives the loss of one. Rows of infinite or NaN energy have no weight in
+    the second term, and their share is logged.
 
     Raises ValueError for a batch without "energy", negative weights or a clip that is not positive.
     """
@@ -77,7 +80,7 @@ class LogVariance:
             penalty = 2 * functional.huber_loss(
                 residual, torch.zeros_like(residual), reduction="none", delta=self.clip
             )
-        variance = (penalty * weight).sum() * _world_size() / (counts[1] - 1).clamp(min=1)
+        variance = (penalty * weight).sum() * _world_size() / counts[1].clamp(min=1)
         loss = self.likelihood_weight * likelihood + self.energy_weight * variance
         return loss, {
             "negative_log_likelihood": likelihood.detach(),
@@ -96,11 +99,12 @@ def _location(values: Tensor, weight: Tensor, clip: float | None) -> Tensor:
     if len(kept) == 0:
         return values.new_zeros(())
     centre = kept.median()
+    smallest = torch.finfo(kept.dtype).eps * kept.abs().median()
     for _ in range(50):  # a monotone fixed-point iteration; each step lowers the sum
-        update = centre + (kept - centre).clamp(-clip, clip).mean()
-        if bool((update - centre).abs() <= 1e-6 * clip):
+        change = (kept - centre).clamp(-clip, clip).mean()
+        centre = centre + change
+        if bool(change.abs() <= smallest):
             break
-        centre = update
     return centre
 
 

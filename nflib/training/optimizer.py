@@ -1,4 +1,4 @@
-"""AdamW with weight decay where it belongs, and gradient clipping that says whether the gradient is finite."""
+"""AdamW with weight decay where it belongs, and clipping of the gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _VECTORS = (
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: matrices, decayed; biases, norms, embeddings and other vectors, not decayed."""
+    """Trainable parameters in two groups: matrices, decayed; biases, norms, embeddings and other vectors, not
+    decayed.
+    """
     undecayed: dict[int, nn.Parameter] = {}
     for child in module.modules():
         kind = type(child).__name__.lower()

@@ -17,8 +17,8 @@ def progress(config: TrainingConfig, step: int, seconds: float) -> float:
 def learning_rate(config: TrainingConfig, step: int, seconds: float) -> float:
     """Learning rate of step number `step` (the first is 0) that starts after `seconds`.
 
-    With p the progress of the run, w the share of the warm-up and f the floor: rate = peak * ramp * (f + (1 - f) *
-    (1 + cos(pi * (p - w) / (1 - w))) / 2), where the ramp rises linearly to 1 during the warm-up.
+    With p the progress of the run, w the share of the warm-up and f the floor: rate = peak * ramp * (f + (1 -
+    f) * (1 + cos(pi * (p - w) / (1 - w))) / 2), where the ramp rises linearly to 1 during the warm-up.
     """
     done = progress(config, step, seconds)
     warmup_steps, warmup = config.warmup_steps, 0.0

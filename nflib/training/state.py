@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,10 +18,10 @@ from nflib.training.ema import ExponentialMovingAverage
 class TrainingState:
     """Handed to every callback after every step, on every process; what a callback raises ends the run.
 
-    step: steps done so far. seconds: wall-clock time of this run and those it resumes. loss: of this step's global
-    batch, averaged over the processes. metrics: scalars of the objective, the gradient's norm and the learning rate,
-    of this process. validation_loss: None unless this step was validated. Setting `stop` ends the run after this step;
-    under torchrun every process must set it alike.
+    step: steps done so far. seconds: wall-clock time of this run and those it resumes. loss: of this step's
+    global batch, averaged over the processes; gradient_norm is before clipping. metrics: scalars of the
+    objective at the last logged step. validation_loss: None unless this step was validated. Setting `stop`
+    ends the run after this step; under torchrun every process must set it alike.
     """
 
     flow: nn.Module
@@ -30,6 +31,8 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
     loss: float = float("nan")
+    gradient_norm: float = float("nan")
+    learning_rate: float = float("nan")
     metrics: dict[str, float] = field(default_factory=dict)
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
@@ -38,6 +41,15 @@ class TrainingState:
     best_step: int | None = None
     stop: bool = False
 
+    def record(self) -> dict[str, Any]:
+        """The numbers that a checkpoint keeps."""
+        return {name: getattr(self, name) for name in _RECORDED}
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Take over the numbers of a checkpoint."""
+        for name in _RECORDED:
+            setattr(self, name, record[name])
+
     def averaged(self) -> AbstractContextManager[nn.Module]:
         """`with state.averaged() as flow:` gives the flow with averaged weights, in evaluation mode."""
         return self.ema.applied(self.flow)
@@ -45,7 +57,9 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Summary of a finished run; `model` is the folder of the saved weights, which the flow itself holds now too."""
+    """Summary of a finished run; `model` is the folder of the saved weights, which the flow itself holds now
+    too.
+    """
 
     steps: int
     seconds: float
@@ -57,4 +71,14 @@ class TrainingResult:
     model: Path
 
 
+_RECORDED = (
+    "step",
+    "seconds",
+    "loss",
+    "skipped_steps",
+    "skipped_in_a_row",
+    "validation_loss",
+    "best_validation_loss",
+    "best_step",
+)
 Callback = Callable[[TrainingState], None]

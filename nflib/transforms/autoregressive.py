@@ -14,7 +14,8 @@ class AutoregressiveTransform(Transform):
 
     network: strictly causal, ``(B, T, C) -> (B, T, 2C)``; its output's halves are the raw scale and the shift.
     scale: turns the raw scale into a log-scale. `forward` is one parallel pass; `inverse` decodes token by token with
-    `decoding`. logabsdet is ``-sum log scale``, in float32 or better whatever the network computes in.
+    `decoding`. logabsdet is ``-sum log scale``, in float32 or better whatever the network computes in. Raises
+    ValueError for inputs of another shape.
     """
 
     def __init__(self, network: CausalTransformer, scale: nn.Module | None = None, decoding: Sequential | None = None):
@@ -24,12 +25,21 @@ class AutoregressiveTransform(Transform):
         self.decoding = decoding or Sequential()
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check_shape(inputs)
         shift, log_scale = self.shift_and_log_scale(self.network(inputs, context))
         outputs = (inputs - shift) * torch.exp(-log_scale)
         return outputs, -log_scale.flatten(1).sum(-1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check_shape(inputs)
         return self.decoding(self, inputs, context)
+
+    def _check_shape(self, inputs: Tensor) -> None:
+        token_size = self.network.out_channels // 2
+        if inputs.dim() != 3 or inputs.shape[-1] != token_size:
+            raise ValueError(
+                f"expected tokens of shape (batch, tokens, {token_size}), got {tuple(inputs.shape)}."
+            )
 
     def shift_and_log_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Split a network's output ``(B, L, 2C)`` into shift and log-scale ``(B, L, C)``, in float32 or better."""

@@ -92,8 +92,9 @@ class GaussianizeMarginals(Transform):
     Real coordinates: a monotone rational-quadratic spline (Gregory & Delbourgo 1982; Durkan et al. 2019)
     through smoothed quantiles, continued by straight lines of the same slope. Interval coordinates `[a, b]`:
     a rational-quadratic cumulative distribution of positive density, `u: [a, b] -> [0, 1]`, then
-    `z = ndtri(u)`. The tails `u` and `1 - u` are evaluated from their own ends, so nothing cancels near `a` or `b`; points
-    closer to an end than a sixteenth of the working precision times `b - a` are evaluated at that distance.
+    `z = ndtri(u)`. The tails `u` and `1 - u` are evaluated from their own ends, so nothing cancels near `a`
+    or `b`; points closer to an end than a sixteenth of the working precision times `b - a` are evaluated at
+    that distance.
 
     Inputs have shape `(batch, *event_shape)`. A new instance is the identity; get a useful one from `fit`, or
     from `load_state_dict` into `GaussianizeMarginals(event_shape, num_bins)`.

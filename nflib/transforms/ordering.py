@@ -6,16 +6,25 @@ from torch import Tensor
 
 
 class Reverse(Transform):
-    """Reverses the tokens; with `frame_length`, those inside each frame, frames staying in order."""
+    """Reverses the tokens; with `frame_length`, those inside each frame, frames staying in order.
+
+    Raises ValueError where the tokens do not fill whole frames.
+    """
 
     def __init__(self, frame_length: int | None = None):
         super().__init__()
+        if frame_length is not None and frame_length < 1:
+            raise ValueError(f"frame_length must be a positive number of tokens, got {frame_length}.")
         self.frame_length = frame_length
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.frame_length is None:
             outputs = inputs.flip(1)
         else:
+            if inputs.shape[1] % self.frame_length:
+                raise ValueError(
+                    f"{inputs.shape[1]} tokens do not fill frames of {self.frame_length}; pass whole frames."
+                )
             outputs = inputs.unflatten(1, (-1, self.frame_length)).flip(2).flatten(1, 2)
         return outputs, inputs.new_zeros(len(inputs))
 
@@ -26,7 +35,7 @@ class Reverse(Transform):
 class Permute(Transform):
     """Visits the tokens as ``permutation`` lists them: output t is input permutation[t].
 
-    Raises ValueError where `permutation` is not a permutation of 0 … T-1.
+    Raises ValueError where `permutation` is not a permutation of 0 … T-1, or the inputs do not have T tokens.
     """
 
     permutation: Tensor
@@ -41,7 +50,13 @@ class Permute(Transform):
         self.register_buffer("inverse_permutation", permutation.argsort())
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return inputs[:, self.permutation], inputs.new_zeros(len(inputs))
+        return self._reordered(inputs, self.permutation), inputs.new_zeros(len(inputs))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return inputs[:, self.inverse_permutation], inputs.new_zeros(len(inputs))
+        return self._reordered(inputs, self.inverse_permutation), inputs.new_zeros(len(inputs))
+
+    def _reordered(self, inputs: Tensor, order: Tensor) -> Tensor:
+        # Indexing alone would drop the tokens beyond the permutation without a word.
+        if inputs.dim() < 2 or inputs.shape[1] != len(order):
+            raise ValueError(f"expected inputs of {len(order)} tokens, got shape {tuple(inputs.shape)}.")
+        return inputs[:, order]

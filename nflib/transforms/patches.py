@@ -51,6 +51,8 @@ class ImagePatches(_Rearrangement):
 
     def __init__(self, event_shape: Sequence[int], patch_size: int):
         super().__init__()
+        if len(event_shape) != 3:
+            raise ValueError(f"an image's event_shape is (channels, height, width), got {tuple(event_shape)}.")
         channels, height, width = event_shape
         if patch_size < 1 or height % patch_size or width % patch_size:
             raise ValueError(f"patch_size {patch_size} must divide the height {height} and the width {width}.")

@@ -221,7 +221,7 @@ def double_well(temperatures: tuple[float, ...], num_steps: int) -> Trajectories
         friction=2.0,
         swap_interval=10,
         save_interval=50,
-        equilibration_steps=3000,
+        equilibration_steps=2000,
         generator=generator(),
         progress=False,
     )
@@ -229,10 +229,10 @@ def double_well(temperatures: tuple[float, ...], num_steps: int) -> Trajectories
 
 def test_tempering_crosses_a_barrier_and_finds_the_boltzmann_ratio():
     well = TiltedDoubleWell()
-    alone = double_well((300.0,), 3000)
+    alone = double_well((300.0,), 2000)
     assert alone.frames is not None
     assert (alone.frames.positions[:, 0, 0] > 0).mean() < 0.02
-    together = double_well(geometric_temperatures(300.0, 4000.0, 6), 12000)
+    together = double_well(geometric_temperatures(300.0, 4000.0, 6), 8000)
     assert together.frames is not None
     right = (together.frames.positions[:, 0, 0] > 0).astype(np.float64)
     shares = np.array([right[together.frames.ladder == i].mean() for i in range(128)])

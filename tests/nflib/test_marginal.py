@@ -140,8 +140,8 @@ def test_inverse_is_finite_far_out(gaussianize, dtype):
 
 def test_density_integrates_to_one(gaussianize):
     """Density of the pulled-back normal over one interval coordinate, by quadrature."""
-    x = gaussianize.inverse(torch.zeros(1, 2, 3, dtype=torch.float64))[0].repeat(200001, 1, 1)
-    x[:, 0, 1] = torch.linspace(-PI, PI, 200001, dtype=torch.float64)
+    x = gaussianize.inverse(torch.zeros(1, 2, 3, dtype=torch.float64))[0].repeat(40001, 1, 1)
+    x[:, 0, 1] = torch.linspace(-PI, PI, 40001, dtype=torch.float64)
     x.requires_grad_(True)
     z, _ = gaussianize(x)
     slope = torch.autograd.grad(z.sum(), x)[0][:, 0, 1]

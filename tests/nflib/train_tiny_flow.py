@@ -1,13 +1,14 @@
-"""Trains a tiny flow; run by test_training under torchrun: train_tiny_flow.py OUTPUT OBJECTIVE."""
+"""Trains a tiny flow; run by test_training under torchrun: train_tiny_flow.py OUTPUT."""
 
 import sys
+from pathlib import Path
 
 import torch
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform
 
-from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
+from nflib.training import LogVariance, TrainingConfig, fit, maximum_likelihood
 
 
 def tiny_flow(seed: int = 0, hidden: int = 8) -> Flow:
@@ -15,8 +16,8 @@ def tiny_flow(seed: int = 0, hidden: int = 8) -> Flow:
     return Flow(MaskedAffineAutoregressiveTransform(3, hidden, num_blocks=1), StandardNormal([3]))
 
 
-def train(output: str, objective_name: str) -> TrainingResult:
-    objective = {"likelihood": maximum_likelihood, "log-variance": LogVariance(0.1, clip=1.0)}[objective_name]
+def train(output: Path) -> None:
+    """Train once with each objective, into output/likelihood and output/log-variance."""
     inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(1)) * 2 + 1
     energy = (inputs**2).sum(dim=1) / 3
     energy[5] = float("inf")
@@ -30,17 +31,19 @@ def train(output: str, objective_name: str) -> TrainingResult:
         progress_bar=False,
         accelerator="cpu",
     )
-    return fit(
-        tiny_flow(),
-        {"inputs": inputs, "energy": energy},
-        {"inputs": inputs[:13], "energy": energy[:13]},
-        config=config,
-        objective=objective,
-        output=output,
-        augment=lambda x, generator: x + 0.1 * torch.randn(x.shape, generator=generator),
-    )
+    objectives = {"likelihood": maximum_likelihood, "log-variance": LogVariance(0.1, clip=1.0)}
+    for name, objective in objectives.items():
+        fit(
+            tiny_flow(),
+            {"inputs": inputs, "energy": energy},
+            {"inputs": inputs[:13], "energy": energy[:13]},
+            config=config,
+            objective=objective,
+            output=output / name,
+            augment=lambda x, generator: x + 0.1 * torch.randn(x.shape, generator=generator),
+        )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(sys.argv[1], sys.argv[2])
+    train(Path(sys.argv[1]))

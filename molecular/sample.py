@@ -1,0 +1,166 @@
+"""Weighted equilibrium samples of a peptide, from a flow's exact likelihoods, into a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import torch
+
+from molecular.boltzmann import ReducedEnergy
+from molecular.datasets import load_ensemble
+from molecular.flow import PeptideFlow
+from molecular.geometry import dihedrals
+from molecular.peptide import Peptide
+from molecular.plots import ramachandran
+from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
+
+SHIPPED = Path(__file__).parent / "shipped"
+# Published codes remove this share of the largest weights before they report an effective sample size.
+PUBLISHED_TRUNCATION = 0.002
+
+log = logging.getLogger(__name__)
+
+
+def sample_to_folder(
+    sequence: str,
+    output: str | Path,
+    num_samples: int,
+    *,
+    model: str | Path | None = None,
+    reference: str | Path | None = None,
+    batch_size: int = 1000,
+    temperature: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> WeightedSamples:
+    """Draw, weight and write; the arguments are those of the command line.
+
+    Writes topology.pdb, samples.xtc, weights.npz (positions in nm, log-weights, log-densities), summary.json and
+    ramachandran.png, all of them or none. Raises FileNotFoundError where no flow is shipped for the peptide, and
+    ValueError for a flow of another peptide or num_samples < 1.
+    """
+    peptide = Peptide(sequence, temperature=temperature)
+    flow = load_flow(sequence, model, device)
+    with complete_folder(output) as folder:
+        samples = sample(flow, peptide, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
+        summary = summarize(samples) | {"peptide": sequence, "temperature_K": peptide.temperature, "seed": seed}
+        samples.save(folder / "weights.npz")
+        peptide.save_pdb(folder / "topology.pdb")
+        mdtraj.Trajectory(samples.x.numpy(), peptide.mdtraj_topology()).save_xtc(str(folder / "samples.xtc"))
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        plot_torsions(peptide, samples, reference_positions(sequence, reference), folder / "ramachandran.png")
+    for line in describe(summary):
+        log.info(line)
+    log.info("Written to %s: topology.pdb, samples.xtc, weights.npz, summary.json, ramachandran.png.", output)
+    return samples
+
+
+def sample(
+    flow: PeptideFlow,
+    peptide: Peptide,
+    num_samples: int,
+    *,
+    batch_size: int = 1000,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
+) -> WeightedSamples:
+    """Samples of the flow, weighted to the Boltzmann distribution of the peptide's System at its temperature."""
+    target = BoltzmannDensity(ReducedEnergy(peptide, device))
+    return importance_sample(flow, target, num_samples, batch_size=batch_size, seed=seed, progress=progress)
+
+
+def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow:
+    """The flow saved in `model`, or the one shipped for `sequence`; checked to belong to it."""
+    if model is None:
+        model = SHIPPED / sequence
+        if not model.is_dir():
+            shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
+            raise FileNotFoundError(
+                f"no flow is shipped for {sequence} (shipped: {shipped}); name one with --model, or train one."
+            )
+    flow = PeptideFlow.from_pretrained(model, device)
+    flow.check_sequence(sequence)
+    return flow
+
+
+def reference_positions(sequence: str, folder: str | Path | None = None) -> torch.Tensor | None:
+    """Positions of a reference ensemble: a simulation's folder, or the one shipped for `sequence`, if there is one."""
+    if folder is not None:
+        return load_ensemble(folder).positions
+    path = SHIPPED / sequence / "reference.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["positions"].astype(np.float32))
+
+
+def summarize(samples: WeightedSamples) -> dict[str, Any]:
+    """The figures of `WeightedSamples.summary`, and the effective sample size as published codes report it."""
+    truncated = samples.truncate(PUBLISHED_TRUNCATION)
+    return samples.summary() | {
+        "truncated": {
+            "removed_fraction": PUBLISHED_TRUNCATION,
+            "effective_sample_size_fraction": truncated.effective_sample_size_fraction,
+        }
+    }
+
+
+def describe(summary: dict[str, Any]) -> Iterator[str]:
+    """A summary as sentences."""
+    truncated = summary["truncated"]
+    yield (
+        f"{summary['num_samples']} samples of {summary['peptide']} at {summary['temperature_K']:g} K: effective sample "
+        f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), "
+        f"Pareto k {summary['pareto_k']:.2f}, {summary['num_rejected']} rejected."
+    )
+    yield (
+        f"Without the largest {100 * truncated['removed_fraction']:g} % of weights, as published codes report it: "
+        f"{truncated['effective_sample_size_fraction']:.3f}."
+    )
+
+
+def plot_torsions(
+    peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path
+) -> None:
+    """Free-energy maps of the first residue's (phi, psi): the flow, its samples reweighted, and the reference.
+
+    Writes nothing for a peptide without a residue that has both torsions.
+    """
+    phi, psi = peptide.phi_psi_indices()
+    if not (len(phi) and len(psi)):
+        return
+    # psi of an uncapped chain begins at its first residue, phi at its second.
+    quadruples = torch.as_tensor(np.stack([phi[0], psi[min(len(psi) - 1, 0 if peptide.capped else 1)]]))
+
+    def angles(positions: torch.Tensor) -> np.ndarray:
+        return dihedrals(positions, quadruples).numpy()
+
+    flow_angles = angles(samples.x)
+    panels = {"flow": (flow_angles, None), "reweighted": (flow_angles, samples.weights.numpy())}
+    if reference is not None:
+        panels["reference"] = (angles(reference), None)
+    ramachandran(panels, path, title=peptide.sequence, temperature=peptide.temperature)
+
+
+@contextmanager
+def complete_folder(output: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, whose files move there only once the block has ended without an error.
+
+    Raises OSError where `output` cannot be written, before the block begins.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as temporary:
+        yield Path(temporary)
+        for path in sorted(Path(temporary).iterdir()):
+            os.replace(path, output / path.name)

@@ -1,0 +1,88 @@
+"""From a data source to the batches of one process, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nflib.training import seeds
+from nflib.training.config import TrainingConfig
+from nflib.training.data import (
+    Batch,
+    BatchSource,
+    EpochOrder,
+    TensorSource,
+    prepare,
+    rank_slice,
+    training_batches,
+)
+from nflib.training.state import TrainingState
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Feed:
+    """Deals the global batches of a run out to its processes, augments them, and renews the data when due."""
+
+    def __init__(
+        self, source: BatchSource, config: TrainingConfig, fabric: Any, augment: Augmentation | None
+    ) -> None:
+        self.source, self.config, self.fabric, self.augment = source, config, fabric, augment
+        self.order = EpochOrder(len(source), config.batch_size, config.seed)
+        self.stale = False
+        if config.refresh_interval is not None and not hasattr(source, "refresh"):
+            raise ValueError(f"refresh_interval is set, but {type(source).__name__} has no method refresh.")
+
+    def batches(self, state: TrainingState) -> Iterator[Batch]:
+        """This process's part of the global batches from the present step on, on its device; never ends."""
+        config, first = self.config, state.step
+        part = rank_slice(config.batch_size, self.fabric.global_rank, self.fabric.world_size)
+        # The same random numbers reach the same rows on any number of processes only if all of them augment
+        # the whole batch.
+        loaded = part if self.augment is None else slice(0, config.batch_size)
+        batches = training_batches(self.source, self.order, first, loaded, config.num_workers)
+        for step, (indices, batch) in enumerate(batches, first):
+            batch = prepare(batch, None if isinstance(self.source, TensorSource) else indices, state.flow)
+            if self.augment is not None:
+                inputs = batch["inputs"]
+                path = config.seed, seeds.AUGMENTATION, step
+                inputs = self.augment(inputs, seeds.derived_generator(*path, device=inputs.device))
+                batch = {name: value[part] for name, value in (batch | {"inputs": inputs}).items()}
+            yield self.fabric.to_device(batch)
+
+    def refresh_if_due(self, state: TrainingState) -> None:
+        """Let the source renew its rows before steps `refresh_interval`, twice that, and so on."""
+        interval, step = self.config.refresh_interval, state.step
+        due = interval is not None and step > 0 and step % interval == 0
+        if not (due or self.stale):
+            return
+        self.stale = False
+        path = self.config.seed, seeds.REFRESH, step
+        with state.averaged() as flow:
+            torch.manual_seed(seeds.derived_seed(*path))
+            generator = seeds.derived_generator(*path, device=self.fabric.device)
+            self.source.refresh(flow, step, generator)  # type: ignore[attr-defined]
+        if len(self.source) != self.order.length:
+            self.order.restart(step, len(self.source))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epochs stand, and the source's own state if it has one."""
+        own = getattr(self.source, "state_dict", None)
+        return {"order": self.order.state_dict(), "source": None if own is None else own()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there; raises ValueError where the data now have another number of rows."""
+        restore = getattr(self.source, "load_state_dict", None)
+        if restore is not None and state["source"] is not None:
+            restore(state["source"])
+        else:
+            self.stale = self.config.refresh_interval is not None
+        self.order.load_state_dict(state["order"])
+        if not self.stale and len(self.source) != self.order.length:
+            raise ValueError(
+                f"the run was begun with {self.order.length} rows of training data, not {len(self.source)}; "
+                "resume with the same data, or choose another output folder."
+            )

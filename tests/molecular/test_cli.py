@@ -1,0 +1,143 @@
+"""The command line: what it writes, and how it answers mistakes."""
+
+import json
+import os
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+
+from molecular.cli import main
+from molecular.flow import PeptideFlow
+from molecular.peptide import Peptide
+from nflib.montecarlo import WeightedSamples
+
+TRAINING = ["--training.max_steps", "3", "--training.batch_size", "8", "--training.progress_bar", "false"]
+SMALL = ["--channels", "16", "--num_blocks", "2", "--layers_per_block", "1", "--head_dim", "16"]
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulation")
+    arguments = ["--peptide", "Ace-G-Nme", "--output", str(folder), "--picoseconds", "0.4", "--save_ps", "0.01"]
+    main(["simulate", *arguments, "--equilibration_ps", "0.1", "--num_ladders", "4", "--num_temperatures", "2"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(simulation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    main(["train", "--data", str(simulation), "--output", str(folder), *SMALL, *TRAINING])
+    return folder / "model"
+
+
+def test_simulate_train_sample(simulation, model, tmp_path):
+    output = tmp_path / "samples"
+    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "600"]
+    main([*arguments, "--output", str(output), "--reference", str(simulation), "--seed", "4"])
+    assert {path.name for path in output.iterdir()} == {
+        "topology.pdb",
+        "samples.xtc",
+        "weights.npz",
+        "summary.json",
+        "ramachandran.png",
+    }
+    samples = WeightedSamples.load(output / "weights.npz")
+    trajectory = mdtraj.load(str(output / "samples.xtc"), top=str(output / "topology.pdb"))
+    assert trajectory.n_frames == len(samples) == 600
+    np.testing.assert_allclose(trajectory.xyz, samples.x, atol=1e-3)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["effective_sample_size"] == pytest.approx(samples.effective_sample_size)
+    flow = PeptideFlow.from_pretrained(model)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=5e-3, rtol=1e-4)
+
+
+def test_weights_are_boltzmann_over_flow(simulation, model, tmp_path):
+    import openmm
+    from openmm import unit
+
+    output = tmp_path / "samples"
+    main(
+        ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "600", "--output", str(output)]
+    )
+    samples = WeightedSamples.load(output / "weights.npz")
+    peptide = Peptide("Ace-G-Nme")
+    context = openmm.Context(
+        peptide.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+    )
+    for index in samples.log_weights.argsort(descending=True)[:5].tolist():
+        context.setPositions(samples.x[index].double().numpy())
+        energy = context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        expected = -energy / peptide.kT - samples.log_prob[index].item()
+        assert samples.log_weights[index].item() == pytest.approx(expected, abs=5e-3)
+
+
+def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_path):
+    main(
+        ["train", "--data", str(simulation), "--output", str(tmp_path / "refined"), "--initial", str(model)]
+        + [*TRAINING, "--training.refresh_interval", "2", "--energy_weight", "0.01"]
+    )
+    assert PeptideFlow.from_pretrained(tmp_path / "refined" / "model").sequence == "Ace-G-Nme"
+
+
+MISTAKES = {
+    "unknown residue": (["sample", "--peptide", "AXA"], "X"),
+    "unknown cap": (["sample", "--peptide", "Boc-A-Nme"], "Boc"),
+    "empty sequence": (["sample", "--peptide", ""], "sequence"),
+    "no samples": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "0"], "num_samples"),
+    "negative samples": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "-3"], "num_samples"),
+    "no shipped flow": (["sample", "--peptide", "Ace-W-Nme"], "no flow is shipped for Ace-W-Nme"),
+    "missing model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{tmp}/nowhere"], "config.json"),
+    "model of another peptide": (["sample", "--peptide", "Ace-A-Nme", "--model", "{model}"], "trained on Ace-G-Nme"),
+    "truncated model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{truncated}"], "truncated"),
+    "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "settings.json"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(name, model, tmp_path, capsys):
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
+    (truncated / "config.json").write_bytes((model / "config.json").read_bytes())
+    weights = (model / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    arguments, expected = MISTAKES[name]
+    places = {"model": model, "tmp": tmp_path, "truncated": truncated}
+    output = tmp_path / "output"
+    with pytest.raises(SystemExit) as error:
+        main([argument.format(**places) for argument in arguments] + ["--output", str(output)])
+    message = str(error.value)
+    assert message.startswith("error: ")
+    assert expected in message
+    assert "\n" not in message.strip()
+    assert not output.exists() or not list(output.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_output(model, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SystemExit, match="error: "):
+        main(["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--output", str(tmp_path / "output")])
+
+
+def test_output_that_is_a_file(model, tmp_path):
+    (tmp_path / "output").write_text("mine")
+    arguments = ["--peptide", "Ace-G-Nme", "--model", str(model), "--output", str(tmp_path / "output")]
+    with pytest.raises(SystemExit, match="error: .*output"):
+        main(["sample", *arguments])
+    assert (tmp_path / "output").read_text() == "mine"
+
+
+def test_data_with_nan_is_refused(simulation, tmp_path):
+    import shutil
+
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(simulation, poisoned)
+    shard = sorted(poisoned.glob("frames-*.npz"))[0]
+    arrays = dict(np.load(shard))
+    arrays["positions"][3, 0, 0] = np.nan
+    np.savez(shard, **arrays)
+    with pytest.raises(SystemExit, match="error: .*frame 3"):
+        main(["train", "--data", str(poisoned), "--output", str(tmp_path / "output"), *SMALL, *TRAINING])

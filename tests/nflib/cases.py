@@ -1,0 +1,310 @@
+"""The tables that the tests run through: a named constructor for every transform, and for every flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from nflows.distributions import ConditionalDiagonalNormal
+from nflows.distributions import StandardNormal as NFlowsStandardNormal
+from nflows.nn.nets import ResidualNet
+from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform, Transform
+from torch import Tensor, nn
+
+from nflib import Flow
+from nflib.distributions import StandardNormal
+from nflib.flows import TARFlow, autoregressive_blocks
+from nflib.networks import (
+    AdaptiveLayerNorm,
+    CausalTransformer,
+    ClassEmbedding,
+    GatedMLP,
+    LearnedPositions,
+    RMSNorm,
+    Rotary,
+    SinusoidalPositions,
+    SoftClip,
+    grid_coordinates,
+)
+from nflib.networks.norms import LayerNorm
+from nflib.networks.transformer import transformer_layers
+from nflib.transforms import (
+    AutoregressiveTransform,
+    Exponential,
+    GaussianizeMarginals,
+    ImagePatches,
+    Permute,
+    Reverse,
+    Softplus,
+    Standardize,
+    VectorPatches,
+)
+
+NUM_CLASSES = 3
+CONDITION_CHANNELS = 4
+
+Draw = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a table: how to build a module, what it takes, and what it gives back."""
+
+    name: str
+    build: Callable[[], Any]
+    event_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    draw_context: Draw | None = None
+    context_required: bool = False
+    draw_inputs: Draw | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def inputs(self, batch: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Inputs the module accepts, `(batch, *event_shape)`, from torch's global generator."""
+        drawn = torch.randn(batch, *self.event_shape) if self.draw_inputs is None else self.draw_inputs(batch)
+        return drawn.to(dtype)
+
+    def context(self, batch: int = 5, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """A context of `batch` rows, or None where the module takes none."""
+        context = None if self.draw_context is None else self.draw_context(batch)
+        return context.to(dtype) if context is not None and context.is_floating_point() else context
+
+
+def labels(batch: int) -> Tensor:
+    """Class labels that include, from three rows on, both a class and "no class"."""
+    return torch.arange(batch) % (NUM_CLASSES + 1) - 1
+
+
+def token_conditions(length: int) -> Draw:
+    return lambda batch: torch.randn(batch, length, CONDITION_CHANNELS)
+
+
+def autoregressive(
+    num_tokens: int = 6,
+    token_size: int = 2,
+    channels: int = 16,
+    *,
+    scale: type[nn.Module] = Exponential,
+    positions: str = "learned",
+    grid: tuple[int, ...] | None = None,
+    start_token: bool = False,
+    num_classes: int = 0,
+    conditioner: bool = False,
+    clip: float = 0.0,
+    final_norm: Callable[[int], nn.Module] = LayerNorm,
+    **layer_settings: Any,
+) -> AutoregressiveTransform:
+    """The map on tokens `(num_tokens, token_size)` with every part that the engine has as a switch."""
+    length = num_tokens - 1 + start_token
+    settings = {"head_dim": 8, "expansion": 2} | layer_settings
+    added = {"learned": LearnedPositions, "sinusoidal": SinusoidalPositions}.get(positions)
+    if positions == "rotary":
+        settings["rotary"] = Rotary(grid_coordinates(grid or (num_tokens,)), settings["head_dim"])
+    if conditioner:
+        settings["norm"] = partial(AdaptiveLayerNorm, condition_channels=CONDITION_CHANNELS)
+    network = CausalTransformer(
+        token_size,
+        2 * token_size,
+        channels,
+        transformer_layers(2, channels, **settings),
+        positions=added(length, channels) if added else None,
+        embedding=ClassEmbedding(num_classes, channels) if num_classes else None,
+        conditioner=nn.Linear(CONDITION_CHANNELS, CONDITION_CHANNELS) if conditioner else None,
+        final_norm=final_norm(channels),
+        clip=SoftClip(clip) if clip else None,
+        start_token=start_token,
+    )
+    return AutoregressiveTransform(network, scale())
+
+
+def _autoregressive_case(name: str, draw_context: Draw | None = None, **settings: Any) -> Case:
+    shape = (settings.get("num_tokens", 6), settings.get("token_size", 2))
+    build = partial(autoregressive, **settings)
+    return Case(name, build, shape, shape, draw_context, context_required=settings.get("conditioner", False))
+
+
+EVERYTHING: dict[str, Any] = {
+    "channels": 32,
+    "scale": Softplus,
+    "positions": "rotary",
+    "grid": (2, 3),
+    "start_token": True,
+    "num_classes": NUM_CLASSES,
+    "clip": 3.0,
+    "norm": RMSNorm,
+    "final_norm": RMSNorm,
+    "mlp": GatedMLP,
+    "num_key_value_heads": 2,
+    "query_key_norm": True,
+    "post_norm": True,
+}
+
+AUTOREGRESSIVE = [
+    _autoregressive_case("plain"),  # exponential scale, shifted start, learned positions, layer norm, MLP
+    _autoregressive_case("scale-softplus", scale=Softplus),
+    _autoregressive_case("start-learned", start_token=True),
+    _autoregressive_case("start-learned-one-token", num_tokens=1, token_size=5, start_token=True),
+    _autoregressive_case("positions-sinusoidal", positions="sinusoidal"),
+    _autoregressive_case("positions-sinusoidal-start-learned", positions="sinusoidal", start_token=True),
+    _autoregressive_case("rotary-1d", positions="rotary"),
+    _autoregressive_case("rotary-1d-start-learned", positions="rotary", start_token=True),
+    _autoregressive_case("rotary-2d", positions="rotary", grid=(2, 3)),
+    _autoregressive_case(
+        "rotary-3d", num_tokens=12, token_size=1, channels=24, head_dim=12, positions="rotary", grid=(2, 3, 2)
+    ),
+    _autoregressive_case("norm-rms", norm=RMSNorm, final_norm=RMSNorm),
+    _autoregressive_case("norm-adaptive", token_conditions(5), conditioner=True),
+    _autoregressive_case(
+        "norm-adaptive-start-learned", token_conditions(6), conditioner=True, start_token=True
+    ),
+    _autoregressive_case("mlp-gated", mlp=GatedMLP),
+    _autoregressive_case("heads-grouped-query", channels=32, num_key_value_heads=2),
+    _autoregressive_case("heads-one-key", channels=32, num_key_value_heads=1),
+    _autoregressive_case("query-key-norm", query_key_norm=True),
+    _autoregressive_case("post-norm", post_norm=True),
+    _autoregressive_case("soft-clip", clip=0.5),
+    _autoregressive_case("class-embedding", labels, num_classes=NUM_CLASSES),
+    _autoregressive_case("everything", labels, **EVERYTHING),
+]
+
+
+def interval_inputs(batch: int) -> Tensor:
+    """Events of 4 numbers whose second and fourth lie in (-1, 1)."""
+    x = torch.randn(batch, 4)
+    return torch.stack([x[:, 0] ** 3 + 1, x[:, 1].tanh(), 0.1 * x[:, 2], x[:, 3].sin()], dim=1)
+
+
+FIXED = [
+    Case("reverse", Reverse, (6, 2), (6, 2)),
+    Case("reverse-frames", partial(Reverse, frame_length=2), (6, 2), (6, 2)),
+    Case("permute", lambda: Permute(torch.randperm(6)), (6, 2), (6, 2)),
+    Case("image-patches", partial(ImagePatches, (3, 4, 6), 2), (3, 4, 6), (6, 12)),
+    Case("vector-patches", partial(VectorPatches, (12,), 3), (12,), (4, 3)),
+    Case("vector-patches-of-a-grid", partial(VectorPatches, (2, 3, 2), 2), (2, 3, 2), (6, 2)),
+    Case("standardize", lambda: Standardize.fit(3 * torch.randn(50, 4, 2) + 1), (4, 2), (4, 2)),
+    Case(
+        "standardize-channels",
+        lambda: Standardize.fit(3 * torch.randn(50, 4, 2) + 1, event_dims=-1),
+        (4, 2),
+        (4, 2),
+    ),
+    Case("gaussianize", lambda: GaussianizeMarginals.fit(torch.randn(300, 3, 2).exp()), (3, 2), (3, 2)),
+    Case(
+        "gaussianize-intervals",
+        lambda: GaussianizeMarginals.fit(interval_inputs(300), {1: (-1.0, 1.0), 3: (-1.0, 1.0)}),
+        (4,),
+        (4,),
+        draw_inputs=interval_inputs,
+    ),
+]
+
+TRANSFORMS = AUTOREGRESSIVE + FIXED
+
+
+SMALL: dict[str, Any] = {
+    "channels": 16,
+    "head_dim": 8,
+    "num_blocks": 2,
+    "layers_per_block": 1,
+    "expansion": 2,
+}
+
+
+def blocks(num_tokens: int, token_size: int, **settings: Any) -> list[Transform]:
+    return autoregressive_blocks((num_tokens, token_size), **(SMALL | settings))
+
+
+def spline_coupling(size: int) -> Transform:
+    """nflows' own neural spline coupling layer on vectors; transforms every second number."""
+    return PiecewiseRationalQuadraticCouplingTransform(
+        mask=[index % 2 for index in range(size)],
+        transform_net_create_fn=lambda inputs, outputs: ResidualNet(inputs, outputs, 16, num_blocks=1),
+        num_bins=5,
+        tails="linear",
+        tail_bound=4.0,
+    )
+
+
+def spline_on_top() -> Flow:
+    """Autoregressive maps between data and an nflows spline coupling, which acts on the flat vector."""
+    transform = CompositeTransform([spline_coupling(8), VectorPatches((8,), 2), *blocks(4, 2)])
+    return Flow(transform, StandardNormal((4, 2)))
+
+
+def nflows_base() -> Flow:
+    transform = CompositeTransform([VectorPatches((8,), 2), *blocks(4, 2)])
+    return Flow(transform, NFlowsStandardNormal([4, 2]))
+
+
+def nflows_conditional_base() -> Flow:
+    """The context is the base density's mean and log standard deviation."""
+    return Flow(CompositeTransform(blocks(4, 2)), ConditionalDiagonalNormal([4, 2]))
+
+
+def embedded_context() -> Flow:
+    """An embedding network turns a vector into a condition of each token."""
+    transform = autoregressive(4, 2, conditioner=True)
+    embedding = nn.Sequential(nn.Linear(2, 3 * CONDITION_CHANNELS), nn.Unflatten(1, (3, CONDITION_CHANNELS)))
+    return Flow(transform, StandardNormal((4, 2)), embedding)
+
+
+def fitted_and_permuted() -> Flow:
+    """What precedes the network is fitted to data; its blocks follow an ordering of the user's."""
+    transforms = [
+        GaussianizeMarginals.fit(torch.randn(300, 4, 2).exp()),
+        Standardize.fit(2 * torch.randn(50, 4, 2), event_dims=-1),
+        Permute(torch.randperm(4)),
+        *blocks(4, 2),
+        Reverse(frame_length=2),
+        *blocks(4, 2, scale="softplus"),
+    ]
+    return Flow(CompositeTransform(transforms), StandardNormal((4, 2)))
+
+
+def _tarflow_case(name: str, event_shape: tuple[int, ...], token_shape: tuple[int, int], **settings: Any) -> Case:
+    build = partial(TARFlow, event_shape, **(SMALL | settings))
+    return Case(name, build, event_shape, token_shape, labels if settings.get("num_classes") else None)
+
+
+NAMED_FLOWS = [
+    _tarflow_case("image", (2, 4, 4), (4, 8), patch_size=2),
+    _tarflow_case("image-classes", (1, 4, 6), (6, 4), patch_size=2, num_classes=NUM_CLASSES),
+    _tarflow_case("image-starflow", (2, 4, 4), (4, 8), patch_size=2, scale="softplus", norm="rms_norm",
+                  positions="rotary", mlp="gated", start_token=True, soft_clip=3.0),
+    _tarflow_case("vector", (8,), (4, 2), patch_size=2),
+    _tarflow_case("vector-scalars", (6,), (6, 1)),
+    _tarflow_case("vector-rotary", (8,), (4, 2), patch_size=2, positions="rotary"),
+    _tarflow_case("tokens", (4, 3), (4, 3), patch_size=3),
+    _tarflow_case("tokens-classes", (4, 3), (4, 3), patch_size=3, num_classes=NUM_CLASSES),
+    _tarflow_case("sinusoidal", (6, 2), (6, 2), patch_size=2, positions="sinusoidal"),
+    _tarflow_case("varying-layers", (8,), (4, 2), patch_size=2, num_blocks=3, layers_per_block=[2, 1, 1]),
+]  # fmt: skip
+
+COMPOSED_FLOWS = [
+    Case("spline-on-top", spline_on_top, (8,), (4, 2)),
+    Case("nflows-base", nflows_base, (8,), (4, 2)),
+    Case(
+        "nflows-conditional-base",
+        nflows_conditional_base,
+        (4, 2),
+        (4, 2),
+        lambda batch: 0.3 * torch.randn(batch, 16),
+        context_required=True,
+    ),
+    Case(
+        "embedded-context",
+        embedded_context,
+        (4, 2),
+        (4, 2),
+        lambda batch: torch.randn(batch, 2),
+        context_required=True,
+    ),
+    Case("fitted-and-permuted", fitted_and_permuted, (4, 2), (4, 2), draw_inputs=lambda n: torch.randn(n, 4, 2).exp()),
+]
+
+FLOWS = NAMED_FLOWS + COMPOSED_FLOWS

@@ -1,0 +1,620 @@
+"""The training loop, its objectives and its files."""
+
+import csv
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+from nflows.transforms import PointwiseAffineTransform
+from safetensors.torch import load_file
+from torch import nn
+
+from nflib.training import (
+    ExponentialMovingAverage,
+    LogVariance,
+    TrainingConfig,
+    TrainingResult,
+    TrainingState,
+    checkpoints,
+    fit,
+    maximum_likelihood,
+)
+from nflib.training.data import EpochOrder
+from nflib.training.optimizer import parameter_groups
+from nflib.training.schedule import learning_rate
+
+SCRIPT = Path(__file__).with_name("train_tiny_flow.py")
+_spec = importlib.util.spec_from_file_location("train_tiny_flow", SCRIPT)
+assert _spec is not None and _spec.loader is not None
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+class Gaussian(nn.Module):
+    """log N(x; mean, exp(log_scale)^2) with dropout on the mean: everything about it is known."""
+
+    def __init__(self, size: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(size))
+        self.log_scale = nn.Parameter(torch.zeros(size))
+        self.dropout = nn.Dropout(dropout)
+
+    def log_prob(self, inputs: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        mean = self.dropout(self.mean.expand_as(inputs))
+        return torch.distributions.Normal(mean, self.log_scale.exp()).log_prob(inputs).sum(dim=1)
+
+
+def configuration(**changes: object) -> TrainingConfig:
+    settings: dict[str, object] = {
+        "batch_size": 16,
+        "max_steps": 12,
+        "learning_rate": 1e-2,
+        "validation_interval": 4,
+        "checkpoint_interval": 5,
+        "log_interval": 1,
+        "tensorboard": False,
+        "progress_bar": False,
+        "accelerator": "cpu",
+    }
+    return TrainingConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def logged(output: Path, column: str = "loss", version: int = 0) -> list[float]:
+    with (output / "logs" / f"version_{version}" / "metrics.csv").open() as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+class Record:
+    """Callback that keeps the losses, and breaks off after a step if asked to."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.steps: list[int] = []
+        self.rates: list[float] = []
+        self.fail_at = fail_at
+
+    def __call__(self, state: TrainingState) -> None:
+        self.steps.append(state.step)
+        self.losses.append(state.loss)
+        self.rates.append(state.learning_rate)
+        if state.step == self.fail_at:
+            raise InterruptedError("stopped by the test")
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+
+def test_fit_finds_the_maximum_likelihood_estimate(tmp_path: Path) -> None:
+    data = normal(256, 2) * torch.tensor([2.0, 0.5]) + torch.tensor([1.0, -1.0])
+    flow = Gaussian()
+    config = configuration(batch_size=256, max_steps=400, learning_rate=5e-2, ema_decay=0.9, log_interval=100)
+    result = fit(flow, data, config=config, output=tmp_path)
+    assert result.steps == 400 and result.skipped_steps == 0
+    torch.testing.assert_close(flow.mean, data.mean(dim=0), atol=2e-3, rtol=0)
+    torch.testing.assert_close(flow.log_scale.exp(), data.std(dim=0, correction=0), atol=2e-3, rtol=0)
+    entropy = (data.std(dim=0, correction=0).log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
+    assert result.loss == pytest.approx(float(entropy), abs=1e-4)
+
+
+def test_flow_holds_the_saved_weights_afterwards(tmp_path: Path) -> None:
+    flow = tiny.tiny_flow()
+    result = fit(flow, normal(64, 3), config=configuration(), output=tmp_path)
+    saved = load_file(result.model / "model.safetensors")
+    assert saved.keys() == flow.state_dict().keys()
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, saved[name])
+    assert not flow.training
+
+
+def test_best_validation_is_kept_and_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
+    validation = normal(50, 3, seed=1)
+    flow = tiny.tiny_flow()
+    # The training data lie elsewhere, so that validation gets worse and the first one stays the best.
+    config = configuration(max_steps=40, ema_decay=0.5)
+    result = fit(flow, normal(64, 3) + 5, validation, config=config, output=tmp_path)
+    losses = logged(tmp_path, "validation_loss")
+    assert len(losses) == 10 and result.validation_loss == pytest.approx(losses[-1])
+    assert result.best_step == 4 and result.best_validation_loss == pytest.approx(min(losses))
+    with torch.no_grad():
+        again = -flow.log_prob(validation).mean()
+    assert float(again) == pytest.approx(result.best_validation_loss, rel=1e-6)
+    last = tiny.tiny_flow()
+    result = fit(
+        last, normal(64, 3) + 5, validation, config=configuration(keep_best=False), output=tmp_path / "b"
+    )
+    with torch.no_grad():
+        assert float(-last.log_prob(validation).mean()) == pytest.approx(result.validation_loss, rel=1e-6)
+
+
+def test_context_datasets_and_workers_give_the_same_losses(tmp_path: Path) -> None:
+    inputs, context = normal(40, 2), normal(40, 1, seed=1)
+
+    class Shifted(Gaussian):
+        def log_prob(self, inputs: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+            assert context is not None
+            return super().log_prob(inputs - context)
+
+    losses = []
+    dataset = torch.utils.data.TensorDataset(inputs.double(), context)
+    for index, (data, workers) in enumerate([((inputs, context), 0), (dataset, 0), (dataset, 1)]):
+        record = Record()
+        config = configuration(num_workers=workers, max_steps=6)
+        fit(Shifted(), data, config=config, output=tmp_path / str(index), callbacks=[record])
+        losses.append(record.losses)
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_bfloat16_autocast_leaves_data_and_log_densities_in_float32(tmp_path: Path) -> None:
+    seen = []
+
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def log_prob(self, inputs: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+            hidden = self.layer(inputs)
+            seen.append((inputs, hidden.dtype))
+            return -(hidden**2).sum(dim=1)
+
+    data = normal(16, 2)
+    record = Record()
+    config = configuration(precision="bf16-mixed", max_steps=2, batch_size=16)
+    fit(Probe(), data, config=config, output=tmp_path, callbacks=[record])
+    inputs, compute = seen[0]
+    assert compute == torch.bfloat16 and inputs.dtype == torch.float32
+    assert set(map(tuple, inputs.tolist())) == set(map(tuple, data.tolist()))
+
+    def check(flow: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple:
+        loss, scalars = maximum_likelihood(flow, batch, generator)
+        assert loss.dtype == torch.float32
+        return loss, scalars
+
+    fit(Probe(), data, config=config, output=tmp_path / "b", objective=check)
+
+
+def test_time_budget_ends_the_run_and_drives_the_schedule(tmp_path: Path) -> None:
+    record = Record()
+    config = configuration(max_steps=None, max_seconds=0.3, warmup_fraction=0.0)
+    result = fit(Gaussian(), normal(64, 2), config=config, output=tmp_path, callbacks=[record])
+    assert result.seconds >= 0.3 and result.steps == len(record.losses)
+    assert (
+        record.rates[0] == pytest.approx(1e-2, rel=0.1) and sorted(record.rates, reverse=True) == record.rates
+    )
+    again = fit(Gaussian(), normal(64, 2), config=config, output=tmp_path, callbacks=[record])
+    assert again.steps == result.steps  # the budget counts the earlier run
+
+
+def test_callback_stops_the_run(tmp_path: Path) -> None:
+    def stop(state: TrainingState) -> None:
+        with state.averaged() as flow:
+            assert not flow.training
+        assert state.flow.training
+        state.stop = state.step == 3
+
+    result = fit(Gaussian(), normal(64, 2), config=configuration(), output=tmp_path, callbacks=[stop])
+    assert result.steps == 3 and (tmp_path / "checkpoints" / "step-000000003").is_dir()
+
+
+def test_global_random_state_is_given_back(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    fit(Gaussian(dropout=0.5), normal(64, 2), config=configuration(), output=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def jitter(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+
+def dropout_flow() -> Gaussian:
+    flow = Gaussian(3, dropout=0.3)
+    with torch.no_grad():
+        flow.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    return flow
+
+
+def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    data, validation = normal(50, 3) + 2, normal(20, 3, seed=1) + 2
+
+    def run(output: Path, record: Record) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
+        flow = dropout_flow()
+        result = fit(
+            flow, data, validation, config=configuration(), output=output, augment=jitter, callbacks=[record]
+        )
+        return result, flow.state_dict()
+
+    whole, first, second = Record(), Record(fail_at=8), Record()
+    result, weights = run(tmp_path / "whole", whole)
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "parts", first)
+    resumed, resumed_weights = run(tmp_path / "parts", second)
+    assert second.steps == list(range(6, 13))  # from the checkpoint after step 5
+    assert first.losses == whole.losses[:8] and second.losses == whole.losses[5:]
+    assert len(set(whole.losses)) == 12
+    assert (
+        logged(tmp_path / "parts", "validation_loss", 1) == logged(tmp_path / "whole", "validation_loss")[1:]
+    )
+    assert (
+        resumed.best_validation_loss == result.best_validation_loss and resumed.best_step == result.best_step
+    )
+    for name in weights:
+        assert torch.equal(weights[name], resumed_weights[name])
+    third = Record()
+    assert run(tmp_path / "parts", third)[0].steps == 12 and not third.losses  # a finished run stays as it is
+
+
+class Growing:
+    """A `BatchSource` that gets new rows from the flow; keeps its own state if asked to."""
+
+    def __init__(self) -> None:
+        self.rows = normal(30, 3) + 2
+        self.refreshed: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"inputs": self.rows[indices]}
+
+    def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
+        self.refreshed.append(step)
+        assert not flow.training
+        new = flow.mean.detach() + torch.randn(5, 3, generator=generator)
+        self.rows = torch.cat([self.rows, new])
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.rows = state["rows"]
+
+
+def test_refreshed_data_resume_exactly(tmp_path: Path) -> None:
+    whole, second = Record(), Record()
+    config = configuration(refresh_interval=3)
+    source = Growing()
+    fit(dropout_flow(), source, config=config, output=tmp_path / "whole", callbacks=[whole])
+    assert source.refreshed == [3, 6, 9] and len(source) == 45
+    with pytest.raises(InterruptedError):
+        fit(
+            dropout_flow(), Growing(), config=config, output=tmp_path / "parts", callbacks=[Record(fail_at=8)]
+        )
+    source = Growing()
+    fit(dropout_flow(), source, config=config, output=tmp_path / "parts", callbacks=[second])
+    assert source.refreshed == [6, 9] and len(source) == 45
+    assert second.losses == whole.losses[5:]
+
+
+def test_refresh_needs_the_method(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="TensorSource has no method refresh"):
+        fit(Gaussian(), normal(8, 2), config=configuration(refresh_interval=3), output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "changes", "message"),
+    [
+        (8, 50, {"learning_rate": 2e-2}, r"learning_rate=0\.01, not 0\.02"),
+        (16, 50, {}, "another model"),
+        (8, 51, {}, "50 rows of training data, not 51"),
+        (8, 50, {"resume": False}, "holds an earlier run"),
+    ],
+)
+def test_resume_refuses_what_does_not_fit(
+    tmp_path: Path, model: int, rows: int, changes: dict[str, object], message: str
+) -> None:
+    fit(tiny.tiny_flow(), normal(50, 3), config=configuration(), output=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        config = configuration(**{"max_steps": 20} | changes)
+        fit(tiny.tiny_flow(hidden=model), normal(rows, 3), config=config, output=tmp_path)
+
+
+def test_damaged_checkpoint_is_an_error_and_half_written_ones_are_ignored(tmp_path: Path) -> None:
+    config = configuration(checkpoints_kept=1)
+    fit(tiny.tiny_flow(), normal(50, 3), config=config, output=tmp_path)
+    folder = tmp_path / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-000000012"]
+    (folder / ".step-000000099.tmp").mkdir()
+    assert checkpoints.latest_checkpoint(folder) == folder / "step-000000012"
+    weights = folder / "step-000000012" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="step-000000012 is damaged"):
+        fit(tiny.tiny_flow(), normal(50, 3), config=config, output=tmp_path)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    fit(tiny.tiny_flow(), normal(50, 3), config=configuration(), output=tmp_path)
+    marker = tmp_path / "executed"
+
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(marker),)
+
+    torch.save({"config": Trap()}, tmp_path / "checkpoints" / "step-000000012" / "training.pt")
+    with pytest.raises(ValueError, match="damaged"):
+        fit(tiny.tiny_flow(), normal(50, 3), config=configuration(), output=tmp_path)
+    assert not marker.exists()
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(SCRIPT),
+    ]
+    command += [str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    tiny.train(tmp_path / "one")
+    for objective in ("likelihood", "log-variance"):
+        for column in ("loss", "negative_log_likelihood", "validation_loss"):
+            one = logged(tmp_path / "one" / objective, column)
+            two = logged(tmp_path / "two" / objective, column)
+            assert len(one) == (2 if column == "validation_loss" else 6)
+            assert two == pytest.approx(one, rel=1e-5)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_nan_in_data_is_named_by_row(tmp_path: Path) -> None:
+    data = normal(30, 2)
+    data[17, 1] = float("nan")
+    with pytest.raises(ValueError, match="row 17 of the data's 'inputs'"):
+        fit(Gaussian(), data, config=configuration(), output=tmp_path)
+    dataset = torch.utils.data.TensorDataset(data)
+    with pytest.raises(ValueError, match="row 17 of the data's 'inputs'"):
+        fit(Gaussian(), dataset, config=configuration(), output=tmp_path)
+
+
+def test_other_bad_data(tmp_path: Path) -> None:
+    for data, message in [
+        (torch.empty(0, 2), "empty"),
+        ("data.pt", "not str"),
+        ((normal(4, 2), normal(5, 2)), "equally many rows"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit(Gaussian(), data, config=configuration(), output=tmp_path)
+    fixed = Flow(PointwiseAffineTransform(1.0, 2.0), StandardNormal([2]))
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        fit(fixed, normal(4, 2), config=configuration(), output=tmp_path)
+    with pytest.raises(ValueError, match="accelerator='abacus'"):
+        fit(Gaussian(), normal(4, 2), config=configuration(accelerator="abacus"), output=tmp_path)
+
+
+def test_unwritable_output_is_reported_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    record = Record()
+    with pytest.raises(ValueError, match="cannot be written"):
+        config = configuration()
+        fit(Gaussian(), normal(8, 2), config=config, output=tmp_path / "file" / "run", callbacks=[record])
+    assert not record.losses
+
+
+def spoiled(bad_steps: set[int]):
+    """Maximum likelihood whose loss is infinite in some calls."""
+    calls = iter(range(1000))
+
+    def objective(flow: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple:
+        loss, scalars = maximum_likelihood(flow, batch, generator)
+        return (loss * float("inf") if next(calls) in bad_steps else loss), scalars
+
+    return objective
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
+    flow, kept = Gaussian(), []
+
+    def keep(state: TrainingState) -> None:
+        kept.append(flow.mean.detach().clone())
+
+    result = fit(
+        flow,
+        normal(64, 2) + 1,
+        config=configuration(max_skipped_steps=2),
+        objective=spoiled({3, 4}),
+        output=tmp_path,
+        callbacks=[keep],
+    )
+    assert result.skipped_steps == 2 and result.steps == 12
+    assert (
+        torch.equal(kept[2], kept[3]) and torch.equal(kept[2], kept[4]) and not torch.equal(kept[4], kept[5])
+    )
+    assert all(torch.isfinite(mean).all() for mean in kept)
+
+
+def test_too_many_skipped_steps_are_an_error_naming_the_step(tmp_path: Path) -> None:
+    config = configuration(max_skipped_steps=2)
+    with pytest.raises(RuntimeError, match="3 steps in a row, up to step 7"):
+        fit(Gaussian(), normal(64, 2), config=config, objective=spoiled({4, 5, 6}), output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": None}, "max_steps or max_seconds"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"precision": "16"}, "bf16-mixed"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"betas": (0.9,)}, "betas"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"warmup_fraction": 2.0}, "fraction"),
+    ],
+)
+def test_configuration_is_checked(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configuration(**changes)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_likelihood_matches_the_closed_form() -> None:
+    flow, data = Gaussian(), normal(10, 2)
+    loss, _ = maximum_likelihood(flow, {"inputs": data}, generator())
+    assert float(loss.detach()) == pytest.approx(
+        float((data**2).sum(dim=1).mean() / 2 + math.log(2 * math.pi)), rel=1e-6
+    )
+
+
+def test_log_variance_is_the_variance_and_vanishes_at_the_target() -> None:
+    flow, data = Gaussian(), normal(100, 2)
+    objective = LogVariance(likelihood_weight=0.0)
+    energy = (data**2).sum(dim=1) / 2 - 7.0
+    loss, _ = objective(flow, {"inputs": data, "energy": energy}, generator())
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-10)
+    energy = (data**4).sum(dim=1)
+    loss, _ = objective(flow, {"inputs": data, "energy": energy}, generator())
+    difference = flow.log_prob(data) + energy
+    torch.testing.assert_close(loss, difference.var(correction=0))
+    # The centre is treated as a constant; at the minimum over it that changes no gradient.
+    ours = torch.autograd.grad(loss, list(flow.parameters()))
+    exact = torch.autograd.grad(difference.var(correction=0), list(flow.parameters()))
+    torch.testing.assert_close(ours, exact)
+
+
+def test_clipped_log_variance_bounds_outliers_and_ignores_infinite_energies() -> None:
+    flow, data = Gaussian().double(), normal(200, 2).double()
+    energy = (data**2).sum(dim=1) * 0.7
+    batch = {"inputs": data, "energy": energy}
+    plain, _ = LogVariance(clip=None)(flow, batch, generator())
+    wide, _ = LogVariance(clip=1e6)(flow, batch, generator())
+    torch.testing.assert_close(wide, plain)
+
+    spoiled_energy = energy.clone()
+    spoiled_energy[:3] = torch.tensor([float("inf"), float("nan"), -float("inf")], dtype=torch.float64)
+    few = {"inputs": data, "energy": spoiled_energy}
+    loss, scalars = LogVariance(likelihood_weight=0.0, clip=1.0)(flow, few, generator())
+    rest = {"inputs": data[3:], "energy": energy[3:]}
+    expected, _ = LogVariance(likelihood_weight=0.0, clip=1.0)(flow, rest, generator())
+    torch.testing.assert_close(loss, expected)
+    assert float(scalars["rejected_energies"]) == pytest.approx(3 / 200)
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, list(flow.parameters())))
+
+    far = energy.clone()
+    far[0] += 1e9
+    clip = LogVariance(likelihood_weight=0.0, clip=1.0)
+    gradient = torch.autograd.grad(clip(flow, batch | {"energy": far}, generator())[0], flow.log_scale)[0]
+    normal_gradient = torch.autograd.grad(clip(flow, batch, generator())[0], flow.log_scale)[0]
+    assert float((gradient - normal_gradient).abs().max()) < 0.1
+
+
+def test_log_variance_restricts_the_likelihood_to_data() -> None:
+    flow, data = Gaussian(), normal(10, 2)
+    batch = {"inputs": data, "energy": torch.zeros(10), "is_data": torch.arange(10) < 4}
+    loss, _ = LogVariance(energy_weight=0.0)(flow, batch, generator())
+    torch.testing.assert_close(loss, -flow.log_prob(data[:4]).mean())
+    with pytest.raises(ValueError, match="energy"):
+        LogVariance()(flow, {"inputs": data}, generator())
+    with pytest.raises(ValueError, match="clip"):
+        LogVariance(clip=0.0)
+
+
+def test_schedule_warms_up_and_ends_at_the_floor() -> None:
+    config = configuration(max_steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
+    rates = [learning_rate(config, step, 0.0) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == pytest.approx(1.0) and rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1) and rates[9:] == sorted(rates[9:], reverse=True)
+    timed = configuration(max_steps=None, max_seconds=100.0, warmup_fraction=0.1, learning_rate=1.0)
+    assert learning_rate(timed, 3, 5.0) == pytest.approx(0.5)
+    assert learning_rate(timed, 3, 55.0) == pytest.approx(0.01 + 0.99 * 0.5)
+    assert learning_rate(timed, 0, 0.0) > 0
+
+
+def test_every_epoch_visits_each_row_once() -> None:
+    order = EpochOrder(10, 4, seed=3)
+    rows = torch.cat([order.batch(step) for step in range(5)])
+    assert sorted(rows[:10].tolist()) == list(range(10)) == sorted(rows[10:].tolist())
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert torch.equal(EpochOrder(10, 4, seed=3).batch(3), order.batch(3))
+    assert sorted(EpochOrder(3, 6, seed=0).batch(0).tolist()) == [0, 0, 1, 1, 2, 2]
+    order.restart(5, 12)
+    rows = torch.cat([order.batch(step) for step in range(5, 8)])
+    assert sorted(rows.tolist()) == list(range(12))
+
+
+def test_average_is_exact_in_float32_and_restores_the_weights() -> None:
+    flow = Gaussian().bfloat16()
+    average = ExponentialMovingAverage(flow, 0.999)
+    expected = torch.zeros(2)
+    for step in range(200):
+        with torch.no_grad():
+            flow.mean.fill_(0.01 * step)
+        average.update(flow)
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * flow.mean.detach().float()
+    assert average.average["mean"].dtype == torch.float32
+    torch.testing.assert_close(average.average["mean"], expected)
+    before = flow.mean.detach().clone()
+    with average.applied(flow):
+        torch.testing.assert_close(flow.mean, expected.bfloat16())
+    assert torch.equal(flow.mean, before)
+    without = ExponentialMovingAverage(Gaussian(), 0.0)
+    without.update(flow)
+    torch.testing.assert_close(without.average["mean"], flow.mean.float())
+
+
+def test_weight_decay_spares_vectors_norms_and_embeddings() -> None:
+    model = nn.ModuleDict(
+        {"linear": nn.Linear(3, 4), "norm": nn.LayerNorm([2, 3]), "embedding": nn.Embedding(5, 3)}
+    )
+    decayed, spared = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
+    assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]
+    assert len(spared["params"]) == 4
+
+
+def test_logs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = configuration(tensorboard=True, progress_bar=True)
+    fit(Gaussian(), normal(64, 2), normal(8, 2), config=config, output=tmp_path)
+    assert len(logged(tmp_path)) == 12 and len(logged(tmp_path, "validation_loss")) == 3
+    assert "loss=" in capfd.readouterr().err
+    if importlib.util.find_spec("tensorboard"):
+        assert list((tmp_path / "logs" / "version_0").glob("events.out.tfevents.*"))
+
+
+def test_training_without_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import lightning_fabric.loggers
+
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("no tensorboard")
+
+    monkeypatch.setattr(lightning_fabric.loggers, "TensorBoardLogger", missing)
+    fit(Gaussian(), normal(64, 2), config=configuration(tensorboard=True, max_steps=1), output=tmp_path)
+    assert "tensorboard is not installed" in caplog.text and len(logged(tmp_path)) == 1
+
+
+def test_import_needs_no_fabric() -> None:
+    code = "import sys, nflib.training; sys.exit('lightning_fabric' in sys.modules)"
+    root = str(Path(__file__).parents[2])
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120).returncode == 0

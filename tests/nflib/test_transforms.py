@@ -1,0 +1,357 @@
+"""Every transform of the table through the same checks; then what is particular to each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from nflows.transforms import Transform
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nflib.networks.transformer import CausalTransformer
+from nflib.transforms import (
+    AutoregressiveTransform,
+    Exponential,
+    ImagePatches,
+    Permute,
+    Reverse,
+    Softplus,
+    Standardize,
+    VectorPatches,
+)
+from tests.nflib.cases import AUTOREGRESSIVE, TRANSFORMS, Case, autoregressive
+
+every_transform = pytest.mark.parametrize("case", TRANSFORMS, ids=str)
+every_autoregressive = pytest.mark.parametrize("case", AUTOREGRESSIVE, ids=str)
+
+
+@pytest.fixture
+def transform(case: Case, perturb) -> Transform:
+    return perturb(case.build())
+
+
+def contexts(case: Case, batch: int, dtype: torch.dtype = torch.float32) -> Iterator[Tensor | None]:
+    """Every kind of context that the case accepts: one of its own, and none."""
+    if case.draw_context is not None:
+        yield case.context(batch, dtype)
+    if not case.context_required:
+        yield None
+
+
+def dense_logabsdet(transform: Transform, x: Tensor, context: Tensor | None) -> Tensor:
+    """log|det| of the Jacobian that automatic differentiation writes out, one sample after the other."""
+
+    def outputs(one: Tensor) -> Tensor:
+        return transform(one.unsqueeze(0), row)[0].flatten()
+
+    values = []
+    for index in range(len(x)):
+        row = None if context is None else context[index : index + 1]
+        jacobian = torch.autograd.functional.jacobian(outputs, x[index])
+        values.append(torch.linalg.slogdet(jacobian.reshape(x[index].numel(), -1)).logabsdet)
+    return torch.stack(values)
+
+
+@every_transform
+def test_is_an_nflows_transform_and_keeps_shapes(case, transform):
+    assert isinstance(transform, Transform)
+    x = case.inputs(5)
+    for context in contexts(case, 5):
+        z, logabsdet = transform(x, context)
+        assert z.shape == (5, *case.output_shape)
+        assert logabsdet.shape == (5,)
+        assert z.dtype == logabsdet.dtype == torch.float32
+        assert z.isfinite().all() and logabsdet.isfinite().all()
+        back, logabsdet = transform.inverse(z, context)
+        assert back.shape == x.shape
+        assert logabsdet.shape == (5,)
+
+
+@every_transform
+def test_a_batch_of_one_is_a_row_of_a_batch(case, transform):
+    transform = transform.double()
+    x = case.inputs(3, torch.float64)
+    for context in contexts(case, 3, torch.float64):
+        row = None if context is None else context[1:2]
+        for method, inputs in ((transform.forward, x), (transform.inverse, transform(x, context)[0])):
+            outputs, logabsdet = method(inputs, context)
+            outputs_of_one, logabsdet_of_one = method(inputs[1:2], row)
+            torch.testing.assert_close(outputs_of_one, outputs[1:2], rtol=0, atol=1e-12)
+            torch.testing.assert_close(logabsdet_of_one, logabsdet[1:2], rtol=0, atol=1e-12)
+
+
+@every_transform
+def test_gradients_reach_all_parameters_and_the_inputs(case, transform):
+    for context in contexts(case, 5):
+        transform.zero_grad()
+        x = case.inputs(5).requires_grad_(True)
+        z, logabsdet = transform(x, context)
+        ((z * torch.randn_like(z)).sum() + logabsdet.sum()).backward()
+        assert x.grad is not None and x.grad.isfinite().all() and x.grad.any()
+        for name, parameter in transform.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+
+
+@every_transform
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)], ids=str)
+def test_inverse_undoes_forward(case, transform, dtype, tolerance):
+    transform = transform.to(dtype)
+    x = case.inputs(8, dtype)
+    for context in contexts(case, 8, dtype):
+        z, logabsdet = transform(x, context)
+        back, logabsdet_back = transform.inverse(z, context)
+        assert (back - x).abs().max() <= tolerance
+        assert (logabsdet_back + logabsdet).abs().max() <= tolerance
+
+
+@every_transform
+def test_forward_undoes_inverse(case, transform):
+    transform = transform.double()
+    for context in contexts(case, 4, torch.float64):
+        # Any noise in the range of an elementwise map; for the rest simply noise.
+        z = torch.randn(4, *case.output_shape, dtype=torch.float64)
+        x, logabsdet = transform.inverse(z, context)
+        again, logabsdet_again = transform(x, context)
+        torch.testing.assert_close(again, z, rtol=0, atol=1e-9)
+        torch.testing.assert_close(logabsdet_again, -logabsdet, rtol=0, atol=1e-9)
+
+
+@every_transform
+def test_logabsdet_is_that_of_the_dense_jacobian(case, transform):
+    transform = transform.double()
+    x = case.inputs(2, torch.float64)
+    for context in contexts(case, 2, torch.float64):
+        _, logabsdet = transform(x, context)
+        assert (logabsdet - dense_logabsdet(transform, x, context)).abs().max() <= 1e-8
+
+
+@every_autoregressive
+def test_a_token_changes_no_parameter_at_or_before_it(case, transform):
+    network = transform.double().network
+    x = case.inputs(2, torch.float64)
+    num_tokens = case.event_shape[0]
+    for context in contexts(case, 2, torch.float64):
+        before = network(x, context)
+        for t in range(num_tokens):
+            changed = x.clone()
+            changed[:, t] += 10.0
+            after = network(changed, context)
+            assert torch.equal(after[:, : t + 1], before[:, : t + 1])
+            # ... and every parameter behind it, so that nothing that could be seen is missed.
+            moved = (after - before)[:, t + 1 :].abs().amax(-1)
+            assert (moved > 0).all()
+
+
+@every_autoregressive
+def test_no_gradient_flows_back_in_time(case, transform):
+    network = transform.double().network
+    context = case.context(1, torch.float64)
+    x = case.inputs(1, torch.float64)
+    # (T, channels, T, token size): how each parameter depends on each number read.
+    jacobian = torch.autograd.functional.jacobian(lambda tokens: network(tokens, context), x)[0, :, :, 0]
+    strength = jacobian.abs().amax(dim=(1, 3))
+    assert torch.equal(strength > 0, torch.ones_like(strength).tril(-1) > 0)
+
+
+# Largest relative error of outputs and logabsdet in bfloat16, measured over the table: 0.0XX and 0.0XX.
+@every_transform
+def test_bfloat16_agrees_with_float32(case, transform):
+    x = case.inputs(64)
+    for context in contexts(case, 64):
+        z, logabsdet = transform(x, context)
+        with torch.autocast("cpu", torch.bfloat16):
+            low_z, low_logabsdet = transform(x, context)
+        assert low_z.dtype == low_logabsdet.dtype == torch.float32
+        print("BF16", case.name, relative_error(low_z, z), relative_error(low_logabsdet, logabsdet))
+
+
+def relative_error(approximate: Tensor, exact: Tensor) -> float:
+    """Root-mean-square error over root-mean-square value."""
+    return float((approximate - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+@every_transform
+def test_saved_and_loaded_it_is_equal_to_the_last_bit(case, transform, perturb, tmp_path):
+    save_file(transform.state_dict(), tmp_path / "transform.safetensors")
+    torch.manual_seed(1234)
+    other = perturb(case.build(), seed=99)
+    other.load_state_dict(load_file(tmp_path / "transform.safetensors"))
+    x = case.inputs(3)
+    for context in contexts(case, 3):
+        for ours, theirs in zip(transform(x, context), other(x, context), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+# --- the autoregressive map -------------------------------------------------------------------------------------
+
+
+@every_autoregressive
+def test_at_its_start_it_is_the_identity(case):
+    transform = case.build().eval()
+    x = case.inputs(3)
+    for context in contexts(case, 3):
+        for outputs, logabsdet in (transform(x, context), transform.inverse(x, context)):
+            torch.testing.assert_close(outputs, x, rtol=0, atol=1e-6)
+            torch.testing.assert_close(logabsdet, torch.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_is_the_affine_map_of_its_parameters(perturb):
+    transform = perturb(autoregressive(scale=Softplus)).double()
+    x = torch.randn(4, 6, 2, dtype=torch.float64)
+    raw_scale, shift = transform.network(x).chunk(2, dim=-1)
+    scale = torch.log1p(torch.exp(raw_scale) * (torch.e - 1))
+    z, logabsdet = transform(x)
+    torch.testing.assert_close(z, (x - shift) / scale, rtol=0, atol=1e-12)
+    torch.testing.assert_close(logabsdet, -scale.log().sum(dim=(1, 2)), rtol=0, atol=1e-12)
+
+
+def test_the_first_token_passes_unchanged_unless_its_start_is_learned(perturb):
+    x = torch.randn(3, 6, 2)
+    assert torch.equal(perturb(autoregressive())(x)[0][:, 0], x[:, 0])
+    assert not torch.isclose(perturb(autoregressive(start_token=True))(x)[0][:, 0], x[:, 0]).any()
+
+
+def test_one_token_with_a_shifted_start_is_left_alone(perturb):
+    transform = perturb(autoregressive(num_tokens=1))
+    x = torch.randn(3, 1, 2)
+    for outputs, logabsdet in (transform(x), transform.inverse(x)):
+        assert torch.equal(outputs, x)
+        assert torch.equal(logabsdet, torch.zeros(3))
+
+
+def test_soft_clip_bounds_shift_and_log_scale(perturb):
+    transform = perturb(autoregressive(clip=0.5), scale=3.0)
+    shift, log_scale = transform.shift_and_log_scale(transform.network(100 * torch.randn(50, 6, 2)))
+    assert 0.45 < shift.abs().max() <= 0.5
+    assert 0.45 < log_scale.abs().max() <= 0.5
+
+
+def test_parameters_are_accumulated_in_float32_at_least():
+    transform = AutoregressiveTransform(autoregressive().network)
+    shift, log_scale = transform.shift_and_log_scale(torch.randn(1, 3, 4, dtype=torch.bfloat16))
+    assert shift.dtype == log_scale.dtype == torch.float32
+
+
+def chunked_parameters(
+    network: CausalTransformer, x: Tensor, lengths: tuple[int, ...], context: Tensor | None
+) -> Tensor:
+    """Parameters of all tokens of x, computed a chunk at a time behind a cached prefix."""
+    cache = network.new_cache(len(x), x.shape[1], dtype=x.dtype, device=x.device)
+    # What was not written must not be read.
+    cache.storage.fill_(torch.nan)
+    address, shape = cache.storage.data_ptr(), cache.storage.shape
+    embedded = network.embed(context)
+    pieces, start = [], 0
+    for length in lengths:
+        previous = x[:, max(start - 1, 0) : start + length - 1]
+        pieces.append(network.extend(previous, start, cache, embedded))
+        start += length
+    assert start == x.shape[1]
+    assert (cache.storage.data_ptr(), cache.storage.shape) == (address, shape)
+    assert not cache.storage.isnan().any()
+    assert cache.length == x.shape[1] - 1 + network.num_start_tokens
+    return torch.cat(pieces, dim=1)
+
+
+@every_autoregressive
+def test_extending_a_cached_prefix_equals_one_parallel_pass(case, transform):
+    network = transform.double().network
+    x = case.inputs(3, torch.float64)
+    num_tokens = case.event_shape[0]
+    splits = {(1,) * num_tokens, (num_tokens,)}
+    if num_tokens >= 6:
+        splits |= {(1, 3, num_tokens - 4), (2, 1, num_tokens - 3), (num_tokens - 1, 1)}
+    with torch.no_grad():
+        for context in contexts(case, 3, torch.float64):
+            parallel = network(x, context)
+            for lengths in splits:
+                torch.testing.assert_close(
+                    chunked_parameters(network, x, lengths, context), parallel, rtol=0, atol=1e-12
+                )
+
+
+def test_inverse_under_autocast_keeps_its_cache_in_bfloat16(perturb, monkeypatch):
+    dtypes = []
+    new_cache = CausalTransformer.new_cache
+
+    def spy(self, *args, dtype, **kwargs):
+        dtypes.append(dtype)
+        return new_cache(self, *args, dtype=dtype, **kwargs)
+
+    monkeypatch.setattr(CausalTransformer, "new_cache", spy)
+    transform = perturb(autoregressive())
+    z = torch.randn(4, 6, 2)
+    x, logabsdet = transform.inverse(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        low_x, low_logabsdet = transform.inverse(z)
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert low_x.dtype == low_logabsdet.dtype == torch.float32
+    print("BF16 inverse", relative_error(low_x, x), relative_error(low_logabsdet, logabsdet))
+
+
+# --- scales -----------------------------------------------------------------------------------------------------
+
+
+def test_exponential_is_its_own_log():
+    raw = torch.randn(10)
+    assert torch.equal(Exponential()(raw), raw)
+
+
+def test_softplus_closed_form():
+    raw = torch.linspace(-30, 30, 301, dtype=torch.float64)
+    scale = torch.log1p(torch.exp(raw) * (torch.e - 1))
+    torch.testing.assert_close(Softplus()(raw), scale.log(), rtol=1e-6, atol=1e-9)
+    assert Softplus()(torch.zeros(())).abs() < 1e-7
+
+
+def test_softplus_and_its_gradient_stay_finite_far_out():
+    raw = torch.tensor([-1e4, -200.0, -15.6, 200.0, 1e4], requires_grad=True)
+    log_scale = Softplus()(raw)
+    log_scale.sum().backward()
+    # Far below zero softplus is the exponential, far above the identity.
+    offset = torch.log(torch.tensor(torch.e - 1))
+    expected = torch.cat([raw[:3] + offset, (raw[3:] + offset).log()]).detach()
+    torch.testing.assert_close(log_scale.detach(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        raw.grad, torch.tensor([1.0, 1.0, 1.0, 1 / 200.541, 1e-4]), rtol=1e-3, atol=1e-7
+    )
+
+
+# --- orderings and patches --------------------------------------------------------------------------------------
+
+
+def test_reverse_inside_frames():
+    x = torch.arange(6.0).reshape(1, 6, 1)
+    assert Reverse()(x)[0].flatten().tolist() == [5, 4, 3, 2, 1, 0]
+    assert Reverse(frame_length=3)(x)[0].flatten().tolist() == [2, 1, 0, 5, 4, 3]
+    assert Reverse(frame_length=1)(x)[0].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_permute_lists_its_inputs_in_the_order_given():
+    x = torch.arange(4.0).reshape(1, 4, 1)
+    assert Permute(torch.tensor([2, 0, 3, 1]))(x)[0].flatten().tolist() == [2, 0, 3, 1]
+
+
+def test_image_patches_are_squares_in_raster_order():
+    image = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)
+    tokens, _ = ImagePatches((2, 4, 4), 2)(image)
+    for token, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+        patch = image[0, :, row : row + 2, column : column + 2]
+        assert torch.equal(tokens[0, token], patch.flatten())
+
+
+def test_vector_patches_cut_in_raster_order():
+    x = torch.arange(12.0).reshape(1, 3, 4)
+    assert torch.equal(VectorPatches((3, 4), 2)(x)[0], x.reshape(1, 6, 2))
+
+
+def test_standardize_gives_zero_mean_and_unit_variance():
+    data = 5 * torch.randn(200, 3, 2) - 7
+    z, logabsdet = Standardize.fit(data)(data)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3, 2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z.std(0), torch.ones(3, 2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logabsdet, -data.std(0).log().sum().expand(200))
