@@ -242,8 +242,9 @@ class Spherical(Transform):
 
     Token k >= 1, (x, y, z) with length r, polar angle theta from e1 and azimuth psi = atan2(z, y), becomes
     (log r, logit(theta / pi), phi) with phi = psi - offset wrapped to (-pi, pi]; token 0, (r01, x2, rho2),
-    becomes (log r01, log r02, logit(angle / pi)). The log-determinants are those of
-    dx dy dz = r^2 sin(theta) dr dtheta dphi and of the logarithms and logits. r in nm, angles in radians.
+    becomes (log r01, log r02, logit(angle / pi)). Where s is bonded to q, -psi is the IUPAC torsion of s, q,
+    p and the atom. The log-determinants are those of dx dy dz = r^2 sin(theta) dr dtheta dphi and of the
+    logarithms and logits. Lengths in nm, angles in radians.
 
     `inverse` accepts all reals for log r and logit theta; a sample with a phi outside (-pi, pi], which no
     conformation has, is NaN.

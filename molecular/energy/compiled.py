@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from molecular.energy.bonded import HarmonicAngles, HarmonicBonds, PeriodicTorsions
+from molecular.energy.bonded import HarmonicAngles, HarmonicBonds
 from molecular.energy.generalized_born import GeneralizedBorn
 from molecular.energy.implicit_solvent import read_custom_gb, read_gbsa_obc
 from molecular.energy.nonbonded import Nonbonded
 from molecular.energy.pairs import Pair, PairList
+from molecular.energy.torsions import PeriodicTorsions
 
 SUPPORTED = (
     "HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, NonbondedForce, GBSAOBCForce, "
@@ -62,8 +63,8 @@ class CompiledEnergy(nn.Module):
     atoms on top of each other, give an energy that is not finite, in that conformation only.
     """
 
-    # Conformations evaluated together: few enough that temporaries stay in a core's cache, enough to amortise overhead.
-    chunk_elements = 65536
+    # Size of the largest temporaries: small enough for a core's cache, large enough to amortise the overhead of a call.
+    chunk_bytes = 1 << 19
 
     def __init__(self, pair_list: PairList, terms: list[nn.Module], compile: bool = False) -> None:
         super().__init__()
@@ -114,7 +115,8 @@ class CompiledEnergy(nn.Module):
     @property
     def chunk_size(self) -> int:
         """Conformations evaluated together."""
-        return max(16, self.chunk_elements // max(1, 2 * len(self.pair_list)))
+        largest = 2 * max(len(self.pair_list), self.num_atoms)
+        return max(16, self.chunk_bytes // (largest * self.dtype.itemsize))
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and forces (3, n, B) of coordinates x (3n, B)."""

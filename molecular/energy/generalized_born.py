@@ -43,7 +43,6 @@ class GeneralizedBorn(TableModule):
     """
 
     ends: Tensor
-    signed_ends: Tensor
     buried: Tensor
     rho: Tensor
     reach: Tensor
@@ -68,7 +67,6 @@ class GeneralizedBorn(TableModule):
         descreened, descreening = np.concatenate((first, second)), np.concatenate((second, first))
         rho, reach = parameters.offset_radius[descreened], parameters.scaled_radius[descreening]
         self.add_index("ends", descreened)
-        self.add_index("signed_ends", np.concatenate((first, self.num_atoms + second)))
         self.add_table("rho", rho.reshape(2, -1, 1))
         self.add_table("reach", reach.reshape(2, -1, 1))
         self.add_table("reach_squared", (reach**2).reshape(2, -1, 1))
@@ -101,7 +99,7 @@ class GeneralizedBorn(TableModule):
         surface_energy = third.mul_(third).mul_(self.surface)
         energy += (self_energy + surface_energy).sum(0)
         # dE/d(ln B), then by the chain rule dE/dI / 8, the scale that the descreening slopes come in.
-        born_pull.mul_(0.125).sub_(self_energy).sub_(surface_energy, alpha=6.0)
+        born_pull.mul_(-0.125).sub_(self_energy).sub_(surface_energy, alpha=6.0)
         integral_pull = born_pull.mul_(log_born_slope).mul_(0.125)
 
         directed = integral_pull.index_select(0, self.ends).view_as(integral_slope).mul_(integral_slope)
@@ -113,13 +111,12 @@ class GeneralizedBorn(TableModule):
 
         For L = max(rho, |r - s|), U = r + s the integral of a pair is half of
         1/L - 1/U + (r - s^2/r)/4 (1/U^2 - 1/L^2) + ln(L/U)/(2r); it is stationary in U, and in L = r - s.
-        Atoms that do not reach beyond rho have L = U, hence the clamp on U.
+        Atoms that do not reach beyond rho have L = U, hence the clamp on U. |r - s| > rho with r < s is left to `_bury`.
         """
         r, inverse = pairs.distance, pairs.inverse
-        upper = r + self.reach
-        upper = torch.maximum(upper, self.rho, out=upper)
-        lower = (r - self.reach).abs_()
-        lower = torch.maximum(lower, self.rho, out=lower)
+        upper, lower = r + self.reach, r - self.reach
+        torch.maximum(upper, self.rho, out=upper)
+        torch.maximum(lower, self.rho, out=lower)
         inverse_lower, inverse_upper = lower.reciprocal_(), upper.reciprocal_()
         logarithm = (inverse_upper / inverse_lower).log_()
         difference = inverse_lower - inverse_upper
@@ -143,15 +140,21 @@ class GeneralizedBorn(TableModule):
         There L = s - r, in which the pair integral is not stationary: `GBSAOBCForce` adds 1/rho - 1/L, which makes it so;
         without that addition the slope gains 1/L^2.
         """
-        distance = r.repeat(2, 1).index_select(0, self.buried)
-        lower = self.buried_reach - distance
-        inside = lower > self.buried_rho
+        rho, reach, batch = self.buried_rho, self.buried_reach, r.shape[1]
+        r = r.repeat(2, 1).index_select(0, self.buried)
+        lower = torch.maximum(reach - r, rho)
+        # What changes when L goes from rho to s - r, in the scale of the caller
+        difference = 1.0 / lower - 1.0 / rho
+        squares = 1.0 / (lower * lower) - 1.0 / (rho * rho)
+        logarithm = (lower / rho).log() * (2.0 / r)
+        falling = logarithm - (r - reach * reach / r) * squares
+        change, change_slope = falling + 4.0 * difference, falling + 2.0 * r * squares
         if self.swallowed:
-            extra = torch.where(inside, 8.0 / self.buried_rho - 8.0 / lower, 0.0)
-            integral.view(2 * self.num_pairs, -1).index_add_(0, self.buried, extra)
+            change = change - 8.0 * difference
         else:
-            extra = torch.where(inside, -8.0 * distance / (lower * lower), 0.0)
-            integral_slope.view(2 * self.num_pairs, -1).index_add_(0, self.buried, extra)
+            change_slope = change_slope - torch.where(lower > rho, 8.0 * r / (lower * lower), 0.0)
+        integral.view(-1, batch).index_add_(0, self.buried, change)
+        integral_slope.view(-1, batch).index_add_(0, self.buried, change_slope)
 
     def _born_radii(self, integral: Tensor) -> tuple[Tensor, Tensor]:
         """Born radii B (n, B) and d(ln B)/dI."""
@@ -164,14 +167,14 @@ class GeneralizedBorn(TableModule):
         return born, inner.mul_(outer).mul_(born).mul_(self.atom_rho).mul_(self.inverse_radius)
 
     def _polar(self, pairs: Pairs, born: Tensor, within: Tensor | None, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Pair energies (B,) and 8 dE/d(ln B) (n, B); adds dE/dr / r at fixed Born radii to `slope`."""
+        """Pair energies (B,) and -8 dE/d(ln B) (n, B); adds dE/dr / r at fixed Born radii to `slope`."""
         doubled = born * 2.0
-        sides = torch.cat((doubled, -doubled)).index_select(0, self.signed_ends).view(2, self.num_pairs, -1)
-        area = sides[0].mul_(sides[1])  # -4 B_i B_j
+        first, second = self.ends[: self.num_pairs], self.ends[self.num_pairs :]
+        area = doubled.index_select(0, first).mul_(doubled.index_select(0, second))  # 4 B_i B_j
         exponent = pairs.squared / area
-        decay = exponent.exp()
+        decay = exponent.neg().exp_()
         area.mul_(decay)
-        inverse_f = torch.add(pairs.squared, area, alpha=-0.25).rsqrt_()
+        inverse_f = torch.add(pairs.squared, area, alpha=0.25).rsqrt_()
         energy = inverse_f * self.pair_charge
         pull = (inverse_f * inverse_f).mul_(energy)  # -f^-1 dE/df
         energy.sub_(self.pair_shift)
@@ -180,7 +183,6 @@ class GeneralizedBorn(TableModule):
             pull.masked_fill_(~within, 0.0)
         slope.sub_(pull).addcmul_(pull, decay, value=0.25)
         area.mul_(pull)
-        area.addcmul_(area, exponent, value=-1.0)
-        born_pull = torch.zeros_like(born)
-        born_pull.index_add_(0, self.ends[: self.num_pairs], area).index_add_(0, self.ends[self.num_pairs :], area)
+        area.addcmul_(area, exponent)
+        born_pull = torch.zeros_like(born).index_add_(0, first, area).index_add_(0, second, area)
         return energy.sum(0), born_pull

@@ -34,14 +34,14 @@ class PeriodicTorsions(TableModule):
             *atoms, n, phase, barrier = force.getTorsionParameters(index)
             key = min(tuple(atoms), tuple(atoms[::-1]))
             terms.setdefault(key, []).append((n, plain(phase, RADIAN), plain(barrier, KILOJOULE)))
-        degree = max((n for series in terms.values() for n, _, _ in series), default=0)
+        degree = max((n for series in terms.values() for n, _, _ in series), default=1)
         even, odd = np.zeros((degree + 1, len(terms))), np.zeros((degree + 1, len(terms)))
         for column, series in enumerate(terms.values()):
             for n, phase, barrier in series:
                 _add(even, column, Polynomial([barrier]))
                 _add(even, column, barrier * math.cos(phase) * _first_kind(n))
                 # The floats nearest pi have sines of about 1e-16; they are meant as zero.
-                if abs(math.sin(phase)) > 1e-9:
+                if n > 0 and abs(math.sin(phase)) > 1e-9:
                     _add(odd, column, barrier * math.sin(phase) * _first_kind(n).deriv() / n)
         self.num_torsions, self.degree, self.chiral = len(terms), degree, bool(odd.any())
         powers = np.arange(1, degree + 1)[:, None]
@@ -84,5 +84,35 @@ class PeriodicTorsions(TableModule):
         if self.chiral:
             torque.addcmul_(_horner(self.odd_slope, cosine).mul_(sine), sine_length)
             torque.addcmul_(odd.mul_(cosine), middle_squared.sqrt(), value=-1.0)
-        ...
+        outer = inverse.mul_(torque)
+        outer[0].neg_()
+        parts = torch.empty(3, 3, count, batch, dtype=x.dtype, device=x.device)
+        ends, shift = parts[:, :2], parts[:, 2]
+        torch.mul(normals, outer, out=ends)
+        lever_m, lever_n = along / middle_squared, across / middle_squared
+        torch.addcmul(ends[:, 0] * lever_m, ends[:, 1], lever_n, value=-1.0, out=shift)
+        parts = parts.view(3, -1, batch)
+        force.index_add_(1, self.pulled, parts).index_add_(1, self.pushed, parts, alpha=-1)
         return energy.sum(0)
+
+
+def _first_kind(n: int) -> Polynomial:
+    """Chebyshev polynomial T_n in powers of c."""
+    return Chebyshev.basis(n).convert(kind=Polynomial)
+
+
+def _add(table: np.ndarray, column: int, polynomial: Polynomial) -> None:
+    table[: len(polynomial.coef), column] += polynomial.coef
+
+
+def _horner(coefficients: Tensor, c: Tensor) -> Tensor:
+    """Polynomials with coefficients (D, T, 1), constant first, at c (T, B)."""
+    value = coefficients[-1].expand_as(c).contiguous()
+    for coefficient in coefficients[:-1].unbind()[::-1]:
+        value = torch.addcmul(coefficient, value, c)
+    return value
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """a x b of vectors given as x, y, z, x, y along the first dimension."""
+    return (a[1:4] * b[2:5]).addcmul_(a[2:5], b[1:4], value=-1.0)

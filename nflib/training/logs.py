@@ -40,7 +40,8 @@ class RunLog:
         shown = {name: f"{value:.4g}" for name, value in scalars.items()}
         self.bar.set_postfix(shown | {"steps/s": f"{rate:.3g}"}, refresh=False)
         position = step if self.config.max_steps is not None else seconds
-        self.bar.update(position - self.bar.n)
+        # tqdm forgets the total of a bar that runs past its end, as the last step of a timed run does.
+        self.bar.update(min(position, self.bar.total) - self.bar.n)
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -78,12 +78,12 @@ class Standardize(Transform):
         return total.to(_working_dtype(inputs)).expand(inputs.shape[0])
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dtype = _working_dtype(inputs)
-        return (inputs.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype), -self._log_scale(inputs)
+        dtype, log_scale = _working_dtype(inputs), self._log_scale(inputs)
+        return (inputs.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype), -log_scale
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dtype = _working_dtype(inputs)
-        return inputs.to(dtype) * self.std.to(dtype) + self.mean.to(dtype), self._log_scale(inputs)
+        dtype, log_scale = _working_dtype(inputs), self._log_scale(inputs)
+        return inputs.to(dtype) * self.std.to(dtype) + self.mean.to(dtype), log_scale
 
 
 class GaussianizeMarginals(Transform):

@@ -227,6 +227,25 @@ def test_spherical_coordinates_mean_what_they_say():
     torch.testing.assert_close(outputs[0, 0, 1], (x[0, 2] - x[0, 0]).norm().log())
 
 
+def test_azimuths_are_minus_the_iupac_torsions(peptides):
+    mdtraj = pytest.importorskip("mdtraj")
+    peptide = peptides["AAA"]
+    frames = LocalFrames.from_peptide(peptide)
+    x = conformations(peptide, 3, torch.float64)
+    azimuth = Spherical()(frames(x)[0])[0][:, 1:, 2]
+    bonded = {frozenset(bond) for bond in peptide.bonds}
+    atoms = [
+        (s, q, p, a)
+        for a, (p, q, s) in zip(frames.order[3:].tolist(), frames.references[3:].tolist(), strict=True)
+    ]
+    proper = [k for k, (s, q, _, _) in enumerate(atoms) if {s, q} in bonded]
+    assert len(proper) > 8
+    trajectory = mdtraj.Trajectory(x.numpy(), peptide.mdtraj_topology())
+    torsions = mdtraj.compute_dihedrals(trajectory, np.array([atoms[k] for k in proper]), periodic=False)
+    difference = azimuth[:, proper] + torch.from_numpy(torsions).double()
+    assert (torch.cos(difference) > 1 - 1e-6).all()
+
+
 def test_spherical_inverse_takes_any_length_and_angle_in_float32():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(256, 7, 3, generator=generator) * torch.tensor([1.0, 4.0, 1.0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,6 +73,30 @@ class Case:
         """A context of `batch` rows, or None where the module takes none."""
         context = None if self.draw_context is None else self.draw_context(batch)
         return context.to(dtype) if context is not None and context.is_floating_point() else context
+
+    def contexts(self, batch: int, dtype: torch.dtype = torch.float32) -> Iterator[Tensor | None]:
+        """Every kind of context that the module accepts: one of its own, and none."""
+        if self.draw_context is not None:
+            yield self.context(batch, dtype)
+        if not self.context_required:
+            yield None
+
+
+def dense_logabsdet(transform: Transform, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """log|det| of the Jacobian that automatic differentiation writes out, one sample after the other."""
+    values = []
+    for index in range(len(x)):
+        row = None if context is None else context[index : index + 1]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda one: transform(one, row)[0], x[index : index + 1]
+        )
+        values.append(torch.linalg.slogdet(jacobian.reshape(x[index].numel(), -1)).logabsdet)
+    return torch.stack(values)
+
+
+def relative_error(approximate: Tensor, exact: Tensor) -> float:
+    """Root-mean-square error over root-mean-square value."""
+    return float((approximate - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
 def labels(batch: int) -> Tensor:
@@ -266,7 +290,9 @@ def fitted_and_permuted() -> Flow:
     return Flow(CompositeTransform(transforms), StandardNormal((4, 2)))
 
 
-def _tarflow_case(name: str, event_shape: tuple[int, ...], token_shape: tuple[int, int], **settings: Any) -> Case:
+def _tarflow_case(
+    name: str, event_shape: tuple[int, ...], token_shape: tuple[int, int], **settings: Any
+) -> Case:
     build = partial(TARFlow, event_shape, **(SMALL | settings))
     return Case(name, build, event_shape, token_shape, labels if settings.get("num_classes") else None)
 
@@ -304,7 +330,13 @@ COMPOSED_FLOWS = [
         lambda batch: torch.randn(batch, 2),
         context_required=True,
     ),
-    Case("fitted-and-permuted", fitted_and_permuted, (4, 2), (4, 2), draw_inputs=lambda n: torch.randn(n, 4, 2).exp()),
+    Case(
+        "fitted-and-permuted",
+        fitted_and_permuted,
+        (4, 2),
+        (4, 2),
+        draw_inputs=lambda n: torch.randn(n, 4, 2).exp(),
+    ),
 ]
 
 FLOWS = NAMED_FLOWS + COMPOSED_FLOWS

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from nflows.transforms import Transform
@@ -21,7 +19,14 @@ from nflib.transforms import (
     Standardize,
     VectorPatches,
 )
-from tests.nflib.cases import AUTOREGRESSIVE, TRANSFORMS, Case, autoregressive
+from tests.nflib.cases import (
+    AUTOREGRESSIVE,
+    TRANSFORMS,
+    Case,
+    autoregressive,
+    dense_logabsdet,
+    relative_error,
+)
 
 every_transform = pytest.mark.parametrize("case", TRANSFORMS, ids=str)
 every_autoregressive = pytest.mark.parametrize("case", AUTOREGRESSIVE, ids=str)
@@ -32,33 +37,11 @@ def transform(case: Case, perturb) -> Transform:
     return perturb(case.build())
 
 
-def contexts(case: Case, batch: int, dtype: torch.dtype = torch.float32) -> Iterator[Tensor | None]:
-    """Every kind of context that the case accepts: one of its own, and none."""
-    if case.draw_context is not None:
-        yield case.context(batch, dtype)
-    if not case.context_required:
-        yield None
-
-
-def dense_logabsdet(transform: Transform, x: Tensor, context: Tensor | None) -> Tensor:
-    """log|det| of the Jacobian that automatic differentiation writes out, one sample after the other."""
-
-    def outputs(one: Tensor) -> Tensor:
-        return transform(one.unsqueeze(0), row)[0].flatten()
-
-    values = []
-    for index in range(len(x)):
-        row = None if context is None else context[index : index + 1]
-        jacobian = torch.autograd.functional.jacobian(outputs, x[index])
-        values.append(torch.linalg.slogdet(jacobian.reshape(x[index].numel(), -1)).logabsdet)
-    return torch.stack(values)
-
-
 @every_transform
 def test_is_an_nflows_transform_and_keeps_shapes(case, transform):
     assert isinstance(transform, Transform)
     x = case.inputs(5)
-    for context in contexts(case, 5):
+    for context in case.contexts(5):
         z, logabsdet = transform(x, context)
         assert z.shape == (5, *case.output_shape)
         assert logabsdet.shape == (5,)
@@ -73,7 +56,7 @@ def test_is_an_nflows_transform_and_keeps_shapes(case, transform):
 def test_a_batch_of_one_is_a_row_of_a_batch(case, transform):
     transform = transform.double()
     x = case.inputs(3, torch.float64)
-    for context in contexts(case, 3, torch.float64):
+    for context in case.contexts(3, torch.float64):
         row = None if context is None else context[1:2]
         for method, inputs in ((transform.forward, x), (transform.inverse, transform(x, context)[0])):
             outputs, logabsdet = method(inputs, context)
@@ -84,7 +67,7 @@ def test_a_batch_of_one_is_a_row_of_a_batch(case, transform):
 
 @every_transform
 def test_gradients_reach_all_parameters_and_the_inputs(case, transform):
-    for context in contexts(case, 5):
+    for context in case.contexts(5):
         transform.zero_grad()
         x = case.inputs(5).requires_grad_(True)
         z, logabsdet = transform(x, context)
@@ -101,7 +84,7 @@ def test_gradients_reach_all_parameters_and_the_inputs(case, transform):
 def test_inverse_undoes_forward(case, transform, dtype, tolerance):
     transform = transform.to(dtype)
     x = case.inputs(8, dtype)
-    for context in contexts(case, 8, dtype):
+    for context in case.contexts(8, dtype):
         z, logabsdet = transform(x, context)
         back, logabsdet_back = transform.inverse(z, context)
         assert (back - x).abs().max() <= tolerance
@@ -111,7 +94,7 @@ def test_inverse_undoes_forward(case, transform, dtype, tolerance):
 @every_transform
 def test_forward_undoes_inverse(case, transform):
     transform = transform.double()
-    for context in contexts(case, 4, torch.float64):
+    for context in case.contexts(4, torch.float64):
         # Any noise in the range of an elementwise map; for the rest simply noise.
         z = torch.randn(4, *case.output_shape, dtype=torch.float64)
         x, logabsdet = transform.inverse(z, context)
@@ -124,7 +107,7 @@ def test_forward_undoes_inverse(case, transform):
 def test_logabsdet_is_that_of_the_dense_jacobian(case, transform):
     transform = transform.double()
     x = case.inputs(2, torch.float64)
-    for context in contexts(case, 2, torch.float64):
+    for context in case.contexts(2, torch.float64):
         _, logabsdet = transform(x, context)
         assert (logabsdet - dense_logabsdet(transform, x, context)).abs().max() <= 1e-8
 
@@ -134,7 +117,7 @@ def test_a_token_changes_no_parameter_at_or_before_it(case, transform):
     network = transform.double().network
     x = case.inputs(2, torch.float64)
     num_tokens = case.event_shape[0]
-    for context in contexts(case, 2, torch.float64):
+    for context in case.contexts(2, torch.float64):
         before = network(x, context)
         for t in range(num_tokens):
             changed = x.clone()
@@ -157,21 +140,19 @@ def test_no_gradient_flows_back_in_time(case, transform):
     assert torch.equal(strength > 0, torch.ones_like(strength).tril(-1) > 0)
 
 
-# Largest relative error of outputs and logabsdet in bfloat16, measured over the table: 0.0XX and 0.0XX.
+# Measured over the table: at most 0.006 for outputs, and 0.026 for log-determinants, which may all be near zero.
 @every_transform
 def test_bfloat16_agrees_with_float32(case, transform):
     x = case.inputs(64)
-    for context in contexts(case, 64):
-        z, logabsdet = transform(x, context)
-        with torch.autocast("cpu", torch.bfloat16):
-            low_z, low_logabsdet = transform(x, context)
+    for context in case.contexts(64):
+        with torch.no_grad():
+            z, logabsdet = transform(x, context)
+            with torch.autocast("cpu", torch.bfloat16):
+                low_z, low_logabsdet = transform(x, context)
         assert low_z.dtype == low_logabsdet.dtype == torch.float32
-        print("BF16", case.name, relative_error(low_z, z), relative_error(low_logabsdet, logabsdet))
-
-
-def relative_error(approximate: Tensor, exact: Tensor) -> float:
-    """Root-mean-square error over root-mean-square value."""
-    return float((approximate - exact).norm() / exact.norm().clamp_min(1e-30))
+        assert relative_error(low_z, z) <= 0.012
+        assert relative_error(low_logabsdet, logabsdet) <= 0.05
+        assert torch.equal(low_z, z) == (case not in AUTOREGRESSIVE), "was bfloat16 used at all?"
 
 
 @every_transform
@@ -181,19 +162,19 @@ def test_saved_and_loaded_it_is_equal_to_the_last_bit(case, transform, perturb, 
     other = perturb(case.build(), seed=99)
     other.load_state_dict(load_file(tmp_path / "transform.safetensors"))
     x = case.inputs(3)
-    for context in contexts(case, 3):
+    for context in case.contexts(3):
         for ours, theirs in zip(transform(x, context), other(x, context), strict=True):
             assert torch.equal(ours, theirs)
 
 
-# --- the autoregressive map -------------------------------------------------------------------------------------
+# --- the autoregressive map ---
 
 
 @every_autoregressive
 def test_at_its_start_it_is_the_identity(case):
     transform = case.build().eval()
     x = case.inputs(3)
-    for context in contexts(case, 3):
+    for context in case.contexts(3):
         for outputs, logabsdet in (transform(x, context), transform.inverse(x, context)):
             torch.testing.assert_close(outputs, x, rtol=0, atol=1e-6)
             torch.testing.assert_close(logabsdet, torch.zeros(3), rtol=0, atol=1e-6)
@@ -266,7 +247,7 @@ def test_extending_a_cached_prefix_equals_one_parallel_pass(case, transform):
     if num_tokens >= 6:
         splits |= {(1, 3, num_tokens - 4), (2, 1, num_tokens - 3), (num_tokens - 1, 1)}
     with torch.no_grad():
-        for context in contexts(case, 3, torch.float64):
+        for context in case.contexts(3, torch.float64):
             parallel = network(x, context)
             for lengths in splits:
                 torch.testing.assert_close(
@@ -290,10 +271,12 @@ def test_inverse_under_autocast_keeps_its_cache_in_bfloat16(perturb, monkeypatch
         low_x, low_logabsdet = transform.inverse(z)
     assert dtypes == [torch.float32, torch.bfloat16]
     assert low_x.dtype == low_logabsdet.dtype == torch.float32
-    print("BF16 inverse", relative_error(low_x, x), relative_error(low_logabsdet, logabsdet))
+    # Measured: 0.003 and 0.01.
+    assert 0 < relative_error(low_x, x) <= 0.012
+    assert relative_error(low_logabsdet, logabsdet) <= 0.05
 
 
-# --- scales -----------------------------------------------------------------------------------------------------
+# --- scales ---
 
 
 def test_exponential_is_its_own_log():
@@ -321,7 +304,7 @@ def test_softplus_and_its_gradient_stay_finite_far_out():
     )
 
 
-# --- orderings and patches --------------------------------------------------------------------------------------
+# --- orderings and patches ---
 
 
 def test_reverse_inside_frames():

@@ -1,0 +1,218 @@
+"""Models as folders: what is written, what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nflib import Flow
+from nflib.distributions import StandardNormal
+from nflib.flows import TARFlow
+from nflib.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
+from tests.nflib.cases import NUM_CLASSES, SMALL, spline_on_top
+
+
+@pytest.fixture
+def flow(perturb) -> TARFlow:
+    return perturb(TARFlow((1, 4, 4), patch_size=2, num_classes=NUM_CLASSES, **SMALL))
+
+
+@pytest.fixture
+def folder(flow, tmp_path):
+    return flow.save_pretrained(tmp_path / "deep" / "model")
+
+
+def test_a_folder_holds_weights_and_configuration_and_nothing_else(flow, folder):
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+    document = json.loads((folder / CONFIG_NAME).read_text())
+    assert document == {"architecture": "TARFlow", "config": flow.config}
+    state = load_file(folder / WEIGHTS_NAME)
+    assert state.keys() == flow.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in flow.state_dict().items())
+
+
+def test_a_configuration_rebuilds_the_flow(flow):
+    rebuilt = TARFlow(**flow.config)
+    assert rebuilt.config == flow.config
+    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {
+        n: p.shape for n, p in flow.named_parameters()
+    }
+
+
+def test_settings_of_every_kind_come_back(perturb, tmp_path):
+    flow = perturb(
+        TARFlow(
+            (2, 4, 4), 2, 24, 3, (1, 2, 1), 2, head_dim=12, expansion=1.5, scale="softplus", norm="rms_norm",
+            positions="rotary", mlp="gated", start_token=True, soft_clip=2.5,
+        )
+    )  # fmt: skip
+    loaded = TARFlow.from_pretrained(flow.save_pretrained(tmp_path))
+    assert loaded.config == json.loads(json.dumps(flow.config))
+    x = torch.randn(3, 2, 4, 4)
+    assert torch.equal(
+        loaded.log_prob(x, torch.tensor([0, 1, -1])), flow.log_prob(x, torch.tensor([0, 1, -1]))
+    )
+
+
+def test_saving_again_replaces_the_model(flow, folder, perturb):
+    perturb(flow, seed=5)
+    flow.save_pretrained(folder)
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(TARFlow.from_pretrained(str(folder)).log_prob(x), flow.log_prob(x))
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_save_that_fails_leaves_the_old_model(flow, folder, monkeypatch):
+    before = (folder / WEIGHTS_NAME).read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("nflib.pretrained.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        flow.save_pretrained(folder)
+    assert (folder / WEIGHTS_NAME).read_bytes() == before
+
+
+def test_the_base_class_finds_the_class_that_saved(folder):
+    assert type(Flow.from_pretrained(folder)) is TARFlow
+    assert type(Pretrained.from_pretrained(folder)) is TARFlow
+
+
+def test_a_subclass_of_a_users_own_comes_back(perturb, tmp_path):
+    class TwoTokens(Flow):
+        def __init__(self, width: int):
+            inner = TARFlow((4,), 2, channels=width, num_blocks=1, head_dim=8)
+            super().__init__(inner._transform, StandardNormal((2, 2)), config={"width": width})
+
+    flow = perturb(TwoTokens(16))
+    loaded = Flow.from_pretrained(flow.save_pretrained(tmp_path))
+    assert type(loaded) is TwoTokens
+    assert torch.equal(loaded.sample(3, seed=0), flow.sample(3, seed=0))
+
+
+def test_weights_alone_are_read_into_a_hand_composed_flow(perturb, tmp_path):
+    flow = perturb(spline_on_top())
+    folder = flow.save_pretrained(tmp_path)
+    assert read_config(folder) == {"architecture": "Flow", "config": None}
+    other = spline_on_top()
+    assert other.load_pretrained(folder) is other
+    x = torch.randn(3, 8)
+    assert torch.equal(other.eval().log_prob(x), flow.log_prob(x))
+
+
+def test_nothing_is_unpickled(flow, folder):
+    """A pickle under the weights' name is refused, not run."""
+    torch.save(flow.state_dict(), folder / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        TARFlow.from_pretrained(folder)
+
+
+# --- what is refused ---
+
+
+def one_sentence(error: pytest.ExceptionInfo[Exception]) -> str:
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message, message
+    return message
+
+
+def test_missing_folder_or_file(flow, folder, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        TARFlow.from_pretrained(tmp_path / "nowhere")
+    assert CONFIG_NAME in one_sentence(error) and "nowhere" in str(error.value)
+    (folder / WEIGHTS_NAME).unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        TARFlow.from_pretrained(folder)
+    assert WEIGHTS_NAME in one_sentence(error) and str(folder) in str(error.value)
+    with pytest.raises(FileNotFoundError):
+        flow.load_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.999])
+def test_truncated_weights(folder, fraction):
+    path = folder / WEIGHTS_NAME
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+    with pytest.raises(ValueError) as error:
+        TARFlow.from_pretrained(folder)
+    assert str(path) in one_sentence(error) and "truncated" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"architecture": "TARF', b"[]", b"\xff\xfe\x00"])
+def test_damaged_configuration(folder, content):
+    (folder / CONFIG_NAME).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        TARFlow.from_pretrained(folder)
+    assert str(folder / CONFIG_NAME) in one_sentence(error)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", None, ""])
+def test_another_architecture(folder, architecture):
+    (folder / CONFIG_NAME).write_text(json.dumps({"architecture": architecture, "config": {}}))
+    with pytest.raises(ValueError) as error:
+        TARFlow.from_pretrained(folder)
+    assert repr(architecture) in one_sentence(error) or architecture == ""
+    assert "TARFlow" in str(error.value)
+
+
+def test_another_class_than_the_one_asked_for(perturb, folder):
+    class Unrelated(Flow):
+        pass
+
+    with pytest.raises(ValueError) as error:
+        Unrelated.from_pretrained(folder)
+    assert "'TARFlow', not a Unrelated" in one_sentence(error)
+
+
+def test_a_hand_composed_flow_cannot_be_rebuilt_from_its_folder(perturb, tmp_path):
+    folder = spline_on_top().save_pretrained(tmp_path)
+    with pytest.raises(ValueError) as error:
+        Flow.from_pretrained(folder)
+    assert "load_pretrained" in one_sentence(error)
+
+
+def test_configuration_of_another_version(folder):
+    document = read_config(folder)
+    document["config"]["attention_flavour"] = "vanilla"
+    (folder / CONFIG_NAME).write_text(json.dumps(document))
+    with pytest.raises(ValueError) as error:
+        TARFlow.from_pretrained(folder)
+    assert "attention_flavour" in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_blocks": 3}, "missing"),
+        ({"num_blocks": 1}, "unknown"),
+        ({"channels": 32}, "of another shape"),
+        ({"num_classes": 0}, "unknown"),
+        ({"positions": "rotary"}, "unknown"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_model(flow, folder, change, said):
+    other = TARFlow(**(flow.config | change))
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        other.load_pretrained(folder)
+    message = one_sentence(error)
+    assert "another model" in message and str(folder / WEIGHTS_NAME) in message
+    counts = {"missing": message.split(": ")[1].split(" tensors")[0]}
+    counts |= {word: message.split(f" {word}")[0].split()[-1] for word in ("unknown", "of another shape")}
+    assert int(counts[said]) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_renamed_tensor_is_named(flow, folder):
+    state = load_file(folder / WEIGHTS_NAME)
+    name = sorted(state)[0]
+    state["other." + name] = state.pop(name)
+    save_file(state, folder / WEIGHTS_NAME)
+    with pytest.raises(ValueError) as error:
+        flow.load_pretrained(folder)
+    assert repr(name) in one_sentence(error)
