@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 .PHONY: demo test test-slow lint clean
 
 demo: $(STAMP)
-	$(VENV)/bin/python -m molecular sample --peptide Ace-A-Nme --num-samples 10000 --seed 0 --output runs/demo
+	$(VENV)/bin/python -m molecular sample --peptide Ace-A-Nme --num_samples 10000 --seed 0 --output runs/demo
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest

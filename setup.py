@@ -26,6 +26,14 @@ setup(
         "molecular": [*TRAINING, *SCRIPTS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3"],
         "video": [*TRAINING, *SCRIPTS],
         "gpu": ["xformers>=0.0.29"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11", "scikit-learn>=1.4", "zuko>=1.3", "arviz>=0.20"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff",
+            "mypy>=1.11",
+            "scikit-learn>=1.4",
+            "zuko>=1.3",
+            "arviz>=0.20",
+        ],
     },
 )

@@ -2,11 +2,12 @@
 
 Same transformer, same frames, same wall time each, maximum likelihood alone, in one run. Needs a simulation:
 
-    python -m molecular simulate --peptide Ace-A-Nme --output runs/Ace-A-Nme --picoseconds 150 --num_ladders 64 --save_ps 0.1
+    python -m molecular simulate --peptide Ace-A-Nme --output runs/Ace-A-Nme \\
+        --picoseconds 150 --num_ladders 64 --save_ps 0.1
     python benchmarks/coordinates.py --data runs/Ace-A-Nme --seconds 600
 
-A Cartesian flow is a density on all 3n coordinates. It is trained on randomly rotated frames whose centroid is normal with
-standard deviation s, and weighted towards exp(-u(x)) N(centroid; 0, s^2), which is exact. Its likelihood is made
+A Cartesian flow is a density on all 3n coordinates. It is trained on randomly rotated frames whose centroid is normal
+with standard deviation s, and weighted towards exp(-u(x)) N(centroid; 0, s^2), which is exact. Its likelihood is made
 comparable by taking off the entropy of the placement, 3/2 log(2 pi e s^2) + log(8 pi^2).
 """
 
@@ -115,7 +116,15 @@ def main() -> None:
         )
     print(machine())
     print(f"{peptide.sequence}, {len(training)} training frames, {arguments.seconds:g} s of training each")
-    header = ["coordinates", "parameters", "steps", "test -log q / nats", "ESS", "ESS, top 0.2 % removed", "rejected"]
+    header = [
+        "coordinates",
+        "parameters",
+        "steps",
+        "test -log q / nats",
+        "ESS",
+        "ESS, top 0.2 % removed",
+        "rejected",
+    ]
     print(markdown_table(header, rows))
 
 

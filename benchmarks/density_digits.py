@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import count_parameters
 from torch import Tensor, nn
 
 PIXELS = 64
@@ -43,10 +43,10 @@ class Digits:
         noisy = levels + torch.rand(levels.shape, generator=generator)
         return cls(levels[:1297], noisy[1297:1497], noisy[1497:])
 
-    def batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+    def batches(self, generator: torch.Generator, size: int = BATCH_SIZE) -> Iterator[Tensor]:
         """Dequantised training batches without end, every image once an epoch."""
         while True:
-            for rows in torch.randperm(len(self.train), generator=generator).split(BATCH_SIZE):
+            for rows in torch.randperm(len(self.train), generator=generator).split(size):
                 levels = self.train[rows]
                 yield levels + torch.rand(levels.shape, generator=generator)
 
@@ -73,7 +73,7 @@ class Affine:
     """``x`` standardised by one number a pixel."""
 
     def __init__(self, train: Tensor, floor: float = 1.0):
-        self.mean, self.std = train.mean(0) + 0.5, (train.var(0) + 1/12).sqrt()
+        self.mean, self.std = train.mean(0) + 0.5, (train.var(0) + 1 / 12).sqrt()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x - self.mean) / self.std, -self.std.log().sum().expand(len(x))
@@ -83,7 +83,7 @@ class Gaussianize:
     """Normal quantiles of each pixel: its histogram over the 17 levels (add-half smoothed) gives the distribution
     function of the dequantised pixel, piecewise linear and exact; returns z and the log-determinant."""
 
-    def __init__(self, train: Tensor, smooth: float=0.5):
+    def __init__(self, train: Tensor, smooth: float = 0.5):
         counts = nn.functional.one_hot(train.long(), LEVELS).sum(0).double() + smooth
         self.mass = counts / counts.sum(-1, keepdim=True)
         self.below = self.mass.cumsum(-1) - self.mass
@@ -91,7 +91,7 @@ class Gaussianize:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         level = x.long().clamp(0, LEVELS - 1)
         mass, below = (t.expand(len(x), -1, -1).gather(-1, level[..., None])[..., 0] for t in (self.mass, self.below))
-        z = torch.special.ndtri((below + mass * (x.double() - level)).clamp(1e-9, 1-1e-9))
+        z = torch.special.ndtri((below + mass * (x.double() - level)).clamp(1e-9, 1 - 1e-9))
         slope = mass.log() + 0.5 * (z.square() + math.log(2 * math.pi))
         return z.float(), slope.sum(-1).float()
 
@@ -132,7 +132,14 @@ def log_density(model: nn.Module, z: Tensor) -> Tensor:
     return model.log_prob(z) if hasattr(model, "log_prob") else model().log_prob(z)
 
 
-def train(entrant: Entrant, data: Digits, preprocess: Preprocessing, seconds: float, seed: int, clock=time.perf_counter) -> Result:
+def train(
+    entrant: Entrant,
+    data: Digits,
+    preprocess: Preprocessing,
+    seconds: float,
+    seed: int,
+    clock=time.perf_counter,
+) -> Result:
     """AdamW with warm-up and cosine decay over the elapsed share of the time, gradients clipped to norm 1; weights are
     averaged exponentially, and those of the best validation figure are the ones tested."""
     torch.manual_seed(seed)
@@ -140,15 +147,26 @@ def train(entrant: Entrant, data: Digits, preprocess: Preprocessing, seconds: fl
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": entrant.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": entrant.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
-    batches = data.batches(torch.Generator().manual_seed(seed))
+    batches = data.batches(torch.Generator().manual_seed(seed), entrant.settings.get('batch', BATCH_SIZE))
     best, best_state, best_step, history = math.inf, averaged.state_dict(), 0, []
     start = clock()
     steps, next_check, elapsed = 0, 0.0, 0.0
     while elapsed < seconds:
         share = elapsed / seconds
-        rate = entrant.learning_rate * min(1.0, share / 0.03, ) * 0.5 * (1 + math.cos(math.pi * share))
+        rate = (
+            entrant.learning_rate
+            * min(
+                1.0,
+                share / 0.03,
+            )
+            * 0.5
+            * (1 + math.cos(math.pi * share))
+        )
         rate = max(rate, entrant.learning_rate * 1e-2)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -157,7 +175,7 @@ def train(entrant: Entrant, data: Digits, preprocess: Preprocessing, seconds: fl
         loss = -log_density(model, z).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0 * PIXELS if False else entrant.settings.get('clip', 10.0))
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0 * PIXELS if False else entrant.settings.get("clip", 10.0))
         optimizer.step()
         steps += 1
         update_average(averaged, model, min(EMA_DECAY, steps / (steps + 10)))
@@ -165,7 +183,14 @@ def train(entrant: Entrant, data: Digits, preprocess: Preprocessing, seconds: fl
         if elapsed >= next_check or elapsed >= seconds:
             with torch.no_grad():
                 figure = bits_per_dim(averaged, preprocess, data.validation).mean().item()
-            history.append((round(elapsed, 1), steps, round(figure, 4), round((loss.item()-logabsdet.mean().item())/PIXELS/math.log(2),3)))
+            history.append(
+                (
+                    round(elapsed, 1),
+                    steps,
+                    round(figure, 4),
+                    round((loss.item() - logabsdet.mean().item()) / PIXELS / math.log(2), 3),
+                )
+            )
             if figure < best:
                 best, best_step = figure, steps
                 best_state = copy.deepcopy(averaged.state_dict())
@@ -186,12 +211,24 @@ def update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
         mean.copy_(b)
 
 
-def tarflow(patch_size=1, channels=64, num_blocks=4, layers_per_block=2, **kw) -> nn.Module:
+def tarflow(patch_size=1, channels=64, num_blocks=4, layers_per_block=2, pos=1e-2, outstd=0., **kw) -> nn.Module:
     from nflib.flows import TARFlow
+
     class Wrap(nn.Module):
         def __init__(self):
-            super().__init__(); self.f=TARFlow((1, 8, 8), patch_size=patch_size, channels=channels, num_blocks=num_blocks, layers_per_block=layers_per_block, **kw)
-        def log_prob(self, z): return self.f.log_prob(z.view(-1,1,8,8))
+            super().__init__()
+            self.f = TARFlow(
+                (1, 8, 8),
+                patch_size=patch_size,
+                channels=channels,
+                num_blocks=num_blocks,
+                layers_per_block=layers_per_block,
+                **kw,
+            )
+
+        def log_prob(self, z):
+            return self.f.log_prob(z.view(-1, 1, 8, 8))
+
     return Wrap()
 
 
@@ -204,15 +241,23 @@ def masked_autoregressive(hidden=256, layers=8, dropout=0.0, bn=True, blocks=2, 
         num_layers=layers,
         num_blocks_per_layer=blocks,
         dropout_probability=dropout,
-        batch_norm_between_layers=bn, **kw
+        batch_norm_between_layers=bn,
+        **kw,
     )
 
 
-def rational_quadratic_coupling(hidden=128, layers=8, dropout=0.2, bins=8, blocks=2, linear=True, tail=5.0) -> nn.Module:
+def rational_quadratic_coupling(
+    hidden=128, layers=8, dropout=0.2, bins=8, blocks=2, linear=True, tail=5.0
+) -> nn.Module:
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow
     from nflows.nn.nets import ResidualNet
-    from nflows.transforms import CompositeTransform, LULinear, PiecewiseRationalQuadraticCouplingTransform, RandomPermutation
+    from nflows.transforms import (
+        CompositeTransform,
+        LULinear,
+        PiecewiseRationalQuadraticCouplingTransform,
+        RandomPermutation,
+    )
     from nflows.utils import create_alternating_binary_mask
 
     def network(inputs: int, outputs: int) -> nn.Module:
@@ -224,7 +269,9 @@ def rational_quadratic_coupling(hidden=128, layers=8, dropout=0.2, bins=8, block
         if linear:
             parts.append(LULinear(PIXELS, identity_init=True))
         mask = create_alternating_binary_mask(PIXELS, even=layer % 2 == 0)
-        parts.append(PiecewiseRationalQuadraticCouplingTransform(mask, network, num_bins=bins, tails="linear", tail_bound=tail))
+        parts.append(
+            PiecewiseRationalQuadraticCouplingTransform(mask, network, num_bins=bins, tails="linear", tail_bound=tail)
+        )
     return Flow(CompositeTransform(parts), StandardNormal([PIXELS]))
 
 

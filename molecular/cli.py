@@ -21,10 +21,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = jsonargparse.ArgumentParser(prog="python -m molecular", description="Equilibrium ensembles of peptides.")
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, function in COMMANDS.items():
-        command = jsonargparse.ArgumentParser(description=(function.__doc__ or "").split("\n\n")[0])
+        summary = (function.__doc__ or "").split("\n\n")[0]
+        command = jsonargparse.ArgumentParser(description=summary)
         command.add_argument("--config", action="config", help="a YAML file with these options")
         command.add_function_arguments(function)
-        subcommands.add_subcommand(name, command)
+        subcommands.add_subcommand(name, command, help=summary)
     options = parser.instantiate_classes(parser.parse_args(arguments))
     name = options.command
     chosen = dict(options[name].items())

@@ -63,9 +63,7 @@ def load_ensemble(
         raise FileNotFoundError(f"{folder} is not a folder; give the output folder of a simulation.")
     shards = list_shards(folder)
     if not shards:
-        raise FileNotFoundError(
-            f"{folder} holds no frames-*.npz; run `python -m molecular simulate` into it first."
-        )
+        raise FileNotFoundError(f"{folder} holds no frames-*.npz; run `python -m molecular simulate` into it first.")
     parts = []
     for path in shards:
         frames = read_shard(path)
@@ -79,9 +77,7 @@ def load_ensemble(
         num_atoms = shape[1]
         lengths = {name: len(array) for name, array in frames.arrays().items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(
-                f"{path} holds arrays of different lengths {lengths}; delete it or simulate again."
-            )
+            raise ValueError(f"{path} holds arrays of different lengths {lengths}; delete it or simulate again.")
         finite = np.isfinite(frames.positions).all(axis=(1, 2))
         if not finite.all():
             raise ValueError(
@@ -142,3 +138,17 @@ def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 
     generator = torch.Generator().manual_seed(seed)
     shuffled = ladders[torch.randperm(len(ladders), generator=generator)]
     return tuple(ensemble.select(torch.isin(ensemble.ladder, part)) for part in shuffled.split(counts))
+
+
+def save_reference(folder: str | Path, num_frames: int, path: str | Path) -> None:
+    """Write `num_frames` frames, evenly spaced over the lowest temperature's frames of a simulation, as one .npz file.
+
+    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. Raises
+    ValueError where the simulation has fewer frames.
+    """
+    positions = load_ensemble(folder).positions
+    if not 1 <= num_frames <= len(positions):
+        raise ValueError(f"{folder} has {len(positions)} frames, so a reference cannot have {num_frames} of them.")
+    chosen = torch.linspace(0, len(positions) - 1, num_frames).round().long()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, positions=positions[chosen].numpy())

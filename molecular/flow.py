@@ -9,7 +9,8 @@ import torch
 from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor
 
-from molecular.coordinates import LocalFrames, Spherical, torsion_cuts
+from molecular.coordinates import LocalFrames
+from molecular.spherical import Spherical
 from nflib.distributions import StandardNormal
 from nflib.flow import Flow
 from nflib.flows import autoregressive_blocks
@@ -70,21 +71,15 @@ class PeptideFlow(Flow):
             head_dim=head_dim,
             expansion=expansion,
         )
-        frames = (
-            []
-            if coordinates == "cartesian"
-            else [LocalFrames(config["bonds"], len(elements), list(elements))]
-        )
-        steps = _token_steps(coordinates, num_tokens)
+        steps = _fixed_steps(coordinates, LocalFrames(config["bonds"], len(elements), list(elements)))
         super().__init__(
-            CompositeTransform([*frames, *(step.transform for step in steps), *blocks]),
+            CompositeTransform([*(step.transform for step in steps), *blocks]),
             StandardNormal((num_tokens, TOKEN_SIZE)),
             config=config,
         )
         self.sequence = sequence
         self.num_atoms = len(elements)
-        self._frames = frames
-        self._token_steps = steps
+        self._fixed = steps
 
     def check_sequence(self, sequence: str) -> None:
         """Raise ValueError unless this flow was made for the peptide `sequence`."""
@@ -103,9 +98,7 @@ class PeptideFlow(Flow):
             )
         outputs = positions
         with torch.no_grad():
-            for frame in self._frames:
-                outputs, _ = frame(outputs)
-            for transform, fit in self._token_steps:
+            for transform, fit in self._fixed:
                 if fit is not None:
                     transform.load_state_dict(fit(outputs).state_dict())
                 outputs, _ = transform(outputs)
@@ -118,25 +111,23 @@ class _Step(NamedTuple):
     fit: Callable[[Tensor], Transform] | None = None
 
 
-def _token_steps(coordinates: str, num_tokens: int) -> list[_Step]:
-    shape = (num_tokens, TOKEN_SIZE)
-    standardize = Standardize(torch.zeros(shape), torch.ones(shape))
+def _fixed_steps(coordinates: str, frames: LocalFrames) -> list[_Step]:
     if coordinates == "cartesian":
-        return [_Step(standardize, lambda data: Standardize.fit(data, event_dims=()))]
+        shape = (frames.num_atoms, TOKEN_SIZE)
+        one_scale = Standardize(torch.zeros(shape), torch.ones(shape))
+        return [_Step(one_scale, lambda data: Standardize.fit(data, event_dims=()))]
+    num_tokens = frames.num_atoms - 2
+    shape = (num_tokens, TOKEN_SIZE)
     if coordinates == "local_frames":
-        return [_Step(standardize, Standardize.fit)]
+        return [_Step(frames), _Step(Standardize(torch.zeros(shape), torch.ones(shape)), Standardize.fit)]
     return [
-        _Step(Spherical(torch.zeros(num_tokens)), _fit_spherical),
+        _Step(frames),
+        _Step(Spherical(torch.zeros(num_tokens)), Spherical.fit),
         _Step(GaussianizeMarginals(shape, NUM_BINS), _fit_marginals),
         _Step(VectorPatches(shape, 1)),
-        _Step(Permute(_by_kind(num_tokens))),
+        _Step(Permute(_by_kind(frames))),
         _Step(VectorPatches((num_tokens * TOKEN_SIZE, 1), TOKEN_SIZE)),
     ]
-
-
-def _fit_spherical(data: Tensor) -> Transform:
-    uncut, _ = Spherical(torch.zeros(data.shape[1]))(data)
-    return Spherical(torsion_cuts(uncut[..., 2]))
 
 
 def _fit_marginals(data: Tensor) -> Transform:
@@ -145,13 +136,24 @@ def _fit_marginals(data: Tensor) -> Transform:
     return GaussianizeMarginals.fit(data, is_torsion, num_bins=NUM_BINS, uniform_fraction=UNIFORM_FRACTION)
 
 
-def _by_kind(num_tokens: int) -> Tensor:
-    """The order of the 3T internal coordinates in which the transformer sees them: all torsions, angles, bonds.
+def _by_kind(frames: LocalFrames) -> Tensor:
+    """The order of the 3T internal coordinates in which the transformer sees them: torsions, angles, then bonds.
 
     An affine map moves the coordinates of one token independently of each other, so a token should hold coordinates
-    that hardly depend on each other given the tokens before: the same kind, from atoms a third of the molecule apart.
+    that hardly depend on each other given the tokens before: of one kind, from distant atoms, and no two torsions about
+    rotatable bonds. Those come first in their list, which is dealt out to the tokens like cards.
     """
-    index = torch.arange(num_tokens * TOKEN_SIZE).view(num_tokens, TOKEN_SIZE)
-    stride = -(-num_tokens // TOKEN_SIZE)
-    spread = [atom for first in range(stride) for atom in range(first, num_tokens, stride)]
-    return torch.cat([index[spread, kind] for kind in (2, 1, 0)])
+    num_tokens = frames.num_atoms - 2
+    index = torch.arange(num_tokens * TOKEN_SIZE).view(num_tokens, TOKEN_SIZE).tolist()
+    # Token 0 holds two bonds and an angle. Behind it, an atom that refers to a sibling is rigid relative to that one.
+    rigid = frames.refers_to_sibling[3:].tolist()
+    torsions = [index[k + 1][2] for k in sorted(range(num_tokens - 1), key=lambda k: rigid[k])]
+    angles = [index[0][2]] + [row[1] for row in index[1:]]
+    lengths = [index[0][0], index[0][1]] + [row[0] for row in index[1:]]
+    return torch.tensor([coordinate for kind in (torsions, angles, lengths) for coordinate in _dealt(kind)])
+
+
+def _dealt(cards: list[int]) -> list[int]:
+    """The cards, reordered so that each run of TOKEN_SIZE holds cards a TOKEN_SIZE-th of the list apart."""
+    stride = -(-len(cards) // TOKEN_SIZE)
+    return [cards[k] for first in range(stride) for k in range(first, len(cards), stride)]

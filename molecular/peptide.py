@@ -94,9 +94,7 @@ class Peptide:
         if cutoff is not None and not cutoff > 0.0:
             raise ValueError(f"cutoff is {cutoff} nm; give a positive length or None.")
         if constraints not in _CONSTRAINTS:
-            raise ValueError(
-                f"constraints is {constraints!r}; give one of {', '.join(map(str, _CONSTRAINTS))}."
-            )
+            raise ValueError(f"constraints is {constraints!r}; give one of {', '.join(map(str, _CONSTRAINTS))}.")
         self.cutoff: float | None = cutoff
         self.constraints = constraints
         self.hydrogen_mass = hydrogen_mass
@@ -121,9 +119,7 @@ class Peptide:
         self.num_atoms: int = len(atoms)
         self.atom_names: list[str] = [atom.name for atom in atoms]
         self.elements: list[str] = [atom.element.symbol for atom in atoms]
-        self.masses: NDArray[np.float64] = np.array(
-            [atom.element.mass.value_in_unit(unit.dalton) for atom in atoms]
-        )
+        self.masses: NDArray[np.float64] = np.array([atom.element.mass.value_in_unit(unit.dalton) for atom in atoms])
         self.residue_names: list[str] = [atom.residue.name for atom in atoms]
         self.residue_indices: list[int] = [atom.residue.index for atom in atoms]
         self.bonds: list[tuple[int, int]] = sorted(
@@ -142,9 +138,7 @@ class Peptide:
 
         A cap counts as a neighbour: ``Ace-A-Nme`` and ``AA`` have one of each.
         """
-        residues = [
-            {atom.name: atom.index for atom in residue.atoms()} for residue in self.topology.residues()
-        ]
+        residues = [{atom.name: atom.index for atom in residue.atoms()} for residue in self.topology.residues()]
         phi, psi = [], []
         for previous, this in pairwise(residues):
             if "CA" in this:
@@ -157,9 +151,7 @@ class Peptide:
         """The structure as PDB text; `positions` (num_atoms, 3) in nm, by default the minimised ones."""
         xyz = np.asarray(self.positions if positions is None else positions, dtype=np.float64)
         if xyz.shape != (self.num_atoms, 3):
-            raise ValueError(
-                f"positions have shape {xyz.shape}; {self.sequence} needs ({self.num_atoms}, 3), in nm."
-            )
+            raise ValueError(f"positions have shape {xyz.shape}; {self.sequence} needs ({self.num_atoms}, 3), in nm.")
         text = io.StringIO()
         app.PDBFile.writeFile(self.topology, xyz * unit.nanometer, text, keepIds=True)
         return text.getvalue()
@@ -193,13 +185,9 @@ def parse_sequence(sequence: str) -> tuple[str, bool]:
     head = parts[0] if _looks_like_cap(parts[0]) else None
     tail = parts[-1] if len(parts) > 1 and _looks_like_cap(parts[-1]) else None
     if head not in (None, "Ace"):
-        raise ValueError(
-            f"unknown N-terminal cap {head!r} in sequence {sequence!r}; the supported cap is 'Ace'."
-        )
+        raise ValueError(f"unknown N-terminal cap {head!r} in sequence {sequence!r}; the supported cap is 'Ace'.")
     if tail not in (None, "Nme"):
-        raise ValueError(
-            f"unknown C-terminal cap {tail!r} in sequence {sequence!r}; the supported cap is 'Nme'."
-        )
+        raise ValueError(f"unknown C-terminal cap {tail!r} in sequence {sequence!r}; the supported cap is 'Nme'.")
     residues = "".join(parts[1 if head else 0 : len(parts) - 1 if tail else len(parts)])
     for position, letter in enumerate(residues, start=1):
         if letter in SUPPORTED_RESIDUES:
@@ -214,13 +202,9 @@ def parse_sequence(sequence: str) -> tuple[str, bool]:
             f"the supported residues are {SUPPORTED_RESIDUES}."
         )
     if not residues:
-        raise ValueError(
-            f"sequence {sequence!r} has no residues; give one-letter codes such as 'AAA' or 'Ace-A-Nme'."
-        )
+        raise ValueError(f"sequence {sequence!r} has no residues; give one-letter codes such as 'AAA' or 'Ace-A-Nme'.")
     if (head is None) != (tail is None):
-        raise ValueError(
-            f"sequence {sequence!r} has one cap; give both, as in 'Ace-{residues}-Nme', or none."
-        )
+        raise ValueError(f"sequence {sequence!r} has one cap; give both, as in 'Ace-{residues}-Nme', or none.")
     if head is None and len(residues) == 1:
         raise ValueError(
             f"sequence {sequence!r} is one residue without caps, for which the AMBER force fields have no "
@@ -233,9 +217,7 @@ def _looks_like_cap(part: str) -> bool:
     return re.fullmatch(r"[A-Z][a-z]{2,}", part) is not None
 
 
-def _build(
-    residues: str, capped: bool, field: app.ForceField, seed: int
-) -> tuple[app.Topology, NDArray[np.float64]]:
+def _build(residues: str, capped: bool, field: app.ForceField, seed: int) -> tuple[app.Topology, NDArray[np.float64]]:
     """Topology with hydrogens and positions in nm: RDKit embeds the heavy atoms, OpenMM adds hydrogens."""
     # A cap is a glycine of a longer peptide that lost atoms, so its geometry is right from the start.
     molecule = Chem.AddHs(Chem.MolFromSequence(f"G{residues}G" if capped else residues))

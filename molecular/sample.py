@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from molecular.boltzmann import ReducedEnergy
 from molecular.datasets import load_ensemble
 from molecular.flow import PeptideFlow
+from molecular.folders import complete_folder
 from molecular.geometry import dihedrals
 from molecular.peptide import Peptide
 from molecular.plots import ramachandran
@@ -52,7 +50,11 @@ def sample_to_folder(
     flow = load_flow(sequence, model, device)
     with complete_folder(output) as folder:
         samples = sample(flow, peptide, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
-        summary = summarize(samples) | {"peptide": sequence, "temperature_K": peptide.temperature, "seed": seed}
+        summary = summarize(samples) | {
+            "peptide": sequence,
+            "temperature_K": peptide.temperature,
+            "seed": seed,
+        }
         samples.save(folder / "weights.npz")
         peptide.save_pdb(folder / "topology.pdb")
         mdtraj.Trajectory(samples.x.numpy(), peptide.mdtraj_topology()).save_xtc(str(folder / "samples.xtc"))
@@ -129,9 +131,7 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def plot_torsions(
-    peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path
-) -> None:
+def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path) -> None:
     """Free-energy maps of the first residue's (phi, psi): the flow, its samples reweighted, and the reference.
 
     Writes nothing for a peptide without a residue that has both torsions.
@@ -150,17 +150,3 @@ def plot_torsions(
     if reference is not None:
         panels["reference"] = (angles(reference), None)
     ramachandran(panels, path, title=peptide.sequence, temperature=peptide.temperature)
-
-
-@contextmanager
-def complete_folder(output: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, whose files move there only once the block has ended without an error.
-
-    Raises OSError where `output` cannot be written, before the block begins.
-    """
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as temporary:
-        yield Path(temporary)
-        for path in sorted(Path(temporary).iterdir()):
-            os.replace(path, output / path.name)

@@ -23,6 +23,7 @@ from molecular.dynamics import (
     relax,
 )
 from molecular.dynamics.checkpoint import CHECKPOINT
+from molecular.folders import make_folder
 
 if TYPE_CHECKING:
     from molecular.peptide import Peptide
@@ -114,7 +115,7 @@ def simulate(
     system = peptide.system
     masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
 
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     peptide.save_pdb(output / "topology.pdb")
     _write_json(output / "settings.json", settings)
     result = parallel_tempering(
@@ -134,9 +135,7 @@ def simulate(
     return result
 
 
-def torsion_statistics(
-    folder: Path, phi: NDArray[np.int64], psi: NDArray[np.int64]
-) -> list[dict[str, object]]:
+def torsion_statistics(folder: Path, phi: NDArray[np.int64], psi: NDArray[np.int64]) -> list[dict[str, object]]:
     """How well the frames at the lowest temperature mix over each residue's backbone torsions.
 
     ``phi``, ``psi`` are (k, 4) atom indices. For each phi: the share of frames in the left-handed basin
@@ -150,11 +149,7 @@ def torsion_statistics(
         lowest = frames.temperature_index == 0
         trajectory = mdtraj.Trajectory(frames.positions[lowest], None)
         angles.append(
-            [
-                mdtraj.compute_dihedrals(trajectory, index, periodic=False)
-                for index in (phi, psi)
-                if len(index)
-            ]
+            [mdtraj.compute_dihedrals(trajectory, index, periodic=False) for index in (phi, psi) if len(index)]
         )
         ladders.append(frames.ladder[lowest])
     if not ladders or not angles[0]:
@@ -193,9 +188,7 @@ def _steps(picoseconds: float, timestep: float, name: str) -> int:
         raise ValueError(f"timestep must be positive, not {timestep}.")
     steps = round(picoseconds / timestep)
     if picoseconds < 0 or abs(steps * timestep - picoseconds) > 1e-6 * max(picoseconds, timestep):
-        raise ValueError(
-            f"{name} is {picoseconds} ps, which is not a multiple of the time step {timestep} ps."
-        )
+        raise ValueError(f"{name} is {picoseconds} ps, which is not a multiple of the time step {timestep} ps.")
     return steps
 
 
@@ -209,8 +202,7 @@ def _check_folder(output: Path, settings: dict[str, object]) -> None:
     for name, value in json.loads(json.dumps(settings)).items():
         if name not in MAY_CHANGE and before.get(name) != value:
             raise ValueError(
-                f"{output} holds a simulation with {name} {before.get(name)}, not {value};"
-                " use another folder."
+                f"{output} holds a simulation with {name} {before.get(name)}, not {value}; use another folder."
             )
 
 

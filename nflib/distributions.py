@@ -21,8 +21,9 @@ class StandardNormal(Distribution):
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         if tuple(inputs.shape[1:]) != self.shape:
-            raise ValueError(f"expected inputs of shape (batch, {', '.join(map(str, self.shape))}), got "
-                             f"{tuple(inputs.shape)}.")
+            raise ValueError(
+                f"expected inputs of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(inputs.shape)}."
+            )
         inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         return -0.5 * (inputs.square().flatten(1).sum(-1) + math.prod(self.shape) * math.log(2 * math.pi))
 

@@ -30,6 +30,10 @@ class Flow(Pretrained, NFlowsFlow):
     True
     """
 
+    _transform: Transform
+    _distribution: Distribution
+    _embedding_net: nn.Module
+
     def __init__(
         self,
         transform: Transform,
@@ -39,6 +43,13 @@ class Flow(Pretrained, NFlowsFlow):
     ):
         super().__init__(transform, distribution, embedding_net)
         self.config = config
+
+    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of each input, ``(B,)``, in nats, summed over the event, in float32 or better.
+
+        Raises ValueError for inputs of another event shape, or a context of another number of rows.
+        """
+        return NFlowsFlow.log_prob(self, inputs, context)
 
     @torch.no_grad()
     def sample(
@@ -69,7 +80,7 @@ class Flow(Pretrained, NFlowsFlow):
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, as `sample` gives them, and the log-density of each: ``(num_samples,)`` or with the context's rows."""
+        """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows."""
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
         if batch_size is not None and batch_size < 1:

@@ -39,15 +39,11 @@ def load_checkpoint(folder: Path, settings: Settings) -> tuple[dict[str, Tensor]
         counters = json.loads(str(arrays.pop("counters")))
         before = json.loads(str(arrays.pop("settings")))
     except (KeyError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); delete the folder or simulate into another."
-        ) from error
+        raise ValueError(f"{path} cannot be read ({error}); delete the folder or simulate into another.") from error
     # Through JSON, so that a tuple equals the list it was stored as.
     now = json.loads(json.dumps(settings))
     changed = [name for name in sorted(now | before) if now.get(name) != before.get(name)]
     if changed:
         differences = ", ".join(f"{name} {before.get(name)} then, {now.get(name)} now" for name in changed)
-        raise ValueError(
-            f"{path} belongs to a simulation with other settings ({differences}); use another folder."
-        )
+        raise ValueError(f"{path} belongs to a simulation with other settings ({differences}); use another folder.")
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, counters

@@ -66,9 +66,7 @@ def read_shard(path: Path) -> Frames:
         with np.load(path, allow_pickle=False) as stored:
             return Frames(**{name: stored[name] for name in FIELDS})
     except (KeyError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a shard of frames ({error}); delete it or simulate again."
-        ) from error
+        raise ValueError(f"{path} is not a shard of frames ({error}); delete it or simulate again.") from error
 
 
 class FrameWriter:
@@ -113,10 +111,6 @@ class FrameWriter:
 
     def frames(self) -> Frames | None:
         """Everything written so far, from disk and memory; None when there are no frames."""
-        stored = (
-            []
-            if self.folder is None
-            else [read_shard(shard_path(self.folder, i)) for i in range(self.num_shards)]
-        )
+        stored = [] if self.folder is None else [read_shard(shard_path(self.folder, i)) for i in range(self.num_shards)]
         parts = stored + self.pending
         return concatenate(parts) if parts else None

@@ -38,13 +38,10 @@ class TemperingSettings:
             raise ValueError("friction and equilibration_steps must not be negative.")
         increasing = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
         if not self.temperatures or not increasing or self.temperatures[0] <= 0:
-            raise ValueError(
-                f"temperatures must be positive and increase along the ladder, not {self.temperatures}."
-            )
+            raise ValueError(f"temperatures must be positive and increase along the ladder, not {self.temperatures}.")
         if self.saved_temperatures > len(self.temperatures):
             raise ValueError(
-                f"saved_temperatures is {self.saved_temperatures} but the ladder has"
-                f" {len(self.temperatures)}."
+                f"saved_temperatures is {self.saved_temperatures} but the ladder has {len(self.temperatures)}."
             )
 
 
@@ -81,9 +78,7 @@ class Replicas:
         self.v = maxwell_velocities(self.masses, self.temperatures, generator)
         potential, force = energy.energy_and_force(self.x)
         if not (torch.isfinite(potential).all() and torch.isfinite(force).all()):
-            raise ValueError(
-                "the start has an energy or force that is not finite; relax the structure first."
-            )
+            raise ValueError("the start has an energy or force that is not finite; relax the structure first.")
         self.potential, self.force = potential.detach(), force.detach()
         self.walker = torch.arange(len(start), device=device)
         self.statistics = Statistics.zeros(shape[1], len(start), device)
@@ -137,9 +132,7 @@ class Replicas:
         low = torch.arange(parity, self.num_temperatures - 1, 2, device=self.x.device)
         energy = self.potential.double().view(self.shape)
         log_ratio = (self.inverse_kt[low] - self.inverse_kt[low + 1]) * (energy[:, low] - energy[:, low + 1])
-        uniform = torch.rand(
-            log_ratio.shape, generator=self.generator, dtype=torch.float64, device=self.x.device
-        )
+        uniform = torch.rand(log_ratio.shape, generator=self.generator, dtype=torch.float64, device=self.x.device)
         accepted = (uniform.log() < log_ratio).long()
         source = self.identity.clone()
         source[:, low] += accepted

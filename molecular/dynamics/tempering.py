@@ -30,9 +30,7 @@ def geometric_temperatures(lowest: float, highest: float = 900.0, number: int = 
     if number == 1:
         return (float(lowest),)
     if not 0 < lowest < highest or number < 1:
-        raise ValueError(
-            f"a ladder needs 0 < lowest < highest, not {lowest} and {highest} with {number} temperatures."
-        )
+        raise ValueError(f"a ladder needs 0 < lowest < highest, not {lowest} and {highest} with {number} temperatures.")
     return tuple(float(value) for value in np.geomspace(lowest, highest, number))
 
 
@@ -94,9 +92,7 @@ def parallel_tempering(
     if start.dim() == 2:
         start = start.expand(batch, *start.shape)
     if start.shape != (batch, len(masses), 3):
-        raise ValueError(
-            f"start has shape {tuple(start.shape)} but (n, 3) or {(batch, len(masses), 3)} is needed."
-        )
+        raise ValueError(f"start has shape {tuple(start.shape)} but (n, 3) or {(batch, len(masses), 3)} is needed.")
     replicas = Replicas(energy, masses, start, settings, generator)
 
     step, wall, num_shards = 0, 0.0, 0
@@ -109,9 +105,7 @@ def parallel_tempering(
             stored[1]["wall_seconds"],
         )
     elif checkpoint is not None and list_shards(checkpoint):
-        raise ValueError(
-            f"{checkpoint} holds frames but no checkpoint to go on from; simulate into another folder."
-        )
+        raise ValueError(f"{checkpoint} holds frames but no checkpoint to go on from; simulate into another folder.")
     writer = FrameWriter(checkpoint, num_shards)
     total = equilibration_steps + num_steps
     began = last_saved = time.monotonic()

@@ -5,12 +5,12 @@ import openmm
 import torch
 from torch import Tensor
 
-from molecular.energy.pairs import Pair, PairList, Pairs, ordered
-from molecular.energy.tables import TableModule
+from molecular.energy.pairs import Pair, PairList, Pairs, PairTerm, ordered
+from molecular.energy.tables import column
 from molecular.energy.units import KILOJOULE, NANOMETRE, RADIAN, plain
 
 
-class HarmonicBonds(TableModule):
+class HarmonicBonds(PairTerm):
     """E = k (r - r0)^2 / 2 for each bond."""
 
     rows: Tensor
@@ -21,8 +21,8 @@ class HarmonicBonds(TableModule):
         super().__init__()
         bonds = [force.getBondParameters(index) for index in range(force.getNumBonds())]
         self.add_index("rows", [pair_list.row[ordered(i, j)] for i, j, _, _ in bonds])
-        self.add_table("length", [[plain(r0, NANOMETRE)] for _, _, r0, _ in bonds])
-        self.add_table("stiffness", [[plain(k, KILOJOULE / NANOMETRE**2)] for _, _, _, k in bonds])
+        self.add_table("length", column([plain(r0, NANOMETRE) for _, _, r0, _ in bonds]))
+        self.add_table("stiffness", column([plain(k, KILOJOULE / NANOMETRE**2) for _, _, _, k in bonds]))
 
     @staticmethod
     def pairs_of(force: openmm.HarmonicBondForce) -> list[Pair]:
@@ -39,11 +39,11 @@ class HarmonicBonds(TableModule):
         return energy
 
 
-class HarmonicAngles(TableModule):
+class HarmonicAngles(PairTerm):
     """E = k (theta - theta0)^2 / 2 for each angle, as a function of its three distances.
 
-    By the law of cosines cos theta = (a + b - c) / (2 sqrt(a b)) with a, b the squared lengths of the two arms and c the
-    squared distance of the outer atoms, so the force is again one along the three pairs.
+    By the law of cosines cos theta = (a + b - c) / (2 sqrt(a b)) with a, b the squared lengths of the two
+    arms and c the squared distance of the outer atoms, so the force is again one along the three pairs.
     """
 
     sides: Tensor
@@ -55,8 +55,8 @@ class HarmonicAngles(TableModule):
         angles = [force.getAngleParameters(index) for index in range(force.getNumAngles())]
         sides = [[pair_list.row[pair] for pair in _sides(*angle[:3])] for angle in angles]
         self.add_index("sides", np.array(sides, dtype=np.int64).T)
-        self.add_table("angle", [[plain(theta, RADIAN)] for _, _, _, theta, _ in angles])
-        self.add_table("stiffness", [[plain(k, KILOJOULE / RADIAN**2)] for _, _, _, _, k in angles])
+        self.add_table("angle", column([plain(theta, RADIAN) for _, _, _, theta, _ in angles]))
+        self.add_table("stiffness", column([plain(k, KILOJOULE / RADIAN**2) for _, _, _, _, k in angles]))
 
     @staticmethod
     def pairs_of(force: openmm.HarmonicAngleForce) -> list[Pair]:
@@ -66,9 +66,8 @@ class HarmonicAngles(TableModule):
 
     def energy_and_slope(self, pairs: Pairs, slope: Tensor | None) -> Tensor:
         """Energies (B,); adds dE/dr / r to `slope` (P, B) unless it is None."""
-        batch = pairs.squared.shape[1]
-        a, b, c = pairs.squared.index_select(0, self.sides).view(3, -1, batch).unbind()
-        inverse_a, inverse_b, _ = pairs.inverse.index_select(0, self.sides).view(3, -1, batch).unbind()
+        a, b, c = pairs.squared.index_select(0, self.sides).chunk(3)
+        inverse_a, inverse_b, _ = pairs.inverse.index_select(0, self.sides).chunk(3)
         inverse_ab = inverse_a * inverse_b
         cosine = (a + b).sub_(c).mul_(inverse_ab).mul_(0.5).clamp_(-1.0, 1.0)
         bend = cosine.acos().sub_(self.angle)
@@ -82,8 +81,8 @@ class HarmonicAngles(TableModule):
         pull = torque.mul_(inverse_sine).mul_(inverse_ab)
         twist = cosine.mul_(pull)
         ratio = a.sqrt().mul_(inverse_b)
-        change = torch.stack((torch.addcdiv(-pull, twist, ratio), torch.addcmul(-pull, twist, ratio), pull))
-        slope.index_add_(0, self.sides, change.view(-1, batch))
+        change = torch.cat((torch.addcdiv(-pull, twist, ratio), torch.addcmul(-pull, twist, ratio), pull))
+        slope.index_add_(0, self.sides, change)
         return energy
 
 

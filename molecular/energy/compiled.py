@@ -1,8 +1,9 @@
 """An OpenMM System as one batched torch module."""
 
+import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import openmm
 import torch
@@ -13,7 +14,7 @@ from molecular.energy.bonded import HarmonicAngles, HarmonicBonds
 from molecular.energy.generalized_born import GeneralizedBorn
 from molecular.energy.implicit_solvent import read_custom_gb, read_gbsa_obc
 from molecular.energy.nonbonded import Nonbonded
-from molecular.energy.pairs import Pair, PairList
+from molecular.energy.pairs import Pair, PairList, PairTerm
 from molecular.energy.torsions import PeriodicTorsions
 
 SUPPORTED = (
@@ -34,7 +35,8 @@ def compile_system(
         system: supported are HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, NonbondedForce and
             GBSAOBCForce or an OBC CustomGBForce, without cutoff or with a non-periodic one; CMMotionRemover is ignored.
         dtype, device: where and in which precision to compute; `.to(...)` changes both later without loss.
-        compile: fuse the kernels by `torch.compile`; the first call is then slow.
+        compile: fuse the arithmetic by `torch.compile`: about twice as fast, but the first calls of `energy` and
+            `energy_and_force` take half a minute each, and torch compiles for some 8 systems a process.
 
     Raises:
         ValueError: names the first force, constraint or virtual site that is not supported.
@@ -48,6 +50,8 @@ def compile_system(
     for force in system.getForces():
         if type(force) not in _TERMS and not isinstance(force, openmm.CMMotionRemover):
             raise ValueError(f"The system has a {type(force).__name__}; compile_system supports {SUPPORTED}.")
+        if force.usesPeriodicBoundaryConditions():
+            raise ValueError(f"{force.getName()} is periodic; compile_system supports non-periodic forces only.")
         forces.setdefault(type(force), []).append(force)
     if len(forces.get(openmm.NonbondedForce, [])) > 1:
         raise ValueError("The system has several NonbondedForces; compile_system supports one.")
@@ -59,20 +63,21 @@ def compile_system(
 class CompiledEnergy(nn.Module):
     """Potential energies and analytic forces of batches of conformations; built by `compile_system`.
 
-    Inputs are positions (..., n, 3) in nm; they are converted to the module's dtype. Coordinates that are not finite, or
-    atoms on top of each other, give an energy that is not finite, in that conformation only.
+    Inputs are positions (..., n, 3) in nm; they are converted to the module's dtype. Coordinates that are not
+    finite, or atoms on top of each other, give an energy that is not finite, in that conformation only.
     """
 
-    # Size of the largest temporaries: small enough for a core's cache, large enough to amortise the overhead of a call.
+    # Size of a thread's share of the largest temporaries: about a core's cache. Elsewhere it only bounds the memory.
     chunk_bytes = 1 << 19
+    chunk_bytes_accelerator = 1 << 28
 
     def __init__(self, pair_list: PairList, terms: list[nn.Module], compile: bool = False) -> None:
         super().__init__()
         self.num_atoms = pair_list.num_atoms
+        self.fused = compile
         self.pair_list = pair_list
         self.pair_terms = nn.ModuleList(term for term in terms if not isinstance(term, PeriodicTorsions))
         self.atom_terms = nn.ModuleList(term for term in terms if isinstance(term, PeriodicTorsions))
-        self._kernel: Callable[[Tensor], tuple[Tensor, Tensor]] = self._evaluate
         self.register_buffer("_reference", torch.zeros((), dtype=torch.float64), persistent=False)
 
     @property
@@ -89,7 +94,7 @@ class CompiledEnergy(nn.Module):
         """Energies (...,) in kJ/mol of positions x (..., n, 3) in nm; differentiable once with respect to x."""
         if torch.is_grad_enabled() and x.requires_grad:
             return _DifferentiableEnergy.apply(x, self)
-        return self.energy_and_force(x)[0]
+        return self._run(x, with_force=False)[0]
 
     forward = energy
 
@@ -98,37 +103,62 @@ class CompiledEnergy(nn.Module):
 
         Raises ValueError if x does not end in (n, 3) or is on another device.
         """
-        if x.shape[-2:] != (self.num_atoms, 3) or x.ndim < 2:
+        energy, force = self._run(x, with_force=True)
+        assert force is not None
+        return energy, force
+
+    @torch.no_grad()
+    def _run(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
+        if x.shape[-2:] != (self.num_atoms, 3):
             raise ValueError(f"Positions must have shape (..., {self.num_atoms}, 3); got {tuple(x.shape)}.")
         if x.device != self.device:
             raise ValueError(f"Positions are on {x.device}, the energy on {self.device}; move one with .to(device).")
-        with torch.no_grad():
-            flat = x.detach().to(self.dtype).reshape(-1, 3 * self.num_atoms)
-            energy = flat.new_empty(len(flat))
-            force = flat.new_empty(len(flat), self.num_atoms, 3)
-            for start in range(0, len(flat), self.chunk_size):
-                part = slice(start, start + self.chunk_size)
-                energy[part], chunk_force = self._kernel(flat[part].t().contiguous())
+        if self.device.type == "cpu":
+            _keep_freed_memory()
+        kernel = _fused_kernel() if self.fused else CompiledEnergy._evaluate
+        flat = x.detach().to(self.dtype).reshape(-1, 3 * self.num_atoms)
+        energy = flat.new_empty(len(flat))
+        force = flat.new_empty(len(flat), self.num_atoms, 3) if with_force else None
+        for start in range(0, len(flat), self.chunk_size):
+            part = slice(start, start + self.chunk_size)
+            energy[part], chunk_force = kernel(self, flat[part].t().contiguous(), with_force)
+            if force is not None and chunk_force is not None:
                 force[part] = chunk_force.permute(2, 1, 0)
-        return energy.view(x.shape[:-2]), force.view(x.shape)
+        return energy.view(x.shape[:-2]), None if force is None else force.view(x.shape)
 
     @property
     def chunk_size(self) -> int:
         """Conformations evaluated together."""
         largest = 2 * max(len(self.pair_list), self.num_atoms)
-        return max(16, self.chunk_bytes // (largest * self.dtype.itemsize))
+        on_cpu = self.device.type == "cpu"
+        room = self.chunk_bytes * torch.get_num_threads() if on_cpu else self.chunk_bytes_accelerator
+        return max(16, room // (largest * self.dtype.itemsize))
 
-    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
         """Energies (B,) and forces (3, n, B) of coordinates x (3n, B)."""
         pairs = self.pair_list.measure(x)
-        slope = torch.zeros_like(pairs.distance)
+        slope = torch.zeros_like(pairs.distance) if with_force else None
         energy = x.new_zeros(x.shape[1])
         for term in self.pair_terms:
-            energy += term.energy_and_slope(pairs, slope)
-        force = self.pair_list.force(pairs, slope)
+            energy += cast(PairTerm, term).energy_and_slope(pairs, slope)
+        force = self.pair_list.force(pairs, slope) if slope is not None else None
         for term in self.atom_terms:
-            energy += term.energy_and_force(x, force)
+            energy += cast(PeriodicTorsions, term).energy_and_force(x, force)
         return energy, force
+
+
+@functools.cache
+def _fused_kernel() -> Callable[[CompiledEnergy, Tensor, bool], tuple[Tensor, Tensor | None]]:
+    return torch.compile(CompiledEnergy._evaluate, dynamic=True)
+
+
+def _keep_freed_memory() -> None:
+    """Lets malloc reuse the memory of temporaries instead of handing it back to the kernel after each.
+
+    glibc hands back freed memory above a threshold that starts at 128 KiB and rises to the largest block freed so far.
+    Faulting such pages in anew costs as much as the arithmetic; freeing one large block, never touched, raises it.
+    """
+    torch.empty(24 << 20, dtype=torch.uint8)
 
 
 class _DifferentiableEnergy(torch.autograd.Function):

@@ -6,17 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molecular.energy.pairs import PairList, Pairs
-from molecular.energy.tables import TableModule
+from molecular.energy.pairs import PairList, Pairs, PairTerm
 
 
 @dataclass(frozen=True)
 class BornParameters:
     """What an OBC model is made of, whichever OpenMM force it was read from (nm, kJ/mol, elementary charges).
 
-    `strength` is (1/eps_solute - 1/eps_solvent) / (4 pi eps0), `shift` is subtracted from 1/f of each pair, `surface` is
-    4 pi times the surface tension, and `swallowed` says whether an atom wholly inside another one keeps its extra
-    descreening (`GBSAOBCForce` does, OpenMM's `CustomGBForce` models do not).
+    `strength` is (1/eps_solute - 1/eps_solvent) / (4 pi eps0), `shift` is subtracted from 1/f of each pair,
+    `surface` is 4 pi times the surface tension, and `swallowed` says whether an atom wholly inside another one
+    has its extra descreening (`GBSAOBCForce` has it, the `CustomGBForce` models have not).
     """
 
     charge: np.ndarray
@@ -34,7 +33,7 @@ class BornParameters:
 PROBE_RADIUS = 0.14
 
 
-class GeneralizedBorn(TableModule):
+class GeneralizedBorn(PairTerm):
     """Polar energy -strength sum_{i<=j} q_i q_j / f_ij and surface energy surface sum_i (R_i + probe)^2 (R_i / B_i)^6.
 
     f_ij^2 = r^2 + B_i B_j exp(-r^2 / (4 B_i B_j));  1/B_i = 1/rho_i - tanh(alpha psi - beta psi^2 + gamma psi^3)/R_i,
@@ -60,7 +59,8 @@ class GeneralizedBorn(TableModule):
     def __init__(self, parameters: BornParameters, pair_list: PairList) -> None:
         super().__init__()
         self.num_atoms, self.num_pairs = len(parameters.charge), len(pair_list)
-        self.polynomial, self.cutoff, self.swallowed = parameters.polynomial, parameters.cutoff, parameters.swallowed
+        self.polynomial, self.cutoff = parameters.polynomial, parameters.cutoff
+        self.swallowed = parameters.swallowed
         pairs = np.array(list(pair_list.row), dtype=np.int64).reshape(-1, 2)
         first, second = pairs[:, 0], pairs[:, 1]
         # Descreening is directed: row p is atom `first` among the volume of `second`, row P + p the reverse.
@@ -86,18 +86,20 @@ class GeneralizedBorn(TableModule):
         self.add_table("inverse_rho", 1.0 / parameters.offset_radius[:, None])
         self.add_table("inverse_radius", 1.0 / radius[:, None])
 
-    def energy_and_slope(self, pairs: Pairs, slope: Tensor) -> Tensor:
-        """Energies (B,); adds dE/dr / r to `slope` (P, B)."""
+    def energy_and_slope(self, pairs: Pairs, slope: Tensor | None) -> Tensor:
+        """Energies (B,); adds dE/dr / r to `slope` (P, B) unless it is None."""
         within = pairs.within(self.cutoff)
         integral, integral_slope = self._descreening(pairs, within)
         born, log_born_slope = self._born_radii(integral)
         energy, born_pull = self._polar(pairs, born, within, slope)
-
         inverse_born = born.reciprocal()
         self_energy = inverse_born * self.self_charge
         third = (inverse_born * inverse_born).mul_(inverse_born)
         surface_energy = third.mul_(third).mul_(self.surface)
         energy += (self_energy + surface_energy).sum(0)
+        if slope is None:
+            return energy
+
         # dE/d(ln B), then by the chain rule dE/dI / 8, the scale that the descreening slopes come in.
         born_pull.mul_(-0.125).sub_(self_energy).sub_(surface_energy, alpha=6.0)
         integral_pull = born_pull.mul_(log_born_slope).mul_(0.125)
@@ -111,7 +113,7 @@ class GeneralizedBorn(TableModule):
 
         For L = max(rho, |r - s|), U = r + s the integral of a pair is half of
         1/L - 1/U + (r - s^2/r)/4 (1/U^2 - 1/L^2) + ln(L/U)/(2r); it is stationary in U, and in L = r - s.
-        Atoms that do not reach beyond rho have L = U, hence the clamp on U. |r - s| > rho with r < s is left to `_bury`.
+        Atoms that do not reach beyond rho have L = U, hence the clamp on U. s - r > rho is left to `_bury`.
         """
         r, inverse = pairs.distance, pairs.inverse
         upper, lower = r + self.reach, r - self.reach
@@ -131,16 +133,16 @@ class GeneralizedBorn(TableModule):
             integral.masked_fill_(~within, 0.0)
             integral_slope.masked_fill_(~within, 0.0)
         total = torch.zeros(self.num_atoms, r.shape[1], dtype=r.dtype, device=r.device)
-        total.index_add_(0, self.ends, integral.view(2 * self.num_pairs, -1))
+        total.index_add_(0, self.ends, integral.flatten(0, 1))
         return total.mul_(0.125), integral_slope
 
     def _bury(self, r: Tensor, integral: Tensor, integral_slope: Tensor) -> None:
         """Corrects directed pairs in which the descreened atom lies wholly inside the other one (r < s - rho).
 
-        There L = s - r, in which the pair integral is not stationary: `GBSAOBCForce` adds 1/rho - 1/L, which makes it so;
-        without that addition the slope gains 1/L^2.
+        There L = s - r, in which the pair integral is not stationary: `GBSAOBCForce` adds 1/rho - 1/L, which
+        makes it so; without that addition the slope gains 1/L^2.
         """
-        rho, reach, batch = self.buried_rho, self.buried_reach, r.shape[1]
+        rho, reach = self.buried_rho, self.buried_reach
         r = r.repeat(2, 1).index_select(0, self.buried)
         lower = torch.maximum(reach - r, rho)
         # What changes when L goes from rho to s - r, in the scale of the caller
@@ -153,8 +155,8 @@ class GeneralizedBorn(TableModule):
             change = change - 8.0 * difference
         else:
             change_slope = change_slope - torch.where(lower > rho, 8.0 * r / (lower * lower), 0.0)
-        integral.view(-1, batch).index_add_(0, self.buried, change)
-        integral_slope.view(-1, batch).index_add_(0, self.buried, change_slope)
+        integral.flatten(0, 1).index_add_(0, self.buried, change)
+        integral_slope.flatten(0, 1).index_add_(0, self.buried, change_slope)
 
     def _born_radii(self, integral: Tensor) -> tuple[Tensor, Tensor]:
         """Born radii B (n, B) and d(ln B)/dI."""
@@ -166,8 +168,11 @@ class GeneralizedBorn(TableModule):
         outer = 1.0 - saturation * saturation
         return born, inner.mul_(outer).mul_(born).mul_(self.atom_rho).mul_(self.inverse_radius)
 
-    def _polar(self, pairs: Pairs, born: Tensor, within: Tensor | None, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Pair energies (B,) and -8 dE/d(ln B) (n, B); adds dE/dr / r at fixed Born radii to `slope`."""
+    def _polar(self, pairs: Pairs, born: Tensor, within: Tensor | None, slope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pair energies (B,) and -8 dE/d(ln B) (n, B); adds dE/dr / r at fixed Born radii to `slope`.
+
+        Without `slope` the second result is not computed, and zero.
+        """
         doubled = born * 2.0
         first, second = self.ends[: self.num_pairs], self.ends[self.num_pairs :]
         area = doubled.index_select(0, first).mul_(doubled.index_select(0, second))  # 4 B_i B_j
@@ -176,13 +181,16 @@ class GeneralizedBorn(TableModule):
         area.mul_(decay)
         inverse_f = torch.add(pairs.squared, area, alpha=0.25).rsqrt_()
         energy = inverse_f * self.pair_charge
-        pull = (inverse_f * inverse_f).mul_(energy)  # -f^-1 dE/df
-        energy.sub_(self.pair_shift)
+        total = energy - self.pair_shift
         if within is not None:
-            energy.masked_fill_(~within, 0.0)
-            pull.masked_fill_(~within, 0.0)
-        slope.sub_(pull).addcmul_(pull, decay, value=0.25)
-        area.mul_(pull)
-        area.addcmul_(area, exponent)
-        born_pull = torch.zeros_like(born).index_add_(0, first, area).index_add_(0, second, area)
-        return energy.sum(0), born_pull
+            total.masked_fill_(~within, 0.0)
+        born_pull = torch.zeros_like(born)
+        if slope is not None:
+            pull = energy.mul_(inverse_f).mul_(inverse_f)  # -f^-1 dE/df
+            if within is not None:
+                pull.masked_fill_(~within, 0.0)
+            slope.sub_(pull).addcmul_(pull, decay, value=0.25)
+            area.mul_(pull)
+            area.addcmul_(area, exponent)
+            born_pull.index_add_(0, first, area).index_add_(0, second, area)
+        return total.sum(0), born_pull

@@ -33,7 +33,7 @@ _SUPPORTED = (
 
 def read_gbsa_obc(force: openmm.GBSAOBCForce) -> BornParameters:
     """Parameters of OpenMM's built-in OBC2 model."""
-    cutoff = _cutoff(force, openmm.GBSAOBCForce.NoCutoff, openmm.GBSAOBCForce.CutoffNonPeriodic)
+    cutoff = _cutoff(force)
     particles = [force.getParticleParameters(index) for index in range(force.getNumParticles())]
     radius = np.array([plain(value, NANOMETRE) for _, value, _ in particles])
     offset_radius = radius - _OFFSET
@@ -63,7 +63,7 @@ def read_custom_gb(force: openmm.CustomGBForce) -> BornParameters:
         raise ValueError(f"CustomGBForce with per-particle parameters {names} is not an OBC model; {_SUPPORTED}.")
     polynomial, offset = _read_computed_values(force)
     terms = _read_energy_terms(force)
-    cutoff = _cutoff(force, openmm.CustomGBForce.NoCutoff, openmm.CustomGBForce.CutoffNonPeriodic)
+    cutoff = _cutoff(force)
     parameters = np.array([force.getParticleParameters(index) for index in range(force.getNumParticles())])
     return BornParameters(
         charge=parameters[:, 0],
@@ -99,7 +99,9 @@ def _read_energy_terms(force: openmm.CustomGBForce) -> dict[str, float]:
         single = kind == openmm.CustomGBForce.SingleParticle
         if single and "self" not in found and (match := _SELF.fullmatch(text)):
             found["self"] = _strength(float(match[1]), match[2])
-        elif single and not found["surface"] and (match := _SURFACE.fullmatch(text)) and float(match[2]) == PROBE_RADIUS:
+        elif (
+            single and not found["surface"] and (match := _SURFACE.fullmatch(text)) and float(match[2]) == PROBE_RADIUS
+        ):
             found["surface"] = float(match[1])
         elif (
             kind == openmm.CustomGBForce.ParticlePairNoExclusions
@@ -124,8 +126,7 @@ def _squeeze(expression: str) -> str:
     return "".join(expression.split())
 
 
-def _cutoff(force: openmm.GBSAOBCForce | openmm.CustomGBForce, no_cutoff: int, cutoff: int) -> float | None:
-    method = force.getNonbondedMethod()
-    if method not in (no_cutoff, cutoff):
-        raise ValueError(f"{force.getName()} is periodic; compile_system supports NoCutoff and CutoffNonPeriodic.")
-    return None if method == no_cutoff else plain(force.getCutoffDistance(), NANOMETRE)
+def _cutoff(force: openmm.GBSAOBCForce | openmm.CustomGBForce) -> float | None:
+    if force.getNonbondedMethod() == type(force).NoCutoff:
+        return None
+    return plain(force.getCutoffDistance(), NANOMETRE)

@@ -5,17 +5,16 @@ import openmm
 import torch
 from torch import Tensor
 
-from molecular.energy.pairs import Pair, PairList, Pairs, ordered
-from molecular.energy.tables import TableModule
+from molecular.energy.pairs import Pair, PairList, Pairs, PairTerm, ordered
 from molecular.energy.units import COULOMB, ELEMENTARY_CHARGE, KILOJOULE, NANOMETRE, plain
 
 
-class Nonbonded(TableModule):
+class Nonbonded(PairTerm):
     """`NonbondedForce` without periodicity: E = 4 eps ((sigma/r)^12 - (sigma/r)^6) + q_i q_j / (4 pi eps0 r).
 
-    With a cutoff, Coulomb becomes q_i q_j / (4 pi eps0) (1/r + krf r^2 - crf) and pairs beyond it are dropped; exceptions
-    (1-4 pairs) keep the plain form at every distance, as in OpenMM. The pair list must start with the excluded pairs,
-    then the exceptions, then all others.
+    With a cutoff, Coulomb becomes q_i q_j / (4 pi eps0) (1/r + krf r^2 - crf) and pairs beyond it are dropped;
+    exceptions (1-4 pairs) keep the plain form at every distance, as in OpenMM. The pair list must start with
+    the excluded pairs, then the exceptions, then all others.
     """
 
     charge: Tensor
@@ -28,16 +27,13 @@ class Nonbonded(TableModule):
         excluded, exceptions = self.special_pairs(force)
         self.start, self.regular = len(excluded), len(exceptions)
         method = force.getNonbondedMethod()
-        supported = (openmm.NonbondedForce.NoCutoff, openmm.NonbondedForce.CutoffNonPeriodic)
-        if method not in supported:
-            raise ValueError("NonbondedForce is periodic; compile_system supports NoCutoff and CutoffNonPeriodic.")
         if (
             force.getNumGlobalParameters()
             or force.getNumParticleParameterOffsets()
             or force.getNumExceptionParameterOffsets()
         ):
             raise ValueError("NonbondedForce has parameter offsets; compile_system supports fixed parameters only.")
-        self.cutoff = None if method == supported[0] else plain(force.getCutoffDistance(), NANOMETRE)
+        self.cutoff = None if method == openmm.NonbondedForce.NoCutoff else plain(force.getCutoffDistance(), NANOMETRE)
         self.switch = None
         if self.cutoff is not None and force.getUseSwitchingFunction():
             self.switch = plain(force.getSwitchingDistance(), NANOMETRE)
@@ -51,7 +47,9 @@ class Nonbonded(TableModule):
         charge = q[i] * q[j]
         sigma = 0.5 * (sigma[i] + sigma[j])
         epsilon = np.sqrt(epsilon[i] * epsilon[j])
-        special = np.array([exceptions[pair] for pair in list(pair_list.row)[self.start :][: self.regular]]).reshape(-1, 3)
+        special = np.array([exceptions[pair] for pair in list(pair_list.row)[self.start :][: self.regular]]).reshape(
+            -1, 3
+        )
         charge[: self.regular], sigma[: self.regular], epsilon[: self.regular] = special.T
         self.add_table("charge", COULOMB * charge[:, None])
         self.add_table("repulsion", (4.0 * epsilon * sigma**12)[:, None])
@@ -66,7 +64,9 @@ class Nonbonded(TableModule):
         self.add_table("shift", COULOMB * charge[self.regular :, None] * field_shift)
 
     @staticmethod
-    def special_pairs(force: openmm.NonbondedForce) -> tuple[list[Pair], dict[Pair, tuple[float, float, float]]]:
+    def special_pairs(
+        force: openmm.NonbondedForce,
+    ) -> tuple[list[Pair], dict[Pair, tuple[float, float, float]]]:
         """Pairs without any interaction, and exceptions (charge product, sigma, epsilon) of the others."""
         excluded: list[Pair] = []
         exceptions: dict[Pair, tuple[float, float, float]] = {}
@@ -79,8 +79,8 @@ class Nonbonded(TableModule):
                 exceptions[ordered(i, j)] = values
         return excluded, exceptions
 
-    def energy_and_slope(self, pairs: Pairs, slope: Tensor) -> Tensor:
-        """Energies (B,); adds dE/dr / r to `slope` (P, B)."""
+    def energy_and_slope(self, pairs: Pairs, slope: Tensor | None) -> Tensor:
+        """Energies (B,); adds dE/dr / r to `slope` (P, B) unless it is None."""
         inverse, inverse_squared = pairs.inverse[self.start :], pairs.inverse_squared[self.start :]
         coulomb = inverse * self.charge
         sixth = (inverse_squared * inverse_squared).mul_(inverse_squared)
@@ -93,14 +93,17 @@ class Nonbonded(TableModule):
             lennard_jones = well * sixth
             weight, change = self._switching(pairs.distance[self.start :])
             energy = torch.addcmul(coulomb, lennard_jones, weight)
-            pull = torch.addcmul(coulomb, steep.add_(well).mul_(sixth), weight, value=6.0).addcmul_(lennard_jones, change)
+            pull = torch.addcmul(coulomb, steep.add_(well).mul_(sixth), weight, value=6.0).addcmul_(
+                lennard_jones, change
+            )
         if self.cutoff is not None:
             self._reaction_field(pairs, energy, pull)
-        slope[self.start :].addcmul_(pull, inverse_squared, value=-1.0)
+        if slope is not None:
+            slope[self.start :].addcmul_(pull, inverse_squared, value=-1.0)
         return energy.sum(0)
 
     def _reaction_field(self, pairs: Pairs, energy: Tensor, pull: Tensor) -> None:
-        """Turns Coulomb into its reaction-field form and drops pairs beyond the cutoff, in place, but for exceptions."""
+        """Turns Coulomb into its reaction-field form and drops pairs beyond the cutoff, in place; not exceptions."""
         energy, pull = energy[self.regular :], pull[self.regular :]
         energy.sub_(self.shift)
         if self.field != 0.0:

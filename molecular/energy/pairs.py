@@ -36,6 +36,14 @@ class Pairs:
         return ~(self.distance > cutoff)
 
 
+class PairTerm(TableModule):
+    """A term of the potential energy that depends on distances alone."""
+
+    def energy_and_slope(self, pairs: Pairs, slope: Tensor | None) -> Tensor:
+        """Energies (B,) in kJ/mol; adds dE/dr / r to `slope` (P, B) unless it is None."""
+        raise NotImplementedError
+
+
 class PairList(TableModule):
     """The pairs i < j that any term needs, in an order that lets terms address them by slices.
 

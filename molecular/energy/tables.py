@@ -8,12 +8,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 
+def column(values: ArrayLike) -> np.ndarray:
+    """Values as rows of a table that is broadcast over the batch, (K, 1)."""
+    return np.array(values, dtype=np.float64).reshape(-1, 1)
+
+
 class TableModule(nn.Module):
     """A module whose parameter tables keep a float64 master copy.
 
-    `add_table` registers a floating-point buffer; after any `.to(...)` the buffer is cut anew from its float64 master, so
-    that a module built in float32 and moved to float64 has the full precision of the force field. `add_index` registers
-    an int64 buffer.
+    `add_table` registers a floating-point buffer; after any `.to(...)` the buffer is cut anew from its float64
+    master, so that a module built in float32 and moved to float64 has the full precision of the force field.
+    `add_index` registers an int64 buffer.
     """
 
     def __init__(self) -> None:
@@ -26,9 +31,7 @@ class TableModule(nn.Module):
         self.register_buffer(name, master.clone(), persistent=False)
 
     def add_index(self, name: str, values: ArrayLike) -> None:
-        self.register_buffer(
-            name, torch.from_numpy(np.array(values, dtype=np.int64).reshape(-1)), persistent=False
-        )
+        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.int64).reshape(-1)), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TableModule":
         super()._apply(fn, recurse)

@@ -15,8 +15,9 @@ from molecular.energy.units import KILOJOULE, RADIAN, plain
 class PeriodicTorsions(TableModule):
     """E = sum_n k_n (1 + cos(n phi - phase_n)), all terms of one quadruplet of atoms together.
 
-    With c = cos phi and s = sin phi, cos n phi = T_n(c) and sin n phi = s U_{n-1}(c), Chebyshev polynomials. So the sum is
-    E = even(c) + s odd(c), with no inverse trigonometric function; `odd` vanishes if all phases are 0 or pi, as in Amber.
+    With c = cos phi and s = sin phi, cos n phi = T_n(c) and sin n phi = s U_{n-1}(c), Chebyshev polynomials.
+    So the sum is E = even(c) + s odd(c), without inverse trigonometric functions; `odd` vanishes if all phases
+    are 0 or pi, as in Amber.
     """
 
     gather: Tensor
@@ -79,7 +80,8 @@ class PeriodicTorsions(TableModule):
             energy.addcmul_(sine, odd)
         if force is None:
             return energy.sum(0)
-        # -dE/dphi times the length of the middle bond; the outer atoms are pushed along m and n (Blondel & Karplus 1996)
+        # -dE/dphi times the length of the middle bond. The outer atoms feel it along m and n (Blondel & Karplus
+        # 1996), the inner ones what balances force and torque.
         torque = _horner(self.even_slope, cosine).mul_(sine_length)
         if self.chiral:
             torque.addcmul_(_horner(self.odd_slope, cosine).mul_(sine), sine_length)
@@ -91,7 +93,7 @@ class PeriodicTorsions(TableModule):
         torch.mul(normals, outer, out=ends)
         lever_m, lever_n = along / middle_squared, across / middle_squared
         torch.addcmul(ends[:, 0] * lever_m, ends[:, 1], lever_n, value=-1.0, out=shift)
-        parts = parts.view(3, -1, batch)
+        parts = parts.flatten(1, 2)
         force.index_add_(1, self.pulled, parts).index_add_(1, self.pushed, parts, alpha=-1)
         return energy.sum(0)
 

@@ -34,9 +34,7 @@ class Sequential:
         )
         cache = network.new_cache(batch_size, num_tokens, dtype=compute_dtype, device=noise.device)
         tokens: list[Tensor] = []
-        logabsdet = torch.zeros(
-            batch_size, dtype=torch.promote_types(noise.dtype, torch.float32), device=noise.device
-        )
+        logabsdet = torch.zeros(batch_size, dtype=torch.promote_types(noise.dtype, torch.float32), device=noise.device)
         previous = noise[:, :0]
         for t in range(num_tokens):
             parameters = network.extend(previous, t, cache, embedded)

@@ -1,7 +1,6 @@
 """TARFlow: a stack of causal-transformer affine maps that visit the patches in alternating order."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from nflows.transforms import CompositeTransform, Transform
 from torch import nn
@@ -20,7 +19,14 @@ from nflib.networks import (
 )
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
-from nflib.transforms import AutoregressiveTransform, Exponential, ImagePatches, Reverse, Softplus, VectorPatches
+from nflib.transforms import (
+    AutoregressiveTransform,
+    Exponential,
+    ImagePatches,
+    Reverse,
+    Softplus,
+    VectorPatches,
+)
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 SCALES = {"exponential": Exponential, "softplus": Softplus}
@@ -101,9 +107,7 @@ class TARFlow(Flow):
             "start_token": start_token,
             "soft_clip": soft_clip,
         }
-        super().__init__(
-            CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape), config=config
-        )
+        super().__init__(CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape), config=config)
 
 
 def autoregressive_blocks(
@@ -162,7 +166,13 @@ def autoregressive_blocks(
             2 * token_size,
             channels,
             transformer_layers(
-                depth, channels, head_dim=head_dim, expansion=expansion, norm=make_norm, mlp=make_mlp, rotary=rotary
+                depth,
+                channels,
+                head_dim=head_dim,
+                expansion=expansion,
+                norm=make_norm,
+                mlp=make_mlp,
+                rotary=rotary,
             ),
             positions=added,
             embedding=ClassEmbedding(num_classes, channels) if num_classes else None,

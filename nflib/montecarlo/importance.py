@@ -87,8 +87,7 @@ def importance_sample(
     """
     if num_samples < 1 or batch_size < 1:
         raise ValueError(
-            f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; both must be 1 or "
-            "more."
+            f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; both must be 1 or more."
         )
     if not isinstance(target, Target):
         raise ValueError(

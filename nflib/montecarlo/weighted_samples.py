@@ -197,12 +197,8 @@ class WeightedSamples:
                 arrays = dict(archive)
         missing = {"x", "log_weights", "num_rejected", "clipped"} - arrays.keys()
         if missing:
-            raise ValueError(
-                f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again."
-            )
-        optional = {
-            name: torch.from_numpy(arrays[name]) for name in ("log_prob", "log_target") if name in arrays
-        }
+            raise ValueError(f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again.")
+        optional = {name: torch.from_numpy(arrays[name]) for name in ("log_prob", "log_target") if name in arrays}
         samples = cls(
             x=torch.from_numpy(arrays["x"]),
             log_weights=torch.from_numpy(arrays["log_weights"]),

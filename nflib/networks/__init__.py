@@ -5,7 +5,7 @@ from nflib.networks.cache import KeyValueCache
 from nflib.networks.conditioning import ClassEmbedding
 from nflib.networks.norms import AdaptiveLayerNorm, RMSNorm
 from nflib.networks.positions import LearnedPositions, Rotary, SinusoidalPositions, grid_coordinates
-from nflib.networks.transformer import CausalTransformer, GatedMLP, MLP, SoftClip, TransformerLayer
+from nflib.networks.transformer import MLP, CausalTransformer, GatedMLP, SoftClip, TransformerLayer
 
 __all__ = [
     "MLP",

@@ -118,6 +118,7 @@ class CausalTransformer(nn.Module):
     ):
         super().__init__()
         self.out_channels = out_channels
+        self._cache_heads = (layers[0].attention.num_key_value_heads, layers[0].attention.head_dim)
         self.start_token = nn.Parameter(torch.randn(in_channels)) if start_token else None
         self.proj_in = nn.Linear(in_channels, channels)
         self.positions = positions
@@ -176,13 +177,13 @@ class CausalTransformer(nn.Module):
 
     def new_cache(self, batch_size: int, num_tokens: int, *, dtype: torch.dtype, device: torch.device) -> KeyValueCache:
         """An empty cache for decoding `num_tokens` tokens: the last token is never read."""
-        attention = self.layers[0].attention
+        num_heads, head_dim = self._cache_heads
         return KeyValueCache(
             len(self.layers),
             batch_size,
-            attention.num_key_value_heads,
+            num_heads,
             num_tokens - 1 + self.num_start_tokens,
-            attention.head_dim,
+            head_dim,
             dtype=dtype,
             device=device,
         )

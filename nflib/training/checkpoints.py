@@ -31,9 +31,7 @@ def prepare_output(output: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(
-            f"the output folder {output} cannot be written ({reason}); choose another one."
-        ) from error
+        raise ValueError(f"the output folder {output} cannot be written ({reason}); choose another one.") from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -72,9 +70,7 @@ def write_checkpoint(
         {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()},
         temporary / WEIGHTS,
     )
-    torch.save(
-        record | {"optimizer": optimizer.state_dict(), "ema_updates": ema.updates}, temporary / TRAINING
-    )
+    torch.save(record | {"optimizer": optimizer.state_dict(), "ema_updates": ema.updates}, temporary / TRAINING)
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -117,9 +113,7 @@ def read_checkpoint(
             f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown or of another "
             f"shape, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
         )
-    flow.load_state_dict(
-        {name.removeprefix(MODEL): t for name, t in weights.items() if name.startswith(MODEL)}
-    )
+    flow.load_state_dict({name.removeprefix(MODEL): t for name, t in weights.items() if name.startswith(MODEL)})
     for name, average in ema.average.items():
         average.copy_(weights[AVERAGE + name])
     ema.updates = int(record["ema_updates"])
@@ -135,9 +129,7 @@ def save_model(flow: nn.Module, folder: Path) -> None:
         flow.save_pretrained(folder)  # type: ignore[operator]
         return
     folder.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Tensor] = {
-        name: value.detach().cpu().clone() for name, value in flow.state_dict().items()
-    }
+    state: dict[str, Tensor] = {name: value.detach().cpu().clone() for name, value in flow.state_dict().items()}
     temporary = folder / ".model.safetensors.tmp"
     save_file({name: value.contiguous() for name, value in state.items()}, temporary)
     os.replace(temporary, folder / "model.safetensors")

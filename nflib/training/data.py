@@ -74,17 +74,9 @@ def as_batch(data: object) -> Batch:
     """
     if isinstance(data, Tensor):
         return {"inputs": data}
-    if (
-        isinstance(data, tuple | list)
-        and 1 <= len(data) <= 2
-        and all(isinstance(part, Tensor) for part in data)
-    ):
+    if isinstance(data, tuple | list) and 1 <= len(data) <= 2 and all(isinstance(part, Tensor) for part in data):
         return dict(zip(("inputs", "context"), data, strict=False))
-    if (
-        isinstance(data, Mapping)
-        and "inputs" in data
-        and all(isinstance(part, Tensor) for part in data.values())
-    ):
+    if isinstance(data, Mapping) and "inputs" in data and all(isinstance(part, Tensor) for part in data.values()):
         return dict(data)
     raise ValueError(
         "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a "

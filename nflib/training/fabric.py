@@ -61,9 +61,7 @@ class LossModule(nn.Module):
         self.mixed = precision == "bf16-mixed"
         self.device_type = device_type
 
-    def forward(
-        self, batch: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.mixed):
             loss, metrics = self.objective(self.flow, batch, generator)
         return loss, metrics

@@ -27,9 +27,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 class Feed:
     """Deals the global batches of a run out to its processes, augments them, and renews the data when due."""
 
-    def __init__(
-        self, source: BatchSource, config: TrainingConfig, fabric: Any, augment: Augmentation | None
-    ) -> None:
+    def __init__(self, source: BatchSource, config: TrainingConfig, fabric: Any, augment: Augmentation | None) -> None:
         self.source, self.config, self.fabric, self.augment = source, config, fabric, augment
         self.order = EpochOrder(len(source), config.batch_size, config.seed)
         self.stale = False

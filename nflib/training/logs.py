@@ -19,9 +19,7 @@ class RunLog:
     events.
     """
 
-    def __init__(
-        self, output: Path, config: TrainingConfig, *, active: bool, step: int, seconds: float
-    ) -> None:
+    def __init__(self, output: Path, config: TrainingConfig, *, active: bool, step: int, seconds: float) -> None:
         self.config = config
         self.writers: list[Any] = _writers(output, config.tensorboard) if active else []
         self.bar = _progress_bar(config, step, seconds) if active and config.progress_bar else None
@@ -70,6 +68,4 @@ def _progress_bar(config: TrainingConfig, step: int, seconds: float) -> tqdm[Any
     if config.max_steps is not None:
         return tqdm(total=config.max_steps, initial=step, desc="training", unit="step", mininterval=interval)
     layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{remaining} left{postfix}]"
-    return tqdm(
-        total=config.max_seconds, initial=seconds, desc="training", bar_format=layout, mininterval=interval
-    )
+    return tqdm(total=config.max_seconds, initial=seconds, desc="training", bar_format=layout, mininterval=interval)

@@ -216,9 +216,7 @@ class _Run:
                 "state": state.record(),
             }
             optimizer, kept = self.optimizer.optimizer, config.checkpoints_kept
-            checkpoints.write_checkpoint(
-                self.checkpoints, state.step, self.flow, self.ema, optimizer, record, kept
-            )
+            checkpoints.write_checkpoint(self.checkpoints, state.step, self.flow, self.ema, optimizer, record, kept)
         self.fabric.barrier()
 
     def _save_model(self) -> None:

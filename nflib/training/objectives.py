@@ -61,9 +61,7 @@ class LogVariance:
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if "energy" not in batch:
-            raise ValueError(
-                "LogVariance needs 'energy', the reduced energies in kT, beside 'inputs' in every batch."
-            )
+            raise ValueError("LogVariance needs 'energy', the reduced energies in kT, beside 'inputs' in every batch.")
         log_prob = log_density(flow, batch)
         energy = batch["energy"].to(log_prob.dtype)
         is_data = batch.get("is_data", torch.ones_like(log_prob)).to(log_prob.dtype)
@@ -77,9 +75,7 @@ class LogVariance:
         penalty = residual**2
         if self.clip is not None:
             # Twice Huber's function, so that small residuals count as in a variance.
-            penalty = 2 * functional.huber_loss(
-                residual, torch.zeros_like(residual), reduction="none", delta=self.clip
-            )
+            penalty = 2 * functional.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=self.clip)
         variance = (penalty * weight).sum() * _world_size() / counts[1].clamp(min=1)
         loss = self.likelihood_weight * likelihood + self.energy_weight * variance
         return loss, {

@@ -23,9 +23,7 @@ def mean_loss(loss: LossModule, source: BatchSource, batch_size: int, seed: int,
         indices = torch.arange(start, min(start + batch_size, len(source)))
         part = indices[rank_slice(len(indices), fabric.global_rank, fabric.world_size)]
         batch = prepare(source.batch(part), None if isinstance(source, TensorSource) else part, loss.flow)
-        generator = seeds.derived_generator(
-            seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device
-        )
+        generator = seeds.derived_generator(seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device)
         value, _ = loss(fabric.to_device(batch), generator)
         total += process_mean(fabric, value).double().cpu() * len(indices)
     return float(total / len(source))

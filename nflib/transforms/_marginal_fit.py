@@ -12,12 +12,8 @@ from torch import Tensor
 
 CURVE_POINTS = 4001
 SMOOTHING_NODES = 9  # quantiles averaged per knot
-MIN_WIDTH_FRACTION = (
-    1e-3  # no bin is narrower than this fraction of the mean width: ties in the data stay invertible
-)
-MAX_SLOPE_RATIO = (
-    4.0  # slope at a knot over the mean slope of a neighbouring bin: no deep dip of the density inside
-)
+MIN_WIDTH_FRACTION = 1e-3  # no bin is narrower than this fraction of the mean width: ties in the data stay invertible
+MAX_SLOPE_RATIO = 4.0  # slope at a knot over the mean slope of a neighbouring bin: no deep dip of the density inside
 MIN_TAIL_COUNT = 10.0  # data points beyond the outermost quantile knot
 
 
@@ -30,13 +26,9 @@ def fit_coordinate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Knots and slopes of one coordinate from its sorted data."""
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"GaussianizeMarginals.fit: coordinate {name} has non-finite data; remove those samples."
-        )
+        raise ValueError(f"GaussianizeMarginals.fit: coordinate {name} has non-finite data; remove those samples.")
     if values[0] == values[-1]:
-        raise ValueError(
-            f"GaussianizeMarginals.fit: coordinate {name} is constant; leave it out of the event."
-        )
+        raise ValueError(f"GaussianizeMarginals.fit: coordinate {name} is constant; leave it out of the event.")
     count = len(values)
     levels = (np.arange(count) + 0.5) / count
     if interval is None:
@@ -129,7 +121,5 @@ def flat_intervals(
                 ) from error
     for low, high in result.values():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"GaussianizeMarginals.fit: ({low}, {high}) is no bounded interval; pass finite a < b."
-            )
+            raise ValueError(f"GaussianizeMarginals.fit: ({low}, {high}) is no bounded interval; pass finite a < b.")
     return result

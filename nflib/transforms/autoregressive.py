@@ -37,9 +37,7 @@ class AutoregressiveTransform(Transform):
     def _check_shape(self, inputs: Tensor) -> None:
         token_size = self.network.out_channels // 2
         if inputs.dim() != 3 or inputs.shape[-1] != token_size:
-            raise ValueError(
-                f"expected tokens of shape (batch, tokens, {token_size}), got {tuple(inputs.shape)}."
-            )
+            raise ValueError(f"expected tokens of shape (batch, tokens, {token_size}), got {tuple(inputs.shape)}.")
 
     def shift_and_log_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Split a network's output ``(B, L, 2C)`` into shift and log-scale ``(B, L, C)``, in float32 or better."""

@@ -63,18 +63,14 @@ class Standardize(Transform):
             kept = {dim % data.dim() for dim in dims}
         reduced = [dim for dim in range(data.dim()) if dim not in kept]
         if 0 in kept or data.shape[0] < 2:
-            raise ValueError(
-                "Standardize.fit: data needs a first dimension of two or more samples to average over."
-            )
+            raise ValueError("Standardize.fit: data needs a first dimension of two or more samples to average over.")
         variance, mean = torch.var_mean(data.to(torch.float64), dim=reduced, correction=1, keepdim=True)
         shape = data.shape[1:]
         return cls(mean[0].expand(shape), variance[0].sqrt().expand(shape))
 
     def _log_scale(self, inputs: Tensor) -> Tensor:
         _check_event_shape("Standardize", inputs, self.std.shape)
-        total = (
-            self.std.to(torch.float64).log().sum() if inputs.device.type != "mps" else self.std.log().sum()
-        )
+        total = self.std.to(torch.float64).log().sum() if inputs.device.type != "mps" else self.std.log().sum()
         return total.to(_working_dtype(inputs)).expand(inputs.shape[0])
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -154,9 +150,7 @@ class GaussianizeMarginals(Transform):
                 f"with N >= {MIN_SAMPLES}."
             )
         if not 0.0 < uniform_fraction < 1.0:
-            raise ValueError(
-                f"GaussianizeMarginals.fit: uniform_fraction is {uniform_fraction}; use one in (0, 1)."
-            )
+            raise ValueError(f"GaussianizeMarginals.fit: uniform_fraction is {uniform_fraction}; use one in (0, 1).")
         transform = cls(data.shape[1:], num_bins)
         columns = data.detach().reshape(data.shape[0], -1).to(torch.float64).cpu().numpy().T
         flat_bounds = flat_intervals(intervals, transform.event_shape, bounds)
@@ -164,9 +158,7 @@ class GaussianizeMarginals(Transform):
             name = tuple(int(i) for i in np.unravel_index(coordinate, transform.event_shape))
             interval = flat_bounds.get(coordinate)
             values = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, name)
-            for buffer, value in zip(
-                (transform.knots_x, transform.knots_y, transform.slopes), values, strict=True
-            ):
+            for buffer, value in zip((transform.knots_x, transform.knots_y, transform.slopes), values, strict=True):
                 buffer[coordinate] = torch.from_numpy(value)
             transform.is_interval[coordinate] = interval is not None
         return transform.to(data.device)
@@ -246,9 +238,7 @@ class _Bins:
         product = theta * (1 - theta)
         denominator = self.mean_slope + self.excess * product
         inside = self.height * (self.mean_slope * theta.square() + self.near * product) / denominator
-        numerator = (
-            self.far * theta.square() + 2 * self.mean_slope * product + self.near * (1 - theta).square()
-        )
+        numerator = self.far * theta.square() + 2 * self.mean_slope * product + self.near * (1 - theta).square()
         log_slope = 2 * (self.mean_slope / denominator).log() + numerator.log()
         outside = distance < 0
         log_slope = torch.where(outside, self.near.log(), log_slope)

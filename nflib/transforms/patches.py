@@ -35,7 +35,9 @@ class VectorPatches(_Rearrangement):
         super().__init__()
         size = math.prod(event_shape)
         if patch_size < 1 or size % patch_size:
-            raise ValueError(f"patch_size {patch_size} must divide the {size} numbers of an event {tuple(event_shape)}.")
+            raise ValueError(
+                f"patch_size {patch_size} must divide the {size} numbers of an event {tuple(event_shape)}."
+            )
         self.event_shape = tuple(event_shape)
         self.token_shape = (size // patch_size, patch_size)
 

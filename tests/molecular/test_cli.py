@@ -20,7 +20,16 @@ SMALL = ["--channels", "16", "--num_blocks", "2", "--layers_per_block", "1", "--
 @pytest.fixture(scope="module")
 def simulation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulation")
-    arguments = ["--peptide", "Ace-G-Nme", "--output", str(folder), "--picoseconds", "0.4", "--save_ps", "0.01"]
+    arguments = [
+        "--peptide",
+        "Ace-G-Nme",
+        "--output",
+        str(folder),
+        "--picoseconds",
+        "0.4",
+        "--save_ps",
+        "0.01",
+    ]
     main(["simulate", *arguments, "--equilibration_ps", "0.1", "--num_ladders", "4", "--num_temperatures", "2"])
     return folder
 
@@ -60,7 +69,17 @@ def test_weights_are_boltzmann_over_flow(simulation, model, tmp_path):
 
     output = tmp_path / "samples"
     main(
-        ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "600", "--output", str(output)]
+        [
+            "sample",
+            "--peptide",
+            "Ace-G-Nme",
+            "--model",
+            str(model),
+            "--num_samples",
+            "600",
+            "--output",
+            str(output),
+        ]
     )
     samples = WeightedSamples.load(output / "weights.npz")
     peptide = Peptide("Ace-G-Nme")
@@ -86,11 +105,20 @@ MISTAKES = {
     "unknown residue": (["sample", "--peptide", "AXA"], "X"),
     "unknown cap": (["sample", "--peptide", "Boc-A-Nme"], "Boc"),
     "empty sequence": (["sample", "--peptide", ""], "sequence"),
-    "no samples": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "0"], "num_samples"),
-    "negative samples": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "-3"], "num_samples"),
+    "no samples": (
+        ["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "0"],
+        "num_samples",
+    ),
+    "negative samples": (
+        ["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "-3"],
+        "num_samples",
+    ),
     "no shipped flow": (["sample", "--peptide", "Ace-W-Nme"], "no flow is shipped for Ace-W-Nme"),
     "missing model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{tmp}/nowhere"], "config.json"),
-    "model of another peptide": (["sample", "--peptide", "Ace-A-Nme", "--model", "{model}"], "trained on Ace-G-Nme"),
+    "model of another peptide": (
+        ["sample", "--peptide", "Ace-A-Nme", "--model", "{model}"],
+        "trained on Ace-G-Nme",
+    ),
     "truncated model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{truncated}"], "truncated"),
     "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "settings.json"),
 }
@@ -120,6 +148,16 @@ def test_unwritable_output(model, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(SystemExit, match="error: "):
         main(["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--output", str(tmp_path / "output")])
+
+
+@pytest.mark.parametrize(
+    "command", [["sample", "--model", "{model}"], ["simulate", "--picoseconds", "0.01"], ["train", "--data", "{data}"]]
+)
+def test_output_where_nothing_can_be_made(command, model, simulation):
+    arguments = [argument.format(model=model, data=simulation) for argument in command]
+    arguments += TRAINING if command[0] == "train" else ["--peptide", "Ace-G-Nme"]
+    with pytest.raises(SystemExit, match="error: .*/proc/nowhere"):
+        main([*arguments, "--output", "/proc/nowhere"])
 
 
 def test_output_that_is_a_file(model, tmp_path):

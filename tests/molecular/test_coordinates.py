@@ -7,7 +7,8 @@ import torch
 from torch.autograd.functional import jacobian
 
 from molecular import Peptide
-from molecular.coordinates import LocalFrames, Spherical, torsion_cuts, walk_bonds
+from molecular.coordinates import LocalFrames, walk_bonds
+from molecular.spherical import Spherical, torsion_cuts
 from molecular.symmetry import methyl_rotations, random_symmetry
 
 SEQUENCES = ["Ace-A-Nme", "AAA", "Ace-P-Nme", "PW", "Ace-G-Nme"]
@@ -217,9 +218,7 @@ def test_spherical_coordinates_mean_what_they_say():
     outputs, _ = Spherical()(tokens)
     x, _ = LocalFrames(*METHANOL).inverse(tokens)
     bond = (x[0, 5] - x[0, 1]).norm()  # O-H, the first and only child of O: atom 5
-    angle = torch.arccos(
-        ((x[0, 5] - x[0, 1]) * (x[0, 0] - x[0, 1])).sum() / bond / (x[0, 0] - x[0, 1]).norm()
-    )
+    angle = torch.arccos(((x[0, 5] - x[0, 1]) * (x[0, 0] - x[0, 1])).sum() / bond / (x[0, 0] - x[0, 1]).norm())
     token = LocalFrames(*METHANOL).order.tolist().index(5) - 2
     torch.testing.assert_close(outputs[0, token, 0], bond.log())
     torch.testing.assert_close(outputs[0, token, 1], torch.logit(angle / math.pi))
@@ -235,8 +234,7 @@ def test_azimuths_are_minus_the_iupac_torsions(peptides):
     azimuth = Spherical()(frames(x)[0])[0][:, 1:, 2]
     bonded = {frozenset(bond) for bond in peptide.bonds}
     atoms = [
-        (s, q, p, a)
-        for a, (p, q, s) in zip(frames.order[3:].tolist(), frames.references[3:].tolist(), strict=True)
+        (s, q, p, a) for a, (p, q, s) in zip(frames.order[3:].tolist(), frames.references[3:].tolist(), strict=True)
     ]
     proper = [k for k, (s, q, _, _) in enumerate(atoms) if {s, q} in bonded]
     assert len(proper) > 8
@@ -314,10 +312,7 @@ def test_methyl_rotations_keep_energy_and_chirality(sequence, groups):
     found = methyl_rotations(peptide.elements, peptide.bonds)
     assert len(found) == groups
     for group in found:
-        assert (
-            len({peptide.bonds[k][0] for k in range(len(peptide.bonds)) if peptide.bonds[k][1] in group[0]})
-            == 1
-        )
+        assert len({peptide.bonds[k][0] for k in range(len(peptide.bonds)) if peptide.bonds[k][1] in group[0]}) == 1
         assert all(sorted(row) == sorted(group[0].tolist()) for row in group.tolist())
     x = conformations(peptide, 6, torch.float64, noise=0.005)
     moved = random_symmetry(x, found, torch.Generator().manual_seed(1))
@@ -331,9 +326,7 @@ def test_methyl_rotations_keep_energy_and_chirality(sequence, groups):
     # A cycle keeps the handedness of the hydrogens: azimuths of siblings keep their signs.
     tokens, moved_tokens = frames(x)[0], frames(moved)[0]
     siblings = [
-        k
-        for k in range(1, tokens.shape[1])
-        if (frames.references[3:, 0] == frames.references[k + 2, 0])[: k - 1].any()
+        k for k in range(1, tokens.shape[1]) if (frames.references[3:, 0] == frames.references[k + 2, 0])[: k - 1].any()
     ]
     sizes = tokens[:, siblings, 2].abs() > 0.03
     assert (torch.sign(tokens[:, siblings, 2]) == torch.sign(moved_tokens[:, siblings, 2]))[sizes].all()

@@ -44,9 +44,7 @@ def torsion(a, b, c, d):
     return np.degrees(np.arctan2(np.dot(np.cross(axis, u), v), np.dot(u, v)))
 
 
-@pytest.mark.parametrize(
-    ("sequence", "expected", "residues"), [("AA", AA, "ALA ALA"), ("GKW", GKW, "GLY LYS TRP")]
-)
+@pytest.mark.parametrize(("sequence", "expected", "residues"), [("AA", AA, "ALA ALA"), ("GKW", GKW, "GLY LYS TRP")])
 def test_atom_order_is_that_of_the_released_weights(sequence, expected, residues):
     peptide = Peptide(sequence)
     assert peptide.atom_names == expected.split()
@@ -70,9 +68,7 @@ def test_caps_and_defaults():
         assert forces["NonbondedForce"].getNonbondedMethod() == method
         assert peptide.system.getNumConstraints() == 0
         assert "CMMotionRemover" not in forces
-        masses = [
-            peptide.system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(peptide.num_atoms)
-        ]
+        masses = [peptide.system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(peptide.num_atoms)]
         np.testing.assert_allclose(peptide.masses, masses, rtol=1e-3)  # the force field rounds
     assert forces["NonbondedForce"].getCutoffDistance().value_in_unit(unit.nanometer) == 2.0
     assert capped.positions.dtype == np.float64 and capped.positions.shape == (22, 3)
@@ -137,9 +133,7 @@ def test_side_chains_have_their_stereochemistry_and_names(twenty):
 
 def test_isoleucine_has_pdb_connectivity_and_order():
     peptide = Peptide("Ace-I-Nme")
-    heavy = [
-        name for name, element in zip(peptide.atom_names, peptide.elements, strict=True) if element != "H"
-    ]
+    heavy = [name for name, element in zip(peptide.atom_names, peptide.elements, strict=True) if element != "H"]
     assert heavy[3:11] == ["N", "CA", "C", "O", "CB", "CG1", "CG2", "CD1"]
     names = {frozenset((peptide.atom_names[i], peptide.atom_names[j])) for i, j in peptide.bonds}
     assert frozenset(("CG1", "CD1")) in names and frozenset(("CG2", "CD1")) not in names
@@ -187,9 +181,7 @@ def test_pdb_round_trip(tmp_path):
     read = app.PDBFile(str(tmp_path / "aa.pdb"))
     assert [atom.name for atom in read.topology.atoms()] == peptide.atom_names
     assert read.topology.getNumBonds() == len(peptide.bonds)
-    np.testing.assert_allclose(
-        np.array(read.positions.value_in_unit(unit.nanometer)), peptide.positions, atol=6e-5
-    )
+    np.testing.assert_allclose(np.array(read.positions.value_in_unit(unit.nanometer)), peptide.positions, atol=6e-5)
     with pytest.raises(ValueError, match=r"\(23, 3\)"):
         peptide.pdb_string(np.zeros((3, 3)))
 

@@ -55,11 +55,7 @@ class TiltedDoubleWell:
 
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b = x[:, 0, 0], x[:, 0, 1:]
-        energy = (
-            self.height * (a.square() - 1.0).square()
-            + self.tilt * a
-            + 0.5 * self.stiffness * b.square().sum(-1)
-        )
+        energy = self.height * (a.square() - 1.0).square() + self.tilt * a + 0.5 * self.stiffness * b.square().sum(-1)
         along = -4.0 * self.height * a * (a.square() - 1.0) - self.tilt
         return energy, torch.cat([along[:, None], -self.stiffness * b], dim=-1)[:, None]
 
@@ -246,9 +242,7 @@ def test_tempering_crosses_a_barrier_and_finds_the_boltzmann_ratio():
 
 def test_swap_acceptance_matches_the_closed_form():
     """Energies of d harmonic coordinates are Gamma(d/2) distributed; the acceptance follows by quadrature."""
-    result = short_run(
-        Harmonic(), num_ladders=64, num_steps=6000, friction=5.0, timestep=0.02, saved_temperatures=1
-    )
+    result = short_run(Harmonic(), num_ladders=64, num_steps=6000, friction=5.0, timestep=0.02, saved_temperatures=1)
     rng = np.random.default_rng(0)
     temperatures = (300.0, 400.0, 550.0)
     for pair, measured in enumerate(result.report["swap_acceptance"]):
@@ -395,13 +389,9 @@ def test_impossible_settings(changes, message):
 
 def test_impossible_ladders_and_starts():
     with pytest.raises(ValueError, match="increase along the ladder"):
-        parallel_tempering(
-            Harmonic(), MASSES, torch.zeros(3, 3), (400.0, 300.0), num_steps=1, generator=generator()
-        )
+        parallel_tempering(Harmonic(), MASSES, torch.zeros(3, 3), (400.0, 300.0), num_steps=1, generator=generator())
     with pytest.raises(ValueError, match=r"start has shape \(2, 4, 3\)"):
-        parallel_tempering(
-            Harmonic(), MASSES, torch.zeros(2, 4, 3), (300.0,), num_steps=1, generator=generator()
-        )
+        parallel_tempering(Harmonic(), MASSES, torch.zeros(2, 4, 3), (300.0,), num_steps=1, generator=generator())
     with pytest.raises(ValueError, match="relax the structure first"):
         short_run(Poisoned({1: [0]}))
     with pytest.raises(ValueError, match="0 < lowest < highest"):

@@ -84,14 +84,17 @@ class Case:
 
 def dense_logabsdet(transform: Transform, x: Tensor, context: Tensor | None = None) -> Tensor:
     """log|det| of the Jacobian that automatic differentiation writes out, one sample after the other."""
-    values = []
-    for index in range(len(x)):
-        row = None if context is None else context[index : index + 1]
-        jacobian = torch.autograd.functional.jacobian(
-            lambda one: transform(one, row)[0], x[index : index + 1]
-        )
-        values.append(torch.linalg.slogdet(jacobian.reshape(x[index].numel(), -1)).logabsdet)
-    return torch.stack(values)
+    return torch.stack(
+        [
+            _dense_logabsdet_of_one(transform, x[i : i + 1], None if context is None else context[i : i + 1])
+            for i in range(len(x))
+        ]
+    )
+
+
+def _dense_logabsdet_of_one(transform: Transform, x: Tensor, context: Tensor | None) -> Tensor:
+    jacobian = torch.autograd.functional.jacobian(lambda y: transform(y, context)[0], x)
+    return torch.linalg.slogdet(jacobian.reshape(x.numel(), -1)).logabsdet
 
 
 def relative_error(approximate: Tensor, exact: Tensor) -> float:
@@ -183,9 +186,7 @@ AUTOREGRESSIVE = [
     ),
     _autoregressive_case("norm-rms", norm=RMSNorm, final_norm=RMSNorm),
     _autoregressive_case("norm-adaptive", token_conditions(5), conditioner=True),
-    _autoregressive_case(
-        "norm-adaptive-start-learned", token_conditions(6), conditioner=True, start_token=True
-    ),
+    _autoregressive_case("norm-adaptive-start-learned", token_conditions(6), conditioner=True, start_token=True),
     _autoregressive_case("mlp-gated", mlp=GatedMLP),
     _autoregressive_case("heads-grouped-query", channels=32, num_key_value_heads=2),
     _autoregressive_case("heads-one-key", channels=32, num_key_value_heads=1),
@@ -290,9 +291,7 @@ def fitted_and_permuted() -> Flow:
     return Flow(CompositeTransform(transforms), StandardNormal((4, 2)))
 
 
-def _tarflow_case(
-    name: str, event_shape: tuple[int, ...], token_shape: tuple[int, int], **settings: Any
-) -> Case:
+def _tarflow_case(name: str, event_shape: tuple[int, ...], token_shape: tuple[int, int], **settings: Any) -> Case:
     build = partial(TARFlow, event_shape, **(SMALL | settings))
     return Case(name, build, event_shape, token_shape, labels if settings.get("num_classes") else None)
 

@@ -73,9 +73,7 @@ def test_a_batch_of_one_is_a_row_of_a_batch(case, flow):
     x = case.inputs(3, torch.float64)
     for context in case.contexts(3, torch.float64):
         row = None if context is None else context[1:2]
-        torch.testing.assert_close(
-            flow.log_prob(x[1:2], row), flow.log_prob(x, context)[1:2], rtol=0, atol=1e-12
-        )
+        torch.testing.assert_close(flow.log_prob(x[1:2], row), flow.log_prob(x, context)[1:2], rtol=0, atol=1e-12)
 
 
 @every_flow
@@ -201,9 +199,7 @@ def test_score_equals_finite_differences(case, flow):
 # --- densities ---
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"scale": "softplus", "positions": "rotary", "start_token": True}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"scale": "softplus", "positions": "rotary", "start_token": True}], ids=str)
 def test_density_integrates_to_one(perturb, settings):
     flow = perturb(TARFlow((2,), **(SMALL | settings))).double()
     axis = torch.linspace(-12, 12, 241, dtype=torch.float64)
@@ -300,8 +296,8 @@ def test_flows_of_any_size_invert_and_know_their_density(
 ):
     event_shape = (colours, down * patch_size, across * patch_size) if image else (down, across * patch_size)
     flow = TARFlow(
-        event_shape, patch_size, 8, len(layers), layers, head_dim=4, expansion=2, scale=scale, positions=positions,
-        norm=norm, mlp=mlp, start_token=start_token,
+        event_shape, patch_size, 8, len(layers), layers, head_dim=4, expansion=2, scale=scale,
+        positions=positions, norm=norm, mlp=mlp, start_token=start_token,
     ).double()  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -402,7 +398,8 @@ def test_layers_per_block_are_those_asked_for():
 def test_importing_the_engine_imports_no_application():
     """nflows' MADE imports matplotlib by itself; beyond what nflows and torch bring, the engine adds none."""
     script = (
-        "import sys, torch, nflows.flows, nflows.transforms, nflows.distributions; theirs = set(sys.modules); "
+        "import sys, torch, nflows.flows, nflows.transforms, nflows.distributions; "
+        "theirs = set(sys.modules); "
         "import nflib, nflib.flows, nflib.transforms, nflib.networks, nflib.decoding; "
         "print(*{name.partition('.')[0] for name in sys.modules.keys() - theirs})"
     )

@@ -162,9 +162,7 @@ def test_state_dict_round_trip_from_empty(gaussianize, data):
     empty = GaussianizeMarginals((2, 3), num_bins=24)
     x = data[:50]
     identity, logabsdet = empty(x)
-    assert torch.allclose(identity, x) and torch.allclose(
-        logabsdet, torch.zeros(50, dtype=torch.float64), atol=1e-6
-    )
+    assert torch.allclose(identity, x) and torch.allclose(logabsdet, torch.zeros(50, dtype=torch.float64), atol=1e-6)
     empty.load_state_dict(gaussianize.state_dict())
     assert torch.equal(empty(x)[0], gaussianize(x)[0])
     assert torch.equal(empty(x)[1], gaussianize(x)[1])

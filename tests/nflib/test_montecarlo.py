@@ -99,9 +99,7 @@ def test_poisoned_samples_get_weight_zero_and_are_counted():
     assert (samples.weights == 0).sum() == 28
     assert samples.weights.sum().item() == pytest.approx(1)
     # the rejected samples still count in N: the normaliser shifts by the rejected fraction only
-    assert (
-        abs(samples.log_normalizer - LOG_NORMALIZER) < 4 * samples.log_normalizer_standard_error + 28 / 8000
-    )
+    assert abs(samples.log_normalizer - LOG_NORMALIZER) < 4 * samples.log_normalizer_standard_error + 28 / 8000
     value, error = samples.expectation(lambda x: x)
     assert torch.isfinite(value).all() and torch.isfinite(error).all()
     assert torch.isfinite(samples.resample(500, torch.Generator().manual_seed(0))).all()
@@ -192,9 +190,7 @@ def test_effective_sample_size_limits():
     assert one.effective_sample_size == pytest.approx(1)
     assert one.effective_sample_size_fraction == pytest.approx(1 / 64)
     assert one.log_normalizer == pytest.approx(700 - math.log(64))
-    assert one.log_normalizer_standard_error == pytest.approx(
-        1
-    )  # std(w) / (mean(w) sqrt(N)) = 1 for one weight
+    assert one.log_normalizer_standard_error == pytest.approx(1)  # std(w) / (mean(w) sqrt(N)) = 1 for one weight
     assert one.pareto_k == math.inf
     half = weighted([0.0] * 10 + [-math.inf] * 10)
     assert half.effective_sample_size == pytest.approx(10)
@@ -307,10 +303,7 @@ def test_counts_are_unbiased(scheme):
     generator = torch.Generator().manual_seed(0)
     num_samples, runs = 11, 2000
     counts = torch.stack(
-        [
-            torch.bincount(resample(WEIGHTS, num_samples, generator, scheme), minlength=len(WEIGHTS))
-            for _ in range(runs)
-        ]
+        [torch.bincount(resample(WEIGHTS, num_samples, generator, scheme), minlength=len(WEIGHTS)) for _ in range(runs)]
     ).double()
     expected = num_samples * WEIGHTS.double() / WEIGHTS.double().sum()
     assert (counts.sum(1) == num_samples).all()
@@ -330,9 +323,7 @@ def test_counts_are_unbiased(scheme):
 
 def test_multinomial_counts_pass_pearson():
     generator = torch.Generator().manual_seed(4)
-    counts = torch.bincount(
-        resample(WEIGHTS, 20000, generator, "multinomial"), minlength=len(WEIGHTS)
-    ).double()
+    counts = torch.bincount(resample(WEIGHTS, 20000, generator, "multinomial"), minlength=len(WEIGHTS)).double()
     used = WEIGHTS > 0
     expected = 20000 * WEIGHTS.double() / WEIGHTS.double().sum()
     assert stats.chisquare(counts[used].numpy(), expected[used].numpy()).pvalue > 1e-3

@@ -55,9 +55,7 @@ def test_grouped_heads_equal_explicit_repetition(key_value_heads, query_key_norm
     channels, head_dim, heads = 32, 8, 4
     rotary = Rotary(grid_coordinates((5,)), head_dim)
     settings = {"query_key_norm": query_key_norm, "rotary": rotary}
-    grouped = CausalSelfAttention(
-        channels, head_dim, num_key_value_heads=key_value_heads, **settings
-    ).double()
+    grouped = CausalSelfAttention(channels, head_dim, num_key_value_heads=key_value_heads, **settings).double()
     full = CausalSelfAttention(channels, head_dim, **settings).double()
 
     def repeated(qkv: Tensor) -> Tensor:
@@ -84,9 +82,7 @@ def test_attention_closed_form():
     projected = x @ attention.qkv.weight.T + attention.qkv.bias
     query, key, value = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in projected.chunk(3, dim=-1))
     heads = written_out_attention(query, key, value).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(
-        attention(x), heads @ attention.proj.weight.T + attention.proj.bias, rtol=0, atol=1e-13
-    )
+    torch.testing.assert_close(attention(x), heads @ attention.proj.weight.T + attention.proj.bias, rtol=0, atol=1e-13)
 
 
 # --- cache ---
@@ -99,9 +95,7 @@ def test_cache_writes_in_place_and_never_grows():
     keys, values = torch.randn(2, 3, 4, 7, 5)
     for start, stop in ((0, 1), (1, 4), (4, 7)):
         for layer in (0, 1):
-            seen = cache.write(
-                layer, start, keys[..., start:stop, :] + layer, values[..., start:stop, :] - layer
-            )
+            seen = cache.write(layer, start, keys[..., start:stop, :] + layer, values[..., start:stop, :] - layer)
             assert torch.equal(seen[0], keys[..., :stop, :] + layer)
             assert torch.equal(seen[1], values[..., :stop, :] - layer)
             assert all(view.untyped_storage().data_ptr() == address for view in seen)
@@ -146,9 +140,7 @@ def test_rotary_closed_form_in_one_dimension():
                 a * math.cos(angle) - b * math.sin(angle),
                 a * math.sin(angle) + b * math.cos(angle),
             ]
-            assert turned[0, 0, position, 2 * pair : 2 * pair + 2].tolist() == pytest.approx(
-                expected, abs=1e-5
-            )
+            assert turned[0, 0, position, 2 * pair : 2 * pair + 2].tolist() == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(rotary(x[..., 4:7, :], 4), turned[..., 4:7, :])
 
 

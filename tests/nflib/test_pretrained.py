@@ -37,9 +37,7 @@ def test_a_folder_holds_weights_and_configuration_and_nothing_else(flow, folder)
 def test_a_configuration_rebuilds_the_flow(flow):
     rebuilt = TARFlow(**flow.config)
     assert rebuilt.config == flow.config
-    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {
-        n: p.shape for n, p in flow.named_parameters()
-    }
+    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in flow.named_parameters()}
 
 
 def test_settings_of_every_kind_come_back(perturb, tmp_path):
@@ -52,9 +50,7 @@ def test_settings_of_every_kind_come_back(perturb, tmp_path):
     loaded = TARFlow.from_pretrained(flow.save_pretrained(tmp_path))
     assert loaded.config == json.loads(json.dumps(flow.config))
     x = torch.randn(3, 2, 4, 4)
-    assert torch.equal(
-        loaded.log_prob(x, torch.tensor([0, 1, -1])), flow.log_prob(x, torch.tensor([0, 1, -1]))
-    )
+    assert torch.equal(loaded.log_prob(x, torch.tensor([0, 1, -1])), flow.log_prob(x, torch.tensor([0, 1, -1])))
 
 
 def test_saving_again_replaces_the_model(flow, folder, perturb):

@@ -134,9 +134,7 @@ def test_best_validation_is_kept_and_is_that_of_the_averaged_weights(tmp_path: P
         again = -flow.log_prob(validation).mean()
     assert float(again) == pytest.approx(result.best_validation_loss, rel=1e-6)
     last = tiny.tiny_flow()
-    result = fit(
-        last, normal(64, 3) + 5, validation, config=configuration(keep_best=False), output=tmp_path / "b"
-    )
+    result = fit(last, normal(64, 3) + 5, validation, config=configuration(keep_best=False), output=tmp_path / "b")
     with torch.no_grad():
         assert float(-last.log_prob(validation).mean()) == pytest.approx(result.validation_loss, rel=1e-6)
 
@@ -193,9 +191,7 @@ def test_time_budget_ends_the_run_and_drives_the_schedule(tmp_path: Path) -> Non
     config = configuration(max_steps=None, max_seconds=0.3, warmup_fraction=0.0)
     result = fit(Gaussian(), normal(64, 2), config=config, output=tmp_path, callbacks=[record])
     assert result.seconds >= 0.3 and result.steps == len(record.losses)
-    assert (
-        record.rates[0] == pytest.approx(1e-2, rel=0.1) and sorted(record.rates, reverse=True) == record.rates
-    )
+    assert record.rates[0] == pytest.approx(1e-2, rel=0.1) and sorted(record.rates, reverse=True) == record.rates
     again = fit(Gaussian(), normal(64, 2), config=config, output=tmp_path, callbacks=[record])
     assert again.steps == result.steps  # the budget counts the earlier run
 
@@ -237,9 +233,7 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -
 
     def run(output: Path, record: Record) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
         flow = dropout_flow()
-        result = fit(
-            flow, data, validation, config=configuration(), output=output, augment=jitter, callbacks=[record]
-        )
+        result = fit(flow, data, validation, config=configuration(), output=output, augment=jitter, callbacks=[record])
         return result, flow.state_dict()
 
     whole, first, second = Record(), Record(fail_at=8), Record()
@@ -250,12 +244,8 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert second.steps == list(range(6, 13))  # from the checkpoint after step 5
     assert first.losses == whole.losses[:8] and second.losses == whole.losses[5:]
     assert len(set(whole.losses)) == 12
-    assert (
-        logged(tmp_path / "parts", "validation_loss", 1) == logged(tmp_path / "whole", "validation_loss")[1:]
-    )
-    assert (
-        resumed.best_validation_loss == result.best_validation_loss and resumed.best_step == result.best_step
-    )
+    assert logged(tmp_path / "parts", "validation_loss", 1) == logged(tmp_path / "whole", "validation_loss")[1:]
+    assert resumed.best_validation_loss == result.best_validation_loss and resumed.best_step == result.best_step
     for name in weights:
         assert torch.equal(weights[name], resumed_weights[name])
     third = Record()
@@ -295,9 +285,7 @@ def test_refreshed_data_resume_exactly(tmp_path: Path) -> None:
     fit(dropout_flow(), source, config=config, output=tmp_path / "whole", callbacks=[whole])
     assert source.refreshed == [3, 6, 9] and len(source) == 45
     with pytest.raises(InterruptedError):
-        fit(
-            dropout_flow(), Growing(), config=config, output=tmp_path / "parts", callbacks=[Record(fail_at=8)]
-        )
+        fit(dropout_flow(), Growing(), config=config, output=tmp_path / "parts", callbacks=[Record(fail_at=8)])
     source = Growing()
     fit(dropout_flow(), source, config=config, output=tmp_path / "parts", callbacks=[second])
     assert source.refreshed == [6, 9] and len(source) == 45
@@ -443,9 +431,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> No
         callbacks=[keep],
     )
     assert result.skipped_steps == 2 and result.steps == 12
-    assert (
-        torch.equal(kept[2], kept[3]) and torch.equal(kept[2], kept[4]) and not torch.equal(kept[4], kept[5])
-    )
+    assert torch.equal(kept[2], kept[3]) and torch.equal(kept[2], kept[4]) and not torch.equal(kept[4], kept[5])
     assert all(torch.isfinite(mean).all() for mean in kept)
 
 
@@ -583,9 +569,7 @@ def test_average_is_exact_in_float32_and_restores_the_weights() -> None:
 
 
 def test_weight_decay_spares_vectors_norms_and_embeddings() -> None:
-    model = nn.ModuleDict(
-        {"linear": nn.Linear(3, 4), "norm": nn.LayerNorm([2, 3]), "embedding": nn.Embedding(5, 3)}
-    )
+    model = nn.ModuleDict({"linear": nn.Linear(3, 4), "norm": nn.LayerNorm([2, 3]), "embedding": nn.Embedding(5, 3)})
     decayed, spared = parameter_groups(model, 0.1)
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
     assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]

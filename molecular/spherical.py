@@ -1,0 +1,113 @@
+"""Atoms in local frames as bond lengths, bond angles and azimuths, with the circles cut where they are empty."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+
+
+class Spherical(Transform):
+    """Tokens (B, T, 3) of `LocalFrames` <-> scaled bond lengths, bond angles and azimuths (B, T, 3).
+
+    Token k >= 1, (x, y, z) with length r, polar angle theta from e1 and azimuth psi = atan2(z, y), becomes
+    (log r, logit(theta / pi), phi) with phi = psi - offset wrapped to (-pi, pi]; token 0, (r01, x2, rho2),
+    becomes (log r01, log r02, logit(angle / pi)). Where s is bonded to q, -psi is the IUPAC torsion of s, q,
+    p and the atom. The log-determinants are those of dx dy dz = r^2 sin(theta) dr dtheta dphi and of the
+    logarithms and logits. Lengths in nm, angles in radians.
+
+    `inverse` accepts all reals for log r and logit theta; a sample with a phi outside (-pi, pi], which no
+    conformation has, is NaN.
+
+    Args:
+        offset: (T,) radians, or None for zero: the circle of token k is cut at offset[k] + pi; entry 0 is not
+            used. `fit` chooses it.
+    """
+
+    offset: Tensor | None
+
+    def __init__(self, offset: Tensor | None = None) -> None:
+        super().__init__()
+        if offset is not None and offset.dim() != 1:
+            raise ValueError(f"offset has shape {tuple(offset.shape)}; Spherical needs one angle a token, (T,).")
+        self.register_buffer("offset", offset)
+
+    @classmethod
+    def fit(cls, tokens: Tensor) -> Spherical:
+        """Cut every circle where these tokens (N, T, 3) are least dense."""
+        return cls(torsion_cuts(torch.atan2(tokens[..., 2], tokens[..., 1])).to(tokens.dtype))
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(inputs)
+        r01, x2, rho2 = inputs[:, 0].unbind(-1)
+        x, y, z = inputs[:, 1:].unbind(-1)
+        rho = torch.cat([rho2[:, None], torch.hypot(y, z)], dim=1)
+        along = torch.cat([x2[:, None], x], dim=1)
+        log_r = torch.hypot(along, rho).log()
+        log_theta = torch.atan2(rho, along).log()
+        log_supplement = torch.atan2(rho, -along).log()  # log(pi - theta), accurate also near pi
+        logit = log_theta - log_supplement
+        phi = torch.atan2(z, y)
+        if self.offset is not None:
+            phi = _wrap(phi - self.offset[1:].to(phi.dtype))
+        first = torch.stack([r01.log(), log_r[:, 0], logit[:, 0]], dim=-1)
+        rest = torch.stack([log_r[:, 1:], logit[:, 1:], phi], dim=-1)
+
+        logabsdet = (math.log(math.pi) - log_theta - log_supplement - 2.0 * log_r).sum(1)
+        logabsdet = logabsdet - r01.log() - rho[:, 1:].log().sum(1)
+        return torch.cat([first[:, None], rest], dim=1), logabsdet
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(inputs)
+        log_r01, log_r02, logit0 = inputs[:, 0].unbind(-1)
+        log_r = torch.cat([log_r02[:, None], inputs[:, 1:, 0]], dim=1)
+        logit = torch.cat([logit0[:, None], inputs[:, 1:, 1]], dim=1)
+        phi = inputs[:, 1:, 2]
+        pi = math.pi * (1.0 + 4.0 * torch.finfo(phi.dtype).eps)  # what rounds to pi is allowed
+        phi = torch.where(phi.abs() <= pi, phi, torch.full_like(phi, torch.nan))
+        if self.offset is not None:
+            phi = phi + self.offset[1:].to(phi.dtype)
+
+        near_axis = math.pi * torch.sigmoid(-logit.abs())  # the smaller of theta and pi - theta
+        r = log_r.exp()
+        along = -torch.sign(logit) * r * near_axis.cos()
+        along = torch.where(logit == 0, torch.zeros_like(along), along)
+        rho = r * near_axis.sin()
+        first = torch.stack([log_r01.exp(), along[:, 0], rho[:, 0]], dim=-1)
+        rest = torch.stack([along[:, 1:], rho[:, 1:] * phi.cos(), rho[:, 1:] * phi.sin()], dim=-1)
+
+        log_sigmoids = torch.nn.functional.logsigmoid(logit) + torch.nn.functional.logsigmoid(-logit)
+        logabsdet = (math.log(math.pi) + log_sigmoids + 2.0 * log_r).sum(1)
+        logabsdet = logabsdet + log_r01 + (log_r + near_axis.sin().log())[:, 1:].sum(1)
+        return torch.cat([first[:, None], rest], dim=1), logabsdet
+
+    def _check(self, inputs: Tensor) -> None:
+        if inputs.dim() != 3 or inputs.shape[2] != 3 or inputs.shape[1] < 1:
+            raise ValueError(f"tokens have shape {tuple(inputs.shape)}; Spherical needs (B, T, 3).")
+        if self.offset is not None and len(self.offset) != inputs.shape[1]:
+            raise ValueError(f"there are {inputs.shape[1]} tokens but {len(self.offset)} offsets; give one a token.")
+
+
+def _wrap(angle: Tensor) -> Tensor:
+    """The same angle in (-pi, pi]."""
+    return angle - 2.0 * math.pi * torch.ceil((angle - math.pi) / (2.0 * math.pi))
+
+
+def torsion_cuts(phi: Tensor, *, bins: int = 360, concentration: float = 30.0) -> Tensor:
+    """Offsets (T,) for `Spherical` that cut each circle amid the emptiest arc of phi (N, T), in radians.
+
+    The histogram is smoothed by a von Mises kernel, whose tails never vanish: the least density lies in the
+    middle of an empty arc. The offset is half a turn from there, so that the shifted angles are cut at +-pi.
+    """
+    if phi.dim() != 2 or phi.shape[0] == 0:
+        raise ValueError(f"angles have shape {tuple(phi.shape)}; torsion_cuts needs (N, T) with N >= 1.")
+    width = 2.0 * math.pi / bins
+    index = torch.remainder(torch.floor(phi.double() / width), bins).long()
+    counts = torch.zeros(phi.shape[1], bins, dtype=torch.float64, device=phi.device)
+    counts.scatter_add_(1, index.T, torch.ones_like(index.T, dtype=torch.float64))
+    centres = (torch.arange(bins, dtype=torch.float64, device=phi.device) + 0.5) * width
+    kernel = torch.exp(concentration * (torch.cos(centres[:, None] - centres) - 1.0))
+    emptiest = centres[(counts @ kernel).argmin(1)]
+    return _wrap(emptiest - math.pi).to(phi.dtype if phi.is_floating_point() else torch.float64)

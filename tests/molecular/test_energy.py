@@ -1,0 +1,450 @@
+"""Compiled energies against OpenMM's Reference platform, closed forms and autograd."""
+
+import copy
+import functools
+import math
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app
+from openmm.app.internal.customgbforces import GBSAGBn2Force, GBSAOBC1Force, GBSAOBC2Force
+from torch import Tensor
+
+from molecular import Peptide
+from molecular.energy import CompiledEnergy, compile_system
+
+SEQUENCES = ("Ace-A-Nme", "AA", "WK", "AP", "Ace-P-Nme")
+
+
+def system_of(num_atoms: int, *forces: openmm.Force) -> openmm.System:
+    system = openmm.System()
+    for _ in range(num_atoms):
+        system.addParticle(12.0)
+    for force in forces:
+        system.addForce(copy.deepcopy(force))
+    return system
+
+
+def reference(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Energies and forces of OpenMM's double-precision platform."""
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    energies, forces = [], []
+    for positions in x:
+        context.setPositions(positions)
+        state = context.getState(getEnergy=True, getForces=True)
+        energies.append(state.getPotentialEnergy()._value)
+        forces.append(state.getForces(asNumpy=True)._value)
+    return np.array(energies), np.array(forces)
+
+
+def assert_matches(system: openmm.System, x: np.ndarray, tolerance: float = 1e-9) -> None:
+    """Energies relative to themselves, forces relative to the largest of their conformation."""
+    expected_energy, expected_force = reference(system, x)
+    energy, force = compile_system(system, torch.float64).energy_and_force(torch.from_numpy(x))
+    np.testing.assert_allclose(energy.numpy(), expected_energy, rtol=tolerance, atol=tolerance)
+    scale = np.maximum(np.abs(expected_force).max((1, 2)), 1e-3)
+    assert (np.abs(force.numpy() - expected_force).max((1, 2)) / scale).max() < tolerance
+
+
+def random_positions(num_atoms: int, batch: int = 6, spread: float = 0.3, seed: int = 0) -> np.ndarray:
+    return spread * np.random.default_rng(seed).standard_normal((batch, num_atoms, 3))
+
+
+@functools.cache
+def peptide(sequence: str) -> Peptide:
+    return Peptide(sequence)
+
+
+@functools.cache
+def thermal(sequence: str) -> np.ndarray:
+    """Conformations of a short Langevin simulation at 300 K, (8, n, 3) nm."""
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 10.0, 0.001)
+    integrator.setRandomNumberSeed(1)
+    platform = openmm.Platform.getPlatformByName("CPU")
+    context = openmm.Context(peptide(sequence).system, integrator, platform, {"Threads": "1"})
+    context.setPositions(peptide(sequence).positions)
+    context.setVelocitiesToTemperature(300.0, 1)
+    integrator.step(200)
+    frames = []
+    for _ in range(8):
+        integrator.step(40)
+        frames.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
+    return np.array(frames)
+
+
+# --- one force at a time -------------------------------------------------------------------------
+
+
+def test_bond_closed_form() -> None:
+    force = openmm.HarmonicBondForce()
+    force.addBond(1, 0, 0.1, 2000.0)
+    x = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.13, 0.0]]], dtype=torch.float64)
+    energy, forces = compile_system(system_of(2, force), torch.float64).energy_and_force(x)
+    assert energy.item() == pytest.approx(0.5 * 2000.0 * 0.03**2)
+    torch.testing.assert_close(forces[0, 1], torch.tensor([0.0, -60.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(forces[0, 0], -forces[0, 1])
+
+
+def test_two_bonds_between_the_same_atoms() -> None:
+    force = openmm.HarmonicBondForce()
+    force.addBond(0, 1, 0.1, 2000.0)
+    force.addBond(1, 0, 0.2, 300.0)
+    assert_matches(system_of(3, force), random_positions(3))
+
+
+def test_angles() -> None:
+    force = openmm.HarmonicAngleForce()
+    force.addAngle(0, 1, 2, 1.9, 400.0)
+    force.addAngle(3, 1, 0, 2.1, 300.0)
+    force.addAngle(2, 3, 1, 0.3, 100.0)
+    assert_matches(system_of(4, force), random_positions(4))
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-3, math.pi - 1e-3])
+def test_angle_nearly_straight(bend: float) -> None:
+    force = openmm.HarmonicAngleForce()
+    force.addAngle(0, 1, 2, 2.0, 400.0)
+    x = np.array([[[-0.1, 0.0, 0.0], [0.0, 0.0, 0.0], [0.12 * math.cos(bend), 0.12 * math.sin(bend), 0.0]]])
+    if bend:
+        assert_matches(system_of(3, force), x, 1e-7)
+    else:
+        energy, forces = compile_system(system_of(3, force)).energy_and_force(torch.from_numpy(x))
+        assert energy.item() == pytest.approx(200.0 * (math.pi - 2.0) ** 2, rel=1e-5)
+        assert forces.isfinite().all()
+
+
+def test_torsions_of_any_phase_and_order() -> None:
+    force = openmm.PeriodicTorsionForce()
+    rng = np.random.default_rng(3)
+    for atoms in ((0, 1, 2, 3), (3, 2, 1, 0), (0, 1, 2, 3), (4, 2, 0, 1), (1, 3, 4, 0)):
+        force.addTorsion(*atoms, int(rng.integers(1, 7)), rng.uniform(-3, 3), rng.uniform(1, 20))
+    assert_matches(system_of(5, force), random_positions(5))
+
+
+def test_torsion_with_phase_zero_or_pi_closed_form() -> None:
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(0, 1, 2, 3, 3, 0.0, 2.0)
+    force.addTorsion(0, 1, 2, 3, 2, math.pi, 5.0)
+    phi = torch.linspace(-3.1, 3.1, 11, dtype=torch.float64)
+    x = torch.zeros(11, 4, 3, dtype=torch.float64)
+    x[:, 0, 0], x[:, 2, 2] = 0.1, 0.15
+    x[:, 3] = torch.stack((0.1 * phi.cos(), 0.1 * phi.sin(), torch.full_like(phi, 0.2)), -1)
+    energy = compile_system(system_of(4, force), torch.float64).energy(x)
+    torch.testing.assert_close(energy, 2.0 * (1 + (3 * phi).cos()) + 5.0 * (1 - (2 * phi).cos()))
+    assert_matches(system_of(4, force), x.numpy())
+
+
+def nonbonded(
+    num_atoms: int, cutoff: float | None, dielectric: float = 78.3, switch: float | None = None
+) -> openmm.Force:
+    rng = np.random.default_rng(5)
+    force = openmm.NonbondedForce()
+    for _ in range(num_atoms):
+        force.addParticle(rng.normal(), rng.uniform(0.1, 0.3), rng.uniform(0.0, 1.0))
+    force.addException(0, 1, 0.0, 0.1, 0.0)
+    force.addException(5, 2, 0.0, 0.1, 0.0)
+    force.addException(3, 0, 0.3, 0.2, 0.5)
+    force.addException(1, 4, -0.5, 0.2, 0.0)
+    if cutoff is not None:
+        force.setNonbondedMethod(openmm.NonbondedForce.CutoffNonPeriodic)
+        force.setCutoffDistance(cutoff)
+        force.setReactionFieldDielectric(dielectric)
+    if switch is not None:
+        force.setUseSwitchingFunction(True)
+        force.setSwitchingDistance(switch)
+    return force
+
+
+@pytest.mark.parametrize(
+    "options", [(None,), (0.6,), (0.6, 1.0), (50.0, 10.0), (0.6, 78.3, 0.4), (50.0, 1.0, 0.3)], ids=str
+)
+def test_nonbonded(options: tuple[float | None, ...]) -> None:
+    assert_matches(system_of(8, nonbonded(8, *options)), random_positions(8))  # type: ignore[arg-type]
+
+
+def test_exceptions_ignore_the_cutoff() -> None:
+    force = nonbonded(6, 0.2)
+    x = torch.from_numpy(10.0 * random_positions(6, 1))
+    distance = (x[0, 3] - x[0, 0]).norm(), (x[0, 1] - x[0, 4]).norm()
+    expected = 138.935457644 * (0.3 / distance[0] - 0.5 / distance[1])
+    energy = compile_system(system_of(6, force), torch.float64).energy(x)
+    assert energy.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def gbsa_obc(cutoff: float | None, surface: float | None = None) -> openmm.Force:
+    rng = np.random.default_rng(7)
+    force = openmm.GBSAOBCForce()
+    for _ in range(8):
+        force.addParticle(rng.normal(), rng.uniform(0.1, 0.2), rng.uniform(0.7, 0.9))
+    force.setSolventDielectric(60.0)
+    force.setSoluteDielectric(2.0)
+    if surface is not None:
+        force.setSurfaceAreaEnergy(surface)
+    if cutoff is not None:
+        force.setNonbondedMethod(openmm.GBSAOBCForce.CutoffNonPeriodic)
+        force.setCutoffDistance(cutoff)
+    return force
+
+
+def custom_gb(
+    kind: Callable[..., openmm.CustomGBForce] = GBSAOBC1Force, cutoff: float | None = None, **options: object
+):
+    rng = np.random.default_rng(7)
+    force = kind(cutoff=cutoff, **options)
+    for _ in range(8):
+        force.addParticle([rng.normal(), rng.uniform(0.1, 0.2), rng.uniform(0.7, 0.9)])
+    force.finalize()
+    if cutoff is not None:
+        force.setNonbondedMethod(openmm.CustomGBForce.CutoffNonPeriodic)
+        force.setCutoffDistance(cutoff)
+    return force
+
+
+GENERALIZED_BORN = {
+    "gbsa": lambda: gbsa_obc(None),
+    "gbsa, cutoff": lambda: gbsa_obc(0.6),
+    "gbsa, wide cutoff": lambda: gbsa_obc(20.0),
+    "gbsa, no surface": lambda: gbsa_obc(None, 0.0),
+    "obc1": lambda: custom_gb(),
+    "obc1, ACE": lambda: custom_gb(SA="ACE", solventDielectric=70.0, soluteDielectric=2.0),
+    "obc1, ACE, cutoff": lambda: custom_gb(SA="ACE", cutoff=0.6),
+    "obc2, ACE": lambda: custom_gb(GBSAOBC2Force, SA="ACE"),
+    "obc2, wide cutoff": lambda: custom_gb(GBSAOBC2Force, cutoff=20.0),
+}
+
+
+@pytest.mark.parametrize("make", GENERALIZED_BORN.values(), ids=GENERALIZED_BORN)
+@pytest.mark.parametrize("spread", [0.3, 0.05], ids=["apart", "overlapping"])
+def test_generalized_born(make: Callable[[], openmm.Force], spread: float) -> None:
+    assert_matches(system_of(8, make()), random_positions(8, spread=spread))
+
+
+@pytest.mark.parametrize("make", [lambda: gbsa_obc(None), custom_gb], ids=["gbsa", "custom"])
+def test_generalized_born_of_an_atom_inside_another(make: Callable[[], openmm.Force]) -> None:
+    x = random_positions(8, batch=20, spread=0.4)
+    step = np.random.default_rng(1).standard_normal((20, 3))
+    x[:, 1] = x[:, 0] + 0.01 * step / np.linalg.norm(step, axis=-1, keepdims=True)
+    assert_matches(system_of(8, make()), x)
+
+
+# --- whole peptides ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_peptide_double_precision(sequence: str, noise: float) -> None:
+    x = thermal(sequence)
+    x = x + noise * np.random.default_rng(2).standard_normal(x.shape)
+    assert_matches(peptide(sequence).system, x)
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_peptide_single_precision(sequence: str) -> None:
+    x = thermal(sequence)
+    expected_energy, expected_force = reference(peptide(sequence).system, x)
+    energy, force = compile_system(peptide(sequence).system).energy_and_force(torch.from_numpy(x))
+    assert energy.dtype == force.dtype == torch.float32
+    assert np.abs(energy.numpy() - expected_energy).max() < 1e-3
+    assert np.abs(force.numpy() - expected_force).max() < 1e-4 * np.abs(expected_force).max()
+
+
+@pytest.fixture(scope="module")
+def dialanine() -> CompiledEnergy:
+    return compile_system(peptide("AA").system, torch.float64)
+
+
+@pytest.fixture()
+def x() -> Tensor:
+    return torch.from_numpy(thermal("AA"))
+
+
+def test_forces_neither_push_nor_turn_the_molecule(dialanine: CompiledEnergy, x: Tensor) -> None:
+    _, force = dialanine.energy_and_force(x)
+    torch.testing.assert_close(force.sum(1), torch.zeros(8, 3, dtype=torch.float64), atol=1e-9, rtol=0)
+    torque = torch.linalg.cross(x, force).sum(1)
+    torch.testing.assert_close(torque, torch.zeros_like(torque), atol=1e-9, rtol=0)
+
+
+def test_gradient_is_minus_the_force(dialanine: CompiledEnergy, x: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    weight = torch.arange(1.0, 9.0, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weight * dialanine.energy(x)).sum(), x)
+    torch.testing.assert_close(gradient, -weight[:, None, None] * dialanine.energy_and_force(x)[1])
+
+
+def test_gradient_is_the_slope_of_the_energy(dialanine: CompiledEnergy, x: Tensor) -> None:
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    difference = dialanine.energy(x + 1e-5 * direction) - dialanine.energy(x - 1e-5 * direction)
+    _, force = dialanine.energy_and_force(x)
+    torch.testing.assert_close(difference / 2e-5, -(force * direction).sum((1, 2)), rtol=1e-5, atol=1e-3)
+
+
+def test_gradient_has_the_dtype_of_the_positions(x: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    energy = compile_system(peptide("AA").system)(x)
+    energy.sum().backward()
+    assert energy.dtype == torch.float32
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float64
+
+
+def test_energy_alone_is_the_energy_beside_the_force(dialanine: CompiledEnergy, x: Tensor) -> None:
+    torch.testing.assert_close(dialanine.energy(x), dialanine.energy_and_force(x)[0], rtol=1e-14, atol=0)
+
+
+def test_leading_shapes_and_chunks(dialanine: CompiledEnergy, x: Tensor) -> None:
+    energy, force = dialanine.energy_and_force(x)
+    shaped = dialanine.energy_and_force(x.view(2, 1, 4, 23, 3))
+    assert shaped[0].shape == (2, 1, 4)
+    torch.testing.assert_close(shaped[1].view_as(force), force)
+    assert dialanine.energy(x[0]).shape == ()
+    many = x.repeat(2 * dialanine.chunk_size // 8 + 1, 1, 1)[:-3]
+    torch.testing.assert_close(dialanine.energy_and_force(many)[1][-5:], force[:5])
+    torch.testing.assert_close(dialanine.energy(many)[8:16], energy)
+    empty = dialanine.energy_and_force(x[:0])
+    assert empty[0].shape == (0,)
+    assert empty[1].shape == (0, 23, 3)
+
+
+def test_bad_conformations_stay_alone(dialanine: CompiledEnergy, x: Tensor) -> None:
+    energy, force = dialanine.energy_and_force(x)
+    bad = x.clone()
+    bad[1, 5] = math.nan
+    bad[3, 2, 0] = math.inf
+    bad[4, 7] = bad[4, 20]
+    bad[6] = 0.0
+    keep = [0, 2, 5, 7]
+    bad_energy, bad_force = dialanine.energy_and_force(bad)
+    assert not bad_energy[[1, 3, 4, 6]].isfinite().any()
+    # A bad neighbour switches on general code paths, so equal to rounding rather than to the bit.
+    torch.testing.assert_close(bad_energy[keep], energy[keep], rtol=1e-12, atol=0)
+    torch.testing.assert_close(bad_force[keep], force[keep], rtol=1e-9, atol=1e-9)
+
+
+def test_precision_survives_conversions(x: Tensor) -> None:
+    single = compile_system(peptide("AA").system)
+    double = compile_system(peptide("AA").system, torch.float64)
+    expected = double.energy(x)
+    torch.testing.assert_close(single.double().energy(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(double.float().to(torch.float64).energy(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(single)).energy(x), expected, rtol=0, atol=0)
+    assert not single.state_dict()
+
+
+def test_system_of_free_particles() -> None:
+    system = system_of(1, openmm.PeriodicTorsionForce(), openmm.HarmonicAngleForce(), openmm.HarmonicBondForce())
+    energy, forces = compile_system(system).energy_and_force(torch.zeros(2, 1, 3))
+    torch.testing.assert_close(energy, torch.zeros(2))
+    torch.testing.assert_close(forces, torch.zeros(2, 1, 3))
+
+
+def test_born_atom_alone() -> None:
+    force = openmm.GBSAOBCForce()
+    force.addParticle(1.0, 0.15, 0.8)
+    assert_matches(system_of(1, force), np.zeros((2, 1, 3)))
+
+
+@pytest.mark.slow
+def test_fused_kernel_matches(x: Tensor) -> None:
+    system = peptide("AA").system
+    fused, eager = compile_system(system, compile=True), compile_system(system)
+    bad = x.float().repeat(40, 1, 1)
+    bad[3, 4] = math.nan
+    for batch in (x, x[:3], bad):
+        for actual, expected in zip(fused.energy_and_force(batch), eager.energy_and_force(batch), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-2, equal_nan=True)
+        torch.testing.assert_close(fused.energy(batch), eager.energy(batch), rtol=0, atol=2e-3, equal_nan=True)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def periodic_nonbonded() -> openmm.Force:
+    force = nonbonded(8, 0.6)
+    force.setNonbondedMethod(openmm.NonbondedForce.PME)
+    return force
+
+
+def periodic_bond() -> openmm.Force:
+    force = openmm.HarmonicBondForce()
+    force.setUsesPeriodicBoundaryConditions(True)
+    return force
+
+
+def nonbonded_with_offsets() -> openmm.Force:
+    force = nonbonded(8, None)
+    force.addGlobalParameter("scale", 1.0)
+    force.addParticleParameterOffset("scale", 0, 1.0, 0.0, 0.0)
+    return force
+
+
+def custom_gb_with_other_radius() -> openmm.Force:
+    force = custom_gb()
+    name, expression, kind = force.getComputedValueParameters(1)
+    force.setComputedValueParameters(1, name, expression.replace("2.909125", "2.9"), kind)
+    return force
+
+
+REFUSED = {
+    "CMAPTorsionForce": openmm.CMAPTorsionForce,
+    "CustomBondForce": lambda: openmm.CustomBondForce("r"),
+    "MonteCarloBarostat": lambda: openmm.MonteCarloBarostat(1.0, 300.0),
+    "NonbondedForce is periodic": periodic_nonbonded,
+    "HarmonicBondForce is periodic": periodic_bond,
+    "NonbondedForce has parameter offsets": nonbonded_with_offsets,
+    "CustomGBForce has the energy term.*kappa=1": lambda: custom_gb(kappa=1.0),
+    "CustomGBForce computes B": custom_gb_with_other_radius,
+    "CustomGBForce with per-particle parameters": lambda: openmm.CustomGBForce(),
+}
+
+
+@pytest.mark.parametrize(("message", "make"), REFUSED.items(), ids=list(REFUSED))
+def test_unsupported_forces_are_named(message: str, make: Callable[[], openmm.Force]) -> None:
+    with pytest.raises(ValueError, match=f"{message}.*supports"):
+        compile_system(system_of(8, make()))
+
+
+def test_other_born_models_are_refused() -> None:
+    topology = peptide("AA").topology
+    force = GBSAGBn2Force()
+    force.addParticles([[0.1, *row] for row in GBSAGBn2Force.getStandardParameters(topology)])
+    force.finalize()
+    with pytest.raises(ValueError, match="CustomGBForce"):
+        compile_system(system_of(23, force))
+
+
+def test_two_nonbonded_forces_are_refused() -> None:
+    with pytest.raises(ValueError, match="several NonbondedForces"):
+        compile_system(system_of(8, nonbonded(8, None), nonbonded(8, None)))
+
+
+def test_constraints_and_virtual_sites_are_refused() -> None:
+    system = system_of(3)
+    constrained = copy.deepcopy(system)
+    constrained.addConstraint(0, 1, 0.1)
+    with pytest.raises(ValueError, match="constraints=None"):
+        compile_system(constrained)
+    system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    with pytest.raises(ValueError, match="Particle 2 is a virtual site"):
+        compile_system(system)
+
+
+def test_center_of_mass_remover_is_ignored() -> None:
+    assert compile_system(system_of(2, openmm.CMMotionRemover())).energy(torch.zeros(1, 2, 3)).item() == 0.0
+
+
+@pytest.mark.parametrize("shape", [(8, 22, 3), (8, 23, 2), (3,)])
+def test_wrong_shapes_are_refused(dialanine: CompiledEnergy, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(\.\.\., 23, 3\)"):
+        dialanine.energy(torch.zeros(shape))
+
+
+def test_obc2_file_of_openmm_is_recognised() -> None:
+    field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
+    system = field.createSystem(peptide("AA").topology, nonbondedMethod=app.NoCutoff)
+    assert_matches(system, thermal("AA")[:2])
