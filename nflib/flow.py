@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ class Flow(Pretrained, NFlowsFlow):
         seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows."""
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, or None for all, got {batch_size!r}.")

@@ -37,7 +37,8 @@ class Pretrained(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
+        # Cloned, because safetensors refuses tensors that share memory, as those of a module used twice do.
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
         temporary = folder / f".{WEIGHTS_NAME}.tmp"
         save_file(state, temporary)
         os.replace(temporary, folder / WEIGHTS_NAME)
@@ -89,6 +90,9 @@ class Pretrained(nn.Module):
                 f"{path} belongs to another model: {len(missing)} tensors are missing, {len(unexpected)} unknown and "
                 f"{len(reshaped)} of another shape, for example {example!r}."
             )
+        first = next((name for name, _ in self.named_parameters()), None)
+        if first is not None:
+            self.to(state[first].dtype)  # a model saved in float64 comes back in float64
         self.load_state_dict(state)
         return self
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from molecular.energy.generalized_born import GeneralizedBorn
 from molecular.energy.implicit_solvent import read_custom_gb, read_gbsa_obc
 from molecular.energy.nonbonded import Nonbonded
 from molecular.energy.pairs import Pair, PairList, PairTerm
+from molecular.energy.threads import for_each, keep_freed_memory, serial_operators
 from molecular.energy.torsions import PeriodicTorsions
 
 SUPPORTED = (
@@ -67,9 +69,11 @@ class CompiledEnergy(nn.Module):
     finite, or atoms on top of each other, give an energy that is not finite, in that conformation only.
     """
 
-    # Size of a thread's share of the largest temporaries: about a core's cache. Elsewhere it only bounds the memory.
-    chunk_bytes = 1 << 19
+    # Size of the largest temporaries: a few of them fit a core's cache. On an accelerator it only bounds the memory.
+    chunk_bytes = 1 << 20
     chunk_bytes_accelerator = 1 << 28
+    # Fewer conformations than this are not worth a thread of their own.
+    smallest_share = 64
 
     def __init__(self, pair_list: PairList, terms: list[nn.Module], compile: bool = False) -> None:
         super().__init__()
@@ -107,31 +111,41 @@ class CompiledEnergy(nn.Module):
         assert force is not None
         return energy, force
 
-    @torch.no_grad()
     def _run(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
         if x.shape[-2:] != (self.num_atoms, 3):
             raise ValueError(f"Positions must have shape (..., {self.num_atoms}, 3); got {tuple(x.shape)}.")
         if x.device != self.device:
             raise ValueError(f"Positions are on {x.device}, the energy on {self.device}; move one with .to(device).")
-        if self.device.type == "cpu":
-            _keep_freed_memory()
         kernel = _fused_kernel() if self.fused else CompiledEnergy._evaluate
         flat = x.detach().to(self.dtype).reshape(-1, 3 * self.num_atoms)
         energy = flat.new_empty(len(flat))
         force = flat.new_empty(len(flat), self.num_atoms, 3) if with_force else None
-        for start in range(0, len(flat), self.chunk_size):
-            part = slice(start, start + self.chunk_size)
+
+        def work(part: slice) -> None:
             energy[part], chunk_force = kernel(self, flat[part].t().contiguous(), with_force)
             if force is not None and chunk_force is not None:
                 force[part] = chunk_force.permute(2, 1, 0)
+
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            with serial_operators() as threads:
+                for_each(work, self._chunks(len(flat), threads), threads)
+        else:
+            for_each(work, self._chunks(len(flat), 1), 1)
         return energy.view(x.shape[:-2]), None if force is None else force.view(x.shape)
+
+    def _chunks(self, number: int, threads: int) -> list[slice]:
+        """Parts of a batch, as equal as may be, that are evaluated one by one."""
+        share = max(self.smallest_share, math.ceil(number / threads))
+        count = math.ceil(number / min(share, self.chunk_size))
+        edges = [number * index // max(1, count) for index in range(count + 1)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
     @property
     def chunk_size(self) -> int:
-        """Conformations evaluated together."""
+        """Most conformations evaluated together."""
         largest = 2 * max(len(self.pair_list), self.num_atoms)
-        on_cpu = self.device.type == "cpu"
-        room = self.chunk_bytes * torch.get_num_threads() if on_cpu else self.chunk_bytes_accelerator
+        room = self.chunk_bytes if self.device.type == "cpu" else self.chunk_bytes_accelerator
         return max(16, room // (largest * self.dtype.itemsize))
 
     def _evaluate(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
@@ -150,15 +164,6 @@ class CompiledEnergy(nn.Module):
 @functools.cache
 def _fused_kernel() -> Callable[[CompiledEnergy, Tensor, bool], tuple[Tensor, Tensor | None]]:
     return torch.compile(CompiledEnergy._evaluate, dynamic=True)
-
-
-def _keep_freed_memory() -> None:
-    """Lets malloc reuse the memory of temporaries instead of handing it back to the kernel after each.
-
-    glibc hands back freed memory above a threshold that starts at 128 KiB and rises to the largest block freed so far.
-    Faulting such pages in anew costs as much as the arithmetic; freeing one large block, never touched, raises it.
-    """
-    torch.empty(24 << 20, dtype=torch.uint8)
 
 
 class _DifferentiableEnergy(torch.autograd.Function):

@@ -62,7 +62,7 @@ def read_custom_gb(force: openmm.CustomGBForce) -> BornParameters:
     if names != ["charge", "or", "sr"] or extras or force.getNumExclusions() or force.getNumComputedValues() != 2:
         raise ValueError(f"CustomGBForce with per-particle parameters {names} is not an OBC model; {_SUPPORTED}.")
     polynomial, offset = _read_computed_values(force)
-    terms = _read_energy_terms(force)
+    terms = _read_energy_terms(force, offset)
     cutoff = _cutoff(force)
     parameters = np.array([force.getParticleParameters(index) for index in range(force.getNumParticles())])
     return BornParameters(
@@ -91,35 +91,43 @@ def _read_computed_values(force: openmm.CustomGBForce) -> tuple[tuple[float, flo
     return _POLYNOMIALS[match[1]], float(match[2])
 
 
-def _read_energy_terms(force: openmm.CustomGBForce) -> dict[str, float]:
-    found: dict[str, float] = {"surface": 0.0}
+def _read_energy_terms(force: openmm.CustomGBForce, offset: float) -> dict[str, float]:
+    """Strength and shift of the polar energy, and the factor of the surface energy."""
+    found: dict[str, float] = {}
     for index in range(force.getNumEnergyTerms()):
         expression, kind = force.getEnergyTermParameters(index)
-        text = _squeeze(expression)
-        single = kind == openmm.CustomGBForce.SingleParticle
-        if single and "self" not in found and (match := _SELF.fullmatch(text)):
-            found["self"] = _strength(float(match[1]), match[2])
-        elif (
-            single and not found["surface"] and (match := _SURFACE.fullmatch(text)) and float(match[2]) == PROBE_RADIUS
-        ):
-            found["surface"] = float(match[1])
-        elif (
-            kind == openmm.CustomGBForce.ParticlePairNoExclusions
-            and "strength" not in found
-            and (match := _PAIR.fullmatch(text))
-        ):
-            found["strength"] = _strength(float(match[1]), match[3])
-            found["shift"] = float(match[2] or 0.0)
-        else:
+        values = _match_energy_term(_squeeze(expression), kind, offset)
+        if not values or found.keys() & values.keys():
             raise ValueError(f"CustomGBForce has the energy term {expression!r}, which is not known; {_SUPPORTED}.")
-    if found.get("self") != found.get("strength") or "self" not in found:
+        found |= values
+    if "self" not in found or found["self"] != found.get("strength"):
         raise ValueError(f"CustomGBForce lacks the self or the pair term of an OBC model; {_SUPPORTED}.")
-    return found
+    return {"surface": 0.0} | found
 
 
-def _strength(coulomb: float, assignments: str) -> float:
-    values = dict(item.split("=", 1) for item in assignments.split(";") if item)
-    return coulomb * (1.0 / float(values["soluteDielectric"]) - 1.0 / float(values["solventDielectric"]))
+def _match_energy_term(text: str, kind: int, offset: float) -> dict[str, float]:
+    """What an energy term says; empty if it is none of OBC's."""
+    if kind == openmm.CustomGBForce.ParticlePairNoExclusions and (match := _PAIR.fullmatch(text)):
+        return {"strength": _strength(match[1], match[3]), "shift": float(match[2] or 0.0)}
+    if kind != openmm.CustomGBForce.SingleParticle:
+        return {}
+    if match := _SELF.fullmatch(text):
+        return {"self": _strength(match[1], match[2])}
+    match = _SURFACE.fullmatch(text)
+    if match and float(match[2]) == PROBE_RADIUS and math.isclose(_assignments(match[3])["offset"], offset):
+        return {"surface": float(match[1])}
+    return {}
+
+
+def _strength(coulomb: str, assignments: str) -> float:
+    values = _assignments(assignments)
+    return float(coulomb) * (1.0 / values["soluteDielectric"] - 1.0 / values["solventDielectric"])
+
+
+def _assignments(text: str) -> dict[str, float]:
+    """The numbers in ";name=value;name=value"."""
+    pairs = (item.split("=", 1) for item in text.split(";") if item)
+    return {name: float(value) for name, value in pairs}
 
 
 def _squeeze(expression: str) -> str:

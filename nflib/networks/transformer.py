@@ -143,7 +143,7 @@ class CausalTransformer(nn.Module):
         """What the context contributes, as `extend` takes it: computed once, however many steps follow."""
         return Embedded(
             None if self.embedding is None else self.embedding(context),
-            None if self.conditioner is None else self.conditioner(context),
+            None if self.conditioner is None or context is None else self.conditioner(context),
         )
 
     def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
-from nflib.networks import ClassEmbedding
+from nflib.networks import ClassEmbedding, Rotary, grid_coordinates
 from nflib.transforms import AutoregressiveTransform
 from tests.nflib.cases import (
     FLOWS,
@@ -306,7 +306,7 @@ def test_flows_of_any_size_invert_and_know_their_density(
     x, log_prob = flow.sample_and_log_prob(batch, seed=1)
     assert x.shape == (batch, *event_shape)
     torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=0, atol=1e-9)
-    torch.testing.assert_close(flow.decode(flow.transform_to_noise(x)), x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(flow.decode(flow._transform(x)[0]), x, rtol=0, atol=1e-9)
 
 
 # --- no state between calls ---
@@ -365,7 +365,7 @@ def test_inverse_autoregressive_flow_by_nflows_inverse_transform(perturb):
     flow = Flow(nflows.transforms.InverseTransform(transform), StandardNormal((4, 2)))
     x, log_prob = flow.sample_and_log_prob(5, seed=0)
     torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=0, atol=1e-4)
-    torch.testing.assert_close(transform(flow.transform_to_noise(x))[0], x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(transform(flow._transform(x)[0])[0], x, rtol=0, atol=1e-5)
 
 
 def test_a_spline_coupling_on_top_adds_its_log_determinant(perturb):
@@ -384,6 +384,14 @@ def test_blocks_alternate_their_direction():
     kinds = [type(transform).__name__ for transform in flow._transform._transforms[1:]]
     there_and_back = ["Reverse", "AutoregressiveTransform", "Reverse"]
     assert kinds == ["AutoregressiveTransform", *there_and_back] * 2
+
+
+def test_rotary_positions_follow_the_grid_and_the_direction():
+    flow = TARFlow((1, 4, 6), patch_size=2, positions="rotary", **SMALL)
+    forwards, backwards = (m for m in flow.modules() if isinstance(m, Rotary))
+    grid = Rotary(grid_coordinates((2, 3)), SMALL["head_dim"])
+    assert torch.equal(forwards.cos, grid.cos) and torch.equal(forwards.sin, grid.sin)
+    assert torch.equal(backwards.cos, grid.cos.flip(0)) and torch.equal(backwards.sin, grid.sin.flip(0))
 
 
 def test_layers_per_block_are_those_asked_for():

@@ -1,0 +1,45 @@
+"""The flow that ships with the package does what the README says of it."""
+
+import numpy as np
+import pytest
+import torch
+
+from molecular.geometry import dihedrals
+from molecular.peptide import Peptide
+from molecular.sample import SHIPPED, load_flow, reference_positions, sample
+
+SEQUENCE = "Ace-A-Nme"
+
+
+@pytest.fixture(scope="module")
+def peptide() -> Peptide:
+    return Peptide(SEQUENCE)
+
+
+def test_weights_reach_the_force_field(peptide):
+    flow = load_flow(SEQUENCE)
+    samples = sample(flow, peptide, 1000, seed=1)
+    assert samples.effective_sample_size_fraction > 0.05
+    assert samples.num_rejected == 0
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=2e-3, rtol=0)
+
+
+def test_reference_is_an_equilibrium_ensemble(peptide):
+    positions = reference_positions(SEQUENCE)
+    assert positions is not None
+    phi, psi = peptide.phi_psi_indices()
+    angles = dihedrals(positions.double(), torch.as_tensor(np.concatenate([phi, psi])))
+    assert 0.3 < ((angles[:, 1] > np.radians(-120)) & (angles[:, 1] < np.radians(50))).double().mean() < 0.6
+    assert 0.005 < ((angles[:, 0] > 0) & (angles[:, 0] < np.radians(150))).double().mean() < 0.05
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in (SHIPPED / SEQUENCE).iterdir()) < 16e6
+
+
+@pytest.mark.slow
+def test_effective_sample_size_of_ten_thousand(peptide):
+    samples = sample(load_flow(SEQUENCE), peptide, 10_000, seed=0)
+    assert samples.effective_sample_size_fraction >= 0.05
+    assert samples.truncate(0.002).effective_sample_size_fraction >= 0.15
