@@ -84,6 +84,7 @@ class Flow(Pretrained, NFlowsFlow):
         """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows."""
         if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        num_samples = int(num_samples)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, or None for all, got {batch_size!r}.")
         if generator is not None and seed is not None:

@@ -311,6 +311,20 @@ def test_leading_shapes_and_chunks(dialanine: CompiledEnergy, x: Tensor) -> None
     assert empty[1].shape == (0, 23, 3)
 
 
+def test_threads_change_nothing(dialanine: CompiledEnergy, x: Tensor) -> None:
+    before = torch.get_num_threads()
+    many = x.repeat(40, 1, 1)
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(dialanine.energy_and_force(many))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-9)
+
+
 def test_bad_conformations_stay_alone(dialanine: CompiledEnergy, x: Tensor) -> None:
     energy, force = dialanine.energy_and_force(x)
     bad = x.clone()
