@@ -8,6 +8,7 @@ compiled system evaluates the batch. The engines take turns, so that whatever el
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import openmm
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from molecular import Peptide
 from molecular.energy import compile_system
 
-Evaluate = Callable[[NDArray[np.float64]], object]
+Evaluate = Callable[[Any], object]
 ROUNDS = 10
 
 
@@ -41,7 +42,7 @@ def openmm_evaluator(system: openmm.System, platform: str, properties: dict[str,
 def torch_evaluator(system: openmm.System, dtype: torch.dtype, compile: bool) -> Evaluate:
     """Energies and forces by the compiled system, all at once."""
     energy = compile_system(system, dtype, compile=compile)
-    return lambda x: energy.energy_and_force(torch.from_numpy(x).to(dtype))
+    return energy.energy_and_force
 
 
 def thermal_conformations(peptide: Peptide, number: int, seed: int) -> NDArray[np.float64]:
@@ -58,17 +59,17 @@ def thermal_conformations(peptide: Peptide, number: int, seed: int) -> NDArray[n
     return np.resize(np.array(frames), (number, peptide.num_atoms, 3))
 
 
-def rates(engines: dict[str, tuple[Evaluate, int]], x: NDArray[np.float64], seconds: float) -> dict[str, list[float]]:
-    """Conformations per second in each of several rounds; an engine is (function, conformations a call)."""
+def rates(engines: dict[str, tuple[Evaluate, Any]], seconds: float) -> dict[str, list[float]]:
+    """Conformations per second in each of several rounds; an engine is a function and the batch it is called with."""
     result: dict[str, list[float]] = {name: [] for name in engines}
-    for evaluate, size in engines.values():
-        evaluate(x[:size])
+    for evaluate, x in engines.values():
+        evaluate(x)
     for _ in range(ROUNDS):
-        for name, (evaluate, size) in engines.items():
+        for name, (evaluate, x) in engines.items():
             done, start = 0, time.perf_counter()
             while (elapsed := time.perf_counter() - start) < seconds / ROUNDS:
-                evaluate(x[:size])
-                done += size
+                evaluate(x)
+                done += len(x)
             result[name].append(done / elapsed)
     return result
 
@@ -86,19 +87,18 @@ def main() -> None:
     for sequence in arguments.peptides:
         peptide = Peptide(sequence)
         threads = {"Threads": str(arguments.threads)}
-        engines = {
-            "OpenMM Reference": (openmm_evaluator(peptide.system, "Reference", {}), 16),
-            "OpenMM CPU": (openmm_evaluator(peptide.system, "CPU", threads), 16),
-            "torch float32": (torch_evaluator(peptide.system, torch.float32, False), arguments.batch),
-            "torch float64": (torch_evaluator(peptide.system, torch.float64, False), arguments.batch),
+        x = thermal_conformations(peptide, arguments.batch, arguments.seed)
+        double = torch.from_numpy(x)
+        single = double.float()
+        engines: dict[str, tuple[Evaluate, Any]] = {
+            "OpenMM Reference": (openmm_evaluator(peptide.system, "Reference", {}), x[:16]),
+            "OpenMM CPU": (openmm_evaluator(peptide.system, "CPU", threads), x[:16]),
+            "torch float32": (torch_evaluator(peptide.system, torch.float32, False), single),
+            "torch float64": (torch_evaluator(peptide.system, torch.float64, False), double),
         }
         if arguments.fused:
-            engines["torch float32, fused"] = (
-                torch_evaluator(peptide.system, torch.float32, True),
-                arguments.batch,
-            )
-        x = thermal_conformations(peptide, arguments.batch, arguments.seed)
-        measured = rates(engines, x, arguments.seconds)
+            engines["torch float32, fused"] = (torch_evaluator(peptide.system, torch.float32, True), single)
+        measured = rates(engines, arguments.seconds)
         peer = float(np.median(measured["OpenMM CPU"]))
         for name, values in measured.items():
             median = float(np.median(values))

@@ -19,9 +19,9 @@ from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, max
 SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
 # Residuals of log q + u beyond this many kT pull on the flow with a bounded force.
-CLIP = 10.0
-# Energies above the batch's median by more than this many kT say that atoms overlap, and are left out.
-HIGHEST_ENERGY = 100.0
+CLIP = 4.0
+# Samples of an energy above the frames' median by more than this many kT have no weight to speak of: left out.
+HIGHEST_ENERGY = 40.0
 
 
 def train_from_folder(

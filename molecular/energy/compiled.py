@@ -117,12 +117,13 @@ class CompiledEnergy(nn.Module):
         if x.device != self.device:
             raise ValueError(f"Positions are on {x.device}, the energy on {self.device}; move one with .to(device).")
         kernel = _fused_kernel() if self.fused else CompiledEnergy._evaluate
-        flat = x.detach().to(self.dtype).reshape(-1, 3 * self.num_atoms)
-        energy = flat.new_empty(len(flat))
-        force = flat.new_empty(len(flat), self.num_atoms, 3) if with_force else None
+        flat = x.detach().reshape(-1, 3 * self.num_atoms)
+        energy = flat.new_empty(len(flat), dtype=self.dtype)
+        force = flat.new_empty(len(flat), self.num_atoms, 3, dtype=self.dtype) if with_force else None
 
         def work(part: slice) -> None:
-            energy[part], chunk_force = kernel(self, flat[part].t().contiguous(), with_force)
+            coordinates = flat[part].to(self.dtype).t().contiguous()
+            energy[part], chunk_force = kernel(self, coordinates, with_force)
             if force is not None and chunk_force is not None:
                 force[part] = chunk_force.permute(2, 1, 0)
 
