@@ -75,25 +75,7 @@ class TARFlow(Flow):
         is_image = len(event_shape) == 3
         patches = ImagePatches(event_shape, patch_size) if is_image else VectorPatches(event_shape, patch_size)
         grid = (event_shape[1] // patch_size, event_shape[2] // patch_size) if is_image else patches.token_shape[:1]
-        blocks = autoregressive_blocks(
-            patches.token_shape,
-            channels=channels,
-            num_blocks=num_blocks,
-            layers_per_block=layers_per_block,
-            num_classes=num_classes,
-            head_dim=head_dim,
-            expansion=expansion,
-            scale=scale,
-            norm=norm,
-            positions=positions,
-            mlp=mlp,
-            start_token=start_token,
-            soft_clip=soft_clip,
-            grid=grid,
-        )
-        config = {
-            "event_shape": list(event_shape),
-            "patch_size": patch_size,
+        settings = {
             "channels": channels,
             "num_blocks": num_blocks,
             "layers_per_block": layers_per_block if isinstance(layers_per_block, int) else list(layers_per_block),
@@ -107,6 +89,8 @@ class TARFlow(Flow):
             "start_token": start_token,
             "soft_clip": soft_clip,
         }
+        blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
+        config = {"event_shape": list(event_shape), "patch_size": patch_size, **settings}
         super().__init__(CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape), config=config)
 
 
