@@ -69,7 +69,7 @@ def _is_number(text: str) -> bool:
 
 
 def median_seconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall time of each function, called in turns after one warm-up, so that a drifting clock hits them alike."""
+    """Median wall time of each function, called in turns after a warm-up, so that a drifting clock hits them alike."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}

@@ -152,7 +152,7 @@ def train(
         {"params": plain, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
-    batches = data.batches(torch.Generator().manual_seed(seed), entrant.settings.get('batch', BATCH_SIZE))
+    batches = data.batches(torch.Generator().manual_seed(seed), entrant.settings.get("batch", BATCH_SIZE))
     best, best_state, best_step, history = math.inf, averaged.state_dict(), 0, []
     start = clock()
     steps, next_check, elapsed = 0, 0.0, 0.0
@@ -211,7 +211,7 @@ def update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
         mean.copy_(b)
 
 
-def tarflow(patch_size=1, channels=64, num_blocks=4, layers_per_block=2, pos=1e-2, outstd=0., **kw) -> nn.Module:
+def tarflow(patch_size=1, channels=64, num_blocks=4, layers_per_block=2, pos=1e-2, outstd=0.0, **kw) -> nn.Module:
     from nflib.flows import TARFlow
 
     class Wrap(nn.Module):

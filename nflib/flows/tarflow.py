@@ -42,7 +42,8 @@ class TARFlow(Flow):
     (a number, or one for each block) of width `channels`; every second block visits the tokens in reverse. With
     num_classes, the context holds class labels ``(B,)``, -1 for none. scale: "exponential" or "softplus"; norm:
     "layer_norm" or "rms_norm"; positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches); mlp:
-    "gelu" or "gated"; start_token: a learned one, instead of an identity at the first token; soft_clip: bound on the
+    "gelu" or "gated"; start_token: a learned one, instead of an identity at the first token; final_norm: one more
+    norm before the output layer (the released TARFlows have none); soft_clip: bound on the
     parameters, 0 for none. Raises ValueError for settings that do not fit.
 
     >>> import torch
@@ -67,6 +68,7 @@ class TARFlow(Flow):
         positions: str = "learned",
         mlp: str = "gelu",
         start_token: bool = False,
+        final_norm: bool = True,
         soft_clip: float = 0.0,
     ):
         event_shape = tuple(int(n) for n in event_shape)
@@ -87,6 +89,7 @@ class TARFlow(Flow):
             "positions": positions,
             "mlp": mlp,
             "start_token": start_token,
+            "final_norm": final_norm,
             "soft_clip": soft_clip,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
@@ -108,6 +111,7 @@ def autoregressive_blocks(
     positions: str = "learned",
     mlp: str = "gelu",
     start_token: bool = False,
+    final_norm: bool = True,
     soft_clip: float = 0.0,
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
@@ -160,7 +164,7 @@ def autoregressive_blocks(
             ),
             positions=added,
             embedding=ClassEmbedding(num_classes, channels) if num_classes else None,
-            final_norm=make_norm(channels),
+            final_norm=make_norm(channels) if final_norm else None,
             clip=SoftClip(soft_clip) if soft_clip else None,
             start_token=start_token,
         )
