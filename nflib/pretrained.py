@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,13 +40,14 @@ class Pretrained(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         # Cloned, because safetensors refuses tensors that share memory, as those of a module used twice do.
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
-        temporary = folder / f".{WEIGHTS_NAME}.tmp"
-        save_file(state, temporary)
-        os.replace(temporary, folder / WEIGHTS_NAME)
         document = {"architecture": type(self).__name__, "config": self.config}
-        temporary = folder / f".{CONFIG_NAME}.tmp"
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
-        os.replace(temporary, folder / CONFIG_NAME)
+        config = folder / f".{CONFIG_NAME}.tmp"
+        config.write_text(json.dumps(document, indent=2) + "\n")
+        weights = folder / f".{WEIGHTS_NAME}.tmp"
+        save_file(state, weights)
+        shutil.copymode(config, weights)  # safetensors makes files that their owner alone may read
+        os.replace(weights, folder / WEIGHTS_NAME)
+        os.replace(config, folder / CONFIG_NAME)
         return folder
 
     @classmethod
