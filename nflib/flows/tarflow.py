@@ -43,8 +43,8 @@ class TARFlow(Flow):
     num_classes, the context holds class labels ``(B,)``, -1 for none. scale: "exponential" or "softplus"; norm:
     "layer_norm" or "rms_norm"; positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches); mlp:
     "gelu" or "gated"; start_token: a learned one, instead of an identity at the first token; final_norm: one more
-    norm before the output layer (the released TARFlows have none); soft_clip: bound on the
-    parameters, 0 for none. Raises ValueError for settings that do not fit.
+    norm before the output layer (the released TARFlows have none); soft_clip: bound on the parameters, 0 for none;
+    dropout: share of each layer's residual updates that training drops. Raises ValueError for settings that do not fit.
 
     >>> import torch
     >>> flow = TARFlow(event_shape=(1, 8, 8), patch_size=2, channels=64, num_blocks=4, layers_per_block=2)
@@ -70,6 +70,7 @@ class TARFlow(Flow):
         start_token: bool = False,
         final_norm: bool = True,
         soft_clip: float = 0.0,
+        dropout: float = 0.0,
     ):
         event_shape = tuple(int(n) for n in event_shape)
         if not event_shape or min(event_shape) < 1:
@@ -91,6 +92,7 @@ class TARFlow(Flow):
             "start_token": start_token,
             "final_norm": final_norm,
             "soft_clip": soft_clip,
+            "dropout": dropout,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
         config = {"event_shape": list(event_shape), "patch_size": patch_size, **settings}
@@ -113,6 +115,7 @@ def autoregressive_blocks(
     start_token: bool = False,
     final_norm: bool = True,
     soft_clip: float = 0.0,
+    dropout: float = 0.0,
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
     """The maps of a TARFlow on tokens ``(B, *token_shape)``, in the order in which data passes through them.
@@ -161,6 +164,7 @@ def autoregressive_blocks(
                 norm=make_norm,
                 mlp=make_mlp,
                 rotary=rotary,
+                dropout=dropout,
             ),
             positions=added,
             embedding=ClassEmbedding(num_classes, channels) if num_classes else None,

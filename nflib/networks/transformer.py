@@ -71,6 +71,7 @@ class TransformerLayer(nn.Module):
         mlp: nn.Module,
         norm: Callable[[], nn.Module],
         post_norm: Callable[[], nn.Module] = nn.Identity,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.attention_norm = norm()
@@ -79,13 +80,14 @@ class TransformerLayer(nn.Module):
         self.mlp_norm = norm()
         self.mlp = mlp
         self.mlp_post_norm = post_norm()
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Tensor, condition: Tensor | None, cache: KeyValueCache | None, layer: int, start: int
     ) -> Tensor:
         attended = self.attention(self.attention_norm(x, condition), cache, layer, start)
-        x = x + self.attention_post_norm(attended)
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x, condition)))
+        x = x + self.dropout(self.attention_post_norm(attended))
+        return x + self.dropout(self.mlp_post_norm(self.mlp(self.mlp_norm(x, condition))))
 
 
 class CausalTransformer(nn.Module):
@@ -201,6 +203,7 @@ def transformer_layers(
     num_key_value_heads: int | None = None,
     query_key_norm: bool = False,
     post_norm: bool = False,
+    dropout: float = 0.0,
 ) -> list[TransformerLayer]:
     """A stack of equal layers; `norm` and `mlp` are constructors that get the number of channels (and expansion)."""
     return [
@@ -215,6 +218,7 @@ def transformer_layers(
             mlp(channels, expansion),
             lambda: norm(channels),
             (lambda: norm(channels)) if post_norm else nn.Identity,
+            dropout,
         )
         for _ in range(num_layers)
     ]
