@@ -1,10 +1,9 @@
 """Causal self-attention, over a whole sequence or over new tokens that follow a cached prefix."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from nflib.networks.cache import KeyValueCache
+from nflib.networks.cache import KeyValueCache, causal_mask
 from nflib.networks.norms import RMSNorm
 
 
@@ -50,22 +49,25 @@ class CausalSelfAttention(nn.Module):
         query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary is not None:
             query, key = self.rotary(query, start), self.rotary(key, start)
+        mask = None
         if cache is not None:
             key, value = cache.write(layer, start, key, value)
-        out = causal_attention(query, key, value, grouped=self.grouped)
+            mask = cache.mask(length, key.shape[-2])
+        out = causal_attention(query, key, value, mask, grouped=self.grouped)
         return self.proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, grouped: bool = False) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, grouped: bool = False
+) -> Tensor:
     """Attention in which the last query sees every key, the one before all but the last, and so on.
 
     query ``(B, H, L, d)``, key and value ``(B, H or fewer, S, d)`` with S ≥ L. No mask tensor is made where causality
-    alone says it: a whole sequence (L = S), or one new token (L = 1).
+    alone says it: a whole sequence (L = S), or one new token (L = 1). Elsewhere `mask` is used, if given, for what
+    `causal_mask` would make.
     """
     new, total = query.shape[-2], key.shape[-2]
-    if new == 1:
-        return scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
-    if new == total:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-    mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    if new not in (1, total):
+        mask = causal_mask(new, total, query.device) if mask is None else mask
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    return scaled_dot_product_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
