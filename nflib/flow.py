@@ -13,6 +13,8 @@ from nflows.transforms import Transform
 from nflows.utils import torchutils
 from torch import Tensor, nn
 
+from nflib.decoding import Decoder, report, using
+from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import StandardNormal
 from nflib.pretrained import Pretrained
 
@@ -61,14 +63,17 @@ class Flow(Pretrained, NFlowsFlow):
         *,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        decoding: Decoder | None = None,
     ) -> Tensor:
         """Samples ``(num_samples, *event)``, or ``(len(context), num_samples, *event)`` with a context.
 
         At most `batch_size` of them are decoded at once. The same seed (or generator state) gives the same
-        samples on the same device. Raises ValueError for num_samples or batch_size < 1, or a generator and a
+        samples on the same device. decoding: how the autoregressive maps are inverted, such as `decoding.Jacobi()`
+        (default: as each of them is set). Raises ValueError for num_samples or batch_size < 1, or a generator and a
         seed at once.
         """
-        samples, _ = self.sample_and_log_prob(num_samples, context, batch_size, generator=generator, seed=seed)
+        with using(decoding):
+            samples, _ = self._generate(num_samples, context, batch_size, generator, seed, with_log_prob=False)
         return samples
 
     @torch.no_grad()
@@ -80,8 +85,25 @@ class Flow(Pretrained, NFlowsFlow):
         *,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        decoding: Decoder | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows."""
+        """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows.
+
+        The log-densities are those of the samples returned, whatever the tolerance with which they were decoded.
+        """
+        with using(decoding):
+            return self._generate(num_samples, context, batch_size, generator, seed, with_log_prob=True)
+
+    def _generate(
+        self,
+        num_samples: int,
+        context: Tensor | None,
+        batch_size: int | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+        *,
+        with_log_prob: bool,
+    ) -> tuple[Tensor, Tensor]:
         if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
         num_samples = int(num_samples)
@@ -101,12 +123,27 @@ class Flow(Pretrained, NFlowsFlow):
         for first in range(0, len(noise), step):
             rows = slice(first, first + step)
             rows_context = None if embedded is None else embedded[rows]
-            samples, logabsdet = self._transform.inverse(noise[rows], context=rows_context)
-            pieces.append((samples, self._distribution.log_prob(noise[rows], context=rows_context) - logabsdet))
+            pieces.append(self._decoded(noise[rows], rows_context, with_log_prob))
         samples, log_prob = (torch.cat(column) for column in zip(*pieces, strict=True))
         if embedded is not None:
             samples = torchutils.split_leading_dim(samples, shape=[-1, num_samples])
             log_prob = torchutils.split_leading_dim(log_prob, shape=[-1, num_samples])
+        return samples, log_prob
+
+    def _decoded(self, noise: Tensor, context: Tensor | None, with_log_prob: bool) -> tuple[Tensor, Tensor]:
+        """The samples x of this noise and their log-densities, which are not exact unless with_log_prob."""
+        with report() as inversion:
+            samples, logabsdet = self._transform.inverse(noise, context=context)
+        is_exact = inversion.residual == 0
+        log_prob = self._distribution.log_prob(noise, context=context) - logabsdet
+        if is_reporting() or (with_log_prob and not is_exact):
+            # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
+            own_noise, logabsdet = self._transform(samples, context=context)
+            is_finite = samples.isfinite().flatten(1).all(-1)
+            error = torch.where(is_finite[:, None], (own_noise - noise).flatten(1).abs(), 0.0)
+            record_round_trip(float(error.max()))
+            if not is_exact:
+                log_prob = self._distribution.log_prob(own_noise, context=context) + logabsdet
         return samples, log_prob
 
     def _draw(self, num_samples: int, context: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -137,7 +174,7 @@ class Flow(Pretrained, NFlowsFlow):
         dimensions = inputs[0].numel()
         return -(self.log_prob(inputs, context) / dimensions + math.log(bin_width)) / math.log(2)
 
-    def decode(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+    def decode(self, noise: Tensor, context: Tensor | None = None, *, decoding: Decoder | None = None) -> Tensor:
         """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
-        with torch.no_grad():
+        with torch.no_grad(), using(decoding):
             return self._transform.inverse(noise, context=self._embedding_net(context))[0]

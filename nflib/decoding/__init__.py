@@ -1,5 +1,17 @@
-"""How an autoregressive map is inverted."""
+"""How an autoregressive map is inverted: one windowed fixed-point solver, chosen by the caller, and its report."""
 
-from nflib.decoding.sequential import Sequential
+from nflib.decoding.choice import Decoder, current, using
+from nflib.decoding.fixed_point import GaussSeidelJacobi, Jacobi, Sequential
+from nflib.decoding.reports import BlockReport, DecodingReport, report
 
-__all__ = ["Sequential"]
+__all__ = [
+    "BlockReport",
+    "Decoder",
+    "DecodingReport",
+    "GaussSeidelJacobi",
+    "Jacobi",
+    "Sequential",
+    "current",
+    "report",
+    "using",
+]

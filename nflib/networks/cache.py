@@ -23,6 +23,7 @@ class KeyValueCache:
     ):
         shape = (num_layers, 2, batch_size, num_heads, length, head_dim)
         self.storage = torch.empty(shape, dtype=dtype, device=device)
+        self._mask = torch.empty(0, 0, dtype=torch.bool, device=device)
 
     @property
     def length(self) -> int:
@@ -35,3 +36,22 @@ class KeyValueCache:
         all_keys[..., start:stop, :] = keys
         all_values[..., start:stop, :] = values
         return all_keys[..., :stop, :], all_values[..., :stop, :]
+
+    def mask(self, new: int, total: int) -> Tensor | None:
+        """What `causal_mask` gives, made once for all layers and for consecutive sweeps over one window."""
+        if self._mask.shape != (new, total):
+            mask = causal_mask(new, total, self.storage.device)
+            if mask is None:
+                return None
+            self._mask = mask
+        return self._mask
+
+
+def causal_mask(new: int, total: int, device: torch.device) -> Tensor | None:
+    """``(new, total)``, True where the last `new` of `total` tokens may look; None where causality needs no mask.
+
+    It needs none over a whole sequence (new = total), or for one new token.
+    """
+    if new in (1, total):
+        return None
+    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)

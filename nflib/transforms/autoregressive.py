@@ -4,7 +4,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.decoding.sequential import Sequential
+from nflib.decoding import Decoder, Sequential, current
 from nflib.networks.transformer import CausalTransformer
 from nflib.transforms.scales import Exponential
 
@@ -13,16 +13,17 @@ class AutoregressiveTransform(Transform):
     """``z_t = (u_t - shift_t(u_<t)) / scale_t(u_<t)`` on tokens ``(B, T, C)`` (TARFlow, arXiv 2412.06329, eq. 3).
 
     network: strictly causal, ``(B, T, C) -> (B, T, 2C)``; its output's halves are the raw scale and the shift.
-    scale: turns the raw scale into a log-scale. `forward` is one parallel pass; `inverse` decodes token by token with
-    `decoding`. logabsdet is ``-sum log scale``, in float32 or better whatever the network computes in. Raises
-    ValueError for inputs of another shape.
+    scale: turns the raw scale into a log-scale. `forward` is one parallel pass; `inverse` solves for u with the
+    decoder that `nflib.decoding.using` put in force, else with `decoding` (default: token by token). logabsdet is
+    ``-sum log scale``, in float32 or better whatever the network computes in. Raises ValueError for inputs of another
+    shape.
     """
 
-    def __init__(self, network: CausalTransformer, scale: nn.Module | None = None, decoding: Sequential | None = None):
+    def __init__(self, network: CausalTransformer, scale: nn.Module | None = None, decoding: Decoder | None = None):
         super().__init__()
         self.network = network
         self.scale = scale or Exponential()
-        self.decoding = decoding or Sequential()
+        self.decoding: Decoder = decoding or Sequential()
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check_shape(inputs)
@@ -32,7 +33,7 @@ class AutoregressiveTransform(Transform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check_shape(inputs)
-        return self.decoding(self, inputs, context)
+        return (current() or self.decoding)(self, inputs, context)
 
     def _check_shape(self, inputs: Tensor) -> None:
         token_size = self.network.out_channels // 2

@@ -22,7 +22,7 @@ from nflib.networks import (
     SoftClip,
     grid_coordinates,
 )
-from nflib.networks.attention import blocked_causal_attention, causal_attention
+from nflib.networks.attention import causal_attention
 from nflib.networks.norms import LayerNorm
 
 # --- attention ---
@@ -237,18 +237,3 @@ def test_class_embedding_of_labels_and_of_none():
     torch.testing.assert_close(embedded[:, 0], torch.stack([embedding.weight[2], mean, embedding.weight[0]]))
     torch.testing.assert_close(embedding(None), mean.view(1, 1, 6))
     assert embedding(torch.zeros(0, dtype=torch.long)).shape == (0, 1, 6)
-
-
-@pytest.mark.parametrize("length", [1, 5, 64, 65, 150])
-def test_blocked_attention_is_causal_attention(length):
-    query, key, value = torch.randn(3, 2, 3, length, 8, dtype=torch.float64)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    torch.testing.assert_close(blocked_causal_attention(query, key, value), expected, atol=1e-12, rtol=0)
-
-
-def test_blocked_attention_has_the_gradients_of_attention():
-    inputs = torch.randn(3, 2, 3, 70, 8, dtype=torch.float64, requires_grad=True)
-    expected = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True).square().sum()
-    (gradient,) = torch.autograd.grad(expected, inputs)
-    (ours,) = torch.autograd.grad(blocked_causal_attention(*inputs).square().sum(), inputs)
-    torch.testing.assert_close(ours, gradient, atol=1e-10, rtol=0)
