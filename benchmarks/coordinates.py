@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 
 import torch
-from common import machine, markdown_table
+from common import count_parameters, machine, markdown_table
 from torch import Tensor
 
 from molecular.boltzmann import ReducedEnergy
@@ -106,7 +106,7 @@ def main() -> None:
         rows.append(
             [
                 coordinates,
-                sum(p.numel() for p in flow.parameters()),
+                count_parameters(flow),
                 result.steps,
                 f"{negative:.2f}",
                 f"{samples.effective_sample_size_fraction:.4f}",
