@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nflib.decoding import Decoder, report, using
 from nflib.decoding.reports import is_reporting, record_round_trip
-from nflib.distributions import StandardNormal
+from nflib.distributions import NormalNoise
 from nflib.pretrained import Pretrained
+from nflib.transforms.guided import Guidance, PairedContext, guide
 
 
 class Flow(Pretrained, NFlowsFlow):
@@ -147,9 +148,8 @@ class Flow(Pretrained, NFlowsFlow):
         return samples, log_prob
 
     def _draw(self, num_samples: int, context: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        if isinstance(self._distribution, StandardNormal):
-            rows = (num_samples,) if context is None else (len(context), num_samples)
-            return self._distribution.draw(rows, generator)
+        if isinstance(self._distribution, NormalNoise):
+            return self._distribution.draw(num_samples, context, generator)
         if generator is None:
             return self._distribution.sample(num_samples, context=context)
         # nflows' own distributions know only torch's global generator: seed that, and put it back afterwards.
@@ -178,3 +178,14 @@ class Flow(Pretrained, NFlowsFlow):
         """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
         with torch.no_grad(), using(decoding):
             return self._transform.inverse(noise, context=self._embedding_net(context))[0]
+
+    def guided(self, guidance: Guidance, unconditional: Tensor) -> Flow:
+        """This flow under classifier-free guidance, on the same weights: a flow of its own, with its exact density.
+
+        guidance: such as `nflib.transforms.LinearGuidance(1.5)`. unconditional: the context of the other branch, one
+        for all rows or one a row: for class labels ``torch.tensor(-1)``. The guided flow takes the same contexts as
+        this one. Raises ValueError where no map of the flow uses a context.
+        """
+        transform = guide(self._transform, guidance)
+        pairing = PairedContext(self._embedding_net(unconditional))
+        return Flow(transform, self._distribution, nn.Sequential(self._embedding_net, pairing))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -38,8 +38,8 @@ class Pretrained(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Cloned, because safetensors refuses tensors that share memory, as those of a module used twice do.
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        # Cloned, because safetensors refuses tensors that share memory.
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _distinct_state(self).items()}
         document = {"architecture": type(self).__name__, "config": self.config}
         config = folder / f".{CONFIG_NAME}.tmp"
         config.write_text(json.dumps(document, indent=2) + "\n")
@@ -83,7 +83,7 @@ class Pretrained(nn.Module):
             state = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or damaged ({error}); fetch or save it again.") from error
-        own = self.state_dict()
+        own = _distinct_state(self)
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         reshaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
         if missing or unexpected or reshaped:
@@ -95,8 +95,15 @@ class Pretrained(nn.Module):
         first = next((name for name, _ in self.named_parameters()), None)
         if first is not None:
             self.to(state[first].dtype)  # a model saved in float64 comes back in float64
-        self.load_state_dict(state)
+        self.load_state_dict(state, strict=False)  # but for the other names of shared tensors, nothing is missing
         return self
+
+
+def _distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each tensor once, under its first name: a part that several modules share is one part."""
+    state = module.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from nflib.decoding.choice import Decoder, current, using
 from nflib.decoding.fixed_point import GaussSeidelJacobi, Jacobi, Sequential
 from nflib.decoding.reports import BlockReport, DecodingReport, report
+from nflib.decoding.starts import PreviousFrame
 
 __all__ = [
     "BlockReport",
@@ -10,6 +11,7 @@ __all__ = [
     "DecodingReport",
     "GaussSeidelJacobi",
     "Jacobi",
+    "PreviousFrame",
     "Sequential",
     "current",
     "report",

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from nflib.transforms.autoregressive import AutoregressiveTransform
+    from nflib.transforms.autoregressive import AffineAutoregressive
 
 
 class Decoder(Protocol):
-    """Anything that solves ``z = transform(u)`` for u ``(B, T, C)``; returns u and its ``sum log scale`` ``(B,)``."""
+    """Anything that solves ``z = transform(u)`` for u ``(B, T, C)``; returns u and its ``sum log scale`` ``(B,)``.
+
+    prefix: the first tokens of u, where they are given.
+    """
 
     def __call__(
-        self, transform: AutoregressiveTransform, noise: Tensor, context: Tensor | None = None
+        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
 
 

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nflib.decoding.reports import BlockReport, record
+from nflib.decoding.starts import Start, first_guess
 
 if TYPE_CHECKING:
-    from nflib.transforms.autoregressive import AutoregressiveTransform
+    from nflib.networks import Embedded, KeyValueCache
+    from nflib.transforms.autoregressive import AffineAutoregressive
+
+
+@dataclass
+class Inversion:
+    """An inversion under way: of the tokens u, those before `start` are final, and their keys are in the cache.
+
+    committed: how many tokens the last sweep made final. guessed: how many tokens have a first guess.
+    """
+
+    transform: AffineAutoregressive
+    noise: Tensor
+    embedded: Embedded
+    cache: KeyValueCache
+    u: Tensor
+    logabsdet: Tensor
+    alive: Tensor
+    start: int = 0
+    committed: int = 1
+    guessed: int = 0
+    residual: float = 0.0
+    windows: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.u.shape[1]
+
+    @property
+    def is_done(self) -> bool:
+        return self.start >= self.num_tokens
 
 
 class GaussSeidelJacobi:
@@ -23,12 +55,14 @@ class GaussSeidelJacobi:
     tolerance 0 gives sequential decoding's result to rounding (Song et al. 2021; GS-Jacobi, arXiv 2505.12849).
 
     tolerance: absolute, in the units of u. max_sweeps: at most so many in a map, the last one over all tokens left.
-    start: the first guess, "latent" (z itself), "zeros", or a tensor that broadcasts to z. Guesses that overflow
-    start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up the others.
+    start: the first guess, "latent" (z itself), "zeros", a tensor that broadcasts to z, or a `PreviousFrame`. Guesses
+    that overflow start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up
+    the others.
 
     Called with the transform, z ``(B, T, C)`` and the context; returns u and ``sum log scale`` ``(B,)``, which is
-    exact for this u at any tolerance: a committed token keeps the very value that its successors read. No gradient
-    flows through the result. Raises ValueError for settings out of range, or a start of another shape.
+    exact for this u at any tolerance: a committed token keeps the very value that its successors read. prefix: the
+    first tokens of u ``(B, P, C)``, given; the z of theirs are not read. No gradient flows through the result. `begin`
+    and `sweep` take single steps. Raises ValueError for settings out of range, or a start or prefix of another shape.
     """
 
     def __init__(
@@ -36,7 +70,7 @@ class GaussSeidelJacobi:
         block_size: int | None,
         tolerance: float = 1e-5,
         max_sweeps: int | None = None,
-        start: str | Tensor = "latent",
+        start: Start = "latent",
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be a positive number of tokens, or None for all, got {block_size!r}.")
@@ -44,8 +78,8 @@ class GaussSeidelJacobi:
             raise ValueError(f"tolerance must be zero or a positive number, got {tolerance!r}.")
         if max_sweeps is not None and max_sweeps < 1:
             raise ValueError(f"max_sweeps must be a positive number, or None for no limit, got {max_sweeps!r}.")
-        if not isinstance(start, Tensor) and start not in ("latent", "zeros"):
-            raise ValueError(f"start must be 'latent', 'zeros' or a tensor, got {start!r}.")
+        if isinstance(start, str) and start not in ("latent", "zeros"):
+            raise ValueError(f"start must be 'latent', 'zeros', a tensor or a PreviousFrame, got {start!r}.")
         self.block_size = block_size
         self.tolerance = tolerance
         self.max_sweeps = max_sweeps
@@ -53,69 +87,97 @@ class GaussSeidelJacobi:
 
     @torch.no_grad()
     def __call__(
-        self, transform: AutoregressiveTransform, noise: Tensor, context: Tensor | None = None
+        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        network = transform.network
-        batch_size, num_tokens, _ = noise.shape
-        window = min(self.block_size or num_tokens, num_tokens)
-        dtype = _compute_dtype(network.proj_in.weight)
-        cache = network.new_cache(batch_size, num_tokens, dtype=dtype, device=noise.device)
-        embedded = network.embed(context)
-        noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        u = self._first_guess(noise)
-        # A guess is kept far from overflow: what one token overflows to, masked attention still hands to all others.
-        limit = torch.finfo(dtype).max ** 0.25
-        logabsdet = noise.new_zeros(batch_size)
-        alive = noise.isfinite().all(-1, keepdim=True).all(1, keepdim=True)
-        start, committed, residual, windows = 0, 1, 0.0, list[int]()
-        while start < num_tokens:
-            out_of_sweeps = self.max_sweeps is not None and len(windows) + 1 >= self.max_sweeps
-            alone = committed == 0  # The last sweep could not tell whether this token overflows by itself.
-            stop = num_tokens if out_of_sweeps else min(start + window, num_tokens)
-            stop = start + 1 if alone else stop
-            windows.append(stop - start)
-            parameters = network.extend(u[:, max(start - 1, 0) : stop - 1], start, cache, embedded)
-            shift, log_scale = transform.shift_and_log_scale(parameters)
-            latent = noise[:, start:stop]
-            new = shift + latent * torch.exp(log_scale)
-            if stop - start == 1:
-                u[:, start:stop] = new
-                committed = 1
-                if alone:
-                    alive = alive & new.isfinite().all(-1, keepdim=True)
-            else:
-                changes = torch.where(alive, (new - u[:, start:stop]).abs(), 0.0).amax((0, 2)).tolist()
-                settled = len(changes) - 1 if out_of_sweeps else _count_leading(changes[:-1], self.tolerance)
-                residual = max([residual, *changes[:settled]])
-                committed = settled + math.isfinite(changes[settled])
-                guess = torch.where(new.abs() <= limit, new, latent)
-                guess[:, :committed] = new[:, :committed]
-                u[:, start + settled : stop] = guess[:, settled:]
-            logabsdet = logabsdet + log_scale[:, :committed].flatten(1).sum(-1)
-            start += committed
-        record(BlockReport(batch_size, num_tokens, tuple(windows), residual))
-        if window > 1:
-            u = u.masked_fill(~alive, math.nan)
-            logabsdet = logabsdet.masked_fill(~alive.flatten(), math.nan)
-        return u, logabsdet
+        inversion = self.begin(transform, noise, context, prefix)
+        while not inversion.is_done:
+            self.sweep(inversion)
+        return self.finish(inversion)
 
-    def _first_guess(self, noise: Tensor) -> Tensor:
-        if isinstance(self.start, str):
-            return noise.clone() if self.start == "latent" else torch.zeros_like(noise)
-        start = self.start.to(noise)
-        try:
-            start = start.expand_as(noise)
-        except RuntimeError as error:
-            raise ValueError(
-                f"start of shape {tuple(start.shape)} does not broadcast to tokens {tuple(noise.shape)}."
-            ) from error
-        return torch.where(start.isfinite(), start, noise)
+    @torch.no_grad()
+    def begin(
+        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+    ) -> Inversion:
+        """An inversion before its first sweep."""
+        batch_size, num_tokens, _ = noise.shape
+        embedded = transform.embed(context)
+        noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        inversion = Inversion(
+            transform,
+            noise,
+            embedded,
+            transform.new_cache(batch_size, num_tokens, embedded),
+            first_guess(self.start, noise),
+            logabsdet=noise.new_zeros(batch_size),
+            alive=noise.isfinite().all(-1, keepdim=True).all(1, keepdim=True),
+        )
+        if prefix is not None and prefix.shape[1] > 0:
+            self._take(inversion, prefix)
+        return inversion
+
+    def _take(self, inversion: Inversion, prefix: Tensor) -> None:
+        expected = (len(inversion.u), inversion.u.shape[-1])
+        if prefix.dim() != 3 or (len(prefix), prefix.shape[-1]) != expected or prefix.shape[1] > inversion.num_tokens:
+            raise ValueError(f"a prefix of shape {tuple(prefix.shape)} does not fit tokens {tuple(inversion.u.shape)}.")
+        length = prefix.shape[1]
+        inversion.u[:, :length] = prefix
+        _, log_scale = inversion.transform.extend(inversion.u[:, : length - 1], 0, inversion.cache, inversion.embedded)
+        inversion.logabsdet = log_scale.flatten(1).sum(-1)
+        inversion.alive = prefix.isfinite().all(-1, keepdim=True).all(1, keepdim=True)
+        inversion.alive &= inversion.noise[:, length:].isfinite().all(-1, keepdim=True).all(1, keepdim=True)
+        inversion.start = inversion.guessed = length
+
+    @torch.no_grad()
+    def sweep(self, inversion: Inversion) -> None:
+        """One sweep over the window: commits at least one token, unless its own solution overflows."""
+        u, start = inversion.u, inversion.start
+        num_tokens = inversion.num_tokens
+        out_of_sweeps = self.max_sweeps is not None and len(inversion.windows) + 1 >= self.max_sweeps
+        alone = inversion.committed == 0  # The last sweep could not tell whether this token overflows by itself.
+        stop = num_tokens if out_of_sweeps else min(start + (self.block_size or num_tokens), num_tokens)
+        stop = start + 1 if alone else stop
+        if not isinstance(self.start, (str, Tensor)):
+            self.start.extend(u, inversion.guessed, stop)
+        inversion.guessed = max(inversion.guessed, stop)
+        inversion.windows.append(stop - start)
+        shift, log_scale = inversion.transform.extend(
+            u[:, max(start - 1, 0) : stop - 1], start, inversion.cache, inversion.embedded
+        )
+        latent = inversion.noise[:, start:stop]
+        new = shift + latent * torch.exp(log_scale)
+        if stop - start == 1:
+            u[:, start:stop] = new
+            committed = 1
+            if alone:
+                inversion.alive = inversion.alive & new.isfinite().all(-1, keepdim=True)
+        else:
+            changes = torch.where(inversion.alive, (new - u[:, start:stop]).abs(), 0.0).amax((0, 2)).tolist()
+            settled = len(changes) - 1 if out_of_sweeps else _count_leading(changes[:-1], self.tolerance)
+            inversion.residual = max([inversion.residual, *changes[:settled]])
+            committed = settled + math.isfinite(changes[settled])
+            # A guess is kept far from overflow: what one token overflows to, masked attention still hands to all.
+            limit = torch.finfo(inversion.cache.storage.dtype).max ** 0.25
+            guess = torch.where(new.abs() <= limit, new, latent)
+            guess[:, :committed] = new[:, :committed]
+            u[:, start + settled : stop] = guess[:, settled:]
+        inversion.logabsdet = inversion.logabsdet + log_scale[:, :committed].flatten(1).sum(-1)
+        inversion.start += committed
+        inversion.committed = committed
+
+    def finish(self, inversion: Inversion) -> tuple[Tensor, Tensor]:
+        """The solution and its ``sum log scale``, once the inversion is done; reports it."""
+        windows = tuple(inversion.windows)
+        record(BlockReport(len(inversion.u), inversion.num_tokens, windows, inversion.residual))
+        if max(windows, default=1) == 1:
+            return inversion.u, inversion.logabsdet
+        u = inversion.u.masked_fill(~inversion.alive, math.nan)
+        return u, inversion.logabsdet.masked_fill(~inversion.alive.flatten(), math.nan)
 
 
 class Jacobi(GaussSeidelJacobi):
     """`GaussSeidelJacobi` with a window over all tokens not yet committed (Jacobi iteration)."""
 
-    def __init__(self, tolerance: float = 1e-5, max_sweeps: int | None = None, start: str | Tensor = "latent"):
+    def __init__(self, tolerance: float = 1e-5, max_sweeps: int | None = None, start: Start = "latent"):
         super().__init__(None, tolerance, max_sweeps, start)
 
 
@@ -124,12 +186,6 @@ class Sequential(GaussSeidelJacobi):
 
     def __init__(self) -> None:
         super().__init__(1, 0.0)
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """What the network's keys and values come out in."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _count_leading(changes: list[float], tolerance: float) -> int:

@@ -1,18 +1,23 @@
 """Causal self-attention, over a whole sequence or over new tokens that follow a cached prefix."""
 
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from __future__ import annotations
 
-from nflib.networks.cache import KeyValueCache, causal_mask
-from nflib.networks.norms import RMSNorm
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from nflib.networks.backends import causal_attention
+from nflib.networks.step import WHOLE_SEQUENCE, Step
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head causal self-attention, with grouped-query heads and query/key norm where asked for.
+    """Multi-head causal self-attention, with grouped-query heads and query/key norms where asked for.
 
-    x ``(B, L, channels)``. With a cache, the L tokens stand at positions ``start … start + L`` of a sequence whose
-    earlier keys and values the cache holds; theirs are written into it. `num_key_value_heads` < heads shares each key
-    head among several query heads. `rotary` turns queries and keys by their positions.
+    `forward(x, step, layer)`: x ``(B, L, channels)`` stands at the positions that the step says; with a cache, theirs
+    are written into it, at this layer, and those before them are read from it. `num_heads` defaults to
+    ``channels / head_dim``; `num_key_value_heads` < heads shares each key head among several query heads.
+    query_norm, key_norm: constructors given the width of all query (key) heads together, whose module normalises
+    ``(B, L, width)``. `rotary` turns queries and keys by their positions.
     """
 
     def __init__(
@@ -20,54 +25,55 @@ class CausalSelfAttention(nn.Module):
         channels: int,
         head_dim: int,
         *,
+        num_heads: int | None = None,
         num_key_value_heads: int | None = None,
-        query_key_norm: bool = False,
+        query_key_norm: Callable[[int], nn.Module] | None = None,
         rotary: nn.Module | None = None,
         bias: bool = True,
     ):
         super().__init__()
-        if channels % head_dim:
+        if num_heads is None and channels % head_dim:
             raise ValueError(f"channels ({channels}) must be a multiple of head_dim ({head_dim}).")
         self.head_dim = head_dim
-        self.num_heads = channels // head_dim
+        self.num_heads = num_heads or channels // head_dim
         self.num_key_value_heads = num_key_value_heads or self.num_heads
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"the {self.num_heads} query heads cannot share {self.num_key_value_heads} key-value heads evenly."
             )
-        self.grouped = self.num_key_value_heads != self.num_heads
-        self.qkv = nn.Linear(channels, (self.num_heads + 2 * self.num_key_value_heads) * head_dim, bias=bias)
-        self.proj = nn.Linear(channels, channels, bias=bias)
-        self.query_norm = RMSNorm(head_dim) if query_key_norm else nn.Identity()
-        self.key_norm = RMSNorm(head_dim) if query_key_norm else nn.Identity()
+        self._widths = [self.num_heads * head_dim] + 2 * [self.num_key_value_heads * head_dim]
+        self.qkv = nn.Linear(channels, sum(self._widths), bias=bias)
+        self.proj = nn.Linear(self._widths[0], channels, bias=bias)
+        make_norm = query_key_norm or (lambda width: nn.Identity())
+        self.query_norm = make_norm(self._widths[0])
+        self.key_norm = make_norm(self._widths[1])
         self.rotary = rotary
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, layer: int = 0, start: int = 0) -> Tensor:
-        batch, length, _ = x.shape
-        heads = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        query, key, value = heads.split([self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=1)
-        query, key = self.query_norm(query), self.key_norm(key)
+    def forward(self, x: Tensor, step: Step = WHOLE_SEQUENCE, layer: int = 0) -> Tensor:
+        query, key, value = self.qkv(x).split(self._widths, dim=-1)
+        query, key, value = (self._heads(part) for part in (self.query_norm(query), self.key_norm(key), value))
         if self.rotary is not None:
-            query, key = self.rotary(query, start), self.rotary(key, start)
+            query, key = self.rotary(query, step.start), self.rotary(key, step.start)
+        if step.temperature is not None:
+            query = query / step.temperature
         mask = None
-        if cache is not None:
-            key, value = cache.write(layer, start, key, value)
-            mask = cache.mask(length, key.shape[-2])
-        out = causal_attention(query, key, value, mask, grouped=self.grouped)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, -1))
+        if step.cache is not None:
+            key, value = step.cache.write(layer, step.start, key, value)
+            mask = step.cache.mask(x.shape[1], key.shape[-2])
+        attended = causal_attention(query, key, value, mask)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, grouped: bool = False
-) -> Tensor:
-    """Attention in which the last query sees every key, the one before all but the last, and so on.
+class HeadwiseNorm(nn.Module):
+    """One norm for the channels of each head: ``(B, L, heads * head_dim)`` normalised in groups of head_dim."""
 
-    query ``(B, H, L, d)``, key and value ``(B, H or fewer, S, d)`` with S ≥ L. No mask tensor is made where causality
-    alone says it: a whole sequence (L = S), or one new token (L = 1). Elsewhere `mask` is used, if given, for what
-    `causal_mask` would make.
-    """
-    new, total = query.shape[-2], key.shape[-2]
-    if new not in (1, total):
-        mask = causal_mask(new, total, query.device) if mask is None else mask
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
-    return scaled_dot_product_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
+    def __init__(self, norm: nn.Module, head_dim: int):
+        super().__init__()
+        self.norm = norm
+        self.head_dim = head_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.unflatten(-1, (-1, self.head_dim))).flatten(-2)

@@ -52,22 +52,25 @@ def grid_coordinates(shape: Sequence[int]) -> Tensor:
 class Rotary(nn.Module):
     """Rotary position embedding over coordinates of any dimension (Su et al. 2021; axial for 2-D and 3-D).
 
-    coordinates ``(T, axes)``: each axis gets an equal share of the head's channel pairs, so that the product of a
-    query and a key depends on the difference of their coordinates alone. `forward(x, start)` turns x
-    ``(B, heads, L, head_dim)``, whose tokens stand at rows ``start … start + L`` of the coordinates.
+    coordinates ``(T, axes)``: the product of a query and a key depends on the difference of their coordinates alone.
+    pairs: how many of the head's channel pairs turn with each axis (default: an equal share for all), the i-th of an
+    axis at the rate ``base^(-i / pairs)``. `forward(x, start)` turns x ``(B, heads, L, head_dim)``, whose tokens stand
+    at rows ``start … start + L`` of the coordinates. Raises ValueError where the pairs do not fill the head.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, coordinates: Tensor, head_dim: int, base: float = 10_000.0):
+    def __init__(self, coordinates: Tensor, head_dim: int, base: float = 10_000.0, pairs: Sequence[int] | None = None):
         super().__init__()
         axes = coordinates.shape[-1]
-        if head_dim % (2 * axes):
+        if pairs is None and head_dim % (2 * axes):
             raise ValueError(f"head_dim {head_dim} must be a multiple of {2 * axes} for {axes}-D rotary positions.")
-        pairs = head_dim // (2 * axes)
-        rate = base ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
-        angle = (coordinates.float().unsqueeze(-1) * rate).flatten(-2)
+        pairs = [head_dim // (2 * axes)] * axes if pairs is None else list(pairs)
+        if len(pairs) != axes or 2 * sum(pairs) != head_dim:
+            raise ValueError(f"pairs {pairs} must share {head_dim // 2} channel pairs among {axes} axes.")
+        rates = [base ** (-torch.arange(n, dtype=torch.float32) / n) for n in pairs]
+        angle = torch.cat([coordinates[:, [axis]].float() * rate for axis, rate in enumerate(rates)], dim=-1)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 

@@ -1,7 +1,9 @@
 """The causal transformer that gives an autoregressive map its parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from nflib.networks.attention import CausalSelfAttention
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.norms import LayerNorm
+from nflib.networks.step import Step
 
 
 class Positions(Protocol):
@@ -18,10 +21,22 @@ class Positions(Protocol):
 
 
 class Embedded(NamedTuple):
-    """A context, embedded: what is added to every token, and the condition of each token's norms."""
+    """A context, embedded once for all steps of a call; each part is None where the network does not use it.
 
-    added: Tensor | None
-    condition: Tensor | None
+    added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms, ``(B, T, c)``.
+    prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``, False at padding, whose
+    parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``.
+    """
+
+    added: Tensor | None = None
+    condition: Tensor | None = None
+    prefix: Tensor | None = None
+    exists: Tensor | None = None
+    temperature: Tensor | None = None
+
+    @property
+    def prefix_length(self) -> int:
+        return 0 if self.prefix is None else self.prefix.shape[1]
 
 
 class MLP(nn.Module):
@@ -82,12 +97,10 @@ class TransformerLayer(nn.Module):
         self.mlp_post_norm = post_norm()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, condition: Tensor | None, cache: KeyValueCache | None, layer: int, start: int
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x, condition), cache, layer, start)
+    def forward(self, x: Tensor, step: Step, layer: int = 0) -> Tensor:
+        attended = self.attention(self.attention_norm(x, step.condition), step, layer)
         x = x + self.dropout(self.attention_post_norm(attended))
-        return x + self.dropout(self.mlp_post_norm(self.mlp(self.mlp_norm(x, condition))))
+        return x + self.dropout(self.mlp_post_norm(self.mlp(self.mlp_norm(x, step.condition))))
 
 
 class CausalTransformer(nn.Module):
@@ -98,10 +111,12 @@ class CausalTransformer(nn.Module):
     learned vector is read before token 0). `forward` computes all positions at once; `extend` computes those that
     follow a prefix held in a cache, and both give the same numbers.
 
-    Parts: `layers`; `positions` added to the tokens (None with rotary layers); `embedding`, a module that turns
-    the context into something added to every token, and `conditioner`, one that turns it into a condition of each
-    token ``(B, T, c)`` for the layers' norms (None: the context is not used so); `final_norm`; `clip`, applied to
-    the parameters. The output layer starts at zero, so a new flow is the identity.
+    Parts: `layers`, modules called with ``(x, step, index)`` that hold their self-attention as `attention`;
+    `positions` added to the tokens (None with rotary layers); `final_norm`; `clip`, applied to the parameters. From
+    the context, each None where it is not used so: `embedding` makes what is added to every token; `conditioner` a
+    condition of each token read, ``(B, T, c)``, for the layers' norms; `prefix` tokens ``(B, P, channels)`` that all
+    others see and that stand before them; `existence` the mask ``(B, T)`` of tokens that are no padding, whose
+    parameters are zero (padding must come last). The output layer starts at zero, so a new flow is the identity.
     """
 
     def __init__(
@@ -109,11 +124,13 @@ class CausalTransformer(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: int,
-        layers: list[TransformerLayer],
+        layers: list[Any],
         *,
         positions: nn.Module | None = None,
         embedding: nn.Module | None = None,
         conditioner: nn.Module | None = None,
+        prefix: nn.Module | None = None,
+        existence: nn.Module | None = None,
         final_norm: nn.Module | None = None,
         clip: nn.Module | None = None,
         start_token: bool = False,
@@ -126,6 +143,8 @@ class CausalTransformer(nn.Module):
         self.positions = positions
         self.embedding = embedding
         self.conditioner = conditioner
+        self.prefix = prefix
+        self.existence = existence
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm or nn.Identity()
         self.proj_out = nn.Linear(channels, out_channels)
@@ -138,14 +157,28 @@ class CausalTransformer(nn.Module):
         """How many positions the network reads before token 0: one with a learned start, else none."""
         return 0 if self.start_token is None else 1
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    @property
+    def uses_context(self) -> bool:
+        """Whether any part of the network reads the context."""
+        return any(part is not None for part in (self.embedding, self.conditioner, self.prefix, self.existence))
+
+    def forward(self, tokens: Tensor, context: Any = None) -> Tensor:
         return self.extend(tokens[:, :-1], 0, None, self.embed(context))
 
-    def embed(self, context: Tensor | None) -> Embedded:
-        """What the context contributes, as `extend` takes it: computed once, however many steps follow."""
+    def embed(self, context: Any) -> Embedded:
+        """What the context contributes, as `extend` takes it: computed once, however many steps follow.
+
+        Raises ValueError without the context of a network that cannot do without.
+        """
+        needed = {"conditions": self.conditioner, "a prefix": self.prefix, "a padding mask": self.existence}
+        for name, part in needed.items():
+            if part is not None and context is None:
+                raise ValueError(f"this network takes {name} from its context; pass the flow a context.")
         return Embedded(
             None if self.embedding is None else self.embedding(context),
-            None if self.conditioner is None or context is None else self.conditioner(context),
+            None if self.conditioner is None else self.conditioner(context),
+            None if self.prefix is None else self.prefix(context),
+            None if self.existence is None else self.existence(context),
         )
 
     def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
@@ -162,8 +195,12 @@ class CausalTransformer(nn.Module):
             return previous.new_zeros(len(previous), 1, self.out_channels)
         first = max(start - 1 + self.num_start_tokens, 0)
         parameters = self._network(read, first, cache, embedded)
-        identity_first = start == 0 and self.start_token is None
-        return nn.functional.pad(parameters, (0, 0, 1, 0)) if identity_first else parameters
+        if start == 0 and self.start_token is None:
+            parameters = nn.functional.pad(parameters, (0, 0, 1, 0))
+        if embedded.exists is not None:
+            exists = embedded.exists[:, start : start + parameters.shape[1], None]
+            parameters = parameters.masked_fill(~exists, 0.0)
+        return parameters
 
     def _network(self, read: Tensor, first: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
         last = first + read.shape[1]
@@ -173,21 +210,28 @@ class CausalTransformer(nn.Module):
         if embedded.added is not None:
             x = x + embedded.added
         condition = None if embedded.condition is None else embedded.condition[:, first:last]
+        place = first + embedded.prefix_length
+        if embedded.prefix is not None and first == 0:
+            x = torch.cat([embedded.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            place = 0
+        step = Step(place, cache, condition, embedded.temperature)
         for index, layer in enumerate(self.layers):
-            x = layer(x, condition, cache, index, first)
-        return self.clip(self.proj_out(self.final_norm(x)))
+            x = layer(x, step, index)
+        return self.clip(self.proj_out(self.final_norm(x[:, -read.shape[1] :])))
 
-    def new_cache(self, batch_size: int, num_tokens: int, *, dtype: torch.dtype, device: torch.device) -> KeyValueCache:
+    def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> KeyValueCache:
         """An empty cache for decoding `num_tokens` tokens: the last token is never read."""
         num_heads, head_dim = self._cache_heads
+        weight = self.proj_in.weight
+        autocast = torch.is_autocast_enabled(weight.device.type)
         return KeyValueCache(
             len(self.layers),
             batch_size,
             num_heads,
-            num_tokens - 1 + self.num_start_tokens,
+            embedded.prefix_length + self.num_start_tokens + num_tokens - 1,
             head_dim,
-            dtype=dtype,
-            device=device,
+            dtype=torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype,
+            device=weight.device,
         )
 
 
@@ -198,26 +242,30 @@ def transformer_layers(
     head_dim: int = 64,
     expansion: float = 4,
     norm: Callable[[int], nn.Module] = LayerNorm,
-    mlp: Callable[[int, float], nn.Module] = MLP,
+    mlp: Callable[[int, float, bool], nn.Module] = MLP,
     rotary: nn.Module | None = None,
     num_key_value_heads: int | None = None,
-    query_key_norm: bool = False,
-    post_norm: bool = False,
+    num_heads: int | None = None,
+    query_key_norm: Callable[[int], nn.Module] | None = None,
+    post_norm: Callable[[int], nn.Module] | None = None,
+    bias: bool = True,
     dropout: float = 0.0,
 ) -> list[TransformerLayer]:
-    """A stack of equal layers; `norm` and `mlp` are constructors that get the number of channels (and expansion)."""
+    """A stack of equal layers; `norm` and `mlp` are constructors that get the number of channels (expansion, bias)."""
     return [
         TransformerLayer(
             CausalSelfAttention(
                 channels,
                 head_dim,
                 num_key_value_heads=num_key_value_heads,
+                num_heads=num_heads,
                 query_key_norm=query_key_norm,
+                bias=bias,
                 rotary=rotary,
             ),
-            mlp(channels, expansion),
+            mlp(channels, expansion, bias),
             lambda: norm(channels),
-            (lambda: norm(channels)) if post_norm else nn.Identity,
+            (lambda: post_norm(channels)) if post_norm else nn.Identity,
             dropout,
         )
         for _ in range(num_layers)

@@ -1,5 +1,10 @@
 """In which order an autoregressive map visits the tokens ``(B, T, C)``; log-determinant zero."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from nflows.transforms import Transform
 from torch import Tensor
@@ -60,3 +65,25 @@ class Permute(Transform):
         if inputs.dim() < 2 or inputs.shape[1] != len(order):
             raise ValueError(f"expected inputs of {len(order)} tokens, got shape {tuple(inputs.shape)}.")
         return inputs[:, order]
+
+
+class PermuteByContext(Transform):
+    """Visits each sample's tokens in an order of its own: output t is input ``ordering(context)[t]``.
+
+    ordering: takes the context, gives permutations ``(B, T)``. Raises ValueError where they have another shape.
+    """
+
+    def __init__(self, ordering: Callable[[Any], Tensor]):
+        super().__init__()
+        self.ordering = ordering
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return self._reordered(inputs, self.ordering(context)), inputs.new_zeros(len(inputs))
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return self._reordered(inputs, self.ordering(context).argsort(dim=-1)), inputs.new_zeros(len(inputs))
+
+    def _reordered(self, inputs: Tensor, order: Tensor) -> Tensor:
+        if order.shape != inputs.shape[:2]:
+            raise ValueError(f"orderings of shape {tuple(order.shape)} do not fit tokens {tuple(inputs.shape)}.")
+        return inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))

@@ -22,6 +22,7 @@ from nflib.networks import (
     CausalTransformer,
     ClassEmbedding,
     GatedMLP,
+    HeadwiseNorm,
     LearnedPositions,
     RMSNorm,
     Rotary,
@@ -34,9 +35,14 @@ from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
     AutoregressiveTransform,
     Exponential,
+    Framewise,
     GaussianizeMarginals,
+    Guided,
     ImagePatches,
+    LinearGuidance,
     Permute,
+    PermuteByContext,
+    ProductGuidance,
     Reverse,
     Softplus,
     Standardize,
@@ -107,6 +113,27 @@ def labels(batch: int) -> Tensor:
     return torch.arange(batch) % (NUM_CLASSES + 1) - 1
 
 
+def headwise_norm(width: int) -> nn.Module:
+    return HeadwiseNorm(RMSNorm(8), 8)
+
+
+def texts(batch: int) -> Tensor:
+    """Three text tokens a sample."""
+    return torch.randn(batch, 3, CONDITION_CHANNELS)
+
+
+def lengths(batch: int) -> Tensor:
+    """How many of six tokens exist, at least two."""
+    return 2 + torch.arange(batch) % 5
+
+
+class FirstTokens(nn.Module):
+    """The mask of as many of six tokens as the context says."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        return torch.arange(6) < context.unsqueeze(-1)
+
+
 def token_conditions(length: int) -> Draw:
     return lambda batch: torch.randn(batch, length, CONDITION_CHANNELS)
 
@@ -122,6 +149,8 @@ def autoregressive(
     start_token: bool = False,
     num_classes: int = 0,
     conditioner: bool = False,
+    prefix: bool = False,
+    existence: nn.Module | None = None,
     clip: float = 0.0,
     final_norm: Callable[[int], nn.Module] = LayerNorm,
     **layer_settings: Any,
@@ -131,7 +160,8 @@ def autoregressive(
     settings = {"head_dim": 8, "expansion": 2} | layer_settings
     added = {"learned": LearnedPositions, "sinusoidal": SinusoidalPositions}.get(positions)
     if positions == "rotary":
-        settings["rotary"] = Rotary(grid_coordinates(grid or (num_tokens,)), settings["head_dim"])
+        coordinates = grid_coordinates(grid or (num_tokens,))
+        settings["rotary"] = Rotary(coordinates, settings["head_dim"], pairs=settings.pop("pairs", None))
     if conditioner:
         settings["norm"] = partial(AdaptiveLayerNorm, condition_channels=CONDITION_CHANNELS)
     network = CausalTransformer(
@@ -142,6 +172,8 @@ def autoregressive(
         positions=added(length, channels) if added else None,
         embedding=ClassEmbedding(num_classes, channels) if num_classes else None,
         conditioner=nn.Linear(CONDITION_CHANNELS, CONDITION_CHANNELS) if conditioner else None,
+        prefix=nn.Linear(CONDITION_CHANNELS, channels) if prefix else None,
+        existence=existence,
         final_norm=final_norm(channels),
         clip=SoftClip(clip) if clip else None,
         start_token=start_token,
@@ -152,8 +184,10 @@ def autoregressive(
 def _autoregressive_case(name: str, draw_context: Draw | None = None, **settings: Any) -> Case:
     shape = (settings.get("num_tokens", 6), settings.get("token_size", 2))
     build = partial(autoregressive, **settings)
-    return Case(name, build, shape, shape, draw_context, context_required=settings.get("conditioner", False))
+    return Case(name, build, shape, shape, draw_context, context_required=bool(NEED_CONTEXT & settings.keys()))
 
+
+NEED_CONTEXT = {"conditioner", "prefix", "existence"}
 
 EVERYTHING: dict[str, Any] = {
     "channels": 32,
@@ -167,8 +201,8 @@ EVERYTHING: dict[str, Any] = {
     "final_norm": RMSNorm,
     "mlp": GatedMLP,
     "num_key_value_heads": 2,
-    "query_key_norm": True,
-    "post_norm": True,
+    "query_key_norm": headwise_norm,
+    "post_norm": RMSNorm,
 }
 
 AUTOREGRESSIVE = [
@@ -190,10 +224,18 @@ AUTOREGRESSIVE = [
     _autoregressive_case("mlp-gated", mlp=GatedMLP),
     _autoregressive_case("heads-grouped-query", channels=32, num_key_value_heads=2),
     _autoregressive_case("heads-one-key", channels=32, num_key_value_heads=1),
-    _autoregressive_case("query-key-norm", query_key_norm=True),
-    _autoregressive_case("post-norm", post_norm=True),
+    _autoregressive_case("query-key-norm", query_key_norm=headwise_norm),
+    _autoregressive_case("query-key-norm-of-all-heads", query_key_norm=LayerNorm),
+    _autoregressive_case("post-norm", post_norm=RMSNorm),
     _autoregressive_case("soft-clip", clip=0.5),
     _autoregressive_case("class-embedding", labels, num_classes=NUM_CLASSES),
+    _autoregressive_case("prefix", texts, prefix=True),
+    _autoregressive_case("prefix-start-learned", texts, prefix=True, start_token=True),
+    _autoregressive_case(
+        "prefix-rotary", texts, prefix=True, start_token=True, positions="rotary", grid=(3, 3), pairs=(1, 3)
+    ),
+    _autoregressive_case("padding", lengths, existence=FirstTokens()),
+    _autoregressive_case("padding-start-learned", lengths, existence=FirstTokens(), start_token=True),
     _autoregressive_case("everything", labels, **EVERYTHING),
 ]
 
@@ -228,7 +270,36 @@ FIXED = [
     ),
 ]
 
-TRANSFORMS = AUTOREGRESSIVE + FIXED
+
+def pairs_of_labels(batch: int) -> Tensor:
+    """A class, and none, for each sample."""
+    return torch.stack([torch.arange(batch) % NUM_CLASSES, torch.full((batch,), -1)], dim=1)
+
+
+def pairs_of_texts(batch: int) -> Tensor:
+    return torch.stack([texts(batch), texts(batch)], dim=1)
+
+
+def orderings(batch: int) -> Tensor:
+    return torch.rand(batch, 6).argsort(dim=-1)
+
+
+def _guided_case(name: str, guidance: Any, draw_context: Draw = pairs_of_labels, **settings: Any) -> Case:
+    settings = settings or {"num_classes": NUM_CLASSES}
+    build = lambda: Guided(autoregressive(**settings), guidance)  # noqa: E731
+    return Case(name, build, (6, 2), (6, 2), draw_context, context_required=True)
+
+
+SCOPED = [
+    Case("framewise", lambda: Framewise(autoregressive(3), 3), (6, 2), (6, 2)),
+    Case("permute-by-context", lambda: PermuteByContext(nn.Identity()), (6, 2), (6, 2), orderings, True),
+    _guided_case("guided-linear", LinearGuidance(0.7)),
+    _guided_case("guided-linear-ramp", LinearGuidance(1.5, "b", ramp=5, attention_temperature=1.3)),
+    _guided_case("guided-product", ProductGuidance(1.5)),
+    _guided_case("guided-product-text", ProductGuidance(1.5, attention_temperature=0.7), pairs_of_texts, prefix=True),
+]
+
+TRANSFORMS = AUTOREGRESSIVE + FIXED + SCOPED
 
 
 SMALL: dict[str, Any] = {

@@ -33,7 +33,7 @@ def token_by_token(transform: AutoregressiveTransform, z: Tensor, context: Tenso
     u = torch.zeros_like(z)
     with torch.no_grad():
         for t in range(z.shape[1]):
-            shift, log_scale = transform.shift_and_log_scale(transform.network(u, context))
+            shift, log_scale = transform.extend(u[:, :-1], 0, None, transform.embed(context))
             u[:, t] = (shift + z * log_scale.exp())[:, t]
     return u
 
@@ -120,7 +120,7 @@ def test_solver_for_any_size_window_and_tolerance(
     # The log-determinant belongs to this u, whatever u is; and u misses the equation by what the report says.
     torch.testing.assert_close(log_scale, -logabsdet, rtol=1e-9, atol=1e-9)
     with torch.no_grad():
-        shift, log_scale = transform.shift_and_log_scale(transform.network(u))
+        shift, log_scale = transform.extend(u[:, :-1], 0, None, transform.embed(None))
     missed = (shift + z * log_scale.exp() - u).abs().max()
     torch.testing.assert_close(report.residual, float(missed), rtol=1e-6, atol=1e-9)
     assert report.blocks[0].sweeps <= min(max_sweeps or num_tokens, num_tokens)
@@ -176,7 +176,7 @@ def test_guesses_that_overflow_are_contained(window, tolerance):
         transform.scale = Cliff(float(transform.network(solution)[..., :2].max()) + 1e-3)
         z, _ = transform(solution)
         for guess in (z, start.expand_as(z)):
-            shift, log_scale = transform.shift_and_log_scale(transform.network(guess))
+            shift, log_scale = transform.extend(guess[:, :-1], 0, None, transform.embed(None))
             overflows = ~(shift + z * log_scale.exp()).isfinite()
             assert overflows.any() and not overflows.all()
     for first in ("latent", start):

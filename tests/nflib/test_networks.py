@@ -20,10 +20,12 @@ from nflib.networks import (
     Rotary,
     SinusoidalPositions,
     SoftClip,
+    Step,
     grid_coordinates,
 )
-from nflib.networks.attention import causal_attention
+from nflib.networks.backends import causal_attention
 from nflib.networks.norms import LayerNorm
+from tests.nflib.cases import headwise_norm
 
 # --- attention ---
 
@@ -49,7 +51,7 @@ def test_causal_attention_closed_form(new):
 
 
 @pytest.mark.parametrize("key_value_heads", [1, 2])
-@pytest.mark.parametrize("query_key_norm", [False, True])
+@pytest.mark.parametrize("query_key_norm", [None, headwise_norm], ids=["none", "headwise"])
 @torch.no_grad()
 def test_grouped_heads_equal_explicit_repetition(key_value_heads, query_key_norm):
     channels, head_dim, heads = 32, 8, 4
@@ -71,7 +73,7 @@ def test_grouped_heads_equal_explicit_repetition(key_value_heads, query_key_norm
     x = torch.randn(2, 5, channels, dtype=torch.float64)
     torch.testing.assert_close(grouped(x), full(x), rtol=0, atol=1e-13)
     cache = KeyValueCache(1, 2, key_value_heads, 5, head_dim, dtype=torch.float64, device=x.device)
-    chunks = [grouped(x[:, a:b], cache, 0, a) for a, b in ((0, 2), (2, 5))]
+    chunks = [grouped(x[:, a:b], Step(a, cache)) for a, b in ((0, 2), (2, 5))]
     torch.testing.assert_close(torch.cat(chunks, dim=1), full(x), rtol=0, atol=1e-13)
 
 

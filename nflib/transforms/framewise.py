@@ -1,0 +1,38 @@
+"""A map whose scope is one frame: the same for every frame of a sequence, and for none but its tokens."""
+
+from typing import Any
+
+from nflows.transforms import Transform
+from torch import Tensor
+
+
+class Framewise(Transform):
+    """Applies `transform` to each frame of `frame_length` tokens by itself: ``(B, F * frame_length, C)``.
+
+    The frames stand side by side in one batch, so that a decoder inverts them all in parallel. The map gets no context
+    (STARFlow-V's shallow blocks are unconditional). logabsdet is summed over frames. Raises ValueError where the tokens
+    do not fill whole frames.
+    """
+
+    def __init__(self, transform: Transform, frame_length: int):
+        super().__init__()
+        if frame_length < 1:
+            raise ValueError(f"frame_length must be a positive number of tokens, got {frame_length}.")
+        self.transform = transform
+        self.frame_length = frame_length
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return self._joined(inputs, *self.transform(self._frames(inputs)))
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return self._joined(inputs, *self.transform.inverse(self._frames(inputs)))
+
+    def _frames(self, inputs: Tensor) -> Tensor:
+        if inputs.dim() != 3 or inputs.shape[1] % self.frame_length:
+            raise ValueError(
+                f"tokens of shape {tuple(inputs.shape)} do not fill frames of {self.frame_length}; pass whole frames."
+            )
+        return inputs.reshape(-1, self.frame_length, inputs.shape[-1])
+
+    def _joined(self, inputs: Tensor, outputs: Tensor, logabsdet: Tensor) -> tuple[Tensor, Tensor]:
+        return outputs.reshape(inputs.shape), logabsdet.reshape(len(inputs), -1).sum(-1)

@@ -1,0 +1,160 @@
+"""Classifier-free guidance: the autoregressive map between a conditional and an unconditional one, or beyond."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflib.networks.cache import KeyValueCache
+from nflib.networks.transformer import Embedded
+from nflib.transforms.autoregressive import AffineAutoregressive, AutoregressiveTransform
+
+Parameters = tuple[Tensor, Tensor]
+
+
+class Guidance(Protocol):
+    """How shift and log-scale ``(B, L, C)`` of tokens ``start … start + L`` come from those of the two branches."""
+
+    attention_temperature: float
+
+    def __call__(self, conditional: Parameters, unconditional: Parameters, start: int) -> Parameters: ...
+
+
+class LinearGuidance:
+    """Linear extrapolation from the unconditional branch through the conditional (TARFlow, arXiv 2412.06329, sec. 3.4).
+
+    ``p = p_c + w (p_c - p_u)`` for what `guide` names: "a" the log-scales, "b" the shifts, "ab" both. ramp: token t
+    gets the weight ``w min(t / ramp, 1)``; annealed over T tokens, it is T - 1 (None: the full weight everywhere).
+    attention_temperature: of the unconditional branch. Raises ValueError for a negative weight, another `guide`, a
+    ramp below 1, or a temperature that is not positive.
+    """
+
+    def __init__(
+        self, weight: float, guide: str = "ab", *, ramp: int | None = None, attention_temperature: float = 1.0
+    ):
+        if guide not in ("a", "b", "ab"):
+            raise ValueError(f'guide must be "a" (log-scale), "b" (shift) or "ab", got {guide!r}.')
+        if ramp is not None and ramp < 1:
+            raise ValueError(f"ramp must be a positive number of tokens, or None, got {ramp!r}.")
+        _check_guidance(weight, attention_temperature)
+        self.weight = weight
+        self.guide = guide
+        self.ramp = ramp
+        self.attention_temperature = attention_temperature
+
+    def __call__(self, conditional: Parameters, unconditional: Parameters, start: int) -> Parameters:
+        shift, log_scale = conditional
+        weight: float | Tensor = self.weight
+        if self.ramp is not None:
+            places = torch.arange(start, start + shift.shape[1], device=shift.device, dtype=shift.dtype)
+            weight = self.weight * (places.unsqueeze(-1) / self.ramp).clamp(max=1.0)
+        if "b" in self.guide:
+            shift = shift + weight * (shift - unconditional[0])
+        if "a" in self.guide:
+            log_scale = log_scale + weight * (log_scale - unconditional[1])
+        return shift, log_scale
+
+
+class ProductGuidance:
+    """The normalised product ``N_c^(1 + w) N_u^(-w)`` of the two branches' Gaussians (STARFlow, arXiv 2506.06276).
+
+    With ``s = min(scale_c / scale_u, 1)^2``: variance ``scale_c^2 / (1 + w - w s)``, mean ``((1 + w) shift_c - w s
+    shift_u) / (1 + w - w s)``; the bound keeps the product a Gaussian. attention_temperature: of the unconditional
+    branch. Raises ValueError for a negative weight or a temperature that is not positive.
+    """
+
+    def __init__(self, weight: float, *, attention_temperature: float = 1.0):
+        _check_guidance(weight, attention_temperature)
+        self.weight = weight
+        self.attention_temperature = attention_temperature
+
+    def __call__(self, conditional: Parameters, unconditional: Parameters, start: int) -> Parameters:
+        shift, log_scale = conditional
+        ratio = self.weight * torch.exp(2 * (log_scale - unconditional[1]).clamp(max=0.0))
+        precision = 1 + self.weight - ratio
+        shift = ((1 + self.weight) * shift - ratio * unconditional[0]) / precision
+        return shift, log_scale - precision.log() / 2
+
+
+class Guided(AffineAutoregressive):
+    """An autoregressive map whose parameters a `Guidance` combines from two contexts, both in one batch.
+
+    It is an autoregressive map like any other, with its own exact density, by any decoder. context: the conditional
+    and the unconditional one, stacked: ``(B, 2, …)``, as `PairedContext` makes them. Raises ValueError for another.
+    """
+
+    def __init__(self, transform: AutoregressiveTransform, guidance: Guidance):
+        super().__init__()
+        self.transform = transform
+        self.guidance = guidance
+        self.decoding = transform.decoding
+
+    @property
+    def token_size(self) -> int:
+        return self.transform.token_size
+
+    def embed(self, context: Any) -> Embedded:
+        if not isinstance(context, Tensor) or context.dim() < 2 or context.shape[1] != 2:
+            raise ValueError("a guided map takes a conditional and an unconditional context, stacked as (batch, 2, …).")
+        embedded = self.transform.embed(torch.cat([context[:, 0], context[:, 1]]))
+        if self.guidance.attention_temperature == 1:
+            return embedded
+        temperature = torch.ones(2 * len(context), 1, 1, 1, device=context.device)
+        temperature[len(context) :] = self.guidance.attention_temperature
+        return embedded._replace(temperature=temperature)
+
+    def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> KeyValueCache:
+        return self.transform.new_cache(2 * batch_size, num_tokens, embedded)
+
+    def extend(
+        self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded
+    ) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self.transform.extend(torch.cat([previous, previous]), start, cache, embedded)
+        (shift, other_shift), (log_scale, other_log_scale) = shift.chunk(2), log_scale.chunk(2)
+        return self.guidance((shift, log_scale), (other_shift, other_log_scale), start)
+
+
+class PairedContext(nn.Module):
+    """Stacks each context with the unconditional one, ``(B, …) -> (B, 2, …)``: the embedding net of a guided flow."""
+
+    unconditional: Tensor
+
+    def __init__(self, unconditional: Tensor):
+        super().__init__()
+        self.register_buffer("unconditional", unconditional, persistent=False)
+
+    def forward(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError("a guided flow samples and evaluates given a context; pass it one.")
+        return torch.stack([context, self.unconditional.to(context).expand_as(context)], dim=1)
+
+
+def guide(transform: Transform, guidance: Guidance) -> Transform:
+    """A copy of the transform, on the same weights, whose maps that use a context are guided.
+
+    Raises ValueError where it has none.
+    """
+    shared = {id(tensor): tensor for tensor in (*transform.parameters(), *transform.buffers())}
+    holder = nn.ModuleList([copy.deepcopy(transform, shared)])
+    maps = [
+        (module, name, child)
+        for module in holder.modules()
+        for name, child in module.named_children()
+        if isinstance(child, AutoregressiveTransform) and child.network.uses_context
+    ]
+    if not maps:
+        raise ValueError("no map of this flow uses a context, so there is nothing to guide.")
+    for module, name, child in maps:
+        setattr(module, name, Guided(child, guidance))
+    return holder[0]  # type: ignore[return-value]
+
+
+def _check_guidance(weight: float, attention_temperature: float) -> None:
+    if not weight >= 0:
+        raise ValueError(f"a guidance weight must be zero or positive, got {weight!r}.")
+    if not attention_temperature > 0:
+        raise ValueError(f"attention_temperature must be positive, got {attention_temperature!r}.")
