@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nflib.decoding.drafts import contained, draft_guess
 from nflib.decoding.reports import BlockReport, record
-from nflib.decoding.starts import Start, first_guess
+from nflib.decoding.starts import Start, as_start
 
 if TYPE_CHECKING:
     from nflib.networks import Embedded, KeyValueCache
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 class Inversion:
     """An inversion under way: of the tokens u, those before `start` are final, and their keys are in the cache.
 
-    committed: how many tokens the last sweep made final. guessed: how many tokens have a first guess.
+    alive: which samples have not overflowed, ``(B, 1, 1)``; None while all are. log_scale: of the final tokens.
+    committed: how many tokens the last sweep made final. guessed: how many tokens have entered the window. drafts:
+    how many sweeps were made in a lower precision.
     """
 
     transform: AffineAutoregressive
@@ -29,11 +32,12 @@ class Inversion:
     embedded: Embedded
     cache: KeyValueCache
     u: Tensor
-    logabsdet: Tensor
-    alive: Tensor
+    log_scale: Tensor
+    alive: Tensor | None
     start: int = 0
     committed: int = 1
     guessed: int = 0
+    drafts: int = 0
     residual: float = 0.0
     windows: list[int] = field(default_factory=list)
 
@@ -57,7 +61,8 @@ class GaussSeidelJacobi:
     tolerance: absolute, in the units of u. max_sweeps: at most so many in a map, the last one over all tokens left.
     start: the first guess, "latent" (z itself), "zeros", a tensor that broadcasts to z, or a `PreviousFrame`. Guesses
     that overflow start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up
-    the others.
+    the others. draft: a dtype such as torch.bfloat16, in which the first sweeps over a window of all tokens are made,
+    as long as they help; what they find is only a better guess.
 
     Called with the transform, z ``(B, T, C)`` and the context; returns u and ``sum log scale`` ``(B,)``, which is
     exact for this u at any tolerance: a committed token keeps the very value that its successors read. prefix: the
@@ -71,6 +76,7 @@ class GaussSeidelJacobi:
         tolerance: float = 1e-5,
         max_sweeps: int | None = None,
         start: Start = "latent",
+        draft: torch.dtype | None = None,
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be a positive number of tokens, or None for all, got {block_size!r}.")
@@ -78,12 +84,11 @@ class GaussSeidelJacobi:
             raise ValueError(f"tolerance must be zero or a positive number, got {tolerance!r}.")
         if max_sweeps is not None and max_sweeps < 1:
             raise ValueError(f"max_sweeps must be a positive number, or None for no limit, got {max_sweeps!r}.")
-        if isinstance(start, str) and start not in ("latent", "zeros"):
-            raise ValueError(f"start must be 'latent', 'zeros', a tensor or a PreviousFrame, got {start!r}.")
         self.block_size = block_size
         self.tolerance = tolerance
         self.max_sweeps = max_sweeps
-        self.start = start
+        self.start = as_start(start)
+        self.draft = draft
 
     @torch.no_grad()
     def __call__(
@@ -107,12 +112,14 @@ class GaussSeidelJacobi:
             noise,
             embedded,
             transform.new_cache(batch_size, num_tokens, embedded),
-            first_guess(self.start, noise),
-            logabsdet=noise.new_zeros(batch_size),
-            alive=noise.isfinite().all(-1, keepdim=True).all(1, keepdim=True),
+            self.start.guess(noise),
+            log_scale=torch.zeros_like(noise),
+            alive=_finite_samples(noise if prefix is None else torch.cat([prefix, noise[:, prefix.shape[1] :]], dim=1)),
         )
         if prefix is not None and prefix.shape[1] > 0:
             self._take(inversion, prefix)
+        elif self.draft is not None and (self.block_size or num_tokens) >= num_tokens > 1:
+            inversion.u, inversion.drafts = draft_guess(transform, noise, inversion.u, context, self.draft)
         return inversion
 
     def _take(self, inversion: Inversion, prefix: Tensor) -> None:
@@ -122,9 +129,7 @@ class GaussSeidelJacobi:
         length = prefix.shape[1]
         inversion.u[:, :length] = prefix
         _, log_scale = inversion.transform.extend(inversion.u[:, : length - 1], 0, inversion.cache, inversion.embedded)
-        inversion.logabsdet = log_scale.flatten(1).sum(-1)
-        inversion.alive = prefix.isfinite().all(-1, keepdim=True).all(1, keepdim=True)
-        inversion.alive &= inversion.noise[:, length:].isfinite().all(-1, keepdim=True).all(1, keepdim=True)
+        inversion.log_scale[:, :length] = log_scale
         inversion.start = inversion.guessed = length
 
     @torch.no_grad()
@@ -136,8 +141,7 @@ class GaussSeidelJacobi:
         alone = inversion.committed == 0  # The last sweep could not tell whether this token overflows by itself.
         stop = num_tokens if out_of_sweeps else min(start + (self.block_size or num_tokens), num_tokens)
         stop = start + 1 if alone else stop
-        if not isinstance(self.start, (str, Tensor)):
-            self.start.extend(u, inversion.guessed, stop)
+        self.start.extend(u, inversion.guessed, stop)
         inversion.guessed = max(inversion.guessed, stop)
         inversion.windows.append(stop - start)
         shift, log_scale = inversion.transform.extend(
@@ -149,36 +153,46 @@ class GaussSeidelJacobi:
             u[:, start:stop] = new
             committed = 1
             if alone:
-                inversion.alive = inversion.alive & new.isfinite().all(-1, keepdim=True)
+                finite = new.isfinite().all(-1, keepdim=True)
+                inversion.alive = finite if inversion.alive is None else inversion.alive & finite
         else:
-            changes = torch.where(inversion.alive, (new - u[:, start:stop]).abs(), 0.0).amax((0, 2)).tolist()
+            change = (new - u[:, start:stop]).abs()
+            if inversion.alive is not None:
+                change = torch.where(inversion.alive, change, 0.0)
+            changes = change.amax((0, 2)).tolist()
             settled = len(changes) - 1 if out_of_sweeps else _count_leading(changes[:-1], self.tolerance)
             inversion.residual = max([inversion.residual, *changes[:settled]])
             committed = settled + math.isfinite(changes[settled])
-            # A guess is kept far from overflow: what one token overflows to, masked attention still hands to all.
-            limit = torch.finfo(inversion.cache.storage.dtype).max ** 0.25
-            guess = torch.where(new.abs() <= limit, new, latent)
-            guess[:, :committed] = new[:, :committed]
+            guess = contained(new, latent, inversion.cache.storage.dtype, changes)
             u[:, start + settled : stop] = guess[:, settled:]
-        inversion.logabsdet = inversion.logabsdet + log_scale[:, :committed].flatten(1).sum(-1)
+            if guess is not new:
+                u[:, start + settled : start + committed] = new[:, settled:committed]
+        inversion.log_scale[:, start : start + committed] = log_scale[:, :committed]
         inversion.start += committed
         inversion.committed = committed
 
     def finish(self, inversion: Inversion) -> tuple[Tensor, Tensor]:
         """The solution and its ``sum log scale``, once the inversion is done; reports it."""
         windows = tuple(inversion.windows)
-        record(BlockReport(len(inversion.u), inversion.num_tokens, windows, inversion.residual))
-        if max(windows, default=1) == 1:
-            return inversion.u, inversion.logabsdet
+        record(BlockReport(len(inversion.u), inversion.num_tokens, windows, inversion.residual, inversion.drafts))
+        logabsdet = inversion.log_scale.flatten(1).sum(-1)
+        if inversion.alive is None or max(windows, default=1) == 1:
+            return inversion.u, logabsdet
         u = inversion.u.masked_fill(~inversion.alive, math.nan)
-        return u, inversion.logabsdet.masked_fill(~inversion.alive.flatten(), math.nan)
+        return u, logabsdet.masked_fill(~inversion.alive.flatten(), math.nan)
 
 
 class Jacobi(GaussSeidelJacobi):
     """`GaussSeidelJacobi` with a window over all tokens not yet committed (Jacobi iteration)."""
 
-    def __init__(self, tolerance: float = 1e-5, max_sweeps: int | None = None, start: Start = "latent"):
-        super().__init__(None, tolerance, max_sweeps, start)
+    def __init__(
+        self,
+        tolerance: float = 1e-5,
+        max_sweeps: int | None = None,
+        start: Start = "latent",
+        draft: torch.dtype | None = None,
+    ):
+        super().__init__(None, tolerance, max_sweeps, start, draft)
 
 
 class Sequential(GaussSeidelJacobi):
@@ -186,6 +200,12 @@ class Sequential(GaussSeidelJacobi):
 
     def __init__(self) -> None:
         super().__init__(1, 0.0)
+
+
+def _finite_samples(tokens: Tensor) -> Tensor | None:
+    """Which samples are finite, ``(B, 1, 1)``; None where all are."""
+    finite = tokens.isfinite().all(-1, keepdim=True).all(1, keepdim=True)
+    return None if finite.all() else finite
 
 
 def _count_leading(changes: list[float], tolerance: float) -> int:

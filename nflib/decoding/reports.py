@@ -13,12 +13,14 @@ class BlockReport:
     """One map, inverted once. windows: how many tokens each sweep computed, for every sample of the batch.
 
     residual: the largest ``|shift + scale z - u|`` left in any number of u; 0 where u solves the equations to rounding.
+    drafts: how many sweeps over all tokens were made in a lower precision before these.
     """
 
     batch_size: int
     num_tokens: int
     windows: tuple[int, ...]
     residual: float
+    drafts: int = 0
 
     @property
     def sweeps(self) -> int:
@@ -58,10 +60,10 @@ class DecodingReport:
         return max((block.residual for block in self.blocks), default=0.0)
 
     def __str__(self) -> str:
-        lines = ["block  batch  tokens  sweeps  largest window  tokens computed  residual"]
+        lines = ["block  batch  tokens  drafts  sweeps  largest window  tokens computed  residual"]
         for index, block in enumerate(self.blocks):
             lines.append(
-                f"{index:5d}  {block.batch_size:5d}  {block.num_tokens:6d}  {block.sweeps:6d}  "
+                f"{index:5d}  {block.batch_size:5d}  {block.num_tokens:6d}  {block.drafts:6d}  {block.sweeps:6d}  "
                 f"{max(block.windows, default=0):14d}  {block.tokens_computed:15d}  {block.residual:8.1e}"
             )
         error = "not measured" if self.round_trip_error is None else f"{self.round_trip_error:.1e}"

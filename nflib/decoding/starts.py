@@ -6,7 +6,42 @@ import torch
 from torch import Tensor
 
 
-class PreviousFrame:
+class Latent:
+    """Every token's first guess is its own latent z; what the other starts fall back on."""
+
+    def guess(self, noise: Tensor) -> Tensor:
+        """A guess of all tokens ``(B, T, C)``, in memory of its own."""
+        return noise.clone()
+
+    def extend(self, u: Tensor, first: int, stop: int) -> None:
+        """Improve the guesses of tokens ``first … stop`` in u, as they enter the window."""
+
+
+class Zeros(Latent):
+    """Every token's first guess is zero."""
+
+    def guess(self, noise: Tensor) -> Tensor:
+        return torch.zeros_like(noise)
+
+
+class Given(Latent):
+    """The first guess is a tensor that broadcasts to the noise; the latent where it is not finite."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def guess(self, noise: Tensor) -> Tensor:
+        tensor = self.tensor.to(noise)
+        try:
+            tensor = tensor.expand_as(noise)
+        except RuntimeError as error:
+            raise ValueError(
+                f"start of shape {tuple(tensor.shape)} does not broadcast to tokens {tuple(noise.shape)}."
+            ) from error
+        return torch.where(tensor.isfinite(), tensor, noise)
+
+
+class PreviousFrame(Latent):
     """A token's first guess is the token one frame earlier, as decoded by then; in the first frame, its latent.
 
     Neighbouring frames of a video are alike, so that a frame converges in fewer sweeps (STARFlow-V, arXiv 2511.20462).
@@ -19,7 +54,6 @@ class PreviousFrame:
         self.frame_length = frame_length
 
     def extend(self, u: Tensor, first: int, stop: int) -> None:
-        """Write the guesses of the tokens ``first … stop`` into u ``(B, T, C)``."""
         first = max(first, self.frame_length)
         while first < stop:
             last = min(first + self.frame_length, stop)
@@ -27,21 +61,44 @@ class PreviousFrame:
             first = last
 
 
-Start = str | Tensor | PreviousFrame
+class AffineStart(Latent):
+    """The first guess is an affine function of all of z: ``u = z matrix + bias``, flattened, as `fit` found it.
 
-
-def first_guess(start: Start, noise: Tensor) -> Tensor:
-    """A guess of all tokens, of the noise's shape; what is not finite in a tensor gives way to the latent.
-
-    Raises ValueError where a tensor does not broadcast to the noise.
+    It takes in what a map does on average, and saves the first sweep or two. matrix ``(T C, T C)``, bias ``(T C,)``.
     """
-    if not isinstance(start, Tensor):
-        return torch.zeros_like(noise) if start == "zeros" else noise.clone()
-    start = start.to(noise)
-    try:
-        start = start.expand_as(noise)
-    except RuntimeError as error:
-        raise ValueError(
-            f"start of shape {tuple(start.shape)} does not broadcast to tokens {tuple(noise.shape)}."
-        ) from error
-    return torch.where(start.isfinite(), start, noise)
+
+    def __init__(self, matrix: Tensor, bias: Tensor):
+        self.matrix = matrix
+        self.bias = bias
+
+    @classmethod
+    def fit(cls, noise: Tensor, u: Tensor, ridge: float = 1e-2) -> AffineStart:
+        """Ridge regression of solutions u ``(N, T, C)`` on their z, over the samples that are finite."""
+        finite = u.isfinite().flatten(1).all(-1) & noise.isfinite().flatten(1).all(-1)
+        inputs, targets = (part[finite].flatten(1).double() for part in (noise, u))
+        shift, mean = inputs.mean(0), targets.mean(0)
+        inputs, targets = inputs - shift, targets - mean
+        gram = inputs.T @ inputs + ridge * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype).to(inputs)
+        # Away from the data, and for a lack of it, the guess stays z itself.
+        matrix = torch.linalg.solve(gram, inputs.T @ targets + ridge * len(inputs) * torch.eye(len(gram)).to(gram))
+        return cls(matrix.to(u.dtype), (mean - shift @ matrix).to(u.dtype))
+
+    def guess(self, noise: Tensor) -> Tensor:
+        if noise[0].numel() != len(self.bias):
+            return noise.clone()  # fitted for another number of tokens
+        guess = torch.addmm(self.bias.to(noise), noise.flatten(1), self.matrix.to(noise)).view_as(noise)
+        return torch.where(guess.isfinite(), guess, noise)
+
+
+Start = str | Tensor | Latent
+
+NAMED = {"latent": Latent, "zeros": Zeros}
+
+
+def as_start(start: Start) -> Latent:
+    """The start that a name or a tensor stands for; raises ValueError for another name."""
+    if isinstance(start, str):
+        if start not in NAMED:
+            raise ValueError(f"start must be 'latent', 'zeros', a tensor or a PreviousFrame, got {start!r}.")
+        return NAMED[start]()
+    return Given(start) if isinstance(start, Tensor) else start

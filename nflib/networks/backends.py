@@ -54,7 +54,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         grouped = query.shape[1] != key.shape[1]
         return scaled_dot_product_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
     if new > 1 and mask is None:
-        mask = causal_mask(new, total, query.device)
+        mask = causal_mask(new, total, query)
     if query.shape[1] == key.shape[1]:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # The query heads that share a key head become more queries of that head: no key is repeated.

@@ -1,5 +1,7 @@
 """The keys and values that decoding keeps: one preallocated block, written in place."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ class KeyValueCache:
     ):
         shape = (num_layers, 2, batch_size, num_heads, length, head_dim)
         self.storage = torch.empty(shape, dtype=dtype, device=device)
-        self._mask = torch.empty(0, 0, dtype=torch.bool, device=device)
+        self._mask = torch.empty(0, 0, dtype=dtype, device=device)
 
     @property
     def length(self) -> int:
@@ -40,18 +42,19 @@ class KeyValueCache:
     def mask(self, new: int, total: int) -> Tensor | None:
         """What `causal_mask` gives, made once for all layers and for consecutive sweeps over one window."""
         if self._mask.shape != (new, total):
-            mask = causal_mask(new, total, self.storage.device)
+            mask = causal_mask(new, total, self.storage)
             if mask is None:
                 return None
             self._mask = mask
         return self._mask
 
 
-def causal_mask(new: int, total: int, device: torch.device) -> Tensor | None:
-    """``(new, total)``, True where the last `new` of `total` tokens may look; None where causality needs no mask.
+def causal_mask(new: int, total: int, like: Tensor) -> Tensor | None:
+    """``(new, total)``, 0 where the last `new` of `total` tokens may look, else -inf; None where no mask is needed.
 
-    It needs none over a whole sequence (new = total), or for one new token.
+    It is needed neither over a whole sequence (new = total), nor for one new token. Dtype and device are those of
+    `like`: attention adds the mask to its scores, and would make this of a boolean one in every layer.
     """
     if new in (1, total):
         return None
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
+    return torch.full((new, total), -math.inf, dtype=like.dtype, device=like.device).triu(total - new + 1)

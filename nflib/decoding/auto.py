@@ -1,0 +1,145 @@
+"""The decoder that plans itself: windows are chosen by short measurements on the device at hand."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nflib.decoding import fixed_point
+from nflib.decoding.fixed_point import GaussSeidelJacobi
+from nflib.decoding.plans import DecodingPlan, Measured, Setting, fingerprint
+from nflib.decoding.starts import AffineStart
+
+if TYPE_CHECKING:
+    from nflib.flow import Flow
+    from nflib.transforms.autoregressive import AffineAutoregressive
+
+# Of more numbers than this, an affine first guess costs more memory and data than it saves time.
+LARGEST_AFFINE_START = 512
+# Every candidate is tried once, unless it takes FAR_OFF times the best so far; those CLOSE to the best, again.
+ROUNDS, FAR_OFF, CLOSE = 3, 2.0, 1.3
+
+
+class Auto:
+    """Inverts each map with the window that was fastest for it, measured once for each batch size on this device.
+
+    Candidates are token by token, all tokens (also with early sweeps in bfloat16), and the powers of two between.
+    tolerance: as for `GaussSeidelJacobi`. plan: measurements to start from, such as `nflib.decoding.plan` makes or
+    `DecodingPlan.load` reads; what is missing is measured when first needed, which takes several inversions, and kept
+    in `plan`. One object may serve several flows and threads.
+    """
+
+    def __init__(self, plan: DecodingPlan | None = None, tolerance: float = 1e-4):
+        self.plan = DecodingPlan() if plan is None else plan
+        self.tolerance = tolerance
+        self._measuring = threading.Lock()
+
+    @torch.no_grad()
+    def __call__(
+        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        setting = Setting.of(transform, noise)
+        if setting not in self.plan.measured:
+            with self._measuring:
+                if setting not in self.plan.measured:
+                    self.plan.measured[setting] = self._measure(setting, transform, noise, context, prefix)
+        best = self.plan.measured[setting]
+        return self.decoder(setting.fingerprint, best.window, best.draft)(transform, noise, context, prefix)
+
+    def decoder(self, fingerprint: str, window: int, draft: bool) -> GaussSeidelJacobi:
+        """What inverts the map of this fingerprint with that window."""
+        if window == 1:
+            return fixed_point.Sequential()
+        start = self.plan.starts.get(fingerprint, "latent")
+        return GaussSeidelJacobi(window, self.tolerance, None, start, torch.bfloat16 if draft else None)
+
+    def _measure(self, setting: Setting, *call: Any) -> Measured:
+        length = setting.num_tokens
+        halves = [1 << power for power in reversed(range((length - 1).bit_length()))]
+        # Token by token first: its time is needed, and bounds that of the others.
+        choices = dict.fromkeys([(1, False), (length, False), (length, length > 1), *((n, False) for n in halves)])
+        times = dict.fromkeys(choices, math.inf)
+        remaining = list(choices)
+        for _ in range(ROUNDS):
+            for choice in remaining:
+                decoder = self.decoder(setting.fingerprint, *choice)
+                times[choice] = min(times[choice], _seconds(decoder, FAR_OFF * min(times.values()), *call))
+            remaining = [choice for choice in remaining if times[choice] <= CLOSE * min(times.values())]
+        best = min(times, key=lambda choice: times[choice])
+        return Measured(*best, times[best], times[1, False])
+
+
+def plan(
+    flow: Flow,
+    batch_sizes: Sequence[int],
+    context: Tensor | None = None,
+    *,
+    tolerance: float = 1e-4,
+    num_samples: int = 1024,
+    seed: int = 0,
+) -> DecodingPlan:
+    """A plan for `Auto`: first guesses fitted to `num_samples` samples of each map, and windows for each batch size.
+
+    context: rows of it are used in turn. Maps of more than 512 numbers get no first guess of their own. Raises
+    ValueError for a batch size or number of samples below 1.
+    """
+    if not batch_sizes or min(batch_sizes) < 1 or num_samples < 1:
+        raise ValueError(f"batch_sizes {list(batch_sizes)} and num_samples {num_samples} must be positive numbers.")
+    recorder = _Recorder()
+    made = DecodingPlan()
+    flow.sample(*_request(num_samples, context), batch_size=256, seed=seed, decoding=recorder)
+    for name, solved in recorder.solved.items():
+        noise, u = (torch.cat(parts) for parts in zip(*solved, strict=True))
+        made.starts[name] = AffineStart.fit(noise, u)
+    for batch_size in batch_sizes:
+        number, rows = _request(batch_size, context)
+        flow.sample(number, rows, batch_size=batch_size, seed=seed + 1, decoding=Auto(made, tolerance))
+    return made
+
+
+class _Recorder:
+    """Decodes token by token, and keeps what small maps were given and what they gave, by fingerprint."""
+
+    def __init__(self) -> None:
+        self.solved: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def __call__(
+        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        u, logabsdet = fixed_point.Sequential()(transform, noise, context, prefix)
+        if noise[0].numel() <= LARGEST_AFFINE_START:
+            self.solved.setdefault(fingerprint(transform), []).append((noise, u))
+        return u, logabsdet
+
+
+def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
+    """How `Flow.sample` is asked for `number` samples, with rows of the context in turn."""
+    if context is None:
+        return number, None
+    return 1, context[torch.arange(number, device=context.device) % len(context)]
+
+
+def _seconds(
+    decoder: GaussSeidelJacobi,
+    limit: float,
+    transform: AffineAutoregressive,
+    noise: Tensor,
+    context: Any,
+    prefix: Tensor | None,
+) -> float:
+    """Wall time of one inversion; infinite as soon as it takes longer than `limit`."""
+    start = time.perf_counter()
+    inversion = decoder.begin(transform, noise, context, prefix)
+    while not inversion.is_done:
+        if time.perf_counter() - start > limit:
+            return math.inf
+        decoder.sweep(inversion)
+    if noise.is_cuda:
+        torch.cuda.synchronize(noise.device)
+    return time.perf_counter() - start

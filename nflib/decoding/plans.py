@@ -1,0 +1,130 @@
+"""Which decoder inverts which map fastest, on the device at hand: measured, kept, printed and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nflib.decoding.starts import AffineStart
+
+if TYPE_CHECKING:
+    from nflib.transforms.autoregressive import AffineAutoregressive
+
+PLAN_NAME = "decoding_plan.safetensors"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How one map is inverted best. window: tokens of a sweep; draft: whether early sweeps are in bfloat16.
+
+    seconds: what an inversion of the measured batch took; sequential_seconds: the same, token by token.
+    """
+
+    window: int
+    draft: bool
+    seconds: float
+    sequential_seconds: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a measurement holds for: a map (its fingerprint), a number of tokens, a batch size, a device."""
+
+    fingerprint: str
+    num_tokens: int
+    batch_size: int
+    device: str
+
+    @classmethod
+    def of(cls, transform: AffineAutoregressive, noise: Tensor) -> Setting:
+        """The setting of a call; batch sizes are rounded up to powers of two."""
+        batch_size = 1 << (len(noise) - 1).bit_length()
+        return cls(fingerprint(transform), noise.shape[1], batch_size, device_name(noise.device))
+
+
+@dataclass
+class DecodingPlan:
+    """Measurements, and first guesses fitted to maps. `print` shows a table; `save` and `load` keep it beside a model.
+
+    >>> from nflib import decoding, flows
+    >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)
+    >>> plan = decoding.plan(flow, batch_sizes=[4], num_samples=8)
+    >>> x = flow.sample(4, seed=0, decoding=decoding.Auto(plan))
+    """
+
+    measured: dict[Setting, Measured] = field(default_factory=dict)
+    starts: dict[str, AffineStart] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = ["map       tokens  batch  window  draft  start   sequential ms  chosen ms  ratio  device"]
+        for setting, best in self.measured.items():
+            lines.append(
+                f"{setting.fingerprint[:8]}  {setting.num_tokens:6d}  {setting.batch_size:5d}  {best.window:6d}  "
+                f"{'bf16' if best.draft else '–':>5}  {'affine' if setting.fingerprint in self.starts else 'latent'}  "
+                f"{1e3 * best.sequential_seconds:13.1f}  {1e3 * best.seconds:9.1f}  "
+                f"{best.sequential_seconds / best.seconds:5.2f}  {setting.device}"
+            )
+        return "\n".join(lines)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the plan into `folder`, whole or not at all; returns the file's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name, start in self.starts.items():
+            tensors[f"{name}.matrix"] = start.matrix.cpu().contiguous()
+            tensors[f"{name}.bias"] = start.bias.cpu().contiguous()
+        rows = [asdict(setting) | asdict(best) for setting, best in self.measured.items()]
+        temporary = folder / f".{PLAN_NAME}.tmp"
+        save_file(tensors, temporary, metadata={"measured": json.dumps(rows)})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / PLAN_NAME)
+        return folder / PLAN_NAME
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> DecodingPlan:
+        """The plan in `folder`; raises FileNotFoundError without one, ValueError for a damaged one."""
+        path = Path(folder) / PLAN_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {PLAN_NAME} in {Path(folder)}; make one with nflib.decoding.plan.")
+        plan = cls()
+        try:
+            with safe_open(path, "pt") as file:
+                for row in json.loads(file.metadata()["measured"]):
+                    setting = Setting(*(row[name] for name in Setting.__dataclass_fields__))
+                    plan.measured[setting] = Measured(*(row[name] for name in Measured.__dataclass_fields__))
+                for name in {key.rpartition(".")[0] for key in file.keys()}:  # noqa: SIM118
+                    plan.starts[name] = AffineStart(file.get_tensor(f"{name}.matrix"), file.get_tensor(f"{name}.bias"))
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is damaged or no plan ({error}); make it again with nflib.decoding.plan."
+            ) from error
+        return plan
+
+
+def fingerprint(transform: AffineAutoregressive) -> str:
+    """Names a map by its weights: the same in every process, another after training.
+
+    Of large maps, the first and last parameters alone are read, so that it costs next to nothing.
+    """
+    parameters = list(transform.parameters())
+    digest = hashlib.sha1(str([tuple(parameter.shape) for parameter in parameters]).encode(), usedforsecurity=False)
+    for parameter in (*parameters[:3], *parameters[-3:]):
+        digest.update(parameter.detach().flatten()[:4096].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """The device as far as it decides speed: a GPU's name, or the processor's number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
