@@ -1,16 +1,19 @@
 """Peptides: systems, energies, coordinates and Boltzmann sampling. OpenMM and RDKit load on first use."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from molecular.peptide import Peptide
+    from molecular.prose import Prose
+    from molecular.prose_checkpoint import load_prose
 
-__all__ = ["Peptide"]
+__all__ = ["Peptide", "Prose", "load_prose"]
+
+_MODULES = {"Peptide": "molecular.peptide", "Prose": "molecular.prose", "load_prose": "molecular.prose_checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Peptide":
-        from molecular.peptide import Peptide
-
-        return Peptide
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,7 +43,7 @@ class NormalNoise(Distribution):
             dimensions: float | Tensor = math.prod(shape)
         else:
             inputs = inputs.masked_fill(~exists.unsqueeze(-1), 0.0)
-            dimensions = exists.sum(-1) * shape[-1]
+            dimensions = exists.sum(-1).to(inputs.dtype) * shape[-1]
         return -0.5 * (inputs.square().flatten(1).sum(-1) + dimensions * math.log(2 * math.pi))
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:

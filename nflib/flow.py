@@ -187,5 +187,4 @@ class Flow(Pretrained, NFlowsFlow):
         this one. Raises ValueError where no map of the flow uses a context.
         """
         transform = guide(self._transform, guidance)
-        pairing = PairedContext(self._embedding_net(unconditional))
-        return Flow(transform, self._distribution, nn.Sequential(self._embedding_net, pairing))
+        return Flow(transform, self._distribution, PairedContext(unconditional, self._embedding_net))

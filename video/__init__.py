@@ -1,1 +1,8 @@
 """Images and video: STARFlow and STARFlow-V on the engine of nflib."""
+
+from video.checkpoints import load_starflow, load_tarflow
+from video.denoiser import Denoiser
+from video.starflow import STARFlow
+from video.starflow_v import STARFlowV
+
+__all__ = ["Denoiser", "STARFlow", "STARFlowV", "load_starflow", "load_tarflow"]

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
+from nflib.networks import CausalTransformer
+from nflib.state_dicts import read_state_dict
 from nflib.transforms import AutoregressiveTransform
-
-# The names of a TARFlow block's parts, theirs to ours; of a layer's parts, below `attn_blocks.N.` and `layers.N.`.
-TARFLOW_LAYER = {
-    "attention.norm": "attention_norm",
-    "attention.qkv": "attention.qkv",
-    "attention.proj": "attention.proj",
-    "mlp.norm": "mlp_norm",
-    "mlp.main.0": "mlp.up",
-    "mlp.main.2": "mlp.down",
-}
-# Buffers of the released files that are no parameters: masks, and a variance of the latents that sampling may use.
-TARFLOW_BUFFERS = ("var", "attn_mask")
+from video.layouts import DENOISER
+from video.released_config import Config, read_released_config, starflow_settings
+from video.starflow import STARFlow
+from video.starflow_v import STARFlowV
+from video.state_dicts import Conversion, Part, fill
 
 
 def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_dim: int = 64) -> TARFlow:
@@ -39,13 +32,13 @@ def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_di
 
 
 def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64) -> TARFlow:
-    """`load_tarflow` for a state dict in memory."""
+    """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
     depths: list[int] = []
     while f"blocks.{len(depths)}.proj_in.weight" in state:
         prefix = f"blocks.{len(depths)}.attn_blocks."
         depths.append(len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}))
-    if not depths:
-        raise ValueError("the state dict has no blocks.0.proj_in.weight, so it is no TARFlow's; check the file.")
+    if not depths or "blocks.0.pos_embed" not in state:
+        raise ValueError("the state dict has no blocks with a pos_embed, so it is no TARFlow's; check the file.")
     channels, token_size = state["blocks.0.proj_in.weight"].shape
     num_tokens = len(state["blocks.0.pos_embed"])
     side = math.isqrt(num_tokens)
@@ -55,64 +48,107 @@ def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, hea
             f"{patch_size} × {patch_size}; pass the patch size that the model was trained with."
         )
     classes = state.get("blocks.0.class_embed")
-    flow = TARFlow(
-        (token_size // patch_size**2, side * patch_size, side * patch_size),
-        patch_size,
-        channels,
-        len(depths),
-        depths,
-        num_classes=0 if classes is None else len(classes),
-        head_dim=head_dim,
-        final_norm=False,
-    )
-    blocks = [block for block in flow.modules() if isinstance(block, AutoregressiveTransform)]
-    for index, (block, depth) in enumerate(zip(blocks, depths, strict=True)):
-        block.network.load_state_dict(_tarflow_block(state, index, depth))
+    with torch.device("meta"):  # the state dict brings the weights
+        flow = TARFlow(
+            (token_size // patch_size**2, side * patch_size, side * patch_size),
+            patch_size,
+            channels,
+            len(depths),
+            depths,
+            num_classes=0 if classes is None else len(classes),
+            head_dim=head_dim,
+            final_norm=False,
+        )
+    flow._distribution = StandardNormal((num_tokens, token_size))
+    fill((Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))), state)
     return flow.eval()
 
 
-def _tarflow_block(state: Mapping[str, Tensor], index: int, depth: int) -> dict[str, Tensor]:
-    """The state dict of one of our blocks; raises ValueError where theirs lacks a key or has an unknown one."""
-    prefix = f"blocks.{index}."
-    theirs = {
-        key[len(prefix) :]: value
-        for key, value in state.items()
-        if key.startswith(prefix) and not key.endswith(TARFLOW_BUFFERS)
-    }
-    names = {f"{part}.{kind}": f"{part}.{kind}" for part in ("proj_in", "proj_out") for kind in ("weight", "bias")}
-    names |= {
-        f"attn_blocks.{layer}.{part}.{kind}": f"layers.{layer}.{ours}.{kind}"
-        for layer in range(depth)
-        for part, ours in TARFLOW_LAYER.items()
-        for kind in ("weight", "bias")
-    }
-    positions = theirs.pop("pos_embed", None)
-    classes = theirs.pop("class_embed", None)
-    wrong = sorted(names.keys() ^ theirs.keys())
-    if wrong or positions is None:
-        raise ValueError(f"block {index} of the state dict lacks or should not have {(wrong or ['pos_embed'])[0]!r}.")
-    ours = {names[key]: value for key, value in theirs.items()}
-    # Theirs belong to places in the image, ours to the order of visit; the token visited last is never read.
-    ours["positions.weight"] = (positions.flip(0) if index % 2 else positions)[:-1]
-    if classes is not None:
-        ours["embedding.weight"] = classes.squeeze(1)
-    return ours
+def _of_tarflow(is_reversed: bool) -> Conversion:
+    def convert(key: str, value: Tensor) -> Tensor:
+        if key == "positions.weight":
+            # Theirs belong to places in the image, ours to the order of visit; the token visited last is never read.
+            return (value.flip(0) if is_reversed else value)[:-1]
+        return value.squeeze(1) if key == "embedding.weight" else value
+
+    return convert
 
 
-def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or `.pth` file, on the CPU; nothing but tensors is ever unpickled.
+def load_starflow(
+    config: Config, checkpoint: str | os.PathLike[str], *, num_frames: int | None = None
+) -> STARFlow | STARFlowV:
+    """A released STARFlow or STARFlow-V (apple/ml-starflow) as ours, in evaluation mode.
 
-    Raises FileNotFoundError, or ValueError for a file that is damaged or holds something else.
+    config: its YAML file (or JSON, or a mapping of the same arguments). checkpoint: its `.pth` or `.safetensors` state
+    dict. num_frames: how many frames of latents a STARFlow-V is made for (default: as it was trained). Other heights
+    and widths than the configuration's square come from `resized`. Raises FileNotFoundError, ModuleNotFoundError for
+    YAML without PyYAML, or ValueError for damaged files, another configuration's weights, or what we do not have.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; give the path of a .pth or .safetensors file.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or no state dict of tensors; fetch it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors; fetch it again.")
-    return state
+    return starflow_from_state_dict(config, read_state_dict(checkpoint), num_frames=num_frames)
+
+
+def starflow_from_state_dict(
+    config: Config, state: Mapping[str, Tensor], *, num_frames: int | None = None
+) -> STARFlow | STARFlowV:
+    """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+    arguments = read_released_config(config)
+    projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]
+    text_channels = arguments.get("txt_dim") or (state[projections[0]].shape[1] if projections else 0)
+    settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames)
+    with torch.device("meta"):  # the state dict brings the weights
+        flow = (STARFlowV if len(settings["event_shape"]) == 4 else STARFlow)(**settings)
+    networks = _networks(flow)
+    patch_size = settings["patch_size"]
+    parts = [
+        Part(f"blocks.{index}.", network, _of_starflow(network, patch_size, has_halves))
+        for index, network in enumerate(networks[:-1])
+    ]
+    parts.append(Part(f"blocks.{len(parts)}.", networks[-1], _of_starflow(networks[-1], patch_size, top_has_halves)))
+    denoiser = getattr(flow, "denoiser", None)
+    if denoiser is not None:
+        parts.append(Part(DENOISER, denoiser, _of_starflow(denoiser, patch_size, has_halves)))
+    fill(parts, state)
+    return flow.eval()
+
+
+def _of_starflow(network: Any, patch_size: int, has_halves: bool) -> Conversion:
+    """How tensors of a STARFlow's block, or denoiser, become ours.
+
+    Their tokens run over the places of a patch before its channels, ours after them. has_halves: their rotary pairs
+    are the halves of a head, ours are neighbours.
+    """
+    attention = network.layers[0].attention
+    rotated = [attention.num_heads * attention.head_dim, attention.num_key_value_heads * attention.head_dim]
+
+    def convert(key: str, value: Tensor) -> Tensor:
+        if key == "start_token":
+            return _channels_first(value.flatten(), patch_size)
+        if key.startswith("proj_out"):
+            # Scale and shift, or in a denoiser one output.
+            chunks = value.chunk(len(value) // network.proj_in.in_features)
+            return torch.cat([_channels_first(chunk, patch_size) for chunk in chunks])
+        if key == "proj_in.weight":
+            return _channels_first(value.T, patch_size).T
+        if has_halves and ".attention.qkv." in key:
+            query, rest, unrotated = value.split([*rotated, len(value) - sum(rotated)])
+            return torch.cat([_neighbours(part, attention.head_dim) for part in (query, rest)] + [unrotated])
+        if has_halves and key.endswith(("query_norm.norm.weight", "key_norm.norm.weight")):
+            return _neighbours(value, attention.head_dim)
+        return value
+
+    return convert
+
+
+def _channels_first(rows: Tensor, patch_size: int) -> Tensor:
+    """Rows in the order (place, channel), rearranged to (channel, place)."""
+    return rows.unflatten(0, (patch_size**2, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
+    """Rows of heads whose pairs are (i, i + head_dim / 2), rearranged so that they are (2 i, 2 i + 1)."""
+    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _networks(flow: TARFlow | STARFlow | STARFlowV) -> list[CausalTransformer]:
+    """The networks of a flow's blocks, in the order in which data passes through them."""
+    return [block.network for block in flow.modules() if isinstance(block, AutoregressiveTransform)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from nflib.networks import Embedded
     from nflib.transforms.autoregressive import AffineAutoregressive
 
 # Rounding to bfloat16 leaves errors of about this size in tokens of unit variance; sweeps below it would not help.
@@ -17,16 +18,15 @@ SLOWEST_GAIN = 0.7
 
 
 def draft_guess(
-    transform: AffineAutoregressive, noise: Tensor, guess: Tensor, context: Any, dtype: torch.dtype
+    transform: AffineAutoregressive, noise: Tensor, guess: Tensor, embedded: Embedded, dtype: torch.dtype
 ) -> tuple[Tensor, int]:
     """Sweeps over all tokens with the weights rounded to `dtype`, as long as they bring the guess closer.
 
-    Returns the guess and the number of sweeps.
+    embedded: the context, embedded in full precision. Returns the guess and the number of sweeps.
     """
     draft = in_precision(transform, dtype)
-    if isinstance(context, Tensor) and context.is_floating_point():
-        context = context.to(dtype)
-    embedded = draft.embed(context)
+    parts = (part.to(dtype) if part is not None and part.is_floating_point() else part for part in embedded)
+    embedded = embedded._make(parts)
     sweeps, change = 0, float("inf")
     while change > DRAFT_TOLERANCE and sweeps < noise.shape[1] - 1:
         shift, log_scale = draft.extend(guess[:, :-1].to(dtype), 0, None, embedded)

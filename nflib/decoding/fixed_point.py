@@ -105,6 +105,8 @@ class GaussSeidelJacobi:
     ) -> Inversion:
         """An inversion before its first sweep."""
         batch_size, num_tokens, _ = noise.shape
+        if prefix is not None:
+            _check_prefix(prefix, noise)
         embedded = transform.embed(context)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         inversion = Inversion(
@@ -119,13 +121,11 @@ class GaussSeidelJacobi:
         if prefix is not None and prefix.shape[1] > 0:
             self._take(inversion, prefix)
         elif self.draft is not None and (self.block_size or num_tokens) >= num_tokens > 1:
-            inversion.u, inversion.drafts = draft_guess(transform, noise, inversion.u, context, self.draft)
+            inversion.u, inversion.drafts = draft_guess(transform, noise, inversion.u, embedded, self.draft)
+            inversion.guessed = num_tokens
         return inversion
 
     def _take(self, inversion: Inversion, prefix: Tensor) -> None:
-        expected = (len(inversion.u), inversion.u.shape[-1])
-        if prefix.dim() != 3 or (len(prefix), prefix.shape[-1]) != expected or prefix.shape[1] > inversion.num_tokens:
-            raise ValueError(f"a prefix of shape {tuple(prefix.shape)} does not fit tokens {tuple(inversion.u.shape)}.")
         length = prefix.shape[1]
         inversion.u[:, :length] = prefix
         _, log_scale = inversion.transform.extend(inversion.u[:, : length - 1], 0, inversion.cache, inversion.embedded)
@@ -200,6 +200,12 @@ class Sequential(GaussSeidelJacobi):
 
     def __init__(self) -> None:
         super().__init__(1, 0.0)
+
+
+def _check_prefix(prefix: Tensor, noise: Tensor) -> None:
+    expected = (len(noise), noise.shape[-1])
+    if prefix.dim() != 3 or (len(prefix), prefix.shape[-1]) != expected or prefix.shape[1] > noise.shape[1]:
+        raise ValueError(f"a prefix of shape {tuple(prefix.shape)} does not fit tokens {tuple(noise.shape)}.")
 
 
 def _finite_samples(tokens: Tensor) -> Tensor | None:

@@ -76,11 +76,12 @@ class AffineStart(Latent):
         """Ridge regression of solutions u ``(N, T, C)`` on their z, over the samples that are finite."""
         finite = u.isfinite().flatten(1).all(-1) & noise.isfinite().flatten(1).all(-1)
         inputs, targets = (part[finite].flatten(1).double() for part in (noise, u))
-        shift, mean = inputs.mean(0), targets.mean(0)
+        number = max(len(inputs), 1)
+        shift, mean = inputs.sum(0) / number, targets.sum(0) / number
         inputs, targets = inputs - shift, targets - mean
-        gram = inputs.T @ inputs + ridge * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype).to(inputs)
+        penalty = ridge * number * torch.eye(inputs.shape[1]).to(inputs)
         # Away from the data, and for a lack of it, the guess stays z itself.
-        matrix = torch.linalg.solve(gram, inputs.T @ targets + ridge * len(inputs) * torch.eye(len(gram)).to(gram))
+        matrix = torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ targets + penalty)
         return cls(matrix.to(u.dtype), (mean - shift @ matrix).to(u.dtype))
 
     def guess(self, noise: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from nflib.networks.backends import causal_attention
@@ -41,30 +42,39 @@ class CausalSelfAttention(nn.Module):
             raise ValueError(
                 f"the {self.num_heads} query heads cannot share {self.num_key_value_heads} key-value heads evenly."
             )
-        self._widths = [self.num_heads * head_dim] + 2 * [self.num_key_value_heads * head_dim]
-        self.qkv = nn.Linear(channels, sum(self._widths), bias=bias)
-        self.proj = nn.Linear(self._widths[0], channels, bias=bias)
-        make_norm = query_key_norm or (lambda width: nn.Identity())
-        self.query_norm = make_norm(self._widths[0])
-        self.key_norm = make_norm(self._widths[1])
+        self.qkv = nn.Linear(channels, (self.num_heads + 2 * self.num_key_value_heads) * head_dim, bias=bias)
+        self.proj = nn.Linear(self.num_heads * head_dim, channels, bias=bias)
+        self.query_norm = query_key_norm and query_key_norm(self.num_heads * head_dim)
+        self.key_norm = query_key_norm and query_key_norm(self.num_key_value_heads * head_dim)
         self.rotary = rotary
 
     def forward(self, x: Tensor, step: Step = WHOLE_SEQUENCE, layer: int = 0) -> Tensor:
-        query, key, value = self.qkv(x).split(self._widths, dim=-1)
-        query, key, value = (self._heads(part) for part in (self.query_norm(query), self.key_norm(key), value))
-        if self.rotary is not None:
-            query, key = self.rotary(query, step.start), self.rotary(key, step.start)
+        # Few views: at one token a step, each costs as much as its arithmetic.
+        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        query, key_value = heads[:, : self.num_heads], heads[:, self.num_heads :]
+        if self.query_norm is not None or self.rotary is not None:
+            query, key, value = heads.split(self._counts, dim=1)
+            query, key = self._placed(query, self.query_norm, step), self._placed(key, self.key_norm, step)
+            key_value = torch.cat([key, value], dim=1)
         if step.temperature is not None:
-            query = query / step.temperature
+            query = query / step.temperature.to(query.dtype)
         mask = None
         if step.cache is not None:
-            key, value = step.cache.write(layer, step.start, key, value)
-            mask = step.cache.mask(x.shape[1], key.shape[-2])
+            key_value = step.cache.write(layer, step.start, key_value)
+            mask = step.cache.mask(x.shape[1], key_value.shape[-2])
+        key, value = key_value.chunk(2, dim=1)
         attended = causal_attention(query, key, value, mask)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    @property
+    def _counts(self) -> list[int]:
+        return [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+
+    def _placed(self, heads: Tensor, norm: nn.Module | None, step: Step) -> Tensor:
+        """Queries or keys ``(B, heads, L, head_dim)``, normalised and turned by their positions."""
+        if norm is not None:
+            heads = norm(heads.transpose(1, 2).flatten(2)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads if self.rotary is None else self.rotary(heads, step.start)
 
 
 class HeadwiseNorm(nn.Module):

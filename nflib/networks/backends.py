@@ -6,7 +6,9 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -20,8 +22,9 @@ _backend: ContextVar[str] = ContextVar("nflib_attention_backend", default="auto"
 def attention_backend(name: str) -> Iterator[None]:
     """Within the block, and in this thread alone, attention is computed by `name`: "auto", "torch" or "xformers".
 
-    "auto" takes xformers for a window over a cached prefix, on CUDA, where it is installed, and torch for the rest.
-    Raises ValueError for another name, ModuleNotFoundError where xformers is asked for and not installed.
+    "auto" takes xformers for a window over a cached prefix, on CUDA, where it is installed, and torch for the rest, and
+    for float64, which xformers does not know. Raises ValueError for another name, ModuleNotFoundError where xformers is
+    asked for and not installed.
 
     >>> from nflib import networks
     >>> with networks.attention_backend("torch"):
@@ -46,9 +49,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     for what `causal_mask` would make.
     """
     new, total = query.shape[-2], key.shape[-2]
-    backend = _backend.get()
-    wants_xformers = backend == "xformers" or (backend == "auto" and query.is_cuda and new not in (1, total))
-    if wants_xformers and _has_xformers():
+    # torch.compile cannot look into a context variable; what it makes of its own attention is the one it knows.
+    backend = "torch" if torch.compiler.is_compiling() else _backend.get()
+    is_window = query.is_cuda and query.dtype != torch.float64 and new not in (1, total)
+    if (backend == "xformers" or (backend == "auto" and is_window)) and _has_xformers():
         return _xformers_attention(query, key, value)
     if new == total:
         grouped = query.shape[1] != key.shape[1]
@@ -67,6 +71,8 @@ def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     from xformers import ops
     from xformers.ops.fmha.attn_bias import LowerTriangularFromBottomRightMask
 
+    # Autocast knows nothing of their kernels, which take one dtype for all three.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     heads, groups = query.shape[1], key.shape[1]
     # Their layout: (B, L, groups, heads of a group, d); shared keys are expanded, which moves no memory.
     query = query.unflatten(1, (groups, -1)).permute(0, 3, 1, 2, 4)
@@ -79,5 +85,6 @@ def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attended.flatten(2, -2).transpose(1, 2)
 
 
+@cache
 def _has_xformers() -> bool:
     return importlib.util.find_spec("xformers") is not None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values of all layers, allocated once: ``(layers, 2, batch, heads, length, head_dim)``.
+    """Keys and values of all layers, allocated once: ``(layers, batch, 2 heads, length, head_dim)``, keys first.
 
     A cache belongs to one decoding call, which makes it and passes it down; modules keep no reference to it.
     """
@@ -23,7 +23,7 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        shape = (num_layers, 2, batch_size, num_heads, length, head_dim)
+        shape = (num_layers, batch_size, 2 * num_heads, length, head_dim)
         self.storage = torch.empty(shape, dtype=dtype, device=device)
         self._mask = torch.empty(0, 0, dtype=dtype, device=device)
 
@@ -31,13 +31,12 @@ class KeyValueCache:
     def length(self) -> int:
         return self.storage.shape[-2]
 
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values ``(batch, heads, L, head_dim)`` at `start`; return views of all up to there."""
-        stop = start + keys.shape[-2]
-        all_keys, all_values = self.storage[layer]
-        all_keys[..., start:stop, :] = keys
-        all_values[..., start:stop, :] = values
-        return all_keys[..., :stop, :], all_values[..., :stop, :]
+    def write(self, layer: int, start: int, key_value: Tensor) -> Tensor:
+        """Write keys and values ``(batch, 2 heads, L, head_dim)`` at `start`; return a view of all up to there."""
+        stop = start + key_value.shape[-2]
+        stored = self.storage[layer]
+        stored[:, :, start:stop] = key_value
+        return stored[:, :, :stop]
 
     def mask(self, new: int, total: int) -> Tensor | None:
         """What `causal_mask` gives, made once for all layers and for consecutive sweeps over one window."""

@@ -69,7 +69,7 @@ class Rotary(nn.Module):
         pairs = [head_dim // (2 * axes)] * axes if pairs is None else list(pairs)
         if len(pairs) != axes or 2 * sum(pairs) != head_dim:
             raise ValueError(f"pairs {pairs} must share {head_dim // 2} channel pairs among {axes} axes.")
-        rates = [base ** (-torch.arange(n, dtype=torch.float32) / n) for n in pairs]
+        rates = [base ** (-torch.arange(n, dtype=torch.float32, device=coordinates.device) / n) for n in pairs]
         angle = torch.cat([coordinates[:, [axis]].float() * rate for axis, rate in enumerate(rates)], dim=-1)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)

@@ -85,22 +85,26 @@ class TransformerLayer(nn.Module):
         attention: CausalSelfAttention,
         mlp: nn.Module,
         norm: Callable[[], nn.Module],
-        post_norm: Callable[[], nn.Module] = nn.Identity,
+        post_norm: Callable[[], nn.Module] | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.attention_norm = norm()
         self.attention = attention
-        self.attention_post_norm = post_norm()
+        self.attention_post_norm = post_norm and post_norm()
         self.mlp_norm = norm()
         self.mlp = mlp
-        self.mlp_post_norm = post_norm()
-        self.dropout = nn.Dropout(dropout)
+        self.mlp_post_norm = post_norm and post_norm()
+        self.dropout = dropout
 
     def forward(self, x: Tensor, step: Step, layer: int = 0) -> Tensor:
         attended = self.attention(self.attention_norm(x, step.condition), step, layer)
-        x = x + self.dropout(self.attention_post_norm(attended))
-        return x + self.dropout(self.mlp_post_norm(self.mlp(self.mlp_norm(x, step.condition))))
+        x = x + self._update(attended, self.attention_post_norm)
+        return x + self._update(self.mlp(self.mlp_norm(x, step.condition)), self.mlp_post_norm)
+
+    def _update(self, update: Tensor, post_norm: nn.Module | None) -> Tensor:
+        update = update if post_norm is None else post_norm(update)
+        return nn.functional.dropout(update, self.dropout) if self.training and self.dropout else update
 
 
 class CausalTransformer(nn.Module):
@@ -265,7 +269,7 @@ def transformer_layers(
             ),
             mlp(channels, expansion, bias),
             lambda: norm(channels),
-            (lambda: post_norm(channels)) if post_norm else nn.Identity,
+            (lambda: post_norm(channels)) if post_norm else None,
             dropout,
         )
         for _ in range(num_layers)

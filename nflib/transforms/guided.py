@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.transformer import Embedded
 from nflib.transforms.autoregressive import AffineAutoregressive, AutoregressiveTransform
+from nflib.transforms.framewise import Framewise
 
 Parameters = tuple[Tensor, Tensor]
 
@@ -119,38 +120,48 @@ class Guided(AffineAutoregressive):
 
 
 class PairedContext(nn.Module):
-    """Stacks each context with the unconditional one, ``(B, …) -> (B, 2, …)``: the embedding net of a guided flow."""
+    """Stacks each context with the unconditional one, ``(B, …) -> (B, 2, …)``: the embedding net of a guided flow.
+
+    embedding: applied to both before that (default: none).
+    """
 
     unconditional: Tensor
 
-    def __init__(self, unconditional: Tensor):
+    def __init__(self, unconditional: Tensor, embedding: nn.Module | None = None):
         super().__init__()
+        self.embedding = embedding or nn.Identity()
         self.register_buffer("unconditional", unconditional, persistent=False)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
             raise ValueError("a guided flow samples and evaluates given a context; pass it one.")
-        return torch.stack([context, self.unconditional.to(context).expand_as(context)], dim=1)
+        embedded = self.embedding(context)
+        # Not kept between calls: it is to follow the embedding's weights.
+        unconditional = self.embedding(self.unconditional)
+        return torch.stack([embedded, unconditional.to(embedded).expand_as(embedded)], dim=1)
 
 
 def guide(transform: Transform, guidance: Guidance) -> Transform:
     """A copy of the transform, on the same weights, whose maps that use a context are guided.
 
-    Raises ValueError where it has none.
+    Those inside a frame are not: they get none (`Framewise`). Raises ValueError where there is no map to guide.
     """
     shared = {id(tensor): tensor for tensor in (*transform.parameters(), *transform.buffers())}
     holder = nn.ModuleList([copy.deepcopy(transform, shared)])
-    maps = [
-        (module, name, child)
-        for module in holder.modules()
-        for name, child in module.named_children()
-        if isinstance(child, AutoregressiveTransform) and child.network.uses_context
-    ]
-    if not maps:
+    guided: dict[AutoregressiveTransform, Guided] = {}
+    _guide_children(holder, guidance, guided)
+    if not guided:
         raise ValueError("no map of this flow uses a context, so there is nothing to guide.")
-    for module, name, child in maps:
-        setattr(module, name, Guided(child, guidance))
     return holder[0]  # type: ignore[return-value]
+
+
+def _guide_children(module: nn.Module, guidance: Guidance, guided: dict[AutoregressiveTransform, Guided]) -> None:
+    """Puts guided maps in the place of a module's own; one map in two places stays one."""
+    for name, child in module._modules.items():
+        if isinstance(child, AutoregressiveTransform) and child.network.uses_context:
+            setattr(module, name, guided.setdefault(child, Guided(child, guidance)))
+        elif child is not None and not isinstance(child, (AffineAutoregressive, Framewise)):
+            _guide_children(child, guidance, guided)
 
 
 def _check_guidance(weight: float, attention_temperature: float) -> None:

@@ -92,14 +92,13 @@ def test_attention_closed_form():
 
 def test_cache_writes_in_place_and_never_grows():
     cache = KeyValueCache(2, 3, 4, 7, 5, dtype=torch.float32, device=torch.device("cpu"))
-    assert cache.storage.shape == (2, 2, 3, 4, 7, 5) and cache.length == 7
+    assert cache.storage.shape == (2, 3, 8, 7, 5) and cache.length == 7
     address = cache.storage.data_ptr()
-    keys, values = torch.randn(2, 3, 4, 7, 5)
+    key_value = torch.randn(3, 8, 7, 5)
     for start, stop in ((0, 1), (1, 4), (4, 7)):
         for layer in (0, 1):
-            seen = cache.write(layer, start, keys[..., start:stop, :] + layer, values[..., start:stop, :] - layer)
-            assert torch.equal(seen[0], keys[..., :stop, :] + layer)
-            assert torch.equal(seen[1], values[..., :stop, :] - layer)
+            seen = cache.write(layer, start, key_value[..., start:stop, :] + layer)
+            assert torch.equal(seen, key_value[..., :stop, :] + layer)
             assert all(view.untyped_storage().data_ptr() == address for view in seen)
     assert cache.storage.data_ptr() == address and cache.length == 7
 

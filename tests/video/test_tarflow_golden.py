@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nflib.decoding import Jacobi, Sequential
+from nflib.transforms import LinearGuidance
 from video.checkpoints import load_tarflow, tarflow_from_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -77,3 +79,19 @@ def test_mistakes(recorded, tmp_path):
     del missing["blocks.1.attn_blocks.0.mlp.main.0.weight"]
     with pytest.raises(ValueError, match="mlp.main.0.weight"):
         tarflow_from_state_dict(missing, PATCH)
+
+
+@pytest.mark.parametrize("decoder", [Sequential(), Jacobi(1e-6)], ids=["sequential", "jacobi"])
+@pytest.mark.parametrize(
+    ("recorded_as", "guidance"),
+    [
+        ("reverse.guided_a", LinearGuidance(1.0, "a", attention_temperature=1.3)),
+        ("reverse.guided_ab", LinearGuidance(1.5, "ab", ramp=15, attention_temperature=0.9)),
+    ],
+    ids=["log-scale", "both, annealed"],
+)
+def test_guided_inverse(flow, recorded, recorded_as, guidance, decoder):
+    noise = recorded["inputs"]["noise"] * recorded["weights"]["var"].sqrt()
+    guided = flow.guided(guidance, torch.tensor(-1))
+    x = guided.decode(noise, recorded["inputs"]["y"], decoding=decoder)
+    torch.testing.assert_close(x, recorded["outputs"][recorded_as], atol=1e-4, rtol=0)

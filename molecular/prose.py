@@ -1,0 +1,225 @@
+"""Prose: one transformer autoregressive flow for every peptide (arXiv 2508.18175), a setting of nflib's engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from torch import Tensor
+
+from molecular.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_context
+from molecular.orderings import ORDERINGS, PROSE_ORDERINGS
+from molecular.prose_context import (
+    NUM_CODES,
+    AtomEmbedding,
+    AtomsExist,
+    CheckedContext,
+    VisitedConditions,
+    atoms_in_order,
+)
+from nflib.decoding import Decoder
+from nflib.distributions import PaddedNormal
+from nflib.flow import Flow
+from nflib.networks import CausalTransformer, SinusoidalPositions
+from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
+from nflib.networks.norms import LayerNorm
+from nflib.networks.transformer import transformer_layers
+from nflib.transforms import AutoregressiveTransform, PermuteByContext
+
+if TYPE_CHECKING:
+    import mdtraj
+    from openmm import app
+
+    from molecular.peptide import Peptide
+
+TOKEN_SIZE = 3
+
+
+class Prose(Flow):
+    """A flow on the positions ``(B, n, 3)`` of any uncapped peptide's atoms, given what `context` says of it.
+
+    The context is one integer tensor ``(B, n, 4 + len(orderings))`` (`molecular.features.prose_context`, batched and
+    padded by `molecular.features.pad`). Each of num_blocks autoregressive maps visits the atoms in its own ordering
+    (the k-th in ``orderings[k % len(orderings)]``), by layers_per_block layers steered by the atom just read and the
+    one to come. Padding carries no density: a molecule's log-density is the same in any batch.
+
+    Positions are divided by `scale` before the first map: the standard deviation of the training data, in the units
+    of the positions. max_atoms: the longest molecule; num_atom_types, num_residue_types: how many codes the embeddings
+    have room for; dropout: of the residual updates inside each layer, in training. The defaults are the sizes of the
+    released model of 288 million parameters. Raises ValueError for settings that do not fit, or, in use, a context
+    that does not (a missing or float one, of another width, with codes out of range, with orderings that are no
+    permutations or visit padding early).
+
+    >>> from molecular import Peptide
+    >>> flow = Prose(channels=32, num_blocks=2, layers_per_block=1, head_dim=16)
+    >>> samples = flow.sample(5, flow.context(Peptide("AA")), seed=0)  # one molecule, five conformations of 23 atoms
+    >>> samples.shape
+    torch.Size([1, 5, 23, 3])
+    """
+
+    def __init__(
+        self,
+        channels: int = 384,
+        num_blocks: int = 8,
+        layers_per_block: int = 8,
+        head_dim: int = 64,
+        orderings: Sequence[str] = PROSE_ORDERINGS,
+        expansion: float = 4,
+        *,
+        scale: float = 1.0,
+        max_atoms: int = 512,
+        num_atom_types: int = 128,
+        num_residue_types: int = 64,
+        dropout: float = 0.0,
+    ):
+        config: dict[str, Any] = {
+            "channels": channels,
+            "num_blocks": num_blocks,
+            "layers_per_block": layers_per_block,
+            "head_dim": head_dim,
+            "orderings": list(orderings),
+            "expansion": expansion,
+            "scale": scale,
+            "max_atoms": max_atoms,
+            "num_atom_types": num_atom_types,
+            "num_residue_types": num_residue_types,
+            "dropout": dropout,
+        }
+        _check_settings(config)
+        embedding = AtomEmbedding(channels, num_atom_types, num_residue_types)
+
+        def block(column: int) -> list[Transform]:
+            layers = [
+                AdaptiveTransformerLayer(layer, SwiGLU(channels, expansion), channels, channels)
+                for layer in transformer_layers(
+                    layers_per_block,
+                    channels,
+                    head_dim=head_dim,
+                    expansion=expansion,
+                    query_key_norm=LayerNorm,
+                    dropout=dropout,
+                )
+            ]
+            network = CausalTransformer(
+                TOKEN_SIZE,
+                2 * TOKEN_SIZE,
+                channels,
+                layers,
+                positions=SinusoidalPositions(max_atoms, channels),
+                conditioner=VisitedConditions(embedding, column, channels),
+                existence=AtomsExist(),
+            )
+            visit = PermuteByContext(partial(atoms_in_order, column=column))
+            return [visit, AutoregressiveTransform(network), InverseTransform(visit)]
+
+        columns = [NUM_CODES + index % len(orderings) for index in range(num_blocks)]
+        super().__init__(
+            CompositeTransform([ScaleAtoms(scale), *(part for column in columns for part in block(column))]),
+            PaddedNormal(TOKEN_SIZE, AtomsExist()),
+            CheckedContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
+            config=config,
+        )
+        self.orderings = tuple(orderings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def context(self, *molecules: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+        """The context ``(len(molecules), n_max, 4 + len(orderings))`` of molecules, padded, on the flow's device.
+
+        Raises ValueError for no molecule, or one that `molecular.orderings.named_residues` refuses.
+        """
+        return pad([prose_context(molecule, self.orderings) for molecule in molecules]).to(self.device)
+
+    def of(self, molecule: Peptide | app.Topology | mdtraj.Topology) -> MoleculeFlow:
+        """This flow for one molecule, without a context to pass: what Monte Carlo takes as a proposal."""
+        return MoleculeFlow(self, self.context(molecule))
+
+
+class MoleculeFlow:
+    """A Prose flow given one molecule: densities and samples of its positions ``(B, n, 3)``."""
+
+    def __init__(self, flow: Prose, context: Tensor):
+        self.flow = flow
+        self.context = context
+
+    def log_prob(self, inputs: Tensor) -> Tensor:
+        """Log-density of each conformation, ``(B,)``, in nats; raises ValueError for another number of atoms."""
+        return self.flow.log_prob(inputs, self.context.expand(len(inputs), -1, -1))
+
+    def sample(
+        self,
+        num_samples: int,
+        batch_size: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        decoding: Decoder | None = None,
+    ) -> Tensor:
+        """Conformations ``(num_samples, n, 3)``; the arguments are those of `Flow.sample`."""
+        options: dict[str, Any] = {"generator": generator, "seed": seed, "decoding": decoding}
+        return self.flow.sample(num_samples, self.context, batch_size, **options)[0]
+
+    def sample_and_log_prob(
+        self,
+        num_samples: int,
+        batch_size: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        decoding: Decoder | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Conformations ``(num_samples, n, 3)`` and the log-density of each, ``(num_samples,)``."""
+        options: dict[str, Any] = {"generator": generator, "seed": seed, "decoding": decoding}
+        samples, log_prob = self.flow.sample_and_log_prob(num_samples, self.context, batch_size, **options)
+        return samples[0], log_prob[0]
+
+
+class ScaleAtoms(Transform):
+    """Divides positions ``(B, n, 3)`` by one length; logabsdet counts the atoms that exist, 3 dimensions each."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.existing = AtomsExist()
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return inputs / self.scale, -self._logabsdet(inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return inputs * self.scale, self._logabsdet(inputs, context)
+
+    def _logabsdet(self, inputs: Tensor, context: Tensor) -> Tensor:
+        exists = self.existing(context)
+        if tuple(inputs.shape) != (*exists.shape, TOKEN_SIZE):
+            raise ValueError(
+                f"positions of shape {tuple(inputs.shape)} do not fit a context of {exists.shape[1]} atoms; expected "
+                f"{(*exists.shape, TOKEN_SIZE)}."
+            )
+        return exists.sum(-1).to(torch.promote_types(inputs.dtype, torch.float32)) * (TOKEN_SIZE * math.log(self.scale))
+
+
+def _check_settings(config: dict[str, Any]) -> None:
+    for name in ("channels", "num_blocks", "layers_per_block", "head_dim", "max_atoms"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be a positive number, got {config[name]!r}.")
+    if config["channels"] % 2:
+        raise ValueError(f"channels must be even for sinusoidal positions, got {config['channels']}.")
+    if not 0 < config["scale"] < math.inf:
+        raise ValueError(f"scale must be a positive length, got {config['scale']!r}.")
+    if not config["orderings"]:
+        raise ValueError("orderings must name at least one ordering of the atoms.")
+    unknown = [name for name in config["orderings"] if name not in ORDERINGS]
+    if unknown:
+        raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
+    if config["num_atom_types"] <= len(ATOM_TYPES) or config["num_residue_types"] <= len(RESIDUE_TYPES):
+        raise ValueError(
+            f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
+            f"types, but have {config['num_atom_types']} and {config['num_residue_types']}."
+        )

@@ -1,0 +1,66 @@
+"""State dicts in files written by others: read without unpickling, and renamed onto our modules."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` or `.pth` file, on the CPU; nothing but tensors is ever unpickled.
+
+    Raises FileNotFoundError, or ValueError for a file that is damaged or holds something else.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; give the path of a .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or no state dict of tensors; fetch it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors; fetch it again.")
+    return state
+
+
+@torch.no_grad()
+def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Copy the tensors of `state` into the parameters of `module`, all of them, renamed part by part.
+
+    names: our names of parts to theirs. A part is a parameter, or a module whose own parameters have the same names on
+    both sides ("weight", "bias"). Raises ValueError, before anything is copied, where a parameter of ours is missing,
+    a tensor of theirs has no place, or a shape differs.
+    """
+    own = dict(module.named_parameters())
+    theirs = {_their_name(name, names): parameter for name, parameter in own.items()}
+    missing, unknown = sorted(theirs.keys() - state.keys()), sorted(state.keys() - theirs.keys())
+    if missing or unknown:
+        wrong = f"lacks {missing[0]!r}" if missing else f"should not have {unknown[0]!r}"
+        raise ValueError(
+            f"the state dict {wrong}: {len(missing)} tensors are missing and {len(unknown)} unknown; it belongs to "
+            "another model, or is damaged."
+        )
+    for name, parameter in theirs.items():
+        if parameter.shape != state[name].shape:
+            raise ValueError(
+                f"{name!r} of the state dict has shape {tuple(state[name].shape)}, where the other sizes ask for "
+                f"{tuple(parameter.shape)}; the file is damaged, or of another kind of model."
+            )
+    for name, parameter in theirs.items():
+        parameter.copy_(state[name])
+
+
+def _their_name(name: str, names: Mapping[str, str]) -> str:
+    if name in names:
+        return names[name]
+    part, _, kind = name.rpartition(".")
+    return f"{names[part]}.{kind}"

@@ -1,0 +1,70 @@
+"""Foreign state dicts: what is read, how it is renamed, and what is refused."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from nflib.state_dicts import load_renamed, read_state_dict
+
+
+class Shared(nn.Module):
+    """A part under two names, a parameter of its own, and a linear map."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.first = nn.Linear(3, 2)
+        self.second = self.first
+
+
+NAMES = {"scale": "theirs_scale", "first": "block.proj.0"}
+
+
+def state():
+    return {
+        "theirs_scale": torch.full((1,), 2.0),
+        "block.proj.0.weight": torch.randn(2, 3, dtype=torch.float64),
+        "block.proj.0.bias": torch.randn(2),
+    }
+
+
+def test_every_parameter_is_copied_in_our_dtype():
+    module, theirs = Shared(), state()
+    load_renamed(module, theirs, NAMES)
+    assert module.scale == 2.0
+    assert torch.equal(module.second.weight, theirs["block.proj.0.weight"].float())
+    assert torch.equal(module.first.bias, theirs["block.proj.0.bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block.proj.0.bias": None}, "lacks 'block.proj.0.bias': 1 tensors are missing and 0 unknown"),
+        ({"block.proj.1.bias": torch.zeros(2)}, "should not have 'block.proj.1.bias'"),
+        ({"block.proj.0.weight": torch.zeros(3, 2)}, r"'block.proj.0.weight' .* shape \(3, 2\), .* \(2, 3\)"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_copied(change, message):
+    module = Shared()
+    theirs = {name: value for name, value in (state() | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        load_renamed(module, theirs, NAMES)
+    assert module.scale == 1.0
+
+
+def test_files(tmp_path):
+    tensors = {"a": torch.arange(3)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    torch.save(tensors, tmp_path / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        assert torch.equal(read_state_dict(tmp_path / name)["a"], tensors["a"])
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        read_state_dict(tmp_path / "b.pth")
+    for name in ("damaged.pth", "damaged.safetensors"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+        with pytest.raises(ValueError, match="damaged"):
+            read_state_dict(tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_state_dict(tmp_path / "list.pth")
