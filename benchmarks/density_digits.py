@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import zuko
@@ -112,13 +113,17 @@ def spline_couplings(num_layers: int, hidden: int = 128, dropout: float = 0.2) -
     return parts
 
 
-def tarflow() -> TARFlow:
-    """A token is a row of the image."""
-    return TARFlow((PIXELS,), patch_size=8, channels=64, num_blocks=6, layers_per_block=2, dropout=0.25)
+def tarflow(conditional: str) -> TARFlow:
+    """A token is a row of the image. Splines inside rows do with fewer maps than affine ones, whose rows do not bend."""
+    settings: dict[str, Any] = {"num_blocks": 6, "dropout": 0.25}
+    if conditional == "spline":
+        settings = {"num_blocks": 2, "dropout": 0.4, "head_dim": 32, "start_token": True}
+    return TARFlow((PIXELS,), patch_size=8, channels=64, layers_per_block=2, conditional=conditional, **settings)
 
 
 ENTRANTS = {
-    "nflib TARFlow": Entrant(tarflow, 3e-3, 0.1),
+    "nflib TARFlow, splines": Entrant(lambda: tarflow("spline"), 3e-3, 0.1),
+    "nflib TARFlow, affine": Entrant(lambda: tarflow("affine"), 3e-3, 0.1),
     "nflows MaskedAutoregressiveFlow": Entrant(
         lambda: MaskedAutoregressiveFlow(PIXELS, 256, 8, 2, dropout_probability=0.2, batch_norm_between_layers=True),
         1e-3,

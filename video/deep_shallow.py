@@ -13,7 +13,7 @@ from nflib.flow import Flow
 from nflib.flows.tarflow import SCALES
 from nflib.networks import Rotary
 from nflib.transforms import AutoregressiveTransform, Framewise, Reverse
-from nflib.transforms.autoregressive import AffineAutoregressive
+from nflib.transforms.autoregressive import Autoregressive
 from video.blocks import LayerSettings, TextPrefix, causal_network
 from video.positions import axial_coordinates, line_rotary
 
@@ -32,7 +32,7 @@ class DeepShallow(Transform):
         patches: Transform,
         shallow: Transform,
         order: Transform,
-        deep: AffineAutoregressive,
+        deep: Autoregressive,
         frame_length: int,
         max_frames: int,
     ):

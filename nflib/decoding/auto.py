@@ -18,7 +18,7 @@ from nflib.decoding.starts import AffineStart
 
 if TYPE_CHECKING:
     from nflib.flow import Flow
-    from nflib.transforms.autoregressive import AffineAutoregressive
+    from nflib.transforms.autoregressive import Autoregressive
 
 # Of more numbers than this, an affine first guess costs more memory and data than it saves time.
 LARGEST_AFFINE_START = 512
@@ -46,9 +46,9 @@ class Auto:
 
     @torch.no_grad()
     def __call__(
-        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        setting = Setting.of(transform, noise)
+        setting = Setting.of(transform, noise, prefix)
         if setting not in self.plan.measured:
             with self._measuring:
                 if setting not in self.plan.measured:
@@ -64,7 +64,7 @@ class Auto:
         return GaussSeidelJacobi(window, self.tolerance, None, start, torch.bfloat16 if draft else None)
 
     def _measure(self, setting: Setting, *call: Any) -> Measured:
-        length = setting.num_tokens
+        length = max(setting.num_tokens, 1)
         halves = [1 << power for power in reversed(range((length - 1).bit_length()))]
         # Token by token first: its time is needed, and bounds that of the others.
         choices = dict.fromkeys([(1, False), (length, False), (length, length > 1), *((n, False) for n in halves)])
@@ -98,7 +98,11 @@ def plan(
         raise ValueError(f"batch_sizes {list(batch_sizes)} and num_samples {num_samples} must be positive numbers.")
     recorder = _Recorder()
     made = DecodingPlan()
-    flow.sample(*_request(num_samples, context), batch_size=256, seed=seed, decoding=recorder)
+    # A first sample tells whether there is anything to fit.
+    flow.sample(*_request(1, context), seed=seed, decoding=recorder)
+    if recorder.solved:
+        recorder.solved.clear()
+        flow.sample(*_request(num_samples, context), batch_size=256, seed=seed, decoding=recorder)
     for name, solved in recorder.solved.items():
         noise, u = (torch.cat(parts) for parts in zip(*solved, strict=True))
         made.starts[name] = AffineStart.fit(noise, u)
@@ -109,15 +113,15 @@ def plan(
 
 
 class _Recorder:
-    """Decodes token by token, and keeps what small maps were given and what they gave, by fingerprint."""
+    """Keeps what small maps were given and what they gave, by fingerprint; large ones are only decoded."""
 
     def __init__(self) -> None:
         self.solved: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(
-        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        u, logabsdet = fixed_point.Sequential()(transform, noise, context, prefix)
+        u, logabsdet = fixed_point.Jacobi()(transform, noise, context, prefix)
         if noise[0].numel() <= LARGEST_AFFINE_START:
             self.solved.setdefault(fingerprint(transform), []).append((noise, u))
         return u, logabsdet
@@ -133,7 +137,7 @@ def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
 def _seconds(
     decoder: GaussSeidelJacobi,
     limit: float,
-    transform: AffineAutoregressive,
+    transform: Autoregressive,
     noise: Tensor,
     context: Any,
     prefix: Tensor | None,

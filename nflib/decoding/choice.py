@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from nflib.transforms.autoregressive import AffineAutoregressive
+    from nflib.transforms.autoregressive import Autoregressive
 
 
 class Decoder(Protocol):
-    """Anything that solves ``z = transform(u)`` for u ``(B, T, C)``; returns u and its ``sum log scale`` ``(B,)``.
+    """Anything that solves ``z = transform(u)`` for u ``(B, T, C)``; returns u and its logabsdet ``(B,)``.
 
     prefix: the first tokens of u, where they are given.
     """
 
     def __call__(
-        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
 
 

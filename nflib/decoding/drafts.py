@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from nflib.networks import Embedded
-    from nflib.transforms.autoregressive import AffineAutoregressive
+    from nflib.transforms.autoregressive import Autoregressive
 
 # Rounding to bfloat16 leaves errors of about this size in tokens of unit variance; sweeps below it would not help.
 DRAFT_TOLERANCE = 2e-2
@@ -18,7 +18,7 @@ SLOWEST_GAIN = 0.7
 
 
 def draft_guess(
-    transform: AffineAutoregressive, noise: Tensor, guess: Tensor, embedded: Embedded, dtype: torch.dtype
+    transform: Autoregressive, noise: Tensor, guess: Tensor, embedded: Embedded, dtype: torch.dtype
 ) -> tuple[Tensor, int]:
     """Sweeps over all tokens with the weights rounded to `dtype`, as long as they bring the guess closer.
 
@@ -26,11 +26,11 @@ def draft_guess(
     """
     draft = in_precision(transform, dtype)
     parts = (part.to(dtype) if part is not None and part.is_floating_point() else part for part in embedded)
-    embedded = embedded._make(parts)
+    embedded = type(embedded)._make(parts)
     sweeps, change = 0, float("inf")
     while change > DRAFT_TOLERANCE and sweeps < noise.shape[1] - 1:
-        shift, log_scale = draft.extend(guess[:, :-1].to(dtype), 0, None, embedded)
-        new = contained(shift + noise * torch.exp(log_scale), noise, dtype, [float("inf")])
+        solved, _ = draft.from_noise(noise, draft.extend(guess[:, :-1].to(dtype), 0, None, embedded))
+        new = contained(solved, noise, dtype, [float("inf")])
         last_change, change = change, float((new - guess).abs().nan_to_num(0.0, 0.0).amax())
         guess, sweeps = new, sweeps + 1
         if change > SLOWEST_GAIN * last_change:
@@ -38,7 +38,7 @@ def draft_guess(
     return guess, sweeps
 
 
-def in_precision(transform: AffineAutoregressive, dtype: torch.dtype) -> AffineAutoregressive:
+def in_precision(transform: Autoregressive, dtype: torch.dtype) -> Autoregressive:
     """A copy of the transform whose floating-point weights are rounded to `dtype`."""
     rounded: dict[int, Any] = {}
     for parameter in transform.parameters():

@@ -15,24 +15,24 @@ from nflib.decoding.starts import Start, as_start
 
 if TYPE_CHECKING:
     from nflib.networks import Embedded, KeyValueCache
-    from nflib.transforms.autoregressive import AffineAutoregressive
+    from nflib.transforms.autoregressive import Autoregressive
 
 
 @dataclass
 class Inversion:
     """An inversion under way: of the tokens u, those before `start` are final, and their keys are in the cache.
 
-    alive: which samples have not overflowed, ``(B, 1, 1)``; None while all are. log_scale: of the final tokens.
-    committed: how many tokens the last sweep made final. guessed: how many tokens have entered the window. drafts:
-    how many sweeps were made in a lower precision.
+    alive: which samples have not overflowed, ``(B, 1, 1)``; None while all are. logabsdet: of the numbers of the final
+    tokens. committed: how many tokens the last sweep made final. guessed: how many tokens have entered the window.
+    drafts: how many sweeps were made in a lower precision.
     """
 
-    transform: AffineAutoregressive
+    transform: Autoregressive
     noise: Tensor
     embedded: Embedded
     cache: KeyValueCache
     u: Tensor
-    log_scale: Tensor
+    logabsdet: Tensor
     alive: Tensor | None
     start: int = 0
     committed: int = 1
@@ -51,7 +51,7 @@ class Inversion:
 
 
 class GaussSeidelJacobi:
-    """Solves ``u_t = shift_t(u_<t) + scale_t(u_<t) z_t`` by sweeps over a sliding window of `block_size` tokens.
+    """Solves ``u_t = f(z_t; u_<t)``, affine or not, by sweeps over a sliding window of `block_size` tokens.
 
     A sweep computes the window's parameters in parallel, given the cached keys and values of the committed tokens
     before it. It commits the leading tokens that changed by at most `tolerance` in all samples, and the one after
@@ -64,7 +64,7 @@ class GaussSeidelJacobi:
     the others. draft: a dtype such as torch.bfloat16, in which the first sweeps over a window of all tokens are made,
     as long as they help; what they find is only a better guess.
 
-    Called with the transform, z ``(B, T, C)`` and the context; returns u and ``sum log scale`` ``(B,)``, which is
+    Called with the transform, z ``(B, T, C)`` and the context; returns u and logabsdet ``(B,)``, which is
     exact for this u at any tolerance: a committed token keeps the very value that its successors read. prefix: the
     first tokens of u ``(B, P, C)``, given; the z of theirs are not read. No gradient flows through the result. `begin`
     and `sweep` take single steps. Raises ValueError for settings out of range, or a start or prefix of another shape.
@@ -90,18 +90,19 @@ class GaussSeidelJacobi:
         self.start = as_start(start)
         self.draft = draft
 
-    @torch.no_grad()
     def __call__(
-        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         inversion = self.begin(transform, noise, context, prefix)
         while not inversion.is_done:
             self.sweep(inversion)
-        return self.finish(inversion)
+        u, logabsdet = self.finish(inversion)
+        # Clones, made outside, are ordinary tensors, which the caller may differentiate through.
+        return u.clone(), logabsdet.clone()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def begin(
-        self, transform: AffineAutoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
+        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
     ) -> Inversion:
         """An inversion before its first sweep."""
         batch_size, num_tokens, _ = noise.shape
@@ -115,7 +116,7 @@ class GaussSeidelJacobi:
             embedded,
             transform.new_cache(batch_size, num_tokens, embedded),
             self.start.guess(noise),
-            log_scale=torch.zeros_like(noise),
+            logabsdet=torch.zeros_like(noise),
             alive=_finite_samples(noise if prefix is None else torch.cat([prefix, noise[:, prefix.shape[1] :]], dim=1)),
         )
         if prefix is not None and prefix.shape[1] > 0:
@@ -128,11 +129,12 @@ class GaussSeidelJacobi:
     def _take(self, inversion: Inversion, prefix: Tensor) -> None:
         length = prefix.shape[1]
         inversion.u[:, :length] = prefix
-        _, log_scale = inversion.transform.extend(inversion.u[:, : length - 1], 0, inversion.cache, inversion.embedded)
-        inversion.log_scale[:, :length] = log_scale
+        transform, embedded = inversion.transform, inversion.embedded
+        parameters = transform.extend(inversion.u[:, : length - 1], 0, inversion.cache, embedded)
+        inversion.logabsdet[:, :length] = -transform.to_noise(inversion.u[:, :length], parameters)[1]
         inversion.start = inversion.guessed = length
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sweep(self, inversion: Inversion) -> None:
         """One sweep over the window: commits at least one token, unless its own solution overflows."""
         u, start = inversion.u, inversion.start
@@ -144,11 +146,11 @@ class GaussSeidelJacobi:
         self.start.extend(u, inversion.guessed, stop)
         inversion.guessed = max(inversion.guessed, stop)
         inversion.windows.append(stop - start)
-        shift, log_scale = inversion.transform.extend(
+        parameters = inversion.transform.extend(
             u[:, max(start - 1, 0) : stop - 1], start, inversion.cache, inversion.embedded
         )
         latent = inversion.noise[:, start:stop]
-        new = shift + latent * torch.exp(log_scale)
+        new, logabsdet = inversion.transform.from_noise(latent, parameters)
         if stop - start == 1:
             u[:, start:stop] = new
             committed = 1
@@ -167,15 +169,16 @@ class GaussSeidelJacobi:
             u[:, start + settled : stop] = guess[:, settled:]
             if guess is not new:
                 u[:, start + settled : start + committed] = new[:, settled:committed]
-        inversion.log_scale[:, start : start + committed] = log_scale[:, :committed]
+        inversion.logabsdet[:, start : start + committed] = logabsdet[:, :committed]
         inversion.start += committed
         inversion.committed = committed
 
+    @torch.inference_mode()
     def finish(self, inversion: Inversion) -> tuple[Tensor, Tensor]:
-        """The solution and its ``sum log scale``, once the inversion is done; reports it."""
+        """The solution and its logabsdet, once the inversion is done; reports it."""
         windows = tuple(inversion.windows)
         record(BlockReport(len(inversion.u), inversion.num_tokens, windows, inversion.residual, inversion.drafts))
-        logabsdet = inversion.log_scale.flatten(1).sum(-1)
+        logabsdet = inversion.logabsdet.flatten(1).sum(-1)
         if inversion.alive is None or max(windows, default=1) == 1:
             return inversion.u, logabsdet
         u = inversion.u.masked_fill(~inversion.alive, math.nan)

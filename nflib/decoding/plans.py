@@ -17,7 +17,7 @@ from torch import Tensor
 from nflib.decoding.starts import AffineStart
 
 if TYPE_CHECKING:
-    from nflib.transforms.autoregressive import AffineAutoregressive
+    from nflib.transforms.autoregressive import Autoregressive
 
 PLAN_NAME = "decoding_plan.safetensors"
 
@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement holds for: a map (its fingerprint), a number of tokens, a batch size, a device."""
+    """What a measurement holds for: a map (its fingerprint), a number of tokens to find, a batch size, a device."""
 
     fingerprint: str
     num_tokens: int
@@ -45,10 +45,11 @@ class Setting:
     device: str
 
     @classmethod
-    def of(cls, transform: AffineAutoregressive, noise: Tensor) -> Setting:
+    def of(cls, transform: Autoregressive, noise: Tensor, prefix: Tensor | None = None) -> Setting:
         """The setting of a call; batch sizes are rounded up to powers of two."""
+        num_tokens = noise.shape[1] - (0 if prefix is None else prefix.shape[1])
         batch_size = 1 << (len(noise) - 1).bit_length()
-        return cls(fingerprint(transform), noise.shape[1], batch_size, device_name(noise.device))
+        return cls(fingerprint(transform), num_tokens, batch_size, device_name(noise.device))
 
 
 @dataclass
@@ -111,13 +112,14 @@ class DecodingPlan:
         return plan
 
 
-def fingerprint(transform: AffineAutoregressive) -> str:
+def fingerprint(transform: Autoregressive) -> str:
     """Names a map by its weights: the same in every process, another after training.
 
     Of large maps, the first and last parameters alone are read, so that it costs next to nothing.
     """
     parameters = list(transform.parameters())
-    digest = hashlib.sha1(str([tuple(parameter.shape) for parameter in parameters]).encode(), usedforsecurity=False)
+    described = (type(transform).__name__, *(tuple(parameter.shape) for parameter in parameters))
+    digest = hashlib.sha1(str(described).encode(), usedforsecurity=False)
     for parameter in (*parameters[:3], *parameters[-3:]):
         digest.update(parameter.detach().flatten()[:4096].float().cpu().numpy().tobytes())
     return digest.hexdigest()

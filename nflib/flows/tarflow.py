@@ -23,14 +23,18 @@ from nflib.transforms import (
     AutoregressiveTransform,
     Exponential,
     ImagePatches,
+    InnerAutoregressive,
+    RationalQuadraticSpline,
     Reverse,
     Softplus,
+    TokenwiseAutoregressive,
     VectorPatches,
 )
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 SCALES = {"exponential": Exponential, "softplus": Softplus}
 MLPS = {"gelu": MLP, "gated": GatedMLP}
+CONDITIONALS = ("affine", "spline")
 POSITIONS = ("learned", "sinusoidal", "rotary")
 
 
@@ -44,7 +48,10 @@ class TARFlow(Flow):
     "layer_norm" or "rms_norm"; positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches); mlp:
     "gelu" or "gated"; start_token: a learned one, instead of an identity at the first token; final_norm: one more
     norm before the output layer (the released TARFlows have none); soft_clip: bound on the parameters, 0 for none;
-    dropout: share of each layer's residual updates that training drops. Raises ValueError for settings that do not fit.
+    dropout: share of each layer's residual updates that training drops. conditional: how a token's numbers are mapped
+    given the tokens before: "affine", or "spline", each number by a rational-quadratic spline given all numbers before
+    it, those of its own token included (a richer family, and slower to invert). Raises ValueError for settings that do
+    not fit.
 
     >>> import torch
     >>> flow = TARFlow(event_shape=(1, 8, 8), patch_size=2, channels=64, num_blocks=4, layers_per_block=2)
@@ -71,6 +78,7 @@ class TARFlow(Flow):
         final_norm: bool = True,
         soft_clip: float = 0.0,
         dropout: float = 0.0,
+        conditional: str = "affine",
     ):
         event_shape = tuple(int(n) for n in event_shape)
         if not event_shape or min(event_shape) < 1:
@@ -93,6 +101,7 @@ class TARFlow(Flow):
             "final_norm": final_norm,
             "soft_clip": soft_clip,
             "dropout": dropout,
+            "conditional": conditional,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
         config = {"event_shape": list(event_shape), "patch_size": patch_size, **settings}
@@ -116,6 +125,7 @@ def autoregressive_blocks(
     final_norm: bool = True,
     soft_clip: float = 0.0,
     dropout: float = 0.0,
+    conditional: str = "affine",
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
     """The maps of a TARFlow on tokens ``(B, *token_shape)``, in the order in which data passes through them.
@@ -139,9 +149,11 @@ def autoregressive_blocks(
     make_scale = _choose(SCALES, "scale", scale)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
+    if conditional not in CONDITIONALS:
+        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
     length = num_tokens - 1 + start_token
 
-    def network(depth: int, reverse: bool) -> CausalTransformer:
+    def network(depth: int, reverse: bool, parameters_per_token: int) -> CausalTransformer:
         rotary: nn.Module | None = None
         added: nn.Module | None = None
         if positions == "rotary":
@@ -154,7 +166,7 @@ def autoregressive_blocks(
             added = SinusoidalPositions(length, channels)
         return CausalTransformer(
             token_size,
-            2 * token_size,
+            parameters_per_token,
             channels,
             transformer_layers(
                 depth,
@@ -176,8 +188,14 @@ def autoregressive_blocks(
     blocks: list[Transform] = []
     for index, depth in enumerate(depths):
         reverse = index % 2 == 1
-        block = AutoregressiveTransform(network(depth, reverse), make_scale())
-        blocks += [Reverse(), block, Reverse()] if reverse else [block]
+        block: Transform
+        if conditional == "spline":
+            token_map = InnerAutoregressive(RationalQuadraticSpline(), token_size, dropout=dropout)
+            block = TokenwiseAutoregressive(network(depth, reverse, token_map.parameters_per_token), token_map)
+        else:
+            block = AutoregressiveTransform(network(depth, reverse, 2 * token_size), make_scale())
+        order = Reverse(within_tokens=conditional == "spline")
+        blocks += [order, block, order] if reverse else [block]
     return blocks
 
 

@@ -13,7 +13,7 @@ class Step(NamedTuple):
     """One pass through a transformer's layers.
 
     start: the position of its first token. cache: where keys and values are kept (None: the pass covers the whole
-    sequence). condition: of each token, for the layers' norms, ``(B, L, c)``. temperature: of each sample's
+    sequence). condition: of each token, for the layers' norms, ``(B or 1, L, c)``. temperature: of each sample's
     attention, ``(B, 1, 1, 1)``, 1 where None.
     """
 

@@ -23,8 +23,8 @@ class Positions(Protocol):
 class Embedded(NamedTuple):
     """A context, embedded once for all steps of a call; each part is None where the network does not use it.
 
-    added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms, ``(B, T, c)``.
-    prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``, False at padding, whose
+    added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms,
+    ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``, False at padding, whose
     parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``.
     """
 
@@ -193,6 +193,8 @@ class CausalTransformer(nn.Module):
         keys and values of all that came before them.
         """
         read = previous
+        if self.proj_in.weight.dtype.itemsize < 4:
+            read = read.to(self.proj_in.weight.dtype)  # tokens stay in float32 around a network in half precision
         if start == 0 and self.start_token is not None:
             read = torch.cat([self.start_token.to(read.dtype).expand(len(read), 1, -1), read], dim=1)
         if read.shape[1] == 0:

@@ -1,15 +1,23 @@
 """Invertible maps, each an `nflows.transforms.Transform` with an exact log-determinant."""
 
-from nflib.transforms.autoregressive import AffineAutoregressive, AutoregressiveTransform
+from nflib.transforms.autoregressive import (
+    AffineAutoregressive,
+    Autoregressive,
+    AutoregressiveTransform,
+    TokenwiseAutoregressive,
+)
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
 from nflib.transforms.patches import ImagePatches, VectorPatches
 from nflib.transforms.scales import Exponential, Softplus
+from nflib.transforms.token_maps import Independent, InnerAutoregressive, TokenMap
+from nflib.transforms.univariate import RationalQuadraticSpline
 
 __all__ = [
     "AffineAutoregressive",
+    "Autoregressive",
     "AutoregressiveTransform",
     "Exponential",
     "Framewise",
@@ -17,13 +25,18 @@ __all__ = [
     "Guidance",
     "Guided",
     "ImagePatches",
+    "Independent",
+    "InnerAutoregressive",
     "LinearGuidance",
     "PairedContext",
     "Permute",
     "PermuteByContext",
     "ProductGuidance",
+    "RationalQuadraticSpline",
     "Reverse",
     "Softplus",
     "Standardize",
+    "TokenMap",
+    "TokenwiseAutoregressive",
     "VectorPatches",
 ]

@@ -1,4 +1,4 @@
-"""The one map every model here is made of: an affine map of each token, given the tokens before it."""
+"""The one map every model here is made of: a map of each token, given the tokens before it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from nflib.decoding import Decoder, Sequential, current
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.transformer import CausalTransformer, Embedded
 from nflib.transforms.scales import Exponential
+from nflib.transforms.token_maps import TokenMap
 
 
-class AffineAutoregressive(Transform):
-    """``z_t = (u_t - shift_t(u_<t)) / scale_t(u_<t)`` on tokens ``(B, T, C)``, whatever gives shift and scale.
+class Autoregressive(Transform):
+    """A map of tokens u ``(B, T, C)`` whose t-th token is mapped by parameters that the tokens before it give.
 
-    A subclass says how a context is embedded (`embed`), which cache a decoder needs (`new_cache`), and which shifts
-    and log-scales follow the tokens so far (`extend`). `forward` is one parallel pass; `inverse` solves for u with
-    the decoder that `nflib.decoding.using` put in force, else with `decoding`. logabsdet is ``-sum log scale``.
+    A subclass says how a context is embedded (`embed`), which cache a decoder needs (`new_cache`), which parameters
+    follow the tokens so far (`extend`), and how they map tokens to noise and back (`to_noise`, `from_noise`). `forward`
+    is one parallel pass; `inverse` solves for u with the decoder that `nflib.decoding.using` put in force, else with
+    `decoding`. Raises ValueError for inputs of another shape.
     """
 
     decoding: Decoder
@@ -37,21 +39,27 @@ class AffineAutoregressive(Transform):
         """An empty cache for decoding `num_tokens` tokens."""
         raise NotImplementedError
 
-    def extend(
-        self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded
-    ) -> tuple[Tensor, Tensor]:
-        """Shift and log-scale ``(B, L, C)`` of the tokens ``start … start + L``, in float32 or better.
+    def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Any:
+        """Parameters of the tokens ``start … start + L``, as `to_noise` and `from_noise` take them.
 
         previous: the tokens one earlier, ``(B, L, C)``; at start 0, where the first has none before it, ``(B, L - 1,
         C)``. From start 1 on, the cache holds what came before them, and takes in what is new.
         """
         raise NotImplementedError
 
+    def to_noise(self, u: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
+        """The noise z of tokens, and logabsdet number by number; both ``(B, L, C)``, in float32 or better."""
+        raise NotImplementedError
+
+    def from_noise(self, z: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
+        """The tokens u of noise, and logabsdet number by number: the inverse of `to_noise`."""
+        raise NotImplementedError
+
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         self._check_shape(inputs)
-        shift, log_scale = self.extend(inputs[:, :-1], 0, None, self.embed(context))
-        outputs = (inputs - shift) * torch.exp(-log_scale)
-        return outputs, -log_scale.flatten(1).sum(-1)
+        parameters = self.extend(inputs[:, :-1], 0, None, self.embed(context))
+        outputs, logabsdet = self.to_noise(inputs, parameters)
+        return outputs, logabsdet.flatten(1).sum(-1)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         self._check_shape(inputs)
@@ -60,6 +68,23 @@ class AffineAutoregressive(Transform):
     def _check_shape(self, inputs: Tensor) -> None:
         if inputs.dim() != 3 or inputs.shape[-1] != self.token_size:
             raise ValueError(f"expected tokens of shape (batch, tokens, {self.token_size}), got {tuple(inputs.shape)}.")
+
+
+class AffineAutoregressive(Autoregressive):
+    """``z_t = (u_t - shift_t(u_<t)) / scale_t(u_<t)``: the parameters are shift and log-scale, each ``(B, L, C)``."""
+
+    def extend(
+        self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def to_noise(self, u: Tensor, parameters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        shift, log_scale = parameters
+        return (u - shift) * torch.exp(-log_scale), -log_scale
+
+    def from_noise(self, z: Tensor, parameters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        shift, log_scale = parameters
+        return shift + z * torch.exp(log_scale), log_scale
 
 
 class AutoregressiveTransform(AffineAutoregressive):
@@ -93,3 +118,41 @@ class AutoregressiveTransform(AffineAutoregressive):
         parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
         raw_scale, shift = parameters.chunk(2, dim=-1)
         return shift, self.scale(raw_scale)
+
+
+class TokenwiseAutoregressive(Autoregressive):
+    """`Autoregressive` by a causal transformer and any map of a token, such as a spline in place of an affine one.
+
+    network: strictly causal, ``(B, T, C) -> (B, T, parameters_per_token)``. token_map: of the numbers of a token, by
+    those parameters. decoding: how `inverse` solves (default: token by token). Raises ValueError where they do not fit.
+    """
+
+    def __init__(self, network: CausalTransformer, token_map: TokenMap, decoding: Decoder | None = None):
+        super().__init__()
+        if network.out_channels != token_map.parameters_per_token:
+            raise ValueError(
+                f"the network gives {network.out_channels} parameters a token, but the token map takes "
+                f"{token_map.parameters_per_token}."
+            )
+        self.network = network
+        self.token_map = token_map
+        self.decoding = decoding or Sequential()
+
+    @property
+    def token_size(self) -> int:
+        return self.token_map.token_size
+
+    def embed(self, context: Any) -> Embedded:
+        return self.network.embed(context)
+
+    def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> KeyValueCache:
+        return self.network.new_cache(batch_size, num_tokens, embedded)
+
+    def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
+        return self.network.extend(previous, start, cache, embedded)
+
+    def to_noise(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.token_map(u, parameters)
+
+    def from_noise(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.token_map.inverse(z, parameters)

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.transformer import Embedded
-from nflib.transforms.autoregressive import AffineAutoregressive, AutoregressiveTransform
+from nflib.transforms.autoregressive import (
+    AffineAutoregressive,
+    Autoregressive,
+    AutoregressiveTransform,
+    TokenwiseAutoregressive,
+)
 from nflib.transforms.framewise import Framewise
 
 Parameters = tuple[Tensor, Tensor]
@@ -144,7 +149,8 @@ class PairedContext(nn.Module):
 def guide(transform: Transform, guidance: Guidance) -> Transform:
     """A copy of the transform, on the same weights, whose maps that use a context are guided.
 
-    Those inside a frame are not: they get none (`Framewise`). Raises ValueError where there is no map to guide.
+    Those inside a frame are not: they get none (`Framewise`). Raises ValueError where there is no map to guide, or one
+    that is not affine.
     """
     shared = {id(tensor): tensor for tensor in (*transform.parameters(), *transform.buffers())}
     holder = nn.ModuleList([copy.deepcopy(transform, shared)])
@@ -160,7 +166,9 @@ def _guide_children(module: nn.Module, guidance: Guidance, guided: dict[Autoregr
     for name, child in module._modules.items():
         if isinstance(child, AutoregressiveTransform) and child.network.uses_context:
             setattr(module, name, guided.setdefault(child, Guided(child, guidance)))
-        elif child is not None and not isinstance(child, (AffineAutoregressive, Framewise)):
+        elif isinstance(child, TokenwiseAutoregressive) and child.network.uses_context:
+            raise ValueError("only affine maps can be guided, but this flow has others that use its context.")
+        elif child is not None and not isinstance(child, (Autoregressive, Framewise)):
             _guide_children(child, guidance, guided)
 
 

@@ -13,14 +13,16 @@ from torch import Tensor
 class Reverse(Transform):
     """Reverses the tokens; with `frame_length`, those inside each frame, frames staying in order.
 
-    Raises ValueError where the tokens do not fill whole frames.
+    within_tokens: also the numbers inside each token, as maps that are autoregressive inside a token want it. Raises
+    ValueError where the tokens do not fill whole frames.
     """
 
-    def __init__(self, frame_length: int | None = None):
+    def __init__(self, frame_length: int | None = None, *, within_tokens: bool = False):
         super().__init__()
         if frame_length is not None and frame_length < 1:
             raise ValueError(f"frame_length must be a positive number of tokens, got {frame_length}.")
         self.frame_length = frame_length
+        self.within_tokens = within_tokens
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.frame_length is None:
@@ -31,6 +33,7 @@ class Reverse(Transform):
                     f"{inputs.shape[1]} tokens do not fill frames of {self.frame_length}; pass whole frames."
                 )
             outputs = inputs.unflatten(1, (-1, self.frame_length)).flip(2).flatten(1, 2)
+        outputs = outputs.flip(-1) if self.within_tokens else outputs
         return outputs, inputs.new_zeros(len(inputs))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -39,13 +40,18 @@ from nflib.transforms import (
     GaussianizeMarginals,
     Guided,
     ImagePatches,
+    Independent,
+    InnerAutoregressive,
     LinearGuidance,
     Permute,
     PermuteByContext,
     ProductGuidance,
+    RationalQuadraticSpline,
     Reverse,
     Softplus,
     Standardize,
+    TokenMap,
+    TokenwiseAutoregressive,
     VectorPatches,
 )
 
@@ -248,6 +254,7 @@ def interval_inputs(batch: int) -> Tensor:
 
 FIXED = [
     Case("reverse", Reverse, (6, 2), (6, 2)),
+    Case("reverse-within", partial(Reverse, within_tokens=True), (6, 2), (6, 2)),
     Case("reverse-frames", partial(Reverse, frame_length=2), (6, 2), (6, 2)),
     Case("permute", lambda: Permute(torch.randperm(6)), (6, 2), (6, 2)),
     Case("image-patches", partial(ImagePatches, (3, 4, 6), 2), (3, 4, 6), (6, 12)),
@@ -290,9 +297,28 @@ def _guided_case(name: str, guidance: Any, draw_context: Draw = pairs_of_labels,
     return Case(name, build, (6, 2), (6, 2), draw_context, context_required=True)
 
 
+def _tokenwise_case(name: str, token_map: TokenMap, start_token: bool = False) -> Case:
+    def build() -> TokenwiseAutoregressive:
+        own = copy.deepcopy(token_map)
+        network = CausalTransformer(
+            2,
+            own.parameters_per_token,
+            16,
+            transformer_layers(1, 16, head_dim=8, expansion=2),
+            positions=LearnedPositions(5 + start_token, 16),
+            start_token=start_token,
+        )
+        return TokenwiseAutoregressive(network, own)
+
+    return Case(name, build, (6, 2), (6, 2))
+
+
 SCOPED = [
     Case("framewise", lambda: Framewise(autoregressive(3), 3), (6, 2), (6, 2)),
     Case("permute-by-context", lambda: PermuteByContext(nn.Identity()), (6, 2), (6, 2), orderings, True),
+    _tokenwise_case("spline", Independent(RationalQuadraticSpline(4), 2)),
+    _tokenwise_case("spline-inner", InnerAutoregressive(RationalQuadraticSpline(4, 2.0), 2, units=3, num_layers=2)),
+    _tokenwise_case("spline-inner-start-learned", InnerAutoregressive(RationalQuadraticSpline(4), 2, 3), True),
     _guided_case("guided-linear", LinearGuidance(0.7)),
     _guided_case("guided-linear-ramp", LinearGuidance(1.5, "b", ramp=5, attention_temperature=1.3)),
     _guided_case("guided-product", ProductGuidance(1.5)),
@@ -377,6 +403,8 @@ NAMED_FLOWS = [
     _tarflow_case("vector-rotary", (8,), (4, 2), patch_size=2, positions="rotary"),
     _tarflow_case("tokens", (4, 3), (4, 3), patch_size=3),
     _tarflow_case("tokens-classes", (4, 3), (4, 3), patch_size=3, num_classes=NUM_CLASSES),
+    _tarflow_case("spline", (8,), (4, 2), patch_size=2, conditional="spline", start_token=True),
+    _tarflow_case("spline-image", (2, 4, 4), (4, 8), patch_size=2, conditional="spline", num_classes=NUM_CLASSES),
     _tarflow_case("sinusoidal", (6, 2), (6, 2), patch_size=2, positions="sinusoidal"),
     _tarflow_case("varying-layers", (8,), (4, 2), patch_size=2, num_blocks=3, layers_per_block=[2, 1, 1]),
 ]  # fmt: skip

@@ -33,8 +33,8 @@ def token_by_token(transform: AutoregressiveTransform, z: Tensor, context: Tenso
     u = torch.zeros_like(z)
     with torch.no_grad():
         for t in range(z.shape[1]):
-            shift, log_scale = transform.extend(u[:, :-1], 0, None, transform.embed(context))
-            u[:, t] = (shift + z * log_scale.exp())[:, t]
+            parameters = transform.extend(u[:, :-1], 0, None, transform.embed(context))
+            u[:, t] = transform.from_noise(z, parameters)[0][:, t]
     return u
 
 

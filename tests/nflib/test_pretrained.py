@@ -6,13 +6,15 @@ import json
 
 import pytest
 import torch
+from nflows.transforms import CompositeTransform
 from safetensors.torch import load_file, save_file
 
 from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
+from nflib.networks import CausalTransformer
 from nflib.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
-from tests.nflib.cases import NUM_CLASSES, SMALL, spline_on_top
+from tests.nflib.cases import NUM_CLASSES, SMALL, autoregressive, spline_on_top
 
 
 @pytest.fixture
@@ -98,6 +100,49 @@ def test_weights_alone_are_read_into_a_hand_composed_flow(perturb, tmp_path):
     assert other.load_pretrained(folder) is other
     x = torch.randn(3, 8)
     assert torch.equal(other.eval().log_prob(x), flow.log_prob(x))
+
+
+class SharedParts(Flow):
+    """Two blocks with one class embedding and one layer between them, or with parts of their own."""
+
+    def __init__(self, shared: bool = True):
+        first, second = autoregressive(num_classes=NUM_CLASSES), autoregressive(num_classes=NUM_CLASSES)
+        if shared:
+            second.network.embedding = first.network.embedding
+            second.network.layers[1] = first.network.layers[0]
+        super().__init__(CompositeTransform([first, second]), StandardNormal((6, 2)), config={"shared": shared})
+
+    @property
+    def networks(self) -> list[CausalTransformer]:
+        return [part.network for part in self._transform._transforms]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_parts_that_are_shared_are_saved_once_and_stay_shared(dtype, perturb, tmp_path):
+    flow = perturb(SharedParts()).to(dtype)
+    folder = flow.save_pretrained(tmp_path)
+    state = load_file(folder / WEIGHTS_NAME)
+    distinct = {id(tensor): tensor for tensor in flow.state_dict(keep_vars=True).values()}
+    assert len(state) == len(distinct) < len(flow.state_dict())
+    assert sum(tensor.numel() for tensor in state.values()) == sum(tensor.numel() for tensor in distinct.values())
+    x, context = torch.randn(3, 6, 2, dtype=dtype), torch.tensor([0, 2, -1])
+    for loaded in (SharedParts.from_pretrained(folder), SharedParts().load_pretrained(folder).eval()):
+        first, second = loaded.networks
+        assert second.embedding is first.embedding and second.layers[1] is first.layers[0]
+        assert torch.equal(loaded.log_prob(x, context), flow.log_prob(x, context))
+        assert loaded.state_dict().keys() == flow.state_dict().keys()
+        for name, tensor in loaded.state_dict().items():
+            assert tensor.dtype == dtype and torch.equal(tensor, flow.state_dict()[name])
+        with torch.no_grad():
+            first.embedding.weight.add_(1.0)
+        assert torch.equal(second.embedding.weight, first.embedding.weight)
+
+
+def test_shared_parts_do_not_fit_parts_apart(perturb, tmp_path):
+    folder = perturb(SharedParts()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another model") as error:
+        SharedParts(shared=False).load_pretrained(folder)
+    assert " 0 unknown" in one_sentence(error)
 
 
 def test_nothing_is_unpickled(flow, folder):

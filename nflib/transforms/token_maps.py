@@ -1,0 +1,99 @@
+"""Maps of a whole token given the tokens before it: number by number alone, or autoregressive inside the token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nflib.transforms.univariate import Univariate
+
+
+class MaskedLinear(nn.Linear):
+    """A linear map that a mask ``(out, in)`` cuts connections from."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return nn.functional.linear(x, self.weight * mask, self.bias)
+
+
+class TokenMap(nn.Module):
+    """``forward(u, parameters) -> (z, logabsdet)`` and `inverse`, token by token, by what a network says of each.
+
+    u, z and logabsdet ``(B, L, C)``; parameters ``(B, L, parameters_per_token)``. With zero parameters a new map is the
+    identity.
+    """
+
+    token_size: int
+    parameters_per_token: int
+
+    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class Independent(TokenMap):
+    """The numbers of a token are independent given the earlier tokens; the network gives their parameters."""
+
+    def __init__(self, univariate: Univariate, token_size: int):
+        super().__init__()
+        self.univariate = univariate
+        self.token_size = token_size
+        self.parameters_per_token = token_size * univariate.parameters_per_number
+
+    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.univariate(u, self._split(parameters))
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.univariate.inverse(z, self._split(parameters))
+
+    def _split(self, parameters: Tensor) -> Tensor:
+        return parameters.unflatten(-1, (-1, self.univariate.parameters_per_number))
+
+
+class InnerAutoregressive(TokenMap):
+    """Each number of a token is mapped given the earlier tokens and the numbers before it in its own token.
+
+    A masked network (MADE, Germain et al. 2015) of `units` hidden units for each number reads the token's numbers,
+    strictly causally, and the features ``(..., C * units)`` that the transformer computed from the earlier tokens
+    (its "parameters"). Its weights are shared by all tokens. `inverse` takes C passes of this small network.
+    """
+
+    mask_in: Tensor
+    mask: Tensor
+
+    def __init__(
+        self, univariate: Univariate, token_size: int, units: int = 32, num_layers: int = 1, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.univariate = univariate
+        self.token_size = token_size
+        self.units = units
+        self.parameters_per_token = token_size * units
+        width = token_size * units
+        number = torch.arange(token_size)
+        unit = number.repeat_interleave(units)
+        self.register_buffer("mask_in", (unit[:, None] > number[None, :]).float(), persistent=False)
+        self.register_buffer("mask", (unit[:, None] >= unit[None, :]).float(), persistent=False)
+        self.read = MaskedLinear(token_size, width)
+        self.layers = nn.ModuleList(MaskedLinear(width, width) for _ in range(num_layers))
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Parameter(torch.zeros(token_size, units, univariate.parameters_per_number))
+        self.bias = nn.Parameter(torch.zeros(token_size, univariate.parameters_per_number))
+
+    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.univariate(u, self._conditionals(u, parameters))
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        u = torch.zeros_like(z)
+        for number in range(self.token_size):
+            solved, logabsdet = self.univariate.inverse(z, self._conditionals(u, parameters))
+            u = torch.cat([u[..., :number], solved[..., number : number + 1], u[..., number + 1 :]], dim=-1)
+        return u, logabsdet
+
+    def _conditionals(self, u: Tensor, features: Tensor) -> Tensor:
+        hidden = features + self.read(u.to(features.dtype), self.mask_in)
+        for layer in self.layers:
+            hidden = hidden + self.dropout(layer(nn.functional.gelu(hidden), self.mask))
+        hidden = nn.functional.gelu(hidden).unflatten(-1, (self.token_size, self.units))
+        return torch.einsum("...cm,cmp->...cp", hidden, self.out) + self.bias
