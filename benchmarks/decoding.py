@@ -39,6 +39,7 @@ from nflib.transforms import AutoregressiveTransform
 SHIPPED = Path(__file__).parents[1] / "molecular" / "shipped" / "Ace-A-Nme"
 TOLERANCE = decoding.Auto().tolerance
 PARAMETER_SIZE = 0.1
+DECODERS = ("sequential", "re-concatenated", "window 4", "window 16", "window 64", "Jacobi", "Auto")
 
 
 class ConcatenatedCache(KeyValueCache):
@@ -176,28 +177,35 @@ def compare(name: str, flow: Flow, batch: int, arguments: argparse.Namespace) ->
     calls = {
         kind: (lambda decoder=decoder: flow.sample(batch, seed=seed, decoding=decoder))
         for kind, decoder in decoders.items()
+        if kind in arguments.decoders
     }
-    begin = time.perf_counter()
-    exact = calls["sequential"]()
-    rounds = 1 if time.perf_counter() - begin > arguments.slow else arguments.rounds
-    spread = flow.sample(64, seed=seed + 1, decoding=auto if num_tokens <= 64 else decoding.Jacobi(TOLERANCE))
-    scale = spread.var(0).mean().sqrt()
-    seconds = median_seconds(calls, rounds)
+    scale = flow.sample(32, seed=seed + 1, decoding=decoding.Jacobi(TOLERANCE)).var(0).mean().sqrt().item()
+    rows: dict[str, list[object]] = {}
+    seconds: dict[str, float] = {}
+    exact = None
+    for kind, call in calls.items():
+        results: list[Tensor] = []
+        begin = time.perf_counter()
+        peak = peak_mebibytes(lambda call=call, results=results: results.append(call()))
+        seconds[kind] = time.perf_counter() - begin
+        exact = results[0] if exact is None else exact
+        error = (results[0] - exact).abs().max().item() / scale
+        rows[kind] = [f"{error:.0e}", peak]
+    quick = {kind: call for kind, call in calls.items() if max(seconds.values()) < arguments.slow}
+    seconds |= median_seconds(quick, arguments.rounds) if quick else {}
     if arguments.reference is not None and name == "random":
-        seconds["public code"] = reference_seconds(arguments.reference, batch, rounds)
-    rows: list[list[object]] = []
+        seconds["public code"] = reference_seconds(arguments.reference, batch, 3 if quick else 1)
+        rows["public code"] = ["–", "–"]
+    table: list[list[object]] = []
     for kind, taken in seconds.items():
-        row: list[object] = [name, batch, kind, f"{1e3 * taken:.1f}", f"{seconds['sequential'] / taken:.2f}"]
-        if kind in calls:
+        sweeps = "–"
+        if kind in quick:
             with decoding.report() as report:
-                x = calls[kind]()
-            error = (x - exact).abs().max().item() / scale.item()
-            sweeps = report.sweeps / max(len(report.blocks), 1)
-            row += [f"{sweeps:.1f}" if report.blocks else num_tokens, f"{error:.0e}", peak_mebibytes(calls[kind])]
-        else:
-            row += [num_tokens, "–", "–"]
-        rows.append(row)
-    return rows
+                calls[kind]()
+            sweeps = f"{report.sweeps / len(report.blocks):.1f}" if report.blocks else str(num_tokens)
+        ratio = seconds["sequential"] / taken
+        table.append([name, batch, kind, f"{1e3 * taken:.1f}", f"{ratio:.2f}", sweeps, *rows[kind]])
+    return table
 
 
 def memory_rows() -> list[list[object]]:
@@ -218,8 +226,9 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256])
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS), help="sequential first")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--slow", type=float, default=5.0, help="one round only where sequential takes more seconds")
+    parser.add_argument("--slow", type=float, default=5.0, help="one call only where one takes more seconds")
     parser.add_argument("--train_seconds", type=float, default=60.0, help="of each digits flow")
     parser.add_argument("--fit_samples", type=int, default=1024, help="samples that first guesses are fitted to")
     parser.add_argument("--reference", type=Path, help="a checkout of apple/ml-tarflow, timed beside")

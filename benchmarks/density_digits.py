@@ -114,7 +114,7 @@ def spline_couplings(num_layers: int, hidden: int = 128, dropout: float = 0.2) -
 
 
 def tarflow(conditional: str) -> TARFlow:
-    """A token is a row of the image. Splines inside rows do with fewer maps than affine ones, whose rows do not bend."""
+    """A token is a row of the image; splines, autoregressive inside the row, need fewer maps than affine ones."""
     settings: dict[str, Any] = {"num_blocks": 6, "dropout": 0.25}
     if conditional == "spline":
         settings = {"num_blocks": 2, "dropout": 0.4, "head_dim": 32, "start_token": True}

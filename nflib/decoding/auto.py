@@ -73,7 +73,7 @@ class Auto:
         for _ in range(ROUNDS):
             for choice in remaining:
                 decoder = self.decoder(setting.fingerprint, *choice)
-                times[choice] = min(times[choice], _seconds(decoder, FAR_OFF * min(times.values()), *call))
+                times[choice] = min(times[choice], _seconds(decoder, min(times.values()), *call))
             limit = CLOSE * min(times.values())
             remaining = [choice for choice in remaining if times[choice] <= limit or choice == (1, False)]
         best = min(times, key=lambda choice: times[choice])
@@ -134,21 +134,30 @@ def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
     return 1, context[torch.arange(number, device=context.device) % len(context)]
 
 
+def _fewest_sweeps(inversion: fixed_point.Inversion) -> int:
+    """How many sweeps over windows of this size must follow: all but one token of each are computed twice or more."""
+    window = inversion.windows[0]
+    return 0 if window == 1 else -(-2 * inversion.num_tokens // (window + 1)) - 1
+
+
 def _seconds(
     decoder: GaussSeidelJacobi,
-    limit: float,
+    best: float,
     transform: Autoregressive,
     noise: Tensor,
     context: Any,
     prefix: Tensor | None,
 ) -> float:
-    """Wall time of one inversion; infinite as soon as it takes longer than `limit`."""
+    """Wall time of one inversion; infinite as soon as it cannot come near the best time so far."""
     start = time.perf_counter()
     inversion = decoder.begin(transform, noise, context, prefix)
     while not inversion.is_done:
-        if time.perf_counter() - start > limit:
+        before = time.perf_counter()
+        if before - start > FAR_OFF * best:
             return math.inf
         decoder.sweep(inversion)
+        if len(inversion.windows) == 1 and (time.perf_counter() - before) * _fewest_sweeps(inversion) > best:
+            return math.inf
     if noise.is_cuda:
         torch.cuda.synchronize(noise.device)
     return time.perf_counter() - start

@@ -24,8 +24,8 @@ class Embedded(NamedTuple):
     """A context, embedded once for all steps of a call; each part is None where the network does not use it.
 
     added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms,
-    ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``, False at padding, whose
-    parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``.
+    ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``,
+    False at padding, whose parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``.
     """
 
     added: Tensor | None = None
