@@ -31,9 +31,9 @@ class Auto:
     """Inverts each map with the window that was fastest for it, measured once for each batch size on this device.
 
     Candidates are token by token, all tokens (also with early sweeps in bfloat16), and the powers of two between.
-    tolerance: as for `GaussSeidelJacobi`. plan: measurements to start from, such as `nflib.decoding.plan` makes or
-    `DecodingPlan.load` reads; what is missing is measured when first needed, which takes several inversions, and kept
-    in `plan`. One object may serve several flows and threads.
+    tolerance: as for `GaussSeidelJacobi`, looking `ahead`. plan: measurements to start from, such as
+    `nflib.decoding.plan` makes or `DecodingPlan.load` reads; what is missing is measured when first needed, which takes
+    several inversions, and kept in `plan`. One object may serve several flows and threads.
     """
 
     def __init__(self, plan: DecodingPlan | None = None, tolerance: float = 2e-4):
@@ -61,7 +61,7 @@ class Auto:
         if window == 1:
             return fixed_point.Sequential()
         start = self.plan.starts.get(fingerprint, "latent")
-        return GaussSeidelJacobi(window, self.tolerance, None, start, torch.bfloat16 if draft else None)
+        return GaussSeidelJacobi(window, self.tolerance, None, start, torch.bfloat16 if draft else None, ahead=True)
 
     def _measure(self, setting: Setting, *call: Any) -> Measured:
         length = max(setting.num_tokens, 1)

@@ -24,7 +24,7 @@ class Inversion:
 
     alive: which samples have not overflowed, ``(B, 1, 1)``; None while all are. logabsdet: of the numbers of the final
     tokens. committed: how many tokens the last sweep made final. guessed: how many tokens have entered the window.
-    drafts: how many sweeps were made in a lower precision.
+    drafts: how many sweeps were made in a lower precision. change: the largest in the last sweep.
     """
 
     transform: Autoregressive
@@ -38,6 +38,7 @@ class Inversion:
     committed: int = 1
     guessed: int = 0
     drafts: int = 0
+    change: float = math.inf
     residual: float = 0.0
     windows: list[int] = field(default_factory=list)
 
@@ -62,12 +63,15 @@ class GaussSeidelJacobi:
     start: the first guess, "latent" (z itself), "zeros", a tensor that broadcasts to z, or a `PreviousFrame`. Guesses
     that overflow start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up
     the others. draft: a dtype such as torch.bfloat16, in which the first sweeps over a window of all tokens are made,
-    as long as they help; what they find is only a better guess.
+    as long as they help; what they find is only a better guess. ahead: with all remaining tokens in the window, do not
+    wait for a sweep that changes nothing: stop with what the last one found once the next, by the rate at which changes
+    shrink, would stay within the tolerance.
 
-    Called with the transform, z ``(B, T, C)`` and the context; returns u and logabsdet ``(B,)``, which is
-    exact for this u at any tolerance: a committed token keeps the very value that its successors read. prefix: the
-    first tokens of u ``(B, P, C)``, given; the z of theirs are not read. No gradient flows through the result. `begin`
-    and `sweep` take single steps. Raises ValueError for settings out of range, or a start or prefix of another shape.
+    Called with the transform, z ``(B, T, C)`` and the context; returns u and logabsdet ``(B,)``, which is exact for
+    this u at any tolerance, as a committed token keeps the value that its successors read, unless it looked `ahead`.
+    prefix: the first tokens of u ``(B, P, C)``, given; the z of theirs are not read. No gradient flows through the
+    result. `begin` and `sweep` take single steps. Raises ValueError for settings out of range, or a start or prefix of
+    another shape.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class GaussSeidelJacobi:
         max_sweeps: int | None = None,
         start: Start = "latent",
         draft: torch.dtype | None = None,
+        ahead: bool = False,
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be a positive number of tokens, or None for all, got {block_size!r}.")
@@ -89,6 +94,7 @@ class GaussSeidelJacobi:
         self.max_sweeps = max_sweeps
         self.start = as_start(start)
         self.draft = draft
+        self.ahead = ahead
 
     def __call__(
         self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
@@ -158,10 +164,19 @@ class GaussSeidelJacobi:
                 finite = new.isfinite().all(-1, keepdim=True)
                 inversion.alive = finite if inversion.alive is None else inversion.alive & finite
         else:
-            change = (new - u[:, start:stop]).abs()
+            difference = (new - u[:, start:stop]).abs()
             if inversion.alive is not None:
-                change = torch.where(inversion.alive, change, 0.0)
-            changes = change.amax((0, 2)).tolist()
+                difference = torch.where(inversion.alive, difference, 0.0)
+            changes = difference.amax((0, 2)).tolist()
+            change = max(changes) if all(map(math.isfinite, changes)) else math.inf
+            expected = _next_change(change, inversion.change)
+            inversion.change = change
+            if self.ahead and stop == num_tokens and expected <= self.tolerance:
+                u[:, start:] = new
+                inversion.logabsdet[:, start:] = logabsdet
+                inversion.residual = max(inversion.residual, expected)
+                inversion.start = num_tokens
+                return
             settled = len(changes) - 1 if out_of_sweeps else _count_leading(changes[:-1], self.tolerance)
             inversion.residual = max([inversion.residual, *changes[:settled]])
             committed = settled + math.isfinite(changes[settled])
@@ -215,6 +230,14 @@ def _finite_samples(tokens: Tensor) -> Tensor | None:
     """Which samples are finite, ``(B, 1, 1)``; None where all are."""
     finite = tokens.isfinite().all(-1, keepdim=True).all(1, keepdim=True)
     return None if finite.all() else finite
+
+
+def _next_change(change: float, last: float) -> float:
+    """By how much all further sweeps together would change a token, were changes to shrink on as in the last one."""
+    if change == 0 or not change < last < math.inf:
+        return change if change == 0 else math.inf
+    rate = change / last
+    return change * rate / (1 - rate)
 
 
 def _count_leading(changes: list[float], tolerance: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -139,6 +140,26 @@ def test_more_sweeps_or_less_tolerance_come_closer(flow):
     assert errors == sorted(errors, reverse=True) and errors[0] > 1e-3 and errors[-1] < 1e-4
 
 
+@pytest.mark.parametrize("window", [4, None])
+def test_looking_ahead_saves_sweeps_and_stays_near_the_tolerance(window):
+    flow = perturbed(TARFlow((24,), 2, **SMALL), 0.2)
+    saved = 0
+    exact, exact_log_prob = flow.sample_and_log_prob(64, seed=0)
+    for tolerance in (1e-2, 1e-3, 1e-4, 0.0):
+        with decoding.report() as strict:
+            flow.sample(64, seed=0, decoding=GaussSeidelJacobi(window, tolerance))
+        with decoding.report() as ahead:
+            x, log_prob = flow.sample_and_log_prob(
+                64, seed=0, decoding=GaussSeidelJacobi(window, tolerance, ahead=True)
+            )
+        assert ahead.sweeps <= strict.sweeps and ahead.residual <= tolerance
+        assert float((x - exact).abs().max()) <= 10 * tolerance + 1e-5
+        torch.testing.assert_close(log_prob, flow.log_prob(x).detach(), rtol=0, atol=1e-4)
+        saved += strict.sweeps - ahead.sweeps
+    assert saved >= 3
+    torch.testing.assert_close(log_prob, exact_log_prob, rtol=0, atol=1e-4)
+
+
 def test_a_given_start_at_the_solution_needs_one_sweep(perturb):
     transform = perturb(autoregressive(12, 2)).double()
     z = torch.randn(3, 12, 2, dtype=torch.float64)
@@ -179,8 +200,8 @@ def test_guesses_that_overflow_are_contained(window, tolerance):
             shift, log_scale = transform.extend(guess[:, :-1], 0, None, transform.embed(None))
             overflows = ~(shift + z * log_scale.exp()).isfinite()
             assert overflows.any() and not overflows.all()
-    for first in ("latent", start):
-        solved, log_scale = GaussSeidelJacobi(window, tolerance, start=first)(transform, z)
+    for first, ahead in itertools.product(("latent", start), (False, True)):
+        solved, log_scale = GaussSeidelJacobi(window, tolerance, start=first, ahead=ahead)(transform, z)
         torch.testing.assert_close(solved, solution, rtol=0, atol=1e-5)
         assert not log_scale.any()
 
