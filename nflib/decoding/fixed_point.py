@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from nflib.transforms.autoregressive import Autoregressive
 
 
+# Looking ahead trusts the rate of changes only this near to the tolerance: in strongly coupled maps it may rise again.
+FAR_AHEAD = 10.0
+
+
 @dataclass
 class Inversion:
     """An inversion under way: of the tokens u, those before `start` are final, and their keys are in the cache.
 
     alive: which samples have not overflowed, ``(B, 1, 1)``; None while all are. logabsdet: of the numbers of the final
     tokens. committed: how many tokens the last sweep made final. guessed: how many tokens have entered the window.
-    drafts: how many sweeps were made in a lower precision. change: the largest in the last sweep.
+    drafts: how many sweeps were made in a lower precision. changes: by how much the last sweep changed each token, if
+    its window held all that were left.
     """
 
     transform: Autoregressive
@@ -38,7 +43,7 @@ class Inversion:
     committed: int = 1
     guessed: int = 0
     drafts: int = 0
-    change: float = math.inf
+    changes: list[float] = field(default_factory=list)
     residual: float = 0.0
     windows: list[int] = field(default_factory=list)
 
@@ -168,10 +173,10 @@ class GaussSeidelJacobi:
             if inversion.alive is not None:
                 difference = torch.where(inversion.alive, difference, 0.0)
             changes = difference.amax((0, 2)).tolist()
-            change = max(changes) if all(map(math.isfinite, changes)) else math.inf
-            expected = _next_change(change, inversion.change)
-            inversion.change = change
-            if self.ahead and stop == num_tokens and expected <= self.tolerance:
+            # Both sweeps must have been over all these tokens.
+            expected = _next_change(changes, inversion.changes[-len(changes) :]) if stop == num_tokens else math.inf
+            inversion.changes = changes if stop == num_tokens else []
+            if self.ahead and expected <= self.tolerance and max(changes) <= FAR_AHEAD * self.tolerance:
                 u[:, start:] = new
                 inversion.logabsdet[:, start:] = logabsdet
                 inversion.residual = max(inversion.residual, expected)
@@ -232,12 +237,14 @@ def _finite_samples(tokens: Tensor) -> Tensor | None:
     return None if finite.all() else finite
 
 
-def _next_change(change: float, last: float) -> float:
+def _next_change(changes: list[float], last: list[float]) -> float:
     """By how much all further sweeps together would change a token, were changes to shrink on as in the last one."""
-    if change == 0 or not change < last < math.inf:
-        return change if change == 0 else math.inf
-    rate = change / last
-    return change * rate / (1 - rate)
+    if not any(changes):
+        return 0.0
+    if len(last) < len(changes) or not all(map(math.isfinite, (*changes, *last))) or max(changes) >= max(last):
+        return math.inf
+    rate = max(changes) / max(last)
+    return max(changes) * rate / (1 - rate)
 
 
 def _count_leading(changes: list[float], tolerance: float) -> int:
