@@ -8,11 +8,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nflib.decoding.starts import AffineStart
 
@@ -112,16 +113,25 @@ class DecodingPlan:
         return plan
 
 
-def fingerprint(transform: Autoregressive) -> str:
-    """Names a map by its weights: the same in every process, another after training.
+# Of a map: the parameters read, how often they had been changed by then, and the fingerprint.
+_known: WeakKeyDictionary[nn.Module, tuple[list[nn.Parameter], list[int], str]] = WeakKeyDictionary()
 
-    Of large maps, the first and last parameters alone are read, so that it costs next to nothing.
+
+def fingerprint(transform: Autoregressive) -> str:
+    """Names a map by its kind and weights: the same in every process, another after training.
+
+    The first and last parameters alone are read, and only when they have changed, so that it costs next to nothing.
     """
+    known = _known.get(transform)
+    if known is not None and [parameter._version for parameter in known[0]] == known[1]:
+        return known[2]
     parameters = list(transform.parameters())
     described = (type(transform).__name__, *(tuple(parameter.shape) for parameter in parameters))
     digest = hashlib.sha1(str(described).encode(), usedforsecurity=False)
-    for parameter in (*parameters[:3], *parameters[-3:]):
+    read = [*parameters[:3], *parameters[-3:]]
+    for parameter in read:
         digest.update(parameter.detach().flatten()[:4096].float().cpu().numpy().tobytes())
+    _known[transform] = (read, [parameter._version for parameter in read], digest.hexdigest())
     return digest.hexdigest()
 
 
