@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "nflib" / "version.py").
 
 TRAINING = ["lightning-fabric>=2.4", "tensorboard>=2.16", "tqdm>=4.66"]
 SCRIPTS = ["jsonargparse[signatures]>=4.35", "matplotlib>=3.8"]
+METRICS = ["pot>=0.9.4"]
 
 setup(
     name="nflib",
@@ -23,7 +24,8 @@ setup(
     package_data={"molecular": ["shipped/**/*"], "nflib": ["py.typed"]},
     install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
     extras_require={
-        "molecular": [*TRAINING, *SCRIPTS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3"],
+        "metrics": METRICS,
+        "molecular": [*TRAINING, *SCRIPTS, *METRICS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3"],
         "video": [*TRAINING, *SCRIPTS],
         "gpu": ["xformers>=0.0.29"],
         "dev": [

@@ -1,0 +1,133 @@
+"""The result of an evaluation: a table that prints as Markdown and is saved as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# An error this small beside the value is rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its bootstrap standard error; the error is NaN where it is unknown."""
+
+    value: float
+    error: float = math.nan
+
+    def __str__(self) -> str:
+        """The error to two digits and the value to the same place: 0.1234 ± 0.0056."""
+        if not math.isfinite(self.error) or not math.isfinite(self.value):
+            return f"{self.value:.4g}"
+        if self.error <= _ROUNDING * abs(self.value):
+            return f"{self.value:.4g} ± 0"
+        places = 1 - math.floor(math.log10(self.error))
+        if places < 0 or abs(self.value) >= 1e6:
+            return f"{self.value:.3g} ± {self.error:.2g}"
+        return f"{self.value:.{places}f} ± {self.error:.{places}f}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows of ensembles, columns of metrics.
+
+    Attributes:
+        peptide: its sequence.
+        rows: ensemble -> metric -> `Estimate`, in the order of printing. A row may lack a metric.
+        units: metric -> unit, "" for none; also the order of the columns.
+        num_samples, num_rejected: ensemble -> how many conformations it has, and how many of them carry no weight.
+        settings: how it was made, plain values.
+        notes: what a reader must know: metrics left out and why, the resolution of the distances.
+
+    >>> table = Evaluation("AA", {"flow": {"energy_w1": Estimate(2.04, 0.13)}}, {"energy_w1": "kT"}, {"flow": 9})
+    >>> print(table)
+    | AA   | samples | rejected | energy_w1 / kT |
+    |------|--------:|---------:|---------------:|
+    | flow |       9 |        0 |    2.04 ± 0.13 |
+    """
+
+    peptide: str
+    rows: Mapping[str, Mapping[str, Estimate]]
+    units: Mapping[str, str]
+    num_samples: Mapping[str, int]
+    num_rejected: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, key: tuple[str, str]) -> Estimate:
+        """`evaluation["flow", "torus_w2"]`."""
+        row, metric = key
+        return self.rows[row][metric]
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def to_markdown(self) -> str:
+        """The table, and the notes below it."""
+        cells = [[self.peptide, "samples", "rejected", *(_label(name, unit) for name, unit in self.units.items())]]
+        for row, estimates in self.rows.items():
+            counts = [str(self.num_samples[row]), str(self.num_rejected.get(row, 0))]
+            cells.append([row, *counts, *(str(estimates[name]) if name in estimates else "–" for name in self.units)])
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells
+        ]
+        rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (width + 1) + ":" for width in widths[1:]) + "|"
+        notes = [""] * bool(self.notes) + [f"- {note}" for note in self.notes]
+        return "\n".join([lines[0], rule, *lines[1:], *notes])
+
+    def save(self, path: str | Path) -> None:
+        """Write .json, .csv or .md, by the file's suffix; ValueError for another one."""
+        path = Path(path)
+        writers = {".json": self._write_json, ".csv": self._write_csv, ".md": self._write_markdown}
+        if path.suffix not in writers:
+            raise ValueError(f"cannot save an evaluation as {path.name}; the suffix must be .json, .csv or .md.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writers[path.suffix](path)
+
+    def _write_json(self, path: Path) -> None:
+        content = {
+            "peptide": self.peptide,
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+            "units": dict(self.units),
+            "ensembles": {
+                row: {
+                    "num_samples": self.num_samples[row],
+                    "num_rejected": self.num_rejected.get(row, 0),
+                    "metrics": {
+                        name: {"value": _plain(estimate.value), "error": _plain(estimate.error)}
+                        for name, estimate in estimates.items()
+                    },
+                }
+                for row, estimates in self.rows.items()
+            },
+        }
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def _write_csv(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ensemble", "metric", "value", "error", "unit"])
+            for row, estimates in self.rows.items():
+                writer.writerow([row, "num_samples", self.num_samples[row], "", ""])
+                writer.writerow([row, "num_rejected", self.num_rejected.get(row, 0), "", ""])
+                for name, estimate in estimates.items():
+                    writer.writerow([row, name, repr(estimate.value), repr(estimate.error), self.units[name]])
+
+    def _write_markdown(self, path: Path) -> None:
+        path.write_text(self.to_markdown() + "\n")
+
+
+def _label(name: str, unit: str) -> str:
+    return f"{name} / {unit}" if unit else name
+
+
+def _plain(number: float) -> float | str:
+    """JSON has no infinities: they, and NaN, become strings."""
+    return number if math.isfinite(number) else str(number)

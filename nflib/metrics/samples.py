@@ -1,0 +1,52 @@
+"""What every distance asks of its samples: finite float64 points, and weights that sum to one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def double(values: Tensor) -> Tensor:
+    """float64 without gradients; on the CPU where the device has no float64 (mps)."""
+    values = values.detach()
+    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
+
+
+def check_order(function: str, order: float) -> None:
+    """ValueError for an order below one."""
+    if not order >= 1:
+        raise ValueError(f"{function}: order is {order}; give a number of at least 1, usually 1 or 2.")
+
+
+def as_points(function: str, name: str, points: Tensor) -> Tensor:
+    """Finite float64 points `(n, d)`; `(n,)` becomes `(n, 1)`."""
+    if points.dim() == 1:
+        points = points[:, None]
+    if points.dim() != 2 or points.numel() == 0:
+        raise ValueError(f"{function}: {name} has shape {tuple(points.shape)}; pass samples `(n, d)` or `(n,)`.")
+    points = double(points)
+    bad = int((~torch.isfinite(points)).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"{function}: {bad} of the {len(points)} samples in {name} are not finite; drop them first.")
+    return points
+
+
+def as_pair(function: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets of points, of one dimension and on one device."""
+    x, y = as_points(function, "x", x), as_points(function, "y", y)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{function}: x has {x.shape[1]} dimensions and y {y.shape[1]}; they must agree.")
+    return x, y.to(x.device)
+
+
+def as_weights(function: str, name: str, weights: Tensor | None, count: int, device: torch.device) -> Tensor | None:
+    """Weights `(count,)` that sum to one, float64; None, which means equal weights, stays None."""
+    if weights is None:
+        return None
+    if weights.shape != (count,):
+        raise ValueError(f"{function}: {name} has shape {tuple(weights.shape)} for {count} samples; pass ({count},).")
+    weights = double(weights).to(device)
+    total = weights.sum()
+    if not (weights >= 0).all() or not torch.isfinite(total) or total <= 0:
+        raise ValueError(f"{function}: {name} must be finite, not negative, and not all zero.")
+    return weights / total

@@ -1,0 +1,407 @@
+"""Evaluation of ensembles on synthetic data with known answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from molecular import Peptide
+from molecular.datasets import Ensemble
+from molecular.evaluation import Estimate, Evaluation, WeightedConformations, evaluate
+from molecular.evaluation.compare import FLOOR
+from molecular.evaluation.divergence import angle_bins, histogram, jensen_shannon
+from molecular.evaluation.metrics import thin
+from molecular.evaluation.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
+from molecular.evaluation.validity import intact_bonds, right_chirality, stereocentres
+from molecular.geometry import dihedrals
+from molecular.sample import reference_positions
+from nflib.montecarlo import WeightedSamples
+
+VACUUM = ["amber99sbildn.xml"]  # quick to build; energies play no part here
+GAP = 3.0  # energy of state B above A, kT
+
+
+@pytest.fixture(scope="module")
+def alanine() -> Peptide:
+    return Peptide("Ace-A-Nme", force_field=VACUUM)
+
+
+@pytest.fixture(scope="module")
+def states(alanine):
+    """Conformations A and B that differ by 2 rad in psi alone: (2, n, 3)."""
+    start = torch.from_numpy(alanine.positions)
+    _, psi = alanine.phi_psi_indices()
+    _, alpha, carbonyl, _ = psi[0]
+    names = list(zip(alanine.residue_names, alanine.atom_names, strict=True))
+    moving = [i for i, (residue, name) in enumerate(names) if residue == "NME" or (residue, name) == ("ALA", "O")]
+    turned = start.clone()
+    turned[moving] = rotate(start[moving], start[alpha], start[carbonyl], 2.0)
+    return torch.stack([start, turned]).float()
+
+
+def rotate(points, origin, end, angle):
+    """About the axis from origin to end (Rodrigues)."""
+    axis = torch.nn.functional.normalize(end - origin, dim=0).expand_as(points)
+    arms = points - origin
+    along = (axis * arms).sum(-1, keepdim=True)
+    turned = arms * math.cos(angle) + torch.linalg.cross(axis, arms) * math.sin(angle)
+    return origin + turned + axis * along * (1 - math.cos(angle))
+
+
+def mixture(states, num_a, num_b):
+    return states[torch.tensor([0] * num_a + [1] * num_b)]
+
+
+def energy_of(states):
+    """0 in state A and GAP in state B, told apart by the distance from A."""
+    return lambda x: GAP * ((x - states[0]).abs().amax(dim=(1, 2)) > 1e-3).double()
+
+
+# --- torsions
+
+
+def test_backbone_torsions_turn_as_told(alanine, states):
+    angles = dihedrals(states.double(), backbone_torsions(alanine))
+    assert angles.shape == (2, 2)
+    torch.testing.assert_close(angles[0, 0], angles[1, 0], rtol=0, atol=1e-5)
+    assert abs(math.remainder((angles[1, 1] - angles[0, 1]).item(), 2 * math.pi)) == pytest.approx(2.0, abs=1e-5)
+
+
+def test_ramachandran_pairs_share_a_residue():
+    for sequence, residues in [("Ace-AG-Nme", 2), ("AAA", 1), ("AA", 1)]:
+        pairs = ramachandran_torsions(Peptide(sequence, force_field=VACUUM))
+        assert pairs.shape == (residues, 2, 4)
+        if sequence != "AA":  # the alpha carbon is the third atom of phi and the second of psi
+            assert (pairs[:, 0, 2] == pairs[:, 1, 1]).all()
+
+
+def test_heavy_torsions(alanine):
+    """Omega, phi, psi, omega: of alanine dipeptide's heavy bonds only four have neighbours on both sides."""
+    quadruples = heavy_torsions(alanine.elements, alanine.bonds)
+    bonds = [{alanine.atom_names[i] for i in quadruple[1:3].tolist()} for quadruple in quadruples]
+    assert sorted(map(sorted, bonds)) == [["C", "CA"], ["C", "N"], ["C", "N"], ["CA", "N"]]
+
+
+# --- validity
+
+
+def test_thermal_conformations_are_valid(alanine):
+    positions = reference_positions("Ace-A-Nme")
+    assert intact_bonds(positions, alanine.elements, alanine.bonds).all()
+    assert right_chirality(positions, alanine).all()
+
+
+def test_all_residues_are_valid_as_built():
+    for sequence in ("Ace-CDEFHKMNPQR-Nme", "ITSVWYLG"):
+        peptide = Peptide(sequence, force_field=VACUUM)
+        positions = torch.from_numpy(peptide.positions)[None]
+        assert intact_bonds(positions, peptide.elements, peptide.bonds).all()
+        # All but glycine have an alpha carbon with a hand; isoleucine and threonine one centre more.
+        assert len(stereocentres(peptide)) == {"Ace-CDEFHKMNPQR-Nme": 11, "ITSVWYLG": 7 + 2}[sequence]
+
+
+def test_a_mirror_image_has_the_wrong_hand_and_the_right_bonds(alanine, states):
+    mirrored = states * torch.tensor([1.0, 1.0, -1.0])
+    assert intact_bonds(mirrored, alanine.elements, alanine.bonds).all()
+    assert right_chirality(states, alanine).all() and not right_chirality(mirrored, alanine).any()
+
+
+def test_one_wrong_side_chain_centre_is_found():
+    peptide = Peptide("Ace-T-Nme", force_field=VACUUM)
+    positions = torch.from_numpy(peptide.positions)[None].clone()
+    i, j = peptide.atom_names.index("CG2"), peptide.atom_names.index("HB")
+    positions[:, [i, j]] = positions[:, [j, i]]
+    assert not right_chirality(positions, peptide).any()
+
+
+def test_broken_new_and_collapsed_bonds(alanine, states):
+    hydrogen, carbon = 0, alanine.bonds[0][1] if alanine.bonds[0][0] == 0 else 1
+    broken, new, collapsed = (states[:1].clone() for _ in range(3))
+    towards = broken[0, hydrogen] - broken[0, carbon]
+    broken[0, hydrogen] += 0.8 * towards
+    collapsed[0, hydrogen] -= 0.5 * towards
+    far = (new[0] - new[0, hydrogen]).norm(dim=-1).argmax()
+    new[0, hydrogen] = new[0, far] + torch.tensor([0.09, 0.0, 0.0])
+    for bad in (broken, new, collapsed):
+        assert not intact_bonds(bad, alanine.elements, alanine.bonds).any()
+    both = torch.cat([states, broken])
+    assert intact_bonds(both, alanine.elements, alanine.bonds, batch_size=2).tolist() == [True, True, False]
+
+
+def test_unknown_element():
+    with pytest.raises(ValueError, match="no covalent radius of Xx"):
+        intact_bonds(torch.zeros(1, 2, 3), ["H", "Xx"], [(0, 1)])
+
+
+# --- divergences
+
+
+def test_jensen_shannon_equals_scipy():
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(50, generator=generator, dtype=torch.float64) for _ in range(2))
+    p[:10], q[5:15] = 0.0, 0.0
+    assert jensen_shannon(p, 7 * q) == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-12)
+    assert jensen_shannon(p, p) == 0.0
+
+
+def test_angles_fall_into_the_same_cell_at_every_turn():
+    angles = torch.tensor([[-math.pi, math.pi - 1e-3], [0.1, -0.1]], dtype=torch.float64)
+    turns = torch.tensor([[2, -1], [0, 5]]) * torch.tensor(2 * math.pi, dtype=torch.float64)
+    assert angle_bins(angles + 1e-9).tolist() == angle_bins(angles + 1e-9 + turns).tolist()
+    assert angle_bins(torch.tensor([[0.0, 0.0], [6.28, 6.28]])).tolist() == [0, 36 * 36 - 1]
+    cells = torch.tensor([0, 2, 2])
+    assert histogram(cells, torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), 4).tolist() == [0.2, 0.0, 0.8, 0.0]
+
+
+# --- evaluate: two states, every figure in closed form
+
+
+def test_two_states_in_closed_form(alanine, states):
+    """Reference 700 A + 300 B; proposal 500 + 500, and weights 7 : 3 that turn it into the reference."""
+    pytest.importorskip("ot")
+    reference, proposal = mixture(states, 700, 300), mixture(states, 500, 500)
+    log_weights = torch.tensor([0.7] * 500 + [0.3] * 500, dtype=torch.float64).log() + 123.0
+    result = evaluate(
+        {
+            "proposal": proposal,
+            "reweighted": (proposal, log_weights),
+            "same": WeightedSamples(reference, torch.zeros(1000)),
+        },
+        reference,
+        alanine,
+        energy=energy_of(states),
+        num_bootstrap=0,
+        transport_points=2000,
+    )
+    assert result["proposal", "energy_w1"].value == pytest.approx(0.2 * GAP)
+    assert result["proposal", "energy_w2"].value == pytest.approx(math.sqrt(0.2) * GAP)
+    assert result["proposal", "torus_w2"].value == pytest.approx(math.sqrt(0.2) * 2.0, rel=1e-5)
+    expected = jensenshannon([0.5, 0.5], [0.7, 0.3]) ** 2
+    assert result["proposal", "ramachandran_jsd"].value == pytest.approx(expected, rel=1e-9)
+    assert result["proposal", "effective_sample_size_fraction"].value == pytest.approx(1.0)
+    assert result["reweighted", "effective_sample_size_fraction"].value == pytest.approx(1 / (2 * (0.49 + 0.09)))
+    for row in ("reweighted", "same"):
+        for metric in ("energy_w1", "energy_w2", "torus_w2", "ramachandran_jsd"):
+            assert result[row, metric].value == pytest.approx(0.0, abs=1e-6)
+    for row in result.rows:
+        assert result[row, "chirality_rate"].value == pytest.approx(1.0)
+        assert result[row, "bond_graph_rate"].value == pytest.approx(1.0)
+        assert math.isnan(result[row, "energy_w1"].error)
+    # Contiguous halves: 500 A against 200 A + 300 B.
+    assert result[FLOOR, "energy_w1"].value == pytest.approx(0.6 * GAP)
+    assert "tica_w2" not in result.units and any("no trajectories" in note for note in result.notes)
+
+
+def test_bootstrap_errors_are_those_of_the_binomial(alanine, states):
+    """W_1 = GAP |p - q| with p, q shares of B: variance GAP^2 (p (1 - p) / N + q (1 - q) / M)."""
+    pytest.importorskip("ot")
+    result = evaluate(
+        {"proposal": mixture(states, 200, 200)},
+        mixture(states, 560, 240),
+        alanine,
+        energy=energy_of(states),
+        num_bootstrap=200,
+        transport_points=20,
+        seed=1,
+    )
+    expected = GAP * math.sqrt(0.25 / 400 + 0.21 / 800)
+    assert result["proposal", "energy_w1"].error == pytest.approx(expected, rel=0.15)
+    assert result["proposal", "effective_sample_size_fraction"].error == pytest.approx(0.0, abs=1e-12)
+    again = evaluate(
+        {"proposal": mixture(states, 200, 200)},
+        mixture(states, 560, 240),
+        alanine,
+        energy=energy_of(states),
+        num_bootstrap=3,
+        transport_points=20,
+        seed=1,
+    )
+    assert again["proposal", "energy_w1"].value == result["proposal", "energy_w1"].value
+
+
+def test_groups_are_resampled_whole(alanine, states):
+    """16 copies of each of 50 conformations: errors as of 50, not of 800."""
+    pytest.importorskip("ot")
+    positions = mixture(states, 25, 25).repeat_interleave(16, dim=0)
+    groups = torch.arange(50).repeat_interleave(16)
+    reference = mixture(states, 100, 0)
+    result = evaluate(
+        {"grouped": WeightedConformations(positions, groups=groups), "independent": positions},
+        reference,
+        alanine,
+        energy=energy_of(states),
+        num_bootstrap=200,
+        transport_points=10,
+    )
+    for row, count in (("grouped", 50), ("independent", 800)):
+        assert result[row, "energy_w1"].error == pytest.approx(GAP * math.sqrt(0.25 / count), rel=0.15)
+
+
+def test_weights_decide_validity_and_rejected_samples_are_counted(alanine, states):
+    pytest.importorskip("ot")
+    positions = torch.cat([states, states * torch.tensor([1.0, 1.0, -1.0]), states])
+    positions[4] = torch.nan
+    log_weights = torch.tensor([3.0, 3.0, 1.0, 1.0, 1.0, 0.0]).log()  # the last one weighs nothing
+    result = evaluate(
+        {"proposal": positions, "reweighted": (positions, log_weights)},
+        mixture(states, 4, 4),
+        alanine,
+        energy=lambda x: torch.where(x[:, 0, 2] == positions[5, 0, 2], torch.nan, energy_of(states)(x)),
+        num_bootstrap=0,
+    )
+    assert (result.num_samples["reweighted"], result.num_rejected["reweighted"]) == (6, 2)
+    assert (result.num_samples["proposal"], result.num_rejected["proposal"]) == (6, 1)
+    assert result["reweighted", "chirality_rate"].value == pytest.approx(6 / 8)
+    assert result["proposal", "chirality_rate"].value == pytest.approx(3 / 5)
+    assert result["reweighted", "effective_sample_size_fraction"].value == pytest.approx(8**2 / 20 / 6)
+    assert result["proposal", "energy_w1"].value == math.inf
+
+
+def test_default_energy_is_the_peptides_own(alanine, states):
+    pytest.importorskip("ot")
+    result = evaluate({"a": states[:1].expand(4, -1, -1)}, mixture(states, 2, 2), alanine, num_bootstrap=0)
+    from molecular.boltzmann import ReducedEnergy
+
+    low, high = ReducedEnergy(alanine)(states)
+    # float32 sums of a batch of another size: equal to rounding only
+    assert result["a", "energy_w1"].value == pytest.approx(0.5 * (high - low).abs().item(), rel=1e-4)
+
+
+def test_trajectories_add_slow_coordinates(alanine, states):
+    """Two ladders that hop between A and B: TICA must find psi, and its clusters the two states."""
+    pytest.importorskip("ot")
+    generator = torch.Generator().manual_seed(0)
+    hops = torch.rand(2, 600, generator=generator) < 0.05
+    state = (hops.long().cumsum(1) % 2).flatten()
+    count = len(state)
+    shuffled = torch.randperm(count, generator=generator)  # time, not the order of storage, makes a trajectory
+    reference = Ensemble(
+        positions=states[state],
+        energies=torch.zeros(count, dtype=torch.float64),
+        ladder=torch.arange(2).repeat_interleave(600),
+        time=torch.arange(600, dtype=torch.float64).repeat(2),
+        temperature_index=torch.zeros(count, dtype=torch.int64),
+    ).select(shuffled)
+    result = evaluate(
+        {"only A": mixture(states, 50, 0), "shares": mixture(states, count - int(state.sum()), int(state.sum()))},
+        reference,
+        alanine,
+        energy=energy_of(states),
+        num_bootstrap=3,
+        transport_points=2000,
+        tica_lag=1,
+        num_clusters=2,
+    )
+    share = state.double().mean().item()
+    p, q = [1.0, 0.0], [1 - share, share]
+    assert result["only A", "kmeans_jsd"].value == pytest.approx(jensenshannon(p, q) ** 2, rel=1e-9)
+    assert result["shares", "kmeans_jsd"].value == pytest.approx(0.0, abs=1e-12)
+    # A coordinate of variance lambda^2 with two values d apart: d = lambda / sqrt(q (1 - q)); W_2^2 = q d^2.
+    eigenvalue = float(
+        next(note for note in result.notes if "TICA" in note).rsplit(":", 1)[1].strip(" .").split(",")[0]
+    )
+    assert eigenvalue == pytest.approx(0.9, abs=0.05)  # 1 - 2 * 0.05
+    expected = eigenvalue * math.sqrt(share / (share * (1 - share)))
+    assert result["only A", "tica_w2"].value == pytest.approx(expected, rel=0.01)
+    assert result["shares", "tica_w2"].value == pytest.approx(0.0, abs=1e-3)
+
+
+def test_thinning_keeps_masses():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5000, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 3.0])
+    mass = torch.softmax(values[:, 1], dim=0)
+    points, masses = thin(values, mass, 500)
+    assert len(points) <= 500 and masses.sum().item() == pytest.approx(1.0)
+    # The widest coordinate's distribution function moves by at most one point's mass.
+    for level in torch.linspace(-9, 9, 19):
+        assert abs(masses[points[:, 1] <= level].sum() - mass[values[:, 1] <= level].sum()) <= 1 / 500 + 1e-12
+    kept, same = thin(values, torch.where(values[:, 0] > 0, mass, 0.0), 5000)
+    assert len(kept) == int((values[:, 0] > 0).sum()) and (same > 0).all()
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (torch.zeros(5, 4, 3), r"'proposal' has positions of shape \(5, 4, 3\)"),
+        ((torch.zeros(5, 22, 3), torch.zeros(4)), r"'proposal' has log_weights of shape \(4,\)"),
+        ((torch.zeros(5, 22, 3), torch.full((5,), torch.nan)), "'proposal' has log_weights that are NaN"),
+        ("samples.xtc", "'proposal' is a str"),
+    ],
+)
+def test_mistakes_in_an_ensemble(alanine, states, source, message):
+    pytest.importorskip("ot")
+    with pytest.raises(ValueError, match=message):
+        evaluate({"proposal": source}, mixture(states, 4, 4), alanine, energy=energy_of(states))
+
+
+def test_other_mistakes(alanine, states):
+    with pytest.raises(ValueError, match="there are no ensembles"):
+        evaluate({}, states, alanine)
+    with pytest.raises(ValueError, match="rename it"):
+        evaluate({FLOOR: states}, states, alanine)
+    with pytest.raises(ValueError, match="transport_points 1"):
+        evaluate({"a": states}, states, alanine, transport_points=1)
+    pytest.importorskip("ot")
+    with pytest.raises(ValueError, match="the reference has 2 finite conformations"):
+        evaluate({"a": states}, states, alanine)
+
+
+# --- the table
+
+
+def test_table_prints_and_saves(tmp_path):
+    table = Evaluation(
+        peptide="AA",
+        rows={
+            "proposal": {"energy_w1": Estimate(math.inf, math.nan), "torus_w2": Estimate(0.12345, 0.0056)},
+            "SMC": {"energy_w1": Estimate(12.3456, 1.23)},
+        },
+        units={"energy_w1": "kT", "torus_w2": "rad"},
+        num_samples={"proposal": 100, "SMC": 50},
+        num_rejected={"proposal": 3},
+        settings={"seed": 0},
+        notes=("a note",),
+    )
+    assert str(table).splitlines() == [
+        "| AA       | samples | rejected | energy_w1 / kT |  torus_w2 / rad |",
+        "|----------|--------:|---------:|---------------:|----------------:|",
+        "| proposal |     100 |        3 |            inf | 0.1235 ± 0.0056 |",
+        "| SMC      |      50 |        0 |     12.3 ± 1.2 |               – |",
+        "",
+        "- a note",
+    ]
+    for suffix in (".json", ".csv", ".md"):
+        table.save(tmp_path / "new" / f"evaluation{suffix}")
+    content = json.loads((tmp_path / "new/evaluation.json").read_text())
+    assert content["ensembles"]["proposal"]["metrics"]["energy_w1"] == {"value": "inf", "error": "nan"}
+    assert content["ensembles"]["SMC"]["metrics"]["energy_w1"] == {"value": 12.3456, "error": 1.23}
+    with (tmp_path / "new/evaluation.csv").open() as file:
+        rows = {(row["ensemble"], row["metric"]): row for row in csv.DictReader(file)}
+    assert float(rows["proposal", "torus_w2"]["value"]) == 0.12345 and rows["SMC", "energy_w1"]["unit"] == "kT"
+    assert int(rows["proposal", "num_rejected"]["value"]) == 3
+    assert (tmp_path / "new/evaluation.md").read_text() == f"{table}\n"
+    with pytest.raises(ValueError, match=r"suffix must be \.json"):
+        table.save(tmp_path / "evaluation.xls")
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(1.0, 0.0), "1 ± 0"),
+        (Estimate(1 - 1e-16, 2e-16), "1 ± 0"),
+        (Estimate(1234.5, 67.8), "1234 ± 68"),
+        (Estimate(1234.5, 678.0), "1.23e+03 ± 6.8e+02"),
+        (Estimate(3.2e9, 1.0e8), "3.2e+09 ± 1e+08"),
+        (Estimate(0.25), "0.25"),
+    ],
+)
+def test_estimates_print_to_their_error(estimate, text):
+    assert str(estimate) == text

@@ -1,0 +1,230 @@
+"""Exact Wasserstein distances against closed forms, linear programs of scipy, and each other."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment, linprog
+
+from nflib.metrics import torus, wasserstein, wasserstein_1d
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def linear_program(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The transport problem by scipy's HiGHS."""
+    n, m = cost.shape
+    rows = np.kron(np.eye(n), np.ones(m))
+    columns = np.kron(np.ones(n), np.eye(m))
+    result = linprog(cost.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([a, b]), bounds=(0, None))
+    assert result.success
+    return result.fun
+
+
+# --- on the line
+
+
+def test_w1_equals_scipy_for_weighted_and_unweighted_samples():
+    x, y, a, b = normal(60), 2 * normal(45, seed=1) + 1, uniform(60, seed=2), uniform(45, seed=3)
+    assert wasserstein_1d(x, y, order=1).item() == pytest.approx(stats.wasserstein_distance(x, y), rel=1e-12)
+    expected = stats.wasserstein_distance(x.numpy(), y.numpy(), a.numpy(), b.numpy())
+    assert wasserstein_1d(x, y, a, b, order=1).item() == pytest.approx(expected, rel=1e-12)
+    expected = stats.wasserstein_distance(x.numpy(), y.numpy(), a.numpy(), None)
+    assert wasserstein_1d(x, y, 7 * a, order=1).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3.5])
+def test_line_equals_a_linear_program(order):
+    x, y, a, b = normal(12), normal(9, seed=1) + 0.5, uniform(12, seed=2), uniform(9, seed=3)
+    a, b = a / a.sum(), b / b.sum()
+    cost = (x[:, None] - y[None]).abs().pow(order).numpy()
+    weighted = linear_program(cost, a.numpy(), b.numpy()) ** (1 / order)
+    assert wasserstein_1d(x, y, a, b, order=order).item() == pytest.approx(weighted, rel=1e-7)
+    equal = linear_program(cost, np.full(12, 1 / 12), np.full(9, 1 / 9)) ** (1 / order)
+    assert wasserstein_1d(x, y, order=order).item() == pytest.approx(equal, rel=1e-7)
+    assert wasserstein(x, y, a, b, order=order).item() == pytest.approx(weighted, rel=1e-7)
+
+
+def test_integer_weights_are_repetitions():
+    x, y = normal(20), normal(31, seed=1)
+    counts = torch.arange(20) % 4
+    repeated = x.repeat_interleave(counts)
+    for order in (1, 2):
+        weighted = wasserstein_1d(x, y, counts, order=order)
+        torch.testing.assert_close(weighted, wasserstein_1d(repeated, y, order=order), rtol=1e-12, atol=0)
+
+
+def test_two_normals_reach_their_closed_form():
+    """W_2^2 = (m - m')^2 + (s - s')^2, here between quantiles of both."""
+    levels = (np.arange(200_000) + 0.5) / 200_000
+    x = torch.from_numpy(stats.norm.ppf(levels, 1.0, 2.0))
+    y = torch.from_numpy(stats.norm.ppf(levels, -1.0, 0.5))
+    assert wasserstein_1d(x, y).item() == pytest.approx(math.sqrt(4 + 2.25), rel=1e-4)
+
+
+def test_leading_dimensions_are_separate_problems():
+    x, y, a = normal(2, 3, 11), normal(2, 3, 8, seed=1), uniform(11, seed=2)
+    for weights in (None, a):
+        together = wasserstein_1d(x, y, weights)
+        assert together.shape == (2, 3) and together.dtype == torch.float64
+        one_by_one = torch.stack([wasserstein_1d(x[i, j], y[i, j], weights) for i in range(2) for j in range(3)])
+        torch.testing.assert_close(together.flatten(), one_by_one, rtol=1e-13, atol=0)
+
+
+def test_not_finite_means_infinite_unless_its_weight_is_zero():
+    x, y = torch.tensor([0.0, torch.inf, torch.nan]), torch.tensor([1.0, 1.0])
+    assert wasserstein_1d(x, y) == torch.inf
+    assert wasserstein_1d(y, x, x_weights=None) == torch.inf
+    assert wasserstein_1d(x, y, torch.tensor([1.0, 0.0, 0.0])) == 1.0
+
+
+# --- in more dimensions
+
+
+def test_equal_weights_are_an_assignment():
+    pytest.importorskip("ot")
+    x, y = normal(150, 3), 0.5 * normal(150, 3, seed=1) + 0.3
+    for order in (1, 2):
+        cost = torch.cdist(x, y).pow(order).numpy()
+        rows, columns = linear_sum_assignment(cost)
+        expected = cost[rows, columns].mean() ** (1 / order)
+        assert wasserstein(x, y, order=order).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_weights_equal_a_linear_program():
+    pytest.importorskip("ot")
+    x, y, a, b = normal(25, 2), normal(18, 2, seed=1) + 0.3, uniform(25, seed=2), uniform(18, seed=3)
+    a[3] = 0.0
+    a, b = a / a.sum(), b / b.sum()
+    for order in (1, 2):
+        expected = linear_program(torch.cdist(x, y).pow(order).numpy(), a.numpy(), b.numpy()) ** (1 / order)
+        assert wasserstein(x, y, 3 * a, b, order=order).item() == pytest.approx(expected, rel=1e-7)
+
+
+def test_a_shift_is_as_long_as_it_is():
+    pytest.importorskip("ot")
+    x, shift = normal(200, 4), torch.tensor([1.0, -2.0, 0.0, 2.0])
+    for order in (1, 2):
+        assert wasserstein(x, x + shift, order=order).item() == pytest.approx(3.0, rel=1e-12)
+    assert wasserstein(x.float(), x.float()).item() == 0.0
+
+
+def test_line_and_program_agree():
+    pytest.importorskip("ot")
+    x, y, a = normal(80), normal(70, seed=1), uniform(80, seed=2)
+    flat = [torch.stack([z, torch.zeros_like(z)], dim=1) for z in (x, y)]
+    torch.testing.assert_close(wasserstein(*flat, a), wasserstein_1d(x, y, a), rtol=1e-10, atol=0)
+
+
+# --- on the torus
+
+
+def test_torus_takes_the_short_way_and_any_representative():
+    pytest.importorskip("ot")
+    x = torch.tensor([[math.pi - 0.1, 0.0], [math.pi - 0.1, 2.0]])
+    y = torch.tensor([[-math.pi + 0.1, 0.0], [-math.pi + 0.1, 2.0]])
+    assert wasserstein(x, y, metric="torus").item() == pytest.approx(0.2, rel=1e-5)
+    angles, others = 7 * normal(60, 2), 7 * normal(50, 2, seed=1)
+    turns = torch.randint(-3, 4, others.shape, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        wasserstein(angles, others + 2 * math.pi * turns.double(), metric="torus"),
+        wasserstein(angles, others, metric="torus"),
+        rtol=1e-9,
+        atol=0,
+    )
+    in_degrees = wasserstein(angles.rad2deg(), others.rad2deg(), metric="torus", period=360.0)
+    torch.testing.assert_close(in_degrees.deg2rad(), wasserstein(angles, others, metric="torus"), rtol=1e-9, atol=0)
+
+
+def test_torus_against_the_best_cut_of_the_circle():
+    """On a circle with equal weights an optimal plan for a convex cost is a cyclic shift of the sorted points."""
+    pytest.importorskip("ot")
+    x, y = 2 * math.pi * uniform(40), 2 * math.pi * uniform(40, seed=1).square()
+    x_sorted, y_sorted = x.sort().values, y.sort().values
+    unrolled = torch.cat([y_sorted - 2 * math.pi, y_sorted, y_sorted + 2 * math.pi])
+    best = min((x_sorted - unrolled[k : k + 40]).square().mean().item() for k in range(81))
+    assert wasserstein(x, y, metric="torus").item() == pytest.approx(math.sqrt(best), rel=1e-10)
+
+
+def test_rotating_all_angles_moves_by_the_rotation():
+    """A narrow blob across the seam, turned by 1 rad in each of 3 angles."""
+    pytest.importorskip("ot")
+    x = math.pi + 0.05 * normal(100, 3)
+    assert wasserstein(x, x + 1.0, metric="torus").item() == pytest.approx(math.sqrt(3), rel=1e-12)
+
+
+def test_own_metric_and_chunked_costs(monkeypatch):
+    pytest.importorskip("ot")
+    x, y = 5 * normal(60, 2), 5 * normal(50, 2, seed=1)
+    expected = wasserstein(x, y, metric="torus")
+    monkeypatch.setattr("nflib.metrics.transport._CHUNK", 350)  # three rows at a time
+    assert wasserstein(x, y, metric=torus()) == expected
+
+
+# --- without POT, and mistakes
+
+
+def test_one_sentence_without_pot(monkeypatch):
+    original = builtins.__import__
+
+    def without_pot(name, *arguments, **keywords):
+        if name == "ot":
+            raise ModuleNotFoundError("No module named 'ot'", name="ot")
+        return original(name, *arguments, **keywords)
+
+    monkeypatch.delitem(sys.modules, "ot", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without_pot)
+    with pytest.raises(ImportError, match="pip install pot"):
+        wasserstein(normal(5, 2), normal(5, 2))
+    assert wasserstein(normal(5), normal(5)) == 0.0  # the line needs nothing
+
+
+def test_import_leaves_pot_alone():
+    code = "import sys, nflib.metrics; sys.exit('ot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "message"),
+    [
+        ((normal(4, 2), normal(4, 3)), {}, "x has 2 dimensions and y 3"),
+        ((normal(4, 2, 2), normal(4, 2)), {}, r"x has shape \(4, 2, 2\)"),
+        ((normal(0, 2), normal(4, 2)), {}, r"x has shape \(0, 2\)"),
+        ((normal(4, 2), normal(4, 2), uniform(3)), {}, r"x_weights has shape \(3,\)"),
+        ((normal(4, 2), normal(4, 2), None, -uniform(4)), {}, "y_weights must be finite"),
+        ((normal(4, 2), normal(4, 2), torch.zeros(4)), {}, "not all zero"),
+        ((normal(4, 2), normal(4, 2)), {"order": 0.5}, "order is 0.5"),
+        ((normal(4, 2), normal(4, 2)), {"metric": "city"}, "unknown metric 'city'"),
+        ((normal(4, 2), normal(4, 2)), {"metric": "torus", "period": -1.0}, "the period is -1.0"),
+        ((normal(4, 2), normal(4, 2) / 0), {}, "4 of the 4 samples in y are not finite"),
+    ],
+)
+def test_mistakes(arguments, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        wasserstein(*arguments, **keywords)
+
+
+def test_mistakes_on_the_line():
+    with pytest.raises(ValueError, match="same leading dimensions"):
+        wasserstein_1d(normal(2, 5), normal(3, 5))
+    with pytest.raises(ValueError, match="order is nan"):
+        wasserstein_1d(normal(5), normal(5), order=math.nan)
+
+
+def test_no_optimum_is_an_error():
+    pytest.importorskip("ot")
+    with pytest.raises(RuntimeError, match="no optimum for 50 x 50"):
+        wasserstein(normal(50, 2), normal(50, 2, seed=1), max_iterations=3)
