@@ -21,12 +21,20 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["nflib*", "molecular*", "video*"]),
-    package_data={"molecular": ["shipped/**/*"], "nflib": ["py.typed"]},
+    package_data={"molecular": ["shipped/**/*"], "nflib": ["py.typed"], "video": ["shipped/**/*"]},
     install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
     extras_require={
         "metrics": METRICS,
         "molecular": [*TRAINING, *SCRIPTS, *METRICS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3"],
-        "video": [*TRAINING, *SCRIPTS],
+        "video": [
+            *TRAINING,
+            *SCRIPTS,
+            "av>=14",
+            "diffusers>=0.35",
+            "pillow>=10",
+            "scikit-learn>=1.4",
+            "transformers>=4.55",
+        ],
         "gpu": ["xformers>=0.0.29"],
         "dev": [
             "pytest>=8",

@@ -1,9 +1,10 @@
 """Energies and forces of peptides: conformations per second of OpenMM and of the compiled system, in one run.
 
-    python benchmarks/energies.py --batch 1024 --seconds 20
+    OMP_NUM_THREADS=1 chrt -r 1 python benchmarks/energies.py --threads 2 --batch 1024 --seconds 20
 
 OpenMM evaluates one conformation at a time (setPositions, then getState with energy and forces as an array); the
-compiled system evaluates the batch. The engines take turns, so that whatever else the machine does hits them alike.
+batched system evaluates the batch, operator by operator or fused by torch.compile ("compiled"). The engines take turns,
+so that whatever else the machine does hits them alike.
 """
 
 import time
@@ -40,7 +41,7 @@ def openmm_evaluator(system: openmm.System, platform: str, properties: dict[str,
 
 
 def torch_evaluator(system: openmm.System, dtype: torch.dtype, compile: bool) -> Evaluate:
-    """Energies and forces by the compiled system, all at once."""
+    """Energies and forces by the batched system, all at once."""
     energy = compile_system(system, dtype, compile=compile)
     return energy.energy_and_force
 
@@ -77,10 +78,10 @@ def rates(engines: dict[str, tuple[Evaluate, Any]], seconds: float) -> dict[str,
 def main() -> None:
     """Print the table."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--batch", type=int, default=1024, help="conformations per call of the compiled system")
+    parser.add_argument("--batch", type=int, default=1024, help="conformations per call of the batched system")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each engine and peptide")
     parser.add_argument("--peptides", nargs="+", default=["AA", "Ace-A-Nme"])
-    parser.add_argument("--fused", action="store_true", help="also torch.compile; compiling takes minutes")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out torch.compile, which takes minutes first")
     arguments = parser.parse_args()
     prepare(arguments)
     rows = []
@@ -96,8 +97,8 @@ def main() -> None:
             "torch float32": (torch_evaluator(peptide.system, torch.float32, False), single),
             "torch float64": (torch_evaluator(peptide.system, torch.float64, False), double),
         }
-        if arguments.fused:
-            engines["torch float32, fused"] = (torch_evaluator(peptide.system, torch.float32, True), single)
+        if not arguments.no_compiled:
+            engines["torch float32, compiled"] = (torch_evaluator(peptide.system, torch.float32, True), single)
         measured = rates(engines, arguments.seconds)
         peer = float(np.median(measured["OpenMM CPU"]))
         for name, values in measured.items():

@@ -12,6 +12,8 @@ import jsonargparse
 
 from nflib.training.config import TrainingConfig
 
+log = logging.getLogger(__name__)
+
 USER_ERRORS = (ValueError, OSError, RuntimeError)
 
 
@@ -37,9 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def simulate(
-    peptide: str,
     output: Path,
     picoseconds: float,
+    peptide: str | None = None,
+    sequences: Path | None = None,
     equilibration_ps: float = 20.0,
     highest_temperature: float = 900.0,
     num_temperatures: int = 8,
@@ -47,44 +50,85 @@ def simulate(
     timestep_ps: float = 0.001,
     friction: float = 1.0,
     save_ps: float = 1.0,
+    frames: str = "float32",
     temperature: float | None = None,
+    engine: str = "batched",
+    platform: str = "CPU",
+    compile: bool = False,
+    split: Path | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    tar: bool = False,
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Simulate a peptide by parallel tempering in batched Langevin dynamics (BAOAB); run again, it goes on.
+    """Simulate a peptide, or a corpus of them, by parallel tempering in Langevin dynamics; run again, it goes on.
 
     Args:
-        peptide: sequence, such as Ace-A-Nme or AAA.
-        output: folder for frames, topology, settings and report.
+        output: folder for frames, topology, settings and report; of a corpus, with one such folder a sequence.
         picoseconds: production time of each replica.
+        peptide: sequence, such as Ace-A-Nme or AAA.
+        sequences: instead of a peptide, a text file of sequences, one a line, for a corpus.
         equilibration_ps: time before production, not saved.
         highest_temperature: top of the temperature ladder, K.
         num_temperatures: temperatures in each ladder.
-        num_ladders: independent ladders, simulated in one batch.
+        num_ladders: independent ladders, simulated in one batch, each from a structure of its own.
         timestep_ps: integration step.
         friction: of the Langevin thermostat, 1/ps.
         save_ps: time between saved frames.
+        frames: how positions are stored: float32 or float16 (npz), or xtc.
         temperature: K; default 300 for capped, 310 for uncapped peptides.
+        engine: batched (tensors, on the device) or openmm (the reference, one replica after the other).
+        platform: of the openmm engine: CPU, Reference, CUDA ...
+        compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
+        split: of a corpus, a JSON file with lists of train, validation and test; sequences it lacks are for training.
+        validation_fraction: of a corpus without such a file, the share of the sequences, chosen by seed.
+        test_fraction: likewise.
+        tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """
+    if (peptide is None) == (sequences is None):
+        raise ValueError("give either --peptide or --sequences.")
+    options: dict[str, Any] = {
+        "picoseconds": picoseconds,
+        "equilibration_ps": equilibration_ps,
+        "highest_temperature": highest_temperature,
+        "num_temperatures": num_temperatures,
+        "num_ladders": num_ladders,
+        "timestep": timestep_ps,
+        "friction": friction,
+        "save_ps": save_ps,
+        "storage": frames,
+        "engine": engine,
+        "platform": platform,
+        "compile": compile,
+        "device": device,
+    }
+    if sequences is not None:
+        from molecular.corpus import read_sequences, read_split, simulate_corpus
+
+        names = read_sequences(sequences)
+        simulate_corpus(
+            names,
+            output,
+            split=None if split is None else read_split(split, names),
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            temperature=temperature,
+            seed=seed,
+            tar=tar,
+            **options,
+        )
+        return
+    from molecular.dynamics import report_lines
     from molecular.peptide import Peptide
     from molecular.simulate import simulate as run
 
-    run(
-        Peptide(peptide, temperature=temperature),
-        output,
-        picoseconds=picoseconds,
-        equilibration_ps=equilibration_ps,
-        highest_temperature=highest_temperature,
-        num_temperatures=num_temperatures,
-        num_ladders=num_ladders,
-        timestep=timestep_ps,
-        friction=friction,
-        save_ps=save_ps,
-        seed=seed,
-        device=device,
-    )
+    assert peptide is not None
+    result = run(Peptide(peptide, temperature=temperature), output, seed=seed, **options)
+    for line in report_lines(result.report):
+        log.info("%s", line)
 
 
 def train(

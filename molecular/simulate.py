@@ -4,34 +4,38 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import mdtraj
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from openmm import unit
+from torch import Tensor
 
 from molecular.dynamics import (
+    STORAGE,
     EnergyAndForce,
+    Langevin,
     TemperingSettings,
     Trajectories,
+    concerns,
     geometric_temperatures,
-    list_shards,
     parallel_tempering,
-    read_shard,
     relax,
+    rotatable_bonds,
+    start_structures,
+    torsion_statistics,
 )
 from molecular.dynamics.checkpoint import CHECKPOINT
+from molecular.dynamics.replicas import MakeIntegrator
 from molecular.folders import make_folder
 
 if TYPE_CHECKING:
     from molecular.peptide import Peptide
 
-POSITIVE_PHI = (0.0, np.deg2rad(150.0))
-"""The left-handed basin of alanine dipeptide, separated from the rest by its highest barrier, rad."""
+ENGINES = ("batched", "openmm")
 
-MAY_CHANGE = {"picoseconds", "num_steps", "device", "torch", "num_threads"}
+MAY_CHANGE = {"picoseconds", "num_steps", "device", "torch", "num_threads", "compile", "platform"}
 """Settings that may differ when a simulation is taken up again."""
 
 
@@ -49,8 +53,12 @@ def simulate(
     swap_ps: float = 0.1,
     save_ps: float = 1.0,
     saved_temperatures: int = 1,
+    storage: str = "float32",
     seed: int = 0,
+    engine: str = "batched",
     device: str = "cpu",
+    platform: str = "CPU",
+    compile: bool = False,
     energy: EnergyAndForce | None = None,
     progress: bool = True,
     checkpoint_seconds: float = 60.0,
@@ -58,24 +66,32 @@ def simulate(
     """Parallel tempering of ``peptide`` from its temperature to ``highest_temperature``; see
     `parallel_tempering`.
 
-    Writes into ``output``: topology.pdb, settings.json, frames-*.npz (read by
-    `molecular.datasets.load_ensemble`), checkpoint.npz and, at the end, report.json. Run again after an
-    interruption with the same arguments it goes on from the last checkpoint; with more ``picoseconds`` it is
-    extended.
+    Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `molecular.datasets.load_ensemble`),
+    checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
+    (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
+    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each ladder starts from a structure of
+    its own (`start_structures`).
 
     Args:
         picoseconds: production time of each replica. equilibration_ps: before it, not saved.
         timestep: ps. friction: 1/ps. swap_ps, save_ps: intervals, whole multiples of the time step.
-        energy: another energy than ``compile_system(peptide.system)``.
+        storage: of the frames: "float32", "float16" or "xtc" (`molecular.dynamics.frames.write_shard`).
+        engine: "batched", all replicas as tensors on ``device`` (with ``compile``, fused by `torch.compile`), or
+            "openmm", the reference: OpenMM's own integrator on ``platform``, one replica after the other.
+        energy: for the batched engine, another energy than ``compile_system(peptide.system)``.
 
     Raises:
-        ValueError: an impossible setting, constraints in the system, or a folder of another simulation.
+        ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
     """
     constraints = peptide.system.getNumConstraints()
-    if constraints:
+    if engine not in ENGINES:
+        raise ValueError(f"there is no engine {engine!r}; the engines are {', '.join(ENGINES)}.")
+    if storage not in STORAGE:
+        raise ValueError(f"frames are stored as {', '.join(STORAGE)}, not {storage!r}.")
+    if constraints and engine == "batched":
         raise ValueError(
             f"the system of {peptide.sequence} has {constraints} constraints but this integrator has none;"
-            " build the peptide with constraints=None."
+            " build the peptide with constraints=None, or use engine='openmm'."
         )
     temperatures = geometric_temperatures(peptide.temperature, highest_temperature, num_temperatures)
     tempering = TemperingSettings(
@@ -94,23 +110,38 @@ def simulate(
     settings = {
         "sequence": peptide.sequence,
         "num_atoms": len(peptide.positions),
+        "force_field": list(peptide.force_field),
+        "cutoff": peptide.cutoff,
+        "constraints": peptide.constraints,
+        "hydrogen_mass": peptide.hydrogen_mass,
+        "engine": engine,
+        "storage": storage,
         "seed": seed,
         "picoseconds": picoseconds,
         "num_steps": num_steps,
         "device": device,
+        "platform": platform,
+        "compile": compile,
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
     } | asdict(tempering)
     _check_folder(output, settings)
 
-    if energy is None:
-        from molecular.energy import compile_system
+    make_integrator: MakeIntegrator = Langevin
+    degrees_of_freedom = None
+    if engine == "openmm":
+        from molecular.dynamics.openmm_engine import OpenMMEngine
 
-        energy = compile_system(peptide.system).to(device)
-    dtype = torch.float32
-    start = torch.as_tensor(np.asarray(peptide.positions), dtype=dtype, device=device)
-    start = relax(energy, start[None])[0]
-    start = start - start.mean(dim=0)
+        reference = OpenMMEngine(peptide.system, platform)
+        energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
+        degrees_of_freedom = reference.degrees_of_freedom
+        dtype, device = torch.float64, "cpu"
+    else:
+        if energy is None:
+            from molecular.energy import compile_system
+
+            energy = compile_system(peptide.system, compile=compile).to(device)
+        minimise, dtype = _descent(energy), torch.float32
     # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
     system = peptide.system
     masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
@@ -118,68 +149,71 @@ def simulate(
     make_folder(output)
     peptide.save_pdb(output / "topology.pdb")
     _write_json(output / "settings.json", settings)
+    structure = torch.as_tensor(np.asarray(peptide.positions), dtype=dtype, device=device)
+    if (output / CHECKPOINT).exists():
+        start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
+    else:
+        start = start_structures(structure, peptide.bonds, num_ladders, minimise, _start_generator(seed))
+    start = start - start.mean(dim=1, keepdim=True)
     result = parallel_tempering(
         energy,
         torch.tensor(masses, dtype=dtype, device=device),
-        start,
+        start.repeat_interleave(num_temperatures, dim=0),
         generator=torch.Generator(device).manual_seed(seed),
         num_steps=num_steps,
         progress=progress,
         checkpoint=output,
         checkpoint_seconds=checkpoint_seconds,
+        storage=storage,
+        integrator=make_integrator,
+        degrees_of_freedom=degrees_of_freedom,
         **asdict(tempering),
     )
-    phi, psi = peptide.phi_psi_indices()
-    result.report["torsions"] = torsion_statistics(output, phi, psi)
+    result.report["sequence"], result.report["engine"] = peptide.sequence, engine
+    result.report["torsions"] = torsion_statistics(output, reported_torsions(peptide), save_ps)
+    result.report["concerns"] = concerns(result.report)
     _write_json(output / "report.json", result.report)
     return result
 
 
-def torsion_statistics(folder: Path, phi: NDArray[np.int64], psi: NDArray[np.int64]) -> list[dict[str, object]]:
-    """How well the frames at the lowest temperature mix over each residue's backbone torsions.
+def reported_torsions(peptide: "Peptide") -> dict[str, NDArray[np.int64]]:
+    """Atom quadruples of what should mix, by name: "phi 1", "psi 1" and so on, then each side chain's torsions.
 
-    ``phi``, ``psi`` are (k, 4) atom indices. For each phi: the share of frames in the left-handed basin
-    (0 < phi < 150 degrees) with its standard error over ladders, and jumps between the basins from one saved
-    frame of a ladder to the next; for each psi the same for 'psi in (-120, 50) degrees', which is the
-    helical side.
+    The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2".
     """
-    angles, ladders = [], []
-    for path in list_shards(folder):
-        frames = read_shard(path)
-        lowest = frames.temperature_index == 0
-        trajectory = mdtraj.Trajectory(frames.positions[lowest], None)
-        angles.append(
-            [mdtraj.compute_dihedrals(trajectory, index, periodic=False) for index in (phi, psi) if len(index)]
-        )
-        ladders.append(frames.ladder[lowest])
-    if not ladders or not angles[0]:
-        return []
-    ladder = np.concatenate(ladders)
-    # Sorted by ladder and, because the sort is stable and shards are in order, by time inside each.
-    order = np.argsort(ladder, kind="stable")
-    ladder = ladder[order]
-    names = [name for name, index in (("phi", phi), ("psi", psi)) if len(index)]
-    rows: list[dict[str, object]] = []
-    for position, name in enumerate(names):
-        torsion = np.concatenate([part[position] for part in angles])[order]
-        low, high = POSITIVE_PHI if name == "phi" else (np.deg2rad(-120.0), np.deg2rad(50.0))
-        inside = (torsion > low) & (torsion < high)
-        same = ladder[1:] == ladder[:-1]
-        for column in range(torsion.shape[1]):
-            state = inside[:, column]
-            shares = np.array([state[ladder == index].mean() for index in np.unique(ladder)])
-            error = float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None
-            rows.append(
-                {
-                    "torsion": f"{name} {column + 1}",
-                    "basin_degrees": [float(np.rad2deg(low)), float(np.rad2deg(high))],
-                    "share_in_basin": float(state.mean()),
-                    "standard_error_over_ladders": error,
-                    "jumps": int(((state[1:] != state[:-1]) & same).sum()),
-                    "frames": len(state),
-                }
-            )
-    return rows
+    named: dict[str, NDArray[np.int64]] = {}
+    phi, psi = peptide.phi_psi_indices()
+    for name, rows in (("phi", phi), ("psi", psi)):
+        named |= {f"{name} {number}": row for number, row in enumerate(rows, start=1)}
+    backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
+    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(peptide.elements) if element != "H"}
+    for i, j in peptide.bonds:
+        if i in heavy and j in heavy:
+            heavy[i].append(j)
+            heavy[j].append(i)
+    for i, j, _ in rotatable_bonds(len(peptide.positions), peptide.bonds):
+        i, j = sorted((i, j))
+        if frozenset((i, j)) in backbone or i not in heavy or j not in heavy:
+            continue
+        before, after = [a for a in heavy[i] if a != j], [a for a in heavy[j] if a != i]
+        if before and after:
+            residue = f"{peptide.residue_names[i]} {peptide.residue_indices[i] + 1}"
+            name = f"{peptide.atom_names[i]}-{peptide.atom_names[j]} of {residue}"
+            named[name] = np.array([before[0], i, j, after[0]])
+    return named
+
+
+def _descent(energy: EnergyAndForce) -> Any:
+    def descend(x: Tensor) -> Tensor:
+        return relax(energy, x)
+
+    return descend
+
+
+def _start_generator(seed: int) -> torch.Generator:
+    """Of the start structures: other random numbers than those of the dynamics."""
+    state = np.random.SeedSequence([seed % 2**64, 1]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def _steps(picoseconds: float, timestep: float, name: str) -> int:

@@ -2,7 +2,8 @@
 
 from video.checkpoints import load_starflow, load_tarflow
 from video.denoiser import Denoiser
+from video.model import VideoModel
 from video.starflow import STARFlow
 from video.starflow_v import STARFlowV
 
-__all__ = ["Denoiser", "STARFlow", "STARFlowV", "load_starflow", "load_tarflow"]
+__all__ = ["Denoiser", "STARFlow", "STARFlowV", "VideoModel", "load_starflow", "load_tarflow"]

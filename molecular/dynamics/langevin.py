@@ -18,6 +18,24 @@ class EnergyAndForce(Protocol):
         ...
 
 
+class Integrator(Protocol):
+    """Langevin dynamics of a batch of replicas, each at its own temperature; see `Langevin`."""
+
+    def run(
+        self, energy: EnergyAndForce, x: Tensor, v: Tensor, force: Tensor, num_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Advance ``x``, ``v`` (B, n, 3) in place by ``num_steps >= 1``; return energies (B,) and forces at the end."""
+        ...
+
+    def to_full_step(self, v: Tensor, force: Tensor) -> Tensor:
+        """Velocities at the instant of the positions, from the stored ones."""
+        ...
+
+    def to_stored(self, v: Tensor, force: Tensor) -> Tensor:
+        """The inverse of `to_full_step`."""
+        ...
+
+
 def maxwell_velocities(masses: Tensor, temperatures: Tensor, generator: torch.Generator) -> Tensor:
     """Velocities (B, n, 3) in nm/ps from the Maxwell distribution: masses (n,) amu, temperatures (B,) K."""
     scale = torch.sqrt(BOLTZMANN * temperatures[:, None] / masses)[..., None]

@@ -1,6 +1,7 @@
 """The replicas of a parallel-tempering simulation and what is done to them between stretches of dynamics."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 from torch import Tensor
 
 from molecular.dynamics.frames import Frames
-from molecular.dynamics.langevin import BOLTZMANN, EnergyAndForce, Langevin, maxwell_velocities
+from molecular.dynamics.langevin import BOLTZMANN, EnergyAndForce, Integrator, Langevin, maxwell_velocities
 from molecular.dynamics.statistics import Statistics
+
+MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
+"""An integrator from masses (n,), temperatures (B,), time step and friction."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class TemperingSettings:
 
 
 class Replicas:
-    """B = ladders * temperatures copies; replica ``ladder * K + k`` is at temperature k of its ladder."""
+    """B = ladders * temperatures copies; replica ``ladder * K + k`` is at temperature k of its ladder.
+
+    degrees_of_freedom: those that kinetic energy is spread over; by default 3n, since Langevin noise acts on every one.
+    """
 
     def __init__(
         self,
@@ -55,6 +62,8 @@ class Replicas:
         start: Tensor,
         settings: TemperingSettings,
         generator: torch.Generator,
+        integrator: MakeIntegrator = Langevin,
+        degrees_of_freedom: int | None = None,
     ) -> None:
         self.energy, self.settings, self.generator, self.start = energy, settings, generator, start
         self.num_temperatures = len(settings.temperatures)
@@ -67,10 +76,10 @@ class Replicas:
         self.inverse_kt = 1.0 / (BOLTZMANN * ladder_temperatures)
         self.root_temperature = ladder_temperatures.sqrt().to(dtype).repeat(settings.num_ladders)
         self.temperatures = ladder_temperatures.to(dtype).repeat(settings.num_ladders)
-        self.integrator = Langevin(self.masses, self.temperatures, settings.timestep, settings.friction)
+        self.integrator = integrator(self.masses, self.temperatures, settings.timestep, settings.friction)
         # Laurent and Massart's bound: a chi-squared with d degrees of freedom exceeds this with probability <
         # e^-60.
-        d = start[0].numel()
+        self.degrees_of_freedom = d = degrees_of_freedom or start[0].numel()
         self.hot = (d + 2.0 * math.sqrt(60.0 * d) + 120.0) / d
         self.first = torch.arange(shape[0], device=device)[:, None] * shape[1]
         self.identity = torch.arange(shape[1], device=device).expand(shape)
@@ -81,7 +90,7 @@ class Replicas:
             raise ValueError("the start has an energy or force that is not finite; relax the structure first.")
         self.potential, self.force = potential.detach(), force.detach()
         self.walker = torch.arange(len(start), device=device)
-        self.statistics = Statistics.zeros(shape[1], len(start), device)
+        self.statistics = Statistics.zeros(*shape, device)
 
     def advance(self, num_steps: int) -> None:
         """Integrate ``num_steps``."""
@@ -92,9 +101,9 @@ class Replicas:
             self.x.sub_((self.x * self.mass_fraction).sum(dim=1, keepdim=True))
 
     def kinetic_temperature(self) -> Tensor:
-        """(B,) in K, all 3n degrees of freedom counted (Langevin noise acts on every one)."""
+        """(B,) in K."""
         twice_kinetic = (self.v.square().sum(-1) * self.masses).sum(-1)
-        return twice_kinetic / (BOLTZMANN * self.v[0].numel())
+        return twice_kinetic / (BOLTZMANN * self.degrees_of_freedom)
 
     def restart_broken(self, check_heat: bool) -> None:
         """Give replicas that are not finite, or impossibly hot, the state of a sound one.
@@ -149,9 +158,9 @@ class Replicas:
             self.statistics.accepts[low] += accepted.sum(0)
             self.statistics.follow(self.walker.view(self.shape))
 
-    def measure(self) -> None:
+    def measure(self, time_ps: float) -> None:
         """Add temperatures and energies to the statistics."""
-        self.statistics.measure(self.kinetic_temperature().view(self.shape), self.potential.view(self.shape))
+        self.statistics.measure(self.kinetic_temperature().view(self.shape), self.potential.view(self.shape), time_ps)
 
     def frames(self, time_ps: float) -> Frames:
         """The conformations at the temperatures that are saved."""
@@ -182,6 +191,11 @@ class Replicas:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over the state of a checkpoint."""
         device = self.x.device
+        lacking = self.tensors().keys() - tensors.keys()
+        if lacking:
+            raise ValueError(
+                f"the checkpoint lacks {', '.join(sorted(lacking))}: another version wrote it; use another folder."
+            )
         for name in ("x", "v", "force", "potential", "walker"):
             stored, current = tensors[name], getattr(self, name)
             if stored.shape != current.shape or stored.dtype != current.dtype:

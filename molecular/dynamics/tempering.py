@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from molecular.dynamics.checkpoint import load_checkpoint, save_checkpoint
 from molecular.dynamics.frames import Frames, FrameWriter, list_shards
-from molecular.dynamics.langevin import EnergyAndForce
-from molecular.dynamics.replicas import Replicas, TemperingSettings
+from molecular.dynamics.langevin import EnergyAndForce, Langevin
+from molecular.dynamics.replicas import MakeIntegrator, Replicas, TemperingSettings
 
 MAX_PENDING_BYTES = 256 * 2**20
 
@@ -54,6 +54,9 @@ def parallel_tempering(
     progress: bool = True,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    storage: str = "float32",
+    integrator: MakeIntegrator = Langevin,
+    degrees_of_freedom: int | None = None,
 ) -> Trajectories:
     """Langevin dynamics of ``num_ladders * len(temperatures)`` replicas in one batch, with swaps inside each
     ladder.
@@ -72,7 +75,10 @@ def parallel_tempering(
         generator: on the device of ``start``.
         checkpoint: a folder for shards of frames and the checkpoint, rewritten every ``checkpoint_seconds``.
             Called again with the same settings the simulation goes on from there (or is extended to a larger
-            ``num_steps``).
+            ``num_steps``). A run that is killed at any moment loses what came after its last checkpoint, no more.
+        storage: of the frames in shards: "float32", "float16" or "xtc".
+        integrator: makes the integrator from masses, temperatures (B,), time step and friction.
+        degrees_of_freedom: of one molecule; fewer than 3n where the integrator keeps constraints.
 
     Raises:
         ValueError: settings or shapes that make no sense, or a checkpoint made with other settings.
@@ -93,7 +99,7 @@ def parallel_tempering(
         start = start.expand(batch, *start.shape)
     if start.shape != (batch, len(masses), 3):
         raise ValueError(f"start has shape {tuple(start.shape)} but (n, 3) or {(batch, len(masses), 3)} is needed.")
-    replicas = Replicas(energy, masses, start, settings, generator)
+    replicas = Replicas(energy, masses, start, settings, generator, integrator, degrees_of_freedom)
 
     step, wall, num_shards = 0, 0.0, 0
     stored = load_checkpoint(checkpoint, asdict(settings)) if checkpoint is not None else None
@@ -106,7 +112,7 @@ def parallel_tempering(
         )
     elif checkpoint is not None and list_shards(checkpoint):
         raise ValueError(f"{checkpoint} holds frames but no checkpoint to go on from; simulate into another folder.")
-    writer = FrameWriter(checkpoint, num_shards)
+    writer = FrameWriter(checkpoint, num_shards, storage)
     total = equilibration_steps + num_steps
     began = last_saved = time.monotonic()
 
@@ -129,7 +135,7 @@ def parallel_tempering(
             produced = step - equilibration_steps
             replicas.restart_broken(check_heat=produced > 0)
             if produced > 0:
-                replicas.measure()
+                replicas.measure(produced * timestep)
                 if produced % save_interval == 0:
                     writer.add(replicas.frames(produced * timestep))
             if step % swap_interval == 0:

@@ -1,5 +1,8 @@
 """Batched potential energies and forces of peptides."""
 
 from molecular.energy.compiled import CompiledEnergy, compile_system
+from molecular.energy.openmm_energy import OpenMMEnergy
+from molecular.energy.potential import PotentialEnergy
+from molecular.energy.unsupported import UnsupportedForce
 
-__all__ = ["CompiledEnergy", "compile_system"]
+__all__ = ["CompiledEnergy", "OpenMMEnergy", "PotentialEnergy", "UnsupportedForce", "compile_system"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from molecular.energy.pairs import Pair, PairList, Pairs, PairTerm, ordered
+from molecular.energy.sums import RowSum, total
 from molecular.energy.tables import column
 from molecular.energy.units import KILOJOULE, NANOMETRE, RADIAN, plain
 
@@ -21,6 +22,7 @@ class HarmonicBonds(PairTerm):
         super().__init__()
         bonds = [force.getBondParameters(index) for index in range(force.getNumBonds())]
         self.add_index("rows", [pair_list.row[ordered(i, j)] for i, j, _, _ in bonds])
+        self.pairs = RowSum([self.rows])
         self.add_table("length", column([plain(r0, NANOMETRE) for _, _, r0, _ in bonds]))
         self.add_table("stiffness", column([plain(k, KILOJOULE / NANOMETRE**2) for _, _, _, k in bonds]))
 
@@ -33,9 +35,9 @@ class HarmonicBonds(PairTerm):
         """Energies (B,); adds dE/dr / r to `slope` (P, B) unless it is None."""
         stretch = pairs.distance.index_select(0, self.rows).sub_(self.length)
         tension = stretch * self.stiffness
-        energy = (stretch * tension).sum(0).mul_(0.5)
+        energy = total(stretch * tension).mul_(0.5)
         if slope is not None:
-            slope.index_add_(0, self.rows, tension.mul_(pairs.inverse.index_select(0, self.rows)))
+            self.pairs.add(slope, tension.mul_(pairs.inverse.index_select(0, self.rows)))
         return energy
 
 
@@ -55,6 +57,7 @@ class HarmonicAngles(PairTerm):
         angles = [force.getAngleParameters(index) for index in range(force.getNumAngles())]
         sides = [[pair_list.row[pair] for pair in _sides(*angle[:3])] for angle in angles]
         self.add_index("sides", np.array(sides, dtype=np.int64).T)
+        self.pairs = RowSum([self.sides])
         self.add_table("angle", column([plain(theta, RADIAN) for _, _, _, theta, _ in angles]))
         self.add_table("stiffness", column([plain(k, KILOJOULE / RADIAN**2) for _, _, _, _, k in angles]))
 
@@ -72,7 +75,7 @@ class HarmonicAngles(PairTerm):
         cosine = (a + b).sub_(c).mul_(inverse_ab).mul_(0.5).clamp_(-1.0, 1.0)
         bend = cosine.acos().sub_(self.angle)
         torque = bend * self.stiffness
-        energy = (bend * torque).sum(0).mul_(0.5)
+        energy = total(bend * torque).mul_(0.5)
         if slope is None:
             return energy
         # sin^2 below rounding error: the force of a straight angle is small there instead of infinite.
@@ -82,7 +85,7 @@ class HarmonicAngles(PairTerm):
         twist = cosine.mul_(pull)
         ratio = a.sqrt().mul_(inverse_b)
         change = torch.cat((torch.addcdiv(-pull, twist, ratio), torch.addcmul(-pull, twist, ratio), pull))
-        slope.index_add_(0, self.sides, change)
+        self.pairs.add(slope, change)
         return energy
 
 

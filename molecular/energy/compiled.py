@@ -1,28 +1,61 @@
 """An OpenMM System as one batched torch module."""
 
-import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from types import FunctionType
+from typing import Any, Literal, cast, overload
 
 import openmm
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from molecular.energy.bonded import HarmonicAngles, HarmonicBonds
+from molecular.energy.correction_maps import CorrectionMaps
+from molecular.energy.dihedrals import AtomTerm
 from molecular.energy.generalized_born import GeneralizedBorn
 from molecular.energy.implicit_solvent import read_custom_gb, read_gbsa_obc
 from molecular.energy.nonbonded import Nonbonded
+from molecular.energy.openmm_energy import OpenMMEnergy
 from molecular.energy.pairs import Pair, PairList, PairTerm
+from molecular.energy.potential import PotentialEnergy
+from molecular.energy.sums import total
 from molecular.energy.threads import for_each, keep_freed_memory, serial_operators
 from molecular.energy.torsions import PeriodicTorsions
+from molecular.energy.unsupported import UnsupportedForce, refuse_constraints
+
+_logger = logging.getLogger(__name__)
+
+Kernel = Callable[["CompiledEnergy", Tensor, bool], tuple[Tensor, Tensor | None]]
 
 SUPPORTED = (
-    "HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, NonbondedForce, GBSAOBCForce, "
-    "CustomGBForce (OBC1 and OBC2 of openmm.app) and CMMotionRemover"
+    "HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, CMAPTorsionForce, NonbondedForce, GBSAOBCForce, "
+    "CustomGBForce (HCT, OBC1, OBC2, GBn and GBn2 of openmm.app) and CMMotionRemover"
 )
+
+
+@overload
+def compile_system(
+    system: openmm.System,
+    dtype: torch.dtype = ...,
+    device: torch.device | str = ...,
+    compile: bool = ...,
+    batch_size: int | None = ...,
+    fallback: Literal[False] = ...,
+) -> "CompiledEnergy": ...
+
+
+@overload
+def compile_system(
+    system: openmm.System,
+    dtype: torch.dtype = ...,
+    device: torch.device | str = ...,
+    compile: bool = ...,
+    batch_size: int | None = ...,
+    *,
+    fallback: bool,
+) -> PotentialEnergy: ...
 
 
 def compile_system(
@@ -30,15 +63,23 @@ def compile_system(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     compile: bool = False,
-) -> "CompiledEnergy":
+    batch_size: int | None = None,
+    fallback: bool = False,
+) -> PotentialEnergy:
     """The potential energy of an OpenMM System as a batched torch module.
 
     Args:
-        system: supported are HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, NonbondedForce and
-            GBSAOBCForce or an OBC CustomGBForce, without cutoff or with a non-periodic one; CMMotionRemover is ignored.
+        system: supported are HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, CMAPTorsionForce,
+            NonbondedForce, and GBSAOBCForce or openmm.app's HCT, OBC1, OBC2, GBn and GBn2 as CustomGBForce (with or
+            without salt and the ACE surface term), without cutoff or with a non-periodic one; CMMotionRemover is
+            ignored.
         dtype, device: where and in which precision to compute; `.to(...)` changes both later without loss.
-        compile: fuse the arithmetic by `torch.compile`: about twice as fast, but the first calls of `energy` and
-            `energy_and_force` take half a minute each, and torch compiles for some 8 systems a process.
+        compile: fuse the arithmetic by `torch.compile`; the first calls of `energy` and `energy_and_force` take up to
+            a minute each, later ones take batches of any size.
+        batch_size: most conformations evaluated together by a thread; by default what fits a core's cache, on an
+            accelerator what keeps each temporary below 256 MiB. Larger batches are split.
+        fallback: return an `OpenMMEnergy` (CPU platform) for a system with an unsupported force, with a warning in
+            the log that names it, instead of raising ValueError.
 
     Raises:
         ValueError: names the first force, constraint or virtual site that is not supported.
@@ -47,26 +88,39 @@ def compile_system(
         >>> energy = compile_system(Peptide("AA").system)
         >>> potential, force = energy.energy_and_force(x)  # (B, n, 3) nm -> (B,) kJ/mol, (B, n, 3) kJ/mol/nm
     """
-    _refuse_constraints(system)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give a positive number of conformations.")
+    refuse_constraints(system)
+    try:
+        forces = _sort_forces(system)
+        pair_list = PairList(system.getNumParticles(), _pair_groups(system.getNumParticles(), forces))
+        terms = [_TERMS[kind](force, pair_list) for kind in _TERMS for force in forces.get(kind, [])]
+    except UnsupportedForce as error:
+        if not fallback:
+            raise
+        _logger.warning("%s OpenMM's CPU platform evaluates this system instead.", error)
+        return OpenMMEnergy(system, dtype=dtype, device=device)
+    return CompiledEnergy(pair_list, terms, compile, batch_size).to(device=device, dtype=dtype)
+
+
+def _sort_forces(system: openmm.System) -> dict[type, list[Any]]:
+    """The forces of the system by type."""
     forces: dict[type, list[Any]] = {}
     for force in system.getForces():
         if type(force) not in _TERMS and not isinstance(force, openmm.CMMotionRemover):
-            raise ValueError(f"The system has a {type(force).__name__}; compile_system supports {SUPPORTED}.")
+            raise UnsupportedForce(f"The system has a {type(force).__name__}; compile_system supports {SUPPORTED}.")
         if force.usesPeriodicBoundaryConditions():
-            raise ValueError(f"{force.getName()} is periodic; compile_system supports non-periodic forces only.")
+            raise UnsupportedForce(f"{force.getName()} is periodic; compile_system supports non-periodic forces only.")
         forces.setdefault(type(force), []).append(force)
     if len(forces.get(openmm.NonbondedForce, [])) > 1:
-        raise ValueError("The system has several NonbondedForces; compile_system supports one.")
-    pair_list = PairList(system.getNumParticles(), _pair_groups(system.getNumParticles(), forces))
-    terms = [_TERMS[kind](force, pair_list) for kind in _TERMS for force in forces.get(kind, [])]
-    return CompiledEnergy(pair_list, terms, compile).to(device=device, dtype=dtype)
+        raise UnsupportedForce("The system has several NonbondedForces; compile_system supports one.")
+    return forces
 
 
-class CompiledEnergy(nn.Module):
+class CompiledEnergy(PotentialEnergy):
     """Potential energies and analytic forces of batches of conformations; built by `compile_system`.
 
-    Inputs are positions (..., n, 3) in nm; they are converted to the module's dtype. Coordinates that are not
-    finite, or atoms on top of each other, give an energy that is not finite, in that conformation only.
+    Inputs are positions (..., n, 3) in nm; they are converted to the module's dtype.
     """
 
     # Size of the largest temporaries: a few of them fit a core's cache. On an accelerator it only bounds the memory.
@@ -75,13 +129,19 @@ class CompiledEnergy(nn.Module):
     # Fewer conformations than this are not worth a thread of their own.
     smallest_share = 64
 
-    def __init__(self, pair_list: PairList, terms: list[nn.Module], compile: bool = False) -> None:
-        super().__init__()
-        self.num_atoms = pair_list.num_atoms
-        self.fused = compile
+    def __init__(
+        self,
+        pair_list: PairList,
+        terms: list[PairTerm | AtomTerm],
+        compile: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(pair_list.num_atoms)
+        self.fused, self.batch_size = compile, batch_size
+        self._kernel: Kernel | None = None
         self.pair_list = pair_list
-        self.pair_terms = nn.ModuleList(term for term in terms if not isinstance(term, PeriodicTorsions))
-        self.atom_terms = nn.ModuleList(term for term in terms if isinstance(term, PeriodicTorsions))
+        self.pair_terms = nn.ModuleList(term for term in terms if isinstance(term, PairTerm))
+        self.atom_terms = nn.ModuleList(term for term in terms if isinstance(term, AtomTerm))
         self.register_buffer("_reference", torch.zeros((), dtype=torch.float64), persistent=False)
 
     @property
@@ -94,38 +154,27 @@ class CompiledEnergy(nn.Module):
         """Where the parameters are, and positions must be."""
         return self._reference.device  # type: ignore[union-attr, return-value]
 
-    def energy(self, x: Tensor) -> Tensor:
-        """Energies (...,) in kJ/mol of positions x (..., n, 3) in nm; differentiable once with respect to x."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _DifferentiableEnergy.apply(x, self)
-        return self._run(x, with_force=False)[0]
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kernel": None}
 
-    forward = energy
-
-    def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (...,) in kJ/mol and forces (..., n, 3) in kJ/mol/nm of positions x (..., n, 3) in nm; no graph.
-
-        Raises ValueError if x does not end in (n, 3) or is on another device.
-        """
-        energy, force = self._run(x, with_force=True)
-        assert force is not None
-        return energy, force
-
-    def _run(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
-        if x.shape[-2:] != (self.num_atoms, 3):
-            raise ValueError(f"Positions must have shape (..., {self.num_atoms}, 3); got {tuple(x.shape)}.")
-        if x.device != self.device:
-            raise ValueError(f"Positions are on {x.device}, the energy on {self.device}; move one with .to(device).")
-        kernel = _fused_kernel() if self.fused else CompiledEnergy._evaluate
-        flat = x.detach().reshape(-1, 3 * self.num_atoms)
+    def _evaluate_batch(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
+        if self.fused and self._kernel is None:
+            self._kernel = _fuse(cast(FunctionType, CompiledEnergy._evaluate_chunk), self.device.type)
+        kernel = self._kernel or CompiledEnergy._evaluate_chunk
+        flat = x.flatten(1)
         energy = flat.new_empty(len(flat), dtype=self.dtype)
         force = flat.new_empty(len(flat), self.num_atoms, 3, dtype=self.dtype) if with_force else None
 
         def work(part: slice) -> None:
-            coordinates = flat[part].to(self.dtype).t().contiguous()
-            energy[part], chunk_force = kernel(self, coordinates, with_force)
+            size = part.stop - part.start
+            # The compiler would make one conformation a case of its own; it is evaluated twice instead.
+            coordinates = torch.empty(
+                flat.shape[1], max(size, 2) if self.fused else size, dtype=self.dtype, device=self.device
+            )
+            chunk_energy, chunk_force = kernel(self, coordinates.copy_(flat[part].t()), with_force)
+            energy[part] = chunk_energy[:size]
             if force is not None and chunk_force is not None:
-                force[part] = chunk_force.permute(2, 1, 0)
+                force[part] = chunk_force[..., :size].permute(2, 1, 0)
 
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -133,7 +182,7 @@ class CompiledEnergy(nn.Module):
                 for_each(work, self._chunks(len(flat), threads), threads)
         else:
             for_each(work, self._chunks(len(flat), 1), 1)
-        return energy.view(x.shape[:-2]), None if force is None else force.view(x.shape)
+        return energy, force
 
     def _chunks(self, number: int, threads: int) -> list[slice]:
         """Parts of a batch, as equal as may be, that are evaluated one by one."""
@@ -144,50 +193,40 @@ class CompiledEnergy(nn.Module):
 
     @property
     def chunk_size(self) -> int:
-        """Most conformations evaluated together."""
+        """Most conformations evaluated together by a thread."""
+        if self.batch_size is not None:
+            return self.batch_size
         largest = 2 * max(len(self.pair_list), self.num_atoms)
         room = self.chunk_bytes if self.device.type == "cpu" else self.chunk_bytes_accelerator
         return max(16, room // (largest * self.dtype.itemsize))
 
-    def _evaluate(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
-        """Energies (B,) and forces (3, n, B) of coordinates x (3n, B)."""
+    def _evaluate_chunk(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
+        """Energies (B,), summed as `total` does, and forces (3, n, B) of coordinates x (3n, B)."""
         pairs = self.pair_list.measure(x)
         slope = torch.zeros_like(pairs.distance) if with_force else None
-        energy = x.new_zeros(x.shape[1])
+        energy = total(x[:0])
         for term in self.pair_terms:
             energy += cast(PairTerm, term).energy_and_slope(pairs, slope)
         force = self.pair_list.force(pairs, slope) if slope is not None else None
         for term in self.atom_terms:
-            energy += cast(PeriodicTorsions, term).energy_and_force(x, force)
+            energy += cast(AtomTerm, term).energy_and_force(x, force)
         return energy, force
 
 
-@functools.cache
-def _fused_kernel() -> Callable[[CompiledEnergy, Tensor, bool], tuple[Tensor, Tensor | None]]:
-    return torch.compile(CompiledEnergy._evaluate, dynamic=True)
+def _fuse(function: FunctionType, device_type: str) -> Kernel:
+    """`function` compiled for any batch of more than one conformation."""
+    # Torch keeps what it compiled with the code object, eight variants at most: each energy gets a code of its own.
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    # The wrapper in C++ lets go of Python's lock, so that the threads of `for_each` run side by side.
+    options: dict[str, Any] = {"cpp_wrapper": True} if device_type == "cpu" else {}
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
 
 
-class _DifferentiableEnergy(torch.autograd.Function):
-    """Energy whose gradient is the analytic force."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, module: CompiledEnergy) -> Tensor:
-        energy, force = module.energy_and_force(x)
-        ctx.save_for_backward(force)
-        ctx.input_dtype = x.dtype
-        return energy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (force,) = ctx.saved_tensors
-        return (-grad[..., None, None] * force).to(ctx.input_dtype), None
-
-
-_TERMS: dict[type, Callable[[Any, PairList], nn.Module]] = {
+_TERMS: dict[type, Callable[[Any, PairList], PairTerm | AtomTerm]] = {
     openmm.HarmonicBondForce: HarmonicBonds,
     openmm.HarmonicAngleForce: HarmonicAngles,
     openmm.PeriodicTorsionForce: lambda force, pair_list: PeriodicTorsions(force),
+    openmm.CMAPTorsionForce: lambda force, pair_list: CorrectionMaps(force),
     openmm.NonbondedForce: Nonbonded,
     openmm.GBSAOBCForce: lambda force, pair_list: GeneralizedBorn(read_gbsa_obc(force), pair_list),
     openmm.CustomGBForce: lambda force, pair_list: GeneralizedBorn(read_custom_gb(force), pair_list),
@@ -207,11 +246,3 @@ def _pair_groups(num_atoms: int, forces: dict[type, list[Any]]) -> list[list[Pai
     for force in forces.get(openmm.HarmonicAngleForce, []):
         groups.append(HarmonicAngles.pairs_of(force))
     return groups
-
-
-def _refuse_constraints(system: openmm.System) -> None:
-    if system.getNumConstraints():
-        raise ValueError("The system has constraints; compile_system supports systems built with constraints=None.")
-    for index in range(system.getNumParticles()):
-        if system.isVirtualSite(index):
-            raise ValueError(f"Particle {index} is a virtual site; compile_system supports ordinary particles only.")

@@ -1,33 +1,48 @@
-"""Reads the parameters of an OBC model from the OpenMM forces that express one."""
+"""Reads the parameters of a generalized Born model from the OpenMM forces that express one."""
 
 import math
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import openmm
 
-from molecular.energy.generalized_born import PROBE_RADIUS, BornParameters
+from molecular.energy.born_parameters import BornParameters, NeckParameters
+from molecular.energy.generalized_born import PROBE_RADIUS
 from molecular.energy.units import COULOMB, ELEMENTARY_CHARGE, NANOMETRE, plain
+from molecular.energy.unsupported import UnsupportedForce
 
 # Constants inside OpenMM's GBSAOBCForce (OBC2).
 _OFFSET = 0.009
 _OBC2 = (1.0, 0.8, 4.85)
 
-_NUMBER = r"([-+.0-9e]+)"
-_INTEGRAL = (
-    "select(step(r+sr2-or1),0.5*(1/L-1/U+0.25*(r-sr2^2/r)*(1/(U^2)-1/(L^2))+0.5*log(L/U)/r),0);"
-    "U=r+sr2;L=max(or1,D);D=abs(r-sr2)"
+# Expressions are recognised as a whole, spaces removed; numbers are read off them.
+_NUMBER = r"([-+]?\d+\.?\d*(?:e[-+]?\d+)?)"
+_SETTINGS = r"((?:;[A-Za-z]\w*=[-+]?\d+\.?\d*(?:e[-+]?\d+)?)*)"
+_PAIR_INTEGRAL = "select(step(r+sr2-or1),0.5*(1/L-1/U+0.25*(r-sr2^2/r)*(1/(U^2)-1/(L^2))+0.5*log(L/U)/r),0);"
+_LIMITS = "U=r+sr2;L=max(or1,D);D=abs(r-sr2)"
+_NECK_INTEGRAL = re.compile(
+    re.escape(
+        "Ivdw+neckScale*Ineck;Ineck=step(radius1+radius2+neckCut-r)*getm0(radindex1,radindex2)/"
+        "(1+100*(r-getd0(radindex1,radindex2))^2+0.3*1000000*(r-getd0(radindex1,radindex2))^6);"
+        f"Ivdw={_PAIR_INTEGRAL}{_LIMITS};radius1=or1+offset;radius2=or2+offset"
+    )
+    + _SETTINGS
 )
-_RADIUS = re.compile(rf"1/\(1/or-tanh\((.+)\)/radius\);psi=I\*or;radius=or\+offset;offset={_NUMBER}")
-_POLYNOMIALS = {"0.8*psi+2.909125*psi^3": (0.8, 0.0, 2.909125), "psi-0.8*psi^2+4.85*psi^3": _OBC2}
-_SELF = re.compile(rf"-0\.5\*{_NUMBER}\*\(1/soluteDielectric-1/solventDielectric\)\*charge\^2/B((?:;.*)?)")
-_SURFACE = re.compile(rf"{_NUMBER}\*\(radius\+{_NUMBER}\)\^2\*\(radius/B\)\^6;radius=or\+offset((?:;.*)?)")
+_HAWKINS = "1/(1/or-I)"
+_ONUFRIEV = re.compile(rf"1/\(1/or-tanh\((.+)\)/radius\);psi=I\*or;radius=or\+offset;offset={_NUMBER}")
+_POLYNOMIAL = re.compile(rf"(?:{_NUMBER}\*)?psi(?:-{_NUMBER}\*psi\^2)?\+{_NUMBER}\*psi\^3")
+_POLYNOMIAL_OF_ATOMS = "alpha*psi-beta*psi^2+gamma*psi^3"
+_STRENGTH = r"\(1/soluteDielectric-(1|exp\(-kappa\*{}\))/solventDielectric\)"
+_SELF = re.compile(rf"-0\.5\*{_NUMBER}\*{_STRENGTH.format('B')}\*charge\^2/B{_SETTINGS}")
 _PAIR = re.compile(
-    rf"-{_NUMBER}\*\(1/soluteDielectric-1/solventDielectric\)\*charge1\*charge2(?:/f|\*\(1/f-{_NUMBER}\));"
-    r"f=sqrt\(r\^2\+B1\*B2\*exp\(-r\^2/\(4\*B1\*B2\)\)\)((?:;.*)?)"
+    rf"-{_NUMBER}\*{_STRENGTH.format('f')}\*charge1\*charge2(?:/f|\*\(1/f-{_NUMBER}\));"
+    rf"f=sqrt\(r\^2\+B1\*B2\*exp\(-r\^2/\(4\*B1\*B2\)\)\){_SETTINGS}"
 )
+_SURFACE = re.compile(rf"{_NUMBER}\*\(radius\+{_NUMBER}\)\^2\*\(radius/B\)\^6;radius=or\+offset{_SETTINGS}")
 _SUPPORTED = (
-    "compile_system supports the OBC1 and OBC2 models of openmm.app without salt, with or without the ACE surface term"
+    "compile_system supports the HCT, OBC1, OBC2, GBn and GBn2 models of openmm.app, with or without salt and the ACE "
+    "surface term"
 )
 
 
@@ -43,8 +58,11 @@ def read_gbsa_obc(force: openmm.GBSAOBCForce) -> BornParameters:
         radius=radius,
         offset_radius=offset_radius,
         scaled_radius=offset_radius * np.array([float(scale) for _, _, scale in particles]),
-        polynomial=_OBC2,
-        strength=COULOMB * (1.0 / force.getSoluteDielectric() - 1.0 / force.getSolventDielectric()),
+        polynomial=_same_for_all(_OBC2, len(radius)),
+        neck=None,
+        solute=COULOMB / force.getSoluteDielectric(),
+        solvent=COULOMB / force.getSolventDielectric(),
+        kappa=0.0,
         surface=4.0 * math.pi * tension,
         cutoff=cutoff,
         shift=0.0 if cutoff is None else 1.0 / cutoff,
@@ -53,81 +71,174 @@ def read_gbsa_obc(force: openmm.GBSAOBCForce) -> BornParameters:
 
 
 def read_custom_gb(force: openmm.CustomGBForce) -> BornParameters:
-    """Parameters of an OBC model written as a `CustomGBForce`, recognised by its expressions.
+    """Parameters of a model written as a `CustomGBForce`, recognised by its expressions.
 
-    Raises ValueError that names the expression if the force is anything else than openmm.app's OBC1 or OBC2.
+    Raises UnsupportedForce that names the expression if the force is anything else than openmm.app's models.
     """
-    names = [force.getPerParticleParameterName(index) for index in range(force.getNumPerParticleParameters())]
-    extras = force.getNumGlobalParameters() + force.getNumTabulatedFunctions() + force.getNumFunctions()
-    if names != ["charge", "or", "sr"] or extras or force.getNumExclusions() or force.getNumComputedValues() != 2:
-        raise ValueError(f"CustomGBForce with per-particle parameters {names} is not an OBC model; {_SUPPORTED}.")
-    polynomial, offset = _read_computed_values(force)
-    terms = _read_energy_terms(force, offset)
-    cutoff = _cutoff(force)
-    parameters = np.array([force.getParticleParameters(index) for index in range(force.getNumParticles())])
+    columns = _read_columns(force)
+    if (
+        not {"charge", "or", "sr"} <= columns.keys()
+        or force.getNumGlobalParameters()
+        or force.getNumComputedValues() != 2
+    ):
+        raise UnsupportedForce(
+            f"CustomGBForce with per-particle parameters {list(columns)} is no model of openmm.app; {_SUPPORTED}."
+        )
+    neck_settings = _read_integral(force)
+    polynomial, offset = _read_radii(force, columns)
+    energies = _read_energy_terms(force)
+    offsets = {value for value in (offset, energies.offset, (neck_settings or {}).get("offset")) if value is not None}
+    if len(offsets) > 1:
+        raise UnsupportedForce(f"CustomGBForce has several radius offsets {sorted(offsets)}; {_SUPPORTED}.")
+    # Hawkins radii without surface term are the one model in which the offset plays no part.
+    radius = columns["or"] + (offsets.pop() if offsets else 0.0)
     return BornParameters(
-        charge=parameters[:, 0],
-        radius=parameters[:, 1] + offset,
-        offset_radius=parameters[:, 1],
-        scaled_radius=parameters[:, 2],
+        charge=columns["charge"],
+        radius=radius,
+        offset_radius=columns["or"],
+        scaled_radius=columns["sr"],
         polynomial=polynomial,
-        strength=terms["strength"],
-        surface=terms["surface"],
-        cutoff=cutoff,
-        shift=terms["shift"],
+        neck=None if neck_settings is None else _read_neck(force, columns, neck_settings),
+        solute=energies.solute,
+        solvent=energies.solvent,
+        kappa=energies.kappa,
+        surface=energies.surface,
+        cutoff=_cutoff(force),
+        shift=energies.shift,
         swallowed=False,
     )
 
 
-def _read_computed_values(force: openmm.CustomGBForce) -> tuple[tuple[float, float, float], float]:
-    (name_i, integral, kind_i), (name_b, radius, kind_b) = (force.getComputedValueParameters(k) for k in range(2))
-    match = _RADIUS.fullmatch(_squeeze(radius))
-    directed = (name_i, kind_i) == ("I", openmm.CustomGBForce.ParticlePairNoExclusions)
-    if not directed or _squeeze(integral) != _INTEGRAL:
-        raise ValueError(f"CustomGBForce computes {name_i} = {integral!r}, which is not OBC; {_SUPPORTED}.")
-    single = (name_b, kind_b) == ("B", openmm.CustomGBForce.SingleParticle)
-    if not single or match is None or match[1] not in _POLYNOMIALS:
-        raise ValueError(f"CustomGBForce computes {name_b} = {radius!r}, which is not OBC; {_SUPPORTED}.")
-    return _POLYNOMIALS[match[1]], float(match[2])
+def _read_columns(force: openmm.CustomGBForce) -> dict[str, np.ndarray]:
+    """Per-particle parameters (n,) by name."""
+    names = [force.getPerParticleParameterName(index) for index in range(force.getNumPerParticleParameters())]
+    rows = [force.getParticleParameters(index) for index in range(force.getNumParticles())]
+    return dict(zip(names, np.array(rows, dtype=np.float64).reshape(len(rows), len(names)).T, strict=True))
 
 
-def _read_energy_terms(force: openmm.CustomGBForce, offset: float) -> dict[str, float]:
-    """Strength and shift of the polar energy, and the factor of the surface energy."""
-    found: dict[str, float] = {}
+def _read_integral(force: openmm.CustomGBForce) -> dict[str, float] | None:
+    """The settings of the neck correction, None in a model without one."""
+    name, expression, kind = force.getComputedValueParameters(0)
+    if (name, kind) == ("I", openmm.CustomGBForce.ParticlePairNoExclusions):
+        text = _squeeze(expression)
+        if text == _PAIR_INTEGRAL + _LIMITS:
+            return None
+        match = _NECK_INTEGRAL.fullmatch(text)
+        if match and (settings := _settings(match[1])).keys() == {"neckScale", "neckCut", "offset"}:
+            return settings
+    raise _unknown(name, expression)
+
+
+def _read_radii(force: openmm.CustomGBForce, columns: dict[str, np.ndarray]) -> tuple[np.ndarray | None, float | None]:
+    """The polynomials (3, n), None for Hawkins radii, and the offset of the radii where they depend on it."""
+    name, expression, kind = force.getComputedValueParameters(1)
+    if (name, kind) == ("B", openmm.CustomGBForce.SingleParticle):
+        text = _squeeze(expression)
+        if text == _HAWKINS:
+            return None, None
+        if match := _ONUFRIEV.fullmatch(text):
+            offset = float(match[2])
+            if match[1] == _POLYNOMIAL_OF_ATOMS and {"alpha", "beta", "gamma"} <= columns.keys():
+                return np.stack([columns["alpha"], columns["beta"], columns["gamma"]]), offset
+            if inner := _POLYNOMIAL.fullmatch(match[1]):
+                alpha, beta, gamma = float(inner[1] or 1.0), float(inner[2] or 0.0), float(inner[3])
+                return _same_for_all((alpha, beta, gamma), len(columns["or"])), offset
+    raise _unknown(name, expression)
+
+
+def _read_neck(
+    force: openmm.CustomGBForce, columns: dict[str, np.ndarray], settings: dict[str, float]
+) -> NeckParameters:
+    tables = {}
+    for index in range(force.getNumTabulatedFunctions()):
+        function = force.getTabulatedFunction(index)
+        if isinstance(function, openmm.Discrete2DFunction):
+            rows, columns_, values = function.getFunctionParameters()
+            # The first argument runs fastest.
+            tables[force.getTabulatedFunctionName(index)] = np.array(values).reshape(columns_, rows).T
+    if not {"getd0", "getm0"} <= tables.keys() or "radindex" not in columns:
+        raise UnsupportedForce(f"CustomGBForce lacks the tables getd0, getm0 or the parameter radindex; {_SUPPORTED}.")
+    kind = columns["radindex"].astype(np.int64)
+    return NeckParameters(
+        scale=settings["neckScale"],
+        window=settings["neckCut"],
+        height=tables["getm0"][np.ix_(kind, kind)],
+        distance=tables["getd0"][np.ix_(kind, kind)],
+    )
+
+
+@dataclass
+class _Energies:
+    """What the energy terms say; `polar` of the self term and of the pair term must agree."""
+
+    solute: float = 0.0
+    solvent: float = 0.0
+    kappa: float = 0.0
+    shift: float = 0.0
+    surface: float = 0.0
+    offset: float | None = None
+
+
+def _read_energy_terms(force: openmm.CustomGBForce) -> _Energies:
+    found: dict[str, _Energies] = {}
     for index in range(force.getNumEnergyTerms()):
         expression, kind = force.getEnergyTermParameters(index)
-        values = _match_energy_term(_squeeze(expression), kind, offset)
-        if not values or found.keys() & values.keys():
-            raise ValueError(f"CustomGBForce has the energy term {expression!r}, which is not known; {_SUPPORTED}.")
-        found |= values
-    if "self" not in found or found["self"] != found.get("strength"):
-        raise ValueError(f"CustomGBForce lacks the self or the pair term of an OBC model; {_SUPPORTED}.")
-    return {"surface": 0.0} | found
+        name, values = _match_energy_term(_squeeze(expression), kind)
+        if values is None or name in found:
+            raise UnsupportedForce(
+                f"CustomGBForce has the energy term {expression!r}, which is not known; {_SUPPORTED}."
+            )
+        found[name] = values
+    if not {"self", "pair"} <= found.keys():
+        raise UnsupportedForce(f"CustomGBForce lacks the self or the pair term of its polar energy; {_SUPPORTED}.")
+    itself, pair = found["self"], found["pair"]
+    if (itself.solute, itself.solvent, itself.kappa) != (pair.solute, pair.solvent, pair.kappa):
+        raise UnsupportedForce(f"CustomGBForce has self and pair terms of different strengths; {_SUPPORTED}.")
+    if surface := found.get("surface"):
+        pair.surface, pair.offset = surface.surface, surface.offset
+    return pair
 
 
-def _match_energy_term(text: str, kind: int, offset: float) -> dict[str, float]:
-    """What an energy term says; empty if it is none of OBC's."""
+def _match_energy_term(text: str, kind: int) -> tuple[str, _Energies | None]:
+    """Which energy term this is, and what it says; None if it is none of the models'."""
+    single = kind == openmm.CustomGBForce.SingleParticle
     if kind == openmm.CustomGBForce.ParticlePairNoExclusions and (match := _PAIR.fullmatch(text)):
-        return {"strength": _strength(match[1], match[3]), "shift": float(match[2] or 0.0)}
-    if kind != openmm.CustomGBForce.SingleParticle:
-        return {}
-    if match := _SELF.fullmatch(text):
-        return {"self": _strength(match[1], match[2])}
-    match = _SURFACE.fullmatch(text)
-    if match and float(match[2]) == PROBE_RADIUS and math.isclose(_assignments(match[3])["offset"], offset):
-        return {"surface": float(match[1])}
-    return {}
+        energies = _polar(match[1], match[2], match[4])
+        if energies is not None:
+            energies.shift = float(match[3] or 0.0)
+        return "pair", energies
+    if single and (match := _SELF.fullmatch(text)):
+        return "self", _polar(match[1], match[2], match[3])
+    if single and (match := _SURFACE.fullmatch(text)) and float(match[2]) == PROBE_RADIUS:
+        offset = _settings(match[3]).get("offset")
+        return "surface", None if offset is None else _Energies(surface=float(match[1]), offset=offset)
+    return "unknown", None
 
 
-def _strength(coulomb: str, assignments: str) -> float:
-    values = _assignments(assignments)
-    return float(coulomb) * (1.0 / values["soluteDielectric"] - 1.0 / values["solventDielectric"])
+def _polar(coulomb: str, screening: str, settings: str) -> _Energies | None:
+    values = _settings(settings)
+    needed = {"soluteDielectric", "solventDielectric"} | (set() if screening == "1" else {"kappa"})
+    if not needed <= values.keys():
+        return None
+    return _Energies(
+        solute=float(coulomb) / values["soluteDielectric"],
+        solvent=float(coulomb) / values["solventDielectric"],
+        kappa=0.0 if screening == "1" else values["kappa"],
+    )
 
 
-def _assignments(text: str) -> dict[str, float]:
+def _settings(text: str) -> dict[str, float]:
     """The numbers in ";name=value;name=value"."""
     pairs = (item.split("=", 1) for item in text.split(";") if item)
     return {name: float(value) for name, value in pairs}
+
+
+def _same_for_all(polynomial: tuple[float, float, float], count: int) -> np.ndarray:
+    return np.repeat(np.array(polynomial)[:, None], count, axis=1)
+
+
+def _unknown(name: str, expression: str) -> UnsupportedForce:
+    return UnsupportedForce(f"CustomGBForce computes {name} = {expression!r}, which is not known; {_SUPPORTED}.")
 
 
 def _squeeze(expression: str) -> str:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from molecular.energy.pairs import Pair, PairList, Pairs, PairTerm, ordered
+from molecular.energy.sums import total
 from molecular.energy.units import COULOMB, ELEMENTARY_CHARGE, KILOJOULE, NANOMETRE, plain
+from molecular.energy.unsupported import UnsupportedForce
 
 
 class Nonbonded(PairTerm):
@@ -32,7 +34,9 @@ class Nonbonded(PairTerm):
             or force.getNumParticleParameterOffsets()
             or force.getNumExceptionParameterOffsets()
         ):
-            raise ValueError("NonbondedForce has parameter offsets; compile_system supports fixed parameters only.")
+            raise UnsupportedForce(
+                "NonbondedForce has parameter offsets; compile_system supports fixed parameters only."
+            )
         self.cutoff = None if method == openmm.NonbondedForce.NoCutoff else plain(force.getCutoffDistance(), NANOMETRE)
         self.switch = None
         if self.cutoff is not None and force.getUseSwitchingFunction():
@@ -100,7 +104,7 @@ class Nonbonded(PairTerm):
             self._reaction_field(pairs, energy, pull)
         if slope is not None:
             slope[self.start :].addcmul_(pull, inverse_squared, value=-1.0)
-        return energy.sum(0)
+        return total(energy)
 
     def _reaction_field(self, pairs: Pairs, energy: Tensor, pull: Tensor) -> None:
         """Turns Coulomb into its reaction-field form and drops pairs beyond the cutoff, in place; not exceptions."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molecular.energy.sums import RowSum
 from molecular.energy.tables import TableModule
 
 Pair = tuple[int, int]
@@ -51,8 +52,6 @@ class PairList(TableModule):
     A term reports dE/dr divided by r for its rows ("slope"); `force` turns the sum over all terms into forces on atoms.
     """
 
-    first: Tensor
-    second: Tensor
     gather_first: Tensor
     gather_second: Tensor
 
@@ -64,8 +63,7 @@ class PairList(TableModule):
                 self.row.setdefault(pair, len(self.row))
         self.num_atoms = num_atoms
         pairs = np.array(list(self.row), dtype=np.int64).reshape(-1, 2)
-        self.add_index("first", pairs[:, 0])
-        self.add_index("second", pairs[:, 1])
+        self.atoms = RowSum([pairs[:, 1]], [pairs[:, 0]])
         # Coordinates arrive as rows (atom, xyz) flattened; displacements leave as (xyz, pair).
         self.add_index("gather_first", 3 * pairs[None, :, 0] + np.arange(3)[:, None])
         self.add_index("gather_second", 3 * pairs[None, :, 1] + np.arange(3)[:, None])
@@ -90,4 +88,5 @@ class PairList(TableModule):
         """Forces (3, n, B) of pair energies whose dE/dr / r is `slope` (P, B)."""
         pull = pairs.displacement * slope
         force = torch.zeros(3, self.num_atoms, slope.shape[1], dtype=slope.dtype, device=slope.device)
-        return force.index_add_(1, self.second, pull).index_add_(1, self.first, pull, alpha=-1)
+        self.atoms.add(force, pull, dim=1)
+        return force

@@ -1,7 +1,31 @@
-"""Monte Carlo with exact proposal densities: importance sampling, weighted samples, resampling."""
+"""Monte Carlo with exact proposal densities: importance sampling, sequential Monte Carlo, resampling."""
 
-from nflib.montecarlo.importance import BoltzmannDensity, Proposal, Target, importance_sample
+from nflib.montecarlo.adaptation import AcceptanceTarget, FixedStepSizes
+from nflib.montecarlo.densities import BoltzmannDensity, Proposal, Target
+from nflib.montecarlo.history import History
+from nflib.montecarlo.importance import importance_sample
+from nflib.montecarlo.kernels import HMC, MALA, ULA, IndependentMetropolis
 from nflib.montecarlo.resampling import resample
+from nflib.montecarlo.smc import SMCSamples, smc
+from nflib.montecarlo.temperatures import AdaptiveTemperatures, FixedTemperatures
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
-__all__ = ["BoltzmannDensity", "Proposal", "Target", "WeightedSamples", "importance_sample", "resample"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "ULA",
+    "AcceptanceTarget",
+    "AdaptiveTemperatures",
+    "BoltzmannDensity",
+    "FixedStepSizes",
+    "FixedTemperatures",
+    "History",
+    "IndependentMetropolis",
+    "Proposal",
+    "SMCSamples",
+    "Target",
+    "WeightedSamples",
+    "importance_sample",
+    "resample",
+    "smc",
+]

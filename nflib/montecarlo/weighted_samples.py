@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from nflib.montecarlo import diagnostics
+from nflib.montecarlo.genealogy import family_sums, relative_variance
 from nflib.montecarlo.resampling import resample
 
 __all__ = ["WeightedSamples"]
 
+OPTIONAL_ARRAYS = ("log_prob", "log_target", "ancestors")
+
 
 @dataclass(frozen=True, eq=False)
 class WeightedSamples:
-    """N samples of a proposal q with unnormalised log-weights `log p~(x) - log q(x)` in nats (float64).
+    """N samples of a proposal q with unnormalised log-weights `log p~(x) - log q(x)` in nats (float64), or particles
+    of a sampler with the weights that it gave them; either way the mean weight estimates the normaliser.
 
     A rejected sample (non-finite position, density or energy) stays in place with log-weight `-inf`: it
     counts in N, so the normaliser stays honest, and contributes to nothing else.
@@ -33,6 +37,10 @@ class WeightedSamples:
         num_rejected: how many samples were rejected.
         clipped: fraction of the largest weights that `truncate` removed; 0 means untouched.
         unclipped: the object that `truncate` was called on.
+        ancestors: `(N,)`, int64: samples of one number descend from one draw and are not independent, which standard
+            errors account for. None: all are independent.
+        log_normalizer_variance: the squared standard error of `log_normalizer`, where the sampler knows it better than
+            the weights and ancestors do.
 
     Raises:
         ValueError: shapes disagree, there are no samples, or a log-weight is NaN or +inf.
@@ -45,10 +53,12 @@ class WeightedSamples:
     num_rejected: int = 0
     clipped: float = 0.0
     unclipped: WeightedSamples | None = None
+    ancestors: Tensor | None = None
+    log_normalizer_variance: float | None = None
 
     def __post_init__(self) -> None:
         count = len(self.x)
-        for name in ("log_weights", "log_prob", "log_target"):
+        for name in ("log_weights", "log_prob", "log_target", "ancestors"):
             value = getattr(self, name)
             if value is not None and value.shape != (count,):
                 raise ValueError(
@@ -99,7 +109,11 @@ class WeightedSamples:
     @property
     def log_normalizer_standard_error(self) -> float:
         """Standard error of `log_normalizer` by the delta method; too small where `pareto_k` exceeds 0.7."""
-        return diagnostics.log_mean_weight_standard_error(self.log_weights)
+        if self.log_normalizer_variance is not None:
+            return math.sqrt(self.log_normalizer_variance)
+        if self.ancestors is None or self.effective_sample_size == 0.0 or len(self) < 2:
+            return diagnostics.log_mean_weight_standard_error(self.log_weights)
+        return math.sqrt(max(relative_variance(self.log_weights, self.ancestors), 0.0))
 
     @property
     def pareto_k(self) -> float:
@@ -116,8 +130,8 @@ class WeightedSamples:
         """Self-normalised estimate of the mean of `function(x)` under the target, and its standard error.
 
         `function` maps `(n, *event_shape)` to `(n, *shape)` and sees the samples of positive weight only;
-        value and error have that shape, in float64. The error is the delta method's, `sqrt(sum w^2 (f -
-        mean)^2)`.
+        value and error have that shape, in float64. The error is the delta method's, `sqrt(sum w^2 (f - mean)^2)`,
+        with samples of one ancestor added up before squaring.
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
@@ -130,7 +144,10 @@ class WeightedSamples:
         weights = weights.reshape(-1, *[1] * (values.dim() - 1))
         mean = (weights * values).sum(0)
         correction = math.sqrt(len(self) / max(len(self) - 1, 1))
-        return mean, correction * (weights * (values - mean)).square().sum(0).sqrt()
+        deviations = weights * (values - mean)
+        if self.ancestors is not None:
+            deviations = family_sums(deviations, self.ancestors[used])
+        return mean, correction * deviations.square().sum(0).sqrt()
 
     def truncate(self, fraction: float) -> WeightedSamples:
         """A new object without the `fraction` of samples whose weights are largest (at least one).
@@ -155,6 +172,7 @@ class WeightedSamples:
             num_rejected=self.num_rejected,
             clipped=fraction,
             unclipped=self,
+            ancestors=None if self.ancestors is None else self.ancestors[kept],
         )
 
     def summary(self) -> dict[str, Any]:
@@ -178,9 +196,11 @@ class WeightedSamples:
         source = self if self.unclipped is None else self.unclipped
         arrays = {
             name: tensor.detach().cpu().numpy()
-            for name in ("x", "log_weights", "log_prob", "log_target")
+            for name in ("x", *OPTIONAL_ARRAYS, "log_weights")
             if (tensor := getattr(source, name)) is not None
         }
+        if source.log_normalizer_variance is not None:
+            arrays["log_normalizer_variance"] = np.asarray(source.log_normalizer_variance)
         with Path(path).open("wb") as file:
             np.savez(file, **arrays, num_rejected=source.num_rejected, clipped=self.clipped)
 
@@ -198,13 +218,16 @@ class WeightedSamples:
         missing = {"x", "log_weights", "num_rejected", "clipped"} - arrays.keys()
         if missing:
             raise ValueError(f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again.")
-        optional = {name: torch.from_numpy(arrays[name]) for name in ("log_prob", "log_target") if name in arrays}
+        optional = {name: torch.from_numpy(arrays[name]) for name in OPTIONAL_ARRAYS if name in arrays}
+        variance = arrays.get("log_normalizer_variance")
         samples = cls(
             x=torch.from_numpy(arrays["x"]),
             log_weights=torch.from_numpy(arrays["log_weights"]),
             log_prob=optional.get("log_prob"),
             log_target=optional.get("log_target"),
             num_rejected=int(arrays["num_rejected"]),
+            ancestors=optional.get("ancestors"),
+            log_normalizer_variance=None if variance is None else float(variance),
         )
         clipped = float(arrays["clipped"])
         return samples.truncate(clipped) if clipped else samples

@@ -11,8 +11,9 @@ import openmm
 import pytest
 import torch
 from openmm import app
-from openmm.app.internal.customgbforces import GBSAGBn2Force, GBSAOBC1Force, GBSAOBC2Force
+from openmm.app.internal.customgbforces import GBSAHCTForce, GBSAOBC1Force, GBSAOBC2Force
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from molecular import Peptide
 from molecular.energy import CompiledEnergy, compile_system
@@ -215,6 +216,10 @@ GENERALIZED_BORN = {
     "obc1, ACE, cutoff": lambda: custom_gb(SA="ACE", cutoff=0.6),
     "obc2, ACE": lambda: custom_gb(GBSAOBC2Force, SA="ACE"),
     "obc2, wide cutoff": lambda: custom_gb(GBSAOBC2Force, cutoff=20.0),
+    "obc2, salt": lambda: custom_gb(GBSAOBC2Force, kappa=1.5, SA="ACE"),
+    "obc1, salt, cutoff": lambda: custom_gb(cutoff=0.6, kappa=3.0),
+    "hct": lambda: custom_gb(GBSAHCTForce),
+    "hct, ACE, salt, cutoff": lambda: custom_gb(GBSAHCTForce, SA="ACE", kappa=0.7, cutoff=0.6),
 }
 
 
@@ -363,16 +368,77 @@ def test_born_atom_alone() -> None:
     assert_matches(system_of(1, force), np.zeros((2, 1, 3)))
 
 
+def test_reduced_energies_by_temperature(dialanine: CompiledEnergy, x: Tensor) -> None:
+    temperature = torch.tensor([300.0, 600.0])
+    reduced = dialanine.reduced_energy(x.view(4, 2, 23, 3), temperature)
+    torch.testing.assert_close(
+        reduced, dialanine.energy(x).view(4, 2) / (8.31446261815324e-3 * temperature.double()), rtol=1e-14, atol=0
+    )
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(dialanine.reduced_energy(x, 310.0).sum(), x)
+    torch.testing.assert_close(gradient, -dialanine.energy_and_force(x)[1] / peptide("AA").kT)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        dialanine.reduced_energy(x, -1.0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most numbers that a tensor made inside has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+def test_batches_are_split_by_memory(dialanine: CompiledEnergy, x: Tensor) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the mode below sees its own thread
+    try:
+        sizes = {}
+        for batch in (4000, 8000):
+            positions = x[:1].expand(batch, -1, -1)
+            with LargestTensor() as seen:
+                dialanine.energy_and_force(positions)
+            sizes[batch] = seen.largest
+        # Only positions and forces themselves grow with the batch.
+        assert sizes[8000] == 8000 * 69
+        small = compile_system(peptide("AA").system, torch.float64, batch_size=5)
+        with LargestTensor() as seen:
+            energy, force = small.energy_and_force(x[:1].expand(40, -1, -1))
+        pairs = 23 * 22 // 2
+        assert seen.largest <= 5 * 15 * pairs
+    finally:
+        torch.set_num_threads(before)
+    expected_energy, expected_force = dialanine.energy_and_force(x[0])
+    torch.testing.assert_close(energy, expected_energy.expand(40), rtol=1e-12, atol=0)
+    torch.testing.assert_close(force, expected_force.expand(40, -1, -1), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        compile_system(peptide("AA").system, batch_size=0)
+
+
 @pytest.mark.slow
-def test_fused_kernel_matches(x: Tensor) -> None:
-    system = peptide("AA").system
-    fused, eager = compile_system(system, compile=True), compile_system(system)
-    bad = x.float().repeat(40, 1, 1)
-    bad[3, 4] = math.nan
-    for batch in (x, x[:3], bad):
-        for actual, expected in zip(fused.energy_and_force(batch), eager.energy_and_force(batch), strict=True):
-            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-2, equal_nan=True)
-        torch.testing.assert_close(fused.energy(batch), eager.energy(batch), rtol=0, atol=2e-3, equal_nan=True)
+def test_fused_kernel_matches() -> None:
+    field = app.ForceField("amber19/protein.ff19SB.xml", "implicit/gbn2.xml")
+    correction = field.createSystem(Peptide("AAA").topology)
+    systems = {"AA": peptide("AA").system, "Ace-A-Nme": peptide("Ace-A-Nme").system, "AAA": correction}
+    before = torch.get_num_threads()
+    try:
+        for sequence, system in systems.items():
+            fused, eager = compile_system(system, compile=True), compile_system(system)
+            bad = torch.from_numpy(thermal(sequence)).float().repeat(40, 1, 1)
+            bad[3, 4] = math.nan
+            bad[7, 4] = bad[7, 9]
+            for threads, batch in ((2, bad), (1, bad[:3]), (1, bad[:1]), (1, bad[0])):
+                torch.set_num_threads(threads)
+                for actual, expected in zip(fused.energy_and_force(batch), eager.energy_and_force(batch), strict=True):
+                    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-2, equal_nan=True)
+                torch.testing.assert_close(fused.energy(batch), eager.energy(batch), rtol=0, atol=2e-3, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -397,22 +463,37 @@ def nonbonded_with_offsets() -> openmm.Force:
     return force
 
 
-def custom_gb_with_other_radius() -> openmm.Force:
-    force = custom_gb()
-    name, expression, kind = force.getComputedValueParameters(1)
-    force.setComputedValueParameters(1, name, expression.replace("2.909125", "2.9"), kind)
+def custom_gb_with_other_value(index: int, old: str, new: str) -> openmm.Force:
+    force = custom_gb(SA="ACE")
+    name, expression, kind = force.getComputedValueParameters(index)
+    assert old in expression
+    force.setComputedValueParameters(index, name, expression.replace(old, new), kind)
     return force
 
 
+def custom_gb_with_other_energy(old: str, new: str) -> openmm.Force:
+    """The first energy term that has `old` says `new`."""
+    force = custom_gb(SA="ACE")
+    for index in range(force.getNumEnergyTerms()):
+        expression, kind = force.getEnergyTermParameters(index)
+        if old in expression:
+            force.setEnergyTermParameters(index, expression.replace(old, new), kind)
+            return force
+    raise AssertionError(f"no energy term has {old!r}")
+
+
 REFUSED = {
-    "CMAPTorsionForce": openmm.CMAPTorsionForce,
     "CustomBondForce": lambda: openmm.CustomBondForce("r"),
     "MonteCarloBarostat": lambda: openmm.MonteCarloBarostat(1.0, 300.0),
     "NonbondedForce is periodic": periodic_nonbonded,
     "HarmonicBondForce is periodic": periodic_bond,
     "NonbondedForce has parameter offsets": nonbonded_with_offsets,
-    "CustomGBForce has the energy term.*kappa=1": lambda: custom_gb(kappa=1.0),
-    "CustomGBForce computes B": custom_gb_with_other_radius,
+    "CustomGBForce has the energy term.*charge": lambda: custom_gb_with_other_energy("*charge^2/B", "*charge/B"),
+    "CustomGBForce has self and pair terms of different": lambda: custom_gb_with_other_energy("78.5", "80"),
+    "CustomGBForce has the energy term.*0.15": lambda: custom_gb_with_other_energy("+0.14", "+0.15"),
+    "CustomGBForce computes I": lambda: custom_gb_with_other_value(0, "0.25", "0.5"),
+    "CustomGBForce computes B": lambda: custom_gb_with_other_value(1, "psi^3", "psi^4"),
+    "CustomGBForce has several radius offsets": lambda: custom_gb_with_other_value(1, "0.009", "0.01"),
     "CustomGBForce with per-particle parameters": lambda: openmm.CustomGBForce(),
 }
 
@@ -423,13 +504,9 @@ def test_unsupported_forces_are_named(message: str, make: Callable[[], openmm.Fo
         compile_system(system_of(8, make()))
 
 
-def test_other_born_models_are_refused() -> None:
-    topology = peptide("AA").topology
-    force = GBSAGBn2Force()
-    force.addParticles([[0.1, *row] for row in GBSAGBn2Force.getStandardParameters(topology)])
-    force.finalize()
-    with pytest.raises(ValueError, match="CustomGBForce"):
-        compile_system(system_of(23, force))
+def test_other_coefficients_of_a_born_radius_are_read() -> None:
+    force = custom_gb_with_other_value(1, "2.909125", "2.5")
+    assert_matches(system_of(8, force), random_positions(8))
 
 
 def test_two_nonbonded_forces_are_refused() -> None:

@@ -23,6 +23,7 @@ from molecular.dynamics import (
     maxwell_velocities,
     parallel_tempering,
     relax,
+    torsion_statistics,
 )
 from molecular.simulate import simulate
 
@@ -407,6 +408,13 @@ class Bead:
 
     sequence, temperature = "beads", 300.0
     positions = np.random.default_rng(0).normal(size=(4, 3)) * 0.05
+    elements, atom_names = ["C"] * 4, ["C"] * 4
+    residue_names, residue_indices = ["ALA"] * 4, [0] * 4
+    force_field, cutoff, constraints, hydrogen_mass = (), None, None, None
+
+    @property
+    def bonds(self) -> list[tuple[int, int]]:
+        return []
 
     def __init__(self, constraints: int = 0) -> None:
         mass = SimpleNamespace(value_in_unit=lambda _: 12.0)
@@ -462,8 +470,6 @@ def test_simulate_depends_on_the_seed_alone(tmp_path):
 
 
 def test_torsion_statistics_count_jumps_inside_a_ladder_only(tmp_path):
-    from molecular.simulate import torsion_statistics
-
     def quadruple(phi: float) -> np.ndarray:
         return np.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 1.0], [math.cos(phi), math.sin(phi), 1.0]])
 
@@ -482,8 +488,9 @@ def test_torsion_statistics_count_jumps_inside_a_ladder_only(tmp_path):
             )
         )
         writer.flush()
-    (row,) = torsion_statistics(tmp_path, np.array([[0, 1, 2, 3]]), np.zeros((0, 4), dtype=np.int64))
+    (row,) = torsion_statistics(tmp_path, {"phi 1": np.array([0, 1, 2, 3])})
     assert row["jumps"] == 2 and row["frames"] == 6
+    assert row["autocorrelation_ps"] is None and not row["resolved"]  # too few frames to tell
     assert row["share_in_basin"] == pytest.approx(1 / 3)
     assert row["standard_error_over_ladders"] == pytest.approx(np.std([2 / 3, 0], ddof=1) / math.sqrt(2))
 

@@ -1,0 +1,153 @@
+"""What a parallel-tempering simulation tells of its own equilibration: figures for JSON, and a short table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from molecular.dynamics.autocorrelation import mixing
+from molecular.dynamics.frames import list_shards, read_shard
+from molecular.geometry import dihedrals
+
+POSITIVE_PHI = (0.0, np.deg2rad(150.0))
+"""The left-handed basin of alanine dipeptide, separated from the rest by its highest barrier, rad."""
+HELICAL_PSI = (np.deg2rad(-120.0), np.deg2rad(50.0))
+
+TEMPERATURE_TOLERANCE = 0.01
+LOWEST_SWAP_ACCEPTANCE = 0.1
+FEWEST_SAMPLES = 50
+
+
+def torsion_statistics(
+    folder: Path, torsions: Mapping[str, Sequence[int] | NDArray[np.int64]], save_ps: float = 1.0
+) -> list[dict[str, Any]]:
+    """How well the frames at the lowest temperature mix over each torsion, four atom indices by name.
+
+    A row has the frames, the autocorrelation time in ps and the effective sample size (`mixing`; None where there are
+    too few frames, or the torsion never moves). For names that begin with phi (or psi) also the share of frames in the
+    left-handed (or helical) basin with its standard error over ladders, and jumps between in and out from one saved
+    frame of a ladder to the next.
+    """
+    angles, ladder_parts = [], []
+    quadruples = torch.tensor(np.array([list(row) for row in torsions.values()], dtype=np.int64).reshape(-1, 4))
+    for path in list_shards(folder):
+        frames = read_shard(path)
+        lowest = frames.temperature_index == 0
+        angles.append(dihedrals(torch.from_numpy(frames.positions[lowest]), quadruples).numpy())
+        ladder_parts.append(frames.ladder[lowest])
+    if not ladder_parts or not len(quadruples):
+        return []
+    ladder = np.concatenate(ladder_parts)
+    num_ladders = len(np.unique(ladder))
+    # Sorted by ladder and, because the sort is stable and shards are in order, by time inside each.
+    order = np.argsort(ladder, kind="stable")
+    series = np.concatenate(angles)[order].reshape(num_ladders, -1, len(quadruples))
+    rows: list[dict[str, Any]] = []
+    for column, name in enumerate(torsions):
+        angle = series[..., column]
+        mixed = mixing(angle)
+        row: dict[str, Any] = {
+            "torsion": name,
+            "frames": angle.size,
+            "autocorrelation_ps": None if mixed is None else mixed.time * save_ps,
+            "effective_sample_size": None if mixed is None else mixed.effective_sample_size,
+            "resolved": mixed is not None and mixed.resolved,
+        }
+        if name.startswith(("phi", "psi")):
+            row |= _basin(angle, POSITIVE_PHI if name.startswith("phi") else HELICAL_PSI)
+        rows.append(row)
+    return rows
+
+
+def _basin(angle: NDArray[np.floating], limits: tuple[float, float]) -> dict[str, Any]:
+    inside = (angle > limits[0]) & (angle < limits[1])
+    shares = inside.mean(axis=1)
+    return {
+        "basin_degrees": [float(np.rad2deg(limit)) for limit in limits],
+        "share_in_basin": float(inside.mean()),
+        "standard_error_over_ladders": float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None,
+        "jumps": int((inside[:, 1:] != inside[:, :-1]).sum()),
+    }
+
+
+def concerns(report: Mapping[str, Any]) -> list[str]:
+    """Sentences on what speaks against equilibrium; none when nothing does."""
+    sentences = []
+    wanted = report["temperatures_K"]
+    temperatures = report["kinetic_temperature_K"] or []
+    # A single ladder has no error, so nothing can be said.
+    errors = report["kinetic_temperature_error_K"] or [np.inf] * len(temperatures)
+    for target, measured, error in zip(wanted, temperatures, errors, strict=False):
+        if abs(measured - target) > TEMPERATURE_TOLERANCE * target + 3 * error:
+            sentences.append(
+                f"the replicas at {target:.0f} K have a temperature of {measured:.1f} K; equilibrate for longer, or"
+                " shorten the step"
+            )
+    drifts = report["energy_drift_kJ_per_mol_per_ns"] or []
+    errors = report["energy_drift_error_kJ_per_mol_per_ns"] or [np.inf] * len(drifts)
+    for target, drift, error in zip(wanted, drifts, errors, strict=False):
+        if abs(drift) > 4 * error:
+            sentences.append(f"the energy at {target:.0f} K drifts by {drift:.3g} kJ/mol/ns; equilibrate for longer")
+    for low, high, share in zip(wanted, wanted[1:], report["swap_acceptance"], strict=False):
+        if share is not None and share < LOWEST_SWAP_ACCEPTANCE:
+            sentences.append(
+                f"only {share:.0%} of swaps between {low:.0f} and {high:.0f} K succeed; use more temperatures"
+            )
+    for row in report.get("torsions", []):
+        size = row["effective_sample_size"]
+        if size is not None and (size < FEWEST_SAMPLES or not row["resolved"]):
+            known = f"{size:.0f} independent samples" if row["resolved"] else "an unknown number of independent samples"
+            sentences.append(f"{row['torsion']} has {known} in {row['frames']} frames; simulate for longer")
+    if report["replicas_restarted"]:
+        sentences.append(f"{report['replicas_restarted']} replicas blew up and were restarted; shorten the step")
+    return sentences
+
+
+def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report as a short table for people, line by line."""
+    seconds, simulated = report["wall_seconds"], report["simulated_ns"]
+    temperatures = report["temperatures_K"]
+    yield (
+        f"{len(temperatures)} temperatures x {report['num_ladders']} ladders, {simulated:.3g} ns in {seconds:.0f} s"
+        + (f" ({1000 * simulated / seconds:.3g} ps a second)." if seconds > 0 else ".")
+    )
+    yield f"{'K':>8} {'measured K':>16} {'energy kJ/mol':>16} {'drift kJ/mol/ns':>20} {'swaps':>6}"
+    missing = [None] * len(temperatures)
+    columns = [
+        report[name] or missing
+        for name in (
+            "kinetic_temperature_K",
+            "kinetic_temperature_error_K",
+            "energy_mean_kJ_per_mol",
+            "energy_drift_kJ_per_mol_per_ns",
+            "energy_drift_error_kJ_per_mol_per_ns",
+        )
+    ]
+    swaps = [*report["swap_acceptance"], None]
+    for target, kelvin, kelvin_error, energy, drift, drift_error, swap in zip(
+        temperatures, *columns, swaps, strict=True
+    ):
+        yield (
+            f"{target:8.1f} {_figure(kelvin, kelvin_error, 1):>16} {_figure(energy, None, 1):>16}"
+            f" {_figure(drift, drift_error, 1):>20} {_figure(swap, None, 2):>6}"
+        )
+    if report.get("torsions"):
+        width = max(len(row["torsion"]) for row in report["torsions"])
+        yield f"{'torsion':<{width}} {'frames':>8} {'autocorrelation ps':>19} {'effective samples':>18} {'jumps':>7}"
+    for row in report.get("torsions", []):
+        mark = "" if row["resolved"] or row["autocorrelation_ps"] is None else "?"
+        yield (
+            f"{row['torsion']:<{width}} {row['frames']:8d} {_figure(row['autocorrelation_ps'], None, 2) + mark:>19}"
+            f" {_figure(row['effective_sample_size'], None, 0) + mark:>18} {row.get('jumps', ''):>7}"
+        )
+    for sentence in concerns(report):
+        yield f"Note: {sentence}."
+
+
+def _figure(value: float | None, error: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

@@ -1,0 +1,125 @@
+"""How the step size of a kernel follows an acceptance target along the path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from nflib.montecarlo.kernels.interface import Kernel
+from nflib.montecarlo.path import GeometricPath, Particles
+
+__all__ = ["AcceptanceTarget", "FixedStepSizes", "StepSizes"]
+
+PILOT_PARTICLES = 256
+
+
+class StepSizes(Protocol):
+    """Chooses step sizes, each before the moves that it is used for and from nothing that they produce."""
+
+    def first(
+        self,
+        kernel: Kernel,
+        particles: Particles,
+        path: GeometricPath,
+        inverse_temperature: float,
+        generator: torch.Generator,
+    ) -> float:
+        """The step of the first move of a run."""
+        ...
+
+    def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
+        """The step that follows one of mean acceptance probability `acceptance`, after `num_moves` moves in all."""
+        ...
+
+
+@dataclass(frozen=True)
+class AcceptanceTarget:
+    """Multiplies the step by `exp(gain (acceptance - target) / (1 - target))` after each move.
+
+    A step is chosen from earlier moves alone, so every kernel leaves its density invariant. (The particles of those
+    moves are still among the present ones: the normaliser keeps a bias of order 1/N, as it does with adaptive
+    temperatures; a second run with `FixedStepSizes(history.step_sizes)` has none.) The first step comes from pilot
+    moves of a few particles, which are thrown away.
+
+    target: mean acceptance probability; default: the kernel's. pilot_moves: 0 starts from the kernel's own step size.
+    Raises ValueError for a target outside (0, 1).
+    """
+
+    target: float | None = None
+    gain: float = 0.3
+    pilot_moves: int = 20
+
+    def first(
+        self,
+        kernel: Kernel,
+        particles: Particles,
+        path: GeometricPath,
+        inverse_temperature: float,
+        generator: torch.Generator,
+    ) -> float:
+        if kernel.step_size is None:
+            return math.nan
+        step_size = kernel.step_size
+        usable = particles.alive.nonzero().flatten()[:PILOT_PARTICLES]
+        if len(usable) == 0:
+            return step_size
+        pilot = particles.select(usable)
+        target = self._target(kernel)
+        for _ in range(self.pilot_moves):
+            _, move = kernel.step(pilot, path, inverse_temperature, step_size, generator)
+            acceptance = mean_acceptance(move.acceptance)
+            if abs(acceptance - target) < 0.25 * (1.0 - target):
+                break
+            step_size *= _factor(acceptance, target, 3.0 * self.gain)
+        return step_size
+
+    def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
+        if math.isnan(acceptance) or kernel.step_size is None:
+            return step_size
+        return step_size * _factor(acceptance, self._target(kernel), self.gain)
+
+    def __post_init__(self) -> None:
+        if self.target is not None and not 0.0 < self.target < 1.0:
+            raise ValueError(f"AcceptanceTarget: the target is {self.target}; pass a probability between 0 and 1.")
+
+    def _target(self, kernel: Kernel) -> float:
+        return kernel.target_acceptance if self.target is None else self.target
+
+
+@dataclass(frozen=True)
+class FixedStepSizes:
+    """Step sizes given beforehand, one for each move in order; the last one is used from there on."""
+
+    step_sizes: tuple[float, ...]
+
+    def __init__(self, step_sizes: Sequence[float]) -> None:
+        if not step_sizes or not all(step > 0.0 for step in step_sizes):
+            raise ValueError(f"FixedStepSizes: step sizes must be positive numbers; got {list(step_sizes)}.")
+        object.__setattr__(self, "step_sizes", tuple(float(step) for step in step_sizes))
+
+    def first(
+        self,
+        kernel: Kernel,
+        particles: Particles,
+        path: GeometricPath,
+        inverse_temperature: float,
+        generator: torch.Generator,
+    ) -> float:
+        return self.step_sizes[0]
+
+    def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
+        return self.step_sizes[min(num_moves, len(self.step_sizes) - 1)]
+
+
+def _factor(acceptance: float, target: float, gain: float) -> float:
+    # Near a target close to one the acceptance hardly moves, far below it says only that the step is too long.
+    return math.exp(min(max(gain * (acceptance - target) / (1.0 - target), -1.5), 1.5))
+
+
+def mean_acceptance(acceptance: torch.Tensor) -> float:
+    """Mean over the particles that were moved; NaN if none was."""
+    return acceptance[~acceptance.isnan()].mean().item()

@@ -1,0 +1,60 @@
+"""What the family tree of a particle system says about the errors of its estimates.
+
+After resampling, particles with a common ancestor among the first draws are not independent; families of different
+ancestors nearly are. Variances are therefore sums over families, in one run and without repeating it (Chan & Lai, Ann.
+Statist. 41 (2013) 2877; Lee & Whiteley, Biometrika 105 (2018) 609). They are consistent as N grows, and say nothing
+once few ancestors are left: watch `History.num_ancestors`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights
+
+__all__ = ["family_sums", "offspring_variance", "relative_variance"]
+
+
+def family_sums(values: Tensor, ancestors: Tensor) -> Tensor:
+    """Sums of `values` `(N, *shape)` over particles of equal ancestor, `(number of families, *shape)`."""
+    families, member = torch.unique(ancestors, return_inverse=True)
+    return values.new_zeros(len(families), *values.shape[1:]).index_add_(0, member, values)
+
+
+def relative_variance(log_weights: Tensor, ancestors: Tensor, resampling_noise: float = 0.0) -> float:
+    """Variance of the mean weight over its square, from weights and ancestors `(N,)`.
+
+    With multinomial resampling r times, and `resampling_noise` r, it is Lee & Whiteley's estimator, unbiased for
+    the variance of the normaliser: `1 - (N / (N - 1))^(r + 1) (1 - sum_e S_e^2)` with S_e the normalised
+    weight of family e. Other schemes spread offspring by less, and `resampling_noise` sums `offspring_variance` over
+    their resamplings. Without resampling it is the sample variance of the weights. NaN where every weight is zero or
+    N < 2.
+    """
+    count = len(log_weights)
+    if count < 2 or effective_sample_size(log_weights) == 0.0:
+        return float("nan")
+    concentration = family_sums(normalized_weights(log_weights), ancestors).square().sum().item()
+    correction = (1.0 - 1.0 / count) ** -(resampling_noise + 1.0)
+    return 1.0 - correction * (1.0 - concentration)
+
+
+def offspring_variance(weights: Tensor, scheme: str) -> float:
+    """Mean variance of a particle's number of offspring when N are resampled from weights `(N,)`; multinomial: 1."""
+    if scheme == "multinomial":
+        # Less sum W^2, which Lee & Whiteley's factor accounts for already.
+        return 1.0
+    count = len(weights)
+    expected = count * weights.to(torch.float64) / weights.to(torch.float64).sum()
+    fraction = expected - expected.floor()
+    if scheme == "residual":
+        left = fraction.sum()
+        return ((left - fraction.square().sum() / left) / count).item() if left > 0.5 else 0.0
+    if scheme == "stratified":
+        end = expected.cumsum(0)
+        start = end - expected
+        first, last = (start.ceil() - start).clamp(max=expected), (end - end.floor()).clamp(max=expected)
+        inside = start.floor() == end.floor()
+        variance = torch.where(inside, expected * (1.0 - expected), first * (1.0 - first) + last * (1.0 - last))
+        return variance.mean().item()
+    return (fraction * (1.0 - fraction)).mean().item()

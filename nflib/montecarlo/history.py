@@ -1,0 +1,72 @@
+"""What happened on the way from proposal to target, collected and never printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["History"]
+
+
+@dataclass
+class History:
+    """One entry a temperature, in the order of the run; the first one is the first temperature above zero.
+
+    Attributes:
+        inverse_temperatures: from above 0 to 1.
+        log_normalizer_increments: of reweighting and of unadjusted moves; they sum to the log-normaliser.
+        conditional_ess: of the step to this temperature, a fraction of N.
+        effective_sample_size: after reweighting, before resampling, a fraction of N.
+        resampled: whether the particles were resampled.
+        num_ancestors: different first draws that the particles descend from, after resampling.
+        acceptance: mean acceptance probability of the moves.
+        step_sizes: of every move, in one list: as many a temperature as `smc` was asked for.
+        num_nonfinite: proposals and moves to points without a finite density.
+        num_evaluations, num_gradients: of the target, points up to and including this temperature.
+        parents: for each resampling, the parents' indices `(N,)`, int32, in order.
+    """
+
+    inverse_temperatures: list[float] = field(default_factory=list)
+    log_normalizer_increments: list[float] = field(default_factory=list)
+    conditional_ess: list[float] = field(default_factory=list)
+    effective_sample_size: list[float] = field(default_factory=list)
+    resampled: list[bool] = field(default_factory=list)
+    num_ancestors: list[int] = field(default_factory=list)
+    acceptance: list[float] = field(default_factory=list)
+    step_sizes: list[float] = field(default_factory=list)
+    num_nonfinite: list[int] = field(default_factory=list)
+    num_evaluations: list[int] = field(default_factory=list)
+    num_gradients: list[int] = field(default_factory=list)
+    parents: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.inverse_temperatures)
+
+    def lineage(self) -> Tensor:
+        """`(number of resamplings + 1, N)`, int64: row k holds the index that each final particle's forebear had after
+        k resamplings; row 0 are the first draws, the last row the final particles. Empty without resamplings."""
+        if not self.parents:
+            return torch.empty(0, 0, dtype=torch.long)
+        rows = [torch.arange(len(self.parents[-1]))]
+        for parents in reversed(self.parents):
+            rows.append(parents.long()[rows[-1]])
+        return torch.stack(rows[::-1])
+
+    def arrays(self) -> dict[str, Any]:
+        """The history as arrays for an .npz file."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        parents = values.pop("parents")
+        return {name: np.asarray(value) for name, value in values.items()} | {
+            "parents": torch.stack(parents).numpy() if parents else np.zeros((0, 0), dtype=np.int32)
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any]) -> History:
+        """The history that `arrays` was called on."""
+        values = {item.name: arrays[item.name].tolist() for item in dataclasses.fields(cls) if item.name != "parents"}
+        return cls(**values, parents=list(torch.from_numpy(arrays["parents"])))

@@ -1,0 +1,76 @@
+"""What a Markov kernel is, and what its kinds share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nflib.montecarlo.path import GeometricPath, Particles
+
+__all__ = ["Kernel", "Move", "metropolis", "standard_normal"]
+
+
+class Move(NamedTuple):
+    """What one step of a kernel did to each particle."""
+
+    acceptance: Tensor
+    """Probability of acceptance, `(N,)`, float64; zero for a proposal that is not finite, NaN for a dead particle."""
+    log_weights: Tensor | None
+    """What the step adds to the log-weights, `(N,)`; None for a kernel that leaves its density invariant."""
+    num_nonfinite: int
+    """Proposals with a position or density that is not finite: rejected, or given weight zero where nothing is."""
+
+
+class Kernel(Protocol):
+    """Moves particles so that, with the weights of the move, they represent `path` at the inverse temperature.
+
+    A kernel keeps no state of its own. `step_size` is a length in units of x, the size of a single step's noise, so
+    that kernels share its meaning; None for a kernel without one. `target_acceptance` is the mean acceptance
+    probability that adaptation aims at.
+    """
+
+    @property
+    def step_size(self) -> float | None: ...
+
+    @property
+    def target_acceptance(self) -> float: ...
+
+    def init(self, particles: Particles, path: GeometricPath) -> Particles:
+        """The particles, with the gradients that the kernel needs."""
+        ...
+
+    def step(
+        self,
+        particles: Particles,
+        path: GeometricPath,
+        inverse_temperature: float,
+        step_size: float,
+        generator: torch.Generator,
+    ) -> tuple[Particles, Move]:
+        """Particles moved once. Dead particles stay where they are, and cost no evaluation."""
+        ...
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise, drawn where the generator lives: one draw for all particles, however they are chunked."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """Sum of squares over the event, `(N,)`, in float64."""
+    return x.to(torch.float64).square().flatten(1).sum(dim=1)
+
+
+def metropolis(
+    particles: Particles, proposed: Particles, log_ratio: Tensor, generator: torch.Generator
+) -> tuple[Particles, Move]:
+    """Accept each proposal with probability min(1, exp(log_ratio)), and never one that is dead."""
+    alive = particles.alive
+    possible = alive & proposed.alive
+    acceptance = torch.where(possible, log_ratio.clamp(max=0.0).exp(), 0.0)
+    uniform = torch.rand(len(acceptance), generator=generator, dtype=torch.float64, device=generator.device)
+    accepted = possible & (uniform.to(acceptance.device) < acceptance)
+    move = Move(torch.where(alive, acceptance, torch.nan), None, int((alive & ~proposed.alive).sum()))
+    return particles.replace(proposed, accepted), move

@@ -1,0 +1,301 @@
+"""Sequential Monte Carlo along the geometric path from a proposal to a target (Del Moral, Doucet & Jasra 2006)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
+from nflib.montecarlo.checkpoint import RunState, load_state, save_state
+from nflib.montecarlo.densities import DifferentiableProposal, Target, check_arguments
+from nflib.montecarlo.diagnostics import (
+    effective_sample_size,
+    log_mean_weight,
+    log_mean_weight_standard_error,
+    normalized_weights,
+)
+from nflib.montecarlo.genealogy import offspring_variance, relative_variance
+from nflib.montecarlo.history import History
+from nflib.montecarlo.kernels import HMC, Kernel
+from nflib.montecarlo.path import GeometricPath
+from nflib.montecarlo.resampling import SCHEMES, resample
+from nflib.montecarlo.temperatures import (
+    AdaptiveTemperatures,
+    FixedTemperatures,
+    Temperatures,
+    conditional_ess_fraction,
+)
+from nflib.montecarlo.weighted_samples import WeightedSamples
+
+__all__ = ["SMCSamples", "smc"]
+
+
+@dataclass(frozen=True, eq=False)
+class SMCSamples(WeightedSamples):
+    """Weighted particles of `smc`, with the history of the run.
+
+    `num_rejected` counts the particles that were given weight zero, in the course of the run, for a position or a
+    density that was not finite; where particles were resampled since, others stand in their place.
+    """
+
+    history: History = field(default_factory=History)
+
+
+def smc(
+    proposal: DifferentiableProposal,
+    target: Target,
+    num_samples: int,
+    *,
+    kernel: Kernel | None = None,
+    temperatures: Temperatures | Sequence[float] | None = None,
+    moves: int = 1,
+    step_sizes: StepSizes | None = None,
+    resampling: str = "systematic",
+    resampling_threshold: float = 0.5,
+    context: Tensor | None = None,
+    chunk_size: int = 1024,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> SMCSamples:
+    """Move `num_samples` draws of the proposal q through `q^(1-b) p~^b` to the target p~ itself, at b = 1.
+
+    At each inverse temperature b' after b the particles are weighted by `(p~/q)^(b'-b)` where they stand, resampled if
+    their effective sample size is low, and moved by a kernel that leaves the density at b' invariant, or weights its
+    moves (ULA). The mean weight estimates the normaliser of p~; its standard error comes from the particles' genealogy.
+    Particles without a finite density have weight zero and are counted, and moves to such points are rejected.
+
+    Args:
+        proposal: has `sample_and_log_prob` and `log_prob`, such as a `Flow`.
+        target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`. Kernels that need a gradient
+            get it from autograd.
+        kernel: `HMC()` (default), `MALA()`, `ULA()`, `IndependentMetropolis()`, or an object with `init` and `step`.
+        temperatures: rising inverse temperatures that end in 1, or a rule; default `AdaptiveTemperatures()`.
+        moves: kernel steps at each temperature.
+        step_sizes: a rule; default `AcceptanceTarget()`. `FixedStepSizes` keeps or replays steps.
+        resampling: multinomial, stratified, systematic or residual.
+        resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
+            sampling, Neal 2001), 1 always.
+        context: one row `(1, ...)`, passed to the proposal.
+        chunk_size: how many points a density sees at once.
+        generator, seed: at most one; neither means a seed from torch's global generator.
+        checkpoint: an .npz file, replaced after the draws and every temperature; a run that finds it goes on where it
+            was stopped, and ends with the same numbers.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: numbers out of range, an unknown scheme, a target without `log_prob`, a log-density that is
+            not one number a sample or has no gradient, or a checkpoint of another run.
+
+    >>> import torch
+    >>> from nflows.distributions import StandardNormal
+    >>> from nflib.montecarlo import BoltzmannDensity
+    >>> target = BoltzmannDensity(lambda x: 2.0 * (x - 3.0).square().sum(dim=-1))
+    >>> samples = smc(StandardNormal([2]), target, 1000, seed=0)
+    >>> abs(samples.log_normalizer - 0.4516) < 4 * samples.log_normalizer_standard_error  # log(pi / 2)
+    True
+    """
+    check_arguments("smc", target, context, generator, seed)
+    if num_samples < 2 or chunk_size < 1 or moves < 1:
+        raise ValueError(
+            f"smc: num_samples is {num_samples}, chunk_size {chunk_size}, moves {moves}; pass 2, 1 and 1 or more."
+        )
+    if not hasattr(proposal, "log_prob"):
+        raise ValueError(
+            f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x); use importance_sample, or a flow."
+        )
+    if resampling not in SCHEMES:
+        raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
+    if not 0.0 <= resampling_threshold <= 1.0:
+        raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+    if temperatures is None:
+        temperatures = AdaptiveTemperatures()
+    elif isinstance(temperatures, Sequence):
+        temperatures = FixedTemperatures(temperatures)
+    run = _Run(
+        GeometricPath(proposal, target, context, chunk_size),
+        HMC() if kernel is None else kernel,
+        temperatures,
+        AcceptanceTarget() if step_sizes is None else step_sizes,
+        moves,
+        resampling,
+        resampling_threshold,
+        generator,
+    )
+    settings = run.settings(num_samples) | {"seed": seed}
+    path = None if checkpoint is None else Path(checkpoint)
+    state = None if path is None else load_state(path, generator, settings)
+    if state is None:
+        state = run.start(num_samples)
+        if path is not None:
+            save_state(path, state, generator, settings)
+    else:
+        run.resume(state, path)
+    with _bar(progress) as show:
+        while state.inverse_temperature < 1.0:
+            show(state)
+            state = run.advance(state)
+            if path is not None:
+                save_state(path, state, generator, settings)
+        show(state)
+    return _result(state)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from one temperature to the next."""
+
+    path: GeometricPath
+    kernel: Kernel
+    temperatures: Temperatures
+    step_sizes: StepSizes
+    moves: int
+    resampling: str
+    resampling_threshold: float
+    generator: torch.Generator
+
+    def settings(self, num_samples: int) -> dict[str, Any]:
+        """What a checkpoint must agree on."""
+        plugs = {name: getattr(self, name) for name in ("kernel", "temperatures", "step_sizes")}
+        # Only dataclasses have a repr that says the same in another process.
+        described = {
+            name: repr(plug) if hasattr(plug, "__dataclass_fields__") else type(plug).__name__
+            for name, plug in plugs.items()
+        }
+        numbers = {name: getattr(self, name) for name in ("moves", "resampling", "resampling_threshold")}
+        return described | numbers | {"num_samples": num_samples}
+
+    def start(self, num_samples: int) -> RunState:
+        particles = self.kernel.init(self.path.draw(num_samples, self.generator), self.path)
+        log_weights = torch.where(particles.alive, 0.0, -torch.inf).to(torch.float64)
+        return RunState(
+            particles,
+            log_weights,
+            torch.arange(num_samples, device=particles.x.device),
+            History(),
+            num_rejected=int((~particles.alive).sum()),
+        )
+
+    def resume(self, state: RunState, path: Path | None) -> None:
+        """Take up the counts; raises ValueError where the densities are not those that the checkpoint was made with."""
+        some = state.particles.select(state.particles.alive.nonzero().flatten()[:4])
+        if len(some.x):
+            again = self.path.evaluate(some.x)
+            for name, before, now in (
+                ("target", some.log_target, again.log_target),
+                ("proposal", some.log_proposal, again.log_proposal),
+            ):
+                if not torch.allclose(before, now, rtol=1e-2, atol=1e-1):
+                    raise ValueError(f"{path} belongs to a run with another {name}; name another file.")
+        if state.history:
+            self.path.num_evaluations = state.history.num_evaluations[-1]
+            self.path.num_gradients = state.history.num_gradients[-1]
+
+    def advance(self, state: RunState) -> RunState:
+        """The state at the next inverse temperature."""
+        particles, log_weights, ancestors = state.particles, state.log_weights, state.ancestors
+        history = state.history
+        log_ratio = particles.log_ratio
+        inverse_temperature = self.temperatures.next(state.inverse_temperature, log_weights, log_ratio)
+        increments = (inverse_temperature - state.inverse_temperature) * log_ratio
+        history.conditional_ess.append(conditional_ess_fraction(log_weights, increments))
+        before = log_mean_weight(log_weights)
+        log_weights = log_weights + increments
+        count = len(log_weights)
+        ess = effective_sample_size(log_weights)
+        history.effective_sample_size.append(ess / count)
+
+        resampling_noise, block_variance = state.resampling_noise, state.block_variance
+        resampled = 0.0 < ess < self.resampling_threshold * count or (self.resampling_threshold == 1.0 and ess > 0.0)
+        if resampled:
+            weights = normalized_weights(log_weights)
+            parents = resample(weights, count, self.generator, self.resampling)
+            resampling_noise += offspring_variance(weights, self.resampling)
+            block_variance += (count / ess - 1.0) / (count - 1.0)
+            history.parents.append(parents.to("cpu", torch.int32))
+            particles, ancestors = particles.select(parents), ancestors[parents]
+            log_weights = torch.full_like(log_weights, log_mean_weight(log_weights))
+        history.resampled.append(resampled)
+        history.num_ancestors.append(len(torch.unique(ancestors[log_weights > -torch.inf])))
+
+        step_size = state.step_size
+        if step_size is None:
+            step_size = self.step_sizes.first(self.kernel, particles, self.path, inverse_temperature, self.generator)
+        acceptances, num_nonfinite, num_rejected = [], 0, state.num_rejected
+        for _ in range(self.moves):
+            particles, move = self.kernel.step(particles, self.path, inverse_temperature, step_size, self.generator)
+            if move.log_weights is not None:
+                log_weights = log_weights + move.log_weights
+                num_rejected += move.num_nonfinite
+            num_nonfinite += move.num_nonfinite
+            history.step_sizes.append(step_size)
+            acceptances.append(mean_acceptance(move.acceptance))
+            step_size = self.step_sizes.next(step_size, acceptances[-1], self.kernel, len(history.step_sizes))
+        history.acceptance.append(sum(acceptances) / len(acceptances))
+        history.num_nonfinite.append(num_nonfinite)
+        history.num_evaluations.append(self.path.num_evaluations)
+        history.num_gradients.append(self.path.num_gradients)
+        history.inverse_temperatures.append(inverse_temperature)
+        after = log_mean_weight(log_weights)
+        history.log_normalizer_increments.append(after - before if after > -math.inf else -math.inf)
+        return RunState(
+            particles,
+            log_weights,
+            ancestors,
+            history,
+            inverse_temperature,
+            step_size,
+            resampling_noise,
+            block_variance,
+            num_rejected,
+        )
+
+
+def _result(state: RunState) -> SMCSamples:
+    particles = state.particles
+    variance = relative_variance(state.log_weights, state.ancestors, state.resampling_noise)
+    # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
+    floor = state.block_variance + log_mean_weight_standard_error(state.log_weights) ** 2
+    return SMCSamples(
+        x=particles.x.cpu(),
+        log_weights=state.log_weights.cpu(),
+        log_prob=particles.log_proposal.cpu(),
+        log_target=particles.log_target.cpu(),
+        num_rejected=state.num_rejected,
+        ancestors=state.ancestors.cpu(),
+        log_normalizer_variance=math.inf if math.isnan(variance) else max(variance, floor),
+        history=state.history,
+    )
+
+
+@contextmanager
+def _bar(show: bool) -> Iterator[Any]:
+    """A function that takes the state after each temperature."""
+    if not show:
+        yield lambda state: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=1.0, desc="smc", unit="", bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}") as bar:
+
+        def update(state: RunState) -> None:
+            bar.n = state.inverse_temperature
+            if state.history:
+                bar.set_postfix(
+                    ESS=f"{state.history.effective_sample_size[-1]:.2f}",
+                    acceptance=f"{state.history.acceptance[-1]:.2f}",
+                    log_Z=f"{log_mean_weight(state.log_weights):.2f}",
+                )
+            bar.refresh()
+
+        yield update

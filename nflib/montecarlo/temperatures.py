@@ -1,0 +1,90 @@
+"""Which inverse temperatures a path is cut into: given ones, or the next one by conditional effective sample size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "conditional_ess_fraction"]
+
+
+class Temperatures(Protocol):
+    """Chooses the next inverse temperature."""
+
+    def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:
+        """An inverse temperature in (current, 1], from the particles' log-weights and log p~/q, both `(N,)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedTemperatures:
+    """Given inverse temperatures, which must rise from above 0 to 1 (a leading 0 is allowed); ValueError otherwise."""
+
+    inverse_temperatures: tuple[float, ...]
+
+    def __init__(self, inverse_temperatures: Sequence[float]) -> None:
+        values = tuple(float(value) for value in inverse_temperatures)
+        values = values[1:] if values[:1] == (0.0,) else values
+        rising = all(a < b for a, b in zip((0.0, *values), values, strict=False))
+        if not values or not rising or values[-1] != 1.0:
+            raise ValueError(f"inverse temperatures must rise from above 0 to exactly 1; got {values}.")
+        object.__setattr__(self, "inverse_temperatures", values)
+
+    def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:
+        return next(value for value in self.inverse_temperatures if value > current)
+
+
+@dataclass(frozen=True)
+class AdaptiveTemperatures:
+    """The next inverse temperature keeps this fraction of the conditional effective sample size (Zhou, Johansen &
+    Aston 2016, arXiv 1303.3123), found by bisection; dead particles have no say in it.
+
+    Temperatures chosen from the particles themselves give the normaliser a bias of order 1/N, well below its standard
+    error. Where that matters, run once, and again with the temperatures of the first run's history.
+
+    conditional_ess: fraction between 0 and 1. smallest_step: of the inverse temperature, which keeps the number of
+    temperatures finite whatever the energies. Raises ValueError for numbers outside (0, 1).
+    """
+
+    conditional_ess: float = 0.9
+    smallest_step: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.conditional_ess < 1.0 or not 0.0 < self.smallest_step < 1.0:
+            raise ValueError(
+                f"AdaptiveTemperatures: conditional_ess is {self.conditional_ess} and smallest_step "
+                f"{self.smallest_step}; pass numbers between 0 and 1."
+            )
+
+    def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:
+        used = (log_weights > -torch.inf) & (log_ratio > -torch.inf)
+        log_weights, log_ratio = log_weights[used], log_ratio[used]
+        rest = 1.0 - current
+
+        def enough(step: float) -> bool:
+            return conditional_ess_fraction(log_weights, step * log_ratio) >= self.conditional_ess
+
+        if len(log_weights) == 0 or enough(rest):
+            return 1.0
+        low, high = 0.0, rest
+        while high - low > 1e-3 * high and high > self.smallest_step:
+            # From above in powers of ten first: the first step is often many orders of magnitude below one.
+            middle = 0.5 * (low + high) if low > 0.0 else 0.1 * high
+            low, high = (middle, high) if enough(middle) else (low, middle)
+        return min(current + max(low, self.smallest_step), 1.0)
+
+
+def conditional_ess_fraction(log_weights: Tensor, log_increments: Tensor) -> float:
+    """Conditional effective sample size over N, `(sum W w)^2 / sum W w^2`, of increments w for normalised weights W.
+
+    1 where all increments are equal, towards 0 where one particle takes everything; 0 where every product is zero.
+    """
+    log_w = torch.where(log_weights > -torch.inf, log_weights - torch.logsumexp(log_weights, 0), -torch.inf)
+    first = torch.logsumexp(log_w + log_increments, 0)
+    second = torch.logsumexp(log_w + 2.0 * log_increments, 0)
+    return math.exp((2.0 * first - second).item()) if first > -torch.inf else 0.0

@@ -1,0 +1,74 @@
+"""Start structures: which bonds turn, and that turning keeps the molecule what it is."""
+
+import torch
+
+from molecular.dynamics import rotatable_bonds, start_structures
+from molecular.dynamics.starts import is_same_molecule, random_torsions, rigid_torsions
+from molecular.geometry import dihedrals
+
+# Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
+CHAIN = [(0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (2, 6), (2, 7), (3, 8), (8, 9), (9, 3)]
+
+
+def structure(seed: int = 0) -> torch.Tensor:
+    return torch.randn(10, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_bonds_that_turn():
+    turning = {(i, j): set(beyond.tolist()) for i, j, beyond in rotatable_bonds(10, CHAIN)}
+    assert turning == {(2, 1): {0, 1, 4, 5}, (2, 3): {3, 8, 9}} or turning == {
+        (1, 2): {2, 3, 6, 7, 8, 9},
+        (2, 3): {3, 8, 9},
+    }
+    for (i, j), beyond in turning.items():
+        assert j in beyond and i not in beyond
+    assert rotatable_bonds(4, [(0, 1), (1, 2), (2, 3)]) == []  # no tetrahedral atom: conjugated, it does not turn
+    assert rigid_torsions(4, [(0, 1), (1, 2), (2, 3)]).tolist() == [[0, 1, 2, 3]]
+
+
+def test_turning_keeps_bonds_angles_and_handedness():
+    x = structure()
+    turned = random_torsions(x, rotatable_bonds(10, CHAIN), 20, torch.Generator().manual_seed(0))
+    first, second = torch.tensor(CHAIN).T
+
+    def lengths(y):
+        return (y[:, first] - y[:, second]).norm(dim=-1)
+
+    torch.testing.assert_close(lengths(turned), lengths(x[None]).expand(20, -1))
+    for a, b, c in [(0, 1, 2), (1, 2, 3), (4, 1, 2), (6, 2, 3), (2, 3, 8)]:  # angles, as distances of ends
+        torch.testing.assert_close(
+            (turned[:, a] - turned[:, c]).norm(dim=-1), (x[a] - x[c]).norm().expand(20), msg=str((a, b, c))
+        )
+    assert bool(is_same_molecule(turned, x, CHAIN).all())
+    angles = dihedrals(turned, torch.tensor([[0, 1, 2, 3], [1, 2, 3, 8]]))
+    assert angles.std(dim=0).min() > 0.5
+
+
+def test_a_mirror_image_a_stretched_bond_and_nan_are_another_molecule():
+    x = structure()
+    wrong = torch.stack([x, x * torch.tensor([-1.0, 1.0, 1.0]), x, x])
+    wrong[2, 0] += 3 * (wrong[2, 0] - wrong[2, 1])
+    wrong[3, 5, 1] = torch.nan
+    assert is_same_molecule(wrong, x, CHAIN).tolist() == [True, False, False, False]
+
+
+def test_structures_that_break_are_replaced():
+    x = structure()
+    calls = []
+
+    def relax(y: torch.Tensor) -> torch.Tensor:
+        calls.append(len(y))
+        y = y.clone()
+        y[1::2] *= torch.tensor([-1.0, 1.0, 1.0])
+        return y
+
+    starts = start_structures(x, CHAIN, 9, relax, torch.Generator().manual_seed(0))
+    assert starts.shape == (9, 10, 3) and calls == [9, 4, 2, 1]
+    torch.testing.assert_close(starts[0], x)
+    assert bool(is_same_molecule(starts, x, CHAIN).all())
+    assert len({tuple(row.flatten().tolist()) for row in starts}) == 9
+
+
+def test_a_molecule_without_torsions_starts_from_one_structure():
+    x = torch.zeros(1, 3)
+    assert start_structures(x, [], 3, lambda y: y, torch.Generator()).shape == (3, 1, 3)

@@ -1,0 +1,267 @@
+"""Sequential Monte Carlo: known normalisers, what the run reports, poisoned particles, and users' mistakes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from nflows.distributions import ConditionalDiagonalNormal
+from torch import Tensor
+
+from nflib.flows import TARFlow
+from nflib.montecarlo import (
+    HMC,
+    MALA,
+    ULA,
+    AdaptiveTemperatures,
+    BoltzmannDensity,
+    FixedStepSizes,
+    FixedTemperatures,
+    IndependentMetropolis,
+    SMCSamples,
+    smc,
+)
+from nflib.montecarlo.plots import plot_history
+from nflib.montecarlo.temperatures import conditional_ess_fraction
+from tests.nflib.smc_cases import CASES, Normal
+
+SHIFT = 2.0
+DIM = 3
+
+
+def energy(x: Tensor) -> Tensor:
+    return 2.0 * (x - SHIFT).square().sum(dim=-1)
+
+
+TARGET = BoltzmannDensity(energy)
+LOG_NORMALIZER = 0.5 * DIM * math.log(math.pi / 2)
+KERNELS = {"MALA": MALA(), "HMC": HMC(), "ULA": ULA(), "independent": IndependentMetropolis()}
+
+
+def within(samples: SMCSamples, truth: float, errors: float = 3.0) -> bool:
+    return abs(samples.log_normalizer - truth) < errors * samples.log_normalizer_standard_error
+
+
+@pytest.mark.parametrize("sampler", ["smc", "ais"])
+@pytest.mark.parametrize("name", CASES)
+def test_known_normalizers(name, sampler):
+    case = CASES[name]
+    samples = case.run(0, sampler)
+    assert samples.log_normalizer_standard_error < 0.5
+    assert within(samples, case.log_normalizer)
+    assert samples.history.inverse_temperatures[-1] == 1.0
+    assert any(samples.history.resampled) or sampler == "ais" or name == "funnel"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_last_distribution_is_the_target(name, threshold):
+    settings = {"kernel": KERNELS[name], "moves": 2, "resampling_threshold": threshold}
+    samples = smc(Normal(DIM, 1.0, 1.0), TARGET, 1000, seed=1, **settings)
+    assert within(samples, LOG_NORMALIZER, 4)
+    mean, error = samples.expectation(lambda x: x)
+    assert ((mean - SHIFT).abs() < 4.5 * error).all() and (error < 0.1).all()
+    variance, error = samples.expectation(lambda x: (x - SHIFT).square())
+    assert ((variance - 0.25).abs() < 4.5 * error).all()
+    assert torch.allclose(samples.log_target, -energy(samples.x))
+    assert samples.num_rejected == 0 and samples.log_weights.dtype == torch.float64
+
+
+def test_history_adds_up():
+    samples = smc(Normal(DIM), TARGET, 500, kernel=ULA(), moves=2, resampling_threshold=0.7, seed=0)
+    history = samples.history
+    steps = len(history)
+    assert sum(history.log_normalizer_increments) == pytest.approx(samples.log_normalizer)
+    assert len(history.step_sizes) == 2 * steps
+    for name in ("conditional_ess", "effective_sample_size", "resampled", "num_ancestors", "acceptance"):
+        assert len(getattr(history, name)) == steps
+    assert all(a < b for a, b in zip(history.inverse_temperatures, history.inverse_temperatures[1:], strict=False))
+    # bisection stops a little above the target; the last step is what is left over
+    assert all(0.9 <= value < 0.905 for value in history.conditional_ess[:-1]) and history.conditional_ess[-1] >= 0.9
+    for ess, resampled in zip(history.effective_sample_size, history.resampled, strict=True):
+        assert resampled == (ess < 0.7)
+    assert sum(history.resampled) == len(history.parents) > 1
+    lineage = history.lineage()
+    assert torch.equal(lineage[0], samples.ancestors) and torch.equal(lineage[-1], torch.arange(500))
+    assert len(lineage[0].unique()) == history.num_ancestors[-1] < 500
+    # the particles, each of the two moves a temperature, and pilot moves of 256 particles
+    pilot = history.num_gradients[0] - 3 * 500
+    assert pilot >= 0 and pilot % 256 == 0
+    assert np.diff(history.num_gradients).tolist() == [1000] * (steps - 1)
+    assert smc(Normal(DIM), TARGET, 10, resampling_threshold=0.0, seed=0).history.lineage().numel() == 0
+
+
+def test_step_sizes_follow_the_acceptance_target():
+    for kernel, start in ((MALA(step_size=1e-3), 0.574), (MALA(step_size=50.0), 0.574), (HMC(step_size=1e-3), 0.8)):
+        history = smc(Normal(DIM), TARGET, 1000, kernel=kernel, moves=4, seed=0).history
+        assert np.mean(history.acceptance[-5:]) == pytest.approx(start, abs=0.1)
+
+
+def test_replay_of_temperatures_and_steps():
+    first = smc(Normal(DIM), TARGET, 300, seed=0)
+    steps = FixedStepSizes(first.history.step_sizes)
+    again = smc(Normal(DIM), TARGET, 300, temperatures=first.history.inverse_temperatures, step_sizes=steps, seed=1)
+    assert again.history.inverse_temperatures == first.history.inverse_temperatures
+    assert again.history.step_sizes == first.history.step_sizes
+    assert not torch.equal(again.x, first.x) and within(again, LOG_NORMALIZER, 4)
+
+
+def test_same_seed_same_samples_whatever_the_chunks():
+    state = torch.get_rng_state()
+    first = smc(Normal(DIM), TARGET, 200, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    second = smc(Normal(DIM), TARGET, 200, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(first.x, second.x) and torch.equal(first.log_weights, second.log_weights)
+    asked = []
+    chunked = smc(
+        Normal(DIM), BoltzmannDensity(lambda x: (asked.append(len(x)), energy(x))[1]), 200, chunk_size=64, seed=5
+    )
+    assert max(asked) == 64 and chunked.history.num_evaluations[-1] == sum(asked)
+    assert not torch.equal(smc(Normal(DIM), TARGET, 200).x, smc(Normal(DIM), TARGET, 200).x)
+
+
+def test_a_flow_as_proposal(perturb):
+    flow = perturb(TARFlow((4,), patch_size=2, channels=16, num_blocks=2, layers_per_block=1, head_dim=8))
+    target = BoltzmannDensity(lambda x: 2.0 * (x - 0.5).square().sum(dim=-1))
+    for kernel in (MALA(), IndependentMetropolis()):
+        samples = smc(flow, target, 500, kernel=kernel, moves=2, seed=0)
+        assert samples.x.dtype == torch.float32 and not samples.x.requires_grad
+        assert within(samples, 2 * math.log(math.pi / 2), 4)
+        assert torch.allclose(samples.log_prob, flow.log_prob(samples.x).double(), atol=1e-4)
+    assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+def test_conditional_proposal():
+    context = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    target = BoltzmannDensity(lambda x: 2.0 * x.square().sum(dim=-1))
+    samples = smc(ConditionalDiagonalNormal([2]), target, 1000, context=context, chunk_size=300, seed=0)
+    assert samples.x.shape == (1000, 2) and within(samples, math.log(math.pi / 2), 4)
+
+
+# --- particles without energy
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+@pytest.mark.parametrize("name", KERNELS)
+def test_poisoned_particles_change_nothing_but_their_count(name, threshold):
+    """One draw in a hundred is spoilt in one of four ways; positions spoilt later are rejected as well."""
+    bad = 20
+
+    class Poisoned(Normal):
+        def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+            x, log_prob = super().sample_and_log_prob(num_samples, generator=generator)
+            x[:5, 0], x[5:10, 1] = torch.nan, torch.inf
+            x[10:15, 2], x[15:20, 2] = 77.0, 78.0
+            return x, log_prob
+
+    def poisoned_energy(x: Tensor) -> Tensor:
+        assert x.isfinite().all()
+        u = torch.where(x[:, 2] == 77.0, torch.nan, energy(x))
+        return torch.where(x[:, 2] == 78.0, -torch.inf, u)
+
+    kernel, target = KERNELS[name], BoltzmannDensity(poisoned_energy)
+    settings = {"kernel": kernel, "moves": 2, "resampling_threshold": threshold, "seed": 0, "chunk_size": 3000}
+    samples = smc(Poisoned(DIM), target, 2000, **settings)
+    assert samples.num_rejected == bad
+    # Spoilt draws count in N: the normaliser is short by their share, by nothing else.
+    assert abs(samples.log_normalizer - LOG_NORMALIZER - math.log1p(-bad / 2000)) < (
+        4 * samples.log_normalizer_standard_error
+    )
+    mean, error = samples.expectation(lambda x: x)
+    assert ((mean - SHIFT).abs() < 4.5 * error).all()
+    assert (samples.log_weights == -torch.inf).sum() == (0 if any(samples.history.resampled) else bad)
+    if name == "independent" and threshold > 0:  # its draws are spoilt as well
+        assert sum(samples.history.num_nonfinite) > 100
+
+
+def test_energies_of_every_size_on_the_way():
+    """Overlapping atoms: a share of the draws has energies of 1e4 to 1e30 kT. They lose their weight, and temperatures
+    are not wasted on them."""
+
+    def clashing(x: Tensor) -> Tensor:
+        return energy(x) + torch.where(x[:, 0] < -1.5, 10 ** (-20 * x[:, 0] - 26), 0.0)
+
+    samples = smc(Normal(DIM), BoltzmannDensity(clashing), 2000, seed=0)
+    plain = smc(Normal(DIM), TARGET, 2000, seed=0)
+    assert within(samples, LOG_NORMALIZER, 4) and len(samples.history) < len(plain.history) + 8
+
+
+def test_nothing_is_left():
+    nowhere = BoltzmannDensity(lambda x: x.sum(dim=-1) * torch.nan)
+    samples = smc(Normal(DIM), nowhere, 40, seed=0)
+    assert samples.num_rejected == 40 and samples.effective_sample_size == 0
+    assert samples.log_normalizer == -math.inf and samples.log_normalizer_standard_error == math.inf
+    assert samples.history.inverse_temperatures == [1.0]
+
+
+# --- temperatures
+
+
+def test_conditional_ess():
+    weights, increments = torch.tensor([0.2, 0.5, 0.3, 0.0]), torch.tensor([1.0, 2.0, 0.5, 9.0])
+    expected = (weights * increments).sum() ** 2 / (weights * increments.square()).sum()
+    assert conditional_ess_fraction(weights.log(), increments.log()) == pytest.approx(expected.item(), rel=1e-6)
+    assert conditional_ess_fraction(weights.log(), torch.full((4,), 3000.0)) == pytest.approx(1)
+    assert conditional_ess_fraction(weights.log(), torch.full((4,), -torch.inf)) == 0
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e8])
+def test_the_next_temperature_keeps_the_conditional_ess(size):
+    log_ratio = size * torch.randn(1000, dtype=torch.float64)
+    log_ratio[:300] = -torch.inf  # the dead have no say
+    log_weights = torch.randn(1000, dtype=torch.float64)
+    step = AdaptiveTemperatures(0.8).next(0.25, log_weights, log_ratio) - 0.25
+    kept = conditional_ess_fraction(log_weights[300:], step * log_ratio[300:])
+    assert kept == pytest.approx(0.8, abs=2e-3) if size > 1e-3 else step == 0.75
+    assert AdaptiveTemperatures().next(0.5, log_weights, torch.full((1000,), -torch.inf)) == 1.0
+
+
+# --- reports
+
+
+def test_plot_save_and_load(tmp_path):
+    samples = smc(Normal(DIM), TARGET, 200, seed=0)
+    plot_history(samples.history, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 10_000
+    samples.save(tmp_path / "samples.npz")
+    loaded = SMCSamples.load(tmp_path / "samples.npz")
+    assert loaded.summary() == samples.summary() and torch.equal(loaded.ancestors, samples.ancestors)
+    for one, other in zip(loaded.expectation(lambda x: x), samples.expectation(lambda x: x), strict=True):
+        assert torch.equal(one, other)
+    assert len(samples.truncate(0.1).ancestors) == 180
+    with pytest.raises(ValueError, match="history is empty"):
+        plot_history(loaded.history)
+
+
+def test_progress_bar(capsys):
+    smc(Normal(DIM), TARGET, 100, seed=0, progress=True)
+    assert "100%" in capsys.readouterr().err
+
+
+def test_user_mistakes_are_named():
+    q = Normal(DIM)
+    for message, keywords in (
+        ("not both", {"generator": torch.Generator(), "seed": 1}),
+        ("chunk_size 0", {"chunk_size": 0}),
+        ("moves 0", {"moves": 0}),
+        ("unknown resampling scheme 'bootstrap'", {"resampling": "bootstrap"}),
+        ("resampling_threshold is 2", {"resampling_threshold": 2.0}),
+        ("must rise", {"temperatures": [0.5, 0.4, 1.0]}),
+        ("must rise", {"temperatures": [0.5, 0.9]}),
+        ("2 rows", {"context": torch.zeros(2, 1)}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            smc(q, TARGET, 10, **keywords)
+    with pytest.raises(ValueError, match="wrap a reduced energy"):
+        smc(q, energy, 10)
+    with pytest.raises(ValueError, match="num_samples is 1"):
+        smc(q, TARGET, 1)
+    with pytest.raises(ValueError, match=r"no log_prob\(x\)"):
+        smc(object(), TARGET, 10)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        AdaptiveTemperatures(1.0)
+    with pytest.raises(ValueError, match="positive numbers"):
+        FixedStepSizes([0.1, 0.0])
+    assert FixedTemperatures([0, 0.5, 1]).inverse_temperatures == (0.5, 1.0)

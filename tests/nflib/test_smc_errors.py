@@ -1,0 +1,115 @@
+"""Standard errors of sequential Monte Carlo: calibrated against the errors that independent runs make."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nflib.montecarlo import ULA, BoltzmannDensity, FixedStepSizes, resample, smc
+from nflib.montecarlo.genealogy import offspring_variance, relative_variance
+from nflib.montecarlo.resampling import SCHEMES
+from tests.nflib.smc_cases import CASES, Normal
+
+
+def scores(name: str, runs: int, sampler: str = "smc", **changes) -> tuple[np.ndarray, np.ndarray]:
+    """Errors over standard errors, and errors, of independent runs."""
+    case = CASES[name]
+    samples = [case.run(seed, sampler, **changes) for seed in range(runs)]
+    errors = np.array([s.log_normalizer - case.log_normalizer for s in samples])
+    return errors / np.array([s.log_normalizer_standard_error for s in samples]), errors
+
+
+@pytest.mark.parametrize(("name", "runs"), [("double well", 30), ("ten modes", 40)])
+def test_standard_errors_are_calibrated_briefly(name, runs):
+    """The standard deviation of 30 normal scores is 1 ± 0.13."""
+    score, _ = scores(name, runs, num_samples=300)
+    assert 0.6 < score.std() < 1.4 and abs(score.mean()) < 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["smc", "ais"])
+@pytest.mark.parametrize("name", CASES)
+def test_standard_errors_are_calibrated(name, sampler):
+    """The standard deviation of 100 normal scores is 1 ± 0.07. A logarithm of a mean is biased by -variance / 2, and a
+    normaliser is missed where its mass is rarely drawn; both show as a mean below zero."""
+    score, errors = scores(name, 100, sampler)
+    print(
+        f"{name}, {sampler}: scores {score.mean():+.2f} ± {score.std():.2f}, errors {errors.mean():+.3f} ± "
+        f"{errors.std():.3f}, within 3: {(np.abs(score) < 3).sum()}"
+    )
+    assert (np.abs(score) < 3).mean() >= 0.95
+    assert 0.7 < score.std() < 1.35
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_standard_errors_know_the_scheme(scheme):
+    """Resampled at every one of 17 temperatures, where schemes differ most."""
+    score, _ = scores("double well", 100, resampling=scheme, resampling_threshold=1.0)
+    assert 0.7 < score.std() < 1.35
+
+
+@pytest.mark.parametrize("resampling_threshold", [0.0, 0.5])
+def test_ula_is_unbiased(resampling_threshold):
+    """The mean of exp(log Z) over many small runs with given temperatures and steps is Z."""
+    target = BoltzmannDensity(lambda x: 2.0 * (x - 1.0).square().sum(dim=-1))
+    runs = 200
+    samples = [
+        smc(
+            Normal(2),
+            target,
+            30,
+            kernel=ULA(),
+            temperatures=np.linspace(0, 1, 9).tolist(),
+            step_sizes=FixedStepSizes([0.5]),
+            resampling_threshold=resampling_threshold,
+            seed=seed,
+        )
+        for seed in range(runs)
+    ]
+    ratios = np.exp([s.log_normalizer - math.log(math.pi / 2) for s in samples])
+    assert abs(ratios.mean() - 1) < 3.5 * ratios.std() / math.sqrt(runs)
+    assert 0.01 < ratios.std() / math.sqrt(runs) < 0.06
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_offspring_variance(scheme):
+    weights = torch.tensor([0.0, 3.0, 0.05, 1.0, 0.0, 7.3, 0.4, 2.25, 0.0, 0.6, 0.9])
+    generator = torch.Generator().manual_seed(0)
+    count = len(weights)
+    counts = torch.stack(
+        [torch.bincount(resample(weights, count, generator, scheme), minlength=count) for _ in range(4000)]
+    ).double()
+    measured = counts.var(dim=0).mean().item()
+    if scheme == "multinomial":
+        measured += (weights / weights.sum()).square().sum().item()  # in Lee & Whiteley's factor
+    assert offspring_variance(weights, scheme) == pytest.approx(measured, rel=0.06)
+    equal = offspring_variance(torch.ones(64), scheme)
+    assert equal == (1.0 if scheme == "multinomial" else pytest.approx(0, abs=1e-9))
+
+
+def test_lee_whiteley_is_unbiased():
+    """Weights, multinomial resampling, new independent weights: the normaliser's variance is known in closed form."""
+    generator = torch.Generator().manual_seed(0)
+    count, sigma, runs = 40, 0.7, 3000
+    products, estimates = [], []
+    for _ in range(runs):
+        first, second = sigma * torch.randn(2, count, generator=generator, dtype=torch.float64)
+        parents = resample(first.exp(), count, generator, "multinomial")
+        product = (first.exp().mean() * second.exp().mean()).item()
+        products.append(product)
+        estimates.append(product**2 * relative_variance(second, parents, 1.0))
+    one = math.exp(sigma**2)  # E[w]^2
+    mean_square = one + (math.exp(2 * sigma**2) - one) / count
+    truth = mean_square**2 - one**2
+    assert np.mean(estimates) == pytest.approx(truth, abs=4 * np.std(estimates) / math.sqrt(runs))
+    assert np.var(products) == pytest.approx(truth, rel=0.2)
+
+
+def test_families_of_one_are_independent_samples():
+    log_weights = torch.randn(300, dtype=torch.float64)
+    expected = (log_weights.exp().std() / log_weights.exp().mean()).item() / math.sqrt(300)
+    assert math.sqrt(relative_variance(log_weights, torch.arange(300))) == pytest.approx(expected, rel=1e-9)

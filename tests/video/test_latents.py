@@ -1,0 +1,96 @@
+"""Autoencoders of diffusers, tiny ones, saved and loaded as folders; training one; the scale of latents."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from nflib.training import TrainingConfig
+from tests.video.tiny import tiny_latents
+from video.autoencoder import Frames, set_scale, train_autoencoder
+from video.latents import Latents, WanLatents, load_latents
+
+STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
+
+
+def tiny_wan():
+    torch.manual_seed(0)
+    return AutoencoderKLWan(
+        base_dim=4, z_dim=2, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True], **STATISTICS
+    )
+
+
+@torch.no_grad()
+def test_frames_are_scaled_and_come_back(tmp_path):
+    latents = tiny_latents()
+    latents.autoencoder.save_pretrained(tmp_path)
+    loaded = load_latents(tmp_path)
+    assert type(loaded) is Latents
+    clips = torch.rand(2, 3, 1, 32, 32) * 2 - 1
+    z = loaded.encode(clips)
+    assert z.shape == (2, 3, 2, 4, 4) == (2, *loaded.latent_shape((3, 1, 32, 32)))
+    raw = latents.autoencoder.encode(clips[1, 2:]).latent_dist.mode()
+    torch.testing.assert_close(z[1, 2:], (raw - 0.1) * 2)
+    decoded = latents.autoencoder.decode(raw).sample.clamp(-1, 1)
+    torch.testing.assert_close(loaded.decode(z)[1, 2:], decoded)
+    small = Latents(latents.autoencoder, batch_size=4)
+    torch.testing.assert_close(small.encode(clips), z)
+
+
+@torch.no_grad()
+def test_wan(tmp_path):
+    autoencoder = tiny_wan().eval()
+    autoencoder.save_pretrained(tmp_path)
+    loaded = load_latents(tmp_path)
+    assert type(loaded) is WanLatents
+    clips = torch.rand(2, 5, 3, 16, 16) * 2 - 1
+    z = loaded.encode(clips)
+    assert z.shape == (2, 3, 2, 4, 4) == (2, *loaded.latent_shape((5, 3, 16, 16)))
+    raw = autoencoder.encode(clips[1:].transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+    expected = (raw - torch.tensor([0.5, -0.5]).view(2, 1, 1)) / torch.tensor([2.0, 4.0]).view(2, 1, 1)
+    torch.testing.assert_close(z[1:], expected)
+    decoded = autoencoder.decode(raw.transpose(1, 2)).sample.transpose(1, 2).clamp(-1, 1)
+    torch.testing.assert_close(loaded.decode(z)[1:], decoded, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="1 frame and multiples of 2 more"):
+        loaded.encode(clips[:, :4])
+
+
+def test_training_and_decoder_alone(tmp_path):
+    config = TrainingConfig(batch_size=4, max_steps=2, progress_bar=False, tensorboard=False)
+    settings = {"latent_channels": 2, "channels": (4, 4)}
+    train_autoencoder(tmp_path / "first", config, **settings)
+    folder = tmp_path / "first" / "autoencoder"
+    first = load_latents(folder)
+    z = first.encode(Frames("train", 2048, config.seed + 2).batch(torch.arange(256))["inputs"].unsqueeze(1))
+    assert abs(float(z.mean())) < 0.1 and abs(float(z.std()) - 1) < 0.1
+    train_autoencoder(tmp_path / "second", config, initial=str(folder), decoder_only=True)
+    second = load_latents(tmp_path / "second" / "autoencoder")
+    clips = torch.rand(1, 1, 1, 32, 32)
+    assert torch.equal(first.encode(clips), second.encode(clips))
+    assert not torch.equal(first.decode(z[:1]), second.decode(z[:1]))
+    with pytest.raises(ValueError, match="needs an autoencoder to begin with"):
+        train_autoencoder(tmp_path / "third", config, decoder_only=True)
+
+
+def test_set_scale():
+    autoencoder = tiny_latents().autoencoder
+    frames = torch.rand(8, 1, 32, 32)
+    set_scale(autoencoder, frames)
+    z = Latents(autoencoder).encode(frames.unsqueeze(1))
+    torch.testing.assert_close(torch.stack([z.mean(), z.std()]), torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_mistakes(tmp_path):
+    latents = tiny_latents()
+    with pytest.raises(ValueError, match="multiples of 8"):
+        latents.encode(torch.zeros(1, 1, 1, 30, 32))
+    with pytest.raises(ValueError, match="it takes 1 channels"):
+        latents.encode(torch.zeros(1, 1, 3, 32, 32))
+    with pytest.raises(ValueError, match="expected clips of shape"):
+        latents.encode(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(FileNotFoundError, match="no autoencoder can be read from the folder"):
+        load_latents(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    with pytest.raises(ValueError, match="holds a VQModel"):
+        load_latents(tmp_path)

@@ -1,0 +1,79 @@
+"""Clips through files and back, and what damaged, empty or odd ones are answered with."""
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from video.data import MovingDigits
+from video.media import as_bytes, read_clip, read_image, write_clip
+
+SHAPE = (1, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return MovingDigits("validation", 1, 6).clips().frames[0]
+
+
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".mp4", 0.03), (".mkv", 0.03), (".gif", 0.01)])
+def test_round_trip(clip, tmp_path, suffix, tolerance):
+    path = write_clip(clip, tmp_path / f"clip{suffix}", 8.0, enlarge=4)
+    back = read_clip(path, SHAPE)
+    assert back.shape == clip.shape
+    assert float((back - clip).square().mean().sqrt()) < tolerance
+    assert read_clip(path).shape == (6, 3, 128, 128)
+
+
+def test_frame_rate_and_codec(clip, tmp_path):
+    with av.open(str(write_clip(clip, tmp_path / "clip.mp4", 12.5, codec="mpeg4"))) as container:
+        stream = container.streams.video[0]
+        assert (float(stream.average_rate), stream.codec_context.name, stream.frames) == (12.5, "mpeg4", 6)
+
+
+def test_strip_is_frames_side_by_side(clip, tmp_path):
+    strip = np.asarray(Image.open(write_clip(clip, tmp_path / "strip.png")))
+    assert strip.shape == (32, 6 * 32, 3)
+    assert np.array_equal(strip[:, 64:96], as_bytes(clip)[2])
+
+
+def test_image_of_one_colour_channel(clip, tmp_path):
+    Image.fromarray(as_bytes(clip)[0]).convert("L").save(tmp_path / "frame.png")
+    image = read_image(tmp_path / "frame.png", SHAPE)
+    assert image.shape == (1, 1, 32, 32)
+    torch.testing.assert_close(image, clip[:1], atol=2 / 255, rtol=0)
+
+
+def test_mistakes(clip, tmp_path):
+    path = tmp_path / "clip.mp4"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_clip(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="is empty"):
+        read_clip(path)
+    path.write_bytes(b"no video at all" * 100)
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        read_clip(path)
+    whole = write_clip(clip, tmp_path / "whole.mp4").read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(ValueError, match="damaged"):
+        read_clip(path)
+    (tmp_path / "frame.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        read_clip(tmp_path / "frame.png")
+    with pytest.raises(ValueError, match="31 × 31: videos have even sizes"):
+        write_clip(clip[..., 1:, 1:], path)
+    with pytest.raises(ValueError, match="no encoder nonesuch"):
+        write_clip(clip, path, codec="nonesuch")
+    with pytest.raises(ValueError, match=r"ends in none of \.mp4"):
+        write_clip(clip, tmp_path / "clip.doc")
+    with pytest.raises(ValueError, match="expected a clip of shape"):
+        write_clip(clip[:, :0], path)
+    with pytest.raises(ValueError, match="frame_rate must be positive"):
+        write_clip(clip, path, 0)
+    wide = write_clip(clip[..., 8:24, :], tmp_path / "wide.gif")
+    with pytest.raises(ValueError, match="frames of 32 × 16; this model takes 32 × 32"):
+        read_clip(wide, SHAPE)
+    with pytest.raises(ValueError, match="or larger ones"):
+        read_clip(tmp_path / "whole.mp4", (1, 64, 64))

@@ -1,0 +1,120 @@
+"""A model with all its parts: clips from prompts, images and clips; exact densities frame by frame; saving."""
+
+import json
+
+import pytest
+import torch
+
+from nflib.decoding import Jacobi
+from tests.video.tiny import SEVEN, tiny_model
+from video.data import MovingDigits
+from video.model import VideoModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return MovingDigits("validation", 2, 6, cuts=0.0).clips()
+
+
+def test_generate(model):
+    prompts = [SEVEN, "a two moving left, slowly"]
+    clip = model.generate(prompts, seed=3)
+    assert clip.shape == (2, 4, 1, 32, 32)
+    assert clip.min() >= -1 and clip.max() <= 1
+    assert torch.equal(clip, model.generate(prompts, seed=3))
+    assert not torch.equal(clip, model.generate(prompts, seed=4))
+    others = [{"guidance": 2.0}, {"denoise": "none"}, {"denoise": "learned"}]
+    for settings in others:
+        assert not torch.equal(clip, model.generate(prompts, seed=3, **settings))
+    torch.testing.assert_close(
+        model.generate(prompts, seed=3, decoding=Jacobi(tolerance=1e-6)), clip, atol=1e-3, rtol=0
+    )
+
+
+def test_denoising_is_tweedies_step(model):
+    """Decoded latents without it, a step along the score on, are the clip with it."""
+    plain = tiny_model(noise=0.0)
+    noise = 0.3
+    context = model.context([SEVEN])
+    z = model.flow.sample(1, context, seed=0)[0]
+    moved = z + noise**2 * model.flow.score(z, context)
+    torch.testing.assert_close(model.at_noise(noise)._denoised(z, context, "score"), moved)
+    torch.testing.assert_close(plain._denoised(z, context, "score"), z)
+
+
+def test_given_frames_come_back(model, clips):
+    image = clips.frames[:1, :1]
+    made = model.generate([SEVEN, SEVEN], given=image)
+    assert torch.equal(made[:, :1], image.expand(2, -1, -1, -1, -1))
+    assert not torch.equal(made[0], made[1])
+    longer = model.generate([SEVEN], 9, clips.frames[:1])
+    assert longer.shape == (1, 9, 1, 32, 32)
+    assert torch.equal(longer[:, :6], clips.frames[:1])
+
+
+def test_later_windows_have_the_later_prompt(model):
+    assert model.settings.later_prompt(SEVEN) == "a seven moving on, fast"
+    settings = {"seed": 1, "overlap": 2, "denoise": "none"}
+    up, down = (model.generate([f"a seven moving {way}, fast"], 4, seed=1, denoise="none") for way in ("up", "down"))
+    assert not torch.equal(up, down)
+    given = up[:, :2]
+    same = [model.generate([f"a seven moving {way}, fast"], 7, given, **settings) for way in ("up", "down")]
+    assert torch.equal(*same)
+
+
+def test_densities_of_frames_add_up(model, clips):
+    prompts = clips.prompts
+    whole = model.log_prob(clips.frames[:, :4], prompts, seed=2)
+    frames = model.log_prob_of_frames(clips.frames[:, :4], prompts, seed=2)
+    torch.testing.assert_close(frames.sum(1), whole, atol=1e-3, rtol=1e-5)
+    assert model.log_prob_of_frames(clips.frames, prompts).shape == (2, 6)
+
+
+def test_density_is_the_flows(model, clips):
+    z = model.encode(clips.frames[:, :4], torch.Generator().manual_seed(5))
+    clean = model.latents.encode(clips.frames[:, :4])
+    assert float((z - clean).std()) == pytest.approx(model.settings.noise, rel=0.1)
+    expected = model.flow.log_prob(z, model.context(clips.prompts))
+    torch.testing.assert_close(model.log_prob(clips.frames[:, :4], clips.prompts, seed=5), expected)
+
+
+def test_saving(model, tmp_path):
+    model.save(tmp_path)
+    loaded = VideoModel.load(tmp_path)
+    assert loaded.settings == model.settings
+    torch.testing.assert_close(loaded.generate([SEVEN], seed=1), model.generate([SEVEN], seed=1), atol=1e-4, rtol=0)
+    document = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**document, "clip_shape": [4, 1, 64, 64]}))
+    with pytest.raises(ValueError, match="is inconsistent"):
+        VideoModel.load(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        VideoModel.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model\.json"):
+        VideoModel.load(tmp_path / "none")
+
+
+def test_mistakes(model, clips):
+    with pytest.raises(ValueError, match="unknown word 'horse'"):
+        model.generate(["a horse"])
+    with pytest.raises(ValueError, match="denoise must be one of"):
+        model.generate([SEVEN], denoise="some")
+    with pytest.raises(ValueError, match="9 frames are more than the 4 of one window"):
+        model.generate([SEVEN], 9, overlap=0)
+    with pytest.raises(ValueError, match="overlap must lie in 0 … 3"):
+        model.generate([SEVEN], overlap=4)
+    with pytest.raises(ValueError, match="6 frames are given"):
+        model.generate([SEVEN], 6, clips.frames[:1])
+    with pytest.raises(ValueError, match="there is no prompt"):
+        model.generate([])
+    with pytest.raises(ValueError, match="given frames must have shape"):
+        model.generate([SEVEN], given=clips.frames[:1, :1, :, :16])
+    model = tiny_model()
+    model.flow.denoiser = None
+    with pytest.raises(ValueError, match="no learned denoiser"):
+        model.generate([SEVEN], denoise="learned")

@@ -1,0 +1,54 @@
+"""Words and T5, saved and loaded as folders; prompts of released models; mistakes."""
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from video.text import T5Text, Words, load_text, released_prompt
+
+
+def test_words(tmp_path):
+    words = Words(["a", "seven", "moving"], length=4)
+    context = words(["A seven,  moving!", ""])
+    assert context.shape == (2, 4, 4)
+    assert context.argmax(-1).tolist() == [[1, 2, 3, 0], [0, 0, 0, 0]]
+    words.save(tmp_path)
+    assert torch.equal(load_text(tmp_path)(["a seven moving"]), words(["a seven moving"]))
+    with pytest.raises(ValueError, match="the unknown word 'horse'; known are a, seven, moving"):
+        words(["a horse moving"])
+    with pytest.raises(ValueError, match="has 5 words; at most 4"):
+        words(["a a a a a"])
+    with pytest.raises(ValueError, match="distinct words"):
+        Words(["a", "a"], 3)
+    (tmp_path / "vocabulary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"vocabulary.json is damaged"):
+        load_text(tmp_path)
+
+
+def test_t5(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "horse": 4}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    torch.manual_seed(0)
+    encoder = T5EncoderModel(T5Config(vocab_size=5, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).eval()
+    T5Text(encoder, fast, length=4).save(tmp_path)
+    text = load_text(tmp_path)
+    assert (text.length, text.channels) == (4, 8)
+    context = text(["a horse", "horse"])
+    assert context.shape == (2, 4, 8)
+    assert context[0, 2:].abs().max() == 0 and context[1, 1:].abs().max() == 0
+    alone = encoder(input_ids=torch.tensor([[3, 4]])).last_hidden_state[0]
+    torch.testing.assert_close(context[0, :2], alone, atol=1e-5, rtol=0)
+    assert load_text(tmp_path, length=6)(["a"]).shape == (1, 6, 8)
+    with pytest.raises(FileNotFoundError, match="no T5 encoder"):
+        load_text(tmp_path / "none")
+
+
+def test_released_prompts():
+    assert released_prompt("a cat") == "a cat"
+    assert released_prompt("a cat", frame_rate=16) == "A video with 16 fps:\na cat\n"
+    assert released_prompt("a cat", frame_rate=0) == "An image:\na cat\n"
+    everything = released_prompt("a cat", frame_rate=16, noise=0.3, aspect_ratio="16:9")
+    assert everything == "Noise Level 300:\nA video with 16 fps:\na cat\n\n in a 16:9 aspect ratio.\n"

@@ -1,0 +1,157 @@
+"""Moving digits: clips of handwritten digits that bounce off walls, with prompts in plain words."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from nflib.training.seeds import derived_generator
+
+SIZE, DIGIT = 32, 14
+ROOM = SIZE - DIGIT  # positions of a digit's corner are 0 … ROOM
+# What is left of a digit's light one frame later. It gives time an arrow: without it, a clip of a bouncing digit played
+# backwards is as good a clip, and no likelihood could tell the two apart.
+AFTERGLOW = 0.4
+# So many steps of a clip's beginning meet no wall: the direction of its prompt can be seen.
+STRAIGHT = 5
+# Share of clips that are cut out of a longer motion: what continuing a clip takes.
+CUTS = 0.3
+LONGEST = 512  # frames of motion before a cut
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIRECTIONS = {
+    "up": (0, -1),
+    "up and right": (1, -1),
+    "right": (1, 0),
+    "down and right": (1, 1),
+    "down": (0, 1),
+    "down and left": (-1, 1),
+    "left": (-1, 0),
+    "up and left": (-1, -1),
+}
+SPEEDS = {"slowly": 1, "fast": 2}  # pixels a frame, along each axis
+WORDS = ("a", "an", *NUMBERS, "moving", "up", "down", "left", "right", "and", "on", *SPEEDS)
+# How many of the 1797 samples of handwriting the splits have.
+SPLITS = {"train": slice(0, 1100), "validation": slice(1100, 1297), "held_out": slice(1297, None)}
+
+
+class Clips(NamedTuple):
+    """frames: ``(B, T, 1, 32, 32)`` in -1 … 1; the rest ``(B,)``: digits, and numbers of directions and speeds.
+
+    is_cut: whether a clip is cut out of a longer motion; its direction is then that in which it began long before.
+    """
+
+    frames: Tensor
+    prompts: list[str]
+    digits: Tensor
+    directions: Tensor
+    speeds: Tensor
+    is_cut: Tensor
+
+
+@functools.cache
+def handwriting(split: str) -> tuple[Tensor, Tensor]:
+    """Samples of scikit-learn's digits ``(N, 14, 14)`` in 0 … 1, enlarged from 8 × 8, and their labels ``(N,)``.
+
+    split: "train", "validation" or "held_out": no two share a sample. Raises ValueError for another.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('moving digits take scikit-learn: pip install "nflib[video]".') from error
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))[SPLITS[split]]
+    small = torch.from_numpy(digits.images)[order].float() / 16
+    large = interpolate(small.unsqueeze(1), size=(DIGIT, DIGIT), mode="bicubic", align_corners=False).squeeze(1)
+    return large.clamp(0, 1), torch.from_numpy(digits.target)[order].long()
+
+
+def prompt(digit: int, direction: int | None, speed: int | None) -> str:
+    """Such as "a seven moving up and right, fast"; direction None: "moving on"; speed None: "a seven" alone."""
+    noun = f"{'an' if digit == 8 else 'a'} {NUMBERS[digit]}"
+    if speed is None:
+        return noun
+    return f"{noun} moving {'on' if direction is None else list(DIRECTIONS)[direction]}, {list(SPEEDS)[speed]}"
+
+
+def bounced(start: Tensor, velocity: Tensor, steps: Tensor) -> Tensor:
+    """Positions ``(…, T, 2)`` in 0 … ROOM after `steps` ``(T,)`` from start ``(…, 2)``, reflected at the walls."""
+    free = start.unsqueeze(-2) + velocity.unsqueeze(-2) * steps.unsqueeze(-1)
+    return ROOM - (free.remainder(2 * ROOM) - ROOM).abs()
+
+
+def render(digits: Tensor, positions: Tensor, afterglow: float = AFTERGLOW) -> Tensor:
+    """Frames ``(B, T, 1, 32, 32)`` in -1 … 1 of digits ``(B, 14, 14)`` at integer positions (x, y), ``(B, T, 2)``."""
+    frames = digits.new_zeros(*positions.shape[:2], SIZE, SIZE)
+    offsets = torch.arange(DIGIT)
+    batch, time = torch.meshgrid(*(torch.arange(n) for n in positions.shape[:2]), indexing="ij")
+    columns, rows = (positions[..., axis, None] + offsets for axis in (0, 1))
+    where = (batch[..., None, None], time[..., None, None], rows[..., :, None], columns[..., None, :])
+    frames[where] = digits[:, None].expand(-1, positions.shape[1], -1, -1)
+    for now in range(1, positions.shape[1]):
+        frames[:, now] = torch.maximum(frames[:, now], afterglow * frames[:, now - 1])
+    return 2 * frames.unsqueeze(2) - 1
+
+
+class MovingDigits:
+    """Clips of one split of the handwriting, each made from the seed and its number alone.
+
+    A clip is a beginning, dark before its first frame and straight for the first `STRAIGHT` steps, or, of a share
+    `cuts`, cut out of a longer motion at any time; the prompt of the latter has no direction, and at times the digit
+    alone. Raises ValueError for sizes that make no sense.
+    """
+
+    def __init__(
+        self, split: str = "train", num_clips: int = 100_000, num_frames: int = 16, *, cuts: float = CUTS, seed: int = 0
+    ):
+        if num_clips < 1 or num_frames < 1 or not 0 <= cuts <= 1:
+            raise ValueError(
+                f"there are no {num_clips} clips of {num_frames} frames with a share {cuts} of cuts; give positive "
+                "numbers and a share in 0 … 1."
+            )
+        self.images, self.labels = handwriting(split)
+        self.num_clips = num_clips
+        self.num_frames = num_frames
+        self.cuts = cuts
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def clips(self, indices: Tensor | None = None) -> Clips:
+        """The clips of these numbers (None: all of them)."""
+        indices = torch.arange(len(self)) if indices is None else indices
+        draws = torch.stack([self._draw(int(index)) for index in indices])
+        sample = (draws[:, 0] * len(self.images)).long()
+        direction, speed = (draws[:, 1] * len(DIRECTIONS)).long(), (draws[:, 2] * len(SPEEDS)).long()
+        signs = torch.tensor(list(DIRECTIONS.values()))[direction]
+        velocity = signs * torch.tensor(list(SPEEDS.values()))[speed, None]
+        free = ROOM - STRAIGHT * velocity.abs()
+        start = (draws[:, 3:5] * (free + 1)).long() + torch.where(signs < 0, ROOM - free, 0)
+        is_cut = draws[:, 5] < self.cuts
+        # A frame of what was before a cut is enough: light that is two frames old cannot be told from its afterglow.
+        first = torch.where(is_cut, (draws[:, 6] * LONGEST).long() + BEFORE, 0)
+        steps = first[:, None] + torch.arange(-BEFORE, self.num_frames)
+        positions = bounced(start[:, None], velocity[:, None], steps[..., None]).squeeze(2)
+        images = self.images[sample]
+        cut = render(images, positions)[:, BEFORE:]
+        begun = render(images, positions[:, BEFORE:])
+        frames = torch.where(is_cut.view(-1, 1, 1, 1, 1), cut, begun)
+        digits = self.labels[sample]
+        prompts = []
+        for digit, way, pace, later, alone in zip(digits, direction, speed, is_cut, draws[:, 7] < 0.3, strict=True):
+            is_bare = bool(later and alone)
+            prompts.append(prompt(int(digit), None if later else int(way), None if is_bare else int(pace)))
+        return Clips(frames, prompts, digits, direction, speed, is_cut)
+
+    def _draw(self, index: int) -> Tensor:
+        return torch.rand(8, generator=derived_generator(self.seed, index), dtype=torch.float64)
+
+
+BEFORE = 6  # frames after which an afterglow is below what 8 bits can show: 0.4^6 = 1/244

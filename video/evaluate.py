@@ -1,0 +1,224 @@
+"""How good a model of moving digits is: prompts followed, roll-outs that last, likelihoods that know what is wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from typing import Any
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from video.data import DIGIT, DIRECTIONS, STRAIGHT, Clips, MovingDigits
+from video.model import VideoModel
+
+log = logging.getLogger(__name__)
+
+
+def light(clips: Tensor) -> Tensor:
+    """Intensities ``(B, T, H, W)`` in 0 … 1 of clips ``(B, T, 1, H, W)`` in -1 … 1."""
+    return (clips.squeeze(2).clamp(-1, 1) + 1) / 2
+
+
+def crops(frames: Tensor) -> Tensor:
+    """The brightest square of a digit's size in each frame: ``(N, H, W)`` in 0 … 1 to ``(N, 14, 14)``."""
+    sharp = (frames - 0.45).clamp(min=0)  # above what an afterglow reaches
+    total = avg_pool2d(sharp.unsqueeze(1), DIGIT, stride=1, padding=DIGIT // 2).squeeze(1)
+    # Many squares may hold all of a thin digit: the middle one of them is taken.
+    best = (total >= 0.999 * total.amax((1, 2), keepdim=True)).float()
+    size = total.shape[-1]
+    places = torch.arange(size, dtype=frames.dtype)
+    count = best.sum((1, 2))
+    row, column = (best.sum(axis) @ places / count for axis in (2, 1))
+    padded = torch.nn.functional.pad(frames, (DIGIT // 2,) * 4)
+    offsets = torch.arange(DIGIT)
+    # Halves go up everywhere, so that a digit's crop does not depend on where it is.
+    rows, columns = ((middle + 0.501).long()[:, None] + offsets for middle in (row, column))
+    return padded[torch.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class DigitClassifier:
+    """Reads digits in frames: a support vector machine on `crops`, trained on frames of the held-out handwriting."""
+
+    def __init__(self, num_clips: int = 1500, seed: int = 0):
+        from sklearn.svm import SVC
+
+        clips = MovingDigits("held_out", num_clips, 2, seed=seed).clips()
+        frames = light(clips.frames)[:, 1]
+        self._machine = SVC(C=10.0, gamma=0.02, decision_function_shape="ovr", random_state=0)
+        self._machine.fit(crops(frames).flatten(1).numpy(), clips.digits.numpy())
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """The digit of each clip ``(B, T, 1, H, W)``, by the sum of the scores of its frames: ``(B,)``."""
+        frames = light(clips.cpu().float())
+        scores = self._machine.decision_function(crops(frames.flatten(0, 1)).flatten(1).numpy())
+        return torch.from_numpy(scores).unflatten(0, clips.shape[:2]).sum(1).argmax(-1)
+
+
+def motion(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of direction and speed, ``(B,)``, of the first steps, by the centre of light; -1 for one that is none."""
+    weight = (light(clips.cpu().float())[:, : STRAIGHT + 1] - 0.45).clamp(min=0) + 1e-8
+    total = weight.sum((2, 3))
+    rows, columns = (torch.arange(n, dtype=weight.dtype) for n in weight.shape[2:])
+    x, y = (weight.sum(2) @ columns) / total, (weight.sum(3) @ rows) / total
+    velocity = torch.stack([x[:, -1] - x[:, 0], y[:, -1] - y[:, 0]], dim=-1) / (x.shape[1] - 1)
+    # Half a pixel a frame lies between standing still and the slower speed.
+    signs = torch.where(velocity.abs() > 0.5, velocity.sign(), 0.0).long()
+    table = torch.tensor(list(DIRECTIONS.values()))
+    matches = (signs[:, None] == table).all(-1)
+    direction = torch.where(matches.any(-1), matches.float().argmax(-1), -1)
+    fastest = velocity.abs().amax(-1)
+    speed = torch.where(fastest > 1.5, 1, torch.where(fastest > 0.5, 0, -1))
+    return direction, speed
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels of frames ``(B, 1, H, W)``: ``(B,)``."""
+    across, down = frames.diff(dim=-1).abs(), frames.diff(dim=-2).abs()
+    return across.flatten(1).mean(1) + down.flatten(1).mean(1)
+
+
+def auroc(right: Tensor, wrong: Tensor) -> float:
+    """The probability that a right one scores above a wrong one, ties counted half."""
+    ranks = rankdata(torch.cat([right, wrong]).cpu().double().numpy())
+    above = ranks[: len(right)].sum() - len(right) * (len(right) + 1) / 2
+    return float(above / (len(right) * len(wrong)))
+
+
+def spoiled(clips: Clips, seed: int = 0) -> dict[str, Tensor]:
+    """The frames of clips played backwards, in random order, and with another clip's digit in their second half."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = clips.frames
+    order = torch.stack([torch.randperm(frames.shape[1], generator=generator) for _ in range(len(frames))])
+    half = frames.shape[1] // 2
+    other = torch.arange(len(frames))
+    for row in range(len(frames)):
+        others = (clips.digits != clips.digits[row]).nonzero().squeeze(1)
+        if not len(others):
+            raise ValueError("all clips show one digit: there is no other to splice in; take more clips.")
+        other[row] = others[torch.randint(len(others), (), generator=generator)]
+    return {
+        "reversed": frames.flip(1),
+        "shuffled": frames[torch.arange(len(frames))[:, None], order],
+        "spliced": torch.cat([frames[:, :half], frames[other, half:]], dim=1),
+    }
+
+
+def likelihoods(model: VideoModel, num_clips: int = 200, seed: int = 0, batch_size: int = 50) -> dict[str, float]:
+    """Of held-out clips under their prompts: the negative log-density in nats and bits a dimension of the noisy
+    latents, and the AUROC of the log-density against each kind of `spoiled` clip.
+    """
+    clips = MovingDigits("held_out", num_clips, model.settings.clip_shape[0], cuts=0.0, seed=seed).clips()
+
+    def log_prob(frames: Tensor) -> Tensor:
+        rows = range(0, num_clips, batch_size)
+        parts = [slice(first, first + batch_size) for first in rows]
+        return torch.cat([model.log_prob(frames[part], clips.prompts[part], seed=seed) for part in parts])
+
+    own = log_prob(clips.frames)
+    dimensions = math.prod((model.flow.config or {})["event_shape"])
+    nats = -float(own.mean()) / dimensions
+    values = {"nats_per_dim": nats, "bits_per_dim": nats / math.log(2)}
+    for name, frames in spoiled(clips, seed).items():
+        values[f"auroc_{name}"] = auroc(own, log_prob(frames))
+    return values
+
+
+def prompt_fidelity(
+    model: VideoModel,
+    num_clips: int = 200,
+    *,
+    guidance: float = 0.0,
+    denoise: str = "score",
+    seed: int = 0,
+    batch_size: int = 50,
+    classifier: DigitClassifier | None = None,
+) -> dict[str, float]:
+    """Shares of generated clips that show the digit, the direction and the speed of their prompts."""
+    classifier = shared_classifier() if classifier is None else classifier
+    asked = MovingDigits("held_out", num_clips, 1, cuts=0.0, seed=seed).clips()
+    clips = _generated(model, asked.prompts, None, batch_size, guidance=guidance, denoise=denoise, seed=seed)
+    return _fidelity(clips, asked, classifier)
+
+
+def reference_fidelity(num_clips: int = 200, seed: int = 0, model: VideoModel | None = None) -> dict[str, float]:
+    """The same of validation clips, which bounds what can be reached; with a model, once through its autoencoder."""
+    clips = MovingDigits("validation", num_clips, 16, cuts=0.0, seed=seed).clips()
+    frames = clips.frames if model is None else model.latents.decode(model.latents.encode(clips.frames))
+    return _fidelity(frames, clips, shared_classifier())
+
+
+def roll_out(
+    model: VideoModel,
+    num_clips: int = 40,
+    *,
+    times: int = 4,
+    guidance: float = 0.0,
+    denoise: str = "score",
+    seed: int = 0,
+    classifier: DigitClassifier | None = None,
+) -> dict[str, float]:
+    """Sharpness and digits at the end of a roll-out `times` as long as training's clips, as shares of those at the end
+    of training's length.
+    """
+    classifier = shared_classifier() if classifier is None else classifier
+    asked = MovingDigits("held_out", num_clips, 1, cuts=0.0, seed=seed).clips()
+    length = model.window
+    clips = _generated(model, asked.prompts, times * length, num_clips, guidance=guidance, denoise=denoise, seed=seed)
+    early, late = clips[:, :length][:, -2:], clips[:, -2:]
+    is_early, is_late = ((classifier(part) == asked.digits).float().mean().item() for part in (early, late))
+    return {
+        "sharpness_ratio": float(sharpness(late[:, -1]).mean() / sharpness(early[:, -1]).mean()),
+        "digit_early": is_early,
+        "digit_late": is_late,
+        "digit_ratio": is_late / is_early if is_early else math.nan,
+    }
+
+
+def evaluate(
+    model: VideoModel, *, num_clips: int = 200, roll_outs: int = 40, guidance: float = 1.0, seed: int = 0
+) -> dict[str, Any]:
+    """All of the above: fidelity with and without guidance and denoising, roll-outs, likelihoods."""
+    denoisers = ["score", "none"] + (["learned"] if model.flow.denoiser is not None else [])
+    result: dict[str, Any] = {
+        "settings": {"num_clips": num_clips, "roll_outs": roll_outs, "guidance": guidance, "seed": seed},
+        "validation_clips": reference_fidelity(num_clips, seed),
+        "validation_clips_decoded": reference_fidelity(num_clips, seed, model),
+        "likelihood": likelihoods(model, num_clips, seed),
+    }
+    for weight in (0.0, guidance):
+        for denoise in denoisers:
+            name = f"guidance {weight:g}, denoise {denoise}"
+            result[name] = prompt_fidelity(model, num_clips, guidance=weight, denoise=denoise, seed=seed)
+            log.info("%s: %s", name, result[name])
+    if roll_outs:
+        result["roll_out"] = roll_out(model, roll_outs, guidance=guidance, seed=seed)
+    return result
+
+
+@functools.cache
+def shared_classifier() -> DigitClassifier:
+    """The classifier at its own settings."""
+    return DigitClassifier()
+
+
+def _fidelity(clips: Tensor, asked: Clips, classifier: DigitClassifier) -> dict[str, float]:
+    direction, speed = motion(clips)
+    found = {"digit": classifier(clips), "direction": direction, "speed": speed}
+    wanted = {"digit": asked.digits, "direction": asked.directions, "speed": asked.speeds}
+    shares = {name: float((found[name] == wanted[name]).float().mean()) for name in found}
+    return shares | {"sharpness": float(sharpness(clips[:, -1]).mean())}
+
+
+def _generated(
+    model: VideoModel, prompts: list[str], num_frames: int | None, batch_size: int, *, seed: int, **settings: Any
+) -> Tensor:
+    starts = range(0, len(prompts), batch_size)
+    parts = [
+        model.generate(prompts[first : first + batch_size], num_frames, seed=seed + first, **settings)
+        for first in starts
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,85 @@
+"""A page of clips with their prompts and likelihoods: one file of HTML that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import html
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from video.media import write_clip
+
+STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fafafa }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.2rem }
+figure { margin: 0; padding: .8rem; background: #fff; border: 1px solid #ddd; border-radius: 6px }
+figure img { display: block; margin: 0 auto .6rem; image-rendering: pixelated }
+figcaption small { color: #666 }
+svg { width: 100%; height: 3rem; display: block }
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A clip ``(T, C, H, W)``, its prompt, and the nats a dimension of each of its latent frames."""
+
+    prompt: str
+    clip: Tensor
+    nats: Tensor
+
+
+def write_gallery(
+    entries: Sequence[Entry],
+    path: str | Path,
+    frame_rate: float,
+    heading: Mapping[str, object] | None = None,
+    *,
+    enlarge: int = 1,
+) -> Path:
+    """Write the page; heading: settings to show at its top. Raises ValueError without clips."""
+    if not entries:
+        raise ValueError("a gallery needs at least one clip.")
+    settings = ", ".join(f"{name} {value}" for name, value in (heading or {}).items())
+    figures = "\n".join(_figure(entry, frame_rate, enlarge) for entry in entries)
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Clips</title><style>{STYLE}</style>'
+        f"</head>\n<body>\n<h1>Clips</h1>\n<p>{html.escape(settings)}</p>\n"
+        "<p>Each clip with its negative log-density in nats per dimension of the noisy latents, given its prompt: the "
+        "mean over its frames, and frame by frame.</p>\n"
+        f"<main>\n{figures}\n</main>\n</body>\n</html>\n"
+    )
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _figure(entry: Entry, frame_rate: float, enlarge: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        picture = write_clip(entry.clip, Path(folder) / "clip.gif", frame_rate, enlarge=enlarge).read_bytes()
+    source = "data:image/gif;base64," + base64.b64encode(picture).decode()
+    prompt = html.escape(entry.prompt or "no prompt", quote=True)
+    return (
+        f'<figure><img alt="{prompt}" src="{source}"><figcaption>{prompt}<br>'
+        f"<small>{float(entry.nats.mean()):.3f} nats per dimension, {len(entry.clip)} frames</small></figcaption>"
+        f"{_curve([float(value) for value in entry.nats])}</figure>"
+    )
+
+
+def _curve(values: Sequence[float]) -> str:
+    """Values as a line, from the lowest to the highest."""
+    low, high = min(values), max(values)
+    width, height = 200.0, 40.0
+    step = width / max(len(values) - 1, 1)
+    points = " ".join(
+        f"{index * step:.1f},{height - (value - low) / ((high - low) or 1) * (height - 4) - 2:.1f}"
+        for index, value in enumerate(values)
+    )
+    label = f"nats per dimension of frames 1 to {len(values)}, from {low:.2f} to {high:.2f}"
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<title>{label}</title><polyline points="{points}" fill="none" stroke="#36c" stroke-width="1.5"/></svg>'
+    )

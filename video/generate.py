@@ -1,0 +1,109 @@
+"""Clips and likelihoods by a trained model, from and to files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from video.gallery import Entry, write_gallery
+from video.media import read_clip, read_image, write_clip
+from video.model import VideoModel
+
+SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
+# Side of a picture in pixels that is easy to see.
+VISIBLE = 128
+
+log = logging.getLogger(__name__)
+
+
+def load_model(folder: str | Path | None = None, device: str = "cpu") -> VideoModel:
+    """The model in `folder`, or the shipped one of moving digits."""
+    if folder is None and not SHIPPED.is_dir():
+        raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model, or train one.")
+    return VideoModel.load(SHIPPED if folder is None else folder, device)
+
+
+def generate_to_files(
+    prompts: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    gallery: str | Path | None = None,
+    model: str | Path | None = None,
+    first_frame: str | Path | None = None,
+    continue_clip: str | Path | None = None,
+    frames: int | None = None,
+    guidance: float = 0.0,
+    denoise: str = "score",
+    overlap: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Path]:
+    """Generate a clip for each prompt and write it; the arguments are those of the command line.
+
+    out: .mp4 (and the like), .gif, or .png for a strip; of several clips, each gets its number. gallery: a page of HTML
+    with all clips, prompts and likelihoods. Returns the files. Raises ValueError or FileNotFoundError for settings or
+    files that do not fit.
+    """
+    if out is None and gallery is None:
+        raise ValueError("nothing is to be written; name a file by --out, or a page by --gallery.")
+    if first_frame is not None and continue_clip is not None:
+        raise ValueError("a clip begins with --first-frame or continues --continue, not both.")
+    video = load_model(model, device)
+    shape = video.settings.clip_shape[1:]
+    given = None
+    if first_frame is not None:
+        given = read_image(first_frame, shape)
+    elif continue_clip is not None:
+        given = read_clip(continue_clip, shape)
+    length = _length(video, frames, given)
+    clips = video.generate(
+        prompts,
+        video.latents.latent_shape((length, *shape))[0],
+        None if given is None else given.unsqueeze(0),
+        guidance=guidance,
+        denoise=denoise,
+        overlap=overlap,
+        seed=seed,
+    )
+    enlarge = max(VISIBLE // shape[-1], 1)
+    rate, written = video.settings.frame_rate, []
+    if out is not None:
+        out = Path(out)
+        for number, clip in enumerate(clips, 1):
+            path = out if len(clips) == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
+            written.append(write_clip(clip, path, rate, enlarge=enlarge))
+            log.info("Written %s: %r.", path, prompts[number - 1])
+    if gallery is not None:
+        nats = nats_per_dim(video, clips, prompts, seed=seed)
+        entries = [Entry(prompt, clip, values) for prompt, clip, values in zip(prompts, clips, nats, strict=True)]
+        heading = {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
+        written.append(write_gallery(entries, gallery, rate, heading, enlarge=enlarge))
+        log.info("Written %s: %d clips.", gallery, len(clips))
+    return written
+
+
+def nats_per_dim(model: VideoModel, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+    """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``, in nats."""
+    size = torch.Size((model.flow.config or {})["event_shape"][1:]).numel()
+    return -model.log_prob_of_frames(clips, prompts, seed=seed) / size
+
+
+def likelihood_of_file(
+    clip: str | Path, prompt: str = "", *, model: str | Path | None = None, seed: int = 0, device: str = "cpu"
+) -> Tensor:
+    """`nats_per_dim` of the clip in a file, ``(latent frames,)``."""
+    video = load_model(model, device)
+    frames = read_clip(clip, video.settings.clip_shape[1:])
+    return nats_per_dim(video, frames.unsqueeze(0), [prompt], seed=seed)[0]
+
+
+def _length(video: VideoModel, frames: int | None, given: Tensor | None) -> int:
+    """How many frames are wanted: as in training, and as many more as were given to be continued."""
+    if frames is not None:
+        return frames
+    own = video.settings.clip_shape[0]
+    return own if given is None or len(given) == 1 else own + len(given)

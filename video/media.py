@@ -1,0 +1,174 @@
+"""Clips and images as files: MP4 by PyAV, GIF and PNG by Pillow."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from video.latents import first_line
+
+VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# Codecs in the order in which they are tried; the last is part of every build of FFmpeg.
+CODECS = ("libx264", "libopenh264", "mpeg4")
+
+
+def write_clip(
+    clip: Tensor,
+    path: str | os.PathLike[str],
+    frame_rate: float = 8.0,
+    *,
+    enlarge: int = 1,
+    codec: str | None = None,
+) -> Path:
+    """Write a clip ``(T, C, H, W)`` in -1 … 1 as the suffix says: .mp4 (and the like), .gif, or a strip as .png.
+
+    enlarge: each pixel becomes so many squared. codec: FFmpeg's name (default: the first of H.264's that is there, at a
+    quality that the eye cannot tell from the clip, else MPEG-4's). Raises ValueError for clips of another shape, odd
+    sizes in a video, or an unknown suffix or codec, OSError where the file cannot be written.
+    """
+    path = Path(path)
+    frames = as_bytes(clip, enlarge)
+    if path.suffix == ".gif":
+        pictures = [Image.fromarray(frame) for frame in frames]
+        duration = max(round(1000 / frame_rate), 20)
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    elif path.suffix == ".png":
+        Image.fromarray(np.concatenate(list(frames), axis=1)).save(path)
+    elif path.suffix in VIDEO:
+        _write_video(frames, path, frame_rate, codec)
+    else:
+        raise ValueError(f"{path} ends in none of {', '.join([*VIDEO, '.gif', '.png'])}; choose one of them.")
+    return path
+
+
+def read_clip(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
+    """The frames of a video or GIF, or the one of an image, ``(T, C, H, W)`` in -1 … 1.
+
+    frame_shape: ``(C, H, W)`` as which they are wanted (default: ``(3, …)``, the size they have): grey if C is 1;
+    larger frames of the same proportions are averaged down. Raises FileNotFoundError, or ValueError for a file that is
+    empty, damaged or no video, or for frames of other proportions or smaller ones.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give the path of a video or an image.")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty: it has no frame; give the path of a video or an image.")
+    frames = _read_pictures(path) if path.suffix in (*IMAGE, ".gif") else _read_video(path)
+    if not frames:
+        raise ValueError(f"{path} has no frame that can be decoded; it is damaged or holds no video.")
+    clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return clip if frame_shape is None else fitted(clip, frame_shape, str(path))
+
+
+def fitted(clip: Tensor, frame_shape: tuple[int, int, int], name: str = "the clip") -> Tensor:
+    """A clip ``(T, 3, H, W)`` as one of frames ``(C, H, W)``: see `read_clip`."""
+    channels, height, width = frame_shape
+    if channels == 1:
+        clip = (clip * clip.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    own_height, own_width = clip.shape[2:]
+    if own_height * width != own_width * height or own_height < height:
+        raise ValueError(
+            f"{name} has frames of {own_width} × {own_height}; this model takes {width} × {height}, or larger ones of "
+            "the same proportions: crop or resize them."
+        )
+    if own_height == height:
+        return clip
+    return interpolate(clip, size=(height, width), mode="area")
+
+
+def read_image(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
+    """The image in a file as a clip of one frame: see `read_clip`, which raises the same."""
+    return read_clip(path, frame_shape)[:1]
+
+
+def as_bytes(clip: Tensor, enlarge: int = 1) -> np.ndarray:
+    """Frames ``(T, H, W, 3)`` of 8 bits of a clip ``(T, 1 or 3, H, W)`` in -1 … 1."""
+    if clip.dim() != 4 or clip.shape[1] not in (1, 3) or not clip.numel():
+        raise ValueError(f"expected a clip of shape (frames, 1 or 3, height, width), got {tuple(clip.shape)}.")
+    if enlarge < 1:
+        raise ValueError(f"enlarge must be a positive number, got {enlarge}.")
+    levels = ((clip.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = levels.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    frames: np.ndarray = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+    return frames
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('videos take PyAV: pip install "nflib[video]".') from error
+    return av
+
+
+def _codec(av: Any, wanted: str | None, path: Path) -> str:
+    available = av.codecs_available
+    for name in CODECS if wanted is None else (wanted,):
+        if name in available and _encodes(av, name):
+            return name
+    raise ValueError(
+        f"{path} cannot be written: this build of PyAV has no encoder {wanted or ', '.join(CODECS)}; choose a .gif or "
+        "a .png, or install PyAV from its wheels."
+    )
+
+
+def _encodes(av: Any, name: str) -> bool:
+    try:
+        return bool(av.Codec(name, "w").is_encoder)
+    except (ValueError, av.FFmpegError):
+        return False
+
+
+def _write_video(frames: np.ndarray, path: Path, frame_rate: float, codec: str | None) -> None:
+    av = _import_av()
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"{path} cannot have frames of {width} × {height}: videos have even sizes; enlarge them twice, or choose a "
+            ".gif or a .png."
+        )
+    if not frame_rate > 0:
+        raise ValueError(f"frame_rate must be positive, got {frame_rate!r}.")
+    name = _codec(av, codec, path)
+    try:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(name, rate=Fraction(frame_rate).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"crf": "12"} if name == "libx264" else {"qscale": "2"} if name == "mpeg4" else {}
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    except av.FFmpegError as error:
+        raise OSError(f"{path} cannot be written ({first_line(error)}); choose another file.") from error
+
+
+def _read_video(path: Path) -> list[np.ndarray]:
+    av = _import_av()
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} holds no video stream; give the path of a video or an image.")
+            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be read as a video ({first_line(error)}); it is damaged or none.") from error
+
+
+def _read_pictures(path: Path) -> list[np.ndarray]:
+    try:
+        with Image.open(path) as picture:
+            frames = []
+            for index in range(getattr(picture, "n_frames", 1)):
+                picture.seek(index)
+                frames.append(np.asarray(picture.convert("RGB")))
+            return frames
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({first_line(error)}); it is damaged or none.") from error

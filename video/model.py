@@ -1,0 +1,225 @@
+"""A flow with the autoencoder and the text encoder that it was trained with: prompts to clips, clips to likelihoods."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nflib.decoding import Decoder
+from nflib.transforms import ProductGuidance
+from video import rollout
+from video.denoiser import UNIT
+from video.latents import Latents, first_line, load_latents
+from video.starflow_v import STARFlowV
+from video.text import TextEncoder, load_text
+
+DENOISING = ("score", "learned", "none")
+SETTINGS = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a `VideoModel` knows beside its parts.
+
+    clip_shape: ``(T, C, H, W)`` of the clips it was trained on. noise: standard deviation added to latents in training.
+    frame_rate: frames a second. later: a regular expression and what takes its place in the prompts of what continues a
+    clip, where the model was trained on prompts that tell of the beginning of clips alone.
+    """
+
+    clip_shape: tuple[int, int, int, int]
+    noise: float
+    frame_rate: float = 8.0
+    later: tuple[str, str] | None = None
+
+    def later_prompt(self, prompt: str) -> str:
+        """The prompt for what continues a clip of this prompt."""
+        return prompt if self.later is None else re.sub(self.later[0], self.later[1], prompt)
+
+
+class VideoModel:
+    """Clips ``(B, T, C, H, W)`` in -1 … 1 from prompts, and log-densities of clips.
+
+    flow: of latents with noise. `save` and `load` keep all parts in one folder.
+    """
+
+    def __init__(self, flow: STARFlowV, latents: Latents, text: TextEncoder, settings: ModelSettings):
+        self.flow = flow.eval()
+        self.latents = latents
+        self.text = text
+        self.settings = settings
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> VideoModel:
+        """The model saved in `folder`; raises FileNotFoundError or ValueError as its parts do."""
+        path = Path(folder) / SETTINGS
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {SETTINGS} in {folder}; name the folder of a trained video model.")
+        try:
+            document = json.loads(path.read_text())
+            later = document["later"]
+            settings = ModelSettings(
+                tuple(document["clip_shape"]),
+                float(document["noise"]),
+                float(document["frame_rate"]),
+                None if later is None else (later[0], later[1]),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
+        flow = STARFlowV.from_pretrained(Path(folder) / "flow", device)
+        latents = load_latents(Path(folder) / "autoencoder", device=device)
+        model = cls(flow, latents, load_text(Path(folder) / "text", device=device), settings)
+        expected, own = latents.latent_shape(settings.clip_shape), tuple((flow.config or {})["event_shape"])
+        if expected[1:] != own[1:]:
+            raise ValueError(
+                f"{folder} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}."
+            )
+        return model
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write all parts into `folder`."""
+        folder = Path(folder)
+        self.flow.save_pretrained(folder / "flow")
+        self.latents.autoencoder.save_pretrained(folder / "autoencoder")
+        self.text.save(folder / "text")
+        (folder / SETTINGS).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
+        return folder
+
+    @property
+    def window(self) -> int:
+        """Latent frames that the flow has positions for."""
+        return self.flow._transform.max_frames
+
+    def at_noise(self, noise: float) -> VideoModel:
+        """This model with another noise on what it encodes."""
+        return VideoModel(self.flow, self.latents, self.text, replace(self.settings, noise=noise))
+
+    def encode(self, clips: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents of clips, with the noise of training."""
+        latents = self.latents.encode(clips).to(self._like())
+        noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
+        return latents + self.settings.noise * noise
+
+    def context(self, prompts: Sequence[str]) -> Tensor:
+        """The flow's context of prompts; raises ValueError for those that the text encoder does not know."""
+        return self.text(prompts).to(self._like())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        num_frames: int | None = None,
+        given: Tensor | None = None,
+        *,
+        guidance: float = 0.0,
+        denoise: str = "score",
+        overlap: int | None = None,
+        seed: int = 0,
+        decoding: Decoder | None = None,
+    ) -> Tensor:
+        """A clip for each prompt, ``(B, T, C, H, W)`` in -1 … 1, that begins with the given frames.
+
+        num_frames: how many latent frames (default: as in training); beyond what the flow has positions for, window
+        after window, each from the last `overlap` frames (default: half a window; 0: a single window is allowed), under
+        the settings' later prompt.
+        given: the first frames ``(B or 1, n, C, H, W)``: one for image to video; of more the prompt is the later one.
+        guidance: weight of classifier-free guidance (`ProductGuidance`). denoise: how noise is taken off the latents:
+        "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none". Raises
+        ValueError for settings that do not fit.
+        """
+        num_frames = self.window if num_frames is None else num_frames
+        overlap = self.window // 2 if overlap is None else overlap
+        if not 0 <= overlap < self.window:
+            raise ValueError(f"overlap must lie in 0 … {self.window - 1}, fewer frames than a window, got {overlap}.")
+        if num_frames > self.window and not overlap:
+            raise ValueError(
+                f"{num_frames} frames are more than the {self.window} of one window: allow an overlap of windows, or "
+                "ask for fewer."
+            )
+        self._check_denoising(denoise)
+        generator = torch.Generator().manual_seed(seed)
+        noisy = self.flow_tokens(prompts, given, generator)
+        if num_frames <= noisy.shape[1]:
+            raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
+        plain, num_given = noisy, noisy.shape[1]
+        flow = self.flow.guided(ProductGuidance(guidance), self.context([""])[0]) if guidance else self.flow
+        is_first = num_given <= 1
+        while noisy.shape[1] < num_frames:
+            context = self.context(prompts if is_first else [self.settings.later_prompt(text) for text in prompts])
+            kept = noisy.shape[1] if noisy.shape[1] < self.window else overlap
+            length = min(self.window, num_frames - noisy.shape[1] + kept)
+            prefix = noisy[:, noisy.shape[1] - kept :]
+            known = prefix if kept else None
+            window = rollout.generate(flow, length, context, known, generator=generator, decoding=decoding)
+            noisy = torch.cat([noisy, window[:, kept:]], dim=1)
+            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, kept:]], dim=1)
+            is_first = False
+        clips = self.latents.decode(plain)
+        if given is not None:
+            clips[:, : given.shape[1]] = given.to(clips)
+        return clips
+
+    def flow_tokens(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Noisy latents of the given frames, one clip for each prompt; of none, ``(B, 0, c, h, w)``."""
+        if not prompts:
+            raise ValueError("there is no prompt; give at least one, which may be empty.")
+        if given is None:
+            frame_shape = self.latents.latent_shape(self.settings.clip_shape)[1:]
+            return self._like().new_zeros(len(prompts), 0, *frame_shape)
+        if given.dim() != 5 or len(given) not in (1, len(prompts)) or given.shape[2:] != self.settings.clip_shape[1:]:
+            raise ValueError(
+                f"given frames must have shape (1 or {len(prompts)}, frames, "
+                f"{', '.join(map(str, self.settings.clip_shape[1:]))}), got {tuple(given.shape)}."
+            )
+        return self.encode(given.expand(len(prompts), *given.shape[1:]), generator)
+
+    @torch.no_grad()
+    def log_prob(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+        """Log-densities ``(B,)``, in nats, of clips' latents with the noise of training, drawn from the seed.
+
+        At most as many frames as the flow has positions for; see `log_prob_of_frames` for more.
+        """
+        return self.flow.log_prob(self.encode(clips, torch.Generator().manual_seed(seed)), self.context(prompts))
+
+    @torch.no_grad()
+    def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+        """Log-densities ``(B, latent frames)`` of each frame given those before it, in nats; their sum is `log_prob`.
+
+        In longer clips a frame is given the window before it, under the later prompt.
+        """
+        latents = self.encode(clips, torch.Generator().manual_seed(seed))
+        context = self.context(prompts)
+        later = self.context([self.settings.later_prompt(prompt) for prompt in prompts])
+        values, before = [], latents.new_zeros(len(latents))
+        for stop in range(1, latents.shape[1] + 1):
+            if stop <= self.window:
+                total = self.flow.log_prob(latents[:, :stop], context)
+            else:
+                total = self.flow.log_prob(latents[:, stop - self.window : stop], later)
+                before = self.flow.log_prob(latents[:, stop - self.window : stop - 1], later)
+            values.append(total - before)
+            before = total
+        return torch.stack(values, dim=1)
+
+    def _denoised(self, latents: Tensor, context: Tensor, denoise: str) -> Tensor:
+        if denoise == "none":
+            return latents
+        if denoise == "score":
+            return latents + self.settings.noise**2 * self.flow.score(latents, context)
+        assert self.flow.denoiser is not None  # checked before anything is generated
+        return latents - UNIT * self.flow.denoiser(latents, context)
+
+    def _check_denoising(self, denoise: str) -> None:
+        if denoise not in DENOISING:
+            raise ValueError(f"denoise must be one of {', '.join(DENOISING)}, got {denoise!r}.")
+        if denoise == "learned" and self.flow.denoiser is None:
+            raise ValueError('this model has no learned denoiser; choose denoise "score" or "none".')
+
+    def _like(self) -> Tensor:
+        return next(self.flow.parameters())

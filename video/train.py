@@ -1,0 +1,136 @@
+"""Train a flow on latents of clips, with a denoiser beside it if asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from nflib.training import TrainingConfig, TrainingResult, fit
+from video.data import WORDS, MovingDigits
+from video.denoiser import UNIT
+from video.latents import Latents, load_latents
+from video.model import ModelSettings, VideoModel
+from video.starflow_v import STARFlowV
+from video.text import TextEncoder, Words, load_text
+
+FRAME_RATE = 8.0
+# What a clip's later windows are told: directions in prompts are those of a clip's beginning.
+LATER = (r"moving (?:up|down|left|right)(?: and (?:left|right))?", "moving on")
+TEXT_LENGTH = 8
+VALIDATION_CLIPS = 256
+
+
+class LatentClips:
+    """Latents and contexts of moving digits, encoded as they are asked for; a `nflib.training.BatchSource`."""
+
+    def __init__(self, clips: MovingDigits, latents: Latents, text: TextEncoder):
+        self.clips = clips
+        self.latents = latents
+        self.text = text
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        clips = self.clips.clips(indices)
+        return {"inputs": self.latents.encode(clips.frames), "context": self.text(clips.prompts)}
+
+
+@dataclass(frozen=True)
+class NoisyLikelihood:
+    """Nats per dimension of latents with noise, plus a denoiser's flow-score matching where the flow has one.
+
+    noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276). dropout: share of contexts that
+    become `unconditional` ``(L, D)`` in training, which guidance takes. The denoiser's target is Tweedie's noise
+    ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
+    its loss leaves the flow alone.
+    """
+
+    noise: float
+    dropout: float
+    unconditional: Tensor
+
+    def __call__(
+        self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        latents, context = batch["inputs"], batch["context"]
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        noisy = latents + self.noise * noise
+        if self.dropout and flow.training:
+            is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
+            context = torch.where(is_dropped[:, None, None], self.unconditional.to(context), context)
+        denoiser: Any = flow.denoiser
+        if denoiser is None:
+            log_prob: Tensor = flow.log_prob(noisy, context)  # type: ignore[operator]
+            loss = -log_prob.mean() / latents[0].numel()
+            return loss, {"nats_per_dim": loss.detach()}
+        with torch.enable_grad():  # the target is a gradient, in validation as well
+            noisy.requires_grad_(True)
+            log_prob = flow.log_prob(noisy, context)  # type: ignore[operator]
+            (score,) = torch.autograd.grad(log_prob.sum(), noisy, retain_graph=torch.is_grad_enabled())
+        likelihood = -log_prob.mean() / latents[0].numel()
+        target = -(self.noise**2) * score.detach() / UNIT
+        error = mse_loss(denoiser(noisy.detach(), context), target)
+        return likelihood + error, {"nats_per_dim": likelihood.detach(), "denoiser_error": error.detach()}
+
+
+def train_on_digits(
+    output: str | os.PathLike[str],
+    config: TrainingConfig,
+    *,
+    autoencoder: str,
+    text: str | None = None,
+    initial: str | None = None,
+    noise: float = 0.15,
+    text_dropout: float = 0.1,
+    num_frames: int = 16,
+    channels: int = 128,
+    layers_per_block: Sequence[int] = (1, 1, 1, 5),
+    head_dim: int = 32,
+    patch_size: int = 1,
+    denoiser_layers: int = 0,
+) -> TrainingResult:
+    """Train on moving digits; the arguments are those of the command line. Run again, it goes on where it stopped.
+
+    Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
+    model's folder to start from, whose flow and text then hold. Raises FileNotFoundError or ValueError for parts that
+    are missing or do not fit.
+    """
+    latents = load_latents(autoencoder)
+    clips = MovingDigits("train", 1_000_000, num_frames, seed=config.seed)
+    clip_shape = (num_frames, *clips.clips(torch.zeros(1, dtype=torch.long)).frames.shape[2:])
+    settings = ModelSettings(clip_shape, noise, FRAME_RATE, LATER)
+    torch.manual_seed(config.seed)
+    if initial is None:
+        encoder: TextEncoder = Words(WORDS, TEXT_LENGTH) if text is None else load_text(text)
+        flow = STARFlowV(
+            latents.latent_shape(clip_shape),
+            patch_size,
+            channels,
+            layers_per_block,
+            text_length=encoder.length,
+            text_channels=encoder.channels,
+            layer={"head_dim": head_dim, "norm": "rms_norm", "query_key_norm": True},
+            denoiser={"num_layers": denoiser_layers, "past": 4} if denoiser_layers else None,
+        )
+    else:
+        begun = VideoModel.load(initial)
+        flow, encoder = begun.flow, begun.text
+    validation = MovingDigits("validation", VALIDATION_CLIPS, num_frames, seed=config.seed + 1)
+    result = fit(
+        flow,
+        LatentClips(clips, latents, encoder),
+        LatentClips(validation, latents, encoder),
+        config=config,
+        objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0]),
+        output=Path(output),
+    )
+    VideoModel(flow.cpu(), latents, encoder, settings).save(Path(output) / "pipeline")
+    return result
