@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
+from nflib.command_line import run_command
 from nflib.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
 
-USER_ERRORS = (ValueError, OSError, RuntimeError)
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one sentence on standard error and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = jsonargparse.ArgumentParser(prog="python -m molecular", description="Equilibrium ensembles of peptides.")
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    for name, function in COMMANDS.items():
-        summary = (function.__doc__ or "").split("\n\n")[0]
-        command = jsonargparse.ArgumentParser(description=summary)
-        command.add_argument("--config", action="config", help="a YAML file with these options")
-        command.add_function_arguments(function)
-        subcommands.add_subcommand(name, command, help=summary)
-    options = parser.instantiate_classes(parser.parse_args(arguments))
-    name = options.command
-    chosen = dict(options[name].items())
-    chosen.pop("config", None)
-    try:
-        COMMANDS[name](**chosen)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    run_command("python -m molecular", "Equilibrium ensembles of peptides.", COMMANDS, arguments)
 
 
 def simulate(

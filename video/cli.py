@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
+from nflib.command_line import run_command
 from nflib.training.config import TrainingConfig
 
-USER_ERRORS = (ValueError, OSError, RuntimeError, ModuleNotFoundError)
 # The words of a command line that are no names in Python.
 ALIASES = {"--continue": "--continue_clip"}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one sentence on standard error and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = jsonargparse.ArgumentParser(prog="python -m video", description="Video from text, with likelihoods.")
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    for name, function in COMMANDS.items():
-        summary = (function.__doc__ or "").split("\n\n")[0]
-        command = jsonargparse.ArgumentParser(description=summary)
-        command.add_argument("--config", action="config", help="a YAML file with these options")
-        command.add_function_arguments(function, as_positional=name in POSITIONAL)
-        subcommands.add_subcommand(name, command, help=summary)
-    given = [_option(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    options = parser.instantiate_classes(parser.parse_args(given))
-    name = options.command
-    chosen = dict(options[name].items())
-    chosen.pop("config", None)
-    try:
-        COMMANDS[name](**chosen)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
-
-
-def _option(argument: str) -> str:
-    """An option's name as the function has it: --first-frame is --first_frame."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    name = "--" + name[2:].replace("-", "_")
-    return ALIASES.get(name, name) + equals + value
+    description = "Video from text, with likelihoods."
+    run_command("python -m video", description, COMMANDS, arguments, positional=POSITIONAL, aliases=ALIASES)
 
 
 def train_autoencoder(
@@ -147,6 +119,7 @@ def generate(
     denoise: str = "score",
     overlap: int | None = None,
     num_clips: int = 1,
+    decoding: str = "sequential",
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -164,6 +137,7 @@ def generate(
         denoise: how noise is taken off the latents: score, learned or none.
         overlap: frames of a window that the next one is given; default half of it, 0 for a single window.
         num_clips: clips of each prompt.
+        decoding: sequential, or jacobi: all tokens of a frame at once, from the frame before it.
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """
@@ -181,6 +155,7 @@ def generate(
         guidance=guidance,
         denoise=denoise,
         overlap=overlap,
+        decoding=decoding,
         seed=seed,
         device=device,
     )

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from molecular.energy.threads import serial_operators
+
 BOLTZMANN = 0.00831446261815324
 """Molar gas constant, kJ/mol/K: kT in kJ/mol is ``BOLTZMANN * temperature``."""
 
@@ -78,11 +80,12 @@ class Langevin:
         noise = torch.empty_like(v)
         potential = x.new_empty(len(x))
         for _ in range(num_steps):
-            v.addcmul_(force, self.kick_per_force)
-            x.add_(v, alpha=self.half_step)
-            torch.randn(v.shape, generator=generator, out=noise)
-            v.mul_(self.damping).addcmul_(noise, self.noise)
-            x.add_(v, alpha=self.half_step)
+            with serial_operators():  # not the energy, which spreads its work over threads by itself
+                v.addcmul_(force, self.kick_per_force)
+                x.add_(v, alpha=self.half_step)
+                torch.randn(v.shape, generator=generator, out=noise)
+                v.mul_(self.damping).addcmul_(noise, self.noise)
+                x.add_(v, alpha=self.half_step)
             potential, force = energy.energy_and_force(x)
         return potential, force
 

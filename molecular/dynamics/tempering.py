@@ -13,6 +13,7 @@ from molecular.dynamics.checkpoint import load_checkpoint, save_checkpoint
 from molecular.dynamics.frames import Frames, FrameWriter, list_shards
 from molecular.dynamics.langevin import EnergyAndForce, Langevin
 from molecular.dynamics.replicas import MakeIntegrator, Replicas, TemperingSettings
+from molecular.energy.threads import serial_operators
 
 MAX_PENDING_BYTES = 256 * 2**20
 
@@ -132,14 +133,15 @@ def parallel_tempering(
             replicas.advance(following - step)
             bar.update(following - step)
             step = following
-            produced = step - equilibration_steps
-            replicas.restart_broken(check_heat=produced > 0)
-            if produced > 0:
-                replicas.measure(produced * timestep)
-                if produced % save_interval == 0:
-                    writer.add(replicas.frames(produced * timestep))
-            if step % swap_interval == 0:
-                replicas.swap((step // swap_interval) % 2, count=produced > 0)
+            with serial_operators():
+                produced = step - equilibration_steps
+                replicas.restart_broken(check_heat=produced > 0)
+                if produced > 0:
+                    replicas.measure(produced * timestep)
+                    if produced % save_interval == 0:
+                        writer.add(replicas.frames(produced * timestep))
+                if step % swap_interval == 0:
+                    replicas.swap((step // swap_interval) % 2, count=produced > 0)
             overdue = time.monotonic() - last_saved >= checkpoint_seconds
             if step < total and checkpoint is not None and (overdue or writer.pending_frames > max_pending):
                 save()

@@ -80,7 +80,7 @@ def _correlated_gaussian(dim: int = 30, shift: float = 1.5) -> Case:
     # Several nats off in every direction, and a condition number of 80.
     settings = {"kernel": HMC(num_leapfrog=12), "moves": 2}
     ais = {"temperatures": AdaptiveTemperatures(0.97)}
-    return Case(Normal(dim), energy, log_normalizer, 500, settings, ais)
+    return Case(Normal(dim), energy, log_normalizer, 800, settings, ais)
 
 
 def _mixture() -> Case:

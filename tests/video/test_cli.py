@@ -45,6 +45,8 @@ def test_generate_and_likelihood(folder, tmp_path, capsys):
     main(["generate", "--model", folder, "--prompt", SEVEN, "--out", str(out), "--seed", "2"])
     clip = read_clip(out, (1, 32, 32))
     assert clip.shape == (4, 1, 32, 32)
+    main(["generate", "--model", folder, "--prompt", SEVEN, "--out", str(out), "--seed", "2", "--decoding", "jacobi"])
+    torch.testing.assert_close(read_clip(out, (1, 32, 32)), clip, atol=0.02, rtol=0)
     main(["likelihood", str(out), "--model", folder, "--prompt", SEVEN])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["frame", "nats", "per", "dimension"]
@@ -109,6 +111,7 @@ def test_evaluate(folder, tmp_path, capsys):
         (["generate", "--out", "a.gif", "--first-frame", "b.png", "--continue", "c.mp4"], "not both"),
         (["generate", "--out", "a.gif", "--frames", "9", "--overlap", "0"], "9 frames are more than the 4"),
         (["generate", "--out", "a.gif", "--first-frame", "none.png"], "there is no file none.png"),
+        (["generate", "--out", "a.gif", "--decoding", "magic"], "decoding must be one of sequential, jacobi"),
         (["likelihood", "none.mp4"], "there is no file none.mp4"),
     ],
 )

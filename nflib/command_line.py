@@ -1,0 +1,54 @@
+"""Functions as commands: their arguments become options, in YAML files too (``--config``). Needs jsonargparse."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import jsonargparse
+
+USER_ERRORS = (ValueError, OSError, RuntimeError, ModuleNotFoundError)
+
+
+def run_command(
+    program: str,
+    description: str,
+    commands: Mapping[str, Callable[..., None]],
+    arguments: Sequence[str] | None = None,
+    *,
+    positional: Collection[str] = (),
+    aliases: Mapping[str, str] | None = None,
+) -> None:
+    """Run the command that `arguments` (default: those of the process) name, with the options they give.
+
+    A user's mistake ends in one sentence on standard error and exit status 1. positional: commands whose required
+    arguments need no option's name. aliases: words for options that are no names in Python, such as ``--continue``.
+    Options may be written with dashes or underscores.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = jsonargparse.ArgumentParser(prog=program, description=description)
+    subcommands = parser.add_subcommands(required=True, dest="command")
+    for name, function in commands.items():
+        summary = (function.__doc__ or "").split("\n\n")[0]
+        command = jsonargparse.ArgumentParser(description=summary)
+        command.add_argument("--config", action="config", help="a YAML file with these options")
+        command.add_function_arguments(function, as_positional=name in positional)
+        subcommands.add_subcommand(name, command, help=summary)
+    given = [_option(argument, aliases or {}) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    options = parser.instantiate_classes(parser.parse_args(given))
+    chosen = dict(options[options.command].items())
+    chosen.pop("config", None)
+    try:
+        commands[options.command](**chosen)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def _option(argument: str, aliases: Mapping[str, str]) -> str:
+    """An option's name as the function has it: --first-frame is --first_frame."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    name = "--" + name[2:].replace("-", "_")
+    return aliases.get(name, name) + equals + value
