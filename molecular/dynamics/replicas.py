@@ -11,6 +11,7 @@ from torch import Tensor
 from molecular.dynamics.frames import Frames
 from molecular.dynamics.langevin import BOLTZMANN, EnergyAndForce, Integrator, Langevin, maxwell_velocities
 from molecular.dynamics.statistics import Statistics
+from molecular.energy.threads import serial_operators
 
 MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
 """An integrator from masses (n,), temperatures (B,), time step and friction."""
@@ -98,7 +99,8 @@ class Replicas:
             self.energy, self.x, self.v, self.force, num_steps, self.generator
         )
         if self.settings.recentre:
-            self.x.sub_((self.x * self.mass_fraction).sum(dim=1, keepdim=True))
+            with serial_operators():
+                self.x.sub_((self.x * self.mass_fraction).sum(dim=1, keepdim=True))
 
     def kinetic_temperature(self) -> Tensor:
         """(B,) in K."""

@@ -48,7 +48,7 @@ def kill_and_resume(folder: Path, expected: dict[str, np.ndarray], kills: int, g
     folder.mkdir()
     killed = 0
     while killed < kills:
-        run = start(folder, 0.02)
+        run = start(folder, 0.03)
         before = time.time()
         while run.poll() is None and not any(
             file.stat().st_mtime > before for file in folder.glob("run.npz") if file.exists()
