@@ -12,7 +12,7 @@ from torch import Tensor
 from nflib.decoding import Decoder, GaussSeidelJacobi, PreviousFrame
 from video.gallery import Entry, write_gallery
 from video.media import read_clip, read_image, write_clip
-from video.model import VideoModel
+from video.model import SETTINGS, VideoModel
 
 SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
 # Of sweeps, on latents of deviation 1: far below what 8 bits can show.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def load_model(folder: str | Path | None = None, device: str = "cpu") -> VideoModel:
     """The model in `folder`, or the shipped one of moving digits."""
-    if folder is None and not SHIPPED.is_dir():
+    if folder is None and not (SHIPPED / SETTINGS).is_file():
         raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model, or train one.")
     return VideoModel.load(SHIPPED if folder is None else folder, device)
 
