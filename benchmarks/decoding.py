@@ -39,6 +39,7 @@ from nflib.transforms import AutoregressiveTransform
 SHIPPED = Path(__file__).parents[1] / "molecular" / "shipped" / "Ace-A-Nme"
 TOLERANCE = decoding.Auto().tolerance
 PARAMETER_SIZE = 0.1
+COMPILED = ("compiled sequential", "compiled Jacobi")  # on demand: compilation takes minutes
 DECODERS = ("sequential", "re-concatenated", "window 4", "window 16", "window 64", "Jacobi", "Auto")
 
 
@@ -179,6 +180,8 @@ def compare(name: str, flow: Flow, batch: int, arguments: argparse.Namespace) ->
         if window < num_tokens:
             decoders[f"window {window}"] = decoding.GaussSeidelJacobi(window, TOLERANCE)
     decoders |= {"Jacobi": decoding.Jacobi(TOLERANCE), "Auto": auto}
+    for kind in ("sequential", "Jacobi"):
+        decoders[f"compiled {kind}"] = decoding.Compiled(decoders[kind])
     seed = arguments.seed + 7
     calls = {
         kind: (lambda decoder=decoder: flow.sample(batch, seed=seed, decoding=decoder))
@@ -232,7 +235,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256])
-    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS), help="sequential first")
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS + COMPILED, default=DECODERS, help="sequential first")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--slow", type=float, default=5.0, help="one call only where one takes more seconds")
     parser.add_argument("--train_seconds", type=float, default=60.0, help="of each digits flow")

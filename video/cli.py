@@ -65,6 +65,7 @@ def train(
     noise: float = 0.15,
     text_dropout: float = 0.1,
     num_frames: int = 16,
+    frames_shown: int | None = None,
     channels: int = 128,
     layers_per_block: list[int] = [1, 1, 1, 5],  # noqa: B006
     head_dim: int = 32,
@@ -82,11 +83,12 @@ def train(
         noise: standard deviation added to latents.
         text_dropout: share of prompts that are left out, for guidance.
         num_frames: frames of a clip.
+        frames_shown: how many of them training sees, to begin with short ones, which are quicker; default: all.
         channels: width of the transformers.
         layers_per_block: transformer layers of each block; the last is the deep one.
         head_dim: channels of an attention head.
         patch_size: latents to a token, along height and width.
-        denoiser_layers: layers of the denoiser that is trained beside the flow; 0 for none.
+        denoiser_layers: layers of the denoiser that is trained beside the flow; 0 for none (or the initial model's).
     """
     from video.train import train_on_digits
 
@@ -99,6 +101,7 @@ def train(
         noise=noise,
         text_dropout=text_dropout,
         num_frames=num_frames,
+        frames_shown=frames_shown,
         channels=channels,
         layers_per_block=layers_per_block,
         head_dim=head_dim,

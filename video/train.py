@@ -91,6 +91,7 @@ def train_on_digits(
     noise: float = 0.15,
     text_dropout: float = 0.1,
     num_frames: int = 16,
+    frames_shown: int | None = None,
     channels: int = 128,
     layers_per_block: Sequence[int] = (1, 1, 1, 5),
     head_dim: int = 32,
@@ -100,14 +101,18 @@ def train_on_digits(
     """Train on moving digits; the arguments are those of the command line. Run again, it goes on where it stopped.
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
-    model's folder to start from, whose flow and text then hold. Raises FileNotFoundError or ValueError for parts that
-    are missing or do not fit.
+    model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none.
+    Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
+    frames_shown = num_frames if frames_shown is None else frames_shown
+    if not 0 < frames_shown <= num_frames:
+        raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
-    clips = MovingDigits("train", 1_000_000, num_frames, seed=config.seed)
+    clips = MovingDigits("train", 1_000_000, frames_shown, seed=config.seed)
     clip_shape = (num_frames, *clips.clips(torch.zeros(1, dtype=torch.long)).frames.shape[2:])
     settings = ModelSettings(clip_shape, noise, FRAME_RATE, LATER)
     torch.manual_seed(config.seed)
+    denoiser = {"num_layers": denoiser_layers, "past": 4} if denoiser_layers else None
     if initial is None:
         encoder: TextEncoder = Words(WORDS, TEXT_LENGTH) if text is None else load_text(text)
         flow = STARFlowV(
@@ -118,12 +123,14 @@ def train_on_digits(
             text_length=encoder.length,
             text_channels=encoder.channels,
             layer={"head_dim": head_dim, "norm": "rms_norm", "query_key_norm": True},
-            denoiser={"num_layers": denoiser_layers, "past": 4} if denoiser_layers else None,
+            denoiser=denoiser,
         )
     else:
         begun = VideoModel.load(initial)
         flow, encoder = begun.flow, begun.text
-    validation = MovingDigits("validation", VALIDATION_CLIPS, num_frames, seed=config.seed + 1)
+        if flow.denoiser is None and denoiser is not None:
+            flow = _with_denoiser(flow, denoiser)
+    validation = MovingDigits("validation", VALIDATION_CLIPS, frames_shown, seed=config.seed + 1)
     result = fit(
         flow,
         LatentClips(clips, latents, encoder),
@@ -134,3 +141,11 @@ def train_on_digits(
     )
     VideoModel(flow.cpu(), latents, encoder, settings).save(Path(output) / "pipeline")
     return result
+
+
+def _with_denoiser(flow: STARFlowV, denoiser: dict[str, int]) -> STARFlowV:
+    """The same flow beside a new denoiser."""
+    config: dict[str, Any] = {**(flow.config or {}), "denoiser": denoiser}
+    larger = STARFlowV(**config)
+    larger.load_state_dict(larger.state_dict() | flow.state_dict())
+    return larger

@@ -2,6 +2,7 @@
 
 from nflib.decoding.auto import Auto, plan
 from nflib.decoding.choice import Decoder, current, using
+from nflib.decoding.compiled import Compiled
 from nflib.decoding.fixed_point import GaussSeidelJacobi, Jacobi, Sequential
 from nflib.decoding.plans import DecodingPlan
 from nflib.decoding.reports import BlockReport, DecodingReport, report
@@ -11,6 +12,7 @@ __all__ = [
     "AffineStart",
     "Auto",
     "BlockReport",
+    "Compiled",
     "Decoder",
     "DecodingPlan",
     "DecodingReport",

@@ -357,6 +357,20 @@ def test_threads_have_their_own_decoders_and_reports(flow):
     assert not report.blocks
 
 
+@pytest.mark.parametrize("decoder", [Sequential(), Jacobi(0.0)], ids=["sequential", "jacobi"])
+def test_compiled_sweeps_give_the_same_samples(decoder, flow):
+    compiled = decoding.Compiled(decoder, backend="eager")  # the graphs and their guards, without a C++ compiler
+    for batch_size in (1, 3):
+        expected, actual = (flow.sample(batch_size, seed=0, decoding=each) for each in (decoder, compiled))
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.slow
+def test_sweeps_compiled_to_machine_code_give_the_same_samples(flow):
+    expected = flow.sample(2, seed=0, decoding=Jacobi(0.0))
+    torch.testing.assert_close(flow.sample(2, seed=0, decoding=decoding.Compiled(Jacobi(0.0))), expected)
+
+
 def test_decoding_carries_no_gradient_and_score_works_beside_it(flow):
     x, log_prob = flow.sample_and_log_prob(2, seed=0, decoding=Jacobi(1e-2))
     assert not x.requires_grad and not log_prob.requires_grad

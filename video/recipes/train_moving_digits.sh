@@ -1,12 +1,18 @@
-# The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents. Run again, it goes on.
+# The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents, first on short clips,
+# then on whole ones, then a denoiser beside it. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
+LOOP="--training.checkpoint_seconds 300 --training.seed 0 --training.progress_bar false"
 $PYTHON -m video train_autoencoder --output runs/video/autoencoder --channels [8,24,48] --latent_channels 4 \
     --noise 0.15 --divergence_weight 1e-5 --training.batch_size 32 --training.max_seconds 720 \
-    --training.max_steps 5000 --training.learning_rate 2e-3 --training.validation_interval 500 --training.seed 0 \
-    --training.progress_bar false
+    --training.max_steps 5000 --training.learning_rate 2e-3 --training.validation_interval 500 $LOOP
+$PYTHON -m video train --output runs/video/short --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --channels 128 --layers_per_block [1,1,1,4] --patch_size 2 --frames_shown 6 --training.batch_size 16 \
+    --training.max_seconds 3300 --training.learning_rate 1.5e-3 --training.validation_interval 500 $LOOP
+$PYTHON -m video train --output runs/video/long --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/short/pipeline --training.batch_size 8 \
+    --training.max_seconds 2400 --training.learning_rate 7e-4 --training.validation_interval 250 $LOOP
 $PYTHON -m video train --output runs/video/flow --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --channels 128 --layers_per_block [1,1,1,4] --patch_size 2 --training.batch_size 8 \
-    --training.max_seconds 2400 --training.learning_rate 1.5e-3 --training.validation_interval 500 \
-    --training.checkpoint_seconds 300 --training.seed 0 --training.progress_bar false
+    --noise 0.15 --initial runs/video/long/pipeline --denoiser_layers 2 --training.batch_size 8 \
+    --training.max_seconds 600 --training.learning_rate 3e-4 --training.validation_interval 250 $LOOP
