@@ -21,11 +21,15 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["nflib*", "molecular*", "video*"]),
-    package_data={"molecular": ["shipped/**/*"], "nflib": ["py.typed"], "video": ["shipped/**/*"]},
+    package_data={
+        "molecular": ["report/*.css", "report/*.js", "shipped/**/*"],
+        "nflib": ["py.typed"],
+        "video": ["shipped/**/*"],
+    },
     install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
     extras_require={
         "metrics": METRICS,
-        "molecular": [*TRAINING, *SCRIPTS, *METRICS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3"],
+        "molecular": [*TRAINING, *SCRIPTS, *METRICS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3", "plotly>=6"],
         "video": [
             *TRAINING,
             *SCRIPTS,

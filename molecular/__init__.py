@@ -7,10 +7,16 @@ if TYPE_CHECKING:
     from molecular.peptide import Peptide
     from molecular.prose import Prose
     from molecular.prose_checkpoint import load_prose
+    from molecular.transferable import InternalProse
 
-__all__ = ["Peptide", "Prose", "load_prose"]
+__all__ = ["InternalProse", "Peptide", "Prose", "load_prose"]
 
-_MODULES = {"Peptide": "molecular.peptide", "Prose": "molecular.prose", "load_prose": "molecular.prose_checkpoint"}
+_MODULES = {
+    "InternalProse": "molecular.transferable",
+    "Peptide": "molecular.peptide",
+    "Prose": "molecular.prose",
+    "load_prose": "molecular.prose_checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,16 @@ from molecular.peptide import Peptide
 
 
 class ReducedEnergy:
-    """``u(x) = U(x) / kT`` of a peptide, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not."""
+    """``u(x) = U(x) / kT`` of a peptide, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not.
 
-    def __init__(self, peptide: Peptide, device: str | torch.device = "cpu"):
-        self.energy = compile_system(peptide.system).to(device)
+    Energies and forces are computed in `dtype`. Differentiable once where positions require a gradient.
+    """
+
+    def __init__(
+        self, peptide: Peptide, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.energy = compile_system(peptide.system, dtype).to(device)
         self.kT = peptide.kT
 
-    @torch.no_grad()
     def __call__(self, positions: Tensor) -> Tensor:
-        return self.energy.energy(positions.float()).double() / self.kT
+        return self.energy.energy(positions).double() / self.kT

@@ -15,7 +15,14 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one sentence on standard error and exit status 1."""
-    run_command("python -m molecular", "Equilibrium ensembles of peptides.", COMMANDS, arguments)
+    # An option of a list, given again, appends to it.
+    run_command(
+        "python -m molecular",
+        "Equilibrium ensembles of peptides.",
+        COMMANDS,
+        arguments,
+        aliases={"--samples": "--samples+"},
+    )
 
 
 def simulate(
@@ -125,11 +132,13 @@ def train(
 ) -> None:
     """Train a flow on a simulated ensemble; run again, it goes on from its last checkpoint.
 
+    On a corpus of many peptides, one flow for all of them is trained, conditioned on the molecule (Prose).
+
     Args:
-        data: folder written by simulate.
+        data: folder written by simulate: one peptide's simulation, or a corpus.
         output: folder for the model, checkpoints and logs.
         training: length, learning rate and everything else of the loop.
-        coordinates: what the flow sees: internal, local_frames or cartesian.
+        coordinates: what the flow sees: internal, local_frames (not on a corpus) or cartesian.
         channels: width of the transformers.
         num_blocks: autoregressive maps.
         layers_per_block: transformer layers of each.
@@ -160,12 +169,16 @@ def sample(
     num_samples: int = 10_000,
     model: Path | None = None,
     reference: Path | None = None,
+    sampler: str = "importance",
+    kernel: str = "mala",
+    moves: int = 1,
+    conditional_ess: float = 0.9,
     batch_size: int = 1000,
     temperature: float | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
-    """Draw weighted equilibrium samples: exact likelihoods from a flow, reweighted to the force field.
+    """Draw weighted equilibrium samples: exact likelihoods from a flow, reweighted to the force field or moved to it.
 
     Args:
         peptide: sequence, such as Ace-A-Nme.
@@ -173,6 +186,12 @@ def sample(
         num_samples: how many conformations to draw.
         model: folder of a trained flow; default: the one shipped for this peptide.
         reference: folder of a simulation for the plot; default: the one shipped for this peptide, if any.
+        sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
+            Monte Carlo; the folder also gets history.png, and a run that was stopped goes on.
+        kernel: of smc: mala, hmc, ula or independent.
+        moves: of smc: steps of the kernel at each intermediate temperature.
+        conditional_ess: of smc: effective samples kept from one temperature to the next, a fraction; closer to 1, more
+            temperatures.
         batch_size: conformations decoded at once.
         temperature: K, to which the samples are reweighted; default 300 for capped, 310 for uncapped peptides.
         seed: of the random numbers.
@@ -186,6 +205,10 @@ def sample(
         num_samples,
         model=model,
         reference=reference,
+        sampler=sampler,
+        kernel=kernel,
+        moves=moves,
+        conditional_ess=conditional_ess,
         batch_size=batch_size,
         temperature=temperature,
         seed=seed,
@@ -193,4 +216,43 @@ def sample(
     )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"simulate": simulate, "train": train, "sample": sample}
+def evaluate(
+    samples: list[str],
+    output: Path,
+    reference: Path | None = None,
+    num_bootstrap: int = 20,
+    transport_points: int = 1000,
+    tica_lag: int = 10,
+    num_clusters: int = 20,
+    num_conformations: int = 10,
+    seed: int = 0,
+) -> None:
+    """Compare samples of a peptide with a reference: a table with errors, figures, and one page of HTML.
+
+    Args:
+        samples: folder written by sample, or NAME=FOLDER; may be given again for more of the same peptide.
+        output: folder for evaluation.json, evaluation.md, report.html and the figures.
+        reference: folder of a simulation; default: the ensemble shipped for this peptide.
+        num_bootstrap: resamples for the errors; 0 for none.
+        transport_points: torus_w2 and tica_w2 are exact between at most so many points.
+        tica_lag: frames of the reference.
+        num_clusters: of k-means in the TICA plane.
+        num_conformations: of each ensemble, to rotate in the page.
+        seed: of the random numbers.
+    """
+    from molecular.report import evaluate_to_folder
+
+    evaluate_to_folder(
+        samples,
+        output,
+        reference=reference,
+        num_bootstrap=num_bootstrap,
+        transport_points=transport_points,
+        tica_lag=tica_lag,
+        num_clusters=num_clusters,
+        num_conformations=num_conformations,
+        seed=seed,
+    )
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"simulate": simulate, "train": train, "sample": sample, "evaluate": evaluate}

@@ -175,7 +175,7 @@ class LocalFrames(Transform):
 
         p, q, s = self.references[3:].unbind(1)
         parents = inputs[:, p]
-        frames = _frames(parents, inputs[:, q], inputs[:, s])
+        frames = frames_at(parents, inputs[:, q], inputs[:, s])
         displacement = inputs[:, self.order[3:]] - parents
         rest = (frames * displacement[..., None, :]).sum(-1)
         return torch.cat([first[:, None], rest], dim=1), logabsdet
@@ -194,7 +194,7 @@ class LocalFrames(Transform):
         for k in range(self._depth):  # atoms of a level refer to earlier levels only
             tokens, p, q, s = self.get_buffer(f"_level{k}").unbind()
             parents = placed[:, p]
-            frames = _frames(parents, placed[:, q], placed[:, s])
+            frames = frames_at(parents, placed[:, q], placed[:, s])
             placed = torch.cat([placed, parents + (inputs[:, tokens, :, None] * frames).sum(-2)], dim=1)
         return placed[:, self._rank], logabsdet
 
@@ -226,7 +226,7 @@ def _orthogonal(vector: Tensor, unit: Tensor) -> Tensor:
     return vector - (vector * unit).sum(-1, keepdim=True) * unit
 
 
-def _frames(p: Tensor, q: Tensor, s: Tensor) -> Tensor:
+def frames_at(p: Tensor, q: Tensor, s: Tensor) -> Tensor:
     """Rows e1, e2, e3 (..., 3, 3) at p; NaN where p, q, s are collinear within rounding."""
     e1 = q - p
     e1 = e1 / e1.norm(dim=-1, keepdim=True)

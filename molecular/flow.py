@@ -80,6 +80,7 @@ class PeptideFlow(Flow):
         self.sequence = sequence
         self.num_atoms = len(elements)
         self._fixed = steps
+        self._blocks = blocks
 
     def check_sequence(self, sequence: str) -> None:
         """Raise ValueError unless this flow was made for the peptide `sequence`."""
@@ -102,6 +103,24 @@ class PeptideFlow(Flow):
                 if fit is not None:
                     transform.load_state_dict(fit(outputs).state_dict())
                 outputs, _ = transform(outputs)
+
+    def split_coordinates(self) -> tuple[Transform, Flow]:
+        """The fixed map from positions to the transformer's tokens ``(B, n - 2, 3)``, and the flow on those tokens.
+
+        Together they are this flow, on the same weights: ``log_prob(x) = rest.log_prob(y) + logabsdet`` with
+        ``y, logabsdet = fixed(x)``. Tokens are all real numbers, of about zero mean and unit variance, without
+        translation and rotation: gradient steps can be taken in them. The ends of a torsion's interval, where the map
+        was cut amid its emptiest arc, lie at infinity: no step crosses them.
+
+        Raises ValueError for Cartesian coordinates, in which a molecule's Boltzmann density has no normaliser.
+        """
+        if self.config is None or self.config["coordinates"] == "cartesian":
+            raise ValueError(
+                "this flow sees Cartesian coordinates, which hold translation and rotation, and there a Boltzmann "
+                "density has no normaliser; use a flow on internal coordinates or local frames."
+            )
+        fixed = CompositeTransform([step.transform for step in self._fixed])
+        return fixed, Flow(CompositeTransform(self._blocks), self._distribution)
 
 
 class _Step(NamedTuple):

@@ -72,12 +72,21 @@ class VisitedConditions(nn.Module):
 class CheckedContext(nn.Module):
     """Passes a context on, once it is checked: a wrong one would often give a density, but of nothing.
 
-    Raises ValueError for what `Prose` says.
+    num_codes: how many columns stand before the orderings. Raises ValueError for what `Prose` says.
     """
 
-    def __init__(self, num_orderings: int, max_atoms: int, num_atom_types: int, num_residue_types: int):
+    def __init__(
+        self,
+        num_orderings: int,
+        max_atoms: int,
+        num_atom_types: int,
+        num_residue_types: int,
+        *,
+        num_codes: int = NUM_CODES,
+    ):
         super().__init__()
-        self.width = NUM_CODES + num_orderings
+        self.num_codes = num_codes
+        self.width = num_codes + num_orderings
         self.max_atoms = max_atoms
         self.num_atom_types = num_atom_types
         self.num_residue_types = num_residue_types
@@ -100,7 +109,7 @@ class CheckedContext(nn.Module):
         return context
 
     def _check_rows(self, context: Tensor) -> None:
-        codes, orderings = context[..., :NUM_CODES], context[..., NUM_CODES:]
+        codes, orderings = context[..., : self.num_codes], context[..., self.num_codes :]
         limits = codes.new_tensor([self.num_atom_types, self.num_residue_types])
         if bool((codes < 0).any() | (codes[..., :2] >= limits).any()):
             raise ValueError("a code of the context is out of range; make it by flow.context(peptide).")

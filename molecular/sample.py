@@ -19,11 +19,16 @@ from molecular.folders import complete_folder
 from molecular.geometry import dihedrals
 from molecular.peptide import Peptide
 from molecular.plots import ramachandran
-from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
+from molecular.smc import smc, summarize_history
+from nflib.montecarlo import AdaptiveTemperatures, BoltzmannDensity, SMCSamples, WeightedSamples, importance_sample
+from nflib.montecarlo.plots import plot_history
 
 SHIPPED = Path(__file__).parent / "shipped"
 # Published codes remove this share of the largest weights before they report an effective sample size.
 PUBLISHED_TRUNCATION = 0.002
+SAMPLERS = ("importance", "smc")
+# What `smc` goes on from when it was stopped; it lies in the output folder until the run is over.
+CHECKPOINT = "smc-checkpoint.npz"
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,10 @@ def sample_to_folder(
     *,
     model: str | Path | None = None,
     reference: str | Path | None = None,
+    sampler: str = "importance",
+    kernel: str = "mala",
+    moves: int = 1,
+    conditional_ess: float = 0.9,
     batch_size: int = 1000,
     temperature: float | None = None,
     seed: int = 0,
@@ -43,16 +52,38 @@ def sample_to_folder(
     """Draw, weight and write; the arguments are those of the command line.
 
     Writes topology.pdb, samples.xtc, weights.npz (positions in nm, log-weights, log-densities), summary.json and
-    ramachandran.png, all of them or none. Raises FileNotFoundError where no flow is shipped for the peptide, and
-    ValueError for a flow of another peptide or num_samples < 1.
+    ramachandran.png, of the sampler "smc" history.png as well, all of them or none. An smc that was stopped goes on
+    where it was. Raises FileNotFoundError where no flow is shipped for the peptide, and ValueError for a flow of
+    another peptide, num_samples < 1, an unknown sampler or kernel, or a checkpoint of other settings.
     """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     peptide = Peptide(sequence, temperature=temperature)
     flow = load_flow(sequence, model, device)
+    checkpoint = Path(output) / CHECKPOINT
     with complete_folder(output) as folder:
-        samples = sample(flow, peptide, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
+        samples: WeightedSamples
+        if sampler == "smc":
+            samples = smc(
+                flow,
+                peptide,
+                num_samples,
+                kernel=kernel,
+                temperatures=AdaptiveTemperatures(conditional_ess),
+                moves=moves,
+                batch_size=batch_size,
+                seed=seed,
+                device=device,
+                checkpoint=checkpoint,
+                progress=True,
+            )
+            plot_history(samples.history, folder / "history.png")
+        else:
+            samples = sample(flow, peptide, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
         summary = summarize(samples) | {
             "peptide": sequence,
             "temperature_K": peptide.temperature,
+            "sampler": sampler,
             "seed": seed,
         }
         samples.save(folder / "weights.npz")
@@ -60,9 +91,11 @@ def sample_to_folder(
         mdtraj.Trajectory(samples.x.numpy(), peptide.mdtraj_topology()).save_xtc(str(folder / "samples.xtc"))
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         plot_torsions(peptide, samples, reference_positions(sequence, reference), folder / "ramachandran.png")
+        written = ", ".join(sorted(path.name for path in folder.iterdir()))
+    checkpoint.unlink(missing_ok=True)
     for line in describe(summary):
         log.info(line)
-    log.info("Written to %s: topology.pdb, samples.xtc, weights.npz, summary.json, ramachandran.png.", output)
+    log.info("Written to %s: %s.", output, written)
     return samples
 
 
@@ -107,7 +140,10 @@ def reference_positions(sequence: str, folder: str | Path | None = None) -> torc
 
 
 def summarize(samples: WeightedSamples) -> dict[str, Any]:
-    """The figures of `WeightedSamples.summary`, and the effective sample size as published codes report it."""
+    """The figures of `WeightedSamples.summary`; for importance sampling also the effective sample size as published
+    codes report it, for sequential Monte Carlo the history of the run."""
+    if isinstance(samples, SMCSamples):
+        return samples.summary() | {"history": summarize_history(samples)}
     truncated = samples.truncate(PUBLISHED_TRUNCATION)
     return samples.summary() | {
         "truncated": {
@@ -119,20 +155,29 @@ def summarize(samples: WeightedSamples) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> Iterator[str]:
     """A summary as sentences."""
-    truncated = summary["truncated"]
     yield (
         f"{summary['num_samples']} samples of {summary['peptide']} at {summary['temperature_K']:g} K: effective sample "
         f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), "
         f"Pareto k {summary['pareto_k']:.2f}, {summary['num_rejected']} rejected."
     )
-    yield (
-        f"Without the largest {100 * truncated['removed_fraction']:g} % of weights, as published codes report it: "
-        f"{truncated['effective_sample_size_fraction']:.3f}."
-    )
+    if "history" in summary:
+        history = summary["history"]
+        yield (
+            f"{len(history['inverse_temperatures'])} temperatures, {history['num_evaluations'][-1]} energies, mean "
+            f"acceptance {np.mean(history['acceptance']):.2f}; the particles descend from "
+            f"{history['num_ancestors'][-1]} draws."
+        )
+    if "truncated" in summary:
+        truncated = summary["truncated"]
+        yield (
+            f"Without the largest {100 * truncated['removed_fraction']:g} % of weights, as published codes report it: "
+            f"{truncated['effective_sample_size_fraction']:.3f}."
+        )
 
 
 def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path) -> None:
-    """Free-energy maps of the first residue's (phi, psi): the flow, its samples reweighted, and the reference.
+    """Free-energy maps of the first residue's (phi, psi): the flow, its samples reweighted, and the reference; of
+    sequential Monte Carlo, the moved samples instead of the first two.
 
     Writes nothing for a peptide without a residue that has both torsions.
     """
@@ -145,8 +190,12 @@ def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.T
     def angles(positions: torch.Tensor) -> np.ndarray:
         return dihedrals(positions, quadruples).numpy()
 
-    flow_angles = angles(samples.x)
-    panels = {"flow": (flow_angles, None), "reweighted": (flow_angles, samples.weights.numpy())}
+    own = angles(samples.x)
+    panels: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    if isinstance(samples, SMCSamples):
+        panels["sequential Monte Carlo"] = (own, samples.weights.numpy())
+    else:
+        panels = {"flow": (own, None), "reweighted": (own, samples.weights.numpy())}
     if reference is not None:
         panels["reference"] = (angles(reference), None)
     ramachandran(panels, path, title=peptide.sequence, temperature=peptide.temperature)

@@ -41,47 +41,13 @@ class Spherical(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check(inputs)
-        r01, x2, rho2 = inputs[:, 0].unbind(-1)
-        x, y, z = inputs[:, 1:].unbind(-1)
-        rho = torch.cat([rho2[:, None], torch.hypot(y, z)], dim=1)
-        along = torch.cat([x2[:, None], x], dim=1)
-        log_r = torch.hypot(along, rho).log()
-        log_theta = torch.atan2(rho, along).log()
-        log_supplement = torch.atan2(rho, -along).log()  # log(pi - theta), accurate also near pi
-        logit = log_theta - log_supplement
-        phi = torch.atan2(z, y)
-        if self.offset is not None:
-            phi = _wrap(phi - self.offset[1:].to(phi.dtype))
-        first = torch.stack([r01.log(), log_r[:, 0], logit[:, 0]], dim=-1)
-        rest = torch.stack([log_r[:, 1:], logit[:, 1:], phi], dim=-1)
-
-        logabsdet = (math.log(math.pi) - log_theta - log_supplement - 2.0 * log_r).sum(1)
-        logabsdet = logabsdet - r01.log() - rho[:, 1:].log().sum(1)
-        return torch.cat([first[:, None], rest], dim=1), logabsdet
+        outputs, logabsdet = to_spherical(inputs, None if self.offset is None else self.offset[1:])
+        return outputs, logabsdet.sum(1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check(inputs)
-        log_r01, log_r02, logit0 = inputs[:, 0].unbind(-1)
-        log_r = torch.cat([log_r02[:, None], inputs[:, 1:, 0]], dim=1)
-        logit = torch.cat([logit0[:, None], inputs[:, 1:, 1]], dim=1)
-        phi = inputs[:, 1:, 2]
-        pi = math.pi * (1.0 + 4.0 * torch.finfo(phi.dtype).eps)  # what rounds to pi is allowed
-        phi = torch.where(phi.abs() <= pi, phi, torch.full_like(phi, torch.nan))
-        if self.offset is not None:
-            phi = phi + self.offset[1:].to(phi.dtype)
-
-        near_axis = math.pi * torch.sigmoid(-logit.abs())  # the smaller of theta and pi - theta
-        r = log_r.exp()
-        along = -torch.sign(logit) * r * near_axis.cos()
-        along = torch.where(logit == 0, torch.zeros_like(along), along)
-        rho = r * near_axis.sin()
-        first = torch.stack([log_r01.exp(), along[:, 0], rho[:, 0]], dim=-1)
-        rest = torch.stack([along[:, 1:], rho[:, 1:] * phi.cos(), rho[:, 1:] * phi.sin()], dim=-1)
-
-        log_sigmoids = torch.nn.functional.logsigmoid(logit) + torch.nn.functional.logsigmoid(-logit)
-        logabsdet = (math.log(math.pi) + log_sigmoids + 2.0 * log_r).sum(1)
-        logabsdet = logabsdet + log_r01 + (log_r + near_axis.sin().log())[:, 1:].sum(1)
-        return torch.cat([first[:, None], rest], dim=1), logabsdet
+        outputs, logabsdet = from_spherical(inputs, None if self.offset is None else self.offset[1:])
+        return outputs, logabsdet.sum(1)
 
     def _check(self, inputs: Tensor) -> None:
         if inputs.dim() != 3 or inputs.shape[2] != 3 or inputs.shape[1] < 1:
@@ -90,7 +56,56 @@ class Spherical(Transform):
             raise ValueError(f"there are {inputs.shape[1]} tokens but {len(self.offset)} offsets; give one a token.")
 
 
-def _wrap(angle: Tensor) -> Tensor:
+def to_spherical(tokens: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What `Spherical` maps tokens (B, T, 3) to, and its logabsdet token by token (B, T).
+
+    offset: of tokens 1 ... T - 1, (T - 1,) or (B, T - 1), or None for zero.
+    """
+    r01, x2, rho2 = tokens[:, 0].unbind(-1)
+    x, y, z = tokens[:, 1:].unbind(-1)
+    rho = torch.cat([rho2[:, None], torch.hypot(y, z)], dim=1)
+    along = torch.cat([x2[:, None], x], dim=1)
+    log_r = torch.hypot(along, rho).log()
+    log_theta = torch.atan2(rho, along).log()
+    log_supplement = torch.atan2(rho, -along).log()  # log(pi - theta), accurate also near pi
+    logit = log_theta - log_supplement
+    phi = torch.atan2(z, y)
+    if offset is not None:
+        phi = wrapped(phi - offset.to(phi.dtype))
+    first = torch.stack([r01.log(), log_r[:, 0], logit[:, 0]], dim=-1)
+    rest = torch.stack([log_r[:, 1:], logit[:, 1:], phi], dim=-1)
+
+    lengths = torch.cat([r01.log()[:, None], rho[:, 1:].log()], dim=1)
+    return torch.cat([first[:, None], rest], dim=1), (
+        math.log(math.pi) - log_theta - log_supplement - 2.0 * log_r - lengths
+    )
+
+
+def from_spherical(spherical: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The inverse of `to_spherical`, with its logabsdet token by token."""
+    log_r01, log_r02, logit0 = spherical[:, 0].unbind(-1)
+    log_r = torch.cat([log_r02[:, None], spherical[:, 1:, 0]], dim=1)
+    logit = torch.cat([logit0[:, None], spherical[:, 1:, 1]], dim=1)
+    phi = spherical[:, 1:, 2]
+    pi = math.pi * (1.0 + 4.0 * torch.finfo(phi.dtype).eps)  # what rounds to pi is allowed
+    phi = torch.where(phi.abs() <= pi, phi, torch.full_like(phi, torch.nan))
+    if offset is not None:
+        phi = phi + offset.to(phi.dtype)
+
+    near_axis = math.pi * torch.sigmoid(-logit.abs())  # the smaller of theta and pi - theta
+    r = log_r.exp()
+    along = -torch.sign(logit) * r * near_axis.cos()
+    along = torch.where(logit == 0, torch.zeros_like(along), along)
+    rho = r * near_axis.sin()
+    first = torch.stack([log_r01.exp(), along[:, 0], rho[:, 0]], dim=-1)
+    rest = torch.stack([along[:, 1:], rho[:, 1:] * phi.cos(), rho[:, 1:] * phi.sin()], dim=-1)
+
+    log_sigmoids = torch.nn.functional.logsigmoid(logit) + torch.nn.functional.logsigmoid(-logit)
+    lengths = torch.cat([log_r01[:, None], (log_r + near_axis.sin().log())[:, 1:]], dim=1)
+    return torch.cat([first[:, None], rest], dim=1), math.log(math.pi) + log_sigmoids + 2.0 * log_r + lengths
+
+
+def wrapped(angle: Tensor) -> Tensor:
     """The same angle in (-pi, pi]."""
     return angle - 2.0 * math.pi * torch.ceil((angle - math.pi) / (2.0 * math.pi))
 
@@ -110,4 +125,4 @@ def torsion_cuts(phi: Tensor, *, bins: int = 360, concentration: float = 30.0) -
     centres = (torch.arange(bins, dtype=torch.float64, device=phi.device) + 0.5) * width
     kernel = torch.exp(concentration * (torch.cos(centres[:, None] - centres) - 1.0))
     emptiest = centres[(counts @ kernel).argmin(1)]
-    return _wrap(emptiest - math.pi).to(phi.dtype if phi.is_floating_point() else torch.float64)
+    return wrapped(emptiest - math.pi).to(phi.dtype if phi.is_floating_point() else torch.float64)

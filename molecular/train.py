@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from molecular.boltzmann import ReducedEnergy
+from molecular.corpus.folder import is_corpus
 from molecular.datasets import Ensemble, load_ensemble, split_by_ladder
 from molecular.flow import PeptideFlow
 from molecular.peptide import Peptide
@@ -33,10 +34,20 @@ def train_from_folder(
     energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
-    """Train on a folder written by `molecular.simulate.simulate`; the arguments are those of the command line.
+    """Train on a folder written by `python -m molecular simulate`; the arguments are those of the command line.
 
-    Raises FileNotFoundError or ValueError for a folder without a simulation, or an initial flow of another molecule.
+    A corpus of many peptides trains one flow for all (`molecular.transferable.training.train_on_corpus`). Raises
+    FileNotFoundError or ValueError for a folder without a simulation, an initial flow of another molecule, or settings
+    that do not fit.
     """
+    if is_corpus(data):
+        from molecular.transferable.training import train_on_corpus
+
+        if energy_weight:
+            raise ValueError(
+                "energy_weight needs a simulation of one peptide, but the data are a corpus; leave it out."
+            )
+        return train_on_corpus(data, output, config, initial=initial, **architecture)
     settings_path = Path(data) / "settings.json"
     if not settings_path.is_file():
         raise FileNotFoundError(f"there is no settings.json in {data}; give the output folder of a simulation.")

@@ -87,13 +87,23 @@ def check_part(part: str) -> str:
     return part
 
 
+def is_corpus(folder: str | Path) -> bool:
+    """Whether a folder has the mark of any layout."""
+    return any((Path(folder) / mark).exists() for mark in _layouts())
+
+
 def open_corpus(folder: str | Path) -> CorpusLayout:
     """A corpus in whichever layout the folder has; raises FileNotFoundError where it has none."""
-    from molecular.corpus.many_peptides import FRAMES, ManyPeptides
-
     folder = Path(folder)
-    layouts: dict[str, Callable[[Path], CorpusLayout]] = {DESCRIPTION: Corpus, FRAMES: ManyPeptides}
+    layouts = _layouts()
     for mark, layout in layouts.items():
         if (folder / mark).exists():
             return layout(folder)
     raise FileNotFoundError(f"{folder} is no corpus: it has neither {' nor '.join(layouts)}.")
+
+
+def _layouts() -> dict[str, Callable[[Path], CorpusLayout]]:
+    """Readers by the file or folder that marks their layout."""
+    from molecular.corpus.many_peptides import FRAMES, ManyPeptides
+
+    return {DESCRIPTION: Corpus, FRAMES: ManyPeptides}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +14,23 @@ from molecular.evaluation.descriptors import Describe, Descriptors
 from molecular.evaluation.ensembles import WeightedConformations
 from molecular.evaluation.metrics import Metric, available_metrics
 from molecular.evaluation.table import Estimate, Evaluation
+from molecular.evaluation.tica import TICA
 from molecular.peptide import Peptide
 from nflib.metrics.transport import import_pot
 
 FLOOR = "reference, half to half"
+
+
+@dataclass(frozen=True)
+class Described:
+    """Ensembles by name, their reference and its halves, as what is compared; and what follows from the options."""
+
+    peptide: Peptide
+    ensembles: Mapping[str, Descriptors]
+    reference: Descriptors
+    halves: tuple[Descriptors, Descriptors]
+    tica: TICA | None
+    settings: Mapping[str, object]
 
 
 def evaluate(
@@ -45,7 +59,8 @@ def evaluate(
     Args:
         ensembles: name -> positions (N, n, 3) in nm, `(positions, log_weights)`, `WeightedSamples`, an `Ensemble`,
             or `WeightedConformations`. Conformations that are not finite are left out and counted.
-        reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled.
+        reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, as
+            families of particles with one ancestor are.
         energy: positions (B, n, 3) -> reduced energies (B,), kT; default: the peptide's own.
         num_bootstrap: resamples of ensemble and reference together, weights kept with the conformations; the error
             is the standard deviation over them. 0 for none.
@@ -57,8 +72,31 @@ def evaluate(
         ValueError: no ensembles, one named as the first row is, arrays of the wrong shape, or an option out of range.
         ImportError: POT is missing.
     """
-    _check_options(ensembles, num_bootstrap, transport_points)
+    check_options(num_bootstrap, transport_points)
     import_pot()
+    described = describe(
+        ensembles, reference, peptide, energy=energy, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed
+    )
+    return compare(
+        described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=progress
+    )
+
+
+def describe(
+    ensembles: Mapping[str, Any],
+    reference: Any,
+    peptide: Peptide,
+    *,
+    energy: Callable[[Tensor], Tensor] | None = None,
+    tica_lag: int = 10,
+    num_clusters: int = 20,
+    seed: int = 0,
+) -> Described:
+    """The first half of `evaluate`, for those who also draw what is compared. Raises ValueError as it does."""
+    if not ensembles:
+        raise ValueError("evaluate: there are no ensembles; pass a dictionary of names and positions.")
+    if FLOOR in ensembles:
+        raise ValueError(f"evaluate: an ensemble is named {FLOOR!r}, which is the name of a row of ours; rename it.")
     sources = {
         name: WeightedConformations.of(f"ensemble {name!r}", source, peptide.num_atoms)
         for name, source in ensembles.items()
@@ -66,33 +104,51 @@ def evaluate(
     truth = WeightedConformations.of("the reference", reference, peptide.num_atoms).usable()
     if len(truth) < 4:
         raise ValueError(f"the reference has {len(truth)} finite conformations; it needs 4 or more.")
-    describe = Describe(peptide, energy or ReducedEnergy(peptide), truth, tica_lag, num_clusters, seed)
-    target = describe(truth)
-    halves = [describe(half) for half in truth.halves()]
-    pairs = {FLOOR: (halves[0], halves[1])}
-    pairs |= {name: (describe(source), target) for name, source in sources.items()}
+    descriptors = Describe(peptide, energy or ReducedEnergy(peptide), truth, tica_lag, num_clusters, seed)
+    first, second = truth.halves()
+    return Described(
+        peptide=peptide,
+        ensembles={name: descriptors(source) for name, source in sources.items()},
+        reference=descriptors(truth),
+        halves=(descriptors(first), descriptors(second)),
+        tica=descriptors.tica,
+        settings={"tica_lag": tica_lag, "num_clusters": num_clusters},
+    )
 
-    metrics = available_metrics(target)
-    steps = _progress(len(pairs) * (num_bootstrap + 1), progress)
+
+def compare(
+    described: Described,
+    *,
+    num_bootstrap: int = 20,
+    transport_points: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """The second half of `evaluate`. Raises ValueError for an option out of range and ImportError without POT."""
+    check_options(num_bootstrap, transport_points)
+    import_pot()
+    pairs = {FLOOR: described.halves}
+    pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
+    metrics = available_metrics(described.reference)
     rows = {}
-    for name, (sample, against) in pairs.items():
-        rows[name] = _estimates(sample, against, metrics, num_bootstrap, transport_points, seed, steps)
+    with _progress(len(pairs) * (num_bootstrap + 1), progress) as steps:
+        for name, (sample, against) in pairs.items():
+            rows[name] = _estimates(sample, against, metrics, num_bootstrap, transport_points, seed, steps)
     return Evaluation(
-        peptide=peptide.sequence,
+        peptide=described.peptide.sequence,
         rows=rows,
         units={metric.name: metric.unit for metric in metrics},
         num_samples={name: sample.num_samples for name, (sample, _) in pairs.items()},
         num_rejected={name: sample.num_rejected for name, (sample, _) in pairs.items()},
         settings={
-            "temperature_K": peptide.temperature,
-            "reference_samples": len(truth),
+            "temperature_K": described.peptide.temperature,
+            "reference_samples": len(described.reference.weights),
             "num_bootstrap": num_bootstrap,
             "transport_points": transport_points,
-            "tica_lag": tica_lag,
-            "num_clusters": num_clusters,
+            **described.settings,
             "seed": seed,
         },
-        notes=_notes(metrics, describe, transport_points, num_bootstrap),
+        notes=_notes(metrics, described.tica, transport_points, num_bootstrap),
     )
 
 
@@ -107,12 +163,12 @@ def _estimates(
 ) -> dict[str, Estimate]:
     """All metrics of one row. Every row sees the same resamples of the reference."""
     values = _figures(sample, reference, metrics, points)
-    next(steps)
+    steps.update()
     replicates = []
     ours, theirs = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     for _ in range(num_bootstrap):
         replicates.append(_figures(sample.resampled(ours), reference.resampled(theirs), metrics, points))
-        next(steps)
+        steps.update()
     errors = torch.full_like(values, torch.nan) if num_bootstrap < 2 else torch.stack(replicates).std(dim=0)
     pairs = zip(metrics, values.tolist(), errors.tolist(), strict=True)
     return {metric.name: Estimate(value, error) for metric, value, error in pairs}
@@ -122,26 +178,23 @@ def _figures(sample: Descriptors, reference: Descriptors, metrics: list[Metric],
     return torch.tensor([metric.function(sample, reference, points) for metric in metrics], dtype=torch.float64)
 
 
-def _notes(metrics: list[Metric], describe: Describe, points: int, num_bootstrap: int) -> tuple[str, ...]:
+def _notes(metrics: list[Metric], tica: TICA | None, points: int, num_bootstrap: int) -> tuple[str, ...]:
     names = {metric.name for metric in metrics}
     notes = [f"Errors: standard deviation over {num_bootstrap} bootstrap resamples of both ensembles."]
     if num_bootstrap < 2:
         notes = []
     if names & {"torus_w2", "tica_w2"}:
         notes.append(f"torus_w2 and tica_w2 are exact between at most {points} points an ensemble.")
-    if describe.tica is None:
+    if tica is None:
         notes.append("tica_w2 and kmeans_jsd are left out: the reference has no trajectories.")
     else:
-        eigenvalues = ", ".join(f"{value:.3f}" for value in describe.tica.eigenvalues.tolist())
+        eigenvalues = ", ".join(f"{value:.3f}" for value in tica.eigenvalues.tolist())
         notes.append(f"TICA eigenvalues (autocorrelation at the lag): {eigenvalues}.")
     return tuple(notes)
 
 
-def _check_options(ensembles: Mapping[str, Any], num_bootstrap: int, transport_points: int) -> None:
-    if not ensembles:
-        raise ValueError("evaluate: there are no ensembles; pass a dictionary of names and positions.")
-    if FLOOR in ensembles:
-        raise ValueError(f"evaluate: an ensemble is named {FLOOR!r}, which is the name of a row of ours; rename it.")
+def check_options(num_bootstrap: int, transport_points: int) -> None:
+    """Raise ValueError for options out of range."""
     if num_bootstrap < 0 or transport_points < 2:
         raise ValueError(
             f"evaluate: num_bootstrap is {num_bootstrap} and transport_points {transport_points}; give 0 or more, and "
@@ -150,8 +203,6 @@ def _check_options(ensembles: Mapping[str, Any], num_bootstrap: int, transport_p
 
 
 def _progress(total: int, show: bool) -> Any:
-    if not show:
-        return iter(range(total))
     from tqdm.auto import tqdm
 
-    return iter(tqdm(range(total), desc="evaluating", unit="resample"))
+    return tqdm(total=total, desc="evaluating", unit="resample", disable=not show)

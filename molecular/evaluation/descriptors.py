@@ -25,17 +25,19 @@ class Descriptors:
     """N conformations as numbers; `counts` says how often each occurs, once in the data and 0, 1, 2 ... in a bootstrap
     resample.
 
-    weights (N,) float64; counts (N,) float64; groups (N,) or None; energy (N,) float64, kT, +inf where it is not
-    finite; torsions (N, k) rad; ramachandran (N, r) cells; chirality, bonds (N,) float64, 1 where right; tica
-    (N, 2) and clusters (N,), without trajectories (N, 0) and zeros. num_samples includes rejected ones, which are
-    not finite or have a log-weight of -inf.
+    positions (N, n, 3) nm; weights (N,) float64; counts (N,) float64; groups (N,) or None; energy (N,) float64, kT,
+    +inf where it is not finite; torsions (N, k) rad; phi_psi (N, r, 2) rad and their cells ramachandran (N, r);
+    chirality, bonds (N,) float64, 1 where right; tica (N, 2) and clusters (N,), without trajectories (N, 0) and zeros.
+    num_samples includes rejected ones, which are not finite or have a log-weight of -inf.
     """
 
+    positions: Tensor
     weights: Tensor
     counts: Tensor
     groups: Tensor | None
     energy: Tensor
     torsions: Tensor
+    phi_psi: Tensor
     ramachandran: Tensor
     chirality: Tensor
     bonds: Tensor
@@ -107,11 +109,13 @@ class Describe:
         if self.tica is not None:
             tica = self.tica(torsion_features(_angles(positions, self.heavy)))
         return Descriptors(
+            positions=positions,
             weights=used.weights(),
             counts=torch.ones(len(used), dtype=torch.float64),
             groups=used.groups,
             energy=energy.where(torch.isfinite(energy), torch.inf),
             torsions=_angles(positions, self.backbone),
+            phi_psi=pairs,
             ramachandran=angle_bins(pairs),
             chirality=right_chirality(positions, self.peptide).double(),
             bonds=intact_bonds(positions, self.peptide.elements, self.peptide.bonds).double(),

@@ -36,7 +36,7 @@ class WeightedConformations:
         Raises ValueError for another kind of object, positions of another shape, or columns of another length.
         """
         if isinstance(source, WeightedSamples):
-            source = cls(source.x, source.log_weights)
+            source = cls(source.x, source.log_weights, groups=source.ancestors)
         elif isinstance(source, Ensemble):
             if len(source.temperature_index.unique()) > 1:
                 raise ValueError(f"{name} mixes temperatures; load it with temperature_index=0.")

@@ -16,11 +16,13 @@ from nflib.montecarlo import resample
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure. `function(sample, reference, points)` is a float; `points` bounds what exact transport is given."""
+    """A figure. `function(sample, reference, points)` is a float; `points` bounds what exact transport is given.
+    `meaning` is for readers of a report."""
 
     name: str
     unit: str
     function: Callable[[Descriptors, Descriptors, int], float]
+    meaning: str = ""
 
 
 def available_metrics(reference: Descriptors) -> list[Metric]:
@@ -90,15 +92,20 @@ def bond_graph_rate(sample: Descriptors, reference: Descriptors, points: int) ->
 
 
 METRICS = [
-    Metric("effective_sample_size_fraction", "", effective_sample_size_fraction),
-    Metric("energy_w1", "kT", energy_distance(1)),
-    Metric("energy_w2", "kT", energy_distance(2)),
-    Metric("torus_w2", "rad", torus_w2),
-    Metric("ramachandran_jsd", "nats", ramachandran_jsd),
-    Metric("tica_w2", "", tica_w2),
-    Metric("kmeans_jsd", "nats", kmeans_jsd),
-    Metric("chirality_rate", "", chirality_rate),
-    Metric("bond_graph_rate", "", bond_graph_rate),
+    Metric(
+        "effective_sample_size_fraction",
+        "",
+        effective_sample_size_fraction,
+        "effective sample size over the number of samples; 1 for equal weights",
+    ),
+    Metric("energy_w1", "kT", energy_distance(1), "Wasserstein distance of order 1 between the energies"),
+    Metric("energy_w2", "kT", energy_distance(2), "of order 2, which a few high energies dominate"),
+    Metric("torus_w2", "rad", torus_w2, "Wasserstein distance of order 2 between all (φ, ψ) on their torus"),
+    Metric("ramachandran_jsd", "nats", ramachandran_jsd, "Jensen-Shannon divergence of (φ, ψ), mean over residues"),
+    Metric("tica_w2", "", tica_w2, "Wasserstein distance of order 2 in the plane of the two slowest coordinates"),
+    Metric("kmeans_jsd", "nats", kmeans_jsd, "Jensen-Shannon divergence of cluster occupations in that plane"),
+    Metric("chirality_rate", "", chirality_rate, "share of conformations whose every centre has the right hand"),
+    Metric("bond_graph_rate", "", bond_graph_rate, "share of conformations whose distances give the right bonds"),
 ]
 
 

@@ -1,7 +1,8 @@
 """Monte Carlo with exact proposal densities: importance sampling, sequential Monte Carlo, resampling."""
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, FixedStepSizes
-from nflib.montecarlo.densities import BoltzmannDensity, Proposal, Target
+from nflib.montecarlo.coordinates import TransformedTarget, transform_back
+from nflib.montecarlo.densities import BoltzmannDensity, DifferentiableProposal, Proposal, Target
 from nflib.montecarlo.history import History
 from nflib.montecarlo.importance import importance_sample
 from nflib.montecarlo.kernels import HMC, MALA, ULA, IndependentMetropolis
@@ -17,6 +18,7 @@ __all__ = [
     "AcceptanceTarget",
     "AdaptiveTemperatures",
     "BoltzmannDensity",
+    "DifferentiableProposal",
     "FixedStepSizes",
     "FixedTemperatures",
     "History",
@@ -24,8 +26,10 @@ __all__ = [
     "Proposal",
     "SMCSamples",
     "Target",
+    "TransformedTarget",
     "WeightedSamples",
     "importance_sample",
     "resample",
     "smc",
+    "transform_back",
 ]

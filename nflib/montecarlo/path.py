@@ -91,8 +91,8 @@ class GeometricPath:
         self.num_evaluations = 0
         self.num_gradients = 0
 
-    def draw(self, count: int, generator: torch.Generator) -> Particles:
-        """`count` points of the proposal, without gradients."""
+    def draw(self, count: int, generator: torch.Generator, *, gradient: bool = False) -> Particles:
+        """`count` points of the proposal; with gradients, at one evaluation of the target each all the same."""
         pieces = []
         for first in range(0, count, self.chunk_size):
             size = min(self.chunk_size, count - first)
@@ -100,8 +100,12 @@ class GeometricPath:
                 x, log_proposal = draw(self.proposal, size, self.context, generator)
             check_log_density("the proposal", "sample_and_log_prob", log_proposal, size)
             usable = _finite_rows(x) & torch.isfinite(log_proposal)
-            log_target = self._at(x, usable, self._target_log_prob)
-            pieces.append(_finite_only(x, log_proposal, log_target))
+            if gradient:
+                _, proposal_gradient = self._with_gradient(x, usable, "proposal")
+                log_target, target_gradient = self._with_gradient(x, usable, "target")
+                pieces.append(_finite_only(x, log_proposal, log_target, proposal_gradient, target_gradient))
+            else:
+                pieces.append(_finite_only(x, log_proposal, self._at(x, usable, self._target_log_prob)))
         return _concatenate(pieces)
 
     def evaluate(self, x: Tensor, where: Tensor | None = None, *, gradient: bool = False) -> Particles:
@@ -125,7 +129,9 @@ class GeometricPath:
         return _concatenate(pieces)
 
     def with_gradients(self, particles: Particles) -> Particles:
-        """The same points with gradients; dead ones stay dead."""
+        """The same points with gradients; dead ones stay dead, and points that have gradients are not evaluated."""
+        if particles.proposal_gradient is not None and particles.target_gradient is not None:
+            return particles
         return self.evaluate(particles.x, particles.alive, gradient=True)
 
     def _proposal_log_prob(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
-from nflib.montecarlo.densities import DifferentiableProposal, Target, check_arguments
+from nflib.montecarlo.densities import DifferentiableProposal, Target, check_arguments, draw
 from nflib.montecarlo.diagnostics import (
     effective_sample_size,
     log_mean_weight,
@@ -134,7 +134,11 @@ def smc(
     )
     settings = run.settings(num_samples) | {"seed": seed}
     path = None if checkpoint is None else Path(checkpoint)
-    state = None if path is None else load_state(path, generator, settings)
+    state = None
+    if path is not None and path.exists():
+        # On which device a proposal draws is known once it has drawn.
+        device = draw(proposal, 1, context, torch.Generator())[0].device
+        state = load_state(path, generator, settings, device)
     if state is None:
         state = run.start(num_samples)
         if path is not None:
@@ -176,7 +180,8 @@ class _Run:
         return described | numbers | {"num_samples": num_samples}
 
     def start(self, num_samples: int) -> RunState:
-        particles = self.kernel.init(self.path.draw(num_samples, self.generator), self.path)
+        gradient = getattr(self.kernel, "needs_gradient", False)
+        particles = self.kernel.init(self.path.draw(num_samples, self.generator, gradient=gradient), self.path)
         log_weights = torch.where(particles.alive, 0.0, -torch.inf).to(torch.float64)
         return RunState(
             particles,

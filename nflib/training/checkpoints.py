@@ -137,4 +137,7 @@ def save_model(flow: nn.Module, folder: Path) -> None:
 
 def load_model(flow: nn.Module, folder: Path) -> None:
     """Read what `save_model` wrote back into the flow."""
+    if hasattr(flow, "load_pretrained"):
+        flow.load_pretrained(folder)  # type: ignore[operator]
+        return
     flow.load_state_dict(load_file(folder / "model.safetensors"))

@@ -9,6 +9,7 @@ from nflib.transforms.autoregressive import (
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
+from nflib.transforms.marginal_by_kind import GaussianizeByKind
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
 from nflib.transforms.patches import ImagePatches, VectorPatches
 from nflib.transforms.scales import Exponential, Softplus
@@ -21,6 +22,7 @@ __all__ = [
     "AutoregressiveTransform",
     "Exponential",
     "Framewise",
+    "GaussianizeByKind",
     "GaussianizeMarginals",
     "Guidance",
     "Guided",

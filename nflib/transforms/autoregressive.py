@@ -148,11 +148,24 @@ class TokenwiseAutoregressive(Autoregressive):
     def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> KeyValueCache:
         return self.network.new_cache(batch_size, num_tokens, embedded)
 
-    def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
-        return self.network.extend(previous, start, cache, embedded)
+    def extend(
+        self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded
+    ) -> tuple[Tensor, Tensor | None]:
+        parameters = self.network.extend(previous, start, cache, embedded)
+        if embedded.exists is None:
+            return parameters, None
+        return parameters, embedded.exists[:, start : start + parameters.shape[1], None]
 
-    def to_noise(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.token_map(u, parameters)
+    def to_noise(self, u: Tensor, parameters: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        return _at_padding(self.token_map(u, parameters[0]), u, parameters[1])
 
-    def from_noise(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.token_map.inverse(z, parameters)
+    def from_noise(self, z: Tensor, parameters: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        return _at_padding(self.token_map.inverse(z, parameters[0]), z, parameters[1])
+
+
+def _at_padding(mapped: tuple[Tensor, Tensor], given: Tensor, exists: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens and logabsdet as they were mapped, but those of padding as they were given."""
+    if exists is None:
+        return mapped
+    tokens, logabsdet = mapped
+    return torch.where(exists, tokens, given.to(tokens.dtype)), torch.where(exists, logabsdet, 0.0)

@@ -14,11 +14,11 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
 from nflib.transforms._marginal_fit import fit_coordinate, flat_intervals
 
 __all__ = ["GaussianizeMarginals", "Standardize"]
 
-LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 MIN_SAMPLES = 32
 
 
@@ -71,14 +71,14 @@ class Standardize(Transform):
     def _log_scale(self, inputs: Tensor) -> Tensor:
         _check_event_shape("Standardize", inputs, self.std.shape)
         total = self.std.to(torch.float64).log().sum() if inputs.device.type != "mps" else self.std.log().sum()
-        return total.to(_working_dtype(inputs)).expand(inputs.shape[0])
+        return total.to(working_dtype(inputs)).expand(inputs.shape[0])
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dtype, log_scale = _working_dtype(inputs), self._log_scale(inputs)
+        dtype, log_scale = working_dtype(inputs), self._log_scale(inputs)
         return (inputs.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype), -log_scale
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dtype, log_scale = _working_dtype(inputs), self._log_scale(inputs)
+        dtype, log_scale = working_dtype(inputs), self._log_scale(inputs)
         return inputs.to(dtype) * self.std.to(dtype) + self.mean.to(dtype), log_scale
 
 
@@ -165,7 +165,7 @@ class GaussianizeMarginals(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
-        dtype = _working_dtype(inputs)
+        dtype = working_dtype(inputs)
         x = inputs.reshape(inputs.shape[0], -1).to(dtype)
         knots = self.knots_x.to(dtype)
         interval = self.is_interval
@@ -178,80 +178,25 @@ class GaussianizeMarginals(Transform):
                 f"{x[sample, coordinate].item():g}, outside its interval [{knots[coordinate, 0].item():g}, "
                 f"{knots[coordinate, -1].item():g}]; wrap or drop such values first."
             )
-        bin_ = _Bins(self, _search(knots, x), dtype)
-        distance = torch.where(bin_.mirror, bin_.x1 - x, x - bin_.x0)
-        # A point on the very end of an interval has no finite z: evaluate it a rounding error inside.
-        margin = torch.finfo(dtype).eps / 16 * (knots[:, -1] - knots[:, 0])
-        distance = torch.where(interval, torch.maximum(distance, margin), distance)
-        rise, log_slope = bin_.rise(distance)
-
-        real = torch.where(bin_.mirror, bin_.y1 - rise, bin_.y0 + rise)
-        tail = torch.where(bin_.mirror, 1 - bin_.y1, bin_.y0) + rise
-        probit = torch.special.ndtri(torch.where(interval, tail, 0.5))
-        probit = torch.where(bin_.mirror, -probit, probit)
-        z = torch.where(interval, probit, real)
-        logabsdet = log_slope + torch.where(interval, 0.5 * z.square() + LOG_SQRT_2PI, 0.0)
-        return z.reshape(inputs.shape), logabsdet.sum(-1)
+        bins = Bins(*self._corners(_search(knots, x), dtype))
+        z, log_slope = bins.to_normal(x, knots[:, -1] - knots[:, 0])
+        return z.reshape(inputs.shape), log_slope.sum(-1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
-        dtype = _working_dtype(inputs)
+        dtype = working_dtype(inputs)
         z = inputs.reshape(inputs.shape[0], -1).to(dtype)
         interval = self.is_interval
         # erfc keeps the relative precision of a small tail, ndtr does not.
-        bin_ = _Bins(self, _search(self.knots_y.to(dtype), torch.where(interval, _lower_tail(z), z)), dtype)
-        tail = _lower_tail(torch.where(bin_.mirror, -z, z))
-        tail_rise = tail - torch.where(bin_.mirror, 1 - bin_.y1, bin_.y0)
-        real_rise = torch.where(bin_.mirror, bin_.y1 - z, z - bin_.y0)
-        rise = torch.where(interval, tail_rise.clamp(min=0.0), real_rise)
-        distance = bin_.distance(rise)
-        _, log_slope = bin_.rise(distance)
-        x = torch.where(bin_.mirror, bin_.x1 - distance, bin_.x0 + distance)
-        logabsdet = log_slope + torch.where(interval, 0.5 * z.square() + LOG_SQRT_2PI, 0.0)
-        return x.reshape(inputs.shape), -logabsdet.sum(-1)
+        index = _search(self.knots_y.to(dtype), torch.where(interval, lower_tail(z), z))
+        x, log_slope = Bins(*self._corners(index, dtype)).from_normal(z)
+        return x.reshape(inputs.shape), -log_slope.sum(-1)
 
-
-class _Bins:
-    """Rational-quadratic pieces for a batch of points, measured from the nearer end of the whole range.
-
-    `mirror` marks pieces of the upper half, measured downwards from their upper knot; a negative distance (or
-    rise) is then always the straight tail beyond the outermost knot.
-    """
-
-    def __init__(self, transform: GaussianizeMarginals, index: Tensor, dtype: torch.dtype) -> None:
-        x, y, slopes = (t.to(dtype) for t in (transform.knots_x, transform.knots_y, transform.slopes))
-        columns = (x[:, :-1], x[:, 1:], y[:, :-1], y[:, 1:], slopes[:, :-1], slopes[:, 1:])
-        table = torch.stack(columns, dim=-1).flatten(0, 1)
-        offset = torch.arange(x.shape[0], device=index.device) * transform.num_bins
-        self.x0, self.x1, self.y0, self.y1, lower, upper = table[index + offset].unbind(-1)
-        self.mirror = self.y0 + self.y1 > transform.is_interval.to(dtype)
-        self.near = torch.where(self.mirror, upper, lower)
-        self.width = self.x1 - self.x0
-        self.height = self.y1 - self.y0
-        self.mean_slope = self.height / self.width
-        self.excess = lower + upper - 2 * self.mean_slope
-        self.far = torch.where(self.mirror, lower, upper)
-
-    def rise(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """Change of y over `distance` from the near knot, and the log of the slope there."""
-        theta = torch.minimum(distance.clamp(min=0.0), self.width) / self.width
-        product = theta * (1 - theta)
-        denominator = self.mean_slope + self.excess * product
-        inside = self.height * (self.mean_slope * theta.square() + self.near * product) / denominator
-        numerator = self.far * theta.square() + 2 * self.mean_slope * product + self.near * (1 - theta).square()
-        log_slope = 2 * (self.mean_slope / denominator).log() + numerator.log()
-        outside = distance < 0
-        log_slope = torch.where(outside, self.near.log(), log_slope)
-        return torch.where(outside, self.near * distance, inside), log_slope
-
-    def distance(self, rise: Tensor) -> Tensor:
-        """The inverse of `rise`: the root of a quadratic equation, in the form that does not cancel."""
-        t = torch.minimum(rise.clamp(min=0.0), self.height)
-        a = self.height * (self.mean_slope - self.near) + t * self.excess
-        b = self.height * self.near - t * self.excess
-        root = (b.square() + 4 * a * self.mean_slope * t).sqrt()
-        inside = self.width * (2 * self.mean_slope * t / (b + root))
-        return torch.where(rise < 0, rise / self.near, inside)
+    def _corners(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `Bins` takes of each point's bin."""
+        table = corner_table(self.knots_x.to(dtype), self.knots_y.to(dtype), self.slopes.to(dtype))
+        offset = torch.arange(len(self.is_interval), device=index.device) * self.num_bins
+        return table[index + offset], self.is_interval
 
 
 def _search(knots: Tensor, points: Tensor) -> Tensor:
@@ -260,11 +205,7 @@ def _search(knots: Tensor, points: Tensor) -> Tensor:
     return torch.searchsorted(inner, points.detach().t().contiguous()).t()
 
 
-def _lower_tail(z: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(z * -math.sqrt(0.5))
-
-
-def _working_dtype(inputs: Tensor) -> torch.dtype:
+def working_dtype(inputs: Tensor) -> torch.dtype:
     return torch.promote_types(inputs.dtype, torch.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,7 @@ class HMC:
     step_size: float = 0.1
     num_leapfrog: int = 8
     jitter: float = 0.2
+    needs_gradient: ClassVar[bool] = True
     target_acceptance: float = 0.8
 
     def __post_init__(self) -> None:

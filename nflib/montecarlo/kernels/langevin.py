@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class ULA:
     """
 
     step_size: float = 0.1
+    needs_gradient: ClassVar[bool] = True
     target_acceptance: float = 0.9
 
     def init(self, particles: Particles, path: GeometricPath) -> Particles:
@@ -58,6 +60,7 @@ class MALA:
     """
 
     step_size: float = 0.1
+    needs_gradient: ClassVar[bool] = True
     target_acceptance: float = 0.574
 
     def init(self, particles: Particles, path: GeometricPath) -> Particles:

@@ -1,0 +1,106 @@
+"""Sequential Monte Carlo from a flow to a peptide's Boltzmann distribution, in the flow's own coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from nflows.transforms import Transform
+
+from molecular.boltzmann import ReducedEnergy
+from molecular.peptide import Peptide
+from nflib import montecarlo
+from nflib.montecarlo import (
+    HMC,
+    MALA,
+    ULA,
+    AcceptanceTarget,
+    AdaptiveTemperatures,
+    BoltzmannDensity,
+    DifferentiableProposal,
+    IndependentMetropolis,
+    SMCSamples,
+    TransformedTarget,
+    transform_back,
+)
+from nflib.montecarlo.adaptation import StepSizes
+from nflib.montecarlo.kernels import Kernel
+from nflib.montecarlo.temperatures import Temperatures
+
+KERNELS: dict[str, Kernel] = {
+    # First steps about as long as those of a small peptide's flow turn out: searching for them costs energies.
+    "mala": MALA(step_size=0.3),
+    "hmc": HMC(step_size=0.2, num_leapfrog=5),
+    "ula": ULA(step_size=0.1),
+    "independent": IndependentMetropolis(),
+}
+
+
+class SplitFlow(Protocol):
+    """A flow on conformations modulo rigid motion that can be taken apart, such as `PeptideFlow`."""
+
+    def split_coordinates(self) -> tuple[Transform, DifferentiableProposal]:
+        """A fixed map from positions ``(B, n, 3)`` in nm to unconstrained coordinates, and the flow on those."""
+        ...
+
+
+def smc(
+    flow: SplitFlow,
+    peptide: Peptide,
+    num_samples: int,
+    *,
+    kernel: Kernel | str = "mala",
+    temperatures: Temperatures | Sequence[float] | None = None,
+    moves: int = 1,
+    step_sizes: StepSizes | None = None,
+    resampling_threshold: float = 0.5,
+    batch_size: int = 1000,
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> SMCSamples:
+    """Move `num_samples` draws of the flow to the Boltzmann distribution of the peptide's System at its temperature.
+
+    A conformation's density is taken modulo rigid motion, so particles move in the unconstrained coordinates y of
+    `flow.split_coordinates()`: from the flow's density of y to `exp(-U(x(y)) / kT) |dx/dy|`, by `nflib.montecarlo.smc`,
+    which knows the other arguments. The result holds positions in nm, with the densities of conformations, and the
+    history of the run. Conformations whose energy is not finite have weight zero and are counted.
+
+    kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
+    be split, and what `nflib.montecarlo.smc` refuses.
+    """
+    if isinstance(kernel, str):
+        if kernel not in KERNELS:
+            raise ValueError(f"there is no kernel {kernel!r}; choose one of {', '.join(KERNELS)}.")
+        kernel = KERNELS[kernel]
+    if not hasattr(flow, "split_coordinates"):
+        raise ValueError(
+            f"a {type(flow).__name__} has no split_coordinates, so its samples cannot be moved; use importance "
+            "sampling."
+        )
+    fixed, proposal = flow.split_coordinates()
+    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide, device)), fixed)
+    samples = montecarlo.smc(
+        proposal,
+        target,
+        num_samples,
+        kernel=kernel,
+        temperatures=AdaptiveTemperatures() if temperatures is None else temperatures,
+        moves=moves,
+        step_sizes=AcceptanceTarget() if step_sizes is None else step_sizes,
+        resampling_threshold=resampling_threshold,
+        chunk_size=batch_size,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return transform_back(samples, fixed, batch_size)
+
+
+def summarize_history(samples: SMCSamples) -> dict[str, Any]:
+    """The history of a run as plain numbers, a list with one entry a temperature for most."""
+    history = samples.history.arrays()
+    del history["parents"]
+    return {name: values.tolist() for name, values in history.items()}

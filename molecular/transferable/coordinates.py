@@ -1,0 +1,111 @@
+"""Padded batches of different molecules without rigid motion: local frames and spherical tokens, by the context."""
+
+from __future__ import annotations
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+
+from molecular.coordinates import frames_at
+from molecular.prose import TOKEN_SIZE
+from molecular.prose_context import AtomsExist
+from molecular.spherical import from_spherical, to_spherical
+from molecular.transferable.context import ROWS_BEFORE_TOKENS, Column
+
+_FIRST = ROWS_BEFORE_TOKENS + 1  # the first row that has a frame
+
+
+def tokens_exist(context: Tensor) -> Tensor:
+    """The mask ``(B, n - 2)`` of a context's tokens that are no padding."""
+    return context[:, ROWS_BEFORE_TOKENS:, 0] > 0
+
+
+def coordinate_kinds(context: Tensor) -> Tensor:
+    """The kind of each number of the tokens, ``(B, n - 2, 3)``: three a kind of `molecular.transferable.kinds`.
+
+    -1 at padding.
+    """
+    kinds = TOKEN_SIZE * context[:, ROWS_BEFORE_TOKENS:, Column.KIND, None]
+    kinds = kinds + torch.arange(TOKEN_SIZE, device=context.device)
+    return kinds.masked_fill(~tokens_exist(context).unsqueeze(-1), -1)
+
+
+class InternalCoordinates(Transform):
+    """Positions ``(B, n, 3)`` in nm <-> tokens ``(B, n - 2, 3)``: `LocalFrames`, then `Spherical`, of each molecule.
+
+    The context (`internal_context`, padded) says of each row its atom and references; padding is zero on both sides and
+    carries no density. Forward is one vectorised pass; the inverse places all atoms of a level of the walk at once. A
+    kind's circles are cut at its entry of `offsets`, half a turn away, ``(num_kinds,)`` radians.
+
+    Raises ValueError for positions of another shape than the context says.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, num_kinds: int) -> None:
+        super().__init__()
+        self.register_buffer("offsets", torch.zeros(num_kinds))
+        self.existing = AtomsExist()
+
+    def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        exists = self.existing(context)
+        _check(inputs, exists.shape[1], "positions")
+        walked = inputs.gather(1, _wide(context[..., Column.ATOM]))
+        axis, plane = walked[:, 1] - walked[:, 0], walked[:, 2] - walked[:, 0]
+        r01 = axis.norm(dim=-1)
+        along = axis / r01[:, None]
+        x2 = (plane * along).sum(-1)
+        rho2 = (plane - x2[:, None] * along).norm(dim=-1)
+        p, q, s = (walked.gather(1, _wide(reference)) for reference in self._references(context, exists))
+        rest = (frames_at(p, q, s) * (walked[:, _FIRST:] - p)[..., None, :]).sum(-1)
+        # Any token with finite coordinates will do at padding; it is set to zero below.
+        rest = torch.where(exists[:, _FIRST:, None], rest, torch.ones_like(rest))
+        tokens = torch.cat([torch.stack([r01, x2, rho2], dim=-1)[:, None], rest], dim=1)
+        spherical, logabsdet = to_spherical(tokens, self._offsets(context, inputs.dtype))
+        kept = exists[:, ROWS_BEFORE_TOKENS:]
+        total = torch.where(kept, logabsdet, 0.0).sum(-1) - 2.0 * r01.log() - rho2.log()
+        return torch.where(kept[..., None], spherical, 0.0), total
+
+    def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        exists = self.existing(context)
+        _check(inputs, exists.shape[1] - ROWS_BEFORE_TOKENS, "tokens")
+        tokens, logabsdet = from_spherical(inputs, self._offsets(context, inputs.dtype))
+        logabsdet = torch.where(exists[:, ROWS_BEFORE_TOKENS:], logabsdet, 0.0).sum(-1)
+        r01, x2, rho2 = tokens[:, 0].unbind(-1)
+        zero = torch.zeros_like(r01)
+        start = torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).unflatten(-1, (3, 3))
+        placed = torch.nn.functional.pad(start, (0, 0, 0, exists.shape[1] - _FIRST))
+        level = torch.where(exists, context[..., Column.LEVEL], 0)
+        for depth in range(1, int(level.max()) + 1):
+            sample, row = (level == depth).nonzero(as_tuple=True)
+            p, q, s = (placed[sample, context[sample, row, column]] for column in (Column.P, Column.Q, Column.S))
+            token = tokens[sample, row - ROWS_BEFORE_TOKENS]
+            atoms = p + (token[..., None] * frames_at(p, q, s)).sum(-2)
+            placed = placed.index_put((sample, row), atoms)
+        outputs = torch.zeros_like(placed).scatter(1, _wide(context[..., Column.ATOM]), placed)
+        return outputs, logabsdet + 2.0 * r01.log() + rho2.log()
+
+    def _offsets(self, context: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of all tokens but the first, which has no circle; zero at padding."""
+        exists = self.existing(context)[:, _FIRST:]
+        kinds = torch.where(exists, context[:, _FIRST:, Column.KIND], 0)
+        return self.offsets.to(dtype)[kinds]
+
+    @staticmethod
+    def _references(context: Tensor, exists: Tensor) -> list[Tensor]:
+        """The rows p, q, s of each row from _FIRST on; padding refers to the first three, which span a frame."""
+        padding = ~exists[:, _FIRST:]
+        columns = (Column.P, Column.Q, Column.S)
+        return [context[:, _FIRST:, column].masked_fill(padding, row) for row, column in enumerate(columns)]
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """Row numbers ``(B, m)`` as an index for gathering points ``(B, m, 3)``."""
+    return rows.unsqueeze(-1).expand(-1, -1, 3)
+
+
+def _check(inputs: Tensor, length: int, what: str) -> None:
+    if inputs.dim() != 3 or tuple(inputs.shape[1:]) != (length, 3):
+        raise ValueError(
+            f"{what} of shape {tuple(inputs.shape)} do not fit the context; expected (batch, {length}, 3)."
+        )

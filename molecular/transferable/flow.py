@@ -1,0 +1,191 @@
+"""Prose on internal coordinates: one flow for every peptide, exactly blind to translation and rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from torch import Tensor
+
+from molecular.features import ATOM_TYPES, RESIDUE_TYPES, pad
+from molecular.prose import TOKEN_SIZE, MoleculeFlow
+from molecular.transferable.conditions import (
+    CheckedInternalContext,
+    SiteEmbedding,
+    TargetConditions,
+    TokensExist,
+    tokens_in_order,
+)
+from molecular.transferable.context import NUM_COLUMNS, ORDERINGS, internal_context
+from molecular.transferable.coordinates import InternalCoordinates, coordinate_kinds
+from molecular.transferable.kinds import KINDS
+from nflib.distributions import PaddedNormal
+from nflib.flow import Flow
+from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
+from nflib.networks.transformer import transformer_layers
+from nflib.transforms import (
+    AutoregressiveTransform,
+    GaussianizeByKind,
+    InnerAutoregressive,
+    PermuteByContext,
+    RationalQuadraticSpline,
+    TokenwiseAutoregressive,
+)
+
+if TYPE_CHECKING:
+    import mdtraj
+    from openmm import app
+
+    from molecular.peptide import Peptide
+
+CONDITIONALS = ("affine", "spline")
+
+
+class InternalProse(Flow):
+    """A flow on the positions ``(B, n, 3)`` in nm of any uncapped peptide, modulo rigid motion, given its `context`.
+
+    The context is one integer tensor (`molecular.transferable.context.internal_context`, padded by
+    `molecular.features.pad`). Each atom becomes a token: bond length, bond angle and torsion in the frame of three
+    earlier atoms (`InternalCoordinates`), each with the Gaussianised marginal of its kind, which all molecules share;
+    then num_blocks autoregressive maps visit the tokens, each in its own ordering (the k-th in
+    ``orderings[k % len(orderings)]``), by layers_per_block layers whose adaptive norms are steered by what the token to
+    come, and the one before, is of. A new flow's marginals must be fitted (`molecular.transferable.marginals`).
+
+    conditional: "affine", or "spline", each number by a rational-quadratic spline of num_bins bins given all numbers
+    before it. condition_channels: width of the conditions. max_atoms: the longest molecule. Padding carries no density.
+    Raises ValueError for settings that do not fit, or, in use, a context that does not.
+
+    >>> from molecular import Peptide
+    >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
+    >>> samples = flow.sample(5, flow.context(Peptide("AA")), seed=0)
+    >>> samples.shape
+    torch.Size([1, 5, 23, 3])
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        num_blocks: int = 2,
+        layers_per_block: int | Sequence[int] = 3,
+        head_dim: int = 32,
+        orderings: Sequence[str] = ("walk", "walk_flip"),
+        expansion: float = 4,
+        *,
+        conditional: str = "spline",
+        num_bins: int = 8,
+        units: int = 32,
+        condition_channels: int = 64,
+        marginal_bins: int = 32,
+        max_atoms: int = 256,
+        num_atom_types: int = 64,
+        num_residue_types: int = 32,
+        dropout: float = 0.0,
+    ):
+        depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
+        config: dict[str, Any] = {
+            "channels": channels,
+            "num_blocks": num_blocks,
+            "layers_per_block": layers_per_block if isinstance(layers_per_block, int) else depths,
+            "head_dim": head_dim,
+            "orderings": list(orderings),
+            "expansion": expansion,
+            "conditional": conditional,
+            "num_bins": num_bins,
+            "units": units,
+            "condition_channels": condition_channels,
+            "marginal_bins": marginal_bins,
+            "max_atoms": max_atoms,
+            "num_atom_types": num_atom_types,
+            "num_residue_types": num_residue_types,
+            "dropout": dropout,
+        }
+        _check_settings(config, depths)
+        embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types)
+        self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
+
+        def network(depth: int, column: int, parameters_per_token: int) -> CausalTransformer:
+            return CausalTransformer(
+                TOKEN_SIZE,
+                parameters_per_token,
+                channels,
+                transformer_layers(
+                    depth, channels, head_dim=head_dim, expansion=expansion, norm=self_norm, dropout=dropout
+                ),
+                positions=SinusoidalPositions(max_atoms, channels),
+                conditioner=TargetConditions(embedding, column, condition_channels),
+                existence=TokensExist(),
+                start_token=True,
+            )
+
+        def block(depth: int, column: int) -> list[Transform]:
+            if conditional == "spline":
+                token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), TOKEN_SIZE, units, dropout=dropout)
+                part: Transform = TokenwiseAutoregressive(
+                    network(depth, column, token_map.parameters_per_token), token_map
+                )
+            else:
+                part = AutoregressiveTransform(network(depth, column, 2 * TOKEN_SIZE))
+            visit = PermuteByContext(partial(tokens_in_order, column=column))
+            return [visit, part, InverseTransform(visit)]
+
+        columns = [NUM_COLUMNS + index % len(orderings) for index in range(num_blocks)]
+        coordinates = InternalCoordinates(len(KINDS))
+        marginals = GaussianizeByKind(TOKEN_SIZE * len(KINDS), coordinate_kinds, marginal_bins)
+        blocks = [part for depth, column in zip(depths, columns, strict=True) for part in block(depth, column)]
+        super().__init__(
+            CompositeTransform([coordinates, marginals, *blocks]),
+            PaddedNormal(TOKEN_SIZE, TokensExist()),
+            CheckedInternalContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
+            config=config,
+        )
+        self.orderings = tuple(orderings)
+        # The same modules under names of their own.
+        self.coordinates, self.marginals = coordinates, marginals
+        self._blocks = blocks
+
+    @property
+    def blocks(self) -> list[Transform]:
+        """The maps between tokens of Gaussianised coordinates and noise, in the order in which data passes them."""
+        return self._blocks
+
+    def context(self, *molecules: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+        """The context of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
+
+        Raises ValueError for no molecule, or one that `molecular.orderings.named_residues` refuses.
+        """
+        contexts = [internal_context(molecule, self.orderings) for molecule in molecules]
+        return pad(contexts).to(self.coordinates.offsets.device)
+
+    def of(self, molecule: Peptide | app.Topology | mdtraj.Topology) -> MoleculeFlow:
+        """This flow for one molecule, without a context to pass: what Monte Carlo takes as a proposal."""
+        from molecular.transferable.molecule import InternalMoleculeFlow
+
+        return InternalMoleculeFlow(self, molecule)
+
+
+def _check_settings(config: dict[str, Any], depths: Sequence[int]) -> None:
+    for name in ("channels", "num_blocks", "head_dim", "units", "condition_channels", "max_atoms"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be a positive number, got {config[name]!r}.")
+    if len(depths) != config["num_blocks"] or min(depths) < 1:
+        raise ValueError(
+            f"layers_per_block {config['layers_per_block']} must give each of {config['num_blocks']} blocks at least 1 "
+            "layer."
+        )
+    for name in ("channels", "condition_channels"):
+        if config[name] % 2:
+            raise ValueError(f"{name} must be even for sinusoidal features, got {config[name]}.")
+    if config["conditional"] not in CONDITIONALS:
+        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {config['conditional']!r}.")
+    if not config["orderings"]:
+        raise ValueError("orderings must name at least one ordering of the tokens.")
+    unknown = [name for name in config["orderings"] if name not in ORDERINGS]
+    if unknown:
+        raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
+    if config["num_atom_types"] <= len(ATOM_TYPES) or config["num_residue_types"] <= len(RESIDUE_TYPES):
+        raise ValueError(
+            f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
+            f"types, but have {config['num_atom_types']} and {config['num_residue_types']}."
+        )

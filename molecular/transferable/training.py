@@ -1,0 +1,167 @@
+"""Train a transferable flow on a corpus of many peptides, on internal coordinates or on plain positions."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from openmm import app
+from torch import Tensor, nn
+
+from molecular.corpus import CorpusLayout, open_corpus
+from molecular.features import prose_context
+from molecular.prose import Prose
+from molecular.prose_context import AtomsExist
+from molecular.transferable.context import internal_context
+from molecular.transferable.data import Context, Rows, Window, training_source, validation_source
+from molecular.transferable.flow import InternalProse
+from molecular.transferable.marginals import fit_marginals
+from molecular.transferable.rigid_motion import random_rigid_motion
+from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
+from nflib.training import TrainingConfig, TrainingResult, fit
+
+log = logging.getLogger(__name__)
+
+COORDINATES = ("internal", "cartesian")
+VALIDATION_FRAMES = 256
+# Batches are split into so many parts of similar size, each padded to its own longest molecule.
+NUM_BUCKETS = 4
+# Conformations that scales and marginals are fitted to.
+FITTED_FRAMES = 60_000
+
+TransferableFlow = InternalProse | Prose
+
+
+def train_on_corpus(
+    data: str | Path,
+    output: str | Path,
+    config: TrainingConfig,
+    *,
+    coordinates: str = "internal",
+    initial: str | Path | None = None,
+    **architecture: Any,
+) -> TrainingResult:
+    """Train on a corpus (`molecular.corpus`), validated on its validation sequences; run again, it goes on.
+
+    coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
+    of a trained flow to start from. architecture: of the flow. Raises FileNotFoundError for a folder without a corpus;
+    ValueError for an empty one, peptides that flow or features do not take, or settings that do not fit.
+    """
+    if coordinates not in COORDINATES:
+        raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
+    corpus = open_corpus(data)
+    torch.manual_seed(config.seed)
+    kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
+    flow: TransferableFlow = kind(**architecture) if initial is None else kind.from_pretrained(initial)
+    context: Context = partial(context_of(flow), orderings=flow.orderings)
+    training = training_source(corpus, context, config.seed)
+    molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
+    validation = validation_source(corpus, context, len(corpus.sequences("train")), VALIDATION_FRAMES)
+    table = symmetry_table(corpus, molecules, flow)
+    if initial is None:
+        flow = _fitted(flow, training, table, config.seed)
+    return fit(flow, training, validation, config=config, objective=LikelihoodPerDimension(table), output=Path(output))
+
+
+def context_of(flow: TransferableFlow) -> Any:
+    """The function that tells this flow of a molecule, (molecule, orderings) -> (n, k)."""
+    return internal_context if isinstance(flow, InternalProse) else prose_context
+
+
+def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> SymmetryTable:
+    """The symmetries of a corpus's peptides, in this order.
+
+    Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
+    """
+    max_atoms = (flow.config or {})["max_atoms"]
+    longest, groups = 0, []
+    for sequence in sequences:
+        topology: app.Topology = corpus.topology(sequence)
+        length = topology.getNumAtoms()
+        if length > max_atoms:
+            raise ValueError(
+                f"{sequence} has {length} atoms, but the flow takes {max_atoms}; raise max_atoms, or "
+                "leave the sequence out."
+            )
+        try:
+            groups.append(symmetry_groups(topology))
+        except ValueError as error:
+            raise ValueError(f"{sequence} of {corpus.folder} cannot be trained on: {error}") from error
+        longest = max(longest, length)
+    return SymmetryTable(groups, longest)
+
+
+class LikelihoodPerDimension:
+    """The objective: mean over conformations of ``-log q(x) / dimensions``, so that all molecules weigh alike.
+
+    Each conformation is first turned by random symmetries of its molecule (a `SymmetryTable` says which; batches name
+    the molecule as "system") and, for a flow on plain positions, moved at random as a rigid body. The batch is
+    evaluated in NUM_BUCKETS parts of similar size. Also logged: the mean in nats a conformation.
+    """
+
+    def __init__(self, symmetries: SymmetryTable):
+        self.symmetries = symmetries
+
+    def __call__(
+        self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.augmented(flow, batch, generator)
+        log_prob = bucketed_log_prob(flow, batch["inputs"], batch["context"])
+        loss = -(log_prob / num_dimensions(flow, batch["context"])).mean()
+        return loss, {"negative_log_likelihood": -log_prob.detach().mean()}
+
+    def augmented(self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The batch, turned and moved at random."""
+        inputs = self.symmetries.turn(batch["inputs"], batch["system"], generator)
+        if isinstance(flow, Prose):
+            exists = AtomsExist()(batch["context"])
+            inputs = random_rigid_motion(inputs, exists, float(flow.config["scale"]), generator)  # type: ignore[index]
+        return batch | {"inputs": inputs}
+
+
+def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:
+    """How many numbers each molecule's density is over, ``(B,)``: 3n, or 3n - 6 where rigid motion is removed."""
+    atoms = AtomsExist()(context).sum(-1)
+    return 3 * atoms - (0 if isinstance(flow, Prose) else 6)
+
+
+def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buckets: int = NUM_BUCKETS) -> Tensor:
+    """log q of a padded batch, ``(B,)``, in parts of similar molecules, each without padding it does not need."""
+    sizes = AtomsExist()(context).sum(-1)
+    order = sizes.argsort(stable=True)
+    parts = []
+    for rows in order.chunk(num_buckets):
+        longest = int(sizes[rows].max())
+        log_prob = flow.log_prob(inputs[rows, :longest], context[rows, :longest])  # type: ignore[operator]
+        parts.append(log_prob.to(torch.promote_types(log_prob.dtype, torch.float32)))
+    return torch.cat(parts)[order.argsort()]
+
+
+def _fitted(flow: TransferableFlow, training: Rows | Window, table: SymmetryTable, seed: int) -> TransferableFlow:
+    """The flow with its fixed part fitted to training conformations."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(training), generator=generator)[:FITTED_FRAMES]
+    batches = []
+    for indices in chosen.split(4096):
+        batch = training.batch(indices)
+        batches.append(batch | {"inputs": table.turn(batch["inputs"], batch["system"], generator)})
+    if isinstance(flow, InternalProse):
+        fit_marginals(flow, batches)
+        return flow
+    torch.manual_seed(seed)
+    return Prose(**(flow.config or {}) | {"scale": spread(batches)})
+
+
+def spread(batches: list[dict[str, Tensor]]) -> float:
+    """The standard deviation of the atoms' coordinates about their molecules' centroids."""
+    total, count = 0.0, 0
+    for batch in batches:
+        exists = AtomsExist()(batch["context"])
+        centred = batch["inputs"].masked_fill(~exists.unsqueeze(-1), 0.0)
+        mean = centred.sum(1, keepdim=True) / exists.sum(1)[:, None, None]
+        total += float((centred - mean)[exists].double().square().sum())
+        count += 3 * int(exists.sum())
+    return (total / count) ** 0.5

@@ -1,0 +1,111 @@
+"""Marginal Gaussianisation of coordinates that come in kinds: the context says of which kind each number is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+
+from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
+from nflib.transforms._marginal_fit import fit_coordinate
+from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, working_dtype
+
+
+class GaussianizeByKind(Transform):
+    """The maps of `GaussianizeMarginals`, shared by all numbers of a kind, for events of any shape and padding.
+
+    kinds: takes the context, gives the kind of each number, ``(B, *event)`` int64, negative at padding, which becomes
+    zero and carries no density. A new kind is the identity; `fit_kind` fits one, `copy_kind` takes over another's map.
+    Raises ValueError for inputs of another shape than the kinds, or outside their interval.
+    """
+
+    knots_x: Tensor  # (num_kinds, num_bins + 1), data units
+    knots_y: Tensor  # (num_kinds, num_bins + 1), latent units for real kinds, probability for intervals
+    slopes: Tensor  # (num_kinds, num_bins + 1), dy/dx at the knots
+    is_interval: Tensor  # (num_kinds,), bool
+
+    def __init__(self, num_kinds: int, kinds: Callable[[Any], Tensor], num_bins: int = 24) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.num_bins = num_bins
+        identity = GaussianizeMarginals((1,), num_bins)
+        for name in ("knots_x", "knots_y", "slopes"):
+            self.register_buffer(name, getattr(identity, name).repeat(num_kinds, 1))
+        self.register_buffer("is_interval", torch.zeros(num_kinds, dtype=torch.bool))
+
+    def fit_kind(
+        self,
+        kind: int,
+        data: Tensor,
+        interval: tuple[float, float] | None = None,
+        *,
+        uniform_fraction: float = 0.01,
+    ) -> None:
+        """Fit the map of one kind to its data ``(N,)``; the arguments are those of `GaussianizeMarginals.fit`."""
+        if data.dim() != 1 or len(data) < MIN_SAMPLES:
+            raise ValueError(
+                f"GaussianizeByKind: data of shape {tuple(data.shape)}; pass (N,) with N >= {MIN_SAMPLES}."
+            )
+        if interval is not None and not -math.inf < interval[0] < interval[1] < math.inf:
+            raise ValueError(f"GaussianizeByKind: {interval} is no bounded interval; pass finite a < b.")
+        values = np.sort(data.detach().double().cpu().numpy())
+        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, (kind,))
+        for buffer, row in zip((self.knots_x, self.knots_y, self.slopes), fitted, strict=True):
+            buffer[kind] = torch.from_numpy(row)
+        self.is_interval[kind] = interval is not None
+
+    def copy_kind(self, source: int, target: int) -> None:
+        """Give one kind the map of another."""
+        for buffer in (self.knots_x, self.knots_y, self.slopes, self.is_interval):
+            buffer[target] = buffer[source]
+
+    def for_event(self, kinds: Tensor) -> GaussianizeMarginals:
+        """The same maps for one event without padding, whose numbers are of these kinds (an int64 tensor)."""
+        transform = GaussianizeMarginals(kinds.shape, self.num_bins).to(self.slopes.device)
+        for name in ("knots_x", "knots_y", "slopes", "is_interval"):
+            transform.register_buffer(name, getattr(self, name)[kinds.flatten()].clone())
+        return transform
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        kinds, exists = self._kinds(inputs, context)
+        x = inputs.to(working_dtype(inputs))
+        knots = self.knots_x.to(x.dtype)
+        low, high = knots[:, 0][kinds], knots[:, -1][kinds]
+        interval = self.is_interval[kinds]
+        x = torch.where(exists, x, 0.5 * (low + high))
+        outside = interval & ((x < low) | (x > high))
+        if outside.any():
+            place = tuple(int(i) for i in outside.nonzero()[0])
+            raise ValueError(
+                f"GaussianizeByKind: number {place[1:]} of sample {place[0]} is {x[place].item():g}, outside its "
+                f"interval [{low[place].item():g}, {high[place].item():g}]; wrap or drop such values first."
+            )
+        z, log_slope = self._bins(knots, x, kinds).to_normal(x, high - low)
+        return torch.where(exists, z, 0.0), torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        kinds, exists = self._kinds(inputs, context)
+        z = torch.where(exists, inputs.to(working_dtype(inputs)), 0.0)
+        y = torch.where(self.is_interval[kinds], lower_tail(z), z)
+        x, log_slope = self._bins(self.knots_y.to(z.dtype), y, kinds).from_normal(z)
+        return torch.where(exists, x, 0.0), -torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
+
+    def _bins(self, knots: Tensor, points: Tensor, kinds: Tensor) -> Bins:
+        """The piece of each point, found by its place among the knots of its kind."""
+        index = (knots[:, 1:-1][kinds] < points.detach()[..., None]).sum(-1)
+        dtype = points.dtype
+        table = corner_table(self.knots_x.to(dtype), self.knots_y.to(dtype), self.slopes.to(dtype))
+        return Bins(table[kinds * self.num_bins + index], self.is_interval[kinds])
+
+    def _kinds(self, inputs: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+        kinds = self.kinds(context)
+        if kinds.shape != inputs.shape:
+            raise ValueError(
+                f"GaussianizeByKind: kinds of shape {tuple(kinds.shape)} do not fit inputs {tuple(inputs.shape)}."
+            )
+        return kinds.clamp_min(0), kinds >= 0

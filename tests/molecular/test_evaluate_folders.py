@@ -1,0 +1,165 @@
+"""What `molecular evaluate` reads: names, temperatures, and mistakes, each answered in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from molecular import Peptide
+from molecular.boltzmann import ReducedEnergy
+from molecular.cli import main
+from molecular.dynamics.frames import Frames, shard_path, write_shard
+from molecular.evaluation.sources import check_same_system, name_ensembles, read_reference, read_samples
+from molecular.sample import reference_positions
+from nflib.montecarlo import WeightedSamples
+
+
+@pytest.fixture(scope="module")
+def alanine():
+    return Peptide("Ace-A-Nme")
+
+
+@pytest.fixture(scope="module")
+def positions():
+    return reference_positions("Ace-A-Nme")[::40]  # (100, 22, 3)
+
+
+def write_samples(folder, sequence, x, **more):
+    folder.mkdir(parents=True)
+    WeightedSamples(x, torch.zeros(len(x))).save(folder / "weights.npz")
+    summary = {"peptide": sequence, "temperature_K": 300.0} | more
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def write_simulation(folder, sequence, x, energies, temperatures):
+    """Frames in equal parts at each of the temperatures."""
+    folder.mkdir()
+    index = np.arange(len(x)) * len(temperatures) // len(x)
+    times = np.arange(len(x), dtype=np.float64)
+    frames = Frames(x.numpy(), energies.numpy(), index.astype(np.int16), np.zeros(len(x), dtype=np.int32), times)
+    write_shard(shard_path(folder, 0), frames)
+    settings = {"sequence": sequence, "temperatures": temperatures, "cutoff": None}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return folder
+
+
+# --- names
+
+
+def test_names(positions, tmp_path):
+    for name in ("a", "b", "c"):
+        write_samples(tmp_path / name, "Ace-A-Nme", positions, **({"sampler": "smc"} if name == "c" else {}))
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert list(names([a])) == ["proposal", "reweighted"]
+    assert list(names([a, c])) == ["proposal", "reweighted", "SMC"]
+    assert list(names([c, f"hot={c}"])) == ["c SMC", "hot SMC"]
+    assert list(names([a, f"other={b}"])) == ["a proposal", "a reweighted", "other proposal", "other reweighted"]
+    with pytest.raises(ValueError, match="two ensembles are called 'a proposal'"):
+        names([a, a])
+
+
+def names(entries):
+    return name_ensembles([read_samples(entry) for entry in entries])
+
+
+# --- temperatures
+
+
+def test_reference_of_another_temperature(alanine, positions, tmp_path):
+    """Frames at the temperature itself where there are some; otherwise weights exp(-u' + u)."""
+    energies = ReducedEnergy(alanine)(positions) * alanine.kT
+    folder = write_simulation(tmp_path / "simulation", "Ace-A-Nme", positions, energies, [300.0, 330.0])
+    warm, hot = Peptide("Ace-A-Nme", temperature=310.0), Peptide("Ace-A-Nme", temperature=330.0)
+    frames, notes = read_reference(folder, hot)
+    torch.testing.assert_close(frames.positions, positions[50:])
+    assert frames.log_weights is None and notes == []
+    frames, (note,) = read_reference(folder, warm)
+    torch.testing.assert_close(frames.positions, positions[:50])
+    expected = ReducedEnergy(alanine)(positions[:50]) - ReducedEnergy(warm)(positions[:50])
+    torch.testing.assert_close(frames.log_weights, expected, atol=1e-4, rtol=0)
+    assert "300 K" in note and "310 K" in note
+    frames, (note,) = read_reference(None, warm)  # the shipped one, which has no energies
+    everything = reference_positions("Ace-A-Nme")
+    expected = ReducedEnergy(alanine)(everything) - ReducedEnergy(warm)(everything)
+    torch.testing.assert_close(frames.log_weights, expected, atol=1e-4, rtol=0)
+
+
+def test_other_physics_is_told(alanine, positions, tmp_path):
+    folder = write_simulation(tmp_path / "simulation", "Ace-A-Nme", positions, torch.zeros(100).double(), [300.0])
+    settings = json.loads((folder / "settings.json").read_text()) | {"force_field": ["amber14-all.xml"]}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    _, (note,) = read_reference(folder, alanine)
+    assert "amber14-all.xml" in note and "amber99sbildn.xml" in note
+
+
+def test_one_temperature_at_a_time(positions, tmp_path):
+    cold = read_samples(str(write_samples(tmp_path / "cold", "Ace-A-Nme", positions)))
+    hot = read_samples(str(write_samples(tmp_path / "hot", "Ace-A-Nme", positions, temperature_K=330.0)))
+    with pytest.raises(ValueError, match="330 K .* 300 K; evaluate one temperature"):
+        check_same_system([cold, hot])
+
+
+# --- mistakes
+
+MISTAKES = {
+    "no such folder": (["{tmp}/nowhere"], [], "is not a folder"),
+    "an empty folder": (["{tmp}/empty"], [], "holds no weights.npz"),
+    "no summary": (["{tmp}/bare"], [], "holds no summary.json"),
+    "damaged weights": (["{tmp}/truncated"], [], "damaged file"),
+    "damaged summary": (["{tmp}/scribbled"], [], "is damaged"),
+    "summary without a peptide": (["{tmp}/anonymous"], [], "lacks peptide"),
+    "two peptides": (["{tmp}/good", "{tmp}/glycine"], [], "evaluate one peptide at a time"),
+    "too few atoms": (["{tmp}/short"], [], "positions of 20 atoms"),
+    "other atoms": (["{tmp}/renamed"], [], "of which 0 are those of Ace-A-Nme"),
+    "twice the same": (["{tmp}/good", "{tmp}/good"], [], "two ensembles are called"),
+    "nothing shipped": (["{tmp}/glycine"], [], "no reference is shipped for Ace-G-Nme"),
+    "no reference folder": (["{tmp}/good"], ["--reference", "{tmp}/nowhere"], "is not a folder"),
+    "no simulation there": (["{tmp}/good"], ["--reference", "{tmp}/empty"], "holds no settings.json"),
+    "no frames": (["{tmp}/good"], ["--reference", "{tmp}/frameless"], "holds no frames"),
+    "reference of another peptide": (["{tmp}/glycine"], ["--reference", "{tmp}/simulation"], "give a reference of"),
+    "lag too long": (["{tmp}/good"], ["--reference", "{tmp}/simulation", "--tica_lag", "500"], "smaller lag"),
+    "no conformations": (["{tmp}/good"], ["--num_conformations", "0"], "show 1 or more"),
+    "bad bootstrap": (["{tmp}/good"], ["--num_bootstrap", "-1"], "num_bootstrap is -1"),
+    "no weight at all": (["{tmp}/weightless"], [], "no sample has a finite positive weight"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(alanine, positions, tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("inputs")
+    for name in ("good", "renamed", "bare", "truncated", "scribbled", "anonymous"):
+        write_samples(tmp / name, "Ace-A-Nme", positions)
+    write_samples(tmp / "glycine", "Ace-G-Nme", positions[:, :19])
+    write_samples(tmp / "short", "Ace-A-Nme", positions[:, :20])
+    (tmp / "renamed" / "topology.pdb").write_text("ATOM      1  X   XXX A   1       0.000   0.000   0.000\n" * 22)
+    (tmp / "bare" / "summary.json").unlink()
+    weights = (tmp / "truncated" / "weights.npz").read_bytes()
+    (tmp / "truncated" / "weights.npz").write_bytes(weights[: len(weights) // 2])
+    (tmp / "scribbled" / "summary.json").write_text("{")
+    (tmp / "anonymous" / "summary.json").write_text("{}")
+    (tmp / "empty").mkdir()
+    write_simulation(tmp / "simulation", "Ace-A-Nme", positions, torch.zeros(100).double(), [300.0])
+    (tmp / "frameless").mkdir()
+    (tmp / "frameless" / "settings.json").write_text('{"sequence": "Ace-A-Nme", "temperatures": [300.0]}')
+    weightless = write_samples(tmp / "weightless", "Ace-A-Nme", positions)
+    WeightedSamples(positions, torch.full((100,), -torch.inf)).save(weightless / "weights.npz")
+    return tmp
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(name, inputs, tmp_path):
+    samples, options, expected = MISTAKES[name]
+    arguments = [part for folder in samples for part in ("--samples", folder)] + options
+    output = tmp_path / "output"
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *(argument.format(tmp=inputs) for argument in arguments), "--output", str(output)])
+    message = str(stop.value)
+    assert message.startswith("error: ") and expected in message and "\n" not in message.strip()
+    assert not output.exists() or not list(output.iterdir())
+
+
+def test_output_where_nothing_can_be_made(inputs):
+    with pytest.raises(SystemExit, match="error: .*/proc/nowhere"):
+        main(["evaluate", "--samples", str(inputs / "good"), "--output", "/proc/nowhere"])

@@ -1,0 +1,279 @@
+"""Sequential Monte Carlo of a peptide from a flow: the split, densities, poison, and what is written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib import import_module
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+
+from molecular.boltzmann import ReducedEnergy
+from molecular.cli import main
+from molecular.flow import PeptideFlow
+from molecular.peptide import Peptide
+from molecular.sample import CHECKPOINT, load_flow, reference_positions
+from molecular.smc import smc
+from nflib.montecarlo import BoltzmannDensity, FixedStepSizes, TransformedTarget, WeightedSamples
+
+SEQUENCE = "Ace-A-Nme"
+
+
+@pytest.fixture(scope="module")
+def peptide() -> Peptide:
+    return Peptide(SEQUENCE)
+
+
+@pytest.fixture(scope="module")
+def flow() -> PeptideFlow:
+    return load_flow(SEQUENCE)
+
+
+@pytest.fixture(scope="module")
+def frames() -> torch.Tensor:
+    positions = reference_positions(SEQUENCE)
+    assert positions is not None
+    return positions
+
+
+def small_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> PeptideFlow:
+    torch.manual_seed(1)
+    flow = PeptideFlow(
+        peptide.sequence,
+        peptide.elements,
+        peptide.bonds,
+        coordinates,
+        channels=16,
+        num_blocks=2,
+        layers_per_block=1,
+        head_dim=16,
+    )
+    flow.fit_coordinates(frames)
+    for parameter in flow.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return flow.eval()
+
+
+@pytest.mark.parametrize("coordinates", ["internal", "local_frames"])
+def test_split_is_the_flow(peptide, frames, coordinates):
+    flow = small_flow(peptide, frames, coordinates).double()
+    fixed, rest = flow.split_coordinates()
+    x = frames[:50].double()
+    with torch.no_grad():
+        y, logabsdet = fixed(x)
+        torch.testing.assert_close(rest.log_prob(y) + logabsdet, flow.log_prob(x), atol=1e-9, rtol=0)
+        y, log_prob = rest.sample_and_log_prob(40, seed=2)
+        x, logabsdet = fixed.inverse(y)
+        expected, expected_log_prob = flow.sample_and_log_prob(40, seed=2)
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(log_prob - logabsdet, expected_log_prob)
+
+
+def test_split_of_the_shipped_flow(flow, frames):
+    """Equal to 1e-5 of the log-density, in float32, and coordinates of unit variance in which little is correlated."""
+    fixed, rest = flow.split_coordinates()
+    with torch.no_grad():
+        y, logabsdet = fixed(frames)
+        torch.testing.assert_close(
+            rest.log_prob(y[:200]) + logabsdet[:200], flow.log_prob(frames[:200]), rtol=1e-5, atol=0
+        )
+    assert ((y.std(dim=0) - 1).abs() < 0.1).all()
+    spread = torch.linalg.eigvalsh(torch.cov(y.flatten(1).T.double()))
+    assert spread[-1] / spread[0] < 20
+
+
+def test_flow_on_plain_positions_is_refused(peptide, frames):
+    with pytest.raises(ValueError, match="no normaliser"):
+        smc(small_flow(peptide, frames, "cartesian"), peptide, 10)
+    with pytest.raises(ValueError, match="no kernel 'nuts'"):
+        smc(small_flow(peptide, frames, "internal"), peptide, 10, kernel="nuts")
+    with pytest.raises(ValueError, match="no split_coordinates"):
+        smc(torch.nn.Linear(2, 2), peptide, 10)  # type: ignore[arg-type]
+
+
+def test_single_precision_is_enough(peptide, flow):
+    """Density and gradient of the target in the flow's coordinates, energies and map in float32, beside float64."""
+    fixed, rest = flow.split_coordinates()
+    y = rest.sample(200, seed=5)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        target = TransformedTarget(
+            BoltzmannDensity(ReducedEnergy(peptide, dtype=dtype)), copy.deepcopy(fixed).to(dtype)
+        )
+        points = y.to(dtype).requires_grad_()
+        log_prob = target.log_prob(points)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), points)
+        found[dtype] = log_prob.detach().double(), gradient.double()
+    (value, gradient), (exact, exact_gradient) = found[torch.float32], found[torch.float64]
+    thermal = exact > exact.median() - 30.0
+    assert thermal.float().mean() > 0.8
+    assert (value - exact)[thermal].abs().max() < 1e-3
+    error = (gradient - exact_gradient)[thermal].flatten(1).norm(dim=1)
+    assert (error / exact_gradient[thermal].flatten(1).norm(dim=1)).max() < 1e-3
+
+
+def test_gradient_is_that_of_the_density(peptide, flow):
+    """Against central differences in float64, also where a torsion is next to the end of its interval."""
+    fixed, rest = flow.split_coordinates()
+    target = TransformedTarget(
+        BoltzmannDensity(ReducedEnergy(peptide, dtype=torch.float64)), copy.deepcopy(fixed).double()
+    )
+    y = rest.sample(6, seed=3).double()
+    y[3:, 0] = torch.tensor([4.5, -4.5, 5.5], dtype=torch.float64)[:, None]
+    y.requires_grad_()
+    log_prob = target.log_prob(y)
+    assert torch.isfinite(log_prob).all()
+    (gradient,) = torch.autograd.grad(log_prob.sum(), y)
+    with torch.no_grad():
+        direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        step = 1e-6 * direction
+        difference = (target.log_prob(y + step) - target.log_prob(y - step)) / 2e-6
+    slope = (gradient * direction).flatten(1).sum(1)
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-2)
+
+
+def test_beyond_the_ends_of_torsions_nothing_breaks(peptide, flow):
+    """Far out a torsion is at its interval's end to rounding: the density falls like a normal one, and stays finite."""
+    fixed, rest = flow.split_coordinates()
+    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide)), fixed)
+    y = rest.sample(1, seed=3).repeat(8, 1, 1)
+    y[:, 0, 0] = torch.tensor([-30.0, -14.0, -9.0, -5.0, 5.0, 9.0, 14.0, 30.0])
+    y.requires_grad_()
+    log_prob = target.log_prob(y)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), y)
+    assert torch.isfinite(log_prob).all() and torch.isfinite(gradient).all()
+    outward = log_prob.detach()[[3, 2, 1, 0]], log_prob.detach()[[4, 5, 6, 7]]
+    assert all((side.diff() < 0).all() for side in outward)
+    torch.testing.assert_close(gradient[:, 0, 0][[0, 1, 6, 7]], -y.detach()[:, 0, 0][[0, 1, 6, 7]], rtol=0.05, atol=0.5)
+
+
+@pytest.mark.parametrize("kernel", ["mala", "hmc"])
+def test_densities_and_weights_of_the_result(peptide, flow, kernel):
+    samples = smc(flow, peptide, 120, kernel=kernel, temperatures=[0.5, 1.0], step_sizes=FixedStepSizes([0.3]), seed=1)
+    assert samples.x.shape == (120, peptide.num_atoms, 3)
+    alive = samples.log_weights > -torch.inf
+    with torch.no_grad():
+        energy = ReducedEnergy(peptide)(samples.x[alive])
+        log_prob = flow.log_prob(samples.x[alive])
+    torch.testing.assert_close(samples.log_target[alive], -energy, atol=5e-2, rtol=0)
+    torch.testing.assert_close(samples.log_prob[alive], log_prob.double(), atol=5e-2, rtol=0)
+    assert abs(samples.log_normalizer + 195.31) < 1.0
+    per_particle = 1 + 2 * (5 if kernel == "hmc" else 1)
+    # Draws cost one evaluation each, with the gradient that the first move needs.
+    assert samples.history.num_evaluations[-1] == per_particle * 120
+    assert samples.history.num_gradients == samples.history.num_evaluations
+
+
+class Poisoned:
+    """A flow whose draws are spoilt now and then: NaN, infinite, one atom on another."""
+
+    def __init__(self, flow: PeptideFlow, every: int) -> None:
+        self.flow, self.every = flow, every
+
+    def split_coordinates(self):
+        fixed, rest = self.flow.split_coordinates()
+        every = self.every
+
+        class Spoilt(torch.nn.Module):
+            log_prob = staticmethod(rest.log_prob)
+
+            def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+                y, log_prob = rest.sample_and_log_prob(num_samples, generator=generator)
+                kinds = torch.arange(0, num_samples, every)
+                y[kinds[0::3], 3] = torch.nan
+                y[kinds[1::3], 4] = torch.inf
+                y[kinds[2::3], -1] = -1e6  # a bond of no length
+                return y, log_prob
+
+        return fixed, Spoilt()
+
+
+def test_poison_is_rejected_and_counted(peptide, flow):
+    plain = smc(flow, peptide, 200, temperatures=[0.5, 1.0], seed=1)
+    samples = smc(Poisoned(flow, 20), peptide, 200, temperatures=[0.5, 1.0], seed=1)
+    assert samples.num_rejected == 10 and plain.num_rejected == 0
+    error = samples.log_normalizer_standard_error + plain.log_normalizer_standard_error
+    # A twentieth of the draws is lost to the normaliser, which counts them.
+    assert abs(samples.log_normalizer - np.log(0.95) - plain.log_normalizer) < 4 * error
+    used = samples.log_weights > -torch.inf
+    assert torch.isfinite(samples.x[used]).all() and used.any()
+
+
+def test_exactly_collinear_torsion_is_rejected(peptide, flow):
+    """OpenMM gives it an arbitrary energy and NaN forces; here both are NaN, alone in their batch, and never drawn."""
+    phi, _ = peptide.phi_psi_indices()
+    first, second, third, _ = phi[0].tolist()
+    x = torch.tensor(np.asarray(peptide.positions), dtype=torch.float32).repeat(3, 1, 1)
+    x[1, third], x[1, second], x[1, first] = torch.zeros(3), torch.tensor([0.125, 0, 0]), torch.tensor([0.25, 0, 0])
+    energy = ReducedEnergy(peptide)(x)
+    assert torch.equal(torch.isfinite(energy), torch.tensor([True, False, True]))
+    samples = WeightedSamples.from_log_densities(x, torch.zeros(3), -energy)
+    assert samples.num_rejected == 1 and samples.log_weights[1] == -torch.inf
+
+
+def test_command_line(peptide, tmp_path):
+    output = tmp_path / "samples"
+    arguments = ["sample", "--peptide", SEQUENCE, "--output", str(output), "--num_samples", "100", "--sampler", "smc"]
+    arguments += ["--conditional_ess", "0.5", "--kernel", "mala"]
+    main(arguments)
+    assert {path.name for path in output.iterdir()} == {
+        "topology.pdb",
+        "samples.xtc",
+        "weights.npz",
+        "summary.json",
+        "ramachandran.png",
+        "history.png",
+    }
+    summary = json.loads((output / "summary.json").read_text())
+    history = summary["history"]
+    assert summary["sampler"] == "smc" and history["inverse_temperatures"][-1] == 1.0
+    assert len(history["acceptance"]) == len(history["inverse_temperatures"])
+    samples = WeightedSamples.load(output / "weights.npz")
+    assert samples.log_normalizer == pytest.approx(summary["log_normalizer"])
+    trajectory = mdtraj.load(str(output / "samples.xtc"), top=str(output / "topology.pdb"))
+    np.testing.assert_allclose(trajectory.xyz, samples.x, atol=1e-3)
+
+
+def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
+    """Stopped between two temperatures, and called again: the same samples, and the checkpoint goes."""
+    module = import_module("nflib.montecarlo.smc")
+    common = ["sample", "--peptide", SEQUENCE, "--num_samples", "60", "--sampler", "smc", "--conditional_ess", "0.6"]
+    main([*common, "--output", str(tmp_path / "whole")])
+    advance, calls = module._Run.advance, []
+
+    def interrupted(run, state):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(None)
+        return advance(run, state)
+
+    output = tmp_path / "stopped"
+    monkeypatch.setattr(module._Run, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([*common, "--output", str(output)])
+    assert [path.name for path in output.iterdir()] == [CHECKPOINT]
+    monkeypatch.setattr(module._Run, "advance", advance)
+    with pytest.raises(SystemExit, match="error: .*other settings"):
+        main([*common, "--output", str(output), "--seed", "1"])
+    main([*common, "--output", str(output)])
+    assert CHECKPOINT not in {path.name for path in output.iterdir()}
+    whole, again = (WeightedSamples.load(tmp_path / name / "weights.npz") for name in ("whole", "stopped"))
+    assert torch.equal(whole.x, again.x) and torch.equal(whole.log_weights, again.log_weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sampler", "gibbs"], "no sampler 'gibbs'"),
+        (["--sampler", "smc", "--kernel", "nuts"], "no kernel 'nuts'"),
+        (["--sampler", "smc", "--conditional_ess", "2"], "conditional_ess is 2"),
+        (["--sampler", "smc", "--num_samples", "1"], "num_samples is 1"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(options, message, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(["sample", "--peptide", SEQUENCE, "--output", str(tmp_path / "output"), *options])
+    assert not list((tmp_path / "output").glob("*"))

@@ -1,0 +1,134 @@
+"""Targets in other coordinates: densities by autograd's Jacobian, normalisers that stay, samples mapped back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from nflows.transforms import AffineTransform, CompositeTransform, InverseTransform, Tanh, Transform
+from torch import Tensor
+
+from nflib.montecarlo import (
+    HMC,
+    MALA,
+    BoltzmannDensity,
+    IndependentMetropolis,
+    TransformedTarget,
+    WeightedSamples,
+    importance_sample,
+    smc,
+    transform_back,
+)
+from tests.nflib.smc_cases import Normal
+
+DIM = 3
+
+
+class Sinh(Transform):
+    """y = asinh(x), a nonlinear map of all reals."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return inputs.asinh(), -0.5 * torch.log1p(inputs.square()).sum(-1)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return inputs.sinh(), inputs.cosh().log().sum(-1)
+
+
+def affine() -> Transform:
+    return AffineTransform(torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([2.0, 0.25, 1.5]).double())
+
+
+MAPS = {
+    "affine": affine,
+    "nonlinear": Sinh,
+    "both": lambda: CompositeTransform([affine(), Sinh()]),
+}
+
+
+def energy(x: Tensor) -> Tensor:
+    return 0.5 * (x - 0.3).square().sum(dim=-1) + 0.1 * x.prod(dim=-1).square()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_density_is_that_of_the_jacobian(name):
+    transform, target = MAPS[name](), BoltzmannDensity(energy)
+    y = torch.randn(5, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def inverse(row: Tensor) -> Tensor:
+        return transform.inverse(row[None])[0][0]
+
+    expected = torch.stack(
+        [
+            target.log_prob(inverse(row)[None])[0]
+            + torch.linalg.slogdet(torch.autograd.functional.jacobian(inverse, row, create_graph=True))[1]
+            for row in y
+        ]
+    )
+    found = TransformedTarget(target, transform).log_prob(y)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(value.sum(), y)[0] for value in (found, expected))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kernel", [HMC(), MALA(), IndependentMetropolis()], ids=lambda kernel: type(kernel).__name__)
+@pytest.mark.parametrize("name", MAPS)
+def test_normalizer_and_expectations_are_kept(name, kernel):
+    transform = MAPS[name]()
+    target = BoltzmannDensity(lambda x: 2.0 * (x - 0.3).square().sum(dim=-1))
+    samples = smc(Normal(DIM, 1.5), TransformedTarget(target, transform), 1500, kernel=kernel, moves=2, seed=2)
+    truth = 0.5 * DIM * math.log(math.pi / 2)
+    assert abs(samples.log_normalizer - truth) < 3.5 * samples.log_normalizer_standard_error
+    assert samples.log_normalizer_standard_error < 0.25
+    back = transform_back(samples, transform, batch_size=400)
+    assert type(back) is type(samples) and back.history is samples.history
+    assert torch.equal(back.log_weights, samples.log_weights)
+    mean, error = back.expectation(lambda x: x)
+    assert ((mean - 0.3).abs() < 4 * error).all() and (error < 0.1).all()
+    torch.testing.assert_close(back.log_target, target.log_prob(back.x), atol=1e-9, rtol=1e-9)
+    own, logabsdet = transform(back.x)
+    torch.testing.assert_close(own, samples.x)
+    torch.testing.assert_close(back.log_prob, Normal(DIM, 1.5).log_prob(own) + logabsdet)
+
+
+def test_weights_are_those_of_either_coordinates():
+    target, transform = BoltzmannDensity(energy), Sinh()
+    there = importance_sample(Normal(DIM), TransformedTarget(target, transform), 300, seed=4)
+    back = transform_back(there, transform)
+    assert torch.equal(back.log_weights, there.log_weights)
+    torch.testing.assert_close(back.log_target - back.log_prob, there.log_weights)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_points_without_an_inverse_are_dead_and_not_asked_for(share):
+    """tanh maps the reals onto (-1, 1): from a y outside there is no way back."""
+
+    class Bounded(InverseTransform):
+        def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            inside = (inputs.abs() < 1).all(dim=-1, keepdim=True)
+            x = torch.where(inside, inputs, 0.5).atanh()
+            return torch.where(inside, x, torch.nan), -torch.log1p(-x.tanh().square()).sum(-1)
+
+    def seen(x: Tensor) -> Tensor:
+        assert torch.isfinite(x).all()
+        return energy(x)
+
+    target = TransformedTarget(BoltzmannDensity(seen), Bounded(Tanh()))
+    y = torch.full((10, DIM), 0.4, dtype=torch.float64)
+    y[: int(10 * share)] = 2.0
+    y.requires_grad_()
+    found = target.log_prob(y)
+    assert torch.equal(found.isnan(), (y > 1).all(dim=1))
+    gradient = torch.autograd.grad(found.sum(), y)[0]
+    assert torch.isfinite(gradient[int(10 * share) :]).all()
+    if share < 1:
+        samples = smc(Normal(DIM, 0.5), target, 200, kernel=HMC(), seed=0)
+        assert samples.num_rejected > 0 and samples.history.num_nonfinite[0] > 0
+        assert (samples.x[samples.log_weights > -torch.inf].abs() < 1).all()
+
+
+def test_samples_without_densities():
+    samples = WeightedSamples(torch.randn(4, DIM, dtype=torch.float64), torch.zeros(4))
+    back = transform_back(samples, affine())
+    assert back.log_prob is None and back.log_target is None
+    torch.testing.assert_close(affine()(back.x)[0], samples.x)
