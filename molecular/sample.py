@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mdtraj
 import numpy as np
@@ -19,8 +19,18 @@ from molecular.folders import complete_folder
 from molecular.geometry import dihedrals
 from molecular.peptide import Peptide
 from molecular.plots import ramachandran
-from molecular.smc import smc, summarize_history
-from nflib.montecarlo import AdaptiveTemperatures, BoltzmannDensity, SMCSamples, WeightedSamples, importance_sample
+from molecular.prose import MoleculeFlow, Prose
+from molecular.smc import SplitFlow, smc, summarize_history
+from molecular.transferable import InternalProse
+from nflib import Flow
+from nflib.montecarlo import (
+    AdaptiveTemperatures,
+    BoltzmannDensity,
+    Proposal,
+    SMCSamples,
+    WeightedSamples,
+    importance_sample,
+)
 from nflib.montecarlo.plots import plot_history
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -65,7 +75,7 @@ def sample_to_folder(
         samples: WeightedSamples
         if sampler == "smc":
             samples = smc(
-                flow,
+                cast(SplitFlow, flow),  # if it is none, that is what smc says
                 peptide,
                 num_samples,
                 kernel=kernel,
@@ -100,7 +110,7 @@ def sample_to_folder(
 
 
 def sample(
-    flow: PeptideFlow,
+    flow: PeptideFlow | MoleculeFlow,
     peptide: Peptide,
     num_samples: int,
     *,
@@ -111,11 +121,16 @@ def sample(
 ) -> WeightedSamples:
     """Samples of the flow, weighted to the Boltzmann distribution of the peptide's System at its temperature."""
     target = BoltzmannDensity(ReducedEnergy(peptide, device))
-    return importance_sample(flow, target, num_samples, batch_size=batch_size, seed=seed, progress=progress)
+    return importance_sample(
+        cast(Proposal, flow), target, num_samples, batch_size=batch_size, seed=seed, progress=progress
+    )
 
 
-def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow:
-    """The flow saved in `model`, or the one shipped for `sequence`; checked to belong to it."""
+def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | MoleculeFlow:
+    """The flow saved in `model`, or the one shipped for `sequence`: of this peptide alone, or one for every peptide.
+
+    Raises FileNotFoundError where there is none, ValueError for a flow of another peptide, or that does not take it.
+    """
     if model is None:
         model = SHIPPED / sequence
         if not model.is_dir():
@@ -123,7 +138,11 @@ def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu
             raise FileNotFoundError(
                 f"no flow is shipped for {sequence} (shipped: {shipped}); name one with --model, or train one."
             )
-    flow = PeptideFlow.from_pretrained(model, device)
+    flow = Flow.from_pretrained(model, device)
+    if isinstance(flow, InternalProse | Prose):
+        return flow.of(Peptide(sequence))
+    if not isinstance(flow, PeptideFlow):
+        raise ValueError(f"{model} holds a {type(flow).__name__}, which is no flow of a peptide; choose another model.")
     flow.check_sequence(sequence)
     return flow
 

@@ -162,8 +162,9 @@ def test_densities_and_weights_of_the_result(peptide, flow, kernel):
     torch.testing.assert_close(samples.log_prob[alive], log_prob.double(), atol=5e-2, rtol=0)
     assert abs(samples.log_normalizer + 195.31) < 1.0
     per_particle = 1 + 2 * (5 if kernel == "hmc" else 1)
-    # Draws cost one evaluation each, with the gradient that the first move needs.
-    assert samples.history.num_evaluations[-1] == per_particle * 120
+    # Draws cost one evaluation each, with the gradient that the first move needs; a trajectory that dies costs less.
+    spared = per_particle * 120 - samples.history.num_evaluations[-1]
+    assert spared == 0 if kernel == "mala" else 0 <= spared < 40
     assert samples.history.num_gradients == samples.history.num_evaluations
 
 

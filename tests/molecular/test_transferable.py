@@ -6,9 +6,10 @@ from functools import cache
 import pytest
 import torch
 
-from molecular import InternalProse
+from molecular import InternalProse, Peptide
 from molecular.coordinates import LocalFrames
 from molecular.features import pad
+from molecular.sample import load_flow, sample
 from molecular.spherical import Spherical
 from molecular.transferable.context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
 from molecular.transferable.coordinates import InternalCoordinates
@@ -254,3 +255,11 @@ def elements(topology):
 
 def atom(topology, residue, name):
     return next(atom.index for atom in topology.atoms() if atom.name == name and atom.residue.index == residue)
+
+
+def test_a_saved_flow_samples_the_peptide_that_is_asked_for(tmp_path):
+    make_flow().save_pretrained(tmp_path)
+    samples = sample(load_flow("GG", tmp_path), Peptide("GG"), 20, seed=0)
+    assert samples.x.shape == (20, Peptide("GG").num_atoms, 3)
+    with pytest.raises(ValueError, match="caps"):
+        load_flow("Ace-A-Nme", tmp_path)
