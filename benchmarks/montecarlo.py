@@ -6,8 +6,8 @@ Each sampler goes from the same normal proposal along the geometric path to the 
 adaptive temperatures: ours and blackjax with Hamiltonian Monte Carlo (blackjax does not adapt the step: it is given
 the one that ours ends with), ours with MALA as well, particles with its random walk, calibrated on the particles. Two
 samplers meet at equal error, not at equal particle number: compare `evaluations × error²` and `seconds × error²`.
-A peer that is not installed is left out, and said so: into a scratch environment, `pip install blackjax particles`, then
-`pip install --no-deps particles==0.4`, for beside numpy 2 pip chooses 0.3, which does not run there.
+A peer that is not installed is left out, and said so: into a scratch environment, `pip install blackjax particles`,
+then `pip install --no-deps particles==0.4`, for beside numpy 2 pip chooses 0.3, which does not run there.
 """
 
 import importlib.util

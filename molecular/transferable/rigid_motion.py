@@ -23,7 +23,8 @@ def random_rigid_motion(
     device = positions.device if generator is None else generator.device
     shape = (len(positions), 7)
     noise = torch.randn(shape, generator=generator, dtype=positions.dtype, device=device).to(positions.device)
-    rotated = torch.einsum("bij,bnj->bni", _rotations(noise[:, :4]), centred)
+    # Not a matrix product, which autocast would round to half precision.
+    rotated = (_rotations(noise[:, :4])[:, None] * centred[:, :, None]).sum(-1)
     return (rotated + noise[:, None, 4:] * scale * count.rsqrt()).masked_fill(~mask, 0.0)
 
 
