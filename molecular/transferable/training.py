@@ -57,10 +57,10 @@ def train_on_corpus(
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
     flow: TransferableFlow = kind(**architecture) if initial is None else kind.from_pretrained(initial)
     context: Context = partial(context_of(flow), orderings=flow.orderings)
-    training = training_source(corpus, context, config.seed)
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
-    validation = validation_source(corpus, context, len(corpus.sequences("train")), VALIDATION_FRAMES)
     table = symmetry_table(corpus, molecules, flow)
+    training = training_source(corpus, context, config.seed)
+    validation = validation_source(corpus, context, len(corpus.sequences("train")), VALIDATION_FRAMES)
     if initial is None:
         flow = _fitted(flow, training, table, config.seed)
     return fit(flow, training, validation, config=config, objective=LikelihoodPerDimension(table), output=Path(output))

@@ -1,0 +1,259 @@
+"""Training of transferable flows on a corpus: symmetries, rigid motion, the objective, the command and its errors."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from molecular import InternalProse, Peptide, Prose
+from molecular.boltzmann import ReducedEnergy
+from molecular.cli import main
+from molecular.corpus import ConformationStream, open_corpus
+from molecular.features import pad, prose_context
+from molecular.simulate import simulate
+from molecular.transferable.context import internal_context
+from molecular.transferable.data import Window
+from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
+from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
+from molecular.transferable.training import LikelihoodPerDimension, bucketed_log_prob, num_dimensions, spread
+from nflib.training import TrainingConfig
+from tests.molecular.peptide_topologies import draw_positions, make_topology
+
+SMALL = ["--channels", "8", "--num_blocks", "1", "--layers_per_block", "1", "--head_dim", "4"]
+LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
+SEQUENCES = ("GG", "AG", "GA")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three dipeptides, GA for validation; conformations are noise about a structure, enough to fit marginals to."""
+    folder = tmp_path_factory.mktemp("corpus")
+    split = {"train": ["GG", "AG"], "validation": ["GA"], "test": []}
+    (folder / "corpus.json").write_text(json.dumps({"seed": 0, "split": split}))
+    for sequence in SEQUENCES:
+        system = folder / "systems" / sequence
+        simulate(
+            Peptide(sequence), system, picoseconds=0.02, equilibration_ps=0.0, num_ladders=1, num_temperatures=2,
+            save_ps=0.002, progress=False,
+        )  # fmt: skip
+        shard = system / "frames-000000.npz"
+        arrays = {name: np.repeat(array, 20, axis=0) for name, array in np.load(shard).items()}
+        noise = 0.01 * np.random.default_rng(0).normal(size=arrays["positions"].shape)
+        arrays["positions"] = (arrays["positions"] + noise).astype(np.float32)
+        np.savez(shard, **arrays)
+        (system / "finished.json").write_text("{}")
+    return folder
+
+
+def train(corpus, output, *options):
+    main(["train", "--data", str(corpus), "--output", str(output), *SMALL, *LOOP, *options])
+
+
+@pytest.mark.parametrize(("coordinates", "kind"), [("internal", InternalProse), ("cartesian", Prose)])
+def test_training_goes_on_where_it_was_stopped(corpus, tmp_path, coordinates, kind):
+    options = ("--coordinates", coordinates, "--training.validation_interval", "2")
+    train(corpus, tmp_path / "whole", *options, "--training.max_steps", "4", "--training.warmup_steps", "1")
+    stopped = tmp_path / "stopped"
+    train(corpus, stopped, *options, "--training.max_steps", "4", "--training.warmup_steps", "1")
+    shutil.rmtree(stopped / "checkpoints" / "step-000000004")
+    train(corpus, stopped, *options, "--training.max_steps", "4", "--training.warmup_steps", "1")
+    models = [kind.from_pretrained(folder / "model") for folder in (tmp_path / "whole", stopped)]
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
+    samples, log_prob = models[0].of(Peptide("GA")).sample_and_log_prob(3, seed=0)
+    assert samples.shape[1:] == (20, 3)
+    assert log_prob.isfinite().all()
+
+
+def test_the_symmetries_of_all_residues():
+    counts = {s: len(symmetry_groups(make_topology(s))) for s in ("G", "A", "V", "F", "Y", "D", "E", "K", "W", "MT")}
+    # An ammonium at the start, a carboxylate at the end, and what the side chains have.
+    assert counts == {"G": 2, "A": 3, "V": 4, "F": 3, "Y": 3, "D": 3, "E": 3, "K": 3, "W": 2, "MT": 4}
+
+
+@pytest.mark.slow
+def test_symmetries_keep_the_energy():
+    """To the 0.1 kT by which improper torsions, whose atoms have an order, tell them apart."""
+    for sequence in ("FD", "YE", "KV"):
+        peptide = Peptide(sequence)
+        energy = ReducedEnergy(peptide, dtype=torch.float64)
+        noise = 0.005 * torch.randn(1, peptide.num_atoms, 3, generator=torch.Generator().manual_seed(0))
+        x = (torch.from_numpy(peptide.positions) + noise).double()
+        table = SymmetryTable([symmetry_groups(peptide)], peptide.num_atoms)
+        turned = table.turn(x.expand(20, -1, -1), torch.zeros(20, dtype=torch.int64), torch.Generator().manual_seed(0))
+        assert not torch.equal(turned, x.expand_as(turned))
+        assert (energy(turned) - energy(x)).abs().max() < 0.3
+
+
+def test_turning_a_batch_exchanges_the_atoms_of_groups_and_no_others():
+    topologies = [make_topology("GG"), make_topology("FA")]
+    groups = [symmetry_groups(topology) for topology in topologies]
+    lengths = [topology.getNumAtoms() for topology in topologies]
+    table = SymmetryTable(groups, max(lengths))
+    x = torch.arange(max(lengths)).float()[None, :, None].expand(400, -1, 3)
+    molecules = torch.arange(400) % 2
+    turned = table.turn(x, molecules, torch.Generator().manual_seed(0))[..., 0].long()
+    for molecule, own in enumerate(groups):
+        rows = turned[molecules == molecule]
+        moved = {int(atom) for group in own for atom in group.flatten()}
+        still = [atom for atom in range(max(lengths)) if atom not in moved]
+        assert torch.equal(rows[:, still], torch.tensor(still).expand(len(rows), -1))
+        for group in own:
+            found, counts = rows[:, group[0]].unique(dim=0, return_counts=True)
+            assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in group.tolist()}
+            assert counts.min() > 200 / len(group) * 0.6
+
+
+def test_random_rigid_motion_keeps_distances_and_places_the_centroid():
+    topology = make_topology("GA")
+    x = draw_positions(topology, 1).expand(4000, -1, -1)
+    x = torch.nn.functional.pad(x, (0, 0, 0, 2))
+    exists = (torch.arange(x.shape[1]) < topology.getNumAtoms()).expand(4000, -1)
+    moved = random_rigid_motion(x, exists, 0.5, torch.Generator().manual_seed(0))
+    assert (moved[~exists] == 0).all()
+    own = moved[:, : topology.getNumAtoms()]
+    torch.testing.assert_close(
+        torch.cdist(own[:5], own[:5]), torch.cdist(x[:5], x[:5])[:, : own.shape[1], : own.shape[1]]
+    )
+    centroid = own.mean(1)
+    expected = 0.5 / math.sqrt(own.shape[1])
+    torch.testing.assert_close(centroid.std(0), torch.full((3,), expected).double(), rtol=0.1, atol=0)
+    direction = torch.nn.functional.normalize(own[:, 0] - own[:, 1], dim=-1)
+    assert direction.mean(0).norm() < 0.06
+    assert (torch.det(torch.stack([own[:, i] - own[:, 3] for i in range(3)], dim=1)).sign().unique()).numel() == 1
+
+
+def test_the_centroid_energy_normalises_position_and_orientation():
+    """Two atoms on a spring: the integral over their six coordinates by Monte Carlo is 8 pi^2 over 8 pi^2."""
+    scale, stiffness = 0.5, 3.0
+    energy = CentroidEnergy(lambda x: stiffness * (x[:, 0] - x[:, 1]).square().sum(-1), scale)
+    x = torch.randn(200_000, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_normal = -0.5 * (x.square() + math.log(2 * math.pi)).flatten(1).sum(-1)
+    integral = (-energy(x) - log_normal).exp().mean()
+    # The spring's own integral over the relative position, per solid angle and per turn: x = centroid +- r / 2.
+    spring = (math.pi / stiffness) ** 1.5
+    assert float(integral) == pytest.approx(spring / (8 * math.pi**2), rel=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [InternalProse, Prose])
+def test_buckets_change_nothing_and_all_molecules_weigh_alike(kind):
+    torch.manual_seed(0)
+    flow = kind(channels=8, num_blocks=2, layers_per_block=1, head_dim=4, **EXTRA[kind]).eval()
+    for parameter in flow.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    topologies = [make_topology(sequence) for sequence in ("GAG", "G", "AA", "GW", "K")]
+    positions = [draw_positions(topology, 1, seed, torch.float32) for seed, topology in enumerate(topologies)]
+    longest = max(x.shape[1] for x in positions)
+    x = torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in positions])
+    context = flow.context(*topologies)
+    log_prob = flow.log_prob(x, context)
+    torch.testing.assert_close(bucketed_log_prob(flow, x, context, 3), log_prob, atol=1e-3, rtol=1e-5)
+    dimensions = num_dimensions(flow, context)
+    removed = 6 if kind is InternalProse else 0
+    assert dimensions.tolist() == [3 * t.getNumAtoms() - removed for t in topologies]
+    if kind is InternalProse:  # a flow on plain positions sees them moved at random
+        groups = [[] for _ in topologies]
+        batch = {"inputs": x, "context": context, "system": torch.arange(5)}
+        loss, metrics = LikelihoodPerDimension(SymmetryTable(groups, longest))(flow, batch, torch.Generator())
+        torch.testing.assert_close(loss, -(log_prob / dimensions).mean(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(metrics["negative_log_likelihood"], -log_prob.mean(), rtol=1e-5, atol=1e-3)
+
+
+EXTRA = {InternalProse: {"condition_channels": 8}, Prose: {"scale": 0.3}}
+
+
+def test_the_spread_leaves_out_padding():
+    x = torch.nn.functional.pad(torch.randn(50, 20, 3, generator=torch.Generator().manual_seed(0)), (0, 0, 0, 5))
+    context = torch.zeros(50, 25, 4, dtype=torch.int64)
+    context[:, :20] = 1
+    centred = x[:, :20] - x[:, :20].mean(1, keepdim=True)
+    assert spread([{"inputs": x, "context": context}]) == pytest.approx(float(centred.square().mean().sqrt()))
+
+
+def test_a_window_on_a_large_corpus_moves_on(corpus):
+    stream = ConformationStream(
+        open_corpus(corpus), "train", batch_size=1, epochs=None, context=internal_context, buffer_size=16
+    )
+    window = Window(stream, 40)
+    before = window.batch(torch.arange(40))
+    window.refresh(None, 1, torch.Generator())
+    after = window.batch(torch.arange(40))
+    assert torch.equal(before["inputs"][10:], after["inputs"][10:])
+    assert not torch.equal(before["inputs"][:10], after["inputs"][:10])
+    assert len(window) == 40
+
+
+def damaged(corpus, tmp_path, sequence="AG"):
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    return copy, copy / "systems" / sequence
+
+
+def test_damaged_shards_and_frames_are_left_out_and_counted(corpus, tmp_path, caplog):
+    copy, _ = damaged(corpus, tmp_path)
+    arrays = dict(np.load(copy / "systems" / "GG" / "frames-000000.npz"))
+    arrays["positions"][3] = np.nan
+    np.savez(copy / "systems" / "GG" / "frames-000000.npz", **arrays)
+    shutil.copy(copy / "systems" / "GG" / "frames-000000.npz", copy / "systems" / "GG" / "frames-000001.npz")
+    path = copy / "systems" / "GG" / "frames-000001.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    train(copy, tmp_path / "output", "--training.max_steps", "1")
+    assert "Left out 1 damaged shards and 1 frames." in caplog.text
+
+
+def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "corpus.json").write_text(json.dumps({"split": {"train": [], "validation": [], "test": []}}))
+    copy, system = damaged(corpus, tmp_path)
+    capped = copy / "systems" / "Ace-A-Nme"
+    shutil.copytree(system, capped)
+    (copy / "corpus.json").write_text(
+        json.dumps({"split": {"train": ["GG", "Ace-A-Nme"], "validation": [], "test": []}})
+    )
+    peptide = Peptide("Ace-A-Nme")
+    from openmm import app, unit
+
+    with (capped / "topology.pdb").open("w") as file:
+        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file, keepIds=True)
+    cases = (
+        (empty, (), "holds no frames for train"),
+        (tmp_path / "none", (), "settings.json"),
+        (corpus, ("--coordinates", "local_frames"), "coordinates must be one of"),
+        (corpus, ("--energy_weight", "1"), "energy_weight"),
+        (copy, (), "Ace-A-Nme"),
+    )
+    for folder, options, words in cases:
+        with pytest.raises(SystemExit) as stop:
+            train(folder, tmp_path / "output", "--training.max_steps", "1", *options)
+        assert words in str(stop.value), stop.value
+
+
+def test_peptides_that_are_too_long_are_refused(corpus, tmp_path):
+    from molecular.transferable.training import train_on_corpus
+
+    config = TrainingConfig(max_steps=1, batch_size=8, progress_bar=False, tensorboard=False)
+    small = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4}
+    with pytest.raises(ValueError, match="AG has 20 atoms, but the flow takes 18"):
+        train_on_corpus(corpus, tmp_path, config, max_atoms=18, **small)
+
+
+def test_contexts_of_both_flows_are_padded_by_one_function():
+    topologies = [make_topology("G"), make_topology("GA")]
+    for context_of in (internal_context, prose_context):
+        contexts = [context_of(topology) for topology in topologies]
+        batch = pad(contexts)
+        assert torch.equal(batch[1], contexts[1])
+        assert (batch[0, len(contexts[0]) :, 0] == 0).all()
