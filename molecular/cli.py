@@ -39,6 +39,7 @@ def simulate(
     save_ps: float = 1.0,
     frames: str = "float32",
     temperature: float | None = None,
+    hydrogen_mass: float | None = None,
     engine: str = "batched",
     platform: str = "CPU",
     compile: bool = False,
@@ -65,6 +66,7 @@ def simulate(
         save_ps: time between saved frames.
         frames: how positions are stored: float32 or float16 (npz), or xtc.
         temperature: K; default 300 for capped, 310 for uncapped peptides.
+        hydrogen_mass: amu, taken from the bonded heavy atoms, so that longer steps are stable; natural without it.
         engine: batched (tensors, on the device) or openmm (the reference, one replica after the other).
         platform: of the openmm engine: CPU, Reference, CUDA ...
         compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
@@ -103,6 +105,7 @@ def simulate(
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             temperature=temperature,
+            hydrogen_mass=hydrogen_mass,
             seed=seed,
             tar=tar,
             **options,
@@ -113,7 +116,8 @@ def simulate(
     from molecular.simulate import simulate as run
 
     assert peptide is not None
-    result = run(Peptide(peptide, temperature=temperature), output, seed=seed, **options)
+    molecule = Peptide(peptide, temperature=temperature, hydrogen_mass=hydrogen_mass)
+    result = run(molecule, output, seed=seed, **options)
     for line in report_lines(result.report):
         log.info("%s", line)
 

@@ -26,6 +26,7 @@ def simulate_corpus(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
     temperature: float | None = None,
+    hydrogen_mass: float | None = None,
     seed: int = 0,
     tar: bool = False,
     storage: str = "float32",
@@ -39,7 +40,7 @@ def simulate_corpus(
 
     Args:
         sequences: see `read_sequences`. split: see `read_split`; without one, `split_by_sequence` with the fractions.
-        temperature: K, of every peptide. storage, options: of `simulate`.
+        temperature: K, hydrogen_mass: amu, of every peptide, see `Peptide`. storage, options: of `simulate`.
         tar: pack the frames for streaming as well (`molecular.corpus.pack`).
 
     Raises ValueError for no sequences, or a corpus in ``output`` whose sequences are missing here or, without a
@@ -66,14 +67,15 @@ def simulate_corpus(
 
     for number, sequence in enumerate(sequences, start=1):
         system = folder / "systems" / sequence
-        wanted = json.loads(json.dumps({"temperature": temperature, "storage": storage, **options}, default=str))
+        build = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
+        wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
         finished = system / FINISHED
         if finished.is_file() and _same(json.loads(finished.read_text()), wanted):
             continue
         finished.unlink(missing_ok=True)
         log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
         result = simulate(
-            Peptide(sequence, temperature=temperature), system, seed=seed_of(sequence, seed), storage=storage, **options
+            Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options
         )
         for line in report_lines(result.report):
             log.info("%s", line)
