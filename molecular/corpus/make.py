@@ -67,7 +67,7 @@ def simulate_corpus(
 
     for number, sequence in enumerate(sequences, start=1):
         system = folder / "systems" / sequence
-        build = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
+        build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
         wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
         finished = system / FINISHED
         if finished.is_file() and _same(json.loads(finished.read_text()), wanted):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -202,10 +202,13 @@ class GeometricPath:
 
 
 class _Constant:
-    """Log q = 0 everywhere, with a gradient."""
+    """Log q = 0 everywhere, with a gradient; nothing to draw from."""
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        return 0.0 * x.flatten(1).sum(dim=1)
+    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        return 0.0 * inputs.flatten(1).sum(dim=1)
+
+    def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None, **keywords: Any) -> Any:
+        raise NotImplementedError("a constant density has no samples")
 
 
 def _finite_only(

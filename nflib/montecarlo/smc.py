@@ -277,6 +277,7 @@ class _Run:
         the last one."""
         particles, log_weights, step_size = state.particles, state.log_weights, state.step_size
         history = state.history
+        assert step_size is not None  # `advance` chooses it before the first move
         acceptances, num_nonfinite, num_rejected = [], 0, state.num_rejected
         for _ in range(moves):
             particles, move = self.kernel.step(particles, path, inverse_temperature, step_size, self.generator)
