@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
 TOLERANCE = 1e-4
 # Side of a picture in pixels that is easy to see.
 VISIBLE = 128
+DEFAULT_DECODING = "sequential"
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def generate_to_files(
     guidance: float = 0.0,
     denoise: str = "score",
     overlap: int | None = None,
-    decoding: str = "sequential",
+    decoding: str = DEFAULT_DECODING,
     seed: int = 0,
     device: str = "cpu",
 ) -> list[Path]:
@@ -74,7 +75,65 @@ def generate_to_files(
         seed=seed,
         decoding=decoder(decoding, video),
     )
-    enlarge = max(VISIBLE // shape[-1], 1)
+    heading = {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
+    return write_files(video, clips, prompts, out, gallery, seed=seed, heading=heading)
+
+
+def edit_to_files(
+    clip: str | Path,
+    prompts: Sequence[str],
+    source_prompt: str = "",
+    out: str | Path | None = None,
+    *,
+    gallery: str | Path | None = None,
+    model: str | Path | None = None,
+    keep_frames: int = 0,
+    fresh: float = 0.0,
+    guidance: float = 0.0,
+    denoise: str = "score",
+    overlap: int | None = None,
+    decoding: str = DEFAULT_DECODING,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Path]:
+    """`VideoModel.edit` of the clip in a file, once for each prompt; a gallery shows the clip itself first.
+
+    All else as for `generate_to_files`, which raises the same.
+    """
+    if out is None and gallery is None:
+        raise ValueError("nothing is to be written; name a file by --out, or a page by --gallery.")
+    video = load_model(model, device)
+    given = read_clip(clip, video.settings.clip_shape[1:]).unsqueeze(0)
+    clips = video.edit(
+        given,
+        [source_prompt] * len(prompts),
+        prompts,
+        keep_frames=keep_frames,
+        fresh=fresh,
+        guidance=guidance,
+        denoise=denoise,
+        overlap=overlap,
+        seed=seed,
+        decoding=decoder(decoding, video),
+    )
+    heading = {"clip": str(clip), "source prompt": repr(source_prompt), "kept frames": keep_frames, "new noise": fresh}
+    heading |= {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
+    return write_files(video, clips, prompts, out, gallery, seed=seed, heading=heading, source=(given, source_prompt))
+
+
+def write_files(
+    video: VideoModel,
+    clips: Tensor,
+    prompts: Sequence[str],
+    out: str | Path | None,
+    gallery: str | Path | None,
+    *,
+    seed: int,
+    heading: Mapping[str, object],
+    source: tuple[Tensor, str] | None = None,
+) -> list[Path]:
+    """Write the clips, numbered if there are several, and a gallery of them; source: a clip to show first, and its prompt."""
+    enlarge = max(VISIBLE // clips.shape[-1], 1)
     rate, written = video.settings.frame_rate, []
     if out is not None:
         out = Path(out)
@@ -83,9 +142,10 @@ def generate_to_files(
             written.append(write_clip(clip, path, rate, enlarge=enlarge))
             log.info("Written %s: %r.", path, prompts[number - 1])
     if gallery is not None:
+        if source is not None:
+            clips, prompts = torch.cat([source[0].to(clips), clips]), [source[1], *prompts]
         nats = nats_per_dim(video, clips, prompts, seed=seed)
         entries = [Entry(prompt, clip, values) for prompt, clip, values in zip(prompts, clips, nats, strict=True)]
-        heading = {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
         written.append(write_gallery(entries, gallery, rate, heading, enlarge=enlarge))
         log.info("Written %s: %d clips.", gallery, len(clips))
     return written
