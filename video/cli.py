@@ -122,7 +122,7 @@ def generate(
     denoise: str = "score",
     overlap: int | None = None,
     num_clips: int = 1,
-    decoding: str = "sequential",
+    decoding: str = "auto",
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -140,7 +140,7 @@ def generate(
         denoise: how noise is taken off the latents: score, learned or none.
         overlap: frames of a window that the next one is given; default half of it, 0 for a single window.
         num_clips: clips of each prompt.
-        decoding: sequential, or jacobi: all tokens of a frame at once, from the frame before it.
+        decoding: sequential, jacobi (a few frames at once, from the one before), or auto: the faster of the two.
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """
@@ -176,7 +176,7 @@ def edit(
     guidance: float = 0.0,
     denoise: str = "score",
     overlap: int | None = None,
-    decoding: str = "sequential",
+    decoding: str = "auto",
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -194,7 +194,7 @@ def edit(
         guidance: weight of classifier-free guidance; 0 for none.
         denoise: how noise is taken off the latents: score, learned or none.
         overlap: frames of a window that the next one is given; default half of it, 0 for a single window.
-        decoding: sequential, or jacobi: all tokens of a frame at once, from the frame before it.
+        decoding: sequential, jacobi (a few frames at once, from the one before), or auto: the faster of the two.
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """

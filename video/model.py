@@ -17,6 +17,7 @@ from nflib.decoding import Decoder
 from nflib.flow import Flow
 from nflib.transforms import ProductGuidance
 from video import rollout
+from video.decoding import FramesAtOnce
 from video.denoiser import UNIT
 from video.latents import Latents, first_line, load_latents
 from video.starflow_v import STARFlowV
@@ -48,7 +49,7 @@ class ModelSettings:
 class VideoModel:
     """Clips ``(B, T, C, H, W)`` in -1 … 1 from prompts, and log-densities of clips.
 
-    flow: of latents with noise. `save` and `load` keep all parts in one folder.
+    flow: of latents with noise; `decoding` is how it is inverted where nothing else is said. `save` and `load` keep all parts in one folder.
     """
 
     def __init__(self, flow: STARFlowV, latents: Latents, text: TextEncoder, settings: ModelSettings):
@@ -56,6 +57,7 @@ class VideoModel:
         self.latents = latents
         self.text = text
         self.settings = settings
+        self.decoding = FramesAtOnce(flow._transform.frame_length)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> VideoModel:
@@ -76,13 +78,19 @@ class VideoModel:
             raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
         flow = STARFlowV.from_pretrained(Path(folder) / "flow", device)
         latents = load_latents(Path(folder) / "autoencoder", device=device)
-        model = cls(flow, latents, load_text(Path(folder) / "text", device=device), settings)
-        expected, own = latents.latent_shape(settings.clip_shape), tuple((flow.config or {})["event_shape"])
+        text = load_text(Path(folder) / "text", device=device)
+        config = flow.config or {}
+        expected, own = latents.latent_shape(settings.clip_shape), tuple(config["event_shape"])
         if expected[1:] != own[1:]:
             raise ValueError(
                 f"{folder} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}."
             )
-        return model
+        if (text.length, text.channels) != (config["text_length"], config["text_channels"]):
+            raise ValueError(
+                f"{folder} is inconsistent: its text is {text.length} words of {text.channels} channels, its flow takes "
+                f"{config['text_length']} of {config['text_channels']}."
+            )
+        return cls(flow, latents, text, settings)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write all parts into `folder`."""
@@ -147,7 +155,9 @@ class VideoModel:
         for first, done, stop in rollout.windows(num_frames, num_given, self.window, overlap):
             context = self._window_context(prompts, is_first=num_given <= 1 and done == num_given)
             known = noisy[:, first:] if done > first else None
-            window = rollout.generate(flow, stop - first, context, known, generator=generator, decoding=decoding)
+            window = rollout.generate(
+                flow, stop - first, context, known, generator=generator, decoding=decoding or self.decoding
+            )
             noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
             plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
         clips = self.latents.decode(plain)
@@ -198,7 +208,7 @@ class VideoModel:
             new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
             noise = math.sqrt(1 - fresh**2) * noise + fresh * new
             known = edited[:, first:] if done > first else None
-            window = rollout.decode(flow, noise, context, known, decoding=decoding)
+            window = rollout.decode(flow, noise, context, known, decoding=decoding or self.decoding)
             edited = torch.cat([edited, window[:, done - first :]], dim=1)
             plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
         made = self.latents.decode(plain)
