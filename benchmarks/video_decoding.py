@@ -124,9 +124,8 @@ def sweep_rows(flow: STARFlowV, context: Tensor, rounds: int, clock: Callable[[]
     rows: list[list[object]] = []
     for start in (length, total // 2, total - length):
         sizes = [n for n in (1, length // 2, length, 2 * length, 4 * length) if n and start + n <= total]
-        calls = {
-            str(n): (lambda n=n: deep.extend(u[:, start - 1 : start + n - 1], start, cache, embedded)) for n in sizes
-        }
+        inputs = {str(n): (u[:, start - 1 : start + n - 1], start, cache, embedded) for n in sizes}
+        calls = {name: (lambda taken=taken: deep.extend(*taken)) for name, taken in inputs.items()}
         for size, taken in timed(calls, 10 * rounds, clock).items():
             rows.append([start, size, f"{1e3 * taken:.2f}"])
     return rows

@@ -21,8 +21,8 @@ class FramesAtOnce:
     """Inverts the deep map by sweeps over the next `frames` frames, whose first guess is the frame before them.
 
     That is `GaussSeidelJacobi` with `PreviousFrame` (video-aware Jacobi, STARFlow-V, arXiv 2511.20462). Maps inside a
-    frame, which all frames of a clip share in one batch, and more than `largest_batch` clips go token by token, which is
-    faster there. tolerance: as for `GaussSeidelJacobi`.
+    frame, which all frames of a clip share in one batch, and more than `largest_batch` clips go token by token, which
+    is faster there. tolerance: as for `GaussSeidelJacobi`.
     """
 
     def __init__(

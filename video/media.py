@@ -31,9 +31,10 @@ def write_clip(
 ) -> Path:
     """Write a clip ``(T, C, H, W)`` in -1 … 1 as the suffix says: .mp4 (and the like), .gif, or a strip as .png.
 
-    enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart. codec: FFmpeg's name (default: the first of H.264's that is there, at a
-    quality that the eye cannot tell from the clip, else MPEG-4's). Raises ValueError for clips of another shape, odd
-    sizes in a video, or an unknown suffix or codec, OSError where the file cannot be written.
+    enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart. codec: FFmpeg's name (default:
+    the first of H.264's that is there, at a quality that the eye cannot tell from the clip, else MPEG-4's). Raises
+    ValueError for clips of another shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file
+    cannot be written.
     """
     path = check_suffix(path)
     frames = as_bytes(clip, enlarge)

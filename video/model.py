@@ -49,7 +49,8 @@ class ModelSettings:
 class VideoModel:
     """Clips ``(B, T, C, H, W)`` in -1 … 1 from prompts, and log-densities of clips.
 
-    flow: of latents with noise; `decoding` is how it is inverted where nothing else is said. `save` and `load` keep all parts in one folder.
+    flow: of latents with noise; `decoding` is how it is inverted where nothing else is said. `save` and `load` keep all
+    parts in one folder.
     """
 
     def __init__(self, flow: STARFlowV, latents: Latents, text: TextEncoder, settings: ModelSettings):
@@ -87,8 +88,8 @@ class VideoModel:
             )
         if (text.length, text.channels) != (config["text_length"], config["text_channels"]):
             raise ValueError(
-                f"{folder} is inconsistent: its text is {text.length} words of {text.channels} channels, its flow takes "
-                f"{config['text_length']} of {config['text_channels']}."
+                f"{folder} is inconsistent: its text is {text.length} words of {text.channels} channels, its flow "
+                f"takes {config['text_length']} of {config['text_channels']}."
             )
         return cls(flow, latents, text, settings)
 

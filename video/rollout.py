@@ -117,7 +117,7 @@ def _windows(
 
 
 def windows(num_frames: int, num_known: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """How frames are generated window after window: frames first … stop at a time, of which those before done are known.
+    """Windows one after the other: each of the frames first … stop, of which those before done are known.
 
     >>> list(windows(9, 1, 4, 2))
     [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 9)]

@@ -68,7 +68,7 @@ OUT = ["--out", "{folder}/out.gif"]
         (["--frames", "20", "--overlap", "0"], "20 frames are more than the 4 of one window"),
         (["--frames", "0"], "clips of 0 frames"),
         (["--num-clips", "0"], "there is no prompt"),
-        (["--guidance", "-1"], "must not be negative"),
+        (["--guidance", "-1"], "must be zero or positive"),
         (["--out", "{folder}/out.doc"], "ends in none of"),
         (["--out", "{folder}/none/out.gif"], "there is no folder"),
         (["--gallery", "{folder}/none/page.html"], "there is no folder"),
