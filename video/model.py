@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nflib.decoding import Decoder
+from nflib.decoding import Decoder, current
 from nflib.flow import Flow
 from nflib.transforms import ProductGuidance
 from video import rollout
@@ -152,13 +152,11 @@ class VideoModel:
         if num_frames <= noisy.shape[1]:
             raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
         plain, num_given = noisy, noisy.shape[1]
-        flow = self._guided(guidance)
+        flow, decoder = self._guided(guidance), decoding or current() or self.decoding
         for first, done, stop in rollout.windows(num_frames, num_given, self.window, overlap):
             context = self._window_context(prompts, is_first=num_given <= 1 and done == num_given)
             known = noisy[:, first:] if done > first else None
-            window = rollout.generate(
-                flow, stop - first, context, known, generator=generator, decoding=decoding or self.decoding
-            )
+            window = rollout.generate(flow, stop - first, context, known, generator=generator, decoding=decoder)
             noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
             plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
         clips = self.latents.decode(plain)
@@ -202,14 +200,14 @@ class VideoModel:
             raise ValueError(f"keep_frames must lie in 0 … {num_frames - 1}, fewer than the clip's, got {keep_frames}.")
         overlap = self._overlap(num_frames, overlap)
         edited = plain = noisy[:, :keep_frames]
-        flow = self._guided(guidance)
+        flow, decoder = self._guided(guidance), decoding or current() or self.decoding
         for first, done, stop in rollout.windows(num_frames, keep_frames, self.window, overlap):
             source, context = (self._window_context(texts, is_first=first == 0) for texts in (source_prompts, prompts))
             noise = flow.transform_to_noise(noisy[:, first:stop], source)
             new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
             noise = math.sqrt(1 - fresh**2) * noise + fresh * new
             known = edited[:, first:] if done > first else None
-            window = rollout.decode(flow, noise, context, known, decoding=decoding or self.decoding)
+            window = rollout.decode(flow, noise, context, known, decoding=decoder)
             edited = torch.cat([edited, window[:, done - first :]], dim=1)
             plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
         made = self.latents.decode(plain)
