@@ -133,7 +133,7 @@ def test_damaged_model(copied, part):
 def test_no_traceback(files):
     """As a user sees it."""
     command = [sys.executable, "-m", "video", "likelihood", str(files / "cut.mp4"), "--model", str(files / "model")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ, check=False)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in ended.stderr
     assert not ended.stdout
