@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ PARAMETER_SIZE = 0.1
 def random_weights() -> tuple[STARFlowV, TextEncoder]:
     """The shipped architecture with random weights whose shifts and log-scales have root mean square PARAMETER_SIZE."""
     text = Words(WORDS, 8)
-    size = {"text_length": text.length, "text_channels": text.channels, "layer": {"head_dim": 32}}
+    size: dict[str, Any] = {"text_length": text.length, "text_channels": text.channels, "layer": {"head_dim": 32}}
     flow = STARFlowV((16, 4, 8, 8), 2, 128, [1, 1, 1, 4], **size).eval()
     for module in flow.modules():
         if isinstance(module, nn.Linear):
@@ -100,7 +100,7 @@ class Deep:
         return (self.decoder if is_deep else decoding.Sequential())(transform, noise, context, prefix)
 
 
-def timed(calls: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+def timed(calls: Mapping[str, Callable[..., object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median times, the calls taking turns after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):

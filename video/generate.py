@@ -154,7 +154,7 @@ def decoder(name: str, model: VideoModel) -> Decoder:
     "sequential": token by token; "jacobi": a few frames at once, from the one before (`FramesAtOnce`). Raises
     ValueError for another name.
     """
-    decoders = {
+    decoders: dict[str, Decoder] = {
         "auto": model.decoding,
         "sequential": Sequential(),
         "jacobi": FramesAtOnce(model.flow._transform.frame_length, largest_batch=sys.maxsize),

@@ -203,7 +203,7 @@ class VideoModel:
         flow, decoder = self._guided(guidance), decoding or current() or self.decoding
         for first, done, stop in rollout.windows(num_frames, keep_frames, self.window, overlap):
             source, context = (self._window_context(texts, is_first=first == 0) for texts in (source_prompts, prompts))
-            noise = flow.transform_to_noise(noisy[:, first:stop], source)
+            noise, _ = flow._transform(noisy[:, first:stop], flow._embedding_net(source))
             new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
             noise = math.sqrt(1 - fresh**2) * noise + fresh * new
             known = edited[:, first:] if done > first else None

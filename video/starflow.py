@@ -48,7 +48,7 @@ class STARFlow(DeepShallowFlow):
         event_shape = tuple(int(n) for n in event_shape)
         patches = ImagePatches(event_shape, patch_size)
         grid = (event_shape[1] // patch_size, event_shape[2] // patch_size)
-        config = {
+        config: dict[str, Any] = {
             "event_shape": list(event_shape),
             "patch_size": patch_size,
             "channels": channels,

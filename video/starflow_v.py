@@ -58,7 +58,7 @@ class STARFlowV(DeepShallowFlow):
         max_frames, *frame_shape = event_shape
         patches = VideoPatches(frame_shape, patch_size)
         grid = (frame_shape[1] // patch_size, frame_shape[2] // patch_size)
-        config = {
+        config: dict[str, Any] = {
             "event_shape": list(event_shape),
             "patch_size": patch_size,
             "channels": channels,
