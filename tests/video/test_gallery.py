@@ -20,7 +20,7 @@ addEventListener("load", async () => {
     pictures: [...document.images].map(image => [image.naturalWidth, image.naturalHeight]),
     videos: videos.map(video => [video.videoWidth, video.videoHeight, video.duration]),
     asked: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
-    beyond: document.documentElement.scrollWidth - innerWidth,
+    beyond: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   });
 });
 </script></body>"""
