@@ -49,8 +49,8 @@ class ConcatenatedCache(KeyValueCache):
     def __init__(self, num_layers: int) -> None:
         self.parts: list[list[Tensor]] = [[] for _ in range(num_layers)]
 
-    def write(self, layer: int, start: int, key_value: Tensor) -> Tensor:
-        self.parts[layer].append(key_value)
+    def write(self, layer: int, start: int, *key_value: Tensor) -> Tensor:
+        self.parts[layer].append(torch.cat(key_value, dim=1))
         return torch.cat(self.parts[layer], dim=2)
 
     def mask(self, new: int, total: int) -> None:

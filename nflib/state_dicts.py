@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,23 +40,33 @@ def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[
     both sides ("weight", "bias"). Raises ValueError, before anything is copied, where a parameter of ours is missing,
     a tensor of theirs has no place, or a shape differs.
     """
-    own = dict(module.named_parameters())
-    theirs = {_their_name(name, names): parameter for name, parameter in own.items()}
-    missing, unknown = sorted(theirs.keys() - state.keys()), sorted(state.keys() - theirs.keys())
-    if missing or unknown:
-        wrong = f"lacks {missing[0]!r}" if missing else f"should not have {unknown[0]!r}"
-        raise ValueError(
-            f"the state dict {wrong}: {len(missing)} tensors are missing and {len(unknown)} unknown; it belongs to "
-            "another model, or is damaged."
-        )
+    theirs = {_their_name(name, names): parameter for name, parameter in module.named_parameters()}
+    check_keys(theirs, state)
     for name, parameter in theirs.items():
-        if parameter.shape != state[name].shape:
-            raise ValueError(
-                f"{name!r} of the state dict has shape {tuple(state[name].shape)}, where the other sizes ask for "
-                f"{tuple(parameter.shape)}; the file is damaged, or of another kind of model."
-            )
+        check_shape(name, state[name], state[name].shape, parameter.shape)
     for name, parameter in theirs.items():
         parameter.copy_(state[name])
+
+
+def check_keys(wanted: Iterable[str], state: Mapping[str, Tensor], ignored: tuple[str, ...] = ()) -> None:
+    """Raises ValueError unless `state` has the wanted keys and no others, but for those with an ignored ending."""
+    wanted = set(wanted)
+    missing = sorted(wanted - state.keys())
+    unknown = sorted(key for key in state.keys() - wanted if not key.endswith(ignored))
+    if missing or unknown:
+        raise ValueError(
+            f"the state dict belongs to another configuration: {len(missing)} keys are missing and {len(unknown)} "
+            f"unknown, for example {(missing + unknown)[0]!r}."
+        )
+
+
+def check_shape(name: str, given: Tensor, shape: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raises ValueError unless `shape`, which the tensor given has or was converted to, is the wanted one."""
+    if tuple(shape) != tuple(wanted):
+        raise ValueError(
+            f"the state dict belongs to another configuration: its {name!r} has shape {tuple(given.shape)}, which does "
+            f"not fit {tuple(wanted)}."
+        )
 
 
 def _their_name(name: str, names: Mapping[str, str]) -> str:

@@ -125,7 +125,7 @@ def generate(
     denoise: str = "score",
     overlap: int | None = None,
     num_clips: int = 1,
-    decoding: str = "sequential",
+    decoding: str = "auto",
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -143,7 +143,7 @@ def generate(
         denoise: how noise is taken off the latents: score, learned or none.
         overlap: frames of a window that the next one is given; default half of it, 0 for a single window.
         num_clips: clips of each prompt.
-        decoding: sequential, or jacobi: all tokens of a frame at once, from the frame before it.
+        decoding: sequential, jacobi (a few frames at once, from the one before), or auto: the faster of the two.
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """
@@ -158,6 +158,60 @@ def generate(
         first_frame=first_frame,
         continue_clip=continue_clip,
         frames=frames,
+        guidance=guidance,
+        denoise=denoise,
+        overlap=overlap,
+        decoding=decoding,
+        seed=seed,
+        device=device,
+    )
+
+
+def edit(
+    clip: Path,
+    prompt: str = "",
+    source_prompt: str = "",
+    out: Path | None = None,
+    gallery: Path | None = None,
+    model: Path | None = None,
+    keep_frames: int = 0,
+    fresh: float = 0.0,
+    guidance: float = 0.0,
+    denoise: str = "score",
+    overlap: int | None = None,
+    decoding: str = "auto",
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Edit a clip: its noise under one prompt, decoded under another.
+
+    Args:
+        clip: a video, GIF or image.
+        prompt: of what the clip is to become; several, one clip each, are separated by semicolons. Empty: without one.
+        source_prompt: of what the clip is; empty: without one.
+        out: .mp4 (.mkv, .webm …), .gif, or .png for a strip of frames; several clips are numbered.
+        gallery: a page of HTML with the clip, what became of it, prompts and likelihoods.
+        model: folder of a trained model; default: the shipped one of moving digits.
+        keep_frames: how many of the first latent frames stay as they are.
+        fresh: share of new noise in 0 … 1: 0 keeps all of the clip's own, 1 none of it.
+        guidance: weight of classifier-free guidance; 0 for none.
+        denoise: how noise is taken off the latents: score, learned or none.
+        overlap: frames of a window that the next one is given; default half of it, 0 for a single window.
+        decoding: sequential, jacobi (a few frames at once, from the one before), or auto: the faster of the two.
+        seed: of the random numbers.
+        device: cpu, cuda or mps.
+    """
+    from video.generate import edit_to_files
+
+    edit_to_files(
+        clip,
+        [part.strip() for part in prompt.split(";")],
+        source_prompt,
+        out,
+        gallery=gallery,
+        model=model,
+        keep_frames=keep_frames,
+        fresh=fresh,
         guidance=guidance,
         denoise=denoise,
         overlap=overlap,
@@ -220,7 +274,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "train_autoencoder": train_autoencoder,
     "generate": generate,
+    "edit": edit,
     "likelihood": likelihood,
     "evaluate": evaluate,
 }
-POSITIONAL = ("likelihood",)
+POSITIONAL = ("likelihood", "edit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from nflib.networks import Rotary
 from nflib.transforms import AutoregressiveTransform, Framewise, Reverse
 from nflib.transforms.autoregressive import Autoregressive
 from video.blocks import LayerSettings, TextPrefix, causal_network
+from video.patches import FrameNoise
 from video.positions import axial_coordinates, line_rotary
 
 
@@ -73,6 +75,20 @@ class DeepShallow(Transform):
                 f"{tokens.shape[1] / self.frame_length:g} frames are more than the {self.max_frames} of this flow's "
                 "positions: generate longer clips by video.rollout, or get a flow for more by resized()."
             )
+
+
+# Arguments of STARFlow and STARFlow-V that `deep_shallow` takes as they are.
+ARCHITECTURE = (
+    "layers_per_block",
+    "text_length",
+    "text_channels",
+    "project_text",
+    "top",
+    "span",
+    "reverse_first",
+    "scale",
+    "soft_clip",
+)
 
 
 def deep_shallow(
@@ -138,6 +154,21 @@ class DeepShallowFlow(Flow):
     """What STARFlow and STARFlow-V have in common: one `DeepShallow` transform, and weights that fit any size."""
 
     _transform: DeepShallow
+
+    def __init__(
+        self,
+        patches: Any,
+        grid: tuple[int, int],
+        max_frames: int,
+        rotary: Callable[[Tensor, int], Rotary],
+        config: dict[str, Any],
+    ):
+        """config: the arguments that the flow itself was made with; of a span of None it keeps the default's number."""
+        config["span"] = math.sqrt(math.prod(grid)) if config["span"] is None else config["span"]
+        layer = LayerSettings(config["channels"]).but(config["layer"])
+        architecture = {name: config[name] for name in ARCHITECTURE}
+        transform = deep_shallow(patches, grid, max_frames, rotary, layer, **architecture)
+        super().__init__(transform, FrameNoise(max_frames, *patches.token_shape), config=config)
 
     def resized(self, event_shape: Sequence[int]) -> Self:
         """This flow for events of another height, width or number of frames: on the very same weights, shared.

@@ -19,7 +19,9 @@ main { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr
 figure { margin: 0; padding: .8rem; background: #fff; border: 1px solid #ddd; border-radius: 6px }
 figure img { display: block; margin: 0 auto .6rem; image-rendering: pixelated }
 figcaption small { color: #666 }
-svg { width: 100%; height: 3rem; display: block }
+.curve { display: flex; gap: .4rem; margin-top: .4rem; color: #666; font-size: .7rem }
+.curve div { display: flex; flex-direction: column; justify-content: space-between; line-height: 1 }
+svg { width: 100%; height: 3rem; display: block; border: solid #ddd; border-width: 0 0 1px 1px }
 """
 
 
@@ -44,12 +46,14 @@ def write_gallery(
     if not entries:
         raise ValueError("a gallery needs at least one clip.")
     settings = ", ".join(f"{name} {value}" for name, value in (heading or {}).items())
-    figures = "\n".join(_figure(entry, frame_rate, enlarge) for entry in entries)
+    # One scale for all: heights can be compared between clips.
+    scale = min(float(entry.nats.min()) for entry in entries), max(float(entry.nats.max()) for entry in entries)
+    figures = "\n".join(_figure(entry, frame_rate, enlarge, scale) for entry in entries)
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Clips</title><style>{STYLE}</style>'
         f"</head>\n<body>\n<h1>Clips</h1>\n<p>{html.escape(settings)}</p>\n"
         "<p>Each clip with its negative log-density in nats per dimension of the noisy latents, given its prompt: the "
-        "mean over its frames, and frame by frame.</p>\n"
+        "mean over its frames, and frame by frame, on one scale for all clips.</p>\n"
         f"<main>\n{figures}\n</main>\n</body>\n</html>\n"
     )
     path = Path(path)
@@ -57,7 +61,7 @@ def write_gallery(
     return path
 
 
-def _figure(entry: Entry, frame_rate: float, enlarge: int) -> str:
+def _figure(entry: Entry, frame_rate: float, enlarge: int, scale: tuple[float, float]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         picture = write_clip(entry.clip, Path(folder) / "clip.gif", frame_rate, enlarge=enlarge).read_bytes()
     source = "data:image/gif;base64," + base64.b64encode(picture).decode()
@@ -65,21 +69,22 @@ def _figure(entry: Entry, frame_rate: float, enlarge: int) -> str:
     return (
         f'<figure><img alt="{prompt}" src="{source}"><figcaption>{prompt}<br>'
         f"<small>{float(entry.nats.mean()):.3f} nats per dimension, {len(entry.clip)} frames</small></figcaption>"
-        f"{_curve([float(value) for value in entry.nats])}</figure>"
+        f"{_curve([float(value) for value in entry.nats], *scale)}</figure>"
     )
 
 
-def _curve(values: Sequence[float]) -> str:
-    """Values as a line, from the lowest to the highest."""
-    low, high = min(values), max(values)
-    width, height = 200.0, 40.0
+def _curve(values: Sequence[float], low: float, high: float) -> str:
+    """Values as a line, on a scale from low to high."""
+    width, height, margin = 200.0, 40.0, 2.0
     step = width / max(len(values) - 1, 1)
     points = " ".join(
-        f"{index * step:.1f},{height - (value - low) / ((high - low) or 1) * (height - 4) - 2:.1f}"
+        f"{index * step:.1f},{height - margin - (value - low) / ((high - low) or 1) * (height - 2 * margin):.1f}"
         for index, value in enumerate(values)
     )
-    label = f"nats per dimension of frames 1 to {len(values)}, from {low:.2f} to {high:.2f}"
+    label = f"nats per dimension of frames 1 to {len(values)}, from {min(values):.2f} to {max(values):.2f}"
     return (
+        f'<div class="curve"><div><span>{high:.2f}</span><span>{low:.2f}</span></div>'
         f'<svg viewBox="0 0 {width:g} {height:g}" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<title>{label}</title><polyline points="{points}" fill="none" stroke="#36c" stroke-width="1.5"/></svg>'
+        f'<title>{label}</title><polyline points="{points}" fill="none" stroke="#36c" stroke-width="1.5" '
+        'vector-effect="non-scaling-stroke"/></svg></div>'
     )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nflib.decoding import Decoder, GaussSeidelJacobi, PreviousFrame
+from nflib.decoding import Decoder, Sequential
+from video.decoding import FramesAtOnce
 from video.gallery import Entry, write_gallery
-from video.media import read_clip, read_image, write_clip
+from video.media import check_suffix, read_clip, read_image, write_clip
 from video.model import SETTINGS, VideoModel
 
 SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
-# Of sweeps, on latents of deviation 1: far below what 8 bits can show.
-TOLERANCE = 1e-4
 # Side of a picture in pixels that is easy to see.
 VISIBLE = 128
 
@@ -42,7 +42,7 @@ def generate_to_files(
     guidance: float = 0.0,
     denoise: str = "score",
     overlap: int | None = None,
-    decoding: str = "sequential",
+    decoding: str = "auto",
     seed: int = 0,
     device: str = "cpu",
 ) -> list[Path]:
@@ -52,8 +52,7 @@ def generate_to_files(
     with all clips, prompts and likelihoods. Returns the files. Raises ValueError or FileNotFoundError for settings or
     files that do not fit.
     """
-    if out is None and gallery is None:
-        raise ValueError("nothing is to be written; name a file by --out, or a page by --gallery.")
+    _check_outputs(out, gallery)
     if first_frame is not None and continue_clip is not None:
         raise ValueError("a clip begins with --first-frame or continues --continue, not both.")
     video = load_model(model, device)
@@ -74,7 +73,64 @@ def generate_to_files(
         seed=seed,
         decoding=decoder(decoding, video),
     )
-    enlarge = max(VISIBLE // shape[-1], 1)
+    heading = {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
+    return write_files(video, clips, prompts, out, gallery, seed=seed, heading=heading)
+
+
+def edit_to_files(
+    clip: str | Path,
+    prompts: Sequence[str],
+    source_prompt: str = "",
+    out: str | Path | None = None,
+    *,
+    gallery: str | Path | None = None,
+    model: str | Path | None = None,
+    keep_frames: int = 0,
+    fresh: float = 0.0,
+    guidance: float = 0.0,
+    denoise: str = "score",
+    overlap: int | None = None,
+    decoding: str = "auto",
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Path]:
+    """`VideoModel.edit` of the clip in a file, once for each prompt; a gallery shows the clip itself first.
+
+    All else as for `generate_to_files`, which raises the same.
+    """
+    _check_outputs(out, gallery)
+    video = load_model(model, device)
+    given = read_clip(clip, video.settings.clip_shape[1:]).unsqueeze(0)
+    clips = video.edit(
+        given,
+        [source_prompt] * len(prompts),
+        prompts,
+        keep_frames=keep_frames,
+        fresh=fresh,
+        guidance=guidance,
+        denoise=denoise,
+        overlap=overlap,
+        seed=seed,
+        decoding=decoder(decoding, video),
+    )
+    heading = {"clip": str(clip), "source prompt": repr(source_prompt), "kept frames": keep_frames, "new noise": fresh}
+    heading |= {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
+    return write_files(video, clips, prompts, out, gallery, seed=seed, heading=heading, source=(given, source_prompt))
+
+
+def write_files(
+    video: VideoModel,
+    clips: Tensor,
+    prompts: Sequence[str],
+    out: str | Path | None,
+    gallery: str | Path | None,
+    *,
+    seed: int,
+    heading: Mapping[str, object],
+    source: tuple[Tensor, str] | None = None,
+) -> list[Path]:
+    """Write the clips, numbered if there are several, and a gallery; source: a clip to show first, and its prompt."""
+    enlarge = max(VISIBLE // clips.shape[-1], 1)
     rate, written = video.settings.frame_rate, []
     if out is not None:
         out = Path(out)
@@ -83,23 +139,25 @@ def generate_to_files(
             written.append(write_clip(clip, path, rate, enlarge=enlarge))
             log.info("Written %s: %r.", path, prompts[number - 1])
     if gallery is not None:
+        if source is not None:
+            clips, prompts = torch.cat([source[0].to(clips), clips]), [source[1], *prompts]
         nats = nats_per_dim(video, clips, prompts, seed=seed)
         entries = [Entry(prompt, clip, values) for prompt, clip, values in zip(prompts, clips, nats, strict=True)]
-        heading = {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
         written.append(write_gallery(entries, gallery, rate, heading, enlarge=enlarge))
         log.info("Written %s: %d clips.", gallery, len(clips))
     return written
 
 
-def decoder(name: str, model: VideoModel) -> Decoder | None:
-    """How the flow is inverted: "sequential", token by token, or "jacobi": a frame at once, from the one before it.
+def decoder(name: str, model: VideoModel) -> Decoder:
+    """How the flow is inverted: "auto" is the model's own way, the faster of the other two.
 
-    Raises ValueError for another name.
+    "sequential": token by token; "jacobi": a few frames at once, from the one before (`FramesAtOnce`). Raises
+    ValueError for another name.
     """
-    length = model.flow._transform.frame_length
-    decoders = {
-        "sequential": None,
-        "jacobi": GaussSeidelJacobi(length, tolerance=TOLERANCE, start=PreviousFrame(length)),
+    decoders: dict[str, Decoder] = {
+        "auto": model.decoding,
+        "sequential": Sequential(),
+        "jacobi": FramesAtOnce(model.flow._transform.frame_length, largest_batch=sys.maxsize),
     }
     if name not in decoders:
         raise ValueError(f"decoding must be one of {', '.join(decoders)}, got {name!r}.")
@@ -119,6 +177,17 @@ def likelihood_of_file(
     video = load_model(model, device)
     frames = read_clip(clip, video.settings.clip_shape[1:])
     return nats_per_dim(video, frames.unsqueeze(0), [prompt], seed=seed)[0]
+
+
+def _check_outputs(out: str | Path | None, gallery: str | Path | None) -> None:
+    """Mistakes that would otherwise be found after all the work."""
+    if out is None and gallery is None:
+        raise ValueError("nothing is to be written; name a file by --out, or a page by --gallery.")
+    if out is not None:
+        check_suffix(out)
+    for path in (out, gallery):
+        if path is not None and not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {Path(path).parent} for {Path(path).name}; make it first.")
 
 
 def _length(video: VideoModel, frames: int | None, given: Tensor | None) -> int:

@@ -31,22 +31,30 @@ def write_clip(
 ) -> Path:
     """Write a clip ``(T, C, H, W)`` in -1 … 1 as the suffix says: .mp4 (and the like), .gif, or a strip as .png.
 
-    enlarge: each pixel becomes so many squared. codec: FFmpeg's name (default: the first of H.264's that is there, at a
-    quality that the eye cannot tell from the clip, else MPEG-4's). Raises ValueError for clips of another shape, odd
-    sizes in a video, or an unknown suffix or codec, OSError where the file cannot be written.
+    enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart. codec: FFmpeg's name (default:
+    the first of H.264's that is there, at a quality that the eye cannot tell from the clip, else MPEG-4's). Raises
+    ValueError for clips of another shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file
+    cannot be written.
     """
-    path = Path(path)
+    path = check_suffix(path)
     frames = as_bytes(clip, enlarge)
     if path.suffix == ".gif":
         pictures = [Image.fromarray(frame) for frame in frames]
         duration = max(round(1000 / frame_rate), 20)
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
     elif path.suffix == ".png":
-        Image.fromarray(np.concatenate(list(frames), axis=1)).save(path)
-    elif path.suffix in VIDEO:
-        _write_video(frames, path, frame_rate, codec)
+        Image.fromarray(_strip(frames, enlarge // 2)).save(path)
     else:
-        raise ValueError(f"{path} ends in none of {', '.join([*VIDEO, '.gif', '.png'])}; choose one of them.")
+        _write_video(frames, path, frame_rate, codec)
+    return path
+
+
+def check_suffix(path: str | os.PathLike[str]) -> Path:
+    """The path, if its suffix is one that `write_clip` knows; else raises ValueError."""
+    path = Path(path)
+    known = [*VIDEO, ".gif", ".png"]
+    if path.suffix not in known:
+        raise ValueError(f"{path} ends in none of {', '.join(known)}; choose one of them.")
     return path
 
 
@@ -100,6 +108,13 @@ def as_bytes(clip: Tensor, enlarge: int = 1) -> np.ndarray:
     levels = levels.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     frames: np.ndarray = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
     return frames
+
+
+def _strip(frames: np.ndarray, gap: int) -> np.ndarray:
+    """Frames side by side, with so many grey columns between them."""
+    apart = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=128)
+    side_by_side = np.concatenate(list(apart), axis=1)
+    return side_by_side[:, : side_by_side.shape[1] - gap]
 
 
 def _import_av() -> Any:

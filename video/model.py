@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nflib.decoding import Decoder
+from nflib.decoding import Decoder, current
+from nflib.flow import Flow
 from nflib.transforms import ProductGuidance
 from video import rollout
+from video.decoding import FramesAtOnce
 from video.denoiser import UNIT
 from video.latents import Latents, first_line, load_latents
 from video.starflow_v import STARFlowV
@@ -46,7 +49,8 @@ class ModelSettings:
 class VideoModel:
     """Clips ``(B, T, C, H, W)`` in -1 … 1 from prompts, and log-densities of clips.
 
-    flow: of latents with noise. `save` and `load` keep all parts in one folder.
+    flow: of latents with noise; `decoding` is how it is inverted where nothing else is said. `save` and `load` keep all
+    parts in one folder.
     """
 
     def __init__(self, flow: STARFlowV, latents: Latents, text: TextEncoder, settings: ModelSettings):
@@ -54,6 +58,7 @@ class VideoModel:
         self.latents = latents
         self.text = text
         self.settings = settings
+        self.decoding = FramesAtOnce(flow._transform.frame_length)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> VideoModel:
@@ -74,13 +79,19 @@ class VideoModel:
             raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
         flow = STARFlowV.from_pretrained(Path(folder) / "flow", device)
         latents = load_latents(Path(folder) / "autoencoder", device=device)
-        model = cls(flow, latents, load_text(Path(folder) / "text", device=device), settings)
-        expected, own = latents.latent_shape(settings.clip_shape), tuple((flow.config or {})["event_shape"])
+        text = load_text(Path(folder) / "text", device=device)
+        config = flow.config or {}
+        expected, own = latents.latent_shape(settings.clip_shape), tuple(config["event_shape"])
         if expected[1:] != own[1:]:
             raise ValueError(
                 f"{folder} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}."
             )
-        return model
+        if (text.length, text.channels) != (config["text_length"], config["text_channels"]):
+            raise ValueError(
+                f"{folder} is inconsistent: its text is {text.length} words of {text.channels} channels, its flow "
+                f"takes {config['text_length']} of {config['text_channels']}."
+            )
+        return cls(flow, latents, text, settings)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write all parts into `folder`."""
@@ -134,6 +145,79 @@ class VideoModel:
         ValueError for settings that do not fit.
         """
         num_frames = self.window if num_frames is None else num_frames
+        overlap = self._overlap(num_frames, overlap)
+        self._check_denoising(denoise)
+        generator = torch.Generator().manual_seed(seed)
+        noisy = self.flow_tokens(prompts, given, generator)
+        if num_frames <= noisy.shape[1]:
+            raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
+        plain, num_given = noisy, noisy.shape[1]
+        flow, decoder = self._guided(guidance), decoding or current() or self.decoding
+        for first, done, stop in rollout.windows(num_frames, num_given, self.window, overlap):
+            context = self._window_context(prompts, is_first=num_given <= 1 and done == num_given)
+            known = noisy[:, first:] if done > first else None
+            window = rollout.generate(flow, stop - first, context, known, generator=generator, decoding=decoder)
+            noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
+            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
+        clips = self.latents.decode(plain)
+        if given is not None:
+            clips[:, : given.shape[1]] = given.to(clips)
+        return clips
+
+    @torch.no_grad()
+    def edit(
+        self,
+        clips: Tensor,
+        source_prompts: Sequence[str],
+        prompts: Sequence[str],
+        *,
+        keep_frames: int = 0,
+        fresh: float = 0.0,
+        guidance: float = 0.0,
+        denoise: str = "score",
+        overlap: int | None = None,
+        seed: int = 0,
+        decoding: Decoder | None = None,
+    ) -> Tensor:
+        """The clips ``(B, T, C, H, W)`` as they would be under other prompts, by re-encoding.
+
+        ``x' = f⁻¹(z'; prompt)`` of ``z' = sqrt(1 - fresh²) z + fresh ε``, where ``z = f(x; source prompt)`` is the
+        clip's own noise and ε is new: for any `fresh` in 0 … 1, z' of samples are standard normal, as samples of the
+        other prompt take. 0 with the same prompt gives the clip back, but for noise and autoencoder; 1 a new clip.
+        keep_frames: how many latent frames, the first ones, stay as they are. guidance: of both maps; all else as for
+        `generate`, longer clips, whose windows are re-encoded one by one, included. Raises ValueError for settings that
+        do not fit.
+        """
+        if not 0 <= fresh <= 1:
+            raise ValueError(f"fresh, the share of new noise, must lie in 0 … 1, got {fresh}.")
+        if not prompts or len(source_prompts) != len(prompts):
+            raise ValueError(f"an edit takes a source prompt for each prompt, got {len(source_prompts)} of them.")
+        self._check_denoising(denoise)
+        generator = torch.Generator().manual_seed(seed)
+        noisy = self.flow_tokens(prompts, clips, generator)
+        num_frames = noisy.shape[1]
+        if not 0 <= keep_frames < num_frames:
+            raise ValueError(f"keep_frames must lie in 0 … {num_frames - 1}, fewer than the clip's, got {keep_frames}.")
+        overlap = self._overlap(num_frames, overlap)
+        edited = plain = noisy[:, :keep_frames]
+        flow, decoder = self._guided(guidance), decoding or current() or self.decoding
+        for first, done, stop in rollout.windows(num_frames, keep_frames, self.window, overlap):
+            source, context = (self._window_context(texts, is_first=first == 0) for texts in (source_prompts, prompts))
+            noise, _ = flow._transform(noisy[:, first:stop], flow._embedding_net(source))
+            new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
+            noise = math.sqrt(1 - fresh**2) * noise + fresh * new
+            known = edited[:, first:] if done > first else None
+            window = rollout.decode(flow, noise, context, known, decoding=decoder)
+            edited = torch.cat([edited, window[:, done - first :]], dim=1)
+            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
+        made = self.latents.decode(plain)
+        if keep_frames:
+            kept = 1 + (keep_frames - 1) * self.latents.temporal_factor
+            made[:, :kept] = clips[:, :kept].to(made)
+        return made
+
+    def _overlap(self, num_frames: int, overlap: int | None) -> int:
+        """The overlap of windows, or its default, if it will do for so many frames."""
         overlap = self.window // 2 if overlap is None else overlap
         if not 0 <= overlap < self.window:
             raise ValueError(f"overlap must lie in 0 … {self.window - 1}, fewer frames than a window, got {overlap}.")
@@ -142,28 +226,13 @@ class VideoModel:
                 f"{num_frames} frames are more than the {self.window} of one window: allow an overlap of windows, or "
                 "ask for fewer."
             )
-        self._check_denoising(denoise)
-        generator = torch.Generator().manual_seed(seed)
-        noisy = self.flow_tokens(prompts, given, generator)
-        if num_frames <= noisy.shape[1]:
-            raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
-        plain, num_given = noisy, noisy.shape[1]
-        flow = self.flow.guided(ProductGuidance(guidance), self.context([""])[0]) if guidance else self.flow
-        is_first = num_given <= 1
-        while noisy.shape[1] < num_frames:
-            context = self.context(prompts if is_first else [self.settings.later_prompt(text) for text in prompts])
-            kept = noisy.shape[1] if noisy.shape[1] < self.window else overlap
-            length = min(self.window, num_frames - noisy.shape[1] + kept)
-            prefix = noisy[:, noisy.shape[1] - kept :]
-            known = prefix if kept else None
-            window = rollout.generate(flow, length, context, known, generator=generator, decoding=decoding)
-            noisy = torch.cat([noisy, window[:, kept:]], dim=1)
-            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, kept:]], dim=1)
-            is_first = False
-        clips = self.latents.decode(plain)
-        if given is not None:
-            clips[:, : given.shape[1]] = given.to(clips)
-        return clips
+        return overlap
+
+    def _guided(self, guidance: float) -> Flow:
+        return self.flow.guided(ProductGuidance(guidance), self.context([""])[0]) if guidance else self.flow
+
+    def _window_context(self, prompts: Sequence[str], *, is_first: bool) -> Tensor:
+        return self.context(prompts if is_first else [self.settings.later_prompt(prompt) for prompt in prompts])
 
     def flow_tokens(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> Tensor:
         """Noisy latents of the given frames, one clip for each prompt; of none, ``(B, 0, c, h, w)``."""

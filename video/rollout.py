@@ -106,18 +106,27 @@ def _windows(
 ) -> Iterator[Tensor]:
     """The new tokens u of one window after the other, in the order of the deep map."""
     length = transform.frame_length
-    num_frames, done = noise.shape[1] // length, known.shape[1] // length
     latent, _ = transform.order(noise)
-    while done < num_frames:
-        kept = done if done < window else overlap
-        stop = min(done - kept + window, num_frames)
-        prefix = known[:, known.shape[1] - kept * length :]
-        rows = slice((done - kept) * length, stop * length)
+    for first, done, stop in windows(noise.shape[1] // length, known.shape[1] // length, window, overlap):
+        prefix = known[:, known.shape[1] - (done - first) * length :]
         decoder = current() or transform.deep.decoding
-        u, _ = decoder(transform.deep, latent[:, rows], context, prefix=prefix)
-        new = u[:, kept * length :]
+        u, _ = decoder(transform.deep, latent[:, first * length : stop * length], context, prefix=prefix)
+        new = u[:, (done - first) * length :]
         yield new
         known = torch.cat([prefix, new], dim=1)
+
+
+def windows(num_frames: int, num_known: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
+    """Windows one after the other: each of the frames first … stop, of which those before done are known.
+
+    >>> list(windows(9, 1, 4, 2))
+    [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 9)]
+    """
+    done = num_known
+    while done < num_frames:
+        first = 0 if done < window else done - overlap
+        stop = min(first + window, num_frames)
+        yield first, done, stop
         done = stop
 
 

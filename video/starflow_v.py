@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from video.blocks import LayerSettings
-from video.deep_shallow import DeepShallowFlow, deep_shallow
+from video.deep_shallow import DeepShallowFlow
 from video.denoiser import SETTINGS as DENOISER_SETTINGS
 from video.denoiser import Denoiser
-from video.patches import FrameNoise, VideoPatches
+from video.patches import VideoPatches
 from video.positions import axial_rotary
 
 
@@ -59,47 +58,32 @@ class STARFlowV(DeepShallowFlow):
         max_frames, *frame_shape = event_shape
         patches = VideoPatches(frame_shape, patch_size)
         grid = (frame_shape[1] // patch_size, frame_shape[2] // patch_size)
-        layers = LayerSettings(channels).but(layer)
-        span = math.sqrt(math.prod(grid)) if span is None else span
-        settings = {
+        config: dict[str, Any] = {
+            "event_shape": list(event_shape),
+            "patch_size": patch_size,
+            "channels": channels,
             "layers_per_block": list(layers_per_block),
             "text_length": text_length,
             "text_channels": text_channels,
             "project_text": project_text,
+            "layer": dict(layer or {}),
             "top": dict(top or {}),
             "span": span,
             "reverse_first": reverse_first,
             "scale": scale,
             "soft_clip": soft_clip,
-        }
-        transform = deep_shallow(
-            patches,
-            grid,
-            max_frames,
-            axial_rotary,
-            layers,
-            **settings,  # type: ignore[arg-type]
-        )
-        config = {
-            "event_shape": list(event_shape),
-            "patch_size": patch_size,
-            "channels": channels,
-            "layer": dict(layer or {}),
-            **settings,
             "denoiser": None if denoiser is None else dict(denoiser),
         }
-        super().__init__(transform, FrameNoise(max_frames, *patches.token_shape), config=config)
-        self.denoiser = (
-            None
-            if denoiser is None
-            else Denoiser(
+        super().__init__(patches, grid, max_frames, axial_rotary, config)
+        self.denoiser = None
+        if denoiser is not None:
+            self.denoiser = Denoiser(
                 patches,
                 grid,
                 max_frames,
-                layers,
-                span=span,
+                LayerSettings(channels).but(layer),
+                span=config["span"],
                 text_length=text_length,
                 text_channels=text_channels,
                 **denoiser,
             )
-        )

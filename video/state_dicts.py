@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.networks import GatedMLP
+from nflib.state_dicts import check_keys, check_shape
 from video.layouts import BLOCK, BUFFERS, GATED_MLP, GELU_MLP, LAYER
 
 Conversion = Callable[[str, Tensor], Tensor]
@@ -32,24 +33,13 @@ def fill(parts: Iterable[Part], state: Mapping[str, Tensor]) -> None:
     """
     parts = list(parts)
     names = [{key: part.prefix + _their_name(key, part.module) for key in part.module.state_dict()} for part in parts]
-    wanted = {name for theirs in names for name in theirs.values()}
-    missing = sorted(wanted - state.keys())
-    unknown = sorted(key for key in state.keys() - wanted if not key.endswith(BUFFERS))
-    if missing or unknown:
-        raise ValueError(
-            f"the state dict belongs to another configuration: {len(missing)} keys are missing and {len(unknown)} "
-            f"unknown, for example {(missing + unknown)[0]!r}."
-        )
+    check_keys((name for theirs in names for name in theirs.values()), state, ignored=BUFFERS)
     filled = []
     for part, theirs in zip(parts, names, strict=True):
         own = part.module.state_dict()
         values = {key: _converted(part, key, state[name]) for key, name in theirs.items()}
-        reshaped = [key for key, value in values.items() if value.shape != own[key].shape]
-        if reshaped:
-            raise ValueError(
-                f"the state dict belongs to another configuration: its {theirs[reshaped[0]]!r} has shape "
-                f"{tuple(state[theirs[reshaped[0]]].shape)}, which does not fit {tuple(own[reshaped[0]].shape)}."
-            )
+        for key, value in values.items():
+            check_shape(theirs[key], state[theirs[key]], value.shape, own[key].shape)
         filled.append((part.module, values))
     for module, values in filled:
         wide = {key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in values.items()}

@@ -51,30 +51,35 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, step: Step = WHOLE_SEQUENCE, layer: int = 0) -> Tensor:
         # Few views: at one token a step, each costs as much as its arithmetic.
         heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
-        query, key_value = heads[:, : self.num_heads], heads[:, self.num_heads :]
-        if self.query_norm is not None or self.rotary is not None:
-            query, key, value = heads.split(self._counts, dim=1)
-            query, key = self._placed(query, self.query_norm, step), self._placed(key, self.key_norm, step)
-            key_value = torch.cat([key, value], dim=1)
+        if self.query_norm is None and self.rotary is None:
+            query, *key_value = heads[:, : self.num_heads], heads[:, self.num_heads :]
+        else:
+            query, *key_value = self._placed(heads, step)
         if step.temperature is not None:
             query = query / step.temperature.to(query.dtype)
         mask = None
         if step.cache is not None:
-            key_value = step.cache.write(layer, step.start, key_value)
-            mask = step.cache.mask(x.shape[1], key_value.shape[-2])
-        key, value = key_value.chunk(2, dim=1)
+            key_value = [step.cache.write(layer, step.start, *key_value)]
+            mask = step.cache.mask(x.shape[1], key_value[0].shape[-2])
+        key, value = key_value if len(key_value) == 2 else key_value[0].chunk(2, dim=1)
         attended = causal_attention(query, key, value, mask)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
-    @property
-    def _counts(self) -> list[int]:
-        return [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+    def _placed(self, heads: Tensor, step: Step) -> list[Tensor]:
+        """Queries, keys and values ``(B, heads, L, head_dim)``, the first two normalised and turned by positions."""
+        turned = self.num_heads + self.num_key_value_heads
+        counts = [self.num_heads, self.num_key_value_heads]
+        query_key, value = heads[:, :turned], heads[:, turned:]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = query_key.split(counts, dim=1)
+            query_key = torch.cat([self._normed(query, self.query_norm), self._normed(key, self.key_norm)], dim=1)
+        if self.rotary is not None:
+            query_key = self.rotary(query_key, step.start)
+        query, key = query_key.split(counts, dim=1)
+        return [query, key, value]
 
-    def _placed(self, heads: Tensor, norm: nn.Module | None, step: Step) -> Tensor:
-        """Queries or keys ``(B, heads, L, head_dim)``, normalised and turned by their positions."""
-        if norm is not None:
-            heads = norm(heads.transpose(1, 2).flatten(2)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return heads if self.rotary is None else self.rotary(heads, step.start)
+    def _normed(self, heads: Tensor, norm: nn.Module) -> Tensor:
+        return norm(heads.transpose(1, 2).flatten(2)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class HeadwiseNorm(nn.Module):

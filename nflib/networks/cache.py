@@ -31,11 +31,17 @@ class KeyValueCache:
     def length(self) -> int:
         return self.storage.shape[-2]
 
-    def write(self, layer: int, start: int, key_value: Tensor) -> Tensor:
-        """Write keys and values ``(batch, 2 heads, L, head_dim)`` at `start`; return a view of all up to there."""
-        stop = start + key_value.shape[-2]
+    def write(self, layer: int, start: int, *key_value: Tensor) -> Tensor:
+        """Write keys and values ``(batch, 2 heads, L, head_dim)`` at `start`; return a view of all up to there.
+
+        key_value: both in one tensor, or the keys and then the values.
+        """
+        stop = start + key_value[0].shape[-2]
         stored = self.storage[layer]
-        stored[:, :, start:stop] = key_value
+        first = 0
+        for part in key_value:
+            stored[:, first : first + part.shape[1], start:stop] = part
+            first += part.shape[1]
         return stored[:, :, :stop]
 
     def mask(self, new: int, total: int) -> Tensor | None:

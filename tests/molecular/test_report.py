@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -23,6 +21,7 @@ from molecular.report.viewer import view_data, view_of
 from molecular.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.history import History
+from tests.browser import browse, needs_chromium
 
 QUICK = ["--num_bootstrap", "2", "--transport_points", "60", "--num_clusters", "4"]
 HISTORY = History([0.5, 1.0], [0.1, 0.2], [0.9, 0.9], [0.9, 0.8], [False, True], [9, 5], [0.5, 0.6], [0.1, 0.2])
@@ -153,7 +152,7 @@ addEventListener("load", async () => {
 </script>"""
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_chromium
 def test_page_in_a_browser(output, tmp_path):
     """The 3-D view is drawn and steps; all pictures are decoded; nothing is asked for that the page does not hold."""
     page = tmp_path / "report.html"
@@ -177,15 +176,6 @@ def test_page_in_a_browser(output, tmp_path):
     red, green, blue = np.moveaxis(matplotlib.image.imread(picture)[..., :3], -1, 0)
     assert ((red > 0.6) & (green < 0.3) & (blue < 0.3)).sum() > 200  # oxygens
     assert ((blue > 0.6) & (red < 0.4) & (green < 0.5)).sum() > 200  # nitrogens
-
-
-def browse(page, folder, *options):
-    """Standard output of headless Chromium without a network."""
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync --disable-dev-shm-usage --virtual-time-budget=20000"
-    profile = f"--user-data-dir={folder / 'profile'}"
-    command = ["chromium", *quiet.split(), profile, *options, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def test_view(alanine, positions):
