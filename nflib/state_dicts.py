@@ -54,9 +54,10 @@ def check_keys(wanted: Iterable[str], state: Mapping[str, Tensor], ignored: tupl
     missing = sorted(wanted - state.keys())
     unknown = sorted(key for key in state.keys() - wanted if not key.endswith(ignored))
     if missing or unknown:
+        wrong = f"lacks {missing[0]!r}" if missing else f"should not have {unknown[0]!r}"
         raise ValueError(
-            f"the state dict belongs to another configuration: {len(missing)} keys are missing and {len(unknown)} "
-            f"unknown, for example {(missing + unknown)[0]!r}."
+            f"the state dict belongs to another configuration: it {wrong}; {len(missing)} keys are missing and "
+            f"{len(unknown)} unknown."
         )
 
 

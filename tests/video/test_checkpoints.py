@@ -90,9 +90,9 @@ def test_wrong_state_dicts():
     golden = recorded("starflow_v")
     config, key = golden.document["config"], "blocks.2.attn_blocks.1.mlp.main.0.weight"
     missing = {name: value for name, value in golden.weights.items() if name != key}
-    with pytest.raises(ValueError, match=f"1 keys are missing and 0 unknown, for example '{key}'"):
+    with pytest.raises(ValueError, match=f"lacks '{key}'; 1 keys are missing and 0 unknown"):
         starflow_from_state_dict(config, missing, num_frames=3)
-    with pytest.raises(ValueError, match=r"0 keys are missing and 1 unknown, for example 'blocks\.9\.weight'"):
+    with pytest.raises(ValueError, match=r"should not have 'blocks\.9\.weight'; 0 keys are missing and 1 unknown"):
         starflow_from_state_dict(config, {**golden.weights, "blocks.9.weight": torch.zeros(3)}, num_frames=3)
     with pytest.raises(ValueError, match=rf"'{key}' has shape \(5, 7\), which does not fit \(384, 96\)"):
         starflow_from_state_dict(config, {**golden.weights, key: torch.zeros(5, 7)}, num_frames=3)
