@@ -43,7 +43,7 @@ class TableModule(nn.Module):
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float64 `values` in another precision; in float32, each to that neighbour which keeps the sum of all errors small.
+    """Float64 `values` in another precision; in float32 each by that neighbour which keeps the sum of errors small.
 
     The atoms of a molecule share a few parameters. Rounded to nearest, all that share one are wrong in the same
     direction, which shifts the energy of a hundred atoms by more than the arithmetic loses. Here no error exceeds one
