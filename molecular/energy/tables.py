@@ -56,8 +56,10 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     infinity = np.float32(np.inf)
     below = np.where(nearest > exact, np.nextafter(nearest, -infinity), nearest)
     above = np.where(nearest < exact, np.nextafter(nearest, infinity), nearest)
+    finite = np.isfinite(exact)
+    errors = [np.subtract(side, exact, out=np.zeros_like(exact), where=finite).tolist() for side in (below, above)]
     choices, error = np.zeros(len(exact), dtype=bool), 0.0
-    for row, (down, up) in enumerate(zip((below - exact).tolist(), (above - exact).tolist(), strict=True)):
+    for row, (down, up) in enumerate(zip(*errors, strict=True)):
         choices[row] = abs(error + up) < abs(error + down)
         error += up if choices[row] else down
     return torch.from_numpy(np.where(choices, above, below).reshape(values.shape))

@@ -273,6 +273,7 @@ def test_parameters_are_rounded_without_a_bias() -> None:
     assert (errors[:, :5][2] == 0.0).all() and (single[2, 3:5] == values[2, 3:5]).all()
     shared = values[1].float().double() - values[1]
     assert errors[1].sum().abs() < 1e-3 * shared.sum().abs()
+    assert errors.sum().abs() < 1e-6
     assert torch.equal(rounded(values, torch.float64), values)
 
 

@@ -209,9 +209,8 @@ def test_standard_error_is_the_textbook_one_times_that_of_skewness():
     textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
     expected = textbook * (1 + 0.75 * stats.skew(w.numpy()) / math.sqrt(500))
     assert weighted(log_weights).log_normalizer_standard_error == pytest.approx(expected, rel=1e-12)
-    w = (
-        10 + torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).sqrt()
-    )  # skewed to the left
+    generator = torch.Generator().manual_seed(0)
+    w = 10 + torch.rand(500, dtype=torch.float64, generator=generator).sqrt()  # skewed to the left
     textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
     assert weighted(w.log()).log_normalizer_standard_error == pytest.approx(textbook, rel=1e-9)
     alone = WeightedSamples(torch.zeros(500, 1), log_weights, ancestors=torch.arange(500))
@@ -226,7 +225,7 @@ def test_standard_errors_of_skewed_weights(sigma, narrowest, widest):
     runs = [weighted(row) for row in log_weights]
     errors = np.array([run.log_normalizer for run in runs])
     reported = np.array([run.log_normalizer_standard_error for run in runs])
-    assert (np.abs(errors) < 3 * reported).mean() > 0.97
+    assert (np.abs(errors) < 3 * reported).mean() >= 0.95
     assert narrowest < reported.mean() / np.sqrt(np.mean(errors**2)) < widest
 
 
