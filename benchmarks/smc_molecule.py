@@ -1,7 +1,10 @@
 """Ace-A-Nme from the shipped flow: sequential Monte Carlo beside importance sampling, at equal numbers of energies.
 
     OMP_NUM_THREADS=1 python benchmarks/smc_molecule.py --threads 1
+    OMP_NUM_THREADS=1 python benchmarks/smc_molecule.py --threads 1 --widening 1.0 1.1 1.2 1.4
 
+`--widening` makes proposals that are worse, without training: the same flow from a base normal that many times as wide,
+whose density is as exact. At which effective sample size of importance sampling does SMC take over?
 An energy with its forces counts as one evaluation, like an energy alone; the flow's own densities and gradients do not
 count. Each setting of smc takes a fixed number of evaluations a particle, so its particles are as many as the budget
 allows, and importance sampling draws as many samples as the budget. Both repeat with fresh seeds.
@@ -15,11 +18,13 @@ particles descend. The second table has the repeats of each sampler put together
 
 import math
 import statistics
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from common import argument_parser, markdown_table, prepare
+from nflows.transforms import CompositeTransform, Transform
 
 from molecular.boltzmann import ReducedEnergy
 from molecular.evaluation import WeightedConformations, evaluate
@@ -27,9 +32,11 @@ from molecular.evaluation.compare import FLOOR
 from molecular.flow import PeptideFlow
 from molecular.peptide import Peptide
 from molecular.sample import load_flow, reference_positions, sample
-from molecular.smc import smc
+from molecular.smc import SplitFlow, smc
+from nflib import Flow
 from nflib.montecarlo import HMC, MALA, AcceptanceTarget, IndependentMetropolis, SMCSamples, WeightedSamples
 from nflib.montecarlo.kernels import Kernel
+from nflib.transforms import Standardize
 
 SEQUENCE = "Ace-A-Nme"
 METRICS = ("energy_w1", "torus_w2")
@@ -61,7 +68,21 @@ SETTINGS = {
 }
 
 
-def run_smc(setting: Setting, flow: PeptideFlow, peptide: Peptide, budget: int, seed: int) -> SMCSamples:
+class WidenedFlow(Flow):
+    """A flow whose base normal is `factor` times as wide, by a last transform `z / factor`; weights are shared."""
+
+    def __init__(self, flow: PeptideFlow, factor: float) -> None:
+        widen = Standardize(torch.zeros(flow._distribution.event_shape(None)), torch.tensor(factor))
+        super().__init__(CompositeTransform([flow._transform, widen]), flow._distribution)
+        self.flow, self.widen = flow, widen
+
+    def split_coordinates(self) -> tuple[Transform, Flow]:
+        """As `PeptideFlow.split_coordinates`, which the widening leaves as it is."""
+        fixed, rest = self.flow.split_coordinates()
+        return fixed, Flow(CompositeTransform([rest._transform, self.widen]), rest._distribution)
+
+
+def run_smc(setting: Setting, flow: SplitFlow, peptide: Peptide, budget: int, seed: int) -> SMCSamples:
     """One run within the budget. Steps start near where they end: a search for the first one would cost energies."""
     return smc(
         flow,
@@ -145,19 +166,10 @@ def repeat_rows(
     return rows
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--evaluations", type=int, default=6000, help="energies for each run")
-    parser.add_argument("--runs", type=int, default=4, help="repeats of each sampler")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS)[:2], choices=list(SETTINGS), help="of smc")
-    parser.add_argument("--points", type=int, default=1000, help="of an ensemble in the torus distance, at most")
-    arguments = parser.parse_args()
-    prepare(arguments)
-    peptide, flow, reference = Peptide(SEQUENCE), load_flow(SEQUENCE), reference_positions(SEQUENCE)
-    assert reference is not None
+def repeat(flow: PeptideFlow | WidenedFlow, peptide: Peptide, arguments: Namespace) -> dict[str, list[WeightedSamples]]:
+    """Every sampler's runs, which take turns."""
     runners: dict[str, Callable[[int], WeightedSamples]] = {
-        IMPORTANCE: lambda seed: sample(flow, peptide, arguments.evaluations, seed=seed)
+        IMPORTANCE: lambda seed: sample(flow, peptide, arguments.evaluations, seed=seed)  # type: ignore[arg-type]
     }
     for name in arguments.settings:
         runners[name] = lambda seed, s=SETTINGS[name]: run_smc(s, flow, peptide, arguments.evaluations, seed)  # type: ignore[misc]
@@ -165,8 +177,35 @@ def main() -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.runs):
         for name, run in runners.items():
             results[name].append(run(seed))
-    generator = torch.Generator().manual_seed(arguments.seed)
+    return results
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--evaluations", type=int, default=6000, help="energies for each run")
+    parser.add_argument("--runs", type=int, default=4, help="repeats of each sampler")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS)[:2], choices=list(SETTINGS), help="of smc")
+    parser.add_argument("--points", type=int, default=1000, help="of an ensemble in the torus distance, at most")
+    parser.add_argument(
+        "--widening", nargs="+", type=float, default=[1.0], help="factors on the width of the flow's base"
+    )
+    arguments = parser.parse_args()
+    prepare(arguments)
+    peptide, shipped, reference = Peptide(SEQUENCE), load_flow(SEQUENCE), reference_positions(SEQUENCE)
+    assert reference is not None and isinstance(shipped, PeptideFlow)
+    rows: list[list[object]] = []
+    wholes: dict[float, object] = {}
+    for widening in arguments.widening:
+        flow = shipped if widening == 1.0 else WidenedFlow(shipped, widening)
+        results = repeat(flow, peptide, arguments)
+        generator = torch.Generator().manual_seed(arguments.seed)
+        new = repeat_rows(results, reference, peptide, arguments.points, generator)
+        rows += [[f"{widening:g}", *row] for row in new]
+        whole = {name: together(repeats) for name, repeats in results.items()}
+        wholes[widening] = evaluate(whole, reference, peptide, transport_points=arguments.points)
     header = [
+        "base width",
         "sampler",
         "particles",
         "evaluations",
@@ -176,13 +215,13 @@ def main() -> None:
         "its own s.e.",
         "energy W1 / kT",
         "torus W2 / rad",
+        "rejected",
     ]
-    rows = repeat_rows(results, reference, peptide, arguments.points, generator)
     print(f"{arguments.runs} runs; means and their standard errors")
-    print(markdown_table([*header, "rejected"], rows))
-    print("\nAll runs of a sampler put together")
-    whole = {name: together(repeats) for name, repeats in results.items()}
-    print(evaluate(whole, reference, peptide, transport_points=arguments.points))
+    print(markdown_table(header, rows))
+    for widening, whole in wholes.items():
+        print(f"\nAll runs of a sampler put together, base width {widening:g}")
+        print(whole)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class HarmonicBonds(PairTerm):
 
     def energy_and_slope(self, pairs: Pairs, slope: Tensor | None) -> Tensor:
         """Energies (B,); adds dE/dr / r to `slope` (P, B) unless it is None."""
-        stretch = pairs.distance.index_select(0, self.rows).sub_(self.length)
+        # Bonds are so stiff that the last place of a length counts: its own root is better than r^2 (1/r).
+        stretch = pairs.squared.index_select(0, self.rows).sqrt_().sub_(self.length)
         tension = stretch * self.stiffness
         energy = total(stretch * tension).mul_(0.5)
         if slope is not None:

@@ -1,9 +1,11 @@
 """Dihedral angles of many quadruplets of atoms, and the forces that torques about them exert."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from molecular.energy.sums import RowSum
@@ -52,7 +54,8 @@ class Dihedrals(TableModule):
         normals = _cross(edges[:, :2], edges[:, 1:])
         edges = edges[:3]
         m, n = normals.unbind(1)
-        inverse = (normals * normals).sum(0).reciprocal_()
+        # Three atoms on a line have no plane: with a normal of zero the cosine and the forces are zero, not NaN.
+        inverse = (normals * normals).sum(0).clamp_(min=math.sqrt(torch.finfo(x.dtype).tiny)).reciprocal_()
         inverse_mn = (inverse[0] * inverse[1]).sqrt_()
         cosine = (m * n).sum(0).mul_(inverse_mn)
         along, middle_squared, across = (edges * edges[:, 1:2]).sum(0).unbind()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from molecular.energy.tables import TableModule
 
-_BLOCK = 16
+_BLOCK = 8
 
 
 def total(values: Tensor) -> Tensor:

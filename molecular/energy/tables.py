@@ -18,7 +18,7 @@ class TableModule(nn.Module):
 
     `add_table` registers a floating-point buffer; after any `.to(...)` the buffer is cut anew from its float64
     master, so that a module built in float32 and moved to float64 has the full precision of the force field.
-    `add_index` registers an int64 buffer.
+    How it is cut to float32 says `rounded`. `add_index` registers an int64 buffer.
     """
 
     def __init__(self) -> None:
@@ -38,5 +38,28 @@ class TableModule(nn.Module):
         for name, master in self._masters.items():
             moved = self._buffers[name]
             assert moved is not None
-            self._buffers[name] = master.to(device=moved.device, dtype=moved.dtype)
+            self._buffers[name] = rounded(master, moved.dtype).to(moved.device)
         return self
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float64 `values` in another precision; in float32 each by that neighbour which keeps the sum of errors small.
+
+    The atoms of a molecule share a few parameters. Rounded to nearest, all that share one are wrong in the same
+    direction, which shifts the energy of a hundred atoms by more than the arithmetic loses. Here no error exceeds one
+    unit of the last place, and errors of successive rows cancel; what is exact stays exact.
+    """
+    if dtype != torch.float32 or not values.numel():
+        return values.to(dtype)
+    exact = values.detach().cpu().numpy().ravel()
+    nearest = exact.astype(np.float32)
+    infinity = np.float32(np.inf)
+    below = np.where(nearest > exact, np.nextafter(nearest, -infinity), nearest)
+    above = np.where(nearest < exact, np.nextafter(nearest, infinity), nearest)
+    finite = np.isfinite(exact)
+    errors = [np.subtract(side, exact, out=np.zeros_like(exact), where=finite).tolist() for side in (below, above)]
+    choices, error = np.zeros(len(exact), dtype=bool), 0.0
+    for row, (down, up) in enumerate(zip(*errors, strict=True)):
+        choices[row] = abs(error + up) < abs(error + down)
+        error += up if choices[row] else down
+    return torch.from_numpy(np.where(choices, above, below).reshape(values.shape))

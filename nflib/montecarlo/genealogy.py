@@ -8,12 +8,14 @@ once few ancestors are left: watch `History.num_ancestors`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights
+from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights, skewness_widening
 
-__all__ = ["family_sums", "offspring_variance", "relative_variance"]
+__all__ = ["family_sums", "log_normalizer_variance", "offspring_variance", "relative_variance"]
 
 
 def family_sums(values: Tensor, ancestors: Tensor) -> Tensor:
@@ -37,6 +39,26 @@ def relative_variance(log_weights: Tensor, ancestors: Tensor, resampling_noise: 
     concentration = family_sums(normalized_weights(log_weights), ancestors).square().sum().item()
     correction = (1.0 - 1.0 / count) ** -(resampling_noise + 1.0)
     return 1.0 - correction * (1.0 - concentration)
+
+
+def log_normalizer_variance(
+    log_weights: Tensor, ancestors: Tensor, resampling_noise: float = 0.0, block_variance: float = 0.0
+) -> float:
+    """Squared standard error of the log of the mean weight: `relative_variance`, times the square of
+    `skewness_widening` of the families' weights. Infinite where every weight is zero or N < 2.
+
+    `block_variance` sums the relative variances of the mean weight just before each resampling.
+    """
+    variance = relative_variance(log_weights, ancestors, resampling_noise)
+    if math.isnan(variance):
+        return math.inf
+    # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
+    alone = torch.arange(len(log_weights), device=log_weights.device)
+    floor = block_variance + relative_variance(log_weights, alone)
+    families = torch.zeros(len(log_weights), dtype=torch.float64, device=log_weights.device)
+    found = family_sums(normalized_weights(log_weights), ancestors)
+    families[: len(found)] = found
+    return max(variance, floor) * skewness_widening(families) ** 2
 
 
 def offspring_variance(weights: Tensor, scheme: str) -> float:

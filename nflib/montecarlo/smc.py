@@ -15,13 +15,8 @@ from torch import Tensor
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
 from nflib.montecarlo.densities import DifferentiableProposal, Target, check_arguments, draw
-from nflib.montecarlo.diagnostics import (
-    effective_sample_size,
-    log_mean_weight,
-    log_mean_weight_standard_error,
-    normalized_weights,
-)
-from nflib.montecarlo.genealogy import offspring_variance, relative_variance
+from nflib.montecarlo.diagnostics import effective_sample_size, log_mean_weight, normalized_weights
+from nflib.montecarlo.genealogy import log_normalizer_variance, offspring_variance
 from nflib.montecarlo.history import History
 from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
 from nflib.montecarlo.path import GeometricPath
@@ -302,9 +297,6 @@ class _Run:
 
 def _result(state: RunState) -> SMCSamples:
     particles = state.particles
-    variance = relative_variance(state.log_weights, state.ancestors, state.resampling_noise)
-    # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
-    floor = state.block_variance + log_mean_weight_standard_error(state.log_weights) ** 2
     return SMCSamples(
         x=particles.x.cpu(),
         log_weights=state.log_weights.cpu(),
@@ -312,7 +304,9 @@ def _result(state: RunState) -> SMCSamples:
         log_target=particles.log_target.cpu(),
         num_rejected=state.num_rejected,
         ancestors=state.ancestors.cpu(),
-        log_normalizer_variance=math.inf if math.isnan(variance) else max(variance, floor),
+        log_normalizer_variance=log_normalizer_variance(
+            state.log_weights, state.ancestors, state.resampling_noise, state.block_variance
+        ),
         history=state.history,
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nflib.montecarlo import diagnostics
-from nflib.montecarlo.genealogy import family_sums, relative_variance
+from nflib.montecarlo.genealogy import family_sums, log_normalizer_variance
 from nflib.montecarlo.resampling import resample
 
 __all__ = ["WeightedSamples"]
@@ -108,12 +108,13 @@ class WeightedSamples:
 
     @property
     def log_normalizer_standard_error(self) -> float:
-        """Standard error of `log_normalizer` by the delta method; too small where `pareto_k` exceeds 0.7."""
+        """Standard error of `log_normalizer` by the delta method, widened where weights are skewed
+        (`diagnostics.skewness_widening`); too small where `pareto_k` exceeds 0.7."""
         if self.log_normalizer_variance is not None:
             return math.sqrt(self.log_normalizer_variance)
-        if self.ancestors is None or self.effective_sample_size == 0.0 or len(self) < 2:
+        if self.ancestors is None:
             return diagnostics.log_mean_weight_standard_error(self.log_weights)
-        return math.sqrt(max(relative_variance(self.log_weights, self.ancestors), 0.0))
+        return math.sqrt(log_normalizer_variance(self.log_weights, self.ancestors))
 
     @property
     def pareto_k(self) -> float:

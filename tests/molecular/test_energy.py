@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from molecular import Peptide
 from molecular.energy import CompiledEnergy, compile_system
+from molecular.energy.tables import rounded
 
 SEQUENCES = ("Ace-A-Nme", "AA", "WK", "AP", "Ace-P-Nme")
 
@@ -258,6 +259,24 @@ def test_peptide_single_precision(sequence: str) -> None:
     assert np.abs(force.numpy() - expected_force).max() < 1e-4 * np.abs(expected_force).max()
 
 
+def test_parameters_are_rounded_without_a_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 4000, generator=generator, dtype=torch.float64)
+    values[1] = 0.2719  # what all hydrogens of a molecule share
+    values[2, :5] = torch.tensor([0.0, 1.0, -0.5, torch.inf, -torch.inf])
+    single = rounded(values, torch.float32)
+    assert single.dtype == torch.float32 and single.shape == values.shape
+    finite = values.isfinite()
+    errors = torch.where(finite, single.double() - values, 0.0)
+    place = (torch.nextafter(single.abs(), torch.tensor(torch.inf)) - single.abs()).double()
+    assert (errors.abs() <= place)[finite].all()
+    assert (errors[:, :5][2] == 0.0).all() and (single[2, 3:5] == values[2, 3:5]).all()
+    shared = values[1].float().double() - values[1]
+    assert errors[1].sum().abs() < 1e-3 * shared.sum().abs()
+    assert errors.sum().abs() < 1e-6
+    assert torch.equal(rounded(values, torch.float64), values)
+
+
 @pytest.fixture(scope="module")
 def dialanine() -> CompiledEnergy:
     return compile_system(peptide("AA").system, torch.float64)
@@ -343,6 +362,51 @@ def test_bad_conformations_stay_alone(dialanine: CompiledEnergy, x: Tensor) -> N
     # A bad neighbour switches on general code paths, so equal to rounding rather than to the bit.
     torch.testing.assert_close(bad_energy[keep], energy[keep], rtol=1e-12, atol=0)
     torch.testing.assert_close(bad_force[keep], force[keep], rtol=1e-9, atol=1e-9)
+
+
+def periodic_torsion(periodicity: int, phase: float) -> openmm.Force:
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(0, 1, 2, 3, periodicity, phase, 3.0)
+    return force
+
+
+def correction_map() -> openmm.Force:
+    force = openmm.CMAPTorsionForce()
+    force.addMap(6, np.random.default_rng(0).normal(0.0, 1.0, 36))
+    force.addTorsion(0, 0, 1, 2, 3, 1, 2, 3, 4)
+    return force
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make", [lambda: periodic_torsion(2, math.pi), lambda: periodic_torsion(1, 0.7), correction_map]
+)
+def test_dihedrals_of_collinear_atoms(make: Callable[[], openmm.Force], dtype: torch.dtype) -> None:
+    """Atoms on a line, folded back on it, and nearly on it: finite, with bounded energies, beside others untouched."""
+    bent = np.array([[0.0, 0.1, 0.0], [0.15, 0.0, 0.0], [0.3, 0.0, 0.0], [0.38, 0.12, 0.0], [0.5, 0.1, 0.1]])
+    x = np.repeat(bent[None], 5, axis=0)
+    x[1, 0] = 0.0
+    x[2, :, 1:] = 0.0
+    x[3, 0] = [0.31, 0.0, 0.0]
+    x[4, 0] = [0.0, 1e-5, 0.0]
+    compiled = compile_system(system_of(5, make()), dtype)
+    energy, force = compiled.energy_and_force(torch.from_numpy(x))
+    assert energy.isfinite().all() and force.isfinite().all()
+    assert (energy.abs() < 10.0).all()
+    alone = compiled.energy_and_force(torch.from_numpy(x[:1]))
+    torch.testing.assert_close(energy[:1], alone[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(force[:1], alone[1], rtol=1e-5, atol=1e-5)
+
+
+def test_peptide_with_collinear_atoms() -> None:
+    made = peptide("Ace-A-Nme").system
+    x = torch.from_numpy(thermal("Ace-A-Nme")[:2])
+    torsions = next(force for force in made.getForces() if isinstance(force, openmm.PeriodicTorsionForce))
+    i, j, k, *_ = torsions.getTorsionParameters(0)
+    x[1, i] = 2.0 * x[1, j] - x[1, k]
+    for dtype in (torch.float32, torch.float64):
+        energy, force = compile_system(made, dtype).energy_and_force(x)
+        assert energy.isfinite().all() and force.isfinite().all()
 
 
 def test_precision_survives_conversions(x: Tensor) -> None:

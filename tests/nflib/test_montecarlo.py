@@ -190,7 +190,8 @@ def test_effective_sample_size_limits():
     assert one.effective_sample_size == pytest.approx(1)
     assert one.effective_sample_size_fraction == pytest.approx(1 / 64)
     assert one.log_normalizer == pytest.approx(700 - math.log(64))
-    assert one.log_normalizer_standard_error == pytest.approx(1)  # std(w) / (mean(w) sqrt(N)) = 1 for one weight
+    # std(w) / (mean(w) sqrt(N)) = 1 for one weight, and it is as skewed as can be
+    assert one.log_normalizer_standard_error == pytest.approx(1 + 0.75 * 62 / math.sqrt(63 * 64))
     assert one.pareto_k == math.inf
     half = weighted([0.0] * 10 + [-math.inf] * 10)
     assert half.effective_sample_size == pytest.approx(10)
@@ -202,11 +203,30 @@ def test_extreme_log_weights_do_not_overflow():
     assert samples.weights.sum().item() == pytest.approx(1)
 
 
-def test_standard_error_is_the_textbook_one():
+def test_standard_error_is_the_textbook_one_times_that_of_skewness():
     log_weights = torch.randn(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     w = log_weights.exp()
-    expected = (w.std() / (w.mean() * math.sqrt(500))).item()
+    textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
+    expected = textbook * (1 + 0.75 * stats.skew(w.numpy()) / math.sqrt(500))
     assert weighted(log_weights).log_normalizer_standard_error == pytest.approx(expected, rel=1e-12)
+    generator = torch.Generator().manual_seed(0)
+    w = 10 + torch.rand(500, dtype=torch.float64, generator=generator).sqrt()  # skewed to the left
+    textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
+    assert weighted(w.log()).log_normalizer_standard_error == pytest.approx(textbook, rel=1e-9)
+    alone = WeightedSamples(torch.zeros(500, 1), log_weights, ancestors=torch.arange(500))
+    assert alone.log_normalizer_standard_error == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("sigma", "narrowest", "widest"), [(0.3, 0.9, 1.15), (1.0, 0.9, 1.35), (2.0, 0.6, 1.6)])
+def test_standard_errors_of_skewed_weights(sigma, narrowest, widest):
+    """Log-normal weights, 400 runs of 300: the truth is not missed on the low side, at no great width elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    log_weights = sigma * torch.randn(400, 300, dtype=torch.float64, generator=generator) - sigma**2 / 2
+    runs = [weighted(row) for row in log_weights]
+    errors = np.array([run.log_normalizer for run in runs])
+    reported = np.array([run.log_normalizer_standard_error for run in runs])
+    assert (np.abs(errors) < 3 * reported).mean() >= 0.95
+    assert narrowest < reported.mean() / np.sqrt(np.mean(errors**2)) < widest
 
 
 def test_truncate_marks_and_reports_both():
