@@ -131,6 +131,8 @@ def train(
     num_blocks: int = 6,
     layers_per_block: int = 2,
     head_dim: int = 32,
+    dropout: float | None = None,
+    neighbours: bool | None = None,
     initial: Path | None = None,
     energy_weight: float = 0.0,
 ) -> None:
@@ -147,18 +149,23 @@ def train(
         num_blocks: autoregressive maps.
         layers_per_block: transformer layers of each.
         head_dim: channels of an attention head.
+        dropout: on a corpus, of the layers' updates; default 0.
+        neighbours: on a corpus and internal coordinates, whether an atom's conditions tell the residues before and
+            behind its own, which a flow learns by heart where sequences are few; default true.
         initial: folder of a trained flow to start from; its architecture then holds.
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
     from molecular.train import train_from_folder
 
+    regularization = {"dropout": dropout, "neighbours": neighbours}
     train_from_folder(
         data,
         output,
         training,
         initial=initial,
         energy_weight=energy_weight,
+        regularization={name: value for name, value in regularization.items() if value is not None},
         coordinates=coordinates,
         channels=channels,
         num_blocks=num_blocks,

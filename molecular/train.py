@@ -32,13 +32,14 @@ def train_from_folder(
     *,
     initial: str | Path | None = None,
     energy_weight: float = 0.0,
+    regularization: dict[str, Any] | None = None,
     **architecture: Any,
 ) -> TrainingResult:
     """Train on a folder written by `python -m molecular simulate`; the arguments are those of the command line.
 
-    A corpus of many peptides trains one flow for all (`molecular.transferable.training.train_on_corpus`). Raises
-    FileNotFoundError or ValueError for a folder without a simulation, an initial flow of another molecule, or settings
-    that do not fit.
+    A corpus of many peptides trains one flow for all (`molecular.transferable.training.train_on_corpus`), which alone
+    knows the settings in `regularization`. Raises FileNotFoundError or ValueError for a folder without a simulation, an
+    initial flow of another molecule, or settings that do not fit.
     """
     if is_corpus(data):
         from molecular.transferable.training import train_on_corpus
@@ -47,7 +48,12 @@ def train_from_folder(
             raise ValueError(
                 "energy_weight needs a simulation of one peptide, but the data are a corpus; leave it out."
             )
-        return train_on_corpus(data, output, config, initial=initial, **architecture)
+        return train_on_corpus(data, output, config, initial=initial, **architecture, **(regularization or {}))
+    if regularization:
+        raise ValueError(
+            f"{', '.join(regularization)}: only flows of a corpus know this, but the data are of one peptide; leave it "
+            "out."
+        )
     settings_path = Path(data) / "settings.json"
     if not settings_path.is_file():
         raise FileNotFoundError(f"there is no settings.json in {data}; give the output folder of a simulation.")

@@ -25,22 +25,23 @@ def tokens_in_order(context: Tensor, column: int) -> Tensor:
 
 
 class SiteEmbedding(nn.Module):
-    """Features ``(B, n, channels)`` of a context's rows: Prose's `AtomEmbedding`, and learned vectors of the site and
-    of the residues before and behind; zero at padding."""
+    """Features ``(B, n, channels)`` of a context's rows: Prose's `AtomEmbedding`, and learned vectors of the site and,
+    with neighbours, of the residues before and behind; zero at padding."""
 
-    def __init__(self, channels: int, num_atom_types: int, num_residue_types: int):
+    def __init__(self, channels: int, num_atom_types: int, num_residue_types: int, neighbours: bool = True):
         super().__init__()
         self.atom = AtomEmbedding(channels, num_atom_types, num_residue_types)
         self.site = nn.Embedding(len(SITES) + 1, channels)
-        self.previous_residue = nn.Embedding(num_residue_types, channels)
-        self.next_residue = nn.Embedding(num_residue_types, channels)
+        self.previous_residue = nn.Embedding(num_residue_types, channels) if neighbours else None
+        self.next_residue = nn.Embedding(num_residue_types, channels) if neighbours else None
 
     def forward(self, context: Tensor) -> Tensor:
         exists = context[..., 0] > 0
         known = context.masked_fill(~exists.unsqueeze(-1), 0)
         features = self.atom(known[..., :NUM_CODES]) + self.site(known[..., Column.SITE])
-        features = features + self.previous_residue(known[..., Column.PREVIOUS_RESIDUE])
-        features = features + self.next_residue(known[..., Column.NEXT_RESIDUE])
+        if self.previous_residue is not None and self.next_residue is not None:
+            features = features + self.previous_residue(known[..., Column.PREVIOUS_RESIDUE])
+            features = features + self.next_residue(known[..., Column.NEXT_RESIDUE])
         return features.masked_fill(~exists.unsqueeze(-1), 0.0)
 
 

@@ -54,8 +54,9 @@ class InternalProse(Flow):
     come, and the one before, is of. A new flow's marginals must be fitted (`molecular.transferable.marginals`).
 
     conditional: "affine", or "spline", each number by a rational-quadratic spline of num_bins bins given all numbers
-    before it. condition_channels: width of the conditions. max_atoms: the longest molecule. Padding carries no density.
-    Raises ValueError for settings that do not fit, or, in use, a context that does not.
+    before it. condition_channels: width of the conditions. neighbours: whether these tell the residues before and
+    behind, which a flow trained on few sequences learns by heart. max_atoms: the longest molecule. Padding carries no
+    density. Raises ValueError for settings that do not fit, or, in use, a context that does not.
 
     >>> from molecular import Peptide
     >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
@@ -77,6 +78,7 @@ class InternalProse(Flow):
         num_bins: int = 8,
         units: int = 32,
         condition_channels: int = 64,
+        neighbours: bool = True,
         marginal_bins: int = 32,
         max_atoms: int = 256,
         num_atom_types: int = 64,
@@ -95,6 +97,7 @@ class InternalProse(Flow):
             "num_bins": num_bins,
             "units": units,
             "condition_channels": condition_channels,
+            "neighbours": neighbours,
             "marginal_bins": marginal_bins,
             "max_atoms": max_atoms,
             "num_atom_types": num_atom_types,
@@ -102,7 +105,7 @@ class InternalProse(Flow):
             "dropout": dropout,
         }
         _check_settings(config, depths)
-        embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types)
+        embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
         self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
 
         def network(depth: int, column: int, parameters_per_token: int) -> CausalTransformer:

@@ -52,6 +52,8 @@ def train_on_corpus(
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
+    if coordinates == "cartesian" and "neighbours" in architecture:
+        raise ValueError("neighbours is a setting of flows on internal coordinates; leave it out.")
     corpus = open_corpus(data)
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose

@@ -11,6 +11,7 @@ from molecular.coordinates import LocalFrames
 from molecular.features import pad
 from molecular.sample import load_flow, sample
 from molecular.spherical import Spherical
+from molecular.transferable.conditions import SiteEmbedding
 from molecular.transferable.context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
 from molecular.transferable.coordinates import InternalCoordinates
 from molecular.transferable.kinds import KINDS, ROOT
@@ -263,3 +264,17 @@ def test_a_saved_flow_samples_the_peptide_that_is_asked_for(tmp_path):
     assert samples.x.shape == (20, Peptide("GG").num_atoms, 3)
     with pytest.raises(ValueError, match="caps"):
         load_flow("Ace-A-Nme", tmp_path)
+
+
+def test_without_neighbours_a_chain_is_told_of_its_own_residue_alone():
+    flow, told = make_flow(neighbours=False), make_flow()
+    embedding, other = (
+        next(module for module in part.modules() if isinstance(module, SiteEmbedding)) for part in (flow, told)
+    )
+    assert embedding.previous_residue is None and embedding.next_residue is None
+    context = CONTEXTS[0][None]
+    changed = context.clone()
+    changed[..., Column.NEXT_RESIDUE] += 1
+    same = [torch.allclose(part(context), part(changed)) for part in (embedding, other)]
+    assert same == [True, False]
+    assert flow.double().log_prob(POSITIONS[0], context).isfinite().all()

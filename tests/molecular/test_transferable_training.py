@@ -257,3 +257,16 @@ def test_contexts_of_both_flows_are_padded_by_one_function():
         batch = pad(contexts)
         assert torch.equal(batch[1], contexts[1])
         assert (batch[0, len(contexts[0]) :, 0] == 0).all()
+
+
+def test_regularization_is_for_flows_that_know_it(corpus, tmp_path):
+    train(corpus, tmp_path / "flow", "--dropout", "0.2", "--neighbours", "false", "--training.max_steps", "1")
+    config = InternalProse.from_pretrained(tmp_path / "flow" / "model").config
+    assert (config["dropout"], config["neighbours"]) == (0.2, False)
+    for data, options, message in (
+        (corpus, ("--coordinates", "cartesian", "--neighbours", "false"), "internal coordinates"),
+        (corpus / "systems" / "GG", ("--dropout", "0.2"), "dropout: only flows of a corpus"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train(data, tmp_path / "none", *options, "--training.max_steps", "1")
+        assert message in str(stop.value)

@@ -41,7 +41,10 @@ def test_every_parameter_is_copied_in_our_dtype():
     ("change", "message"),
     [
         ({"block.proj.0.bias": None}, "lacks 'block.proj.0.bias'; 1 keys are missing and 0 unknown"),
-        ({"block.proj.1.bias": torch.zeros(2)}, "should not have 'block.proj.1.bias'; 0 keys are missing and 1 unknown"),
+        (
+            {"block.proj.1.bias": torch.zeros(2)},
+            "should not have 'block.proj.1.bias'; 0 keys are missing and 1 unknown",
+        ),
         ({"block.proj.0.weight": torch.zeros(3, 2)}, r"'block.proj.0.weight' .* shape \(3, 2\), .* \(2, 3\)"),
     ],
 )
