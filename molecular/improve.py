@@ -6,21 +6,22 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from molecular.boltzmann import energy_for
 from molecular.flow import PeptideFlow
 from molecular.own_samples import OwnSamples
 from molecular.peptide import Peptide
-from molecular.prose import MoleculeFlow, Prose
+from molecular.prose import Prose
 from molecular.sample import load_flow
 from molecular.train import CLIP, Symmetries
 from molecular.transferable import InternalProse
 from molecular.transferable.rigid_motion import random_rigid_motion
 from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
+from nflib.montecarlo import Proposal
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.seeds import REFRESH, derived_generator
@@ -56,7 +57,7 @@ def improve_to_folder(
     """
     peptide = Peptide(sequence, temperature=temperature)
     loaded = load_flow(sequence, model)
-    flow = loaded.flow if isinstance(loaded, MoleculeFlow) else loaded
+    flow = loaded if isinstance(loaded, PeptideFlow) else cast(InternalProse | Prose, loaded.flow)
     result = improve(flow, peptide, output, config, **options)
     record = {
         "peptide": sequence,
@@ -108,14 +109,13 @@ def improve(
     if teacher_weight < 0:
         raise ValueError(f"teacher_weight must be zero or more, not {teacher_weight}.")
     objective = LogVariance(energy_weight=energy_weight, clip=CLIP)
-    transferable = not isinstance(flow, PeptideFlow)
     source = OwnSamples(
-        (lambda student: student.of(peptide)) if transferable else (lambda student: student),  # type: ignore[operator]
+        lambda student: _proposal(student, peptide),
         _Energy(flow, peptide),
         samples_per_round,
         teacher_weight=teacher_weight,
         labelled=energy_weight > 0,
-        context=flow.context(peptide) if transferable else None,
+        context=None if isinstance(flow, PeptideFlow) else flow.context(peptide),
         batch_size=batch_size,
     )
     # A run that goes on has its rounds in the checkpoint.
@@ -131,6 +131,11 @@ def improve(
         augment=_augmentation(flow, peptide),
     )
     return Improvement(result, source.rounds(), source.num_energies)
+
+
+def _proposal(student: nn.Module, peptide: Peptide) -> Proposal:
+    """The flow in training, given the peptide where it needs to be told."""
+    return cast(Proposal, student.of(peptide) if isinstance(student, InternalProse | Prose) else student)
 
 
 class _Energy:

@@ -74,7 +74,9 @@ def simulate_corpus(
             continue
         finished.unlink(missing_ok=True)
         log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
-        result = simulate(Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options)
+        result = simulate(
+            Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options
+        )
         for line in report_lines(result.report):
             log.info("%s", line)
         _write_json(finished, wanted)
