@@ -176,6 +176,7 @@ def sample(
     sampler: str = "importance",
     kernel: str = "mala",
     moves: int = 1,
+    final_moves: int = 0,
     conditional_ess: float = 0.9,
     batch_size: int = 1000,
     temperature: float | None = None,
@@ -194,6 +195,7 @@ def sample(
             Monte Carlo; the folder also gets history.png, and a run that was stopped goes on.
         kernel: of smc: mala, hmc, ula or independent.
         moves: of smc: steps of the kernel at each intermediate temperature.
+        final_moves: of smc: further steps in the force field alone, which cost no pass through the flow.
         conditional_ess: of smc: effective samples kept from one temperature to the next, a fraction; closer to 1, more
             temperatures.
         batch_size: conformations decoded at once.
@@ -212,6 +214,7 @@ def sample(
         sampler=sampler,
         kernel=kernel,
         moves=moves,
+        final_moves=final_moves,
         conditional_ess=conditional_ess,
         batch_size=batch_size,
         temperature=temperature,

@@ -66,6 +66,7 @@ def train(
     text_dropout: float = 0.1,
     num_frames: int = 16,
     frames_shown: int | None = None,
+    clips: int = 8000,
     channels: int = 128,
     layers_per_block: list[int] = [1, 1, 1, 5],  # noqa: B006
     head_dim: int = 32,
@@ -84,6 +85,7 @@ def train(
         text_dropout: share of prompts that are left out, for guidance.
         num_frames: frames of a clip.
         frames_shown: how many of them training sees, to begin with short ones, which are quicker; default: all.
+        clips: of moving digits, which are coded once, before training.
         channels: width of the transformers.
         layers_per_block: transformer layers of each block; the last is the deep one.
         head_dim: channels of an attention head.
@@ -102,6 +104,7 @@ def train(
         text_dropout=text_dropout,
         num_frames=num_frames,
         frames_shown=frames_shown,
+        num_clips=clips,
         channels=channels,
         layers_per_block=layers_per_block,
         head_dim=head_dim,

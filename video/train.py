@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from tqdm import tqdm
 
 from nflib.training import TrainingConfig, TrainingResult, fit
 from video.data import WORDS, MovingDigits
@@ -27,20 +28,17 @@ TEXT_LENGTH = 8
 VALIDATION_CLIPS = 256
 
 
-class LatentClips:
-    """Latents and contexts of moving digits, encoded as they are asked for; a `nflib.training.BatchSource`."""
+def coded(clips: MovingDigits, latents: Latents, text: TextEncoder) -> tuple[Tensor, Tensor]:
+    """Latents and contexts of clips, what `nflib.training.fit` takes.
 
-    def __init__(self, clips: MovingDigits, latents: Latents, text: TextEncoder):
-        self.clips = clips
-        self.latents = latents
-        self.text = text
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        clips = self.clips.clips(indices)
-        return {"inputs": self.latents.encode(clips.frames), "context": self.text(clips.prompts)}
+    All at once: coding a clip takes about as long as a step of training on it, so that each had better be seen often.
+    """
+    inputs, prompts = [], []
+    for numbers in tqdm(torch.arange(len(clips)).split(256), "coding clips", disable=len(clips) <= 1024):
+        piece = clips.clips(numbers)
+        inputs.append(latents.encode(piece.frames))
+        prompts += piece.prompts
+    return torch.cat(inputs), text(prompts)
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,7 @@ def train_on_digits(
     text_dropout: float = 0.1,
     num_frames: int = 16,
     frames_shown: int | None = None,
+    num_clips: int = 8000,
     channels: int = 128,
     layers_per_block: Sequence[int] = (1, 1, 1, 5),
     head_dim: int = 32,
@@ -108,7 +107,7 @@ def train_on_digits(
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
-    clips = MovingDigits("train", 1_000_000, frames_shown, seed=config.seed)
+    clips = MovingDigits("train", num_clips, frames_shown, seed=config.seed)
     clip_shape = (num_frames, *clips.clips(torch.zeros(1, dtype=torch.long)).frames.shape[2:])
     settings = ModelSettings(clip_shape, noise, FRAME_RATE, LATER)
     torch.manual_seed(config.seed)
@@ -122,7 +121,7 @@ def train_on_digits(
             layers_per_block,
             text_length=encoder.length,
             text_channels=encoder.channels,
-            layer={"head_dim": head_dim, "norm": "rms_norm", "query_key_norm": True},
+            layer={"head_dim": head_dim},
             denoiser=denoiser,
         )
     else:
@@ -133,8 +132,8 @@ def train_on_digits(
     validation = MovingDigits("validation", VALIDATION_CLIPS, frames_shown, seed=config.seed + 1)
     result = fit(
         flow,
-        LatentClips(clips, latents, encoder),
-        LatentClips(validation, latents, encoder),
+        coded(clips, latents, encoder),
+        coded(validation, latents, encoder),
         config=config,
         objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0]),
         output=Path(output),

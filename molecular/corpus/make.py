@@ -67,16 +67,14 @@ def simulate_corpus(
 
     for number, sequence in enumerate(sequences, start=1):
         system = folder / "systems" / sequence
-        build = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
+        build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
         wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
         finished = system / FINISHED
         if finished.is_file() and _same(json.loads(finished.read_text()), wanted):
             continue
         finished.unlink(missing_ok=True)
         log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
-        result = simulate(
-            Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options
-        )
+        result = simulate(Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options)
         for line in report_lines(result.report):
             log.info("%s", line)
         _write_json(finished, wanted)

@@ -6,5 +6,5 @@ SIMULATE=".venv/bin/python -m molecular simulate --num_temperatures 5 --highest_
     --equilibration_ps 6 --save_ps 0.1 --hydrogen_mass 3 --timestep_ps 0.002 --seed 0"
 $SIMULATE --sequences $RECIPES/dipeptides.txt --split $RECIPES/dipeptides_split.json --picoseconds 10 \
     --output runs/dipeptides/corpus
-$SIMULATE --sequences $RECIPES/held_out_dipeptides.txt --split $RECIPES/held_out_split.json --picoseconds 40 \
+$SIMULATE --sequences $RECIPES/held_out_dipeptides.txt --split $RECIPES/held_out_split.json --picoseconds 20 \
     --output runs/dipeptides/references

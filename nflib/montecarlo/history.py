@@ -17,6 +17,8 @@ __all__ = ["History"]
 class History:
     """One entry a temperature, in the order of the run; the first one is the first temperature above zero.
 
+    Final moves, at the target alone, have an entry of their own after the last temperature.
+
     Attributes:
         inverse_temperatures: from above 0 to 1.
         log_normalizer_increments: of reweighting and of unadjusted moves; they sum to the log-normaliser.

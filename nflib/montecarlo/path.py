@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,6 +134,24 @@ class GeometricPath:
             return particles
         return self.evaluate(particles.x, particles.alive, gradient=True)
 
+    def at_target(self) -> GeometricPath:
+        """The target alone, as a path that never asks the proposal; its counts go on from these.
+
+        Its particles read log q = 0: `with_proposal` tells what it is.
+        """
+        path = GeometricPath(_Constant(), self.target, chunk_size=self.chunk_size)
+        path.num_evaluations, path.num_gradients = self.num_evaluations, self.num_gradients
+        return path
+
+    def with_proposal(self, particles: Particles) -> Particles:
+        """The same points with log q evaluated where they stand, and without gradients."""
+        values = [
+            self._at(x, alive, self._proposal_log_prob)
+            for x, alive in zip(particles.x.split(self.chunk_size), particles.alive.split(self.chunk_size), strict=True)
+        ]
+        log_proposal = torch.where(particles.alive, torch.cat(values), -torch.inf)
+        return Particles(particles.x, log_proposal, particles.log_target)
+
     def _proposal_log_prob(self, x: Tensor) -> Tensor:
         context = None if self.context is None else self.context.expand(len(x), *self.context.shape[1:])
         values = self.proposal.log_prob(x) if context is None else self.proposal.log_prob(x, context)
@@ -181,6 +199,16 @@ class GeometricPath:
         gradients = torch.zeros_like(x)
         values[usable], gradients[usable] = found, gradient
         return values, gradients
+
+
+class _Constant:
+    """Log q = 0 everywhere, with a gradient; nothing to draw from."""
+
+    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        return 0.0 * inputs.flatten(1).sum(dim=1)
+
+    def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None, **keywords: Any) -> Any:
+        raise NotImplementedError("a constant density has no samples")
 
 
 def _finite_only(

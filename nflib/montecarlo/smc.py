@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nflib.montecarlo.diagnostics import (
 )
 from nflib.montecarlo.genealogy import offspring_variance, relative_variance
 from nflib.montecarlo.history import History
-from nflib.montecarlo.kernels import HMC, Kernel
+from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
 from nflib.montecarlo.path import GeometricPath
 from nflib.montecarlo.resampling import SCHEMES, resample
 from nflib.montecarlo.temperatures import (
@@ -56,6 +56,7 @@ def smc(
     kernel: Kernel | None = None,
     temperatures: Temperatures | Sequence[float] | None = None,
     moves: int = 1,
+    final_moves: int = 0,
     step_sizes: StepSizes | None = None,
     resampling: str = "systematic",
     resampling_threshold: float = 0.5,
@@ -80,6 +81,7 @@ def smc(
         kernel: `HMC()` (default), `MALA()`, `ULA()`, `IndependentMetropolis()`, or an object with `init` and `step`.
         temperatures: rising inverse temperatures that end in 1, or a rule; default `AdaptiveTemperatures()`.
         moves: kernel steps at each temperature.
+        final_moves: further steps at the target, which ask the proposal nothing: cheap where it is a large flow.
         step_sizes: a rule; default `AcceptanceTarget()`. `FixedStepSizes` keeps or replays steps.
         resampling: multinomial, stratified, systematic or residual.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
@@ -104,9 +106,14 @@ def smc(
     True
     """
     check_arguments("smc", target, context, generator, seed)
-    if num_samples < 2 or chunk_size < 1 or moves < 1:
+    if num_samples < 2 or chunk_size < 1 or moves < 1 or final_moves < 0:
         raise ValueError(
-            f"smc: num_samples is {num_samples}, chunk_size {chunk_size}, moves {moves}; pass 2, 1 and 1 or more."
+            f"smc: num_samples is {num_samples}, chunk_size {chunk_size}, moves {moves}, final_moves {final_moves}; "
+            "pass 2, 1, 1 and 0 or more."
+        )
+    if final_moves and isinstance(kernel, IndependentMetropolis):
+        raise ValueError(
+            "smc: final_moves ask the proposal nothing, but IndependentMetropolis draws from it; use moves."
         )
     if not hasattr(proposal, "log_prob"):
         raise ValueError(
@@ -128,6 +135,7 @@ def smc(
         temperatures,
         AcceptanceTarget() if step_sizes is None else step_sizes,
         moves,
+        final_moves,
         resampling,
         resampling_threshold,
         generator,
@@ -146,9 +154,9 @@ def smc(
     else:
         run.resume(state, path)
     with _bar(progress) as show:
-        while state.inverse_temperature < 1.0:
+        while not run.is_done(state):
             show(state)
-            state = run.advance(state)
+            state = run.advance(state) if state.inverse_temperature < 1.0 else run.finish(state)
             if path is not None:
                 save_state(path, state, generator, settings)
         show(state)
@@ -164,6 +172,7 @@ class _Run:
     temperatures: Temperatures
     step_sizes: StepSizes
     moves: int
+    final_moves: int
     resampling: str
     resampling_threshold: float
     generator: torch.Generator
@@ -176,7 +185,7 @@ class _Run:
             name: repr(plug) if hasattr(plug, "__dataclass_fields__") else type(plug).__name__
             for name, plug in plugs.items()
         }
-        numbers = {name: getattr(self, name) for name in ("moves", "resampling", "resampling_threshold")}
+        numbers = {name: getattr(self, name) for name in ("moves", "final_moves", "resampling", "resampling_threshold")}
         return described | numbers | {"num_samples": num_samples}
 
     def start(self, num_samples: int) -> RunState:
@@ -236,9 +245,42 @@ class _Run:
         step_size = state.step_size
         if step_size is None:
             step_size = self.step_sizes.first(self.kernel, particles, self.path, inverse_temperature, self.generator)
+        moved = replace(state, particles=particles, log_weights=log_weights, step_size=step_size)
+        return replace(
+            self._moved(moved, self.path, inverse_temperature, self.moves, before),
+            ancestors=ancestors,
+            inverse_temperature=inverse_temperature,
+            resampling_noise=resampling_noise,
+            block_variance=block_variance,
+        )
+
+    def is_done(self, state: RunState) -> bool:
+        """Whether the particles have arrived at the target, and made their last moves there."""
+        at_target = state.history.inverse_temperatures.count(1.0)
+        return at_target == (2 if self.final_moves else 1)
+
+    def finish(self, state: RunState) -> RunState:
+        """The state after `final_moves`: in the history, a second entry of the inverse temperature 1."""
+        history = state.history
+        history.conditional_ess.append(1.0)
+        history.effective_sample_size.append(effective_sample_size(state.log_weights) / len(state.log_weights))
+        history.resampled.append(False)
+        history.num_ancestors.append(history.num_ancestors[-1])
+        before = log_mean_weight(state.log_weights)
+        moved = self._moved(state, self.path.at_target(), 1.0, self.final_moves, before)
+        return replace(moved, particles=self.path.with_proposal(moved.particles))
+
+    def _moved(
+        self, state: RunState, path: GeometricPath, inverse_temperature: float, moves: int, before: float
+    ) -> RunState:
+        """The state after kernel steps at one temperature, of which the history is told; before: the log-normaliser at
+        the last one."""
+        particles, log_weights, step_size = state.particles, state.log_weights, state.step_size
+        history = state.history
+        assert step_size is not None  # `advance` chooses it before the first move
         acceptances, num_nonfinite, num_rejected = [], 0, state.num_rejected
-        for _ in range(self.moves):
-            particles, move = self.kernel.step(particles, self.path, inverse_temperature, step_size, self.generator)
+        for _ in range(moves):
+            particles, move = self.kernel.step(particles, path, inverse_temperature, step_size, self.generator)
             if move.log_weights is not None:
                 log_weights = log_weights + move.log_weights
                 num_rejected += move.num_nonfinite
@@ -248,21 +290,13 @@ class _Run:
             step_size = self.step_sizes.next(step_size, acceptances[-1], self.kernel, len(history.step_sizes))
         history.acceptance.append(sum(acceptances) / len(acceptances))
         history.num_nonfinite.append(num_nonfinite)
-        history.num_evaluations.append(self.path.num_evaluations)
-        history.num_gradients.append(self.path.num_gradients)
+        history.num_evaluations.append(path.num_evaluations)
+        history.num_gradients.append(path.num_gradients)
         history.inverse_temperatures.append(inverse_temperature)
         after = log_mean_weight(log_weights)
         history.log_normalizer_increments.append(after - before if after > -math.inf else -math.inf)
-        return RunState(
-            particles,
-            log_weights,
-            ancestors,
-            history,
-            inverse_temperature,
-            step_size,
-            resampling_noise,
-            block_variance,
-            num_rejected,
+        return replace(
+            state, particles=particles, log_weights=log_weights, step_size=step_size, num_rejected=num_rejected
         )
 
 

@@ -265,3 +265,34 @@ def test_user_mistakes_are_named():
     with pytest.raises(ValueError, match="positive numbers"):
         FixedStepSizes([0.1, 0.0])
     assert FixedTemperatures([0, 0.5, 1]).inverse_temperatures == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["MALA", "HMC", "ULA"])
+def test_final_moves_are_of_the_target_alone(name):
+    class Counted(Normal):
+        calls = 0
+
+        def log_prob(self, x, context=None):
+            Counted.calls += 1
+            return super().log_prob(x, context)
+
+    settings = {"kernel": KERNELS[name], "temperatures": [0.3, 1.0], "seed": 0}
+    before = smc(Counted(DIM), TARGET, 400, **settings)
+    calls = Counted.calls
+    after = smc(Counted(DIM), TARGET, 400, final_moves=30, **settings)
+    assert Counted.calls == 2 * calls + 1
+    assert after.history.inverse_temperatures == [0.3, 1.0, 1.0]
+    assert len(after.history.step_sizes) == 2 + 30
+    torch.testing.assert_close(after.log_prob, Normal(DIM).log_prob(after.x))
+    assert within(after, LOG_NORMALIZER)
+    # Far from where they were, and of the target's distribution: N(2, 1/4) in each direction.
+    assert (after.x - before.x).square().mean() > 0.3 * 2 * 0.25
+    mean, error = after.expectation(lambda x: x.mean(dim=-1))
+    assert abs(mean - SHIFT) < 4 * error
+
+
+def test_final_moves_need_a_kernel_that_leaves_the_proposal_alone():
+    with pytest.raises(ValueError, match="draws from it"):
+        smc(Normal(DIM), TARGET, 10, kernel=IndependentMetropolis(), final_moves=1)
+    with pytest.raises(ValueError, match="final_moves -1"):
+        smc(Normal(DIM), TARGET, 10, final_moves=-1)

@@ -1,5 +1,6 @@
-# The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents, first on short clips,
-# then on whole ones, then a denoiser beside it. Run again, it goes on.
+# The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents: first on short clips,
+# then on their first frames alone, which teach it most of what a digit looks like and cost the least, then on whole
+# clips, then a denoiser beside it. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -8,11 +9,15 @@ $PYTHON -m video train_autoencoder --output runs/video/autoencoder --channels [8
     --noise 0.15 --divergence_weight 1e-5 --training.batch_size 32 --training.max_seconds 720 \
     --training.max_steps 5000 --training.learning_rate 2e-3 --training.validation_interval 500 $LOOP
 $PYTHON -m video train --output runs/video/short --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --channels 128 --layers_per_block [1,1,1,4] --patch_size 2 --frames_shown 6 --training.batch_size 16 \
-    --training.max_seconds 3300 --training.learning_rate 1.5e-3 --training.validation_interval 500 $LOOP
+    --noise 0.15 --channels 128 --layers_per_block [1,1,1,4] --patch_size 2 --frames_shown 6 --clips 16000 \
+    --training.batch_size 16 --training.max_seconds 3000 --training.learning_rate 1.5e-3 \
+    --training.validation_interval 500 $LOOP
+$PYTHON -m video train --output runs/video/single --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/short/pipeline --frames_shown 1 --clips 40000 --training.batch_size 128 \
+    --training.max_seconds 900 --training.learning_rate 1e-3 --training.validation_interval 250 $LOOP
 $PYTHON -m video train --output runs/video/long --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --initial runs/video/short/pipeline --training.batch_size 8 \
-    --training.max_seconds 2400 --training.learning_rate 7e-4 --training.validation_interval 250 $LOOP
+    --noise 0.15 --initial runs/video/single/pipeline --clips 8000 --training.batch_size 8 \
+    --training.max_seconds 1800 --training.learning_rate 7e-4 --training.validation_interval 250 $LOOP
 $PYTHON -m video train --output runs/video/flow --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --initial runs/video/long/pipeline --denoiser_layers 2 --training.batch_size 8 \
-    --training.max_seconds 600 --training.learning_rate 3e-4 --training.validation_interval 250 $LOOP
+    --noise 0.15 --initial runs/video/long/pipeline --denoiser_layers 2 --clips 4000 --training.batch_size 8 \
+    --training.max_seconds 480 --training.learning_rate 3e-4 --training.validation_interval 250 $LOOP
