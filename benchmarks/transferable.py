@@ -47,7 +47,16 @@ METRICS = ("effective_sample_size_fraction", "energy_w2", "torus_w2", "bond_grap
 HEADER = ["peptide", "flow", "ensemble", "samples", "energies", "ESS / samples", "energy W2 / kT", "torus W2 / rad"]
 HEADER += ["bonds right", "chirality right"]
 # Options that say what a file's figures are of; a file made with others is not taken for them.
-FIXED = ("num_samples", "smc_samples", "conditional_ess", "moves", "reference_frames", "transport_points", "bootstrap")
+FIXED = (
+    "num_samples",
+    "smc_samples",
+    "conditional_ess",
+    "moves",
+    "final_moves",
+    "reference_frames",
+    "transport_points",
+    "bootstrap",
+)
 
 
 def main() -> None:
@@ -84,6 +93,7 @@ def parse() -> Namespace:
     parser.add_argument("--smc_samples", type=int, default=2_000, help="particles of smc; 0 for none")
     parser.add_argument("--conditional_ess", type=float, default=0.9, help="of smc, from one temperature to the next")
     parser.add_argument("--moves", type=int, default=1, help="of smc, at each temperature")
+    parser.add_argument("--final_moves", type=int, default=0, help="of smc, at the target, in the end")
     parser.add_argument("--batch_size", type=int, default=2_000, help="conformations decoded at once")
     parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
     parser.add_argument("--transport_points", type=int, default=1_000, help="of an ensemble in the torus distance")
@@ -138,6 +148,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
             arguments.smc_samples,
             temperatures=AdaptiveTemperatures(arguments.conditional_ess),
             moves=arguments.moves,
+            final_moves=arguments.final_moves,
             **options,
         )
         named["SMC"], energies["SMC"] = moved, int(moved.history.num_evaluations[-1])
