@@ -1,13 +1,18 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make demo-peptide PEPTIDE=NL` samples a
+# dipeptide of your choice.
 PYTHON ?= python3.11
 VENV ?= .venv
 PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+PEPTIDE ?= NL
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo demo-peptide test test-slow lint clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m molecular sample --peptide Ace-A-Nme --num_samples 10000 --seed 0 --output runs/demo
+
+demo-peptide: $(STAMP)
+	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --num_samples 10000 --seed 0 --output runs/demo-$(PEPTIDE)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest

@@ -1,5 +1,9 @@
 """The Boltzmann distribution of a peptide, as a reduced energy."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,3 +25,17 @@ class ReducedEnergy:
 
     def __call__(self, positions: Tensor) -> Tensor:
         return self.energy.energy(positions).double() / self.kT
+
+
+def energy_for(flow: object, peptide: Peptide, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
+    """The reduced energy whose Boltzmann density is over the same space as the flow's: its samples are weighted to it.
+
+    Modulo rigid motion u itself; for `Prose`, alone or given a molecule, whose density also places the molecule, u with
+    the density of the centroid that it was trained on (`molecular.transferable.rigid_motion.CentroidEnergy`).
+    """
+    from molecular.prose import Prose
+    from molecular.transferable.rigid_motion import CentroidEnergy
+
+    energy = ReducedEnergy(peptide, device)
+    whole = getattr(flow, "flow", flow)
+    return CentroidEnergy(energy, float((whole.config or {})["scale"])) if isinstance(whole, Prose) else energy

@@ -196,7 +196,7 @@ def sample(
         peptide: sequence, such as Ace-A-Nme.
         output: folder for topology.pdb, samples.xtc, weights.npz, summary.json and ramachandran.png.
         num_samples: how many conformations to draw.
-        model: folder of a trained flow; default: the one shipped for this peptide.
+        model: folder of a trained flow; default: the one shipped for this peptide, or for peptides like it.
         reference: folder of a simulation for the plot; default: the one shipped for this peptide, if any.
         sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
             Monte Carlo; the folder also gets history.png, and a run that was stopped goes on.
@@ -227,6 +227,46 @@ def sample(
         temperature=temperature,
         seed=seed,
         device=device,
+    )
+
+
+def improve(
+    peptide: str,
+    output: Path,
+    training: TrainingConfig,
+    model: Path | None = None,
+    samples_per_round: int = 2000,
+    teacher_weight: float = 0.3,
+    energy_weight: float = 0.1,
+    batch_size: int = 1000,
+    temperature: float | None = None,
+) -> None:
+    """Train a flow further for one peptide on samples that it draws and weights itself; run again, it goes on.
+
+    Args:
+        peptide: sequence, such as NL.
+        output: folder for the model, checkpoints, logs and improvement.json.
+        training: length, learning rate and everything else of the loop; training.refresh_interval steps are one round.
+        model: folder of the flow to begin with; default: the one shipped.
+        samples_per_round: conformations drawn, and energies evaluated, in each round.
+        teacher_weight: of the likelihood of the first flow's own samples beside that of the resampled ones, which keeps
+            the flow from forgetting and from learning single conformations by heart.
+        energy_weight: of the log-variance of the importance weights, with energies as labels; 0 for likelihood alone.
+        batch_size: conformations decoded at once.
+        temperature: K, to which samples are weighted; default 300 for capped, 310 for uncapped peptides.
+    """
+    from molecular.improve import improve_to_folder
+
+    improve_to_folder(
+        peptide,
+        output,
+        training,
+        model=model,
+        temperature=temperature,
+        samples_per_round=samples_per_round,
+        teacher_weight=teacher_weight,
+        energy_weight=energy_weight,
+        batch_size=batch_size,
     )
 
 
@@ -269,4 +309,10 @@ def evaluate(
     )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"simulate": simulate, "train": train, "sample": sample, "evaluate": evaluate}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "simulate": simulate,
+    "train": train,
+    "sample": sample,
+    "improve": improve,
+    "evaluate": evaluate,
+}

@@ -12,7 +12,7 @@ import mdtraj
 import numpy as np
 import torch
 
-from molecular.boltzmann import ReducedEnergy
+from molecular.boltzmann import energy_for
 from molecular.datasets import load_ensemble
 from molecular.flow import PeptideFlow
 from molecular.folders import complete_folder
@@ -20,6 +20,7 @@ from molecular.geometry import dihedrals
 from molecular.peptide import Peptide
 from molecular.plots import ramachandran
 from molecular.prose import MoleculeFlow, Prose
+from molecular.shipped_flows import shipped_flow
 from molecular.smc import SplitFlow, smc, summarize_history
 from molecular.transferable import InternalProse
 from nflib import Flow
@@ -122,24 +123,19 @@ def sample(
     progress: bool = False,
 ) -> WeightedSamples:
     """Samples of the flow, weighted to the Boltzmann distribution of the peptide's System at its temperature."""
-    target = BoltzmannDensity(ReducedEnergy(peptide, device))
+    target = BoltzmannDensity(energy_for(flow, peptide, device))
     return importance_sample(
         cast(Proposal, flow), target, num_samples, batch_size=batch_size, seed=seed, progress=progress
     )
 
 
 def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | MoleculeFlow:
-    """The flow saved in `model`, or the one shipped for `sequence`: of this peptide alone, or one for every peptide.
+    """The flow saved in `model`, or the shipped one (`molecular.shipped_flows`): of this peptide alone, or of many.
 
     Raises FileNotFoundError where there is none, ValueError for a flow of another peptide, or that does not take it.
     """
     if model is None:
-        model = SHIPPED / sequence
-        if not model.is_dir():
-            shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
-            raise FileNotFoundError(
-                f"no flow is shipped for {sequence} (shipped: {shipped}); name one with --model, or train one."
-            )
+        model = shipped_flow(sequence, SHIPPED)
     flow = Flow.from_pretrained(model, device)
     if isinstance(flow, InternalProse | Prose):
         return flow.of(Peptide(sequence))

@@ -43,3 +43,17 @@ def test_effective_sample_size_of_ten_thousand(peptide):
     samples = sample(load_flow(SEQUENCE), peptide, 10_000, seed=0)
     assert samples.effective_sample_size_fraction >= 0.05
     assert samples.truncate(0.002).effective_sample_size_fraction >= 0.15
+
+
+def test_a_dipeptide_that_was_not_trained_on():
+    """NL is among the held-out ones of molecular/recipes/held_out_dipeptides.txt."""
+    peptide, flow = Peptide("NL"), load_flow("NL")
+    samples = sample(flow, peptide, 1000, seed=1)
+    assert samples.effective_sample_size_fraction > 0.005
+    assert samples.num_rejected < 50
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=5e-3, rtol=1e-4)
+
+
+def test_the_flow_of_dipeptides_fits_into_a_repository():
+    assert sum(path.stat().st_size for path in (SHIPPED / "dipeptides").iterdir()) < 24e6

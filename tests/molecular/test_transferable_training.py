@@ -228,7 +228,12 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
 
     with (capped / "topology.pdb").open("w") as file:
         app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file, keepIds=True)
+    mismatched = shutil.copytree(corpus, tmp_path / "mismatched")
+    shard = mismatched / "systems" / "GG" / "frames-000000.npz"
+    arrays = dict(np.load(shard))
+    np.savez(shard, **arrays | {"positions": arrays["positions"][:, 1:]})
     cases = (
+        (mismatched, (), "a frame of GG has 16 atoms, but its PDB file has 17"),
         (empty, (), "holds no frames for train"),
         (tmp_path / "none", (), "settings.json"),
         (corpus, ("--coordinates", "local_frames"), "coordinates must be one of"),

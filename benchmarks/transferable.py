@@ -1,0 +1,246 @@
+"""Transferable flows on peptides that they were not trained on: every held-out reference of a corpus.
+
+    OMP_NUM_THREADS=1 python benchmarks/transferable.py --models dipeptides=molecular/shipped/dipeptides \
+        --references runs/dipeptides/references --output runs/dipeptides/table --threads 1
+    OMP_NUM_THREADS=1 python benchmarks/transferable.py --models internal=runs/internal/model \
+        cartesian=runs/cartesian/model --references runs/dipeptides/references --output runs/comparison \
+        --likelihood_only --threads 1
+
+Draws of each flow as they are (proposal), weighted to the force field (reweighted) and moved to it by sequential Monte
+Carlo (SMC, where the flow can be taken apart), against parallel tempering: the metrics of `molecular.evaluation`, no
+weight clipped, errors by bootstrap. The row "reference, half to half" is what a perfect ensemble would get. "energies"
+are evaluations, a force counting as one.
+
+With --likelihood_only: minus the log-density of reference frames in nats a dimension, and the effective sample size.
+The density is that of a conformation modulo rigid motion, over 3n - 6 dimensions, for all flows: a flow on plain
+positions is given frames moved at random, and the known density of where they were put is taken off.
+
+Each peptide and flow has a JSON file in the output folder; those that are there are not computed again.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from common import argument_parser, markdown_table, prepare
+from torch import Tensor
+
+from molecular.boltzmann import ReducedEnergy
+from molecular.corpus.folder import Corpus
+from molecular.evaluation import WeightedConformations, evaluate
+from molecular.evaluation.compare import FLOOR
+from molecular.evaluation.table import Estimate
+from molecular.peptide import Peptide
+from molecular.prose import MoleculeFlow, Prose
+from molecular.sample import load_flow, sample
+from molecular.smc import SplitFlow, smc
+from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
+from nflib.montecarlo import AdaptiveTemperatures, WeightedSamples
+
+METRICS = ("effective_sample_size_fraction", "energy_w2", "torus_w2", "bond_graph_rate", "chirality_rate")
+HEADER = ["peptide", "flow", "ensemble", "samples", "energies", "ESS / samples", "energy W2 / kT", "torus W2 / rad"]
+HEADER += ["bonds right", "chirality right"]
+# Options that say what a file's figures are of; a file made with others is not taken for them.
+FIXED = (
+    "num_samples",
+    "smc_samples",
+    "conditional_ess",
+    "moves",
+    "final_moves",
+    "reference_frames",
+    "transport_points",
+    "bootstrap",
+)
+
+
+def main() -> None:
+    """Compute what is missing, and print the table."""
+    arguments = parse()
+    prepare(arguments)
+    models = named_folders(arguments.models)
+    corpus = Corpus(arguments.references)
+    peptides = arguments.peptides or [name for part in ("test", "validation") for name in corpus.sequences(part)]
+    if not peptides:
+        raise SystemExit(f"error: {arguments.references} holds no finished peptide; name some with --peptides.")
+    run = likelihoods if arguments.likelihood_only else ensembles
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    for sequence in peptides:
+        for name, folder in models.items():
+            path = arguments.output / ("likelihood" if arguments.likelihood_only else "ensembles") / name
+            records[sequence, name] = kept(
+                path / f"{sequence}.json",
+                {"model": str(folder)} | {key: getattr(arguments, key) for key in FIXED} | {"seed": arguments.seed},
+                lambda sequence=sequence, folder=folder: run(sequence, folder, corpus, arguments),  # type: ignore[misc]
+            )
+            print(f"{sequence}, {name}: {records[sequence, name]['seconds']:.0f} s", flush=True)
+    print("\n" + (likelihood_table if arguments.likelihood_only else ensemble_table)(records))
+
+
+def parse() -> Namespace:
+    """The command line."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--models", nargs="+", required=True, help="folders of transferable flows, as NAME=FOLDER")
+    parser.add_argument("--references", type=Path, required=True, help="corpus of simulated peptides")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the figures of each peptide")
+    parser.add_argument("--peptides", nargs="+", help="sequences; by default those that the corpus has for testing")
+    parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each flow")
+    parser.add_argument("--smc_samples", type=int, default=2_000, help="particles of smc; 0 for none")
+    parser.add_argument("--conditional_ess", type=float, default=0.9, help="of smc, from one temperature to the next")
+    parser.add_argument("--moves", type=int, default=1, help="of smc, at each temperature")
+    parser.add_argument("--final_moves", type=int, default=0, help="of smc, at the target, in the end")
+    parser.add_argument("--batch_size", type=int, default=2_000, help="conformations decoded at once")
+    parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
+    parser.add_argument("--transport_points", type=int, default=1_000, help="of an ensemble in the torus distance")
+    parser.add_argument("--bootstrap", type=int, default=10, help="resamples for the errors")
+    parser.add_argument("--likelihood_only", action="store_true", help="likelihood and effective sample size alone")
+    return parser.parse_args()
+
+
+def named_folders(entries: list[str]) -> dict[str, Path]:
+    """NAME=FOLDER, or FOLDER, which is its own name."""
+    return {entry.partition("=")[0]: Path(entry.rpartition("=")[2]) for entry in entries}
+
+
+def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the file holds, or what `run` gives, which is then written; exits where the file has other settings."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["made_with"] != settings:
+            raise SystemExit(f"error: {path} was made with {found['made_with']}; choose another output folder.")
+        return found
+    start = time.perf_counter()
+    record = run() | {"made_with": settings}
+    record["seconds"] = time.perf_counter() - start
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, path)
+    return record
+
+
+def spaced(length: int, most: int) -> Tensor:
+    """At most so many evenly spaced indices."""
+    return torch.linspace(0, length - 1, min(length, most)).round().long()
+
+
+def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
+    """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
+    peptide, flow = Peptide(sequence), load_flow(sequence, model)
+    frames = corpus.ensemble(sequence)
+    frames = frames.select(spaced(len(frames), arguments.reference_frames))
+    options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    drawn = sample(flow, peptide, arguments.num_samples, **options)
+    named: dict[str, WeightedConformations | WeightedSamples] = {
+        "proposal": WeightedConformations(drawn.x),
+        "reweighted": drawn,
+    }
+    energies = {"reweighted": len(drawn)}
+    if arguments.smc_samples and hasattr(flow, "split_coordinates"):
+        moved = smc(
+            cast(SplitFlow, flow),
+            peptide,
+            arguments.smc_samples,
+            temperatures=AdaptiveTemperatures(arguments.conditional_ess),
+            moves=arguments.moves,
+            final_moves=arguments.final_moves,
+            **options,
+        )
+        named["SMC"], energies["SMC"] = moved, int(moved.history.num_evaluations[-1])
+    evaluation = evaluate(
+        named,
+        WeightedConformations(frames.positions, groups=frames.ladder),
+        peptide,
+        energy=ReducedEnergy(peptide),
+        num_bootstrap=arguments.bootstrap,
+        transport_points=arguments.transport_points,
+        seed=arguments.seed,
+    )
+    path = arguments.output / f".{sequence}.evaluation.json"
+    dataclasses.replace(evaluation, settings=dict(evaluation.settings) | {"energies": energies}).save(path)
+    record: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return record
+
+
+def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
+    """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
+    peptide, flow = Peptide(sequence), cast(MoleculeFlow, load_flow(sequence, model))
+    frames = corpus.ensemble(sequence)
+    frames = frames.select(spaced(len(frames), arguments.reference_frames))
+    values = torch.cat(
+        [modulo_rigid_motion(flow, part, arguments.seed) for part in frames.positions.split(arguments.batch_size)]
+    ) / (3 * peptide.num_atoms - 6)
+    ladders = torch.stack([values[frames.ladder == ladder].mean() for ladder in frames.ladder.unique()])
+    drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)
+    return {
+        "nats_per_dimension": values.mean().item(),
+        "error": (ladders.std() / len(ladders) ** 0.5).item(),
+        "effective_sample_size_fraction": drawn.effective_sample_size_fraction,
+        "parameters": sum(parameter.numel() for parameter in flow.flow.parameters()),
+    }
+
+
+@torch.no_grad()
+def modulo_rigid_motion(flow: MoleculeFlow, positions: Tensor, seed: int) -> Tensor:
+    """Minus the log-density (B,) of conformations modulo rigid motion, float64."""
+    if not isinstance(flow.flow, Prose):
+        return -flow.log_prob(positions).double()
+    scale = float((flow.flow.config or {})["scale"])
+    exists = torch.ones(positions.shape[:2], dtype=torch.bool)
+    placed = random_rigid_motion(positions, exists, scale, torch.Generator().manual_seed(seed))
+    placing = CentroidEnergy(lambda x: torch.zeros(len(x), dtype=torch.float64), scale)
+    return -flow.log_prob(placed).double() - placing(placed)
+
+
+def ensemble_table(records: Mapping[tuple[str, str], dict[str, Any]]) -> str:
+    """A row for each peptide, flow and ensemble, and how often SMC came nearer than weights."""
+    rows: list[list[object]] = []
+    nearer: list[bool] = []
+    floors = set()
+    for (sequence, name), record in records.items():
+        energies = record["settings"]["energies"]
+        torus = {}
+        for ensemble, content in record["ensembles"].items():
+            if ensemble == FLOOR and sequence in floors:
+                continue
+            figures = {metric: estimate(content["metrics"].get(metric)) for metric in METRICS}
+            torus[ensemble] = figures["torus_w2"]
+            of = "–" if ensemble == FLOOR else name
+            counts = [content["num_samples"], energies.get(ensemble, "–")]
+            rows.append([sequence, of, ensemble, *counts, *("–" if f is None else str(f) for f in figures.values())])
+        floors.add(sequence)
+        pair = torus.get("SMC"), torus.get("reweighted")
+        if pair[0] is not None and pair[1] is not None:
+            nearer.append(pair[0].value < pair[1].value)
+    return f"{markdown_table(HEADER, rows)}\n\ntorus W2: SMC below reweighted for {sum(nearer)} of {len(nearer)}."
+
+
+def likelihood_table(records: Mapping[tuple[str, str], dict[str, Any]]) -> str:
+    """A row for each peptide and flow, and the means."""
+    header = ["peptide", "flow", "parameters", "-log q / nats a dimension", "ESS / samples"]
+    rows: list[list[object]] = []
+    for (sequence, name), record in records.items():
+        value = Estimate(record["nats_per_dimension"], record["error"])
+        size = f"{record['effective_sample_size_fraction']:.3g}"
+        rows.append([sequence, name, record["parameters"], str(value), size])
+    for flow in dict.fromkeys(name for _, name in records):
+        own = [record for (_, name), record in records.items() if name == flow]
+        nats = sum(record["nats_per_dimension"] for record in own) / len(own)
+        size = f"{sum(record['effective_sample_size_fraction'] for record in own) / len(own):.3g}"
+        rows.append(["mean", flow, own[0]["parameters"], f"{nats:.4f}", size])
+    return markdown_table(header, rows)
+
+
+def estimate(entry: Mapping[str, Any] | None) -> Estimate | None:
+    """As `Evaluation` writes it; infinities are strings there."""
+    return None if entry is None else Estimate(float(entry["value"]), float(entry["error"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Self-improvement: rows of own samples, their weights, and a command that goes on where it was stopped."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from molecular import InternalProse, Peptide, Prose
+from molecular.boltzmann import energy_for
+from molecular.cli import main
+from molecular.improve import RECORD, _Turned
+from molecular.own_samples import OwnSamples
+from molecular.sample import sample
+from nflib.flows import TARFlow
+from nflib.montecarlo import BoltzmannDensity, importance_sample
+from nflib.training import LogVariance, TrainingConfig, fit
+from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
+
+LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def gg():
+    return Peptide("GG")
+
+
+@pytest.fixture(scope="module")
+def flow(gg):
+    return make_tiny_flow(gg)
+
+
+def shifted(x):
+    """A normal density of standard deviation 0.7 about (1, -0.5, 0), not normalised."""
+    return 0.5 * ((x - torch.tensor([1.0, -0.5, 0.0])) / 0.7).square().sum(-1)
+
+
+def small_source(flow, size=400, **options):
+    source = OwnSamples(lambda student: student, shifted, size, **({"teacher_weight": 0.3, "labelled": True} | options))
+    source.refresh(flow, 0, torch.Generator().manual_seed(0))
+    return source
+
+
+@pytest.mark.parametrize("energy_weight", [0.0, 0.3])
+def test_the_effective_sample_size_rises(tmp_path, energy_weight):
+    torch.manual_seed(0)
+    flow = TARFlow(event_shape=(3,), channels=16, num_blocks=2, layers_per_block=1, head_dim=8).eval()
+    before = importance_sample(flow, BoltzmannDensity(shifted), 2000, seed=1).effective_sample_size_fraction
+    source = small_source(flow, labelled=energy_weight > 0)
+    config = TrainingConfig(
+        batch_size=100, max_steps=150, learning_rate=3e-3, ema_decay=0.9, refresh_interval=50, progress_bar=False,
+        tensorboard=False,
+    )  # fmt: skip
+    fit(flow, source, config=config, objective=LogVariance(energy_weight=energy_weight, clip=4.0), output=tmp_path)
+    after = importance_sample(flow, BoltzmannDensity(shifted), 2000, seed=1).effective_sample_size_fraction
+    assert after > 2 * before
+    assert source.num_energies == 3 * 400
+    assert [part["step"] for part in source.rounds()] == [0, 50, 100]
+    assert source.rounds()[0]["effective_sample_size_fraction"] == pytest.approx(before, abs=0.1)
+
+
+def test_parts_of_the_rows():
+    torch.manual_seed(0)
+    flow = TARFlow(event_shape=(3,), channels=8, num_blocks=1, layers_per_block=1, head_dim=8).eval()
+    source = small_source(flow, size=1000)
+    source.refresh(flow, 10, torch.Generator().manual_seed(1))
+    batch = source.batch(torch.arange(len(source)))
+    target, teacher, later = batch["inputs"].split(1000)
+    # The mean of the target, of the flow, and of the flow again; a standard error is about 0.1.
+    torch.testing.assert_close(target.mean(0), torch.tensor([1.0, -0.5, 0.0]), atol=0.3, rtol=0)
+    assert torch.equal(teacher.sort(0).values, source.positions[:1000].sort(0).values)
+    assert torch.equal(later.sort(0).values, source.positions[1000:].sort(0).values)
+    assert batch["is_data"].unique_consecutive().tolist() == pytest.approx([1.0, 0.3, 0.0])
+    torch.testing.assert_close(batch["energy"], shifted(batch["inputs"]).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_one_heavy_sample_does_not_become_all_rows():
+    class Uniform:
+        def sample_and_log_prob(self, num_samples):
+            return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
+
+    source = OwnSamples(
+        lambda _: Uniform(),
+        lambda x: torch.where(x == 3, -50.0, 0.0).flatten(),
+        100,
+        teacher_weight=0.1,
+        labelled=False,
+    )
+    source.refresh(torch.nn.Identity(), 0, torch.Generator().manual_seed(0))
+    target = source.batch(torch.arange(100))["inputs"]
+    assert int((target == 3).sum()) == 1
+    assert source.rounds()[0]["effective_sample_size_fraction"] == pytest.approx(0.01, abs=1e-6)
+
+
+def test_rejected_samples_are_rows_of_no_part_and_high_energies_no_labels():
+    class Line:
+        def sample_and_log_prob(self, num_samples):
+            return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
+
+    def energy(x):
+        x = x.flatten()
+        return torch.where(x < 10, torch.nan, torch.where(x < 20, 1000.0, 0.0))
+
+    source = OwnSamples(lambda _: Line(), energy, 100, teacher_weight=0.5, labelled=True)
+    source.refresh(torch.nn.Identity(), 0, torch.Generator().manual_seed(0))
+    batch = source.batch(torch.arange(300))
+    assert batch["inputs"].min() >= 10
+    high = batch["inputs"].flatten() < 20
+    assert high.any()
+    assert torch.equal(torch.isinf(batch["energy"]), high)
+    nothing = OwnSamples(lambda _: Line(), lambda x: x.flatten() * torch.nan, 100, teacher_weight=0.5, labelled=True)
+    with pytest.raises(ValueError, match="finite energy"):
+        nothing.refresh(torch.nn.Identity(), 0, torch.Generator())
+
+
+def improve(model, output, *options, steps=4):
+    main(
+        ["improve", "--peptide", "GG", "--model", str(model), "--output", str(output), "--samples_per_round", "20"]
+        + [*LOOP, "--training.max_steps", str(steps), "--training.refresh_interval", "2"]
+        + ["--training.checkpoint_interval", "2", "--training.warmup_steps", "1", *options]
+    )
+
+
+def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path):
+    flow.save_pretrained(tmp_path / "teacher")
+    for name in ("whole", "stopped"):
+        improve(tmp_path / "teacher", tmp_path / name)
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-000000004")
+    improve(tmp_path / "teacher", tmp_path / "stopped")
+    models = [InternalProse.from_pretrained(tmp_path / name / "model") for name in ("whole", "stopped")]
+    changed = False
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
+        changed |= not torch.equal(value, flow.state_dict()[name])
+    assert changed
+    records = [json.loads((tmp_path / name / RECORD).read_text()) for name in ("whole", "stopped")]
+    assert records[0] == records[1]
+    assert records[0]["num_energies"] == 40
+    assert [part["step"] for part in records[0]["rounds"]] == [0, 2]
+
+
+def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path):
+    torch.manual_seed(0)
+    prose = Prose(**SETTINGS, scale=0.3).eval()
+    energy = energy_for(prose.of(gg), gg)
+    x = torch.from_numpy(gg.positions).float()[None]
+    x = x - x.mean(1, keepdim=True)
+    moved = x + 0.1
+    variance = 0.3**2 / gg.num_atoms
+    assert float(energy(moved) - energy(x)) == pytest.approx(3 * 0.01 / (2 * variance), rel=1e-2)
+    turned = _Turned(gg, rotate=True)(moved.expand(5, -1, -1), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turned.mean(1), moved.mean(1).expand(5, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(energy(turned), energy(moved).expand(5), atol=0.3, rtol=1e-4)
+    prose.save_pretrained(tmp_path / "teacher")
+    improve(tmp_path / "teacher", tmp_path / "improved", steps=1)
+    assert Prose.from_pretrained(tmp_path / "improved" / "model").config == prose.config
+
+
+def test_temperatures_change_the_weights_alone(flow, gg):
+    """Transfer to another temperature: the draws stay, the weights follow the energies in units of its kT."""
+    warm, hot = (sample(flow.of(peptide), peptide, 50, seed=0) for peptide in (gg, Peptide("GG", temperature=350.0)))
+    assert torch.equal(warm.x, hot.x)
+    energies = -warm.log_target * gg.kT
+    expected = -energies / (gg.kT * 350.0 / gg.temperature) - warm.log_prob.double()
+    torch.testing.assert_close(hot.log_weights, expected, rtol=1e-4, atol=1e-2)
+
+
+MISTAKES = {
+    "too few samples": (["--samples_per_round", "1"], "samples_per_round"),
+    "negative teacher": (["--teacher_weight", "-1"], "teacher_weight"),
+    "negative energy weight": (["--energy_weight", "-1"], "zero or more"),
+    "no such model": (["--model", "nowhere"], "config.json"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(name, flow, tmp_path):
+    flow.save_pretrained(tmp_path / "teacher")
+    options, words = MISTAKES[name]
+    with pytest.raises(SystemExit, match="error: ") as stop:
+        improve(tmp_path / "teacher", tmp_path / "output", *options)
+    assert words in str(stop.value)

@@ -1,0 +1,102 @@
+"""Which shipped flow serves a peptide, by a tiny flow in a shipped folder of the test's own."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from molecular import Peptide
+from molecular.cli import main
+from molecular.sample import load_flow
+from molecular.shipped_flows import COVERAGE, shipped_flow
+from molecular.transferable import InternalProse
+from tests.molecular.tiny_flow import make_tiny_flow
+
+TWENTY = "ACDEFGHIKLMNPQRSTVWY"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A flow of dipeptides, one that is for GA alone, and a folder without a flow."""
+    folder = tmp_path_factory.mktemp("shipped")
+    flow = make_tiny_flow(Peptide("GG"), max_atoms=20)
+    for name in ("dipeptides", "GA"):
+        flow.save_pretrained(folder / name)
+    (folder / "dipeptides" / COVERAGE).write_text(json.dumps({"lengths": [2], "residues": TWENTY}))
+    (folder / "later").mkdir()
+    return folder
+
+
+@pytest.fixture
+def shipped(folder, monkeypatch):
+    monkeypatch.setattr("molecular.sample.SHIPPED", folder)
+    return folder
+
+
+def test_a_peptide_gets_its_own_flow_or_one_that_covers_it(folder, caplog):
+    caplog.set_level("INFO")
+    assert shipped_flow("GA", folder) == folder / "GA"
+    assert not caplog.messages
+    assert shipped_flow("NL", folder) == folder / "dipeptides"
+    assert "No flow is shipped for NL alone; taking dipeptides" in caplog.text
+
+
+@pytest.mark.parametrize("sequence", ["AAA", "Ace-A-Nme", "Ace-AA-Nme", "dipeptides"])
+def test_peptides_that_nothing_covers(folder, sequence):
+    with pytest.raises((FileNotFoundError, ValueError)) as error:
+        shipped_flow(sequence, folder)
+    if sequence != "dipeptides":
+        words = (
+            f"no flow is shipped for {sequence} (shipped: GA (this peptide alone), dipeptides (uncapped peptides of 2"
+        )
+        assert words in str(error.value)
+        assert "later" not in str(error.value)
+
+
+def test_nothing_shipped_and_a_damaged_description(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="shipped: none"):
+        shipped_flow("NL", tmp_path / "nowhere")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "dipeptides" / COVERAGE).write_text("{}")
+    with pytest.raises(ValueError, match="does not say what the flow covers"):
+        shipped_flow("NL", copy)
+
+
+def test_the_flow_is_loaded_for_the_peptide(shipped):
+    flow = load_flow("AG")
+    assert isinstance(flow.flow, InternalProse)
+    assert flow.sample(2, seed=0).shape == (2, Peptide("AG").num_atoms, 3)
+
+
+def test_sample_at_another_temperature(shipped, tmp_path):
+    main(
+        ["sample", "--peptide", "GG", "--num_samples", "20", "--temperature", "330", "--output", str(tmp_path / "out")]
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["temperature_K"] == 330.0
+    assert summary["num_samples"] == 20
+    assert (tmp_path / "out" / "ramachandran.png").is_file()
+
+
+MISTAKES = {
+    "D-residue": ("nL", "lowercase, a D-amino acid"),
+    "unsupported residue": ("NX", "'X', unknown"),
+    "too long for what is shipped": ("AAA", "no flow is shipped for AAA"),
+    "too many atoms for the model": ("WW", "too long for this flow, which takes 20"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(name, shipped, tmp_path):
+    sequence, words = MISTAKES[name]
+    with pytest.raises(SystemExit, match="error: ") as stop:
+        main(["sample", "--peptide", sequence, "--num_samples", "2", "--output", str(tmp_path / "output")])
+    assert words in str(stop.value)
+
+
+def test_capped_peptides_are_refused_by_a_transferable_flow(folder):
+    with pytest.raises(ValueError, match="ACE|Ace|cap"):
+        load_flow("Ace-G-Nme", folder / "dipeptides")
+    with torch.no_grad(), pytest.raises(ValueError, match="do not fit the context"):
+        load_flow("GG", folder / "dipeptides").log_prob(torch.zeros(1, 5, 3))
