@@ -4,8 +4,9 @@ set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
 $PYTHON -m molecular train --data runs/dipeptides/corpus --output runs/dipeptides/flow --coordinates internal \
-    --channels 128 --num_blocks 2 --layers_per_block 3 --training.batch_size 256 --training.max_seconds 7200 \
-    --training.learning_rate 0.001 --training.ema_decay 0.999 --training.validation_interval 500
+    --channels 128 --num_blocks 2 --layers_per_block 3 --dropout 0.1 --neighbours false --training.batch_size 64 \
+    --training.max_seconds 1200 --training.learning_rate 0.001 --training.weight_decay 0.01 --training.ema_decay 0.998 \
+    --training.validation_interval 250 --training.checkpoint_seconds 300
 cp runs/dipeptides/flow/model/* molecular/shipped/dipeptides/
 $PYTHON benchmarks/transferable.py --models dipeptides=molecular/shipped/dipeptides --threads 1 \
     --references runs/dipeptides/references --output runs/dipeptides/table
