@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -132,16 +133,22 @@ def prompt_fidelity(
     num_clips: int = 200,
     *,
     guidance: float = 0.0,
-    denoise: str = "score",
+    denoise: Sequence[str] = ("score",),
     seed: int = 0,
     batch_size: int = 50,
     classifier: DigitClassifier | None = None,
-) -> dict[str, float]:
-    """Shares of generated clips that show the digit, the direction and the speed of their prompts."""
+) -> dict[str, dict[str, float]]:
+    """Shares of generated clips that show the digit, the direction and the speed of their prompts, for each way of
+    denoising the very same draws.
+    """
     classifier = shared_classifier() if classifier is None else classifier
     asked = MovingDigits("held_out", num_clips, 1, cuts=0.0, seed=seed).clips()
-    clips = _generated(model, asked.prompts, None, batch_size, guidance=guidance, denoise=denoise, seed=seed)
-    return _fidelity(clips, asked, classifier)
+    clips: dict[str, list[Tensor]] = {way: [] for way in denoise}
+    for first in range(0, num_clips, batch_size):
+        drawn = model.draw(asked.prompts[first : first + batch_size], guidance=guidance, seed=seed + first)
+        for way in denoise:
+            clips[way].append(model.finish(drawn, way))
+    return {way: _fidelity(torch.cat(parts), asked, classifier) for way, parts in clips.items()}
 
 
 def reference_fidelity(num_clips: int = 200, seed: int = 0, model: VideoModel | None = None) -> dict[str, float]:
@@ -167,7 +174,7 @@ def roll_out(
     classifier = shared_classifier() if classifier is None else classifier
     asked = MovingDigits("held_out", num_clips, 1, cuts=0.0, seed=seed).clips()
     length = model.window
-    clips = _generated(model, asked.prompts, times * length, num_clips, guidance=guidance, denoise=denoise, seed=seed)
+    clips = model.generate(asked.prompts, times * length, guidance=guidance, denoise=denoise, seed=seed)
     early, late = clips[:, :length][:, -2:], clips[:, -2:]
     is_early, is_late = ((classifier(part) == asked.digits).float().mean().item() for part in (early, late))
     return {
@@ -190,10 +197,10 @@ def evaluate(
         "likelihood": likelihoods(model, num_clips, seed),
     }
     for weight in (0.0, guidance):
-        for denoise in denoisers:
-            name = f"guidance {weight:g}, denoise {denoise}"
-            result[name] = prompt_fidelity(model, num_clips, guidance=weight, denoise=denoise, seed=seed)
-            log.info("%s: %s", name, result[name])
+        found = prompt_fidelity(model, num_clips, guidance=weight, denoise=denoisers, seed=seed)
+        for denoise, shares in found.items():
+            result[f"guidance {weight:g}, denoise {denoise}"] = shares
+            log.info("guidance %g, denoise %s: %s", weight, denoise, shares)
     if roll_outs:
         result["roll_out"] = roll_out(model, roll_outs, guidance=guidance, seed=seed)
     return result
@@ -211,14 +218,3 @@ def _fidelity(clips: Tensor, asked: Clips, classifier: DigitClassifier) -> dict[
     wanted = {"digit": asked.digits, "direction": asked.directions, "speed": asked.speeds}
     shares = {name: float((found[name] == wanted[name]).float().mean()) for name in found}
     return shares | {"sharpness": float(sharpness(clips[:, -1]).mean())}
-
-
-def _generated(
-    model: VideoModel, prompts: list[str], num_frames: int | None, batch_size: int, *, seed: int, **settings: Any
-) -> Tensor:
-    starts = range(0, len(prompts), batch_size)
-    parts = [
-        model.generate(prompts[first : first + batch_size], num_frames, seed=seed + first, **settings)
-        for first in starts
-    ]
-    return torch.cat(parts)

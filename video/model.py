@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,22 @@ class ModelSettings:
     def later_prompt(self, prompt: str) -> str:
         """The prompt for what continues a clip of this prompt."""
         return prompt if self.later is None else re.sub(self.later[0], self.later[1], prompt)
+
+
+class Window(NamedTuple):
+    """Noisy latents ``(B, T, c, h, w)`` of a window, given which context; its first num_known frames are older ones."""
+
+    latents: Tensor
+    context: Tensor
+    num_known: int
+
+
+class NoisyClips(NamedTuple):
+    """Noisy latents of clips: of the frames that were given, and of one window after the other."""
+
+    start: Tensor
+    windows: list[Window]
+    given: Tensor | None
 
 
 class VideoModel:
@@ -144,24 +161,50 @@ class VideoModel:
         "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none". Raises
         ValueError for settings that do not fit.
         """
+        self._check_denoising(denoise)
+        drawn = self.draw(prompts, num_frames, given, guidance=guidance, overlap=overlap, seed=seed, decoding=decoding)
+        return self.finish(drawn, denoise)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        num_frames: int | None = None,
+        given: Tensor | None = None,
+        *,
+        guidance: float = 0.0,
+        overlap: int | None = None,
+        seed: int = 0,
+        decoding: Decoder | None = None,
+    ) -> NoisyClips:
+        """What `generate` draws, before the noise is taken off: for `finish`, which may be called in several ways."""
         num_frames = self.window if num_frames is None else num_frames
         overlap = self._overlap(num_frames, overlap)
-        self._check_denoising(denoise)
         generator = torch.Generator().manual_seed(seed)
         noisy = self.flow_tokens(prompts, given, generator)
         if num_frames <= noisy.shape[1]:
             raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
-        plain, num_given = noisy, noisy.shape[1]
+        drawn = NoisyClips(noisy, [], given)
+        num_given = noisy.shape[1]
         flow, decoder = self._guided(guidance), decoding or current() or self.decoding
         for first, done, stop in rollout.windows(num_frames, num_given, self.window, overlap):
             context = self._window_context(prompts, is_first=num_given <= 1 and done == num_given)
             known = noisy[:, first:] if done > first else None
             window = rollout.generate(flow, stop - first, context, known, generator=generator, decoding=decoder)
             noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
-            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
-        clips = self.latents.decode(plain)
-        if given is not None:
-            clips[:, : given.shape[1]] = given.to(clips)
+            drawn.windows.append(Window(window, context, done - first))
+        return drawn
+
+    @torch.no_grad()
+    def finish(self, drawn: NoisyClips, denoise: str = "score") -> Tensor:
+        """Clips ``(B, T, C, H, W)`` of what `draw` gave, without its noise; arguments and errors as for `generate`."""
+        self._check_denoising(denoise)
+        new = [
+            self._denoised(window.latents, window.context, denoise)[:, window.num_known :] for window in drawn.windows
+        ]
+        clips = self.latents.decode(torch.cat([drawn.start, *new], dim=1))
+        if drawn.given is not None:
+            clips[:, : drawn.given.shape[1]] = drawn.given.to(clips)
         return clips
 
     @torch.no_grad()
