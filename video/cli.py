@@ -67,6 +67,7 @@ def train(
     num_frames: int = 16,
     frames_shown: int | None = None,
     clips: int = 8000,
+    stills: int = 0,
     channels: int = 128,
     layers_per_block: list[int] = [1, 1, 1, 5],  # noqa: B006
     head_dim: int = 32,
@@ -86,6 +87,7 @@ def train(
         num_frames: frames of a clip.
         frames_shown: how many of them training sees, to begin with short ones, which are quicker; default: all.
         clips: of moving digits, which are coded once, before training.
+        stills: so many first frames of other clips are learnt beside each clip; they show what prompts look like.
         channels: width of the transformers.
         layers_per_block: transformer layers of each block; the last is the deep one.
         head_dim: channels of an attention head.
@@ -105,6 +107,7 @@ def train(
         num_frames=num_frames,
         frames_shown=frames_shown,
         num_clips=clips,
+        stills=stills,
         channels=channels,
         layers_per_block=layers_per_block,
         head_dim=head_dim,

@@ -48,7 +48,9 @@ class NoisyLikelihood:
     noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276). dropout: share of contexts that
     become `unconditional` ``(L, D)`` in training, which guidance takes. The denoiser's target is Tweedie's noise
     ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
-    its loss leaves the flow alone.
+    its loss leaves the flow alone. Where a batch has "stills" ``(B, n, c, h, w)`` and "stills_context", single frames
+    beside each clip, their nats per dimension are added: in a clip, what a frame looks like that follows no other is a
+    small part of the loss.
     """
 
     noise: float
@@ -58,25 +60,41 @@ class NoisyLikelihood:
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        latents, context = batch["inputs"], batch["context"]
+        latents, context = self._noisy(flow, batch["inputs"], batch["context"], generator)
+        loss, metrics = self._of_clips(flow, latents, context)
+        if "stills" in batch:
+            stills, prompts = batch["stills"].flatten(0, 1).unsqueeze(1), batch["stills_context"].flatten(0, 1)
+            likelihood = _nats_per_dim(flow, *self._noisy(flow, stills, prompts, generator))
+            loss, metrics = loss + likelihood, metrics | {"stills_nats_per_dim": likelihood.detach()}
+        return loss, metrics
+
+    def _noisy(
+        self, flow: nn.Module, latents: Tensor, context: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Latents with noise, and contexts of which, in training, some are those of no prompt."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        noisy = latents + self.noise * noise
         if self.dropout and flow.training:
             is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
             context = torch.where(is_dropped[:, None, None], self.unconditional.to(context), context)
+        return latents + self.noise * noise, context
+
+    def _of_clips(self, flow: nn.Module, noisy: Tensor, context: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         denoiser: Any = flow.denoiser
         if denoiser is None:
-            log_prob: Tensor = flow.log_prob(noisy, context)  # type: ignore[operator]
-            loss = -log_prob.mean() / latents[0].numel()
+            loss = _nats_per_dim(flow, noisy, context)
             return loss, {"nats_per_dim": loss.detach()}
         with torch.enable_grad():  # the target is a gradient, in validation as well
             noisy.requires_grad_(True)
-            log_prob = flow.log_prob(noisy, context)  # type: ignore[operator]
-            (score,) = torch.autograd.grad(log_prob.sum(), noisy, retain_graph=torch.is_grad_enabled())
-        likelihood = -log_prob.mean() / latents[0].numel()
-        target = -(self.noise**2) * score.detach() / UNIT
+            likelihood = _nats_per_dim(flow, noisy, context)
+            (slope,) = torch.autograd.grad(likelihood, noisy, retain_graph=torch.is_grad_enabled())
+        target = self.noise**2 * slope.detach() * noisy.numel() / UNIT
         error = mse_loss(denoiser(noisy.detach(), context), target)
         return likelihood + error, {"nats_per_dim": likelihood.detach(), "denoiser_error": error.detach()}
+
+
+def _nats_per_dim(flow: nn.Module, latents: Tensor, context: Tensor) -> Tensor:
+    log_prob: Tensor = flow.log_prob(latents, context)  # type: ignore[operator]
+    return -log_prob.mean() / latents[0].numel()
 
 
 def train_on_digits(
@@ -91,6 +109,7 @@ def train_on_digits(
     num_frames: int = 16,
     frames_shown: int | None = None,
     num_clips: int = 8000,
+    stills: int = 0,
     channels: int = 128,
     layers_per_block: Sequence[int] = (1, 1, 1, 5),
     head_dim: int = 32,
@@ -101,9 +120,12 @@ def train_on_digits(
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
     model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none.
+    stills: first frames of other clips, learnt beside each clip.
     Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
+    if stills < 0:
+        raise ValueError(f"stills must be zero or more, got {stills}.")
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
@@ -130,9 +152,15 @@ def train_on_digits(
         if flow.denoiser is None and denoiser is not None:
             flow = _with_denoiser(flow, denoiser)
     validation = MovingDigits("validation", VALIDATION_CLIPS, frames_shown, seed=config.seed + 1)
+    data = dict(zip(("inputs", "context"), coded(clips, latents, encoder), strict=True))
+    if stills:
+        beginnings = MovingDigits("train", num_clips * stills, 1, cuts=0.0, seed=config.seed + 2)
+        frames, prompts = coded(beginnings, latents, encoder)
+        data["stills"] = frames.squeeze(1).unflatten(0, (num_clips, stills))
+        data["stills_context"] = prompts.unflatten(0, (num_clips, stills))
     result = fit(
         flow,
-        coded(clips, latents, encoder),
+        data,
         coded(validation, latents, encoder),
         config=config,
         objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0]),

@@ -24,6 +24,7 @@ def test_train(tmp_path):
     main(["train_autoencoder", *autoencoder, *TRAINING])
     arguments = ["--autoencoder", str(tmp_path / "autoencoder" / "autoencoder"), "--output", str(tmp_path / "flow")]
     small = ["--channels", "20", "--layers_per_block", "[1,1]", "--head_dim", "20", "--num_frames", "3"]
+    small += ["--clips", "8"]
     main(["train", *arguments, *small, "--denoiser_layers", "1", *TRAINING])
     model = VideoModel.load(tmp_path / "flow" / "pipeline")
     assert model.generate([SEVEN], denoise="learned").shape == (1, 3, 1, 32, 32)
@@ -32,7 +33,8 @@ def test_train(tmp_path):
     again = VideoModel.load(tmp_path / "flow" / "pipeline").flow.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     started = ["--output", str(tmp_path / "more"), "--initial", str(tmp_path / "flow" / "pipeline")]
-    main(["train", "--autoencoder", arguments[1], *started, "--num_frames", "3", *TRAINING])
+    more = ["--num_frames", "3", "--clips", "8", "--stills", "2"]
+    main(["train", "--autoencoder", arguments[1], *started, *more, *TRAINING])
     changed = VideoModel.load(tmp_path / "more" / "pipeline").flow.state_dict()
     assert weights.keys() == changed.keys() and any(not torch.equal(weights[name], changed[name]) for name in weights)
 

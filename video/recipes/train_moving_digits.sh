@@ -1,6 +1,6 @@
 # The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents: first on short clips,
 # then on their first frames alone, which teach it most of what a digit looks like and cost the least, then on whole
-# clips, then a denoiser beside it. Run again, it goes on.
+# clips, on both at once, and with a denoiser beside it. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -18,6 +18,9 @@ $PYTHON -m video train --output runs/video/single --autoencoder runs/video/autoe
 $PYTHON -m video train --output runs/video/long --autoencoder runs/video/autoencoder/autoencoder \
     --noise 0.15 --initial runs/video/single/pipeline --clips 8000 --training.batch_size 8 \
     --training.max_seconds 1800 --training.learning_rate 7e-4 --training.validation_interval 250 $LOOP
+$PYTHON -m video train --output runs/video/stills --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/long/pipeline --clips 4000 --stills 8 --training.batch_size 8 \
+    --training.max_seconds 600 --training.learning_rate 5e-4 --training.validation_interval 100 $LOOP
 $PYTHON -m video train --output runs/video/flow --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --initial runs/video/long/pipeline --denoiser_layers 2 --clips 4000 --training.batch_size 8 \
-    --training.max_seconds 480 --training.learning_rate 3e-4 --training.validation_interval 250 $LOOP
+    --noise 0.15 --initial runs/video/stills/pipeline --denoiser_layers 2 --clips 4000 --training.batch_size 8 \
+    --training.max_seconds 360 --training.learning_rate 2e-4 --training.validation_interval 100 $LOOP

@@ -1,0 +1,61 @@
+"""The objective of video training."""
+
+import pytest
+import torch
+
+from nflib.training import TrainingConfig
+from tests.video.tiny import SEVEN, tiny_model
+from video.denoiser import UNIT
+from video.train import NoisyLikelihood, train_on_digits
+
+NOISE = 0.1
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(3)
+
+
+@pytest.fixture
+def batch(model):
+    generator = torch.Generator().manual_seed(0)
+    context = model.context([SEVEN, "a two"])
+    return {
+        "inputs": torch.randn(2, 3, 2, 4, 4, generator=generator),
+        "context": context,
+        "stills": torch.randn(2, 5, 2, 4, 4, generator=generator),
+        "stills_context": context[:, None].expand(-1, 5, -1, -1),
+    }
+
+
+def loss_of(model, batch, noise=NOISE):
+    objective = NoisyLikelihood(noise, 0.1, model.context([""])[0])
+    return objective(model.flow, batch, torch.Generator().manual_seed(1))
+
+
+def test_stills_add_their_nats_per_dimension(model, batch):
+    whole, metrics = loss_of(model, batch, noise=0.0)
+    clips, _ = loss_of(model, {name: batch[name] for name in ("inputs", "context")}, noise=0.0)
+    stills = batch["stills"].flatten(0, 1).unsqueeze(1)
+    with torch.no_grad():
+        expected = -model.flow.log_prob(stills, batch["stills_context"].flatten(0, 1)).mean() / 32
+    torch.testing.assert_close(whole - clips, expected)
+    torch.testing.assert_close(metrics["stills_nats_per_dim"], expected)
+
+
+def test_the_denoiser_learns_the_flows_score(model, batch):
+    clips = {name: batch[name] for name in ("inputs", "context")}
+    _, metrics = loss_of(model, clips)
+    noise = torch.randn(batch["inputs"].shape, generator=torch.Generator().manual_seed(1))
+    noisy = batch["inputs"] + NOISE * noise
+    target = -(NOISE**2) * model.flow.score(noisy, batch["context"]) / UNIT
+    error = (model.flow.denoiser(noisy, batch["context"]) - target).square().mean()
+    torch.testing.assert_close(metrics["denoiser_error"], error)
+
+
+def test_mistakes(tmp_path):
+    config = TrainingConfig(max_steps=1)
+    with pytest.raises(ValueError, match="stills must be zero or more"):
+        train_on_digits(tmp_path, config, autoencoder="none", stills=-1)
+    with pytest.raises(ValueError, match="frames_shown must lie in 1 … num_frames"):
+        train_on_digits(tmp_path, config, autoencoder="none", frames_shown=17)
