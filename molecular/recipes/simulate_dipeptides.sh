@@ -1,4 +1,4 @@
-# The data of the shipped transferable flow: a corpus of dipeptides, and longer references of held-out ones. Run again, it goes on.
+# The data of the shipped transferable flow: a corpus of dipeptides, and references of held-out ones. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 RECIPES=molecular/recipes
@@ -6,5 +6,5 @@ SIMULATE=".venv/bin/python -m molecular simulate --num_temperatures 5 --highest_
     --equilibration_ps 6 --save_ps 0.1 --hydrogen_mass 3 --timestep_ps 0.002 --seed 0"
 $SIMULATE --sequences $RECIPES/dipeptides.txt --split $RECIPES/dipeptides_split.json --picoseconds 10 \
     --output runs/dipeptides/corpus
-$SIMULATE --sequences $RECIPES/held_out_dipeptides.txt --split $RECIPES/held_out_split.json --picoseconds 20 \
+$SIMULATE --sequences $RECIPES/held_out_dipeptides.txt --split $RECIPES/held_out_split.json --picoseconds 10 \
     --output runs/dipeptides/references
