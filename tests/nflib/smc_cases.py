@@ -116,7 +116,8 @@ def _double_well(dim: int = 8) -> Case:
 
     integral, _ = quad(lambda x: math.exp(-well(x) - 10), -6, 6, epsabs=1e-13)
     log_normalizer = math.log(integral) + 10 + 0.5 * (dim - 1) * math.log(math.pi / 2)
-    return Case(Normal(dim, 1.0, 1.0), energy, log_normalizer, 500, {"kernel": MALA(), "moves": 4})
+    settings = {"kernel": MALA(), "moves": 4}
+    return Case(Normal(dim, 1.0, 1.0), energy, log_normalizer, 500, settings, {"num_samples": 1000})
 
 
 CASES = {

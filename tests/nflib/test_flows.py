@@ -390,8 +390,8 @@ def test_rotary_positions_follow_the_grid_and_the_direction():
     flow = TARFlow((1, 4, 6), patch_size=2, positions="rotary", **SMALL)
     forwards, backwards = (m for m in flow.modules() if isinstance(m, Rotary))
     grid = Rotary(grid_coordinates((2, 3)), SMALL["head_dim"])
-    assert torch.equal(forwards.cos, grid.cos) and torch.equal(forwards.sin, grid.sin)
-    assert torch.equal(backwards.cos, grid.cos.flip(0)) and torch.equal(backwards.sin, grid.sin.flip(0))
+    assert torch.equal(forwards.phase, grid.phase)
+    assert torch.equal(backwards.phase, grid.phase.flip(0))
 
 
 def test_layers_per_block_are_those_asked_for():
