@@ -53,6 +53,7 @@ FIXED = (
     "conditional_ess",
     "moves",
     "final_moves",
+    "smc_draws",
     "reference_frames",
     "transport_points",
     "bootstrap",
@@ -91,6 +92,7 @@ def parse() -> Namespace:
     parser.add_argument("--peptides", nargs="+", help="sequences; by default those that the corpus has for testing")
     parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each flow")
     parser.add_argument("--smc_samples", type=int, default=2_000, help="particles of smc; 0 for none")
+    parser.add_argument("--smc_draws", type=int, help="draws of which the particles are the better ones")
     parser.add_argument("--conditional_ess", type=float, default=0.9, help="of smc, from one temperature to the next")
     parser.add_argument("--moves", type=int, default=1, help="of smc, at each temperature")
     parser.add_argument("--final_moves", type=int, default=0, help="of smc, at the target, in the end")
@@ -149,6 +151,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
             temperatures=AdaptiveTemperatures(arguments.conditional_ess),
             moves=arguments.moves,
             final_moves=arguments.final_moves,
+            num_draws=arguments.smc_draws,
             **options,
         )
         named["SMC"], energies["SMC"] = moved, int(moved.history.num_evaluations[-1])

@@ -133,6 +133,7 @@ def train(
     head_dim: int = 32,
     dropout: float | None = None,
     neighbours: bool | None = None,
+    surroundings: bool | None = None,
     initial: Path | None = None,
     energy_weight: float = 0.0,
 ) -> None:
@@ -152,20 +153,22 @@ def train(
         dropout: on a corpus, of the layers' updates; default 0.
         neighbours: on a corpus and internal coordinates, whether an atom's conditions tell the residues before and
             behind its own, which a flow learns by heart where sequences are few; default true.
+        surroundings: on a corpus and internal coordinates, whether each atom's step is shown the atoms placed before it
+            in its own local frame; default true.
         initial: folder of a trained flow to start from; its architecture then holds.
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
     from molecular.train import train_from_folder
 
-    regularization = {"dropout": dropout, "neighbours": neighbours}
+    only_for_a_corpus = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
     train_from_folder(
         data,
         output,
         training,
         initial=initial,
         energy_weight=energy_weight,
-        regularization={name: value for name, value in regularization.items() if value is not None},
+        only_for_a_corpus={name: value for name, value in only_for_a_corpus.items() if value is not None},
         coordinates=coordinates,
         channels=channels,
         num_blocks=num_blocks,
@@ -184,6 +187,7 @@ def sample(
     kernel: str = "mala",
     moves: int = 1,
     final_moves: int = 0,
+    num_draws: int | None = None,
     conditional_ess: float = 0.9,
     batch_size: int = 1000,
     temperature: float | None = None,
@@ -203,6 +207,7 @@ def sample(
         kernel: of smc: mala, hmc, ula or independent.
         moves: of smc: steps of the kernel at each intermediate temperature.
         final_moves: of smc: further steps in the force field alone, which cost no pass through the flow.
+        num_draws: of smc: how many to draw, of which the better num_samples are kept early on; default num_samples.
         conditional_ess: of smc: effective samples kept from one temperature to the next, a fraction; closer to 1, more
             temperatures.
         batch_size: conformations decoded at once.
@@ -222,6 +227,7 @@ def sample(
         kernel=kernel,
         moves=moves,
         final_moves=final_moves,
+        num_draws=num_draws,
         conditional_ess=conditional_ess,
         batch_size=batch_size,
         temperature=temperature,

@@ -32,27 +32,31 @@ def train_from_folder(
     *,
     initial: str | Path | None = None,
     energy_weight: float = 0.0,
-    regularization: dict[str, Any] | None = None,
+    only_for_a_corpus: dict[str, Any] | None = None,
     **architecture: Any,
 ) -> TrainingResult:
     """Train on a folder written by `python -m molecular simulate`; the arguments are those of the command line.
 
     A corpus of many peptides trains one flow for all (`molecular.transferable.training.train_on_corpus`), which alone
-    knows the settings in `regularization`. Raises FileNotFoundError or ValueError for a folder without a simulation, an
-    initial flow of another molecule, or settings that do not fit.
+    knows the settings in `only_for_a_corpus`. Raises FileNotFoundError or ValueError for a folder without a simulation,
+    an initial flow of another molecule, or settings that do not fit.
     """
     if is_corpus(data):
         from molecular.transferable.training import train_on_corpus
 
-        if energy_weight:
-            raise ValueError(
-                "energy_weight needs a simulation of one peptide, but the data are a corpus; leave it out."
-            )
-        return train_on_corpus(data, output, config, initial=initial, **architecture, **(regularization or {}))
-    if regularization:
+        return train_on_corpus(
+            data,
+            output,
+            config,
+            initial=initial,
+            energy_weight=energy_weight,
+            **architecture,
+            **(only_for_a_corpus or {}),
+        )
+    if only_for_a_corpus:
         raise ValueError(
-            f"{', '.join(regularization)}: only flows of a corpus know this, but the data are of one peptide; leave it "
-            "out."
+            f"{', '.join(only_for_a_corpus)}: only flows of a corpus know this, but the data are of one peptide; leave "
+            "it out."
         )
     settings_path = Path(data) / "settings.json"
     if not settings_path.is_file():

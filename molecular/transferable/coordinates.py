@@ -71,17 +71,11 @@ class InternalCoordinates(Transform):
         _check(inputs, exists.shape[1] - ROWS_BEFORE_TOKENS, "tokens")
         tokens, logabsdet = from_spherical(inputs, self._offsets(context, inputs.dtype))
         logabsdet = torch.where(exists[:, ROWS_BEFORE_TOKENS:], logabsdet, 0.0).sum(-1)
-        r01, x2, rho2 = tokens[:, 0].unbind(-1)
-        zero = torch.zeros_like(r01)
-        start = torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).unflatten(-1, (3, 3))
-        placed = torch.nn.functional.pad(start, (0, 0, 0, exists.shape[1] - _FIRST))
+        r01, _, rho2 = tokens[:, 0].unbind(-1)
+        placed = torch.nn.functional.pad(root_atoms(tokens[:, 0]), (0, 0, 0, exists.shape[1] - _FIRST))
         level = torch.where(exists, context[..., Column.LEVEL], 0)
-        for depth in range(1, int(level.max()) + 1):
-            sample, row = (level == depth).nonzero(as_tuple=True)
-            p, q, s = (placed[sample, context[sample, row, column]] for column in (Column.P, Column.Q, Column.S))
-            token = tokens[sample, row - ROWS_BEFORE_TOKENS]
-            atoms = p + (token[..., None] * frames_at(p, q, s)).sum(-2)
-            placed = placed.index_put((sample, row), atoms)
+        references = context[..., [Column.P, Column.Q, Column.S]]
+        placed = place(placed, tokens[:, 1:], level[:, _FIRST:], references[:, _FIRST:], _FIRST)
         outputs = torch.zeros_like(placed).scatter(1, _wide(context[..., Column.ATOM]), placed)
         return outputs, logabsdet + 2.0 * r01.log() + rho2.log()
 
@@ -97,6 +91,29 @@ class InternalCoordinates(Transform):
         padding = ~exists[:, _FIRST:]
         columns = (Column.P, Column.Q, Column.S)
         return [context[:, _FIRST:, column].masked_fill(padding, row) for row, column in enumerate(columns)]
+
+
+def root_atoms(token: Tensor) -> Tensor:
+    """The first three atoms ``(B, 3, 3)`` of the first tokens (r01, x2, rho2): the molecule stands in their frame."""
+    r01, x2, rho2 = token.unbind(-1)
+    zero = torch.zeros_like(r01)
+    return torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).unflatten(-1, (3, 3))
+
+
+def place(placed: Tensor, displacements: Tensor, level: Tensor, references: Tensor, first: int) -> Tensor:
+    """Atoms ``(B, n, 3)``, of which those from `first` on are put where their displacements in their frames say.
+
+    displacements ``(B, m, 3)`` nm. level ``(B, m)``: atoms refer to lower ones alone, and all of a level are placed at
+    once; those of level 0 stay. references ``(B, m, 3)``: which atoms span each frame.
+    """
+    for depth in level.unique().tolist():
+        if depth == 0:
+            continue
+        sample, token = (level == depth).nonzero(as_tuple=True)
+        p, q, s = (placed[sample, reference] for reference in references[sample, token].unbind(-1))
+        atoms = p + (displacements[sample, token, :, None] * frames_at(p, q, s)).sum(-2)
+        placed = placed.index_put((sample, token + first), atoms)
+    return placed
 
 
 def _wide(rows: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from molecular.transferable.conditions import (
 from molecular.transferable.context import NUM_COLUMNS, ORDERINGS, internal_context
 from molecular.transferable.coordinates import InternalCoordinates, coordinate_kinds
 from molecular.transferable.kinds import KINDS
+from molecular.transferable.surroundings import Surroundings
 from nflib.distributions import PaddedNormal
 from nflib.flow import Flow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
@@ -55,8 +56,11 @@ class InternalProse(Flow):
 
     conditional: "affine", or "spline", each number by a rational-quadratic spline of num_bins bins given all numbers
     before it. condition_channels: width of the conditions. neighbours: whether these tell the residues before and
-    behind, which a flow trained on few sequences learns by heart. max_atoms: the longest molecule. Padding carries no
-    density. Raises ValueError for settings that do not fit, or, in use, a context that does not.
+    behind, which a flow trained on few sequences learns by heart. surroundings: whether the first block, whose tokens
+    are a conformation's own, is shown the atoms placed so far from where the next one goes
+    (`molecular.transferable.surroundings`); its ordering must then visit references first. max_atoms: the longest
+    molecule. Padding carries no density. Raises ValueError for settings that do not fit, or, in use, a context that
+    does not.
 
     >>> from molecular import Peptide
     >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
@@ -79,6 +83,7 @@ class InternalProse(Flow):
         units: int = 32,
         condition_channels: int = 64,
         neighbours: bool = True,
+        surroundings: bool = True,
         marginal_bins: int = 32,
         max_atoms: int = 256,
         num_atom_types: int = 64,
@@ -98,6 +103,7 @@ class InternalProse(Flow):
             "units": units,
             "condition_channels": condition_channels,
             "neighbours": neighbours,
+            "surroundings": surroundings,
             "marginal_bins": marginal_bins,
             "max_atoms": max_atoms,
             "num_atom_types": num_atom_types,
@@ -108,7 +114,15 @@ class InternalProse(Flow):
         embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
         self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
 
-        def network(depth: int, column: int, parameters_per_token: int) -> CausalTransformer:
+        coordinates = InternalCoordinates(len(KINDS))
+        marginals = GaussianizeByKind(TOKEN_SIZE * len(KINDS), coordinate_kinds, marginal_bins)
+
+        def around(column: int) -> Surroundings:
+            return Surroundings(coordinates, marginals, embedding, column, condition_channels, channels)
+
+        def network(
+            depth: int, column: int, parameters_per_token: int, features: Surroundings | None
+        ) -> CausalTransformer:
             return CausalTransformer(
                 TOKEN_SIZE,
                 parameters_per_token,
@@ -119,24 +133,25 @@ class InternalProse(Flow):
                 positions=SinusoidalPositions(max_atoms, channels),
                 conditioner=TargetConditions(embedding, column, condition_channels),
                 existence=TokensExist(),
+                features=features,
                 start_token=True,
             )
 
-        def block(depth: int, column: int) -> list[Transform]:
+        def block(depth: int, column: int, features: Surroundings | None) -> list[Transform]:
             if conditional == "spline":
                 token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), TOKEN_SIZE, units, dropout=dropout)
                 part: Transform = TokenwiseAutoregressive(
-                    network(depth, column, token_map.parameters_per_token), token_map
+                    network(depth, column, token_map.parameters_per_token, features), token_map
                 )
             else:
-                part = AutoregressiveTransform(network(depth, column, 2 * TOKEN_SIZE))
+                part = AutoregressiveTransform(network(depth, column, 2 * TOKEN_SIZE, features))
             visit = PermuteByContext(partial(tokens_in_order, column=column))
             return [visit, part, InverseTransform(visit)]
 
         columns = [NUM_COLUMNS + index % len(orderings) for index in range(num_blocks)]
-        coordinates = InternalCoordinates(len(KINDS))
-        marginals = GaussianizeByKind(TOKEN_SIZE * len(KINDS), coordinate_kinds, marginal_bins)
-        blocks = [part for depth, column in zip(depths, columns, strict=True) for part in block(depth, column)]
+        # Only the first block's tokens are a conformation's.
+        features = [around(columns[0]) if surroundings else None, *[None] * (num_blocks - 1)]
+        blocks = [part for settings in zip(depths, columns, features, strict=True) for part in block(*settings)]
         super().__init__(
             CompositeTransform([coordinates, marginals, *blocks]),
             PaddedNormal(TOKEN_SIZE, TokensExist()),
@@ -182,6 +197,11 @@ def _check_settings(config: dict[str, Any], depths: Sequence[int]) -> None:
             raise ValueError(f"{name} must be even for sinusoidal features, got {config[name]}.")
     if config["conditional"] not in CONDITIONALS:
         raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {config['conditional']!r}.")
+    if config["surroundings"] and config["orderings"] and config["orderings"][0].endswith("_flip"):
+        raise ValueError(
+            f"surroundings need an ordering that places atoms before those that refer to them, but the first is "
+            f"{config['orderings'][0]!r}; start with another, or turn surroundings off."
+        )
     if not config["orderings"]:
         raise ValueError("orderings must name at least one ordering of the tokens.")
     unknown = [name for name in config["orderings"] if name not in ORDERINGS]

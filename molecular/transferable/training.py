@@ -12,16 +12,19 @@ from openmm import app
 from torch import Tensor, nn
 
 from molecular.corpus import CorpusLayout, open_corpus
+from molecular.corpus.folder import Corpus
 from molecular.features import prose_context
 from molecular.prose import Prose
 from molecular.prose_context import AtomsExist
 from molecular.transferable.context import internal_context
 from molecular.transferable.data import Context, Rows, Window, training_source, validation_source
 from molecular.transferable.flow import InternalProse
+from molecular.transferable.labelled import GROUP, LabelledFrames
 from molecular.transferable.marginals import fit_marginals
 from molecular.transferable.rigid_motion import random_rigid_motion
 from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
 from nflib.training import TrainingConfig, TrainingResult, fit
+from nflib.training.objectives import huber_location, squared_or_clipped
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ COORDINATES = ("internal", "cartesian")
 VALIDATION_FRAMES = 256
 # Batches are split into so many parts of similar size, each padded to its own longest molecule.
 NUM_BUCKETS = 4
+# As in `molecular.train`: residuals beyond this many kT pull with a bounded force.
+CLIP = 4.0
 # Conformations that scales and marginals are fitted to.
 FITTED_FRAMES = 60_000
 
@@ -42,18 +47,22 @@ def train_on_corpus(
     *,
     coordinates: str = "internal",
     initial: str | Path | None = None,
+    energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
     """Train on a corpus (`molecular.corpus`), validated on its validation sequences; run again, it goes on.
 
     coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
-    of a trained flow to start from. architecture: of the flow. Raises FileNotFoundError for a folder without a corpus;
-    ValueError for an empty one, peptides that flow or features do not take, or settings that do not fit.
+    of a trained flow to start from. energy_weight: of the log-variance of the importance weights beside the likelihood;
+    batches then hold groups of one molecule, half of them the flow's own samples, which `config.refresh_interval` draws
+    anew (`molecular.transferable.labelled`). architecture: of the flow. Raises FileNotFoundError for a folder without
+    a corpus; ValueError for an empty one, peptides that flow or features do not take, or settings that do not fit.
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
-    if coordinates == "cartesian" and "neighbours" in architecture:
-        raise ValueError("neighbours is a setting of flows on internal coordinates; leave it out.")
+    for name in ("neighbours", "surroundings"):
+        if coordinates == "cartesian" and name in architecture:
+            raise ValueError(f"{name} is a setting of flows on internal coordinates; leave it out.")
     corpus = open_corpus(data)
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
@@ -65,7 +74,22 @@ def train_on_corpus(
     validation = validation_source(corpus, context, len(corpus.sequences("train")), VALIDATION_FRAMES)
     if initial is None:
         flow = _fitted(flow, training, table, config.seed)
-    return fit(flow, training, validation, config=config, objective=LikelihoodPerDimension(table), output=Path(output))
+    if not energy_weight:
+        objective = LikelihoodPerDimension(table)
+        return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
+    if not isinstance(corpus, Corpus) or not isinstance(flow, InternalProse):
+        raise ValueError(
+            "energy_weight needs a corpus written by `python -m molecular simulate`, and a flow on internal "
+            "coordinates."
+        )
+    return fit(
+        flow,
+        LabelledFrames(corpus, context, config.seed),
+        validation,
+        config=config,
+        objective=LikelihoodAndEnergies(table, energy_weight, CLIP),
+        output=Path(output),
+    )
 
 
 def context_of(flow: TransferableFlow) -> Any:
@@ -122,6 +146,45 @@ class LikelihoodPerDimension:
             exists = AtomsExist()(batch["context"])
             inputs = random_rigid_motion(inputs, exists, float(flow.config["scale"]), generator)  # type: ignore[index]
         return batch | {"inputs": inputs}
+
+
+class LikelihoodAndEnergies(LikelihoodPerDimension):
+    """`LikelihoodPerDimension` of the frames of `LabelledFrames`, and the log-variance of each molecule's group.
+
+    ``[-log q(x) + energy_weight h(log q(x) + u(x) - c)] / dimensions``, the first part for frames alone, the second for
+    rows with a label, with h and c, of each group on its own, as in `nflib.training.LogVariance`. Batches without
+    energies, as in validation, have their likelihood alone.
+    """
+
+    def __init__(self, symmetries: SymmetryTable, energy_weight: float, clip: float):
+        super().__init__(symmetries)
+        self.energy_weight, self.clip = energy_weight, clip
+
+    def __call__(
+        self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if "energy" not in batch:
+            return super().__call__(flow, batch, generator)
+        batch = self.augmented(flow, batch, generator)
+        log_prob = bucketed_log_prob(flow, batch["inputs"], batch["context"])
+        is_data = batch["is_data"].to(log_prob.dtype)
+        dimensions = num_dimensions(flow, batch["context"])
+        labelled = torch.isfinite(batch["energy"])
+        energy = torch.where(labelled, batch["energy"], 0.0).to(log_prob.dtype)
+        difference = torch.where(labelled, log_prob + energy, 0.0)
+        centres = [
+            huber_location(values[chosen], self.clip)
+            for values, chosen in zip(difference.detach().split(GROUP), labelled.split(GROUP), strict=True)
+        ]
+        residual = difference - torch.stack(centres).repeat_interleave(GROUP)
+        penalty = torch.where(labelled, squared_or_clipped(residual, self.clip), 0.0)
+        likelihood = (-log_prob / dimensions * is_data).sum() / is_data.sum()
+        variance = (penalty / dimensions).sum() / labelled.sum().clamp(min=1)
+        return likelihood + self.energy_weight * variance, {
+            "negative_log_likelihood": (-log_prob * is_data).detach().sum() / is_data.sum(),
+            "log_variance": penalty.detach().sum() / labelled.sum().clamp(min=1),
+            "rejected_energies": 1 - labelled.to(log_prob.dtype).mean(),
+        }
 
 
 def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:

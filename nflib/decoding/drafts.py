@@ -25,7 +25,7 @@ def draft_guess(
     embedded: the context, embedded in full precision. Returns the guess and the number of sweeps.
     """
     draft = in_precision(transform, dtype)
-    parts = (part.to(dtype) if part is not None and part.is_floating_point() else part for part in embedded)
+    parts = (part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part for part in embedded)
     embedded = type(embedded)._make(parts)
     sweeps, change = 0, float("inf")
     while change > DRAFT_TOLERANCE and sweeps < noise.shape[1] - 1:

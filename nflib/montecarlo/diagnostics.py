@@ -63,7 +63,7 @@ def skewness_widening(values: Tensor) -> float:
     """By how much a standard error of the mean of `values` `(N,)` must grow where they are skewed to the right; from 1.
 
     A sample that missed the large values has too small a mean and too small a standard error at once. By the Edgeworth
-    expansion of the studentised mean (Hall, The Bootstrap and Edgeworth Expansion, 1992, section 2.6) the truth lies z
+    expansion of the studentised mean (Hall, The Bootstrap and Edgeworth Expansion, 1992) the truth lies z
     standard errors above it as often as it would for normal values when these are multiplied by
     `1 + (2 z^2 + 1) / (6 z) g`, with g the skewness over sqrt(N), `sum d^3 / (sum d^2)^(3/2)` of the deviations d: here
     z = 2, `1 + 3/4 g`. g falls like 1 / sqrt(N) and is one where a single value takes everything.

@@ -24,49 +24,56 @@ def family_sums(values: Tensor, ancestors: Tensor) -> Tensor:
     return values.new_zeros(len(families), *values.shape[1:]).index_add_(0, member, values)
 
 
-def relative_variance(log_weights: Tensor, ancestors: Tensor, resampling_noise: float = 0.0) -> float:
+def relative_variance(
+    log_weights: Tensor, ancestors: Tensor, resampling_noise: float = 0.0, num_draws: int | None = None
+) -> float:
     """Variance of the mean weight over its square, from weights and ancestors `(N,)`.
 
     With multinomial resampling r times, and `resampling_noise` r, it is Lee & Whiteley's estimator, unbiased for
-    the variance of the normaliser: `1 - (N / (N - 1))^(r + 1) (1 - sum_e S_e^2)` with S_e the normalised
-    weight of family e. Other schemes spread offspring by less, and `resampling_noise` sums `offspring_variance` over
-    their resamplings. Without resampling it is the sample variance of the weights. NaN where every weight is zero or
-    N < 2.
+    the variance of the normaliser: `1 - M / (M - 1) (N / (N - 1))^r (1 - sum_e S_e^2)` with S_e the normalised
+    weight of family e, of M first draws (num_draws; default N). Other schemes spread offspring by less, and
+    `resampling_noise` sums `offspring_variance` over their resamplings. Without resampling it is the sample variance
+    of the weights. NaN where every weight is zero or N < 2.
     """
     count = len(log_weights)
     if count < 2 or effective_sample_size(log_weights) == 0.0:
         return float("nan")
     concentration = family_sums(normalized_weights(log_weights), ancestors).square().sum().item()
-    correction = (1.0 - 1.0 / count) ** -(resampling_noise + 1.0)
+    correction = (1.0 - 1.0 / (num_draws or count)) ** -1.0 * (1.0 - 1.0 / count) ** -resampling_noise
     return 1.0 - correction * (1.0 - concentration)
 
 
 def log_normalizer_variance(
-    log_weights: Tensor, ancestors: Tensor, resampling_noise: float = 0.0, block_variance: float = 0.0
+    log_weights: Tensor,
+    ancestors: Tensor,
+    resampling_noise: float = 0.0,
+    block_variance: float = 0.0,
+    num_draws: int | None = None,
 ) -> float:
     """Squared standard error of the log of the mean weight: `relative_variance`, times the square of
     `skewness_widening` of the families' weights. Infinite where every weight is zero or N < 2.
 
     `block_variance` sums the relative variances of the mean weight just before each resampling.
     """
-    variance = relative_variance(log_weights, ancestors, resampling_noise)
+    variance = relative_variance(log_weights, ancestors, resampling_noise, num_draws)
     if math.isnan(variance):
         return math.inf
     # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
     alone = torch.arange(len(log_weights), device=log_weights.device)
     floor = block_variance + relative_variance(log_weights, alone)
-    families = torch.zeros(len(log_weights), dtype=torch.float64, device=log_weights.device)
+    families = torch.zeros(num_draws or len(log_weights), dtype=torch.float64, device=log_weights.device)
     found = family_sums(normalized_weights(log_weights), ancestors)
     families[: len(found)] = found
     return max(variance, floor) * skewness_widening(families) ** 2
 
 
-def offspring_variance(weights: Tensor, scheme: str) -> float:
-    """Mean variance of a particle's number of offspring when N are resampled from weights `(N,)`; multinomial: 1."""
+def offspring_variance(weights: Tensor, scheme: str, num_samples: int | None = None) -> float:
+    """Variance of the particles' numbers of offspring, summed, over num_samples (default N), the number that are
+    resampled from weights `(N,)`; multinomial: 1."""
     if scheme == "multinomial":
         # Less sum W^2, which Lee & Whiteley's factor accounts for already.
         return 1.0
-    count = len(weights)
+    count = num_samples or len(weights)
     expected = count * weights.to(torch.float64) / weights.to(torch.float64).sum()
     fraction = expected - expected.floor()
     if scheme == "residual":
@@ -78,5 +85,5 @@ def offspring_variance(weights: Tensor, scheme: str) -> float:
         first, last = (start.ceil() - start).clamp(max=expected), (end - end.floor()).clamp(max=expected)
         inside = start.floor() == end.floor()
         variance = torch.where(inside, expected * (1.0 - expected), first * (1.0 - first) + last * (1.0 - last))
-        return variance.mean().item()
-    return (fraction * (1.0 - fraction)).mean().item()
+        return variance.sum().item() / count
+    return (fraction * (1.0 - fraction)).sum().item() / count

@@ -52,6 +52,7 @@ def smc(
     temperatures: Temperatures | Sequence[float] | None = None,
     moves: int = 1,
     final_moves: int = 0,
+    num_draws: int | None = None,
     step_sizes: StepSizes | None = None,
     resampling: str = "systematic",
     resampling_threshold: float = 0.5,
@@ -77,6 +78,9 @@ def smc(
         temperatures: rising inverse temperatures that end in 1, or a rule; default `AdaptiveTemperatures()`.
         moves: kernel steps at each temperature.
         final_moves: further steps at the target, which ask the proposal nothing: cheap where it is a large flow.
+        num_draws: how many to draw of the proposal; default num_samples. Of more, num_samples are resampled at the
+            first temperature, which for `AdaptiveTemperatures` is where the draws are worth that many: most draws of a
+            poor proposal then go before a move is paid for.
         step_sizes: a rule; default `AcceptanceTarget()`. `FixedStepSizes` keeps or replays steps.
         resampling: multinomial, stratified, systematic or residual.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
@@ -106,6 +110,9 @@ def smc(
             f"smc: num_samples is {num_samples}, chunk_size {chunk_size}, moves {moves}, final_moves {final_moves}; "
             "pass 2, 1, 1 and 0 or more."
         )
+    num_draws = num_samples if num_draws is None else num_draws
+    if num_draws < num_samples:
+        raise ValueError(f"smc: num_draws is {num_draws}, fewer than the {num_samples} samples; draw as many or more.")
     if final_moves and isinstance(kernel, IndependentMetropolis):
         raise ValueError(
             "smc: final_moves ask the proposal nothing, but IndependentMetropolis draws from it; use moves."
@@ -125,6 +132,8 @@ def smc(
     elif isinstance(temperatures, Sequence):
         temperatures = FixedTemperatures(temperatures)
     run = _Run(
+        num_samples,
+        num_draws,
         GeometricPath(proposal, target, context, chunk_size),
         HMC() if kernel is None else kernel,
         temperatures,
@@ -135,7 +144,7 @@ def smc(
         resampling_threshold,
         generator,
     )
-    settings = run.settings(num_samples) | {"seed": seed}
+    settings = run.settings() | {"seed": seed}
     path = None if checkpoint is None else Path(checkpoint)
     state = None
     if path is not None and path.exists():
@@ -143,7 +152,7 @@ def smc(
         device = draw(proposal, 1, context, torch.Generator())[0].device
         state = load_state(path, generator, settings, device)
     if state is None:
-        state = run.start(num_samples)
+        state = run.start()
         if path is not None:
             save_state(path, state, generator, settings)
     else:
@@ -155,13 +164,15 @@ def smc(
             if path is not None:
                 save_state(path, state, generator, settings)
         show(state)
-    return _result(state)
+    return _result(state, num_draws)
 
 
 @dataclass(frozen=True)
 class _Run:
     """What stays the same from one temperature to the next."""
 
+    num_samples: int
+    num_draws: int
     path: GeometricPath
     kernel: Kernel
     temperatures: Temperatures
@@ -172,7 +183,7 @@ class _Run:
     resampling_threshold: float
     generator: torch.Generator
 
-    def settings(self, num_samples: int) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What a checkpoint must agree on."""
         plugs = {name: getattr(self, name) for name in ("kernel", "temperatures", "step_sizes")}
         # Only dataclasses have a repr that says the same in another process.
@@ -180,17 +191,20 @@ class _Run:
             name: repr(plug) if hasattr(plug, "__dataclass_fields__") else type(plug).__name__
             for name, plug in plugs.items()
         }
-        numbers = {name: getattr(self, name) for name in ("moves", "final_moves", "resampling", "resampling_threshold")}
-        return described | numbers | {"num_samples": num_samples}
+        numbers = ("num_samples", "num_draws", "moves", "final_moves", "resampling", "resampling_threshold")
+        return described | {name: getattr(self, name) for name in numbers}
 
-    def start(self, num_samples: int) -> RunState:
-        gradient = getattr(self.kernel, "needs_gradient", False)
-        particles = self.kernel.init(self.path.draw(num_samples, self.generator, gradient=gradient), self.path)
+    def start(self) -> RunState:
+        everyone_moves = self.num_draws == self.num_samples
+        gradient = everyone_moves and getattr(self.kernel, "needs_gradient", False)
+        particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
+        if everyone_moves:
+            particles = self.kernel.init(particles, self.path)
         log_weights = torch.where(particles.alive, 0.0, -torch.inf).to(torch.float64)
         return RunState(
             particles,
             log_weights,
-            torch.arange(num_samples, device=particles.x.device),
+            torch.arange(self.num_draws, device=particles.x.device),
             History(),
             num_rejected=int((~particles.alive).sum()),
         )
@@ -215,25 +229,36 @@ class _Run:
         particles, log_weights, ancestors = state.particles, state.log_weights, state.ancestors
         history = state.history
         log_ratio = particles.log_ratio
-        inverse_temperature = self.temperatures.next(state.inverse_temperature, log_weights, log_ratio)
+        count = len(log_weights)
+        temperatures = self.temperatures
+        if count > self.num_samples and isinstance(temperatures, AdaptiveTemperatures):
+            share = self.num_samples / count
+            temperatures = replace(temperatures, conditional_ess=share * temperatures.conditional_ess)
+        inverse_temperature = temperatures.next(state.inverse_temperature, log_weights, log_ratio)
         increments = (inverse_temperature - state.inverse_temperature) * log_ratio
         history.conditional_ess.append(conditional_ess_fraction(log_weights, increments))
         before = log_mean_weight(log_weights)
         log_weights = log_weights + increments
-        count = len(log_weights)
         ess = effective_sample_size(log_weights)
         history.effective_sample_size.append(ess / count)
 
         resampling_noise, block_variance = state.resampling_noise, state.block_variance
-        resampled = 0.0 < ess < self.resampling_threshold * count or (self.resampling_threshold == 1.0 and ess > 0.0)
+        too_many = count > self.num_samples
+        wanted = ess < self.resampling_threshold * count or self.resampling_threshold == 1.0 or too_many
+        resampled = wanted and ess > 0.0
         if resampled:
             weights = normalized_weights(log_weights)
-            parents = resample(weights, count, self.generator, self.resampling)
-            resampling_noise += offspring_variance(weights, self.resampling)
+            parents = resample(weights, self.num_samples, self.generator, self.resampling)
+            resampling_noise += offspring_variance(weights, self.resampling, self.num_samples)
             block_variance += (count / ess - 1.0) / (count - 1.0)
             history.parents.append(parents.to("cpu", torch.int32))
             particles, ancestors = particles.select(parents), ancestors[parents]
-            log_weights = torch.full_like(log_weights, log_mean_weight(log_weights))
+            log_weights = torch.full_like(log_weights[parents], log_mean_weight(log_weights))
+        elif too_many:  # every weight is zero: which are kept makes no difference
+            kept = torch.arange(self.num_samples, device=ancestors.device)
+            particles, ancestors, log_weights = particles.select(kept), ancestors[kept], log_weights[kept]
+        if too_many:
+            particles = self.kernel.init(particles, self.path)
         history.resampled.append(resampled)
         history.num_ancestors.append(len(torch.unique(ancestors[log_weights > -torch.inf])))
 
@@ -295,7 +320,7 @@ class _Run:
         )
 
 
-def _result(state: RunState) -> SMCSamples:
+def _result(state: RunState, num_draws: int) -> SMCSamples:
     particles = state.particles
     return SMCSamples(
         x=particles.x.cpu(),
@@ -305,7 +330,7 @@ def _result(state: RunState) -> SMCSamples:
         num_rejected=state.num_rejected,
         ancestors=state.ancestors.cpu(),
         log_normalizer_variance=log_normalizer_variance(
-            state.log_weights, state.ancestors, state.resampling_noise, state.block_variance
+            state.log_weights, state.ancestors, state.resampling_noise, state.block_variance, num_draws
         ),
         history=state.history,
     )

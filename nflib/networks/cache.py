@@ -9,6 +9,7 @@ from torch import Tensor
 class KeyValueCache:
     """Keys and values of all layers, allocated once: ``(layers, batch, 2 heads, length, head_dim)``, keys first.
 
+    memory: what a network's `TokenFeatures` keep beside them, if it has any.
     A cache belongs to one decoding call, which makes it and passes it down; modules keep no reference to it.
     """
 
@@ -22,9 +23,11 @@ class KeyValueCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        memory: Tensor | None = None,
     ):
         shape = (num_layers, batch_size, 2 * num_heads, length, head_dim)
         self.storage = torch.empty(shape, dtype=dtype, device=device)
+        self.memory = memory
         self._mask = torch.empty(0, 0, dtype=dtype, device=device)
 
     @property

@@ -20,12 +20,29 @@ class Positions(Protocol):
     def __call__(self, start: int, stop: int) -> Tensor: ...
 
 
+class TokenFeatures(Protocol):
+    """What each step is told of all the tokens before it, where a network of few layers would not find it by itself.
+
+    embed: what the context contributes, once a call. new_memory: where what is known of earlier tokens is kept while
+    decoding, ``(B, ...)``. Called with the tokens read, as `CausalTransformer.extend` gets them, that memory (None:
+    they are the whole sequence) and the embedded context; gives ``(B, L, channels)`` of the positions ``start … start +
+    L``, each a function of the tokens before it, and takes the tokens read into the memory.
+    """
+
+    def embed(self, context: Any) -> Any: ...
+
+    def new_memory(self, batch_size: int, num_tokens: int) -> Tensor: ...
+
+    def __call__(self, previous: Tensor, start: int, memory: Tensor | None, embedded: Any) -> Tensor: ...
+
+
 class Embedded(NamedTuple):
     """A context, embedded once for all steps of a call; each part is None where the network does not use it.
 
     added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms,
     ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``,
-    False at padding, whose parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``.
+    False at padding, whose parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``. features:
+    what `TokenFeatures.embed` made.
     """
 
     added: Tensor | None = None
@@ -33,6 +50,7 @@ class Embedded(NamedTuple):
     prefix: Tensor | None = None
     exists: Tensor | None = None
     temperature: Tensor | None = None
+    features: Any = None
 
     @property
     def prefix_length(self) -> int:
@@ -120,7 +138,9 @@ class CausalTransformer(nn.Module):
     the context, each None where it is not used so: `embedding` makes what is added to every token; `conditioner` a
     condition of each token read, ``(B, T, c)``, for the layers' norms; `prefix` tokens ``(B, P, channels)`` that all
     others see and that stand before them; `existence` the mask ``(B, T)`` of tokens that are no padding, whose
-    parameters are zero (padding must come last). The output layer starts at zero, so a new flow is the identity.
+    parameters are zero (padding must come last); `features`, from context and tokens, what each step is told of the
+    tokens before it (`TokenFeatures`), added to the token read. The output layer starts at zero, so a new flow is the
+    identity.
     """
 
     def __init__(
@@ -135,6 +155,7 @@ class CausalTransformer(nn.Module):
         conditioner: nn.Module | None = None,
         prefix: nn.Module | None = None,
         existence: nn.Module | None = None,
+        features: nn.Module | None = None,
         final_norm: nn.Module | None = None,
         clip: nn.Module | None = None,
         start_token: bool = False,
@@ -149,6 +170,7 @@ class CausalTransformer(nn.Module):
         self.conditioner = conditioner
         self.prefix = prefix
         self.existence = existence
+        self.features = features
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm or nn.Identity()
         self.proj_out = nn.Linear(channels, out_channels)
@@ -164,7 +186,9 @@ class CausalTransformer(nn.Module):
     @property
     def uses_context(self) -> bool:
         """Whether any part of the network reads the context."""
-        return any(part is not None for part in (self.embedding, self.conditioner, self.prefix, self.existence))
+        return any(
+            part is not None for part in (self.embedding, self.conditioner, self.prefix, self.existence, self.features)
+        )
 
     def forward(self, tokens: Tensor, context: Any = None) -> Tensor:
         return self.extend(tokens[:, :-1], 0, None, self.embed(context))
@@ -175,6 +199,7 @@ class CausalTransformer(nn.Module):
         Raises ValueError without the context of a network that cannot do without.
         """
         needed = {"conditions": self.conditioner, "a prefix": self.prefix, "a padding mask": self.existence}
+        needed |= {"features": self.features}
         for name, part in needed.items():
             if part is not None and context is None:
                 raise ValueError(f"this network takes {name} from its context; pass the flow a context.")
@@ -183,6 +208,7 @@ class CausalTransformer(nn.Module):
             None if self.conditioner is None else self.conditioner(context),
             None if self.prefix is None else self.prefix(context),
             None if self.existence is None else self.existence(context),
+            features=None if self.features is None else self.features.embed(context),
         )
 
     def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
@@ -200,7 +226,11 @@ class CausalTransformer(nn.Module):
         if read.shape[1] == 0:
             return previous.new_zeros(len(previous), 1, self.out_channels)
         first = max(start - 1 + self.num_start_tokens, 0)
-        parameters = self._network(read, first, cache, embedded)
+        features = None
+        if self.features is not None:
+            features = self.features(previous, start, None if cache is None else cache.memory, embedded.features)
+            features = features[:, -read.shape[1] :]
+        parameters = self._network(read, first, cache, embedded, features)
         if start == 0 and self.start_token is None:
             parameters = nn.functional.pad(parameters, (0, 0, 1, 0))
         if embedded.exists is not None:
@@ -208,9 +238,13 @@ class CausalTransformer(nn.Module):
             parameters = parameters.masked_fill(~exists, 0.0)
         return parameters
 
-    def _network(self, read: Tensor, first: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
+    def _network(
+        self, read: Tensor, first: int, cache: KeyValueCache | None, embedded: Embedded, features: Tensor | None
+    ) -> Tensor:
         last = first + read.shape[1]
         x = self.proj_in(read)
+        if features is not None:
+            x = x + features.to(x.dtype)
         if self.positions is not None:
             x = x + self.positions(first, last)
         if embedded.added is not None:
@@ -238,6 +272,7 @@ class CausalTransformer(nn.Module):
             head_dim,
             dtype=torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype,
             device=weight.device,
+            memory=None if self.features is None else self.features.new_memory(batch_size, num_tokens),
         )
 
 

@@ -71,11 +71,7 @@ class LogVariance:
 
         counts = _total(torch.stack([is_data.sum(), weight.sum()]))
         likelihood = (-log_prob * is_data).sum() * _world_size() / counts[0].clamp(min=1)
-        residual = difference - _location(difference.detach(), weight, self.clip)
-        penalty = residual**2
-        if self.clip is not None:
-            # Twice Huber's function, so that small residuals count as in a variance.
-            penalty = 2 * functional.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=self.clip)
+        penalty = squared_or_clipped(difference - _location(difference.detach(), weight, self.clip), self.clip)
         variance = (penalty * weight).sum() * _world_size() / counts[1].clamp(min=1)
         loss = self.likelihood_weight * likelihood + self.energy_weight * variance
         return loss, {
@@ -85,23 +81,34 @@ class LogVariance:
         }
 
 
+def squared_or_clipped(residual: Tensor, clip: float | None) -> Tensor:
+    """h of `LogVariance`: twice Huber's function, so that small residuals count as in a variance."""
+    if clip is None:
+        return residual**2
+    return 2 * functional.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=clip)
+
+
+def huber_location(values: Tensor, clip: float) -> Tensor:
+    """The c that minimises the sum of h(value - c), h as in `LogVariance`; zero of no values."""
+    if len(values) == 0:
+        return values.new_zeros(())
+    centre = values.median()
+    smallest = torch.finfo(values.dtype).eps * values.abs().median()
+    for _ in range(50):  # a monotone fixed-point iteration; each step lowers the sum
+        change = (values - centre).clamp(-clip, clip).mean()
+        centre = centre + change
+        if bool(change.abs() <= smallest):
+            break
+    return centre
+
+
 def _location(values: Tensor, weight: Tensor, clip: float | None) -> Tensor:
     """The c that minimises the sum of h(value - c) over all processes; h(r) = r^2 without `clip`."""
     total = _total(weight.sum()).clamp(min=1)
     if clip is None:
         return _total((values * weight).sum()) / total
     everywhere = _gathered(values), _gathered(weight)
-    kept = everywhere[0][everywhere[1] > 0]
-    if len(kept) == 0:
-        return values.new_zeros(())
-    centre = kept.median()
-    smallest = torch.finfo(kept.dtype).eps * kept.abs().median()
-    for _ in range(50):  # a monotone fixed-point iteration; each step lowers the sum
-        change = (kept - centre).clamp(-clip, clip).mean()
-        centre = centre + change
-        if bool(change.abs() <= smallest):
-            break
-    return centre
+    return huber_location(everywhere[0][everywhere[1] > 0], clip)
 
 
 def _world_size() -> int:

@@ -72,7 +72,8 @@ class GaussianizeByKind(Transform):
         return transform
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        kinds, exists = self._kinds(inputs, context)
+        kinds = self._kinds(inputs, context)
+        kinds, exists = kinds.clamp_min(0), kinds >= 0
         x = inputs.to(working_dtype(inputs))
         knots = self.knots_x.to(x.dtype)
         low, high = knots[:, 0][kinds], knots[:, -1][kinds]
@@ -89,7 +90,12 @@ class GaussianizeByKind(Transform):
         return torch.where(exists, z, 0.0), torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        kinds, exists = self._kinds(inputs, context)
+        return self.inverse_by_kind(inputs, self._kinds(inputs, context))
+
+    def inverse_by_kind(self, inputs: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """`inverse` of numbers whose kinds, of the same shape, are given."""
+        exists = kinds >= 0
+        kinds = kinds.clamp_min(0)
         z = torch.where(exists, inputs.to(working_dtype(inputs)), 0.0)
         y = torch.where(self.is_interval[kinds], lower_tail(z), z)
         x, log_slope = self._bins(self.knots_y.to(z.dtype), y, kinds).from_normal(z)
@@ -102,10 +108,10 @@ class GaussianizeByKind(Transform):
         table = corner_table(self.knots_x.to(dtype), self.knots_y.to(dtype), self.slopes.to(dtype))
         return Bins(table[kinds * self.num_bins + index], self.is_interval[kinds])
 
-    def _kinds(self, inputs: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+    def _kinds(self, inputs: Tensor, context: Any) -> Tensor:
         kinds = self.kinds(context)
         if kinds.shape != inputs.shape:
             raise ValueError(
                 f"GaussianizeByKind: kinds of shape {tuple(kinds.shape)} do not fit inputs {tuple(inputs.shape)}."
             )
-        return kinds.clamp_min(0), kinds >= 0
+        return kinds

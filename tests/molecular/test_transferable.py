@@ -36,7 +36,7 @@ def make_flow(**settings):
     defaults = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8, "expansion": 2}
     flow = InternalProse(**(defaults | {"condition_channels": 8, "marginal_bins": 8, "units": 4} | settings))
     for parameter in flow.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data += 0.05 * torch.randn_like(parameter)
     offsets, marginals = fitted_state()
     flow.coordinates.load_state_dict(offsets)
     flow.marginals.load_state_dict(marginals)

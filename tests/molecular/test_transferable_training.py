@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +17,19 @@ from molecular.features import pad, prose_context
 from molecular.simulate import simulate
 from molecular.transferable.context import internal_context
 from molecular.transferable.data import Window
+from molecular.transferable.labelled import GROUP, LabelledFrames
 from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
-from molecular.transferable.training import LikelihoodPerDimension, bucketed_log_prob, num_dimensions, spread
+from molecular.transferable.training import (
+    LikelihoodAndEnergies,
+    LikelihoodPerDimension,
+    bucketed_log_prob,
+    num_dimensions,
+    spread,
+)
 from nflib.training import TrainingConfig
 from tests.molecular.peptide_topologies import draw_positions, make_topology
+from tests.molecular.tiny_flow import make_tiny_flow
 
 SMALL = ["--channels", "8", "--num_blocks", "1", "--layers_per_block", "1", "--head_dim", "4"]
 LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
@@ -195,6 +204,76 @@ def test_a_window_on_a_large_corpus_moves_on(corpus):
     assert len(window) == 40
 
 
+def labelled_source(corpus, flow):
+    return LabelledFrames(open_corpus(corpus), partial(internal_context, orderings=flow.orderings), 0, 12)
+
+
+def test_batches_with_energies_hold_groups_of_one_molecule(corpus):
+    flow = make_tiny_flow(Peptide("GG"))
+    source = labelled_source(corpus, flow)
+    assert len(source) == 400
+    for drawn in (False, True):
+        batch = source.batch(torch.arange(32) * 12)
+        for rows in torch.arange(32).split(GROUP):
+            system = batch["system"][rows].unique()
+            assert len(system) == 1
+            peptide = Peptide(source.systems[int(system)])
+            is_data = batch["is_data"][rows] == 1
+            assert int(is_data.sum()) == (GROUP // 2 if drawn else GROUP)
+            kept = batch["energy"][rows].isfinite()
+            assert kept[is_data].all()
+            x = batch["inputs"][rows][:, : peptide.num_atoms]
+            if drawn:  # the fixture's frames have noise on them, but not their energies
+                own = kept & ~is_data
+                torch.testing.assert_close(
+                    ReducedEnergy(peptide)(x[own]), batch["energy"][rows][own], rtol=1e-6, atol=0
+                )
+        source.refresh(flow, 1, torch.Generator().manual_seed(0))
+    assert all(len(part) == 12 for part in source.samples)
+    assert any(bool(part.isfinite().any()) for part in source.sample_energies)
+
+
+@torch.no_grad()
+def test_the_log_variance_is_of_each_molecule_on_its_own(corpus):
+    """A constant added to all energies of a molecule, a normaliser, changes nothing; rows without a label neither."""
+    flow = make_tiny_flow(Peptide("GG")).double()
+    source = labelled_source(corpus, flow)
+    source.refresh(flow.float(), 1, torch.Generator().manual_seed(0))
+    flow = flow.double()
+    batch = source.batch(torch.arange(32) * 12)
+    batch["inputs"] = batch["inputs"].double()
+    objective = LikelihoodAndEnergies(SymmetryTable([[], []], batch["inputs"].shape[1]), 0.3, 1e9)
+    loss, metrics = objective(flow, batch, torch.Generator())
+    log_prob = flow.log_prob(batch["inputs"], batch["context"])
+    dimensions = num_dimensions(flow, batch["context"])
+    frames = batch["is_data"] == 1
+    labelled = batch["energy"].isfinite()
+    expected = -(log_prob / dimensions)[frames].mean()
+    total = 0.0
+    for rows in torch.arange(32).split(GROUP):
+        own = rows[labelled[rows]]
+        difference = log_prob[own] + batch["energy"][own]
+        total += ((difference - difference.mean()).square() / dimensions[own]).sum()
+    torch.testing.assert_close(loss, expected + 0.3 * total / labelled.sum(), rtol=1e-9, atol=0)
+    assert float(metrics["rejected_energies"]) == pytest.approx(1 - float(labelled.double().mean()))
+    shift = torch.where(torch.arange(32) < GROUP, 7.0, -30.0)
+    again, _ = objective(flow, batch | {"energy": batch["energy"] + shift}, torch.Generator())
+    torch.testing.assert_close(again, loss, rtol=1e-9, atol=0)
+
+
+def test_training_with_energies_goes_on_where_it_was_stopped(corpus, tmp_path):
+    options = ("--energy_weight", "0.1", "--training.batch_size", "16", "--training.refresh_interval", "2")
+    options += ("--training.max_steps", "5", "--training.warmup_steps", "1", "--training.checkpoint_interval", "3")
+    train(corpus, tmp_path / "whole", *options)
+    stopped = tmp_path / "stopped"
+    train(corpus, stopped, *options)
+    shutil.rmtree(stopped / "checkpoints" / "step-000000005")
+    train(corpus, stopped, *options)
+    models = [InternalProse.from_pretrained(folder / "model") for folder in (tmp_path / "whole", stopped)]
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
+
+
 def damaged(corpus, tmp_path, sequence="AG"):
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
@@ -237,7 +316,8 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
         (empty, (), "holds no frames for train"),
         (tmp_path / "none", (), "settings.json"),
         (corpus, ("--coordinates", "local_frames"), "coordinates must be one of"),
-        (corpus, ("--energy_weight", "1"), "energy_weight"),
+        (corpus, ("--energy_weight", "1"), "a multiple of 16"),
+        (corpus, ("--energy_weight", "1", "--coordinates", "cartesian"), "flow on internal coordinates"),
         (copy, (), "Ace-A-Nme"),
     )
     for folder, options, words in cases:

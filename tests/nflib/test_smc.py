@@ -296,3 +296,29 @@ def test_final_moves_need_a_kernel_that_leaves_the_proposal_alone():
         smc(Normal(DIM), TARGET, 10, kernel=IndependentMetropolis(), final_moves=1)
     with pytest.raises(ValueError, match="final_moves -1"):
         smc(Normal(DIM), TARGET, 10, final_moves=-1)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_the_better_of_many_draws_are_moved(name, threshold):
+    settings = {"kernel": KERNELS[name], "seed": 0, "resampling_threshold": threshold}
+    samples = smc(Normal(DIM), TARGET, 1000, num_draws=20_000, **settings)
+    plain = smc(Normal(DIM), TARGET, 1000, **settings)
+    assert len(samples) == 1000 and within(samples, LOG_NORMALIZER)
+    history = samples.history
+    assert history.resampled[0] and len(history) < len(plain.history)
+    assert history.inverse_temperatures[0] > 3 * plain.history.inverse_temperatures[0]
+    assert history.effective_sample_size[0] == pytest.approx(0.9 * 1000 / 20_000, rel=0.01)
+    assert history.num_ancestors[0] > 600
+    assert samples.ancestors.max() > 1000
+    fixed = smc(Normal(DIM), TARGET, 1000, num_draws=20_000, temperatures=[0.3, 1.0], **settings)
+    assert fixed.history.inverse_temperatures == [0.3, 1.0] and within(fixed, LOG_NORMALIZER)
+
+
+def test_of_many_draws_none_may_be_left():
+    nowhere = BoltzmannDensity(lambda x: x.sum(dim=-1) * torch.nan)
+    samples = smc(Normal(DIM), nowhere, 40, num_draws=100, seed=0)
+    assert len(samples) == 40 and samples.num_rejected == 100
+    assert samples.log_normalizer == -math.inf
+    with pytest.raises(ValueError, match="num_draws is 10, fewer"):
+        smc(Normal(DIM), TARGET, 40, num_draws=10)

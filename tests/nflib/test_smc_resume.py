@@ -87,11 +87,15 @@ def test_killed_and_resumed_ten_of_ten(tmp_path, uninterrupted):
         kill_and_resume(tmp_path / str(repeat), uninterrupted, 1, generator)
 
 
-@pytest.mark.parametrize("kernel", [HMC(), ULA(), IndependentMetropolis()], ids=lambda kernel: type(kernel).__name__)
-def test_stopped_at_every_temperature(tmp_path, kernel):
+@pytest.mark.parametrize(
+    ("kernel", "num_draws"),
+    [(HMC(), 60), (ULA(), 60), (ULA(), 300), (IndependentMetropolis(), 60)],
+    ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
+)
+def test_stopped_at_every_temperature(tmp_path, kernel, num_draws):
     """Interrupted by an exception at one evaluation after another, the run ends with the same numbers."""
     path = tmp_path / "folder" / "run.npz"
-    settings = {"kernel": kernel, "seed": 3, "resampling_threshold": 0.7}
+    settings = {"kernel": kernel, "seed": 3, "resampling_threshold": 0.7, "num_draws": num_draws}
     expected = smc(Normal(2), BoltzmannDensity(energy), 60, **settings)
     chance, generator = (0.02 if isinstance(kernel, HMC) else 0.25), random.Random(1)
 
