@@ -45,21 +45,24 @@ IMPORTANCE, RESAMPLED = "importance sampling", "reference, resampled"
 
 @dataclass(frozen=True)
 class Setting:
-    """A kernel and a path; `gradients`: evaluations that one step of the kernel takes."""
+    """A kernel and a path; `gradients`: evaluations that one step of the kernel takes. `draws`: for each particle."""
 
     kernel: Kernel
     temperatures: tuple[float, ...]
     moves: int = 1
     gradients: int = 1
+    draws: int = 1
 
     @property
     def evaluations(self) -> int:
-        """For each particle: its draw, and its moves."""
-        return 1 + len(self.temperatures) * self.moves * self.gradients
+        """For each particle: its draws, a gradient where only those that are kept get one, and its moves."""
+        gradient = int(self.draws > 1)
+        return self.draws + gradient + len(self.temperatures) * self.moves * self.gradients
 
 
 SETTINGS = {
     "smc, MALA at 1": Setting(MALA(step_size=0.4), (1.0,)),
+    "smc, one draw of 3, MALA at 1": Setting(MALA(step_size=0.4), (1.0,), draws=3),
     "smc, MALA at 0.4, 1": Setting(MALA(step_size=0.4), (0.4, 1.0)),
     "smc, MALA at 0.3, 0.6, 1": Setting(MALA(step_size=0.4), (0.3, 0.6, 1.0)),
     "smc, 2 MALA at 0.4, 1": Setting(MALA(step_size=0.4), (0.4, 1.0), moves=2),
@@ -84,10 +87,12 @@ class WidenedFlow(Flow):
 
 def run_smc(setting: Setting, flow: SplitFlow, peptide: Peptide, budget: int, seed: int) -> SMCSamples:
     """One run within the budget. Steps start near where they end: a search for the first one would cost energies."""
+    num_samples = budget // setting.evaluations
     return smc(
         flow,
         peptide,
-        budget // setting.evaluations,
+        num_samples,
+        num_draws=setting.draws * num_samples,
         kernel=setting.kernel,
         temperatures=setting.temperatures,
         moves=setting.moves,

@@ -74,10 +74,11 @@ class Surroundings(nn.Module):
         self.embedding = embedding
         self.column = column
         self.weights = nn.Linear(embedding_channels, num_weights)
-        num_features = num_weights * len(CENTRES) * NUM_ANGULAR
-        self.mlp = nn.Sequential(nn.Linear(num_features, channels), nn.GELU(), nn.Linear(channels, channels))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        self.num_features = num_weights * len(CENTRES) * NUM_ANGULAR
+        last = nn.Linear(channels, channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(self.num_features, channels), nn.GELU(), last)
         self.register_buffer("centres", torch.tensor(CENTRES), persistent=False)
 
     def embed(self, context: Tensor) -> Visit:
@@ -154,7 +155,7 @@ class Surroundings(nn.Module):
             targets, references = targets[1:], references[:, 1:]
         weights = visit.channels[:, :number].to(placed.dtype)
         if len(targets) == 0:
-            features = placed.new_zeros(count, 0, self.mlp[0].in_features)
+            features = placed.new_zeros(count, 0, self.num_features)
         else:
             sites = torch.arange(number, device=placed.device)
             before = sites < targets[:, None] + ROWS_BEFORE_TOKENS
@@ -166,7 +167,7 @@ class Surroundings(nn.Module):
             features = SCALE * (basis.transpose(-1, -2) @ weights[:, None]).flatten(-2)
         if start == 0:  # the first token is placed nowhere
             features = nn.functional.pad(features, (0, 0, 1, 0))
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(self.weights.weight.dtype))
 
     def _basis(self, local: Tensor, counts: Tensor) -> Tensor:
         """Functions ``(..., radial x angular)`` of points ``(..., 3)`` in a frame, nm; zero where `counts` is."""

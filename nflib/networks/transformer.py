@@ -170,7 +170,7 @@ class CausalTransformer(nn.Module):
         self.conditioner = conditioner
         self.prefix = prefix
         self.existence = existence
-        self.features = features
+        self.features: Any = features
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm or nn.Identity()
         self.proj_out = nn.Linear(channels, out_channels)
