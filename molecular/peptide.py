@@ -27,6 +27,7 @@ UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
 _CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
 _EMBEDDING_SEEDS = range(1, 33)
 
+_CAPS = ("ACE", "NME")
 # Atoms that only geometry tells apart; see _standard_labels.
 _BRANCHES = {"VAL": ("CB", "CG1", "CG2", "HB"), "LEU": ("CG", "CD1", "CD2", "HG")}
 _CIS = {
@@ -281,8 +282,9 @@ def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> 
     """Exchange positions where atoms that only geometry tells apart carry each other's names.
 
     IUPAC-IUBMB numbering (Markley et al., Pure Appl. Chem. 70, 117, 1998): seen from the branch nearer to
-    the backbone, the other heavy branch, H2, H3 (or branch 1, branch 2, H) turn clockwise; in planar groups
-    number 1 is cis to the chain. Simulations hardly ever exchange them, so data sets must agree.
+    the backbone, the other heavy branch, H2, H3 (or branch 1, branch 2, H; or three hydrogens by their numbers) turn
+    clockwise; in planar groups number 1 is cis to the chain. Simulations hardly ever exchange them, so data sets must
+    agree. Caps keep their hydrogens, as the shipped flow and reference of Ace-A-Nme have them.
     """
     positions = positions.copy()
     hydrogens: dict[Any, list[Any]] = {atom: [] for atom in topology.atoms()}
@@ -311,11 +313,13 @@ def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> 
             if not _is_cis(*positions[[a.index, b.index, c.index, first.index]]):
                 exchange(first, second)
         for centre in residue.atoms():
-            if len(hydrogens[centre]) == 2 and len(heavy[centre]) == 2:
+            own = sorted(hydrogens[centre], key=lambda atom: atom.name)
+            if len(own) == 2 and len(heavy[centre]) == 2:
                 outer = max(heavy[centre], key=lambda atom: _REMOTENESS.index(atom.name[1:2] or atom.name))
-                first, second = sorted(hydrogens[centre], key=lambda atom: atom.name)
-                if anticlockwise(centre, outer, first, second):
-                    exchange(first, second)
+                if anticlockwise(centre, outer, *own):
+                    exchange(*own)
+            elif len(own) == 3 and residue.name not in _CAPS and anticlockwise(centre, *own):
+                exchange(*own[1:])
     return positions
 
 

@@ -88,8 +88,7 @@ class Surroundings(nn.Module):
         rows = context[:, ROWS_BEFORE_TOKENS:]
         exists = tokens_exist(context)
         order = context[:, ROWS_BEFORE_TOKENS:, self.column] - ROWS_BEFORE_TOKENS
-        # The first three rows are the first token's; the row of a later token is its place, plus two.
-        places = torch.cat([order.new_tensor([0, 1]).expand(len(order), 2), order.argsort(-1) + 2], dim=1)
+        places = _of_atoms(order.argsort(-1))
         references = rows[..., [Column.P, Column.Q, Column.S]].clamp_min(0)
         references = places.gather(1, references.flatten(1)).view_as(references)
         harmless = torch.arange(3, device=context.device).expand_as(references)
@@ -98,7 +97,7 @@ class Surroundings(nn.Module):
         level = torch.where(has_frame, rows[..., Column.LEVEL], 0)
         offsets = coordinates.offsets[torch.where(exists, rows[..., Column.KIND], 0)]
         channels = self.weights(self.embedding(context)) * (context[..., :1] > 0)
-        atoms = torch.cat([order.new_tensor([0, 1]).expand(len(order), 2), order + 2], dim=1)
+        atoms = _of_atoms(order)
         return Visit(
             coordinate_kinds(context).gather(1, order[..., None].expand(-1, -1, TOKEN_SIZE)),
             offsets.gather(1, order),
@@ -132,19 +131,18 @@ class Surroundings(nn.Module):
         if length == 0:
             return known
         _, marginals = self._fixed
-        last = first + length
+        begin, last = max(first, 1), first + length
         kinds = visit.kinds[:, first:last].expand(count, -1, -1)
         spherical, _ = marginals.inverse_by_kind(tokens, kinds)
         # Only the molecule's first token is of another shape; any will do in its place.
         if first > 0:
             spherical = nn.functional.pad(spherical, (0, 0, 1, 0))
-        offsets = visit.offsets[:, max(first, 1) : last]
-        displacements, _ = from_spherical(spherical, offsets)
+        displacements, _ = from_spherical(spherical, visit.offsets[:, begin:last])
         if first == 0:
             known = torch.cat([root_atoms(displacements[:, 0]), known[:, 3:]], dim=1)
-        level = visit.level[:, max(first, 1) : last].expand(count, -1)
-        references = visit.references[:, max(first, 1) : last].expand(count, -1, -1)
-        return place(known, displacements[:, 1:], level, references, max(first, 1) + ROWS_BEFORE_TOKENS)
+        level = visit.level[:, begin:last].expand(count, -1)
+        references = visit.references[:, begin:last].expand(count, -1, -1)
+        return place(known, displacements[:, 1:], level, references, begin + ROWS_BEFORE_TOKENS)
 
     def _features(self, placed: Tensor, start: int, stop: int, visit: Visit) -> Tensor:
         """Of the targets ``start … stop``, from the atoms ``(B, n, 3)`` before each."""
@@ -184,3 +182,9 @@ class Surroundings(nn.Module):
             angular += [real, imaginary]
             real, imaginary = real * y - imaginary * z, real * z + imaginary * y
         return (radial[..., :, None] * torch.stack(angular, dim=-1)[..., None, :]).flatten(-2)
+
+
+def _of_atoms(order: Tensor) -> Tensor:
+    """An order of tokens ``(b, T)`` as one of atoms ``(b, T + 2)``, whose first three are those of the first token."""
+    root = torch.arange(ROWS_BEFORE_TOKENS, device=order.device).expand(len(order), ROWS_BEFORE_TOKENS)
+    return torch.cat([root, order + ROWS_BEFORE_TOKENS], dim=1)

@@ -22,7 +22,7 @@ from molecular.transferable.flow import InternalProse
 from molecular.transferable.labelled import GROUP, LabelledFrames
 from molecular.transferable.marginals import fit_marginals
 from molecular.transferable.rigid_motion import random_rigid_motion
-from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
+from molecular.transferable.symmetries import SymmetryTable, hydrogen_triples, symmetry_groups
 from nflib.training import TrainingConfig, TrainingResult, fit
 from nflib.training.objectives import huber_location, squared_or_clipped
 
@@ -103,7 +103,7 @@ def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: Transferabl
     Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
     """
     max_atoms = (flow.config or {})["max_atoms"]
-    longest, groups = 0, []
+    longest, groups, triples = 0, [], []
     for sequence in sequences:
         topology: app.Topology = corpus.topology(sequence)
         length = topology.getNumAtoms()
@@ -114,10 +114,11 @@ def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: Transferabl
             )
         try:
             groups.append(symmetry_groups(topology))
+            triples.append(hydrogen_triples(topology))
         except ValueError as error:
             raise ValueError(f"{sequence} of {corpus.folder} cannot be trained on: {error}") from error
         longest = max(longest, length)
-    return SymmetryTable(groups, longest)
+    return SymmetryTable(groups, longest, triples)
 
 
 class LikelihoodPerDimension:

@@ -19,7 +19,7 @@ from molecular.transferable.context import internal_context
 from molecular.transferable.data import Window
 from molecular.transferable.labelled import GROUP, LabelledFrames
 from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
-from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
+from molecular.transferable.symmetries import SymmetryTable, hydrogen_triples, symmetry_groups
 from molecular.transferable.training import (
     LikelihoodAndEnergies,
     LikelihoodPerDimension,
@@ -122,6 +122,32 @@ def test_turning_a_batch_exchanges_the_atoms_of_groups_and_no_others():
             found, counts = rows[:, group[0]].unique(dim=0, return_counts=True)
             assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in group.tolist()}
             assert counts.min() > 200 / len(group) * 0.6
+
+
+def test_hydrogens_are_named_clockwise_in_every_molecule():
+    """Whichever two of a methyl or ammonium group exchanged names before, and nothing else moves."""
+    peptides = [Peptide(sequence) for sequence in ("KA", "VM", "GG")]
+    longest = max(peptide.num_atoms for peptide in peptides)
+    triples = [hydrogen_triples(peptide) for peptide in peptides]
+    assert [len(rows) for rows in triples] == [3, 4, 1]
+    table = SymmetryTable([[], [], []], longest, triples)
+    for molecule, (peptide, rows) in enumerate(zip(peptides, triples, strict=True)):
+        x = torch.from_numpy(peptide.positions)
+        for atom, *hydrogens in rows.tolist():
+            assert torch.linalg.det(x[hydrogens] - x[atom]) > 0
+            assert [peptide.atom_names[h] for h in hydrogens] == sorted(peptide.atom_names[h] for h in hydrogens)
+        molecules = torch.full((8,), molecule)
+        right = torch.nn.functional.pad(x, (0, 0, 0, longest - len(x))).expand(8, -1, -1)
+        assert torch.equal(table.named(right, molecules), right)
+        exchanged = right.clone()
+        exchanged[3, rows[-1, [1, 2]]] = right[3, rows[-1, [2, 1]]]
+        named = table.named(exchanged, molecules)
+        hydrogens = rows[-1, 1:]
+        others = [atom for atom in range(longest) if atom not in hydrogens.tolist()]
+        assert torch.equal(named[:, others], right[:, others])
+        assert torch.equal(named[:3], right[:3]) and torch.equal(named[4:], right[4:])
+        assert torch.linalg.det(named[3, hydrogens] - named[3, rows[-1, 0]]) > 0
+        assert {tuple(p) for p in named[3, hydrogens].tolist()} == {tuple(p) for p in right[3, hydrogens].tolist()}
 
 
 def test_random_rigid_motion_keeps_distances_and_places_the_centroid():
