@@ -41,6 +41,7 @@ from molecular.prose import MoleculeFlow, Prose
 from molecular.sample import load_flow, sample
 from molecular.smc import SplitFlow, smc
 from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
+from molecular.transferable.symmetries import with_standard_hydrogens
 from nflib.montecarlo import AdaptiveTemperatures, WeightedSamples
 
 METRICS = ("effective_sample_size_fraction", "energy_w2", "torus_w2", "bond_graph_rate", "chirality_rate")
@@ -176,8 +177,9 @@ def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace
     peptide, flow = Peptide(sequence), cast(MoleculeFlow, load_flow(sequence, model))
     frames = corpus.ensemble(sequence)
     frames = frames.select(spaced(len(frames), arguments.reference_frames))
+    positions = with_standard_hydrogens(frames.positions, peptide)
     values = torch.cat(
-        [modulo_rigid_motion(flow, part, arguments.seed) for part in frames.positions.split(arguments.batch_size)]
+        [modulo_rigid_motion(flow, part, arguments.seed) for part in positions.split(arguments.batch_size)]
     ) / (3 * peptide.num_atoms - 6)
     ladders = torch.stack([values[frames.ladder == ladder].mean() for ladder in frames.ladder.unique()])
     drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)

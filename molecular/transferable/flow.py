@@ -59,8 +59,9 @@ class InternalProse(Flow):
     behind, which a flow trained on few sequences learns by heart. surroundings: whether the first block, whose tokens
     are a conformation's own, is shown the atoms placed so far from where the next one goes
     (`molecular.transferable.surroundings`); its ordering must then visit references first. max_atoms: the longest
-    molecule. Padding carries no density. Raises ValueError for settings that do not fit, or, in use, a context that
-    does not.
+    molecule. Padding carries no density. A trained flow gives next to none to methyl and ammonium hydrogens that are
+    named otherwise than in training (`molecular.transferable.symmetries.with_standard_hydrogens`). Raises ValueError
+    for settings that do not fit, or, in use, a context that does not.
 
     >>> from molecular import Peptide
     >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)

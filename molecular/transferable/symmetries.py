@@ -62,6 +62,15 @@ def hydrogen_triples(molecule: Peptide | app.Topology | mdtraj.Topology) -> Tens
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
 
+def with_standard_hydrogens(positions: Tensor, molecule: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+    """Positions ``(B, n, 3)`` of one peptide, named as `SymmetryTable.named` says: what a transferable flow knows.
+
+    `Peptide` has these names; conformations of other programs may not, and then have next to no density.
+    """
+    table = SymmetryTable([[]], positions.shape[1], [hydrogen_triples(molecule)])
+    return table.named(positions, torch.zeros(len(positions), dtype=torch.int64))
+
+
 class SymmetryTable:
     """The groups of several molecules as one table, so that a mixed batch is turned in a few gathers.
 

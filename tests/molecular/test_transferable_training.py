@@ -19,7 +19,12 @@ from molecular.transferable.context import internal_context
 from molecular.transferable.data import Window
 from molecular.transferable.labelled import GROUP, LabelledFrames
 from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
-from molecular.transferable.symmetries import SymmetryTable, hydrogen_triples, symmetry_groups
+from molecular.transferable.symmetries import (
+    SymmetryTable,
+    hydrogen_triples,
+    symmetry_groups,
+    with_standard_hydrogens,
+)
 from molecular.transferable.training import (
     LikelihoodAndEnergies,
     LikelihoodPerDimension,
@@ -142,6 +147,8 @@ def test_hydrogens_are_named_clockwise_in_every_molecule():
         exchanged = right.clone()
         exchanged[3, rows[-1, [1, 2]]] = right[3, rows[-1, [2, 1]]]
         named = table.named(exchanged, molecules)
+        alone = exchanged[:, : len(x)]
+        assert torch.equal(with_standard_hydrogens(alone, peptide), named[:, : len(x)])
         hydrogens = rows[-1, 1:]
         others = [atom for atom in range(longest) if atom not in hydrogens.tolist()]
         assert torch.equal(named[:, others], right[:, others])
