@@ -65,6 +65,7 @@ SETTINGS = {
     "smc, one draw of 3, MALA at 1": Setting(MALA(step_size=0.4), (1.0,), draws=3),
     "smc, MALA at 0.4, 1": Setting(MALA(step_size=0.4), (0.4, 1.0)),
     "smc, MALA at 0.3, 0.6, 1": Setting(MALA(step_size=0.4), (0.3, 0.6, 1.0)),
+    "smc, MALA at 0.1, 0.2, … 1": Setting(MALA(step_size=0.4), tuple(k / 10 for k in range(1, 11))),
     "smc, 2 MALA at 0.4, 1": Setting(MALA(step_size=0.4), (0.4, 1.0), moves=2),
     "smc, HMC of 3 at 0.4, 1": Setting(HMC(step_size=0.35, num_leapfrog=3), (0.4, 1.0), gradients=3),
     "smc, independent at 0.4, 1": Setting(IndependentMetropolis(), (0.4, 1.0)),
@@ -190,7 +191,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--evaluations", type=int, default=6000, help="energies for each run")
     parser.add_argument("--runs", type=int, default=4, help="repeats of each sampler")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS)[:2], choices=list(SETTINGS), help="of smc")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS)[:3], choices=list(SETTINGS), help="of smc")
     parser.add_argument("--points", type=int, default=1000, help="of an ensemble in the torus distance, at most")
     parser.add_argument(
         "--widening", nargs="+", type=float, default=[1.0], help="factors on the width of the flow's base"
