@@ -33,6 +33,7 @@ from torch import Tensor
 
 from molecular.boltzmann import ReducedEnergy
 from molecular.corpus.folder import Corpus
+from molecular.datasets import Ensemble, load_ensemble
 from molecular.evaluation import WeightedConformations, evaluate
 from molecular.evaluation.compare import FLOOR
 from molecular.evaluation.table import Estimate
@@ -56,6 +57,7 @@ FIXED = (
     "final_moves",
     "smc_draws",
     "reference_frames",
+    "start_time",
     "transport_points",
     "bootstrap",
 )
@@ -99,6 +101,9 @@ def parse() -> Namespace:
     parser.add_argument("--final_moves", type=int, default=0, help="of smc, at the target, in the end")
     parser.add_argument("--batch_size", type=int, default=2_000, help="conformations decoded at once")
     parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
+    parser.add_argument(
+        "--start_time", type=float, default=0.0, help="of the references, ps: frames before are left out"
+    )
     parser.add_argument("--transport_points", type=int, default=1_000, help="of an ensemble in the torus distance")
     parser.add_argument("--bootstrap", type=int, default=10, help="resamples for the errors")
     parser.add_argument("--likelihood_only", action="store_true", help="likelihood and effective sample size alone")
@@ -127,16 +132,18 @@ def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]
     return record
 
 
-def spaced(length: int, most: int) -> Tensor:
-    """At most so many evenly spaced indices."""
-    return torch.linspace(0, length - 1, min(length, most)).round().long()
+def reference(sequence: str, corpus: Corpus, arguments: Namespace) -> Ensemble:
+    """Frames of the reference after its start, evenly spaced."""
+    frames = load_ensemble(corpus.system(sequence), start_time=arguments.start_time)
+    return frames.select(
+        torch.linspace(0, len(frames) - 1, min(len(frames), arguments.reference_frames)).round().long()
+    )
 
 
 def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
     peptide, flow = Peptide(sequence), load_flow(sequence, model)
-    frames = corpus.ensemble(sequence)
-    frames = frames.select(spaced(len(frames), arguments.reference_frames))
+    frames = reference(sequence, corpus, arguments)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     drawn = sample(flow, peptide, arguments.num_samples, **options)
     named: dict[str, WeightedConformations | WeightedSamples] = {
@@ -175,8 +182,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
 def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
     peptide, flow = Peptide(sequence), cast(MoleculeFlow, load_flow(sequence, model))
-    frames = corpus.ensemble(sequence)
-    frames = frames.select(spaced(len(frames), arguments.reference_frames))
+    frames = reference(sequence, corpus, arguments)
     positions = with_standard_hydrogens(frames.positions, peptide)
     values = torch.cat(
         [modulo_rigid_motion(flow, part, arguments.seed) for part in positions.split(arguments.batch_size)]
