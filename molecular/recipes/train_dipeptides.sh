@@ -13,4 +13,5 @@ $PYTHON -m molecular train --data runs/dipeptides/corpus --output runs/dipeptide
     --training.refresh_interval 250 $LOOP
 cp runs/dipeptides/refined/model/* molecular/shipped/dipeptides/
 $PYTHON benchmarks/transferable.py --models dipeptides=molecular/shipped/dipeptides --threads 1 \
-    --references runs/dipeptides/references --output runs/dipeptides/table
+    --references runs/dipeptides/references --start_time 35 --num_samples 10000 --smc_samples 500 --smc_draws 5000 \
+    --final_moves 100 --output runs/dipeptides/table
