@@ -10,6 +10,11 @@ from torch import Tensor
 from molecular.energy import compile_system
 from molecular.peptide import Peptide
 
+# In training with energies as labels, residuals of log q + u beyond this many kT pull with a bounded force.
+CLIP = 4.0
+# Samples of an energy above the target's median by more than this many kT have no weight to speak of: no labels.
+HIGHEST_ENERGY = 40.0
+
 
 class ReducedEnergy:
     """``u(x) = U(x) / kT`` of a peptide, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not.

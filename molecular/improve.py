@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from molecular.boltzmann import energy_for
+from molecular.boltzmann import CLIP, energy_for
 from molecular.flow import PeptideFlow
 from molecular.own_samples import OwnSamples
 from molecular.peptide import Peptide
 from molecular.prose import Prose
 from molecular.sample import load_flow
-from molecular.train import CLIP, Symmetries
+from molecular.train import Symmetries
 from molecular.transferable import InternalProse
 from molecular.transferable.rigid_motion import random_rigid_motion
 from molecular.transferable.symmetries import SymmetryTable, symmetry_groups

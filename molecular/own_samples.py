@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from molecular.boltzmann import HIGHEST_ENERGY
 from nflib.montecarlo import BoltzmannDensity, Proposal, importance_sample, resample
 from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights
-
-# Samples of an energy above the target's median by more than this many kT have no weight to speak of: no labels.
-HIGHEST_ENERGY = 40.0
 
 
 class OwnSamples:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molecular.boltzmann import ReducedEnergy
+from molecular.boltzmann import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.corpus.folder import is_corpus
 from molecular.datasets import Ensemble, load_ensemble, split_by_ladder
 from molecular.flow import PeptideFlow
@@ -19,10 +19,6 @@ from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, max
 
 SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
-# Residuals of log q + u beyond this many kT pull on the flow with a bounded force.
-CLIP = 4.0
-# Samples of an energy above the frames' median by more than this many kT have no weight to speak of: left out.
-HIGHEST_ENERGY = 40.0
 
 
 def train_from_folder(

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molecular.boltzmann import ReducedEnergy
+from molecular.boltzmann import HIGHEST_ENERGY, ReducedEnergy
 from molecular.corpus.buckets import Item, collate
 from molecular.corpus.folder import Corpus
-from molecular.own_samples import HIGHEST_ENERGY
 from molecular.peptide import Peptide
 from molecular.transferable.data import Context
 
@@ -88,7 +87,6 @@ class LabelledFrames:
     @torch.no_grad()
     def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
         """Draw the samples anew; those far above the thermal range, or torn apart, get no label."""
-        samples: list[Tensor] = []
         device = next(flow.parameters()).device
         numbers = sorted(range(len(self.systems)), key=lambda number: len(self.contexts[number]))
         drawn: dict[int, Tensor] = {}
@@ -101,9 +99,8 @@ class LabelledFrames:
         for number, reduced in enumerate(self.reduced):
             energy = reduced(drawn[number])
             reachable = energy < self.energies[number].median() + HIGHEST_ENERGY
-            samples.append(torch.where(reachable[:, None, None], drawn[number], self.frames[number][:1]))
+            self.samples.append(torch.where(reachable[:, None, None], drawn[number], self.frames[number][:1]))
             self.sample_energies.append(torch.where(reachable, energy, torch.inf))
-        self.samples = samples
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": list(self.samples), "sample_energies": list(self.sample_energies)}

@@ -11,6 +11,7 @@ import torch
 from openmm import app
 from torch import Tensor, nn
 
+from molecular.boltzmann import CLIP
 from molecular.corpus import CorpusLayout, open_corpus
 from molecular.corpus.folder import Corpus
 from molecular.features import prose_context
@@ -32,8 +33,6 @@ COORDINATES = ("internal", "cartesian")
 VALIDATION_FRAMES = 256
 # Batches are split into so many parts of similar size, each padded to its own longest molecule.
 NUM_BUCKETS = 4
-# As in `molecular.train`: residuals beyond this many kT pull with a bounded force.
-CLIP = 4.0
 # Conformations that scales and marginals are fitted to.
 FITTED_FRAMES = 60_000
 

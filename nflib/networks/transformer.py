@@ -198,8 +198,12 @@ class CausalTransformer(nn.Module):
 
         Raises ValueError without the context of a network that cannot do without.
         """
-        needed = {"conditions": self.conditioner, "a prefix": self.prefix, "a padding mask": self.existence}
-        needed |= {"features": self.features}
+        needed = {
+            "conditions": self.conditioner,
+            "a prefix": self.prefix,
+            "a padding mask": self.existence,
+            "features": self.features,
+        }
         for name, part in needed.items():
             if part is not None and context is None:
                 raise ValueError(f"this network takes {name} from its context; pass the flow a context.")
