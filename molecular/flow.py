@@ -10,7 +10,7 @@ from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor
 
 from molecular.coordinates import LocalFrames
-from molecular.spherical import Spherical
+from molecular.spherical import PeriodicTorsions, Spherical
 from nflib.distributions import StandardNormal
 from nflib.flow import Flow
 from nflib.flows import autoregressive_blocks
@@ -105,12 +105,12 @@ class PeptideFlow(Flow):
                 outputs, _ = transform(outputs)
 
     def split_coordinates(self) -> tuple[Transform, Flow]:
-        """The fixed map from positions to the transformer's tokens ``(B, n - 2, 3)``, and the flow on those tokens.
+        """The fixed map from positions to unconstrained coordinates ``(B, n - 2, 3)``, and the flow on those.
 
         Together they are this flow, on the same weights: ``log_prob(x) = rest.log_prob(y) + logabsdet`` with
-        ``y, logabsdet = fixed(x)``. Tokens are all real numbers, of about zero mean and unit variance, without
-        translation and rotation: gradient steps can be taken in them. The ends of a torsion's interval, where the map
-        was cut amid its emptiest arc, lie at infinity: no step crosses them.
+        ``y, logabsdet = fixed(x)``. They hold neither translation nor rotation, and gradient steps can be taken in
+        them. Of internal coordinates they are those of `molecular.spherical.Spherical`, periodic in torsions. Not
+        Gaussianised ones: where a torsion is rare these are so narrow that no step of a common length leaves.
 
         Raises ValueError for Cartesian coordinates, in which a molecule's Boltzmann density has no normaliser.
         """
@@ -119,8 +119,14 @@ class PeptideFlow(Flow):
                 "this flow sees Cartesian coordinates, which hold translation and rotation, and there a Boltzmann "
                 "density has no normaliser; use a flow on internal coordinates or local frames."
             )
-        fixed = CompositeTransform([step.transform for step in self._fixed])
-        return fixed, Flow(CompositeTransform(self._blocks), self._distribution)
+        steps = [step.transform for step in self._fixed]
+        num_fixed = len(steps)
+        if self.config["coordinates"] == "internal":
+            num_fixed = 1 + next(number for number, step in enumerate(steps) if isinstance(step, Spherical))
+            steps[num_fixed:num_fixed] = [PeriodicTorsions(), PeriodicTorsions()]
+            num_fixed += 1
+        rest = CompositeTransform([*steps[num_fixed:], *self._blocks])
+        return CompositeTransform(steps[:num_fixed]), Flow(rest, self._distribution)
 
 
 class _Step(NamedTuple):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from nflows.transforms import Transform
+import torch
+from nflows.transforms import CompositeTransform, Transform
 
 from molecular.boltzmann import ReducedEnergy
 from molecular.peptide import Peptide
@@ -21,20 +22,27 @@ from nflib.montecarlo import (
     DifferentiableProposal,
     IndependentMetropolis,
     SMCSamples,
+    TransformedProposal,
     TransformedTarget,
+    score_scales,
     transform_back,
 )
 from nflib.montecarlo.adaptation import StepSizes
 from nflib.montecarlo.kernels import Kernel
 from nflib.montecarlo.temperatures import Temperatures
+from nflib.transforms import Standardize
 
 KERNELS: dict[str, Kernel] = {
     # First steps about as long as those of a small peptide's flow turn out: searching for them costs energies.
-    "mala": MALA(step_size=0.3),
-    "hmc": HMC(step_size=0.2, num_leapfrog=5),
-    "ula": ULA(step_size=0.1),
+    "mala": MALA(step_size=0.5),
+    "hmc": HMC(step_size=0.3, num_leapfrog=5),
+    "ula": ULA(step_size=0.2),
     "independent": IndependentMetropolis(),
 }
+
+
+# Of the flow, to find the lengths of its coordinates: they cost no energies.
+SCALE_DRAWS = 100
 
 
 class SplitFlow(Protocol):
@@ -66,8 +74,9 @@ def smc(
     """Move `num_samples` draws of the flow to the Boltzmann distribution of the peptide's System at its temperature.
 
     A conformation's density is taken modulo rigid motion, so particles move in the unconstrained coordinates y of
-    `flow.split_coordinates()`: from the flow's density of y to `exp(-U(x(y)) / kT) |dx/dy|`, by `nflib.montecarlo.smc`,
-    which knows the other arguments. The result holds positions in nm, with the densities of conformations, and the
+    `flow.split_coordinates()`, each divided by its length in the flow's density (`nflib.montecarlo.score_scales`): from
+    that density of y to `exp(-U(x(y)) / kT) |dx/dy|`, by `nflib.montecarlo.smc`, which knows the other arguments. The
+    result holds positions in nm, with the densities of conformations, and the
     history of the run. Conformations whose energy is not finite have weight zero and are counted.
 
     kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
@@ -83,6 +92,9 @@ def smc(
             "sampling."
         )
     fixed, proposal = flow.split_coordinates()
+    scales = score_scales(proposal, SCALE_DRAWS, torch.Generator().manual_seed(seed))
+    scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
+    fixed, proposal = CompositeTransform([fixed, scaled]), TransformedProposal(proposal, scaled)
     target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide, device)), fixed)
     samples = montecarlo.smc(
         proposal,

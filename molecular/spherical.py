@@ -56,6 +56,22 @@ class Spherical(Transform):
             raise ValueError(f"there are {inputs.shape[1]} tokens but {len(self.offset)} offsets; give one a token.")
 
 
+class PeriodicTorsions(Transform):
+    """Coordinates (B, T, 3) of `Spherical` with every azimuth, of tokens k >= 1, turned into (-pi, pi].
+
+    The identity on what `Spherical` gives, either way; beyond it, the density of a circle, once around after the
+    other: particles step across where the circle was cut.
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        rest = inputs[:, 1:]
+        turned = wrapped(rest[..., 2]).clamp(-math.pi, math.pi)  # after many turns rounding may lead outside
+        outputs = torch.cat([inputs[:, :1], torch.stack([rest[..., 0], rest[..., 1], turned], dim=-1)], dim=1)
+        return outputs, inputs.new_zeros(len(inputs))
+
+    inverse = forward
+
+
 def to_spherical(tokens: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
     """What `Spherical` maps tokens (B, T, 3) to, and its logabsdet token by token (B, T).
 

@@ -73,6 +73,7 @@ def train(
     head_dim: int = 32,
     patch_size: int = 1,
     denoiser_layers: int = 0,
+    learn_denoiser: bool = True,
 ) -> None:
     """Train a STARFlow-V on latents of moving digits; run again, it goes on from its last checkpoint.
 
@@ -93,6 +94,7 @@ def train(
         head_dim: channels of an attention head.
         patch_size: latents to a token, along height and width.
         denoiser_layers: layers of the denoiser that is trained beside the flow; 0 for none (or the initial model's).
+        learn_denoiser: false leaves the initial model's denoiser as it is, and takes less time.
     """
     from video.train import train_on_digits
 
@@ -113,6 +115,7 @@ def train(
         head_dim=head_dim,
         patch_size=patch_size,
         denoiser_layers=denoiser_layers,
+        learn_denoiser=learn_denoiser,
     )
 
 

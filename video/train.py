@@ -50,12 +50,13 @@ class NoisyLikelihood:
     ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
     its loss leaves the flow alone. Where a batch has "stills" ``(B, n, c, h, w)`` and "stills_context", single frames
     beside each clip, their nats per dimension are added: in a clip, what a frame looks like that follows no other is a
-    small part of the loss.
+    small part of the loss. learn_denoiser: False leaves the flow's denoiser as it is, at 0.6 of the time.
     """
 
     noise: float
     dropout: float
     unconditional: Tensor
+    learn_denoiser: bool = True
 
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -80,7 +81,7 @@ class NoisyLikelihood:
 
     def _of_clips(self, flow: nn.Module, noisy: Tensor, context: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         denoiser: Any = flow.denoiser
-        if denoiser is None:
+        if denoiser is None or not self.learn_denoiser:
             loss = _nats_per_dim(flow, noisy, context)
             return loss, {"nats_per_dim": loss.detach()}
         with torch.enable_grad():  # the target is a gradient, in validation as well
@@ -115,12 +116,13 @@ def train_on_digits(
     head_dim: int = 32,
     patch_size: int = 1,
     denoiser_layers: int = 0,
+    learn_denoiser: bool = True,
 ) -> TrainingResult:
     """Train on moving digits; the arguments are those of the command line. Run again, it goes on where it stopped.
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
     model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none.
-    stills: first frames of other clips, learnt beside each clip.
+    stills: first frames of other clips, learnt beside each clip. learn_denoiser: whether a denoiser is trained too.
     Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
@@ -163,7 +165,7 @@ def train_on_digits(
         data,
         coded(validation, latents, encoder),
         config=config,
-        objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0]),
+        objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0], learn_denoiser),
         output=Path(output),
     )
     VideoModel(flow.cpu(), latents, encoder, settings).save(Path(output) / "pipeline")

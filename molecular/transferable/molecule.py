@@ -10,7 +10,7 @@ from molecular.coordinates import LocalFrames
 from molecular.features import ATOM_TYPES
 from molecular.orderings import ordering
 from molecular.prose import MoleculeFlow
-from molecular.spherical import Spherical
+from molecular.spherical import PeriodicTorsions, Spherical
 from molecular.transferable.context import ROWS_BEFORE_TOKENS, Column, bonds_of
 from molecular.transferable.coordinates import coordinate_kinds
 from nflib.flow import Flow
@@ -36,11 +36,11 @@ class InternalMoleculeFlow(MoleculeFlow):
         self._bonds = [(place[a], place[b]) for a, b in bonds_of(molecule)]
 
     def split_coordinates(self) -> tuple[Transform, MoleculeFlow]:
-        """The fixed map from positions to the transformer's tokens ``(B, n - 2, 3)``, and the flow on those tokens.
+        """The fixed map from positions to internal coordinates ``(B, n - 2, 3)``, and the flow on those.
 
         Together they are this flow, on the same weights: ``log_prob(x) = rest.log_prob(y) + logabsdet`` with
-        ``y, logabsdet = fixed(x)``. Tokens are all real numbers, of about zero mean and unit variance, without
-        translation and rotation, and fixed needs no context.
+        ``y, logabsdet = fixed(x)``. The coordinates are those of `molecular.spherical.Spherical`, without translation
+        and rotation, all real numbers and periodic in torsions; fixed needs no context.
         """
         flow, context = self.flow, self.context
         rows = context[0]
@@ -51,8 +51,10 @@ class InternalMoleculeFlow(MoleculeFlow):
             Permute(self._atoms),
             LocalFrames(self._bonds, len(elements), elements, root=root),
             Spherical(flow.coordinates.offsets[rows[ROWS_BEFORE_TOKENS:, Column.KIND]]),
-            flow.marginals.for_event(coordinate_kinds(context)[0]),
+            PeriodicTorsions(),
         ]
         fixed = CompositeTransform([step.to(context.device) for step in steps])
-        rest = Flow(CompositeTransform(flow.blocks), flow._distribution, flow._embedding_net)
+        marginals = flow.marginals.for_event(coordinate_kinds(context)[0])
+        tokens = [PeriodicTorsions(), marginals, *flow.blocks]
+        rest = Flow(CompositeTransform(tokens), flow._distribution, flow._embedding_net)
         return fixed.eval(), MoleculeFlow(rest.train(flow.training), context)

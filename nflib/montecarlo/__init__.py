@@ -1,7 +1,7 @@
 """Monte Carlo with exact proposal densities: importance sampling, sequential Monte Carlo, resampling."""
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, FixedStepSizes
-from nflib.montecarlo.coordinates import TransformedTarget, transform_back
+from nflib.montecarlo.coordinates import TransformedProposal, TransformedTarget, score_scales, transform_back
 from nflib.montecarlo.densities import BoltzmannDensity, DifferentiableProposal, Proposal, Target
 from nflib.montecarlo.history import History
 from nflib.montecarlo.importance import importance_sample
@@ -26,10 +26,12 @@ __all__ = [
     "Proposal",
     "SMCSamples",
     "Target",
+    "TransformedProposal",
     "TransformedTarget",
     "WeightedSamples",
     "importance_sample",
     "resample",
+    "score_scales",
     "smc",
     "transform_back",
 ]

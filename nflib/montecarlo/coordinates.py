@@ -1,4 +1,4 @@
-"""A target in other coordinates: where particles move more easily, or where symmetries are gone."""
+"""Densities in other coordinates: where particles move more easily, or where symmetries are gone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflib.montecarlo.densities import Target
+from nflib.montecarlo.densities import DifferentiableProposal, Target, draw
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
-__all__ = ["TransformedTarget", "transform_back"]
+__all__ = ["TransformedProposal", "TransformedTarget", "score_scales", "transform_back"]
+
+# Of the absolute value of a standard normal number.
+MEDIAN_OF_NORMAL = 0.6745
 
 Samples = TypeVar("Samples", bound=WeightedSamples)
 
@@ -45,6 +48,49 @@ class TransformedTarget:
             return values
         found = self.target.log_prob(x[usable]) + logabsdet[usable]
         return values.to(found.dtype).index_put((usable,), found)
+
+
+class TransformedProposal:
+    """The proposal's `y = transform(x)`: `log q(x(y)) + log|dx/dy|`, and draws of it."""
+
+    def __init__(self, proposal: DifferentiableProposal, transform: Transform) -> None:
+        self.proposal = proposal
+        self.transform = transform
+
+    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        x, logabsdet = self.transform.inverse(inputs)
+        return (self.proposal.log_prob(x) if context is None else self.proposal.log_prob(x, context)) + logabsdet
+
+    def sample_and_log_prob(
+        self, num_samples: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws `(num_samples, *event_shape)`, of one row of context at most, and their log-densities."""
+        x, log_prob = draw(self.proposal, num_samples, context, generator)
+        y, logabsdet = self.transform(x)
+        return (y, log_prob - logabsdet) if context is None else (y[None], (log_prob - logabsdet)[None])
+
+
+def score_scales(
+    proposal: DifferentiableProposal, num_draws: int, generator: torch.Generator, context: Tensor | None = None
+) -> Tensor:
+    """A length for each coordinate, `event_shape`: over which log q(x) changes by about one at its own draws.
+
+    One over the spread of ``d log q / dx`` (its Fisher information), by the median, which a few strained draws do not
+    move. Steps in coordinates divided by these are about equally long for all. Raises ValueError where no draw has a
+    finite score.
+    """
+    with torch.no_grad():
+        x, _ = draw(proposal, num_draws, context, generator)
+    x = x[torch.isfinite(x).flatten(1).all(dim=1)]
+    rows = None if context is None else context.expand(len(x), *context.shape[1:])
+    with torch.enable_grad():
+        x = x.requires_grad_(True)
+        log_prob = proposal.log_prob(x) if rows is None else proposal.log_prob(x, rows)
+        (score,) = torch.autograd.grad(log_prob.sum(), x)
+    spread = score.abs().nanmedian(dim=0).values / MEDIAN_OF_NORMAL if len(x) else score.sum(dim=0) + torch.nan
+    if not (torch.isfinite(spread) & (spread > 0)).all():
+        raise ValueError("score_scales: no draw of the proposal has a score that is finite and not zero everywhere.")
+    return 1.0 / spread
 
 
 @torch.no_grad()

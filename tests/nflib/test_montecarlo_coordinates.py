@@ -14,9 +14,11 @@ from nflib.montecarlo import (
     MALA,
     BoltzmannDensity,
     IndependentMetropolis,
+    TransformedProposal,
     TransformedTarget,
     WeightedSamples,
     importance_sample,
+    score_scales,
     smc,
     transform_back,
 )
@@ -132,3 +134,16 @@ def test_samples_without_densities():
     back = transform_back(samples, affine())
     assert back.log_prob is None and back.log_target is None
     torch.testing.assert_close(affine()(back.x)[0], samples.x)
+
+
+def test_transformed_proposal_has_the_density_of_its_draws():
+    proposal = TransformedProposal(Normal(DIM, 0.5), affine())
+    y, log_prob = proposal.sample_and_log_prob(50, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(proposal.log_prob(y), log_prob)
+    x, logabsdet = affine().inverse(y)
+    torch.testing.assert_close(log_prob, Normal(DIM, 0.5).log_prob(x) + logabsdet)
+
+
+def test_score_scales_of_a_normal_density_are_its_widths():
+    scales = score_scales(Normal(DIM, 0.5), 4000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scales, torch.full_like(scales, 0.5), rtol=0.1, atol=0)
