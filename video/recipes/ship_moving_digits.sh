@@ -1,7 +1,7 @@
 # After train_moving_digits.sh: judge the model, and put it where `python -m video generate` finds it.
 set -e
 export OMP_NUM_THREADS=1
-.venv/bin/python -m video evaluate --model runs/video/more/pipeline --guidance 2 --output runs/video/evaluation.json
+.venv/bin/python -m video evaluate --model runs/video/longer/pipeline --guidance 2 --output runs/video/evaluation.json
 rm -rf video/shipped/moving-digits && mkdir -p video/shipped
-cp -r runs/video/more/pipeline video/shipped/moving-digits
+cp -r runs/video/longer/pipeline video/shipped/moving-digits
 cp runs/video/evaluation.json video/shipped/moving-digits/

@@ -1,6 +1,7 @@
 # The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents: first on short clips,
 # then on their first frames alone, which teach it most of what a digit looks like and cost the least, then on whole
-# clips, on both at once, with a denoiser beside it, and on other clips. Run again, it goes on.
+# clips, on both at once, with a denoiser beside it, and on other clips, the last time without training the denoiser.
+# Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -28,3 +29,7 @@ $PYTHON -m video train --output runs/video/more --autoencoder runs/video/autoenc
     --noise 0.15 --initial runs/video/flow/pipeline --clips 8000 --stills 8 --training.batch_size 8 \
     --training.max_seconds 1500 --training.learning_rate 5e-4 --training.validation_interval 250 \
     --training.checkpoint_seconds 300 --training.seed 1 --training.progress_bar false
+$PYTHON -m video train --output runs/video/longer --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/more/pipeline --clips 8000 --stills 8 --learn_denoiser false \
+    --training.batch_size 8 --training.max_seconds 4200 --training.learning_rate 7e-4 \
+    --training.validation_interval 500 --training.checkpoint_seconds 300 --training.seed 2 --training.progress_bar false
