@@ -70,9 +70,7 @@ class TransformedProposal:
         return (y, log_prob - logabsdet) if context is None else (y[None], (log_prob - logabsdet)[None])
 
 
-def score_scales(
-    proposal: DifferentiableProposal, num_draws: int, generator: torch.Generator, context: Tensor | None = None
-) -> Tensor:
+def score_scales(proposal: DifferentiableProposal, num_draws: int, generator: torch.Generator) -> Tensor:
     """A length for each coordinate, `event_shape`: over which log q(x) changes by about one at its own draws.
 
     One over the spread of ``d log q / dx`` (its Fisher information), by the median, which a few strained draws do not
@@ -80,13 +78,11 @@ def score_scales(
     finite score.
     """
     with torch.no_grad():
-        x, _ = draw(proposal, num_draws, context, generator)
+        x, _ = draw(proposal, num_draws, None, generator)
     x = x[torch.isfinite(x).flatten(1).all(dim=1)]
-    rows = None if context is None else context.expand(len(x), *context.shape[1:])
     with torch.enable_grad():
         x = x.requires_grad_(True)
-        log_prob = proposal.log_prob(x) if rows is None else proposal.log_prob(x, rows)
-        (score,) = torch.autograd.grad(log_prob.sum(), x)
+        (score,) = torch.autograd.grad(proposal.log_prob(x).sum(), x)
     spread = score.abs().nanmedian(dim=0).values / MEDIAN_OF_NORMAL if len(x) else score.sum(dim=0) + torch.nan
     if not (torch.isfinite(spread) & (spread > 0)).all():
         raise ValueError("score_scales: no draw of the proposal has a score that is finite and not zero everywhere.")
