@@ -76,7 +76,8 @@ def smc(
     A conformation's density is taken modulo rigid motion, so particles move in the unconstrained coordinates y of
     `flow.split_coordinates()`, each divided by its length in the flow's density (`nflib.montecarlo.score_scales`): from
     that density of y to `exp(-U(x(y)) / kT) |dx/dy|`, by `nflib.montecarlo.smc`, which knows the other arguments. The
-    result holds positions in nm, with the densities of conformations, and the history of the run. Conformations whose energy is not finite have weight zero and are counted.
+    result holds positions in nm, with the densities of conformations, and the history of the run. Conformations
+    whose energy is not finite have weight zero and are counted.
 
     kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
     be split, and what `nflib.montecarlo.smc` refuses.
