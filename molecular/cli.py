@@ -244,6 +244,8 @@ def improve(
     samples_per_round: int = 2000,
     teacher_weight: float = 0.3,
     energy_weight: float = 0.1,
+    num_particles: int = 0,
+    moves_per_round: int = 10,
     batch_size: int = 1000,
     temperature: float | None = None,
 ) -> None:
@@ -258,6 +260,8 @@ def improve(
         teacher_weight: of the likelihood of the first flow's own samples beside that of the resampled ones, which keeps
             the flow from forgetting and from learning single conformations by heart.
         energy_weight: of the log-variance of the importance weights, with energies as labels; 0 for likelihood alone.
+        num_particles: brought to the force field by sequential Monte Carlo, to learn from beside weighted draws.
+        moves_per_round: steps by which particles then go on in each round, an energy each.
         batch_size: conformations decoded at once.
         temperature: K, to which samples are weighted; default 300 for capped, 310 for uncapped peptides.
     """
@@ -272,6 +276,8 @@ def improve(
         samples_per_round=samples_per_round,
         teacher_weight=teacher_weight,
         energy_weight=energy_weight,
+        num_particles=num_particles,
+        moves_per_round=moves_per_round,
         batch_size=batch_size,
     )
 

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from molecular.boltzmann import CLIP, energy_for
 from molecular.flow import PeptideFlow
-from molecular.own_samples import OwnSamples
+from molecular.own_samples import OwnSamples, drawn_seed
 from molecular.peptide import Peptide
 from molecular.prose import Prose
 from molecular.sample import load_flow
+from molecular.smc import SplitFlow, move_at_target, smc
 from molecular.train import Symmetries
 from molecular.transferable import InternalProse
 from molecular.transferable.rigid_motion import random_rigid_motion
 from molecular.transferable.symmetries import SymmetryTable, symmetry_groups
-from nflib.montecarlo import Proposal
+from nflib.montecarlo import Proposal, WeightedSamples
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.seeds import REFRESH, derived_generator
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Improvement:
     """What `improve` did. rounds: of each, the step, energies until then, and effective sample size (a fraction) of
-    draws of the flow as it was before that round's training. num_energies: evaluated in all."""
+    draws of the flow as it was before that round's training. num_energies: evaluated in all, a force counts as one."""
 
     training: TrainingResult
     rounds: list[dict[str, float]]
@@ -82,6 +83,8 @@ def improve(
     samples_per_round: int = 2000,
     teacher_weight: float = 0.3,
     energy_weight: float = 0.1,
+    num_particles: int = 0,
+    moves_per_round: int = 10,
     batch_size: int = 1000,
 ) -> Improvement:
     """Train a flow, in place, for one peptide on samples that it draws and weights itself; run again, it goes on.
@@ -92,19 +95,28 @@ def improve(
 
         E_p[-log q] + teacher_weight E_T[-log q], over 1 + teacher_weight,  + energy_weight log-variance,
 
-    whose first part is, but for a constant, the divergence KL(m | q) from the mixture m of p and T in these shares.
-    Hence the regulariser is a likelihood of unweighted teacher samples: q = m keeps every mode the teacher has, its
+    num_particles: with these p is also represented by particles, which sequential Monte Carlo brings from the flow to
+    the force field (`molecular.smc`) in the first round, and which go on by moves_per_round steps in each, to
+    conformations that training has not seen. Where few draws carry all the weight they are the better part of p.
+
+    The loss's first part is, but for a constant, the divergence KL(m | q) from the mixture m of p and T in their
+    shares. Hence the regulariser is a likelihood of unweighted teacher samples: q = m keeps every mode the teacher has, its
     importance weights p / m are at most 1 + teacher_weight, and the many teacher samples outvote the few conformations
     of large weight that likelihood alone would learn by heart. A penalty on parameters bounds neither. The last part
     (`nflib.training.LogVariance`) compares log q with the energies of all rows, resampled or not: each energy is a
     label even where its weight is nothing; 0 leaves it out.
 
     Rows are turned by the exact symmetries of the peptide, as in training. Raises ValueError for numbers out of range,
-    or a flow whose samples have no finite energies.
+    a flow whose samples have no finite energies, or particles of a flow that `molecular.smc` cannot move.
     """
     if samples_per_round < 2 or batch_size < 1:
         raise ValueError(
             f"samples_per_round must be 2 or more and batch_size 1, not {samples_per_round}, {batch_size}."
+        )
+    if num_particles < 0 or num_particles == 1 or moves_per_round < 1:
+        raise ValueError(
+            f"num_particles must be 0, or 2 or more, and moves_per_round 1 or more, not {num_particles}, "
+            f"{moves_per_round}."
         )
     if teacher_weight < 0:
         raise ValueError(f"teacher_weight must be zero or more, not {teacher_weight}.")
@@ -116,6 +128,9 @@ def improve(
         teacher_weight=teacher_weight,
         labelled=energy_weight > 0,
         context=None if isinstance(flow, PeptideFlow) else flow.context(peptide),
+        particles=_Particles(peptide, num_particles, samples_per_round, moves_per_round, batch_size)
+        if num_particles
+        else None,
         batch_size=batch_size,
     )
     # A run that goes on has its rounds in the checkpoint.
@@ -151,6 +166,47 @@ class _Energy:
             self.made[device] = energy_for(self.flow, self.peptide, device)
         energies: Tensor = self.made[device](positions)
         return energies
+
+
+@dataclass(frozen=True)
+class _Particles:
+    """Particles from the flow in training, and then moved on, as `OwnSamples` asks for them."""
+
+    peptide: Peptide
+    count: int
+    num_draws: int
+    moves: int
+    batch_size: int
+
+    def __call__(
+        self, flow: nn.Module, last: WeightedSamples | None, generator: torch.Generator
+    ) -> tuple[WeightedSamples, int]:
+        proposal = cast(SplitFlow, _proposal(flow, self.peptide))
+        device = str(next(flow.parameters()).device)
+        if last is None:
+            drawn = smc(
+                proposal,
+                self.peptide,
+                self.count,
+                num_draws=max(self.count, self.num_draws),
+                final_moves=self.moves,
+                batch_size=self.batch_size,
+                seed=drawn_seed(generator),
+                device=device,
+            )
+            return drawn, drawn.history.num_evaluations[-1]
+        # A particle that died is somewhere, with no weight: it may as well stay there.
+        alive = torch.isfinite(last.log_weights)
+        moved = move_at_target(
+            proposal,
+            self.peptide,
+            last.x[alive],
+            self.moves,
+            batch_size=self.batch_size,
+            generator=generator,
+            device=device,
+        )
+        return WeightedSamples(moved.x, last.log_weights[alive], log_target=moved.log_target), moved.num_evaluations
 
 
 class _Turned:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from nflows.transforms import CompositeTransform, Transform
+from torch import Tensor
 
 from molecular.boltzmann import ReducedEnergy
 from molecular.peptide import Peptide
@@ -19,11 +20,13 @@ from nflib.montecarlo import (
     AcceptanceTarget,
     AdaptiveTemperatures,
     BoltzmannDensity,
+    Chains,
     DifferentiableProposal,
     IndependentMetropolis,
     SMCSamples,
     TransformedProposal,
     TransformedTarget,
+    run_chains,
     score_scales,
     transform_back,
 )
@@ -82,20 +85,8 @@ def smc(
     kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
     be split, and what `nflib.montecarlo.smc` refuses.
     """
-    if isinstance(kernel, str):
-        if kernel not in KERNELS:
-            raise ValueError(f"there is no kernel {kernel!r}; choose one of {', '.join(KERNELS)}.")
-        kernel = KERNELS[kernel]
-    if not hasattr(flow, "split_coordinates"):
-        raise ValueError(
-            f"a {type(flow).__name__} has no split_coordinates, so its samples cannot be moved; use importance "
-            "sampling."
-        )
-    fixed, proposal = flow.split_coordinates()
-    scales = score_scales(proposal, SCALE_DRAWS, torch.Generator().manual_seed(seed))
-    scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
-    fixed, proposal = CompositeTransform([fixed, scaled]), TransformedProposal(proposal, scaled)
-    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide, device)), fixed)
+    kernel = _kernel(kernel)
+    fixed, proposal, target = _in_own_coordinates(flow, peptide, torch.Generator().manual_seed(seed), device)
     samples = montecarlo.smc(
         proposal,
         target,
@@ -113,6 +104,57 @@ def smc(
         progress=progress,
     )
     return transform_back(samples, fixed, batch_size)
+
+
+def move_at_target(
+    flow: SplitFlow,
+    peptide: Peptide,
+    positions: Tensor,
+    num_steps: int,
+    *,
+    kernel: Kernel | str = "mala",
+    batch_size: int = 1000,
+    generator: torch.Generator,
+    device: str = "cpu",
+) -> Chains:
+    """Conformations ``(B, n, 3)`` in nm, moved by `nflib.montecarlo.run_chains` in the coordinates that `smc` moves in.
+
+    What represents the Boltzmann distribution still does so afterwards, with the weights it had. Of the result, x are
+    positions in nm and log_target is minus their reduced energy. Raises ValueError as `smc` and `run_chains` do.
+    """
+    fixed, _, target = _in_own_coordinates(flow, peptide, generator, device)
+    with torch.no_grad():
+        y = torch.cat([fixed(part.to(device))[0] for part in positions.split(batch_size)])
+    chains = run_chains(target, y, num_steps, kernel=_kernel(kernel), chunk_size=batch_size, generator=generator)
+    with torch.no_grad():
+        pieces = [fixed.inverse(part) for part in chains.x.split(batch_size)]
+    x, logabsdet = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return chains._replace(x=x.to(positions), log_target=(chains.log_target - logabsdet).to(positions.device))
+
+
+def _kernel(kernel: Kernel | str) -> Kernel:
+    if not isinstance(kernel, str):
+        return kernel
+    if kernel not in KERNELS:
+        raise ValueError(f"there is no kernel {kernel!r}; choose one of {', '.join(KERNELS)}.")
+    return KERNELS[kernel]
+
+
+def _in_own_coordinates(
+    flow: SplitFlow, peptide: Peptide, generator: torch.Generator, device: str
+) -> tuple[Transform, DifferentiableProposal, TransformedTarget]:
+    """The map from positions to the coordinates that particles move in, and there the flow and the target."""
+    if not hasattr(flow, "split_coordinates"):
+        raise ValueError(
+            f"a {type(flow).__name__} has no split_coordinates, so its samples cannot be moved; use importance "
+            "sampling."
+        )
+    fixed, proposal = flow.split_coordinates()
+    scales = score_scales(proposal, SCALE_DRAWS, generator)
+    scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
+    fixed = CompositeTransform([fixed, scaled])
+    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide, device)), fixed)
+    return fixed, TransformedProposal(proposal, scaled), target
 
 
 def summarize_history(samples: SMCSamples) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def train(
     frames_shown: int | None = None,
     clips: int = 8000,
     stills: int = 0,
+    cuts: float = 0.3,
+    drifted: float = 0.0,
     channels: int = 128,
     layers_per_block: list[int] = [1, 1, 1, 5],  # noqa: B006
     head_dim: int = 32,
@@ -89,6 +91,8 @@ def train(
         frames_shown: how many of them training sees, to begin with short ones, which are quicker; default: all.
         clips: of moving digits, which are coded once, before training.
         stills: so many first frames of other clips are learnt beside each clip; they show what prompts look like.
+        cuts: share of clips that are cut out of a longer motion, which is what continuing a clip takes.
+        drifted: share of the cuts that begin with a digit gone astray, from which roll-outs learn to come back.
         channels: width of the transformers.
         layers_per_block: transformer layers of each block; the last is the deep one.
         head_dim: channels of an attention head.
@@ -110,6 +114,8 @@ def train(
         frames_shown=frames_shown,
         num_clips=clips,
         stills=stills,
+        cuts=cuts,
+        drifted=drifted,
         channels=channels,
         layers_per_block=layers_per_block,
         head_dim=head_dim,

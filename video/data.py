@@ -21,6 +21,8 @@ STRAIGHT = 5
 # Share of clips that are cut out of a longer motion: what continuing a clip takes.
 CUTS = 0.3
 LONGEST = 512  # frames of motion before a cut
+# Of a drifted clip: the largest share of another digit in what it shows, and for how many of its frames at most.
+ASTRAY, DRIFTED_FRAMES = 0.7, 8
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS = {
@@ -87,13 +89,13 @@ def bounced(start: Tensor, velocity: Tensor, steps: Tensor) -> Tensor:
 
 
 def render(digits: Tensor, positions: Tensor, afterglow: float = AFTERGLOW) -> Tensor:
-    """Frames ``(B, T, 1, 32, 32)`` in -1 … 1 of digits ``(B, 14, 14)`` at integer positions (x, y), ``(B, T, 2)``."""
+    """Frames ``(B, T, 1, 32, 32)`` in -1 … 1 of digits ``(B, 1 or T, 14, 14)`` at integers (x, y), ``(B, T, 2)``."""
     frames = digits.new_zeros(*positions.shape[:2], SIZE, SIZE)
     offsets = torch.arange(DIGIT)
     batch, time = torch.meshgrid(*(torch.arange(n) for n in positions.shape[:2]), indexing="ij")
     columns, rows = (positions[..., axis, None] + offsets for axis in (0, 1))
     where = (batch[..., None, None], time[..., None, None], rows[..., :, None], columns[..., None, :])
-    frames[where] = digits[:, None].expand(-1, positions.shape[1], -1, -1)
+    frames[where] = digits.expand(-1, positions.shape[1], -1, -1)
     for now in range(1, positions.shape[1]):
         frames[:, now] = torch.maximum(frames[:, now], afterglow * frames[:, now - 1])
     return 2 * frames.unsqueeze(2) - 1
@@ -104,21 +106,31 @@ class MovingDigits:
 
     A clip is a beginning, dark before its first frame and straight for the first `STRAIGHT` steps, or, of a share
     `cuts`, cut out of a longer motion at any time; the prompt of the latter has no direction, and at times the digit
-    alone. Raises ValueError for sizes that make no sense.
+    alone. Of a share `drifted` of the cuts the first frames, up to `DRIFTED_FRAMES`, show another digit mixed into the
+    right one, to which the clip then comes back: what a model has to have seen that goes on from its own frames, whose
+    digits go astray. Raises ValueError for sizes that make no sense.
     """
 
     def __init__(
-        self, split: str = "train", num_clips: int = 100_000, num_frames: int = 16, *, cuts: float = CUTS, seed: int = 0
+        self,
+        split: str = "train",
+        num_clips: int = 100_000,
+        num_frames: int = 16,
+        *,
+        cuts: float = CUTS,
+        drifted: float = 0.0,
+        seed: int = 0,
     ):
-        if num_clips < 1 or num_frames < 1 or not 0 <= cuts <= 1:
+        if num_clips < 1 or num_frames < 1 or not (0 <= cuts <= 1 and 0 <= drifted <= 1):
             raise ValueError(
-                f"there are no {num_clips} clips of {num_frames} frames with a share {cuts} of cuts; give positive "
-                "numbers and a share in 0 … 1."
+                f"there are no {num_clips} clips of {num_frames} frames with a share {cuts} of cuts and {drifted} of "
+                "these drifted; give positive numbers and shares in 0 … 1."
             )
         self.images, self.labels = handwriting(split)
         self.num_clips = num_clips
         self.num_frames = num_frames
         self.cuts = cuts
+        self.drifted = drifted
         self.seed = seed
 
     def __len__(self) -> int:
@@ -139,8 +151,8 @@ class MovingDigits:
         first = torch.where(is_cut, (draws[:, 6] * LONGEST).long() + BEFORE, 0)
         steps = first[:, None] + torch.arange(-BEFORE, self.num_frames)
         positions = bounced(start[:, None], velocity[:, None], steps[..., None]).squeeze(2)
-        images = self.images[sample]
-        cut = render(images, positions)[:, BEFORE:]
+        images = self.images[sample].unsqueeze(1)
+        cut = render(self._with_drift(images, draws[:, 8:]), positions)[:, BEFORE:]
         begun = render(images, positions[:, BEFORE:])
         frames = torch.where(is_cut.view(-1, 1, 1, 1, 1), cut, begun)
         digits = self.labels[sample]
@@ -150,8 +162,18 @@ class MovingDigits:
             prompts.append(prompt(int(digit), None if later else int(way), None if is_bare else int(pace)))
         return Clips(frames, prompts, digits, direction, speed, is_cut)
 
+    def _with_drift(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images ``(B, 1, 14, 14)`` in each frame of a cut, those before it included, ``(B, BEFORE + T, 14, 14)``."""
+        if not self.drifted:
+            return images
+        other = self.images[(draws[:, 1] * len(self.images)).long()].unsqueeze(1)
+        share = torch.where(draws[:, 0] < self.drifted, ASTRAY * draws[:, 2], 0.0).to(images)
+        stop = BEFORE + 1 + (draws[:, 3] * DRIFTED_FRAMES).long()
+        is_astray = torch.arange(BEFORE + self.num_frames) < stop[:, None]
+        return torch.lerp(images, other, (is_astray * share[:, None])[..., None, None])
+
     def _draw(self, index: int) -> Tensor:
-        return torch.rand(8, generator=derived_generator(self.seed, index), dtype=torch.float64)
+        return torch.rand(12, generator=derived_generator(self.seed, index), dtype=torch.float64)
 
 
 BEFORE = 6  # frames after which an afterglow is below what 8 bits can show: 0.4^6 = 1/244

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from nflib.training import TrainingConfig, TrainingResult, fit
-from video.data import WORDS, MovingDigits
+from video.data import CUTS, WORDS, MovingDigits
 from video.denoiser import UNIT
 from video.latents import Latents, load_latents
 from video.model import ModelSettings, VideoModel
@@ -111,6 +111,8 @@ def train_on_digits(
     frames_shown: int | None = None,
     num_clips: int = 8000,
     stills: int = 0,
+    cuts: float = CUTS,
+    drifted: float = 0.0,
     channels: int = 128,
     layers_per_block: Sequence[int] = (1, 1, 1, 5),
     head_dim: int = 32,
@@ -122,8 +124,8 @@ def train_on_digits(
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
     model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none.
-    stills: first frames of other clips, learnt beside each clip. learn_denoiser: whether a denoiser is trained too.
-    Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
+    stills: first frames of other clips, learnt beside each clip. cuts, drifted: as for `MovingDigits`. learn_denoiser:
+    whether a denoiser is trained too. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
     if stills < 0:
@@ -131,7 +133,7 @@ def train_on_digits(
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
-    clips = MovingDigits("train", num_clips, frames_shown, seed=config.seed)
+    clips = MovingDigits("train", num_clips, frames_shown, cuts=cuts, drifted=drifted, seed=config.seed)
     clip_shape = (num_frames, *clips.clips(torch.zeros(1, dtype=torch.long)).frames.shape[2:])
     settings = ModelSettings(clip_shape, noise, FRAME_RATE, LATER)
     torch.manual_seed(config.seed)

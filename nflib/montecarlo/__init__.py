@@ -1,6 +1,7 @@
 """Monte Carlo with exact proposal densities: importance sampling, sequential Monte Carlo, resampling."""
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, FixedStepSizes
+from nflib.montecarlo.chains import Chains, run_chains
 from nflib.montecarlo.coordinates import TransformedProposal, TransformedTarget, score_scales, transform_back
 from nflib.montecarlo.densities import BoltzmannDensity, DifferentiableProposal, Proposal, Target
 from nflib.montecarlo.history import History
@@ -18,6 +19,7 @@ __all__ = [
     "AcceptanceTarget",
     "AdaptiveTemperatures",
     "BoltzmannDensity",
+    "Chains",
     "DifferentiableProposal",
     "FixedStepSizes",
     "FixedTemperatures",
@@ -31,6 +33,7 @@ __all__ = [
     "WeightedSamples",
     "importance_sample",
     "resample",
+    "run_chains",
     "score_scales",
     "smc",
     "transform_back",

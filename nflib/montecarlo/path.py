@@ -91,6 +91,11 @@ class GeometricPath:
         self.num_evaluations = 0
         self.num_gradients = 0
 
+    @classmethod
+    def of_target(cls, target: Target, chunk_size: int = 1024) -> GeometricPath:
+        """A path that is the target at b = 1 and has no proposal: its particles read log q = 0."""
+        return cls(_Constant(), target, chunk_size=chunk_size)
+
     def draw(self, count: int, generator: torch.Generator, *, gradient: bool = False) -> Particles:
         """`count` points of the proposal; with gradients, at one evaluation of the target each all the same."""
         pieces = []
@@ -135,11 +140,8 @@ class GeometricPath:
         return self.evaluate(particles.x, particles.alive, gradient=True)
 
     def at_target(self) -> GeometricPath:
-        """The target alone, as a path that never asks the proposal; its counts go on from these.
-
-        Its particles read log q = 0: `with_proposal` tells what it is.
-        """
-        path = GeometricPath(_Constant(), self.target, chunk_size=self.chunk_size)
+        """`of_target` with counts that go on from these; `with_proposal` tells what log q is of its particles."""
+        path = self.of_target(self.target, self.chunk_size)
         path.num_evaluations, path.num_gradients = self.num_evaluations, self.num_gradients
         return path
 

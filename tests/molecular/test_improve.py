@@ -13,7 +13,8 @@ from molecular.improve import RECORD, _Turned
 from molecular.own_samples import OwnSamples
 from molecular.sample import sample
 from nflib.flows import TARFlow
-from nflib.montecarlo import BoltzmannDensity, importance_sample
+from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
+from nflib.montecarlo.diagnostics import effective_sample_size
 from nflib.training import LogVariance, TrainingConfig, fit
 from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
 
@@ -82,6 +83,38 @@ def test_parts_of_the_rows():
     torch.testing.assert_close(batch["energy"], shifted(batch["inputs"]).double(), rtol=1e-5, atol=1e-5)
 
 
+def test_particles_are_part_of_the_target_and_move_on():
+    torch.manual_seed(0)
+    flow = TARFlow(event_shape=(3,), channels=8, num_blocks=1, layers_per_block=1, head_dim=8).eval()
+    given = []
+
+    def particles(student, last, generator):
+        assert student is flow
+        given.append(last)
+        x = torch.full((50, 3), 9.0) + len(given)
+        log_weights = torch.zeros(50, dtype=torch.float64)
+        log_weights[:5] = -torch.inf
+        return WeightedSamples(x, log_weights, log_target=-shifted(x)), 70
+
+    source = small_source(flow, size=200, particles=particles)
+    source.refresh(flow, 10, torch.Generator().manual_seed(1))
+    assert given[0] is None
+    assert (given[1].x[5:] == 10).all()
+    torch.testing.assert_close(given[1].log_target[5:], -shifted(given[1].x[5:]).double())
+    assert source.num_energies == 2 * (200 + 70)
+    assert [part["num_energies"] for part in source.rounds()] == [270, 540]
+    batch = source.batch(torch.arange(len(source)))
+    target, teacher, later = batch["inputs"].split(200)
+    sizes = [effective_sample_size(source.log_weights[source.sets == number]) for number in range(4)]
+    for value, size in ((10.0, sizes[1]), (11.0, sizes[3])):
+        share = (target == value).all(-1).float().mean()
+        assert share == pytest.approx(size / sum(sizes), abs=0.01)
+    assert teacher.max() < 9 and later.max() < 9
+    again = small_source(flow, size=200, particles=particles)
+    again.load_state_dict(source.state_dict())
+    assert again.rounds() == source.rounds()
+
+
 def test_one_heavy_sample_does_not_become_all_rows():
     class Uniform:
         def sample_and_log_prob(self, num_samples):
@@ -147,6 +180,18 @@ def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path):
     assert [part["step"] for part in records[0]["rounds"]] == [0, 2]
 
 
+def test_a_run_with_particles_goes_on_where_it_was_stopped(flow, tmp_path):
+    flow.save_pretrained(tmp_path / "teacher")
+    options = ["--num_particles", "6", "--moves_per_round", "2"]
+    for name in ("whole", "stopped"):
+        improve(tmp_path / "teacher", tmp_path / name, *options)
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-000000004")
+    improve(tmp_path / "teacher", tmp_path / "stopped", *options)
+    records = [json.loads((tmp_path / name / RECORD).read_text()) for name in ("whole", "stopped")]
+    assert records[0] == records[1]
+    assert records[0]["num_energies"] > 40 + 2 * 12
+
+
 def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path):
     torch.manual_seed(0)
     prose = Prose(**SETTINGS, scale=0.3).eval()
@@ -177,6 +222,8 @@ MISTAKES = {
     "too few samples": (["--samples_per_round", "1"], "samples_per_round"),
     "negative teacher": (["--teacher_weight", "-1"], "teacher_weight"),
     "negative energy weight": (["--energy_weight", "-1"], "zero or more"),
+    "one particle": (["--num_particles", "1"], "num_particles"),
+    "no moves": (["--num_particles", "5", "--moves_per_round", "0"], "moves_per_round"),
     "no such model": (["--model", "nowhere"], "config.json"),
 }
 

@@ -7,6 +7,7 @@ from video.data import (
     AFTERGLOW,
     DIGIT,
     DIRECTIONS,
+    DRIFTED_FRAMES,
     NUMBERS,
     ROOM,
     SPEEDS,
@@ -51,7 +52,7 @@ def test_bounces_follow_a_ball():
 def test_render():
     digits = torch.rand(2, DIGIT, DIGIT)
     positions = torch.tensor([[[0, 0], [3, 5]], [[18, 18], [17, 18]]])
-    light = (render(digits, positions)[:, :, 0] + 1) / 2
+    light = (render(digits.unsqueeze(1), positions)[:, :, 0] + 1) / 2
     torch.testing.assert_close(light[0, 0, :14, :14], digits[0])
     assert light[0, 0, 14:].sum() == 0
     seen = torch.zeros(32, 32)
@@ -90,6 +91,22 @@ def test_cuts_glow_from_the_start_and_tell_no_direction():
     assert faint[0] > 1.2 * faint[1]
 
 
+def test_drifted_clips_come_back_to_the_digit_of_their_prompt():
+    plain = MovingDigits("validation", 60, 16, cuts=0.5, seed=4).clips()
+    clips = MovingDigits("validation", 60, 16, cuts=0.5, drifted=0.8, seed=4).clips()
+    assert clips.prompts == plain.prompts
+    differs = (clips.frames != plain.frames).flatten(2).any(-1)
+    assert not differs[~clips.is_cut].any()
+    is_astray = differs.any(-1)
+    assert 0.6 < is_astray[clips.is_cut].float().mean() < 0.95
+    assert differs[is_astray, 0].all()
+    # An afterglow of what was astray stays for a few frames more, fainter and fainter.
+    gap = (clips.frames - plain.frames).abs().flatten(2).amax(-1)[is_astray]
+    assert gap[:, 0].mean() > 0.3
+    assert gap[:, DRIFTED_FRAMES].max() < 2 * AFTERGLOW
+    assert gap[:, DRIFTED_FRAMES + 4].max() < 2 * AFTERGLOW**5
+
+
 def test_clips_depend_on_seed_and_number_alone():
     data = MovingDigits("train", 100, 4, seed=1)
     part = data.clips(torch.tensor([7, 3]))
@@ -107,7 +124,7 @@ def test_every_prompt_is_understood():
                 text([prompt(digit, direction, speed)])
 
 
-@pytest.mark.parametrize("settings", [{"num_clips": 0}, {"num_frames": 0}, {"cuts": 2.0}])
+@pytest.mark.parametrize("settings", [{"num_clips": 0}, {"num_frames": 0}, {"cuts": 2.0}, {"drifted": -0.1}])
 def test_mistakes(settings):
-    with pytest.raises(ValueError, match="give positive numbers and a share"):
+    with pytest.raises(ValueError, match="give positive numbers and shares"):
         MovingDigits(**settings)

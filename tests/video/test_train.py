@@ -53,6 +53,17 @@ def test_the_denoiser_learns_the_flows_score(model, batch):
     torch.testing.assert_close(metrics["denoiser_error"], error)
 
 
+def test_a_denoiser_that_is_not_to_learn_costs_nothing(model, batch):
+    clips = {name: batch[name] for name in ("inputs", "context")}
+    objective = NoisyLikelihood(NOISE, 0.1, model.context([""])[0], learn_denoiser=False)
+    loss, metrics = objective(model.flow, clips, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss.detach(), loss_of(model, clips)[1]["nats_per_dim"])
+    assert set(metrics) == {"nats_per_dim"}
+    loss.backward()
+    assert all(parameter.grad is None for parameter in model.flow.denoiser.parameters())
+    model.flow.zero_grad()
+
+
 def test_mistakes(tmp_path):
     config = TrainingConfig(max_steps=1)
     with pytest.raises(ValueError, match="stills must be zero or more"):

@@ -1,0 +1,78 @@
+"""Markov chains at the target, from points that represent it already."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
+from nflib.montecarlo.densities import Target, check_arguments
+from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
+from nflib.montecarlo.path import GeometricPath
+
+__all__ = ["Chains", "run_chains"]
+
+
+class Chains(NamedTuple):
+    """Where chains are after their steps.
+
+    x: `(N, *event_shape)`. log_target: `(N,)`, float64, `-inf` where a chain could not start. acceptance: of the last
+    step, the mean over chains. step_size: the one that would come next. num_evaluations: of the target, a gradient
+    counting as one.
+    """
+
+    x: Tensor
+    log_target: Tensor
+    acceptance: float
+    step_size: float
+    num_evaluations: int
+
+
+def run_chains(
+    target: Target,
+    x: Tensor,
+    num_steps: int,
+    *,
+    kernel: Kernel | None = None,
+    step_sizes: StepSizes | None = None,
+    chunk_size: int = 1024,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Chains:
+    """Move each of the points `x` ``(N, *event_shape)`` by steps of a kernel that leaves the target invariant.
+
+    Weighted points that represent the target, such as those of `smc`, still do so afterwards with the weights that
+    they had. kernel, step_sizes, chunk_size, generator and seed: as for `smc`. Raises ValueError for a number out of
+    range, a kernel that weights its moves, and what `smc` refuses of a target.
+
+    >>> import torch
+    >>> from nflib.montecarlo import BoltzmannDensity
+    >>> target = BoltzmannDensity(lambda x: 2.0 * (x - 3.0).square().sum(dim=-1))
+    >>> chains = run_chains(target, torch.full((500, 2), 3.0), 50, seed=0)
+    >>> 0.45 < chains.x.std() < 0.55
+    tensor(True)
+    """
+    check_arguments("run_chains", target, None, generator, seed)
+    if num_steps < 1 or chunk_size < 1:
+        raise ValueError(f"run_chains: num_steps is {num_steps}, chunk_size {chunk_size}; pass positive numbers.")
+    kernel = HMC() if kernel is None else kernel
+    if isinstance(kernel, IndependentMetropolis):
+        raise ValueError("run_chains: IndependentMetropolis draws from a proposal, and there is none; use MALA or HMC.")
+    step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+    path = GeometricPath.of_target(target, chunk_size)
+    particles = kernel.init(path.evaluate(x, gradient=getattr(kernel, "needs_gradient", False)), path)
+    step_size = step_sizes.first(kernel, particles, path, 1.0, generator)
+    acceptance = float("nan")
+    for number in range(1, num_steps + 1):
+        particles, move = kernel.step(particles, path, 1.0, step_size, generator)
+        if move.log_weights is not None:
+            raise ValueError(
+                f"run_chains: {type(kernel).__name__} weights its moves, and chains have no weights; use MALA or HMC."
+            )
+        acceptance = mean_acceptance(move.acceptance)
+        step_size = step_sizes.next(step_size, acceptance, kernel, number)
+    return Chains(particles.x, particles.log_target, acceptance, step_size, path.num_evaluations)
