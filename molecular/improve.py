@@ -100,11 +100,11 @@ def improve(
     conformations that training has not seen. Where few draws carry all the weight they are the better part of p.
 
     The loss's first part is, but for a constant, the divergence KL(m | q) from the mixture m of p and T in their
-    shares. Hence the regulariser is a likelihood of unweighted teacher samples: q = m keeps every mode the teacher has, its
-    importance weights p / m are at most 1 + teacher_weight, and the many teacher samples outvote the few conformations
-    of large weight that likelihood alone would learn by heart. A penalty on parameters bounds neither. The last part
-    (`nflib.training.LogVariance`) compares log q with the energies of all rows, resampled or not: each energy is a
-    label even where its weight is nothing; 0 leaves it out.
+    shares. Hence the regulariser is a likelihood of unweighted teacher samples: q = m keeps every mode the teacher has,
+    its importance weights p / m are at most 1 + teacher_weight, and the many teacher samples outvote the few
+    conformations of large weight that likelihood alone would learn by heart. A penalty on parameters bounds neither.
+    The last part (`nflib.training.LogVariance`) compares log q with the energies of all rows, resampled or not: each
+    energy is a label even where its weight is nothing; 0 leaves it out.
 
     Rows are turned by the exact symmetries of the peptide, as in training. Raises ValueError for numbers out of range,
     a flow whose samples have no finite energies, or particles of a flow that `molecular.smc` cannot move.
