@@ -28,6 +28,8 @@ from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.seeds import REFRESH, derived_generator
 
 RECORD = "improvement.json"
+# Of the flow for each particle: the better ones go on. Draws are cheap beside moves.
+DRAWS = 3
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +130,7 @@ def improve(
         teacher_weight=teacher_weight,
         labelled=energy_weight > 0,
         context=None if isinstance(flow, PeptideFlow) else flow.context(peptide),
-        particles=_Particles(peptide, num_particles, samples_per_round, moves_per_round, batch_size)
-        if num_particles
-        else None,
+        particles=_Particles(peptide, num_particles, moves_per_round, batch_size) if num_particles else None,
         batch_size=batch_size,
     )
     # A run that goes on has its rounds in the checkpoint.
@@ -174,7 +174,6 @@ class _Particles:
 
     peptide: Peptide
     count: int
-    num_draws: int
     moves: int
     batch_size: int
 
@@ -188,7 +187,7 @@ class _Particles:
                 proposal,
                 self.peptide,
                 self.count,
-                num_draws=max(self.count, self.num_draws),
+                num_draws=DRAWS * self.count,
                 final_moves=self.moves,
                 batch_size=self.batch_size,
                 seed=drawn_seed(generator),

@@ -15,7 +15,10 @@ from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weigh
 
 
 class Particles(Protocol):
-    """Weighted conformations moved to the target, such as those of sequential Monte Carlo from the flow in training."""
+    """Weighted conformations at the target, `count` of them, such as sequential Monte Carlo brings there."""
+
+    @property
+    def count(self) -> int: ...
 
     def __call__(
         self, flow: nn.Module, last: WeightedSamples | None, generator: torch.Generator
@@ -29,7 +32,7 @@ class OwnSamples:
 
     Every `refresh` is a round: samples_per_round draws of the flow as it is, their reduced energies and exact
     log-weights, kept beside those of the rounds before. The first round's are the teacher's. With `particles`, each
-    round's are kept as well. Rows are, in equal parts:
+    round's are kept as well. Rows are, samples_per_round of each kind, and in the first one more for each particle:
 
     - draws and particles of all rounds resampled by their weights (is_data 1): the target;
     - draws of the teacher without weights (is_data `teacher_weight`): the regulariser;
@@ -57,7 +60,9 @@ class OwnSamples:
     ):
         self.propose, self.energy, self.context, self.particles = propose, energy, context, particles
         self.samples_per_round, self.batch_size = samples_per_round, batch_size
-        self.weight_of_part = torch.tensor([1.0, teacher_weight, 0.0][: 3 if labelled else 2])
+        size, num_parts = samples_per_round, 3 if labelled else 2
+        self.sizes = [size + (particles.count if particles else 0), size, size][:num_parts]
+        self.is_data = torch.tensor([1.0, teacher_weight, 0.0][:num_parts]).repeat_interleave(torch.tensor(self.sizes))
         self.positions = torch.zeros(0)
         self.energies = torch.zeros(0, dtype=torch.float64)
         self.log_weights = torch.zeros(0, dtype=torch.float64)
@@ -86,7 +91,7 @@ class OwnSamples:
         ]
 
     def __len__(self) -> int:
-        return len(self.weight_of_part) * self.samples_per_round
+        return len(self.is_data)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """Rows: "inputs", "energy" (infinite: without a label), "is_data", and "context" if there is one."""
@@ -94,7 +99,7 @@ class OwnSamples:
         batch = {
             "inputs": self.positions[chosen],
             "energy": self.labels[chosen],
-            "is_data": self.weight_of_part[indices // self.samples_per_round],
+            "is_data": self.is_data[indices],
         }
         if self.context is not None:
             batch["context"] = self.context.expand(len(indices), -1, -1)
@@ -138,7 +143,6 @@ class OwnSamples:
 
     def _choose(self, generator: torch.Generator) -> None:
         """The rows of each part, and the labels."""
-        size = self.samples_per_round
         weights = torch.zeros_like(self.log_weights)
         for number in self.sets.unique():
             weights[self.sets == number] = _share(self.log_weights[self.sets == number])
@@ -151,11 +155,8 @@ class OwnSamples:
         later = usable & (self.sets > 0) & (self.sets % 2 == 0)
         if not bool(later.any()):
             later = usable
-        parts = [
-            resample(weights, size, generator),
-            *(resample(part.double(), size, generator) for part in (teacher, later)),
-        ]
-        self.rows = torch.cat(parts[: len(self.weight_of_part)])
+        parts = (weights, teacher.double(), later.double())[: len(self.sizes)]
+        self.rows = torch.cat([resample(part, size, generator) for part, size in zip(parts, self.sizes, strict=True)])
         order = self.energies.argsort()
         total = weights[order].cumsum(0)
         median = self.energies[order][torch.searchsorted(total, total[-1] / 2)]

@@ -88,15 +88,18 @@ def test_particles_are_part_of_the_target_and_move_on():
     flow = TARFlow(event_shape=(3,), channels=8, num_blocks=1, layers_per_block=1, head_dim=8).eval()
     given = []
 
-    def particles(student, last, generator):
-        assert student is flow
-        given.append(last)
-        x = torch.full((50, 3), 9.0) + len(given)
-        log_weights = torch.zeros(50, dtype=torch.float64)
-        log_weights[:5] = -torch.inf
-        return WeightedSamples(x, log_weights, log_target=-shifted(x)), 70
+    class Particles:
+        count = 50
 
-    source = small_source(flow, size=200, particles=particles)
+        def __call__(self, student, last, generator):
+            assert student is flow
+            given.append(last)
+            x = torch.full((50, 3), 9.0) + len(given)
+            log_weights = torch.zeros(50, dtype=torch.float64)
+            log_weights[:5] = -torch.inf
+            return WeightedSamples(x, log_weights, log_target=-shifted(x)), 70
+
+    source = small_source(flow, size=200, particles=Particles())
     source.refresh(flow, 10, torch.Generator().manual_seed(1))
     assert given[0] is None
     assert (given[1].x[5:] == 10).all()
@@ -104,13 +107,13 @@ def test_particles_are_part_of_the_target_and_move_on():
     assert source.num_energies == 2 * (200 + 70)
     assert [part["num_energies"] for part in source.rounds()] == [270, 540]
     batch = source.batch(torch.arange(len(source)))
-    target, teacher, later = batch["inputs"].split(200)
+    target, teacher, later = batch["inputs"].split([250, 200, 200])
     sizes = [effective_sample_size(source.log_weights[source.sets == number]) for number in range(4)]
     for value, size in ((10.0, sizes[1]), (11.0, sizes[3])):
         share = (target == value).all(-1).float().mean()
         assert share == pytest.approx(size / sum(sizes), abs=0.01)
     assert teacher.max() < 9 and later.max() < 9
-    again = small_source(flow, size=200, particles=particles)
+    again = small_source(flow, size=200, particles=Particles())
     again.load_state_dict(source.state_dict())
     assert again.rounds() == source.rounds()
 
