@@ -15,9 +15,16 @@ from molecular.boltzmann import ReducedEnergy
 from molecular.cli import main
 from molecular.flow import PeptideFlow
 from molecular.peptide import Peptide
-from molecular.sample import CHECKPOINT, load_flow, reference_positions
-from molecular.smc import smc
-from nflib.montecarlo import BoltzmannDensity, FixedStepSizes, TransformedTarget, WeightedSamples, score_scales
+from molecular.sample import CHECKPOINT, load_flow, reference_positions, sample
+from molecular.smc import move_at_target, smc
+from nflib.montecarlo import (
+    BoltzmannDensity,
+    FixedStepSizes,
+    TransformedTarget,
+    WeightedSamples,
+    resample,
+    score_scales,
+)
 
 SEQUENCE = "Ace-A-Nme"
 
@@ -179,6 +186,23 @@ def test_densities_and_weights_of_the_result(peptide, flow, kernel):
     spared = per_particle * 120 - samples.history.num_evaluations[-1]
     assert spared == 0 if kernel == "mala" else 0 <= spared < 40
     assert samples.history.num_gradients == samples.history.num_evaluations
+
+
+def test_particles_move_on_at_the_target(peptide, flow):
+    """From exact samples, weighted ones resampled: energies stay what they are, conformations do not."""
+    drawn = sample(flow, peptide, 2000, seed=2)
+    start = drawn.x[resample(drawn.weights, 300, torch.Generator().manual_seed(0))]
+    moved = move_at_target(flow, peptide, start, 12, generator=torch.Generator().manual_seed(1))
+    energy = ReducedEnergy(peptide)
+    torch.testing.assert_close(moved.log_target, -energy(moved.x), atol=5e-2, rtol=0)
+    assert abs(energy(moved.x).mean() - energy(start).mean()) < 1.5  # whose deviation is 5.5: three standard errors
+    bonds = [torch.linalg.vector_norm(x[:, 1] - x[:, 0], dim=-1) for x in (start, moved.x)]
+    assert abs(torch.corrcoef(torch.stack(bonds))[0, 1]) < 0.5
+    assert 300 * 13 <= moved.num_evaluations <= 300 * 13 + 20 * 256
+    with pytest.raises(ValueError, match="no split_coordinates"):
+        move_at_target(object(), peptide, start, 1, generator=torch.Generator())
+    with pytest.raises(ValueError, match="no kernel 'walk'"):
+        move_at_target(flow, peptide, start, 1, kernel="walk", generator=torch.Generator())
 
 
 class Poisoned:
