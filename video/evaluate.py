@@ -165,6 +165,7 @@ def roll_out(
     times: int = 4,
     guidance: float = 0.0,
     denoise: str = "score",
+    candidates: int = 1,
     seed: int = 0,
     classifier: DigitClassifier | None = None,
 ) -> dict[str, float]:
@@ -174,7 +175,9 @@ def roll_out(
     classifier = shared_classifier() if classifier is None else classifier
     asked = MovingDigits("held_out", num_clips, 1, cuts=0.0, seed=seed).clips()
     length = model.window
-    clips = model.generate(asked.prompts, times * length, guidance=guidance, denoise=denoise, seed=seed)
+    clips = model.generate(
+        asked.prompts, times * length, guidance=guidance, denoise=denoise, candidates=candidates, seed=seed
+    )
     early, late = clips[:, :length][:, -2:], clips[:, -2:]
     is_early, is_late = ((classifier(part) == asked.digits).float().mean().item() for part in (early, late))
     return {

@@ -148,6 +148,7 @@ class VideoModel:
         guidance: float = 0.0,
         denoise: str = "score",
         overlap: int | None = None,
+        candidates: int = 1,
         seed: int = 0,
         decoding: Decoder | None = None,
     ) -> Tensor:
@@ -158,11 +159,21 @@ class VideoModel:
         the settings' later prompt.
         given: the first frames ``(B or 1, n, C, H, W)``: one for image to video; of more the prompt is the later one.
         guidance: weight of classifier-free guidance (`ProductGuidance`). denoise: how noise is taken off the latents:
-        "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none". Raises
-        ValueError for settings that do not fit.
+        "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none". candidates: so
+        many of each window are drawn, and the one is kept whose frames tell most of the prompt (`prompt_evidence`).
+        Raises ValueError for settings that do not fit.
         """
         self._check_denoising(denoise)
-        drawn = self.draw(prompts, num_frames, given, guidance=guidance, overlap=overlap, seed=seed, decoding=decoding)
+        drawn = self.draw(
+            prompts,
+            num_frames,
+            given,
+            guidance=guidance,
+            overlap=overlap,
+            candidates=candidates,
+            seed=seed,
+            decoding=decoding,
+        )
         return self.finish(drawn, denoise)
 
     @torch.no_grad()
@@ -174,10 +185,13 @@ class VideoModel:
         *,
         guidance: float = 0.0,
         overlap: int | None = None,
+        candidates: int = 1,
         seed: int = 0,
         decoding: Decoder | None = None,
     ) -> NoisyClips:
         """What `generate` draws, before the noise is taken off: for `finish`, which may be called in several ways."""
+        if candidates < 1:
+            raise ValueError(f"candidates must be a positive number, got {candidates}.")
         num_frames = self.window if num_frames is None else num_frames
         overlap = self._overlap(num_frames, overlap)
         generator = torch.Generator().manual_seed(seed)
@@ -189,11 +203,37 @@ class VideoModel:
         flow, decoder = self._guided(guidance), decoding or current() or self.decoding
         for first, done, stop in rollout.windows(num_frames, num_given, self.window, overlap):
             context = self._window_context(prompts, is_first=num_given <= 1 and done == num_given)
-            known = noisy[:, first:] if done > first else None
-            window = rollout.generate(flow, stop - first, context, known, generator=generator, decoding=decoder)
+            known = noisy[:, first:].repeat_interleave(candidates, 0) if done > first else None
+            window = rollout.generate(
+                flow,
+                stop - first,
+                context.repeat_interleave(candidates, 0),
+                known,
+                generator=generator,
+                decoding=decoder,
+            )
+            if candidates > 1:
+                window = window.unflatten(0, (len(prompts), candidates))
+                best = self.prompt_evidence(window[:, :, done - first :], prompts).argmax(1)
+                window = window[torch.arange(len(prompts)), best]
             noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
             drawn.windows.append(Window(window, context, done - first))
         return drawn
+
+    @torch.no_grad()
+    def prompt_evidence(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What noisy latents ``(B, K, T, c, h, w)`` tell of their prompts, ``(B, K)``, in nats.
+
+        The mean over frames, each seen by itself, of ``log p(frame | prompt) - log p(frame)``: by Bayes' rule ``log
+        p(prompt | frame)``, but for what all frames have in common. Prompts are the later ones, which say nothing of how
+        a clip begins, and p(frame) is the density under no prompt.
+        """
+        rows, count, length = latents.shape[:3]
+        frames = latents.flatten(0, 2).unsqueeze(1)
+        told = self._window_context(prompts, is_first=False).repeat_interleave(count * length, 0)
+        untold = self.context([""]).expand(len(frames), -1, -1)
+        evidence = self.flow.log_prob(frames, told) - self.flow.log_prob(frames, untold)
+        return evidence.view(rows, count, length).mean(-1)
 
     @torch.no_grad()
     def finish(self, drawn: NoisyClips, denoise: str = "score") -> Tensor:

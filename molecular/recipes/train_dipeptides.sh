@@ -13,5 +13,5 @@ $PYTHON -m molecular train --data runs/dipeptides/corpus --output runs/dipeptide
     --training.refresh_interval 250 $LOOP
 cp runs/dipeptides/refined/model/* molecular/shipped/dipeptides/
 $PYTHON benchmarks/transferable.py --models dipeptides=molecular/shipped/dipeptides --threads 1 \
-    --references runs/dipeptides/references --start_time 35 --num_samples 10000 --smc_samples 500 --smc_draws 5000 \
-    --final_moves 100 --output runs/dipeptides/table
+    --references runs/dipeptides/references --start_time 50 --num_samples 10000 --smc_samples 4000 --smc_draws 10000 \
+    --final_moves 200 --batch_size 200 --transport_points 2000 --output runs/dipeptides/table
