@@ -69,12 +69,17 @@ class AcceptanceTarget:
             return step_size
         pilot = particles.select(usable)
         target = self._target(kernel)
+        gain, was_above = 3.0 * self.gain, None
         for _ in range(self.pilot_moves):
             _, move = kernel.step(pilot, path, inverse_temperature, step_size, generator)
             acceptance = mean_acceptance(move.acceptance)
             if abs(acceptance - target) < 0.25 * (1.0 - target):
                 break
-            step_size *= _factor(acceptance, target, 3.0 * self.gain)
+            # In many dimensions acceptance falls so steeply with the step that it would leap over the target for ever.
+            if was_above is not None and was_above != (acceptance > target):
+                gain /= 2.0
+            was_above = acceptance > target
+            step_size *= _factor(acceptance, target, gain)
         return step_size
 
     def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:

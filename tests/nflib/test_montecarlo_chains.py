@@ -59,3 +59,12 @@ def test_points_without_density_stay_where_they_are():
 def test_mistakes(options, words):
     with pytest.raises(ValueError, match=words):
         run_chains(TARGET, exact(4), seed=0, **options)
+
+
+@pytest.mark.parametrize("first", [0.1, 0.3, 0.5, 0.7])
+def test_the_first_step_is_found_within_a_few_pilot_moves(first):
+    """Where acceptance is steep in the step size, searching it must not leap to and fro."""
+    x = torch.randn(256, 400, generator=torch.Generator().manual_seed(0))
+    chains = run_chains(BoltzmannDensity(lambda x: 0.5 * x.square().sum(-1)), x, 1, kernel=MALA(first), seed=1)
+    assert chains.num_evaluations <= 256 * (2 + 6)
+    assert abs(chains.acceptance - MALA.target_acceptance) < 0.15
