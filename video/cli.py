@@ -136,6 +136,7 @@ def generate(
     guidance: float = 0.0,
     denoise: str = "score",
     overlap: int | None = None,
+    candidates: int = 1,
     num_clips: int = 1,
     decoding: str = "auto",
     seed: int = 0,
@@ -154,6 +155,7 @@ def generate(
         guidance: weight of classifier-free guidance; 0 for none.
         denoise: how noise is taken off the latents: score, learned or none.
         overlap: frames of a window that the next one is given; default half of it, 0 for a single window.
+        candidates: so many of each window are drawn, and the one is kept whose frames tell most of the prompt.
         num_clips: clips of each prompt.
         decoding: sequential, jacobi (a few frames at once, from the one before), or auto: the faster of the two.
         seed: of the random numbers.
@@ -173,6 +175,7 @@ def generate(
         guidance=guidance,
         denoise=denoise,
         overlap=overlap,
+        candidates=candidates,
         decoding=decoding,
         seed=seed,
         device=device,
@@ -257,6 +260,7 @@ def evaluate(
     num_clips: int = 200,
     roll_outs: int = 40,
     guidance: float = 1.0,
+    candidates: int = 1,
     seed: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -268,6 +272,7 @@ def evaluate(
         num_clips: clips generated for each setting, and held-out clips scored.
         roll_outs: clips of four times the length; 0 for none.
         guidance: weight that is compared with none.
+        candidates: of each window of roll-outs, compared with one.
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """
@@ -276,7 +281,14 @@ def evaluate(
     from video.evaluate import evaluate as run
     from video.generate import load_model
 
-    figures = run(load_model(model, device), num_clips=num_clips, roll_outs=roll_outs, guidance=guidance, seed=seed)
+    figures = run(
+        load_model(model, device),
+        num_clips=num_clips,
+        roll_outs=roll_outs,
+        guidance=guidance,
+        candidates=candidates,
+        seed=seed,
+    )
     text = json.dumps(figures, indent=1) + "\n"
     output.write_text(text)
     sys.stdout.write(text)

@@ -189,9 +189,17 @@ def roll_out(
 
 
 def evaluate(
-    model: VideoModel, *, num_clips: int = 200, roll_outs: int = 40, guidance: float = 1.0, seed: int = 0
+    model: VideoModel,
+    *,
+    num_clips: int = 200,
+    roll_outs: int = 40,
+    guidance: float = 1.0,
+    candidates: int = 1,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """All of the above: fidelity with and without guidance and denoising, roll-outs, likelihoods."""
+    """All of the above: fidelity with and without guidance and denoising, roll-outs of one and of more candidates,
+    likelihoods.
+    """
     denoisers = ["score", "none"] + (["learned"] if model.flow.denoiser is not None else [])
     result: dict[str, Any] = {
         "settings": {"num_clips": num_clips, "roll_outs": roll_outs, "guidance": guidance, "seed": seed},
@@ -205,7 +213,9 @@ def evaluate(
             result[f"guidance {weight:g}, denoise {denoise}"] = shares
             log.info("guidance %g, denoise %s: %s", weight, denoise, shares)
     if roll_outs:
-        result["roll_out"] = roll_out(model, roll_outs, guidance=guidance, seed=seed)
+        for count in sorted({1, candidates}):
+            name = "roll_out" if count == 1 else f"roll_out, {count} candidates"
+            result[name] = roll_out(model, roll_outs, guidance=guidance, candidates=count, seed=seed)
     return result
 
 

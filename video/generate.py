@@ -42,6 +42,7 @@ def generate_to_files(
     guidance: float = 0.0,
     denoise: str = "score",
     overlap: int | None = None,
+    candidates: int = 1,
     decoding: str = "auto",
     seed: int = 0,
     device: str = "cpu",
@@ -70,6 +71,7 @@ def generate_to_files(
         guidance=guidance,
         denoise=denoise,
         overlap=overlap,
+        candidates=candidates,
         seed=seed,
         decoding=decoder(decoding, video),
     )

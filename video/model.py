@@ -225,8 +225,8 @@ class VideoModel:
         """What noisy latents ``(B, K, T, c, h, w)`` tell of their prompts, ``(B, K)``, in nats.
 
         The mean over frames, each seen by itself, of ``log p(frame | prompt) - log p(frame)``: by Bayes' rule ``log
-        p(prompt | frame)``, but for what all frames have in common. Prompts are the later ones, which say nothing of how
-        a clip begins, and p(frame) is the density under no prompt.
+        p(prompt | frame)``, but for what all frames have in common. Prompts are the later ones, which say nothing of
+        how a clip begins, and p(frame) is the density under no prompt.
         """
         rows, count, length = latents.shape[:3]
         frames = latents.flatten(0, 2).unsqueeze(1)

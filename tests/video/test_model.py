@@ -7,6 +7,7 @@ import torch
 
 from nflib.decoding import Jacobi
 from tests.video.tiny import SEVEN, tiny_model
+from video import rollout
 from video.data import MovingDigits
 from video.model import VideoModel
 
@@ -34,6 +35,27 @@ def test_generate(model):
     torch.testing.assert_close(
         model.generate(prompts, seed=3, decoding=Jacobi(tolerance=1e-6)), clip, atol=1e-3, rtol=0
     )
+
+
+def test_the_candidate_that_tells_most_of_its_prompt_is_kept(model):
+    prompts = [SEVEN, "a two moving left, slowly"]
+    drawn = model.draw(prompts, 6, candidates=3, seed=5)
+    assert [(window.latents.shape[:2], window.num_known) for window in drawn.windows] == [((2, 4), 0), ((2, 4), 2)]
+    # All candidates of the first window, drawn as they were.
+    generator = torch.Generator().manual_seed(5)
+    context = model.context(prompts).repeat_interleave(3, 0)
+    every = rollout.generate(model.flow, 4, context, generator=generator, decoding=model.decoding).unflatten(0, (2, 3))
+    evidence = model.prompt_evidence(every, prompts)
+    with torch.no_grad():
+        told, untold = (
+            model.flow.log_prob(every[1, 2].unsqueeze(1), model.context([text]).expand(4, -1, -1))
+            for text in ("a two moving on, slowly", "")
+        )
+    torch.testing.assert_close(evidence[1, 2], (told - untold).mean(), atol=1e-4, rtol=0)
+    kept = every[torch.arange(2), evidence.argmax(1)]
+    torch.testing.assert_close(drawn.windows[0].latents, kept, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="candidates must be a positive number"):
+        model.generate(prompts, candidates=0)
 
 
 def test_denoising_is_tweedies_step(model):
