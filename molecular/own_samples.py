@@ -127,12 +127,13 @@ class OwnSamples:
     def _keep(self, samples: WeightedSamples, number: int) -> None:
         assert samples.log_target is not None
         # Rejected samples stay, so that fractions are of all; they are chosen for no row.
-        finite = torch.isfinite(samples.log_weights)
-        positions = samples.x.where(finite.view(-1, *[1] * (samples.x.dim() - 1)), 0.0)
-        energies = torch.where(finite, -samples.log_target.double(), torch.inf)
+        x, log_weights = samples.x.cpu(), samples.log_weights.cpu()
+        finite = torch.isfinite(log_weights)
+        positions = x.where(finite.view(-1, *[1] * (x.dim() - 1)), 0.0)
+        energies = torch.where(finite, -samples.log_target.cpu().double(), torch.inf)
         self.positions = torch.cat([self.positions, positions]) if len(self.sets) else positions
         self.energies = torch.cat([self.energies, energies])
-        self.log_weights = torch.cat([self.log_weights, samples.log_weights])
+        self.log_weights = torch.cat([self.log_weights, log_weights])
         self.sets = torch.cat([self.sets, torch.full((len(finite),), number)])
 
     def _particles_of(self, number: int) -> WeightedSamples | None:
