@@ -1,7 +1,7 @@
 # The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents: first on short clips,
 # then on their first frames alone, which teach it most of what a digit looks like and cost the least, then on whole
-# clips, on both at once, with a denoiser beside it, and on other clips, the last time without training the denoiser.
-# Run again, it goes on.
+# clips, on both at once, with a denoiser beside it, on other clips, from there on without training the denoiser, and
+# in the end on clips that begin with a digit gone astray, as those of a roll-out do. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -33,3 +33,11 @@ $PYTHON -m video train --output runs/video/longer --autoencoder runs/video/autoe
     --noise 0.15 --initial runs/video/more/pipeline --clips 8000 --stills 8 --learn_denoiser false \
     --training.batch_size 8 --training.max_seconds 4200 --training.learning_rate 7e-4 \
     --training.validation_interval 500 --training.checkpoint_seconds 300 --training.seed 2 --training.progress_bar false
+$PYTHON -m video train --output runs/video/steady --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/longer/pipeline --clips 8000 --stills 8 --cuts 0.5 --drifted 0.5 \
+    --learn_denoiser false --training.batch_size 8 --training.max_seconds 3000 --training.learning_rate 7e-4 \
+    --training.validation_interval 500 --training.checkpoint_seconds 300 --training.seed 3 --training.progress_bar false
+$PYTHON -m video train --output runs/video/steadier --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/steady/pipeline --clips 8000 --stills 8 --cuts 0.6 --drifted 0.8 \
+    --learn_denoiser false --training.batch_size 8 --training.max_seconds 2100 --training.learning_rate 6e-4 \
+    --training.validation_interval 500 --training.checkpoint_seconds 300 --training.seed 4 --training.progress_bar false
