@@ -194,7 +194,7 @@ class _Particles:
                 device=device,
             )
             return drawn, drawn.history.num_evaluations[-1]
-        # A particle that died is somewhere, with no weight: it may as well stay there.
+        # A particle that has died has no weight to bring along.
         alive = torch.isfinite(last.log_weights)
         moved = move_at_target(
             proposal,
@@ -205,7 +205,8 @@ class _Particles:
             generator=generator,
             device=device,
         )
-        return WeightedSamples(moved.x, last.log_weights[alive], log_target=moved.log_target), moved.num_evaluations
+        log_weights = last.log_weights[alive].where(torch.isfinite(moved.log_target), -torch.inf)
+        return WeightedSamples(moved.x, log_weights, log_target=moved.log_target), moved.num_evaluations
 
 
 class _Turned:

@@ -214,7 +214,9 @@ class VideoModel:
             )
             if candidates > 1:
                 window = window.unflatten(0, (len(prompts), candidates))
-                best = self.prompt_evidence(window[:, :, done - first :], prompts).argmax(1)
+                evidence = self.prompt_evidence(window[:, :, done - first :], prompts)
+                # A candidate that overflowed is none.
+                best = evidence.nan_to_num(-math.inf).argmax(1)
                 window = window[torch.arange(len(prompts)), best]
             noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
             drawn.windows.append(Window(window, context, done - first))
