@@ -261,7 +261,7 @@ def improve(
             the flow from forgetting and from learning single conformations by heart.
         energy_weight: of the log-variance of the importance weights, with energies as labels; 0 for likelihood alone.
         num_particles: brought to the force field by sequential Monte Carlo, to learn from beside weighted draws.
-        moves_per_round: steps by which particles then go on in each round, an energy each.
+        moves_per_round: steps by which particles go on in each round, an energy each, after one where they stand.
         batch_size: conformations decoded at once.
         temperature: K, to which samples are weighted; default 300 for capped, 310 for uncapped peptides.
     """

@@ -28,8 +28,8 @@ from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.seeds import REFRESH, derived_generator
 
 RECORD = "improvement.json"
-# Of the flow for each particle: the better ones go on. Draws are cheap beside moves.
-DRAWS = 3
+# The better draws of the flow become particles. Draws are cheap beside moves.
+DRAWS_PER_PARTICLE = 3
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class _Particles:
                 proposal,
                 self.peptide,
                 self.count,
-                num_draws=DRAWS * self.count,
+                num_draws=DRAWS_PER_PARTICLE * self.count,
                 final_moves=self.moves,
                 batch_size=self.batch_size,
                 seed=drawn_seed(generator),

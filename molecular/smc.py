@@ -26,6 +26,7 @@ from nflib.montecarlo import (
     SMCSamples,
     TransformedProposal,
     TransformedTarget,
+    WeightedSamples,
     run_chains,
     score_scales,
     transform_back,
@@ -126,10 +127,10 @@ def move_at_target(
     with torch.no_grad():
         y = torch.cat([fixed(part.to(device))[0] for part in positions.split(batch_size)])
     chains = run_chains(target, y, num_steps, kernel=_kernel(kernel), chunk_size=batch_size, generator=generator)
-    with torch.no_grad():
-        pieces = [fixed.inverse(part) for part in chains.x.split(batch_size)]
-    x, logabsdet = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return chains._replace(x=x.to(positions), log_target=(chains.log_target - logabsdet).to(positions.device))
+    moved = WeightedSamples(chains.x, torch.zeros_like(chains.log_target), log_target=chains.log_target)
+    back = transform_back(moved, fixed, batch_size)
+    assert back.log_target is not None
+    return chains._replace(x=back.x.to(positions), log_target=back.log_target.to(positions.device))
 
 
 def _kernel(kernel: Kernel | str) -> Kernel:

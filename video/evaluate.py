@@ -202,7 +202,13 @@ def evaluate(
     """
     denoisers = ["score", "none"] + (["learned"] if model.flow.denoiser is not None else [])
     result: dict[str, Any] = {
-        "settings": {"num_clips": num_clips, "roll_outs": roll_outs, "guidance": guidance, "seed": seed},
+        "settings": {
+            "num_clips": num_clips,
+            "roll_outs": roll_outs,
+            "guidance": guidance,
+            "candidates": candidates,
+            "seed": seed,
+        },
         "validation_clips": reference_fidelity(num_clips, seed),
         "validation_clips_decoded": reference_fidelity(num_clips, seed, model),
         "likelihood": likelihoods(model, num_clips, seed),
