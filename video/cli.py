@@ -70,11 +70,13 @@ def train(
     stills: int = 0,
     cuts: float = 0.3,
     drifted: float = 0.0,
+    recovery: list[str] = [],  # noqa: B006
     channels: int = 128,
     layers_per_block: list[int] = [1, 1, 1, 5],  # noqa: B006
     head_dim: int = 32,
     patch_size: int = 1,
     denoiser_layers: int = 0,
+    more_layers: int = 0,
     learn_denoiser: bool = True,
 ) -> None:
     """Train a STARFlow-V on latents of moving digits; run again, it goes on from its last checkpoint.
@@ -93,11 +95,13 @@ def train(
         stills: so many first frames of other clips are learnt beside each clip; they show what prompts look like.
         cuts: share of clips that are cut out of a longer motion, which is what continuing a clip takes.
         drifted: share of the cuts that begin with a digit gone astray, from which roll-outs learn to come back.
+        recovery: files of clips, made by the command of that name, that are learnt as well.
         channels: width of the transformers.
         layers_per_block: transformer layers of each block; the last is the deep one.
         head_dim: channels of an attention head.
         patch_size: latents to a token, along height and width.
         denoiser_layers: layers of the denoiser that is trained beside the flow; 0 for none (or the initial model's).
+        more_layers: so many are added to the deep block of the initial model; at first they change nothing.
         learn_denoiser: false leaves the initial model's denoiser as it is, and takes less time.
     """
     from video.train import train_on_digits
@@ -116,13 +120,41 @@ def train(
         stills=stills,
         cuts=cuts,
         drifted=drifted,
+        recovery=recovery,
         channels=channels,
         layers_per_block=layers_per_block,
         head_dim=head_dim,
         patch_size=patch_size,
         denoiser_layers=denoiser_layers,
+        more_layers=more_layers,
         learn_denoiser=learn_denoiser,
     )
+
+
+def recovery(
+    output: Path,
+    model: Path | None = None,
+    clips: int = 1000,
+    windows: int = 4,
+    guidance: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Make clips that a model begins, on roll-outs from true first frames, and that end as they should.
+
+    Args:
+        output: a .safetensors file, which train takes by --recovery.
+        model: folder of a trained model; default: the shipped one of moving digits.
+        clips: how many are rolled out.
+        windows: how many of each, every one of which begins a clip.
+        guidance: weight of classifier-free guidance; 0 for none.
+        seed: of the random numbers.
+    """
+    from video.generate import load_model
+    from video.recovery import recovery_clips, save_recovery_clips
+
+    made = recovery_clips(load_model(model, "cpu"), clips, windows, guidance=guidance, seed=seed)
+    save_recovery_clips(made, output)
+    sys.stdout.write(f"{len(made['inputs'])} clips written to {output}\n")
 
 
 def generate(
@@ -297,6 +329,7 @@ def evaluate(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "train_autoencoder": train_autoencoder,
+    "recovery": recovery,
     "generate": generate,
     "edit": edit,
     "likelihood": likelihood,

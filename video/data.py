@@ -44,7 +44,8 @@ SPLITS = {"train": slice(0, 1100), "validation": slice(1100, 1297), "held_out": 
 class Clips(NamedTuple):
     """frames: ``(B, T, 1, 32, 32)`` in -1 … 1; the rest ``(B,)``: digits, and numbers of directions and speeds.
 
-    is_cut: whether a clip is cut out of a longer motion; its direction is then that in which it began long before.
+    images: the handwriting, ``(B, 14, 14)`` in 0 … 1. is_cut: whether a clip is cut out of a longer motion; its
+    direction is then that in which it began long before.
     """
 
     frames: Tensor
@@ -53,6 +54,7 @@ class Clips(NamedTuple):
     directions: Tensor
     speeds: Tensor
     is_cut: Tensor
+    images: Tensor
 
 
 @functools.cache
@@ -82,6 +84,11 @@ def prompt(digit: int, direction: int | None, speed: int | None) -> str:
     return f"{noun} moving {'on' if direction is None else list(DIRECTIONS)[direction]}, {list(SPEEDS)[speed]}"
 
 
+def velocities(directions: Tensor, speeds: Tensor) -> Tensor:
+    """Pixels a frame (x, y), ``(B, 2)``, of numbers of directions and speeds."""
+    return torch.tensor(list(DIRECTIONS.values()))[directions] * torch.tensor(list(SPEEDS.values()))[speeds, None]
+
+
 def bounced(start: Tensor, velocity: Tensor, steps: Tensor) -> Tensor:
     """Positions ``(…, T, 2)`` in 0 … ROOM after `steps` ``(T,)`` from start ``(…, 2)``, reflected at the walls."""
     free = start.unsqueeze(-2) + velocity.unsqueeze(-2) * steps.unsqueeze(-1)
@@ -99,6 +106,24 @@ def render(digits: Tensor, positions: Tensor, afterglow: float = AFTERGLOW) -> T
     for now in range(1, positions.shape[1]):
         frames[:, now] = torch.maximum(frames[:, now], afterglow * frames[:, now - 1])
     return 2 * frames.unsqueeze(2) - 1
+
+
+def light(clips: Tensor) -> Tensor:
+    """Intensities ``(B, T, H, W)`` in 0 … 1 of clips ``(B, T, 1, H, W)`` in -1 … 1."""
+    return (clips.squeeze(2).clamp(-1, 1) + 1) / 2
+
+
+def light_centres(clips: Tensor) -> Tensor:
+    """The centre of light (x, y) of frames ``(B, T, 1, H, W)``, in pixels, without afterglow: ``(B, T, 2)``."""
+    weight = sharp_light(light(clips)) + 1e-8
+    total = weight.sum((2, 3))
+    rows, columns = (torch.arange(n, dtype=weight.dtype) for n in weight.shape[2:])
+    return torch.stack([weight.sum(2) @ columns, weight.sum(3) @ rows], dim=-1) / total.unsqueeze(-1)
+
+
+def sharp_light(intensities: Tensor) -> Tensor:
+    """What of intensities is above what an afterglow reaches."""
+    return (intensities - AFTERGLOW - 0.05).clamp(min=0)
 
 
 class MovingDigits:
@@ -143,7 +168,7 @@ class MovingDigits:
         sample = (draws[:, 0] * len(self.images)).long()
         direction, speed = (draws[:, 1] * len(DIRECTIONS)).long(), (draws[:, 2] * len(SPEEDS)).long()
         signs = torch.tensor(list(DIRECTIONS.values()))[direction]
-        velocity = signs * torch.tensor(list(SPEEDS.values()))[speed, None]
+        velocity = velocities(direction, speed)
         free = ROOM - STRAIGHT * velocity.abs()
         start = (draws[:, 3:5] * (free + 1)).long() + torch.where(signs < 0, ROOM - free, 0)
         is_cut = draws[:, 5] < self.cuts
@@ -160,7 +185,7 @@ class MovingDigits:
         for digit, way, pace, later, alone in zip(digits, direction, speed, is_cut, draws[:, 7] < 0.3, strict=True):
             is_bare = bool(later and alone)
             prompts.append(prompt(int(digit), None if later else int(way), None if is_bare else int(pace)))
-        return Clips(frames, prompts, digits, direction, speed, is_cut)
+        return Clips(frames, prompts, digits, direction, speed, is_cut, self.images[sample])
 
     def _with_drift(self, images: Tensor, draws: Tensor) -> Tensor:
         """Images ``(B, 1, 14, 14)`` in each frame of a cut, those before it included, ``(B, BEFORE + T, 14, 14)``."""

@@ -32,7 +32,7 @@ class DeepShallow(Transform):
     def __init__(
         self,
         patches: Transform,
-        shallow: Transform,
+        shallow: Framewise,
         order: Transform,
         deep: Autoregressive,
         frame_length: int,
@@ -47,10 +47,16 @@ class DeepShallow(Transform):
         self.max_frames = max_frames
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        u, logabsdet = self.encode(inputs)
-        self._check_length(u)
-        z, deep_logabsdet = self.deep(u, context)
-        return self.order.inverse(z)[0], logabsdet + deep_logabsdet
+        z, logabsdet = self.by_frames(inputs, context)
+        return z, logabsdet.sum(-1)
+
+    def by_frames(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, but the logabsdet of each frame given those before it, ``(B, frames)``."""
+        tokens, _ = self.patches(inputs)
+        self._check_length(tokens)
+        tokens, logabsdet = self.shallow.by_frames(tokens)
+        z, deep_logabsdet = self.deep.by_numbers(self.order(tokens)[0], context)
+        return self.order.inverse(z)[0], logabsdet + deep_logabsdet.reshape(*logabsdet.shape, -1).sum(-1)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         self._check_length(inputs)

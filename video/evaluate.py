@@ -13,21 +13,15 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from video.data import DIGIT, DIRECTIONS, STRAIGHT, Clips, MovingDigits
+from video.data import DIGIT, DIRECTIONS, STRAIGHT, Clips, MovingDigits, light, light_centres, sharp_light
 from video.model import VideoModel
 
 log = logging.getLogger(__name__)
 
 
-def light(clips: Tensor) -> Tensor:
-    """Intensities ``(B, T, H, W)`` in 0 … 1 of clips ``(B, T, 1, H, W)`` in -1 … 1."""
-    return (clips.squeeze(2).clamp(-1, 1) + 1) / 2
-
-
 def crops(frames: Tensor) -> Tensor:
     """The brightest square of a digit's size in each frame: ``(N, H, W)`` in 0 … 1 to ``(N, 14, 14)``."""
-    sharp = (frames - 0.45).clamp(min=0)  # above what an afterglow reaches
-    total = avg_pool2d(sharp.unsqueeze(1), DIGIT, stride=1, padding=DIGIT // 2).squeeze(1)
+    total = avg_pool2d(sharp_light(frames).unsqueeze(1), DIGIT, stride=1, padding=DIGIT // 2).squeeze(1)
     # Many squares may hold all of a thin digit: the middle one of them is taken.
     best = (total >= 0.999 * total.amax((1, 2), keepdim=True)).float()
     size = total.shape[-1]
@@ -61,11 +55,8 @@ class DigitClassifier:
 
 def motion(clips: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of direction and speed, ``(B,)``, of the first steps, by the centre of light; -1 for one that is none."""
-    weight = (light(clips.cpu().float())[:, : STRAIGHT + 1] - 0.45).clamp(min=0) + 1e-8
-    total = weight.sum((2, 3))
-    rows, columns = (torch.arange(n, dtype=weight.dtype) for n in weight.shape[2:])
-    x, y = (weight.sum(2) @ columns) / total, (weight.sum(3) @ rows) / total
-    velocity = torch.stack([x[:, -1] - x[:, 0], y[:, -1] - y[:, 0]], dim=-1) / (x.shape[1] - 1)
+    centres = light_centres(clips[:, : STRAIGHT + 1].cpu().float())
+    velocity = (centres[:, -1] - centres[:, 0]) / (centres.shape[1] - 1)
     # Half a pixel a frame lies between standing still and the slower speed.
     signs = torch.where(velocity.abs() > 0.5, velocity.sign(), 0.0).long()
     table = torch.tensor(list(DIRECTIONS.values()))

@@ -350,16 +350,10 @@ class VideoModel:
         latents = self.encode(clips, torch.Generator().manual_seed(seed))
         context = self.context(prompts)
         later = self.context([self.settings.later_prompt(prompt) for prompt in prompts])
-        values, before = [], latents.new_zeros(len(latents))
-        for stop in range(1, latents.shape[1] + 1):
-            if stop <= self.window:
-                total = self.flow.log_prob(latents[:, :stop], context)
-            else:
-                total = self.flow.log_prob(latents[:, stop - self.window : stop], later)
-                before = self.flow.log_prob(latents[:, stop - self.window : stop - 1], later)
-            values.append(total - before)
-            before = total
-        return torch.stack(values, dim=1)
+        values = [self.flow.log_prob_of_frames(latents[:, : self.window], context)]
+        for stop in range(self.window + 1, latents.shape[1] + 1):
+            values.append(self.flow.log_prob_of_frames(latents[:, stop - self.window : stop], later)[:, -1:])
+        return torch.cat(values, dim=1)
 
     def _denoised(self, latents: Tensor, context: Tensor, denoise: str) -> Tensor:
         if denoise == "none":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from video.blocks import LayerSettings
 from video.deep_shallow import DeepShallowFlow
 from video.denoiser import SETTINGS as DENOISER_SETTINGS
@@ -87,3 +89,12 @@ class STARFlowV(DeepShallowFlow):
                 text_channels=text_channels,
                 **denoiser,
             )
+
+    def log_prob_of_frames(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of each frame given those before it, ``(B, T)``, in nats; their sum is `log_prob`.
+
+        Raises ValueError as `log_prob` does.
+        """
+        z, logabsdet = self._transform.by_frames(inputs, self._embedding_net(context))
+        noise = z.reshape(-1, self._transform.frame_length, z.shape[-1])
+        return self._distribution.log_prob(noise).view_as(logabsdet) + logabsdet

@@ -18,6 +18,7 @@ from video.data import CUTS, WORDS, MovingDigits
 from video.denoiser import UNIT
 from video.latents import Latents, load_latents
 from video.model import ModelSettings, VideoModel
+from video.recovery import load_recovery_clips
 from video.starflow_v import STARFlowV
 from video.text import TextEncoder, Words, load_text
 
@@ -48,9 +49,11 @@ class NoisyLikelihood:
     noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276). dropout: share of contexts that
     become `unconditional` ``(L, D)`` in training, which guidance takes. The denoiser's target is Tweedie's noise
     ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
-    its loss leaves the flow alone. Where a batch has "stills" ``(B, n, c, h, w)`` and "stills_context", single frames
-    beside each clip, their nats per dimension are added: in a clip, what a frame looks like that follows no other is a
-    small part of the loss. learn_denoiser: False leaves the flow's denoiser as it is, at 0.6 of the time.
+    its loss leaves the flow alone. Where a batch has "num_given" ``(B,)``, so many first frames of each clip are taken
+    as they are, without noise, and how likely they are is not learnt (`video.recovery`). Where it has "stills" ``(B, n,
+    c, h, w)`` and "stills_context", single frames beside each clip, their nats per dimension are added: in a clip, what
+    a frame looks like that follows no other is a small part of the loss. learn_denoiser: False leaves the flow's
+    denoiser as it is, at 0.6 of the time.
     """
 
     noise: float
@@ -61,11 +64,17 @@ class NoisyLikelihood:
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        latents, context = self._noisy(flow, batch["inputs"], batch["context"], generator)
-        loss, metrics = self._of_clips(flow, latents, context)
+        clips = batch["inputs"]
+        noisy, context = self._noisy(flow, clips, batch["context"], generator)
+        is_learnt = torch.ones(clips.shape[:2], dtype=torch.bool, device=clips.device)
+        if "num_given" in batch:
+            is_learnt = torch.arange(clips.shape[1], device=clips.device) >= batch["num_given"][:, None]
+            noisy = torch.where(is_learnt[..., None, None, None], noisy, clips)
+        loss, metrics = self._of_clips(flow, noisy, context, is_learnt)
         if "stills" in batch:
             stills, prompts = batch["stills"].flatten(0, 1).unsqueeze(1), batch["stills_context"].flatten(0, 1)
-            likelihood = _nats_per_dim(flow, *self._noisy(flow, stills, prompts, generator))
+            noisy, prompts = self._noisy(flow, stills, prompts, generator)
+            likelihood = -_log_prob_of_frames(flow, noisy, prompts).mean() / stills[0].numel()
             loss, metrics = loss + likelihood, metrics | {"stills_nats_per_dim": likelihood.detach()}
         return loss, metrics
 
@@ -79,23 +88,28 @@ class NoisyLikelihood:
             context = torch.where(is_dropped[:, None, None], self.unconditional.to(context), context)
         return latents + self.noise * noise, context
 
-    def _of_clips(self, flow: nn.Module, noisy: Tensor, context: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _of_clips(
+        self, flow: nn.Module, noisy: Tensor, context: Tensor, is_learnt: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         denoiser: Any = flow.denoiser
-        if denoiser is None or not self.learn_denoiser:
-            loss = _nats_per_dim(flow, noisy, context)
-            return loss, {"nats_per_dim": loss.detach()}
-        with torch.enable_grad():  # the target is a gradient, in validation as well
-            noisy.requires_grad_(True)
-            likelihood = _nats_per_dim(flow, noisy, context)
-            (slope,) = torch.autograd.grad(likelihood, noisy, retain_graph=torch.is_grad_enabled())
-        target = self.noise**2 * slope.detach() * noisy.numel() / UNIT
+        learns_denoiser = denoiser is not None and self.learn_denoiser
+        # The denoiser's target is a gradient, in validation as well.
+        with torch.set_grad_enabled(torch.is_grad_enabled() or learns_denoiser):
+            noisy.requires_grad_(learns_denoiser)
+            log_prob = _log_prob_of_frames(flow, noisy, context)
+            likelihood = -log_prob[is_learnt].mean() / noisy[0, 0].numel()
+            metrics = {"nats_per_dim": likelihood.detach()}
+            if not learns_denoiser:
+                return likelihood, metrics
+            (score,) = torch.autograd.grad(log_prob.sum(), noisy, retain_graph=torch.is_grad_enabled())
+        target = -(self.noise**2) * score.detach() / UNIT
         error = mse_loss(denoiser(noisy.detach(), context), target)
-        return likelihood + error, {"nats_per_dim": likelihood.detach(), "denoiser_error": error.detach()}
+        return likelihood + error, metrics | {"denoiser_error": error.detach()}
 
 
-def _nats_per_dim(flow: nn.Module, latents: Tensor, context: Tensor) -> Tensor:
-    log_prob: Tensor = flow.log_prob(latents, context)  # type: ignore[operator]
-    return -log_prob.mean() / latents[0].numel()
+def _log_prob_of_frames(flow: nn.Module, latents: Tensor, context: Tensor) -> Tensor:
+    log_prob: Tensor = flow.log_prob_of_frames(latents, context)  # type: ignore[operator]
+    return log_prob
 
 
 def train_on_digits(
@@ -113,23 +127,30 @@ def train_on_digits(
     stills: int = 0,
     cuts: float = CUTS,
     drifted: float = 0.0,
+    recovery: Sequence[str] = (),
     channels: int = 128,
     layers_per_block: Sequence[int] = (1, 1, 1, 5),
     head_dim: int = 32,
     patch_size: int = 1,
     denoiser_layers: int = 0,
+    more_layers: int = 0,
     learn_denoiser: bool = True,
 ) -> TrainingResult:
     """Train on moving digits; the arguments are those of the command line. Run again, it goes on where it stopped.
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
-    model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none.
-    stills: first frames of other clips, learnt beside each clip. cuts, drifted: as for `MovingDigits`. learn_denoiser:
-    whether a denoiser is trained too. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
+    model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none,
+    more_layers deepens its deep block. stills: first frames of other clips, learnt beside each clip. cuts, drifted: as
+    for `MovingDigits`. recovery: files of `video.recovery`, learnt among the other clips. learn_denoiser: whether a
+    denoiser is trained too. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
     if stills < 0:
         raise ValueError(f"stills must be zero or more, got {stills}.")
+    if more_layers < 0 or (more_layers and initial is None):
+        raise ValueError(
+            f"more_layers are added to an initial model: name one, and give a positive number, not {more_layers}."
+        )
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
@@ -154,14 +175,21 @@ def train_on_digits(
         begun = VideoModel.load(initial)
         flow, encoder = begun.flow, begun.text
         if flow.denoiser is None and denoiser is not None:
-            flow = _with_denoiser(flow, denoiser)
+            flow = _grown(flow, denoiser=denoiser)
+        if more_layers:
+            flow = with_more_layers(flow, more_layers)
     validation = MovingDigits("validation", VALIDATION_CLIPS, frames_shown, seed=config.seed + 1)
     data = dict(zip(("inputs", "context"), coded(clips, latents, encoder), strict=True))
+    if recovery:
+        data["num_given"] = torch.zeros(len(clips), dtype=torch.long)
+        begun_astray = load_recovery_clips(recovery)
+        data = {name: torch.cat([data[name], begun_astray[name]]) for name in data}
     if stills:
-        beginnings = MovingDigits("train", num_clips * stills, 1, cuts=0.0, seed=config.seed + 2)
+        count = len(data["inputs"])
+        beginnings = MovingDigits("train", count * stills, 1, cuts=0.0, seed=config.seed + 2)
         frames, prompts = coded(beginnings, latents, encoder)
-        data["stills"] = frames.squeeze(1).unflatten(0, (num_clips, stills))
-        data["stills_context"] = prompts.unflatten(0, (num_clips, stills))
+        data["stills"] = frames.squeeze(1).unflatten(0, (count, stills))
+        data["stills_context"] = prompts.unflatten(0, (count, stills))
     result = fit(
         flow,
         data,
@@ -174,9 +202,20 @@ def train_on_digits(
     return result
 
 
-def _with_denoiser(flow: STARFlowV, denoiser: dict[str, int]) -> STARFlowV:
-    """The same flow beside a new denoiser."""
-    config: dict[str, Any] = {**(flow.config or {}), "denoiser": denoiser}
-    larger = STARFlowV(**config)
+def with_more_layers(flow: STARFlowV, number: int) -> STARFlowV:
+    """The same flow with so many more layers in its deep block, which change nothing until they are trained."""
+    *shallow, deep = (flow.config or {})["layers_per_block"]
+    deeper = _grown(flow, layers_per_block=[*shallow, deep + number])
+    network: Any = deeper._transform.deep.network
+    for layer in network.layers[deep:]:
+        for linear in (layer.attention.proj, layer.mlp.down):
+            for parameter in linear.parameters():
+                nn.init.zeros_(parameter)
+    return deeper
+
+
+def _grown(flow: STARFlowV, **changes: Any) -> STARFlowV:
+    """The same weights in a flow of another configuration, which has more of them."""
+    larger = STARFlowV(**{**(flow.config or {}), **changes})
     larger.load_state_dict(larger.state_dict() | flow.state_dict())
     return larger

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 
 from nflib.networks.cache import causal_mask
 
@@ -56,15 +57,24 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         return _xformers_attention(query, key, value)
     if new == total:
         grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
+        return _torch_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
     if new > 1 and mask is None:
         mask = causal_mask(new, total, query)
     if query.shape[1] == key.shape[1]:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return _torch_attention(query, key, value, attn_mask=mask)
     # The query heads that share a key head become more queries of that head: no key is repeated.
     shared = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
-    return scaled_dot_product_attention(shared, key, value, attn_mask=mask).reshape(query.shape)
+    return _torch_attention(shared, key, value, attn_mask=mask).reshape(query.shape)
+
+
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled():
+        # On CPUs their backward pass takes several times as long in bfloat16 as in float32.
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.float(), key.float(), value.float()
+            return functional.scaled_dot_product_attention(query, key, value, **options).bfloat16()
+    return functional.scaled_dot_product_attention(query, key, value, **options)
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -56,10 +56,14 @@ class Autoregressive(Transform):
         raise NotImplementedError
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        outputs, logabsdet = self.by_numbers(inputs, context)
+        return outputs, logabsdet.flatten(1).sum(-1)
+
+    def by_numbers(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, but the logabsdet of each number, ``(B, T, C)``."""
         self._check_shape(inputs)
         parameters = self.extend(inputs[:, :-1], 0, None, self.embed(context))
-        outputs, logabsdet = self.to_noise(inputs, parameters)
-        return outputs, logabsdet.flatten(1).sum(-1)
+        return self.to_noise(inputs, parameters)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         self._check_shape(inputs)

@@ -22,10 +22,16 @@ class Framewise(Transform):
         self.frame_length = frame_length
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        outputs, logabsdet = self.by_frames(inputs)
+        return outputs, logabsdet.sum(-1)
+
+    def by_frames(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, but the logabsdet of each frame, ``(B, F)``."""
         return self._joined(inputs, *self.transform(self._frames(inputs)))
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        return self._joined(inputs, *self.transform.inverse(self._frames(inputs)))
+        outputs, logabsdet = self._joined(inputs, *self.transform.inverse(self._frames(inputs)))
+        return outputs, logabsdet.sum(-1)
 
     def _frames(self, inputs: Tensor) -> Tensor:
         if inputs.dim() != 3 or inputs.shape[1] % self.frame_length:
@@ -35,4 +41,4 @@ class Framewise(Transform):
         return inputs.reshape(-1, self.frame_length, inputs.shape[-1])
 
     def _joined(self, inputs: Tensor, outputs: Tensor, logabsdet: Tensor) -> tuple[Tensor, Tensor]:
-        return outputs.reshape(inputs.shape), logabsdet.reshape(len(inputs), -1).sum(-1)
+        return outputs.reshape(inputs.shape), logabsdet.reshape(len(inputs), -1)

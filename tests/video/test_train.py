@@ -6,7 +6,7 @@ import torch
 from nflib.training import TrainingConfig
 from tests.video.tiny import SEVEN, tiny_model
 from video.denoiser import UNIT
-from video.train import NoisyLikelihood, train_on_digits
+from video.train import NoisyLikelihood, train_on_digits, with_more_layers
 
 NOISE = 0.1
 
@@ -70,3 +70,25 @@ def test_mistakes(tmp_path):
         train_on_digits(tmp_path, config, autoencoder="none", stills=-1)
     with pytest.raises(ValueError, match="frames_shown must lie in 1 … num_frames"):
         train_on_digits(tmp_path, config, autoencoder="none", frames_shown=17)
+
+
+def test_frames_that_are_given_are_read_and_not_learnt(model, batch):
+    clips = {name: batch[name] for name in ("inputs", "context")} | {"num_given": torch.tensor([0, 2])}
+    objective = NoisyLikelihood(NOISE, 0.0, model.context([""])[0], learn_denoiser=False)
+    loss, _ = objective(model.flow, clips, torch.Generator().manual_seed(1))
+    noisy = clips["inputs"] + NOISE * torch.randn(clips["inputs"].shape, generator=torch.Generator().manual_seed(1))
+    noisy[1, :2] = clips["inputs"][1, :2]
+    whole = model.flow.log_prob(noisy, clips["context"])
+    given = model.flow.log_prob(noisy[1:, :2], clips["context"][1:])
+    torch.testing.assert_close(loss, -(whole.sum() - given.sum()) / (4 * 2 * 4 * 4))
+
+
+def test_new_layers_change_nothing_at_first(model, batch):
+    deeper = with_more_layers(model.flow, 2)
+    assert deeper.config["layers_per_block"] == [1, 3]
+    assert model.flow.config["layers_per_block"] == [1, 1]
+    expected = model.flow.log_prob(batch["inputs"], batch["context"])
+    torch.testing.assert_close(deeper.log_prob(batch["inputs"], batch["context"]), expected)
+    torch.testing.assert_close(
+        deeper.denoiser(batch["inputs"], batch["context"]), model.flow.denoiser(batch["inputs"], batch["context"])
+    )

@@ -1,0 +1,70 @@
+"""Clips that a model begins and the truth ends."""
+
+import pytest
+import torch
+
+from tests.video.tiny import tiny_model
+from video import recovery
+from video.data import ROOM, MovingDigits, bounced, light_centres, velocities
+from video.recovery import fitted_motion, load_recovery_clips, recovery_clips, save_recovery_clips
+
+
+def test_the_motion_of_true_clips_is_found():
+    clips = MovingDigits("train", 40, 8, cuts=0.0, seed=3).clips()
+    velocity = velocities(clips.directions, clips.speeds)
+    position, now, misfit = fitted_motion(light_centres(clips.frames), clips.images, -velocity)
+    assert misfit.max() < 0.1
+    # What is fitted goes on as the clip does, whichever the signs that it was given.
+    longer = MovingDigits("train", 40, 16, cuts=0.0, seed=3).clips()
+    predicted = bounced(position, now, torch.arange(1, 9)) + light_centres(2 * clips.images[:, None, None] - 1)
+    torch.testing.assert_close(predicted, light_centres(longer.frames)[:, 8:], atol=0.1, rtol=0)
+    assert position.min() >= 0 and position.max() <= ROOM
+
+
+def test_a_motion_that_is_none_misfits():
+    clips = MovingDigits("train", 10, 8, cuts=0.0, seed=3).clips()
+    centres = light_centres(clips.frames)[:, torch.tensor([0, 7, 1, 6, 2, 5, 3, 4])]
+    assert (fitted_motion(centres, clips.images, velocities(clips.directions, clips.speeds))[2] > 0.75).all()
+
+
+@pytest.fixture
+def model():
+    return tiny_model(4)
+
+
+@pytest.fixture
+def clips(model, monkeypatch):
+    monkeypatch.setattr(recovery, "LARGEST_MISFIT", 100.0)  # a model that was never trained shows no digits
+    return recovery_clips(model, 3, 2, seed=1, batch_size=2, progress_bar=False)
+
+
+def test_they_begin_as_drawn_and_end_as_is_true(model, clips):
+    assert {name: tuple(part.shape) for name, part in clips.items()} == {
+        "inputs": (6, 4, 2, 4, 4),
+        "context": (6, 8, model.text.channels),
+        "num_given": (6,),
+    }
+    assert (clips["num_given"] == 2).all()
+    asked = MovingDigits("train", 3, 1, cuts=0.0, seed=1).clips(torch.arange(2))
+    drawn = model.draw(asked.prompts, 6, asked.frames, overlap=2, seed=1)
+    torch.testing.assert_close(clips["inputs"][:2, :2], drawn.windows[0].latents[:, :2])
+    torch.testing.assert_close(clips["inputs"][2:4, :2], drawn.windows[1].latents[:, :2])
+    torch.testing.assert_close(clips["context"][2:4], drawn.windows[1].context)
+
+
+def test_they_are_saved_and_loaded(clips, tmp_path):
+    paths = [tmp_path / "made" / f"{number}.safetensors" for number in range(2)]
+    for path in paths:
+        save_recovery_clips(clips, path)
+    both = load_recovery_clips(paths)
+    torch.testing.assert_close(both["inputs"], torch.cat([clips["inputs"]] * 2))
+
+
+def test_mistakes(model, tmp_path):
+    with pytest.raises(ValueError, match="one clip and one window at least, got 0 and 4"):
+        recovery_clips(model, 0)
+    with pytest.raises(FileNotFoundError, match="python -m video recovery"):
+        load_recovery_clips([tmp_path / "none.safetensors"])
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="is damaged or no file of recovery clips"):
+        load_recovery_clips([tmp_path / "bad.safetensors"])

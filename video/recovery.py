@@ -1,0 +1,113 @@
+"""Clips that a model begins and the truth ends: what roll-outs have to learn from, whose digits go astray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from video.data import BEFORE, ROOM, Clips, MovingDigits, bounced, light_centres, render, velocities
+from video.model import VideoModel, Window
+
+NAMES = ("inputs", "context", "num_given")
+# By how many pixels, in the mean, the frames that a model drew may differ from the motion that is fitted to them.
+LARGEST_MISFIT = 0.75
+
+
+@torch.no_grad()
+def recovery_clips(
+    model: VideoModel,
+    num_clips: int,
+    num_windows: int = 4,
+    *,
+    guidance: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 200,
+    progress_bar: bool = True,
+) -> dict[str, Tensor]:
+    """Roll the model out from the first frames of training clips; each window begins a clip that the truth ends.
+
+    The first half of a clip are the noisy latents that the model drew, from errors of its own in all windows before;
+    the other half are the latents, without noise, of what must follow: the clip's own handwriting, moving on from
+    where the model has it. Windows whose digit does not move as digits do are left out. A model that is trained on
+    these second halves alone learns to come back from its own errors (DAgger, arXiv 1011.0686, for a flow). guidance,
+    seed: as for `VideoModel.generate`.
+
+    Returns "inputs" ``(N, T, c, h, w)``, their "context", and "num_given" ``(N,)``: so many first frames are not to be
+    learnt. Raises ValueError for numbers below 1.
+    """
+    if num_clips < 1 or num_windows < 1:
+        raise ValueError(f"recovery clips take one clip and one window at least, got {num_clips} and {num_windows}.")
+    half = model.window // 2
+    num_frames = model.window + (num_windows - 1) * half
+    beginnings = MovingDigits("train", num_clips, 1, cuts=0.0, seed=seed)
+    found = []
+    for rows in tqdm(torch.arange(num_clips).split(batch_size), "rolling out", disable=not progress_bar):
+        clips = beginnings.clips(rows)
+        drawn = model.draw(
+            clips.prompts, num_frames, clips.frames, guidance=guidance, overlap=half, seed=seed + int(rows[0])
+        )
+        found += [_recovery(model, window, clips, half) for window in drawn.windows]
+    return {name: torch.cat([part[name] for part in found]) for name in NAMES}
+
+
+def _recovery(model: VideoModel, window: Window, clips: Clips, half: int) -> dict[str, Tensor]:
+    """The clips of one window of a roll-out of `clips`."""
+    own = window.latents[:, :half]
+    velocity = velocities(clips.directions, clips.speeds)
+    position, velocity, misfit = fitted_motion(light_centres(model.latents.decode(own)), clips.images, velocity)
+    steps = torch.arange(-BEFORE, model.window - half) + 1
+    true = render(clips.images.unsqueeze(1), bounced(position, velocity, steps))[:, BEFORE:]
+    fits = misfit <= LARGEST_MISFIT
+    inputs = torch.cat([own, model.latents.encode(true)], dim=1)[fits]
+    return {
+        "inputs": inputs,
+        "context": window.context[fits],
+        "num_given": torch.full((len(inputs),), half),
+    }
+
+
+def fitted_motion(centres: Tensor, images: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The motion of a digit that comes nearest to centres of light ``(B, T, 2)``: where it is in the last frame, how it
+    moves then, both ``(B, 2)``, and its mean distance from the centres, ``(B,)``, in pixels.
+
+    images: of the digits ``(B, 14, 14)``. velocity: theirs ``(B, 2)``, but for its signs.
+    """
+    middle = light_centres(2 * images[:, None, None] - 1)
+    signs = torch.cartesian_prod(torch.tensor([1, -1]), torch.tensor([1, -1]))
+    offsets = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3))
+    nearest = (centres[:, -1:] - middle).round().long()
+    positions = (nearest + offsets).clamp(0, ROOM).repeat(1, len(signs), 1)
+    ways = velocity[:, None] * signs.repeat_interleave(len(offsets), 0)
+    steps = torch.arange(1 - centres.shape[1], 1)
+    distances = (bounced(positions, ways, steps) + middle[:, None] - centres[:, None]).norm(dim=-1).mean(-1)
+    misfit, best = distances.min(1)
+    rows = torch.arange(len(best))
+    return positions[rows, best], ways[rows, best], misfit
+
+
+def save_recovery_clips(clips: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write what `recovery_clips` returns, as safetensors."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: clips[name].contiguous() for name in NAMES}, path)
+
+
+def load_recovery_clips(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
+    """The recovery clips of all files; raises FileNotFoundError or ValueError for one that holds none."""
+    parts = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there are no recovery clips at {path}; make them by python -m video recovery.")
+        try:
+            parts.append(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no file of recovery clips ({error}); make it again.") from error
+        if set(parts[-1]) != set(NAMES):
+            raise ValueError(f"{path} holds {', '.join(sorted(parts[-1]))}, which are no recovery clips.")
+    return {name: torch.cat([part[name] for part in parts]) for name in NAMES}
