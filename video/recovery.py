@@ -33,14 +33,14 @@ def recovery_clips(
 ) -> dict[str, Tensor]:
     """Roll the model out from the first frames of training clips; each window begins a clip that the truth ends.
 
-    The first half of a clip are the noisy latents that the model drew, from errors of its own in all windows before;
-    the other half are the latents, without noise, of what must follow: the clip's own handwriting, moving on from
-    where the model has it. Windows whose digit does not move as digits do are left out. A model that is trained on
-    these second halves alone learns to come back from its own errors (DAgger, arXiv 1011.0686, for a flow). guidance,
-    seed: as for `VideoModel.generate`.
+    A clip's first frames, a quarter to three quarters of it, are the noisy latents that the model drew, from errors of
+    its own in all windows before; the others are the latents, without noise, of what must follow: the clip's own
+    handwriting, moving on from where the model has it. Windows whose digit does not move as digits do are left out. A
+    model that is trained on what follows alone learns to come back from its own errors (DAgger, arXiv 1011.0686, for a
+    flow). guidance, seed: as for `VideoModel.generate`.
 
-    Returns "inputs" ``(N, T, c, h, w)``, their "context", and "num_given" ``(N,)``: so many first frames are not to be
-    learnt. Raises ValueError for numbers below 1.
+    Returns "inputs" ``(N, T, c, h, w)``, their "context", and "num_given" ``(N,)``: how many frames the model drew,
+    which are not to be learnt. Raises ValueError for numbers below 1.
     """
     if num_clips < 1 or num_windows < 1:
         raise ValueError(f"recovery clips take one clip and one window at least, got {num_clips} and {num_windows}.")
@@ -53,24 +53,27 @@ def recovery_clips(
         drawn = model.draw(
             clips.prompts, num_frames, clips.frames, guidance=guidance, overlap=half, seed=seed + int(rows[0])
         )
-        found += [_recovery(model, window, clips, half) for window in drawn.windows]
+        found += [_recovery(model, window, clips, first) for first, window in enumerate(drawn.windows)]
     return {name: torch.cat([part[name] for part in found]) for name in NAMES}
 
 
-def _recovery(model: VideoModel, window: Window, clips: Clips, half: int) -> dict[str, Tensor]:
-    """The clips of one window of a roll-out of `clips`."""
-    own = window.latents[:, :half]
+def _recovery(model: VideoModel, window: Window, clips: Clips, first: int) -> dict[str, Tensor]:
+    """The clips of one window of a roll-out of `clips`; first: which of the numbers of given frames comes first."""
+    counts = range(model.window // 4, 3 * model.window // 4 + 1)
+    num_given = torch.tensor(counts)[(torch.arange(len(window.latents)) + first) % len(counts)]
+    inputs, fits = window.latents.clone(), torch.zeros(len(num_given), dtype=torch.bool)
     velocity = velocities(clips.directions, clips.speeds)
-    position, velocity, misfit = fitted_motion(light_centres(model.latents.decode(own)), clips.images, velocity)
-    steps = torch.arange(-BEFORE, model.window - half) + 1
-    true = render(clips.images.unsqueeze(1), bounced(position, velocity, steps))[:, BEFORE:]
-    fits = misfit <= LARGEST_MISFIT
-    inputs = torch.cat([own, model.latents.encode(true)], dim=1)[fits]
-    return {
-        "inputs": inputs,
-        "context": window.context[fits],
-        "num_given": torch.full((len(inputs),), half),
-    }
+    for given in counts:
+        rows = (num_given == given).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        images, centres = clips.images[rows], light_centres(model.latents.decode(window.latents[rows, :given]))
+        position, way, misfit = fitted_motion(centres, images, velocity[rows])
+        steps = torch.arange(-BEFORE, model.window - given) + 1
+        true = render(images.unsqueeze(1), bounced(position, way, steps))[:, BEFORE:]
+        inputs[rows, given:] = model.latents.encode(true)
+        fits[rows] = misfit <= LARGEST_MISFIT
+    return {"inputs": inputs[fits], "context": window.context[fits], "num_given": num_given[fits]}
 
 
 def fitted_motion(centres: Tensor, images: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
 
 from nflib.networks.cache import causal_mask
 
@@ -61,20 +61,21 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     if new > 1 and mask is None:
         mask = causal_mask(new, total, query)
     if query.shape[1] == key.shape[1]:
-        return _torch_attention(query, key, value, attn_mask=mask)
+        return _torch_attention(query, key, value, mask)
     # The query heads that share a key head become more queries of that head: no key is repeated.
     shared = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
-    return _torch_attention(shared, key, value, attn_mask=mask).reshape(query.shape)
+    return _torch_attention(shared, key, value, mask).reshape(query.shape)
 
 
-def _torch_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
     if query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled():
         # On CPUs their backward pass takes several times as long in bfloat16 as in float32.
+        mask = None if mask is None else mask.float()
         with torch.autocast("cpu", enabled=False):
-            query, key, value = query.float(), key.float(), value.float()
-            return functional.scaled_dot_product_attention(query, key, value, **options).bfloat16()
-    return functional.scaled_dot_product_attention(query, key, value, **options)
+            attended = scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, **options)
+        return attended.to(query.dtype)
+    return scaled_dot_product_attention(query, key, value, mask, **options)
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

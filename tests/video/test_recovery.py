@@ -44,11 +44,14 @@ def test_they_begin_as_drawn_and_end_as_is_true(model, clips):
         "context": (6, 8, model.text.channels),
         "num_given": (6,),
     }
-    assert (clips["num_given"] == 2).all()
+    # Of the windows of two clips, then those of the third.
+    assert clips["num_given"].tolist() == [1, 2, 2, 3, 1, 2]
     asked = MovingDigits("train", 3, 1, cuts=0.0, seed=1).clips(torch.arange(2))
     drawn = model.draw(asked.prompts, 6, asked.frames, overlap=2, seed=1)
-    torch.testing.assert_close(clips["inputs"][:2, :2], drawn.windows[0].latents[:, :2])
-    torch.testing.assert_close(clips["inputs"][2:4, :2], drawn.windows[1].latents[:, :2])
+    for row, given in enumerate(clips["num_given"][:4]):
+        own = drawn.windows[row // 2].latents[row % 2]
+        torch.testing.assert_close(clips["inputs"][row, :given], own[:given])
+        assert not torch.allclose(clips["inputs"][row, given:], own[given:])
     torch.testing.assert_close(clips["context"][2:4], drawn.windows[1].context)
 
 
