@@ -12,7 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from video.data import BEFORE, ROOM, Clips, MovingDigits, bounced, light_centres, render, velocities
+from video.data import (
+    BEFORE,
+    DIGIT,
+    ROOM,
+    Clips,
+    MovingDigits,
+    bounced,
+    handwriting,
+    light,
+    light_centres,
+    render,
+    sharp_light,
+    velocities,
+)
 from video.model import VideoModel, Window
 
 NAMES = ("inputs", "context", "num_given")
@@ -34,10 +47,10 @@ def recovery_clips(
     """Roll the model out from the first frames of training clips; each window begins a clip that the truth ends.
 
     A clip's first frames, a quarter to three quarters of it, are the noisy latents that the model drew, from errors of
-    its own in all windows before; the others are the latents, without noise, of what must follow: the clip's own
-    handwriting, moving on from where the model has it. Windows whose digit does not move as digits do are left out. A
-    model that is trained on what follows alone learns to come back from its own errors (DAgger, arXiv 1011.0686, for a
-    flow). guidance, seed: as for `VideoModel.generate`.
+    its own in all windows before; the others are the latents, without noise, of what should follow: of all handwriting
+    of the prompt's digit the one that is nearest to what the model drew last, moving on from there. Windows whose digit
+    does not move as digits do are left out. A model that is trained on what follows alone learns to come back from its
+    own errors (DAgger, arXiv 1011.0686, for a flow). guidance, seed: as for `VideoModel.generate`.
 
     Returns "inputs" ``(N, T, c, h, w)``, their "context", and "num_given" ``(N,)``: how many frames the model drew,
     which are not to be learnt. Raises ValueError for numbers below 1.
@@ -67,8 +80,9 @@ def _recovery(model: VideoModel, window: Window, clips: Clips, first: int) -> di
         rows = (num_given == given).nonzero().squeeze(1)
         if not len(rows):
             continue
-        images, centres = clips.images[rows], light_centres(model.latents.decode(window.latents[rows, :given]))
-        position, way, misfit = fitted_motion(centres, images, velocity[rows])
+        frames = model.latents.decode(window.latents[rows, :given])
+        position, way, misfit = fitted_motion(light_centres(frames), clips.images[rows], velocity[rows])
+        images, position = nearest_handwriting(light(frames[:, -1:]).squeeze(1), position, clips.digits[rows])
         steps = torch.arange(-BEFORE, model.window - given) + 1
         true = render(images.unsqueeze(1), bounced(position, way, steps))[:, BEFORE:]
         inputs[rows, given:] = model.latents.encode(true)
@@ -93,6 +107,25 @@ def fitted_motion(centres: Tensor, images: Tensor, velocity: Tensor) -> tuple[Te
     misfit, best = distances.min(1)
     rows = torch.arange(len(best))
     return positions[rows, best], ways[rows, best], misfit
+
+
+def nearest_handwriting(frames: Tensor, positions: Tensor, digits: Tensor) -> tuple[Tensor, Tensor]:
+    """The training handwriting of `digits` ``(B,)`` that is nearest to what frames ``(B, H, W)`` in 0 … 1 show about
+    `positions` ``(B, 2)``: the images ``(B, 14, 14)``, and where they are, ``(B, 2)``.
+    """
+    images, labels = handwriting("train")
+    sharp = sharp_light(images).flatten(1)
+    offsets = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
+    found, places = [], []
+    for frame, position, digit in zip(frames, positions, digits, strict=True):
+        corners = (position + offsets).clamp(0, ROOM)
+        seen = torch.stack([frame[y : y + DIGIT, x : x + DIGIT] for x, y in corners.tolist()])
+        known = (labels == digit).nonzero().squeeze(1)
+        distances = torch.cdist(sharp_light(seen).flatten(1), sharp[known])
+        corner, image = divmod(int(distances.argmin()), len(known))
+        found.append(images[known[image]])
+        places.append(corners[corner])
+    return torch.stack(found), torch.stack(places)
 
 
 def save_recovery_clips(clips: dict[str, Tensor], path: str | os.PathLike[str]) -> None:

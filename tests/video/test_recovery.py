@@ -5,8 +5,14 @@ import torch
 
 from tests.video.tiny import tiny_model
 from video import recovery
-from video.data import ROOM, MovingDigits, bounced, light_centres, velocities
-from video.recovery import fitted_motion, load_recovery_clips, recovery_clips, save_recovery_clips
+from video.data import ROOM, MovingDigits, bounced, handwriting, light, light_centres, velocities
+from video.recovery import (
+    fitted_motion,
+    load_recovery_clips,
+    nearest_handwriting,
+    recovery_clips,
+    save_recovery_clips,
+)
 
 
 def test_the_motion_of_true_clips_is_found():
@@ -25,6 +31,23 @@ def test_a_motion_that_is_none_misfits():
     clips = MovingDigits("train", 10, 8, cuts=0.0, seed=3).clips()
     centres = light_centres(clips.frames)[:, torch.tensor([0, 7, 1, 6, 2, 5, 3, 4])]
     assert (fitted_motion(centres, clips.images, velocities(clips.directions, clips.speeds))[2] > 0.75).all()
+
+
+def test_the_nearest_handwriting_is_the_one_that_is_shown():
+    clips = MovingDigits("train", 20, 1, cuts=0.0, seed=4).clips()
+    corners = (light_centres(clips.frames) - light_centres(2 * clips.images[:, None, None] - 1)).squeeze(1).round()
+    images, positions = nearest_handwriting(light(clips.frames).squeeze(1), corners.long() + 1, clips.digits)
+    torch.testing.assert_close(images, clips.images)
+    torch.testing.assert_close(positions, corners.long())
+
+
+def test_the_nearest_handwriting_is_of_the_digit_asked_for():
+    clips = MovingDigits("train", 20, 1, cuts=0.0, seed=4).clips()
+    wanted = (clips.digits + 1) % 10
+    images, _ = nearest_handwriting(light(clips.frames).squeeze(1), torch.full((20, 2), 5), wanted)
+    known, labels = handwriting("train")
+    for image, digit in zip(images, wanted, strict=True):
+        assert (known[labels == digit] == image).flatten(1).all(1).any()
 
 
 @pytest.fixture
