@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
@@ -182,8 +182,14 @@ def train_on_digits(
     data = dict(zip(("inputs", "context"), coded(clips, latents, encoder), strict=True))
     if recovery:
         data["num_given"] = torch.zeros(len(clips), dtype=torch.long)
-        begun_astray = load_recovery_clips(recovery)
-        data = {name: torch.cat([data[name], begun_astray[name]]) for name in data}
+        recovering = load_recovery_clips(recovery)
+        for name, part in data.items():
+            if recovering[name].shape[1:] != part.shape[1:]:
+                raise ValueError(
+                    f"recovery clips whose {name} are {tuple(recovering[name].shape[1:])} do not go with clips of "
+                    f"{tuple(part.shape[1:])}: make them by a model of the same latents, words and number of frames."
+                )
+        data = {name: torch.cat([part, recovering[name]]) for name, part in data.items()}
     if stills:
         count = len(data["inputs"])
         beginnings = MovingDigits("train", count * stills, 1, cuts=0.0, seed=config.seed + 2)
@@ -198,7 +204,8 @@ def train_on_digits(
         objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0], learn_denoiser),
         output=Path(output),
     )
-    VideoModel(flow.cpu(), latents, encoder, settings).save(Path(output) / "pipeline")
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        VideoModel(flow.cpu(), latents, encoder, settings).save(Path(output) / "pipeline")
     return result
 
 

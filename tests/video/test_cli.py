@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.video.tiny import SEVEN, tiny_model
+from video import recovery
 from video.cli import main
 from video.data import MovingDigits
 from video.media import read_clip, write_clip
@@ -37,6 +38,25 @@ def test_train(tmp_path):
     main(["train", "--autoencoder", arguments[1], *started, *more, *TRAINING])
     changed = VideoModel.load(tmp_path / "more" / "pipeline").flow.state_dict()
     assert weights.keys() == changed.keys() and any(not torch.equal(weights[name], changed[name]) for name in weights)
+
+
+def test_recovery_clips_are_made_and_learnt(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recovery, "LARGEST_MISFIT", 100.0)  # a model that was never trained shows no digits
+    clips = str(tmp_path / "clips.safetensors")
+    main(["recovery", "--model", folder, "--output", clips, "--clips", "2", "--windows", "2"])
+    assert "4 clips written to" in capsys.readouterr().out
+    model = VideoModel.load(folder)
+    arguments = ["--output", str(tmp_path / "flow"), "--autoencoder", f"{folder}/autoencoder", "--initial", folder]
+    sizes = ["--num_frames", "4", "--clips", "3", "--stills", "2", "--more_layers", "1"]
+    main(["train", *arguments, *sizes, "--recovery", f"[{clips}]", "--learn_denoiser", "false", *TRAINING])
+    trained = VideoModel.load(tmp_path / "flow" / "pipeline")
+    assert trained.flow.config == model.flow.config | {"layers_per_block": [1, 2]}
+    with pytest.raises(SystemExit, match="recovery clips whose inputs are .* make them by a model of the same"):
+        main(["train", *arguments, "--num_frames", "3", "--recovery", f"[{clips}]", *TRAINING])
+    with pytest.raises(SystemExit, match="there are no recovery clips at none"):
+        main(["train", *arguments, "--recovery", "[none]", *TRAINING])
+    with pytest.raises(SystemExit, match="more_layers are added to an initial model"):
+        main(["train", *arguments[:4], "--more_layers", "1", *TRAINING])
 
 
 def test_generate_and_likelihood(folder, tmp_path, capsys):
