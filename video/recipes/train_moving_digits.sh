@@ -1,8 +1,7 @@
 # The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents: first on short clips,
 # then on their first frames alone, which teach it most of what a digit looks like and cost the least, then on whole
-# clips, on both at once, with a denoiser beside it, on other clips, from there on without training the denoiser, on
-# clips that begin with a digit gone astray, as those of a roll-out do, and in the end, four layers deeper and on two
-# cores, on clips that the model began itself. Run again, it goes on.
+# clips, on both at once, with a denoiser beside it, on other clips, from there on without training the denoiser, and
+# in the end on clips that begin with a digit gone astray, as those of a roll-out do. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -42,21 +41,3 @@ $PYTHON -m video train --output runs/video/steadier --autoencoder runs/video/aut
     --noise 0.15 --initial runs/video/steady/pipeline --clips 8000 --stills 8 --cuts 0.6 --drifted 0.8 \
     --learn_denoiser false --training.batch_size 8 --training.max_seconds 2100 --training.learning_rate 6e-4 \
     --training.validation_interval 500 --training.checkpoint_seconds 300 --training.seed 4 --training.progress_bar false
-BOTH=".venv/bin/torchrun --nproc_per_node=2 -m"
-MIXED="--training.precision bf16-mixed --training.find_unused_parameters true"
-ASTRAY=runs/video/recovery
-[ -f $ASTRAY/steadier.safetensors ] || $PYTHON -m video recovery --model runs/video/steadier/pipeline \
-    --output $ASTRAY/steadier.safetensors --clips 600 --windows 5 --guidance 2 --seed 1000
-$BOTH video train --output runs/video/deeper --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --initial runs/video/steadier/pipeline --more_layers 4 --clips 8000 --stills 2 --cuts 0.5 \
-    --drifted 0.3 --recovery [$ASTRAY/steadier.safetensors] --learn_denoiser false $MIXED --training.batch_size 16 \
-    --training.max_seconds 2900 --training.learning_rate 1.2e-3 --training.validation_interval 1000 \
-    --training.checkpoint_seconds 600 --training.seed 5 --training.progress_bar false
-[ -f $ASTRAY/deeper.safetensors ] || $PYTHON -m video recovery --model runs/video/deeper/pipeline \
-    --output $ASTRAY/deeper.safetensors --clips 500 --windows 5 --guidance 2 --seed 4000
-$BOTH video train --output runs/video/recovered --autoencoder runs/video/autoencoder/autoencoder \
-    --noise 0.15 --initial runs/video/deeper/pipeline --clips 8000 --stills 2 --cuts 0.4 --drifted 0.2 \
-    --recovery [$ASTRAY/steadier.safetensors,$ASTRAY/deeper.safetensors] --learn_denoiser false $MIXED \
-    --training.batch_size 16 --training.max_seconds 2900 --training.learning_rate 8e-4 \
-    --training.validation_interval 1000 --training.checkpoint_seconds 600 --training.seed 6 \
-    --training.progress_bar false
