@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,25 +56,15 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         return _xformers_attention(query, key, value)
     if new == total:
         grouped = query.shape[1] != key.shape[1]
-        return _torch_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
+        return scaled_dot_product_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
     if new > 1 and mask is None:
         mask = causal_mask(new, total, query)
     if query.shape[1] == key.shape[1]:
-        return _torch_attention(query, key, value, mask)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # The query heads that share a key head become more queries of that head: no key is repeated.
     shared = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
-    return _torch_attention(shared, key, value, mask).reshape(query.shape)
-
-
-def _torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled():
-        # On CPUs their backward pass takes several times as long in bfloat16 as in float32.
-        mask = None if mask is None else mask.float()
-        with torch.autocast("cpu", enabled=False):
-            attended = scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, **options)
-        return attended.to(query.dtype)
-    return scaled_dot_product_attention(query, key, value, mask, **options)
+    return scaled_dot_product_attention(shared, key, value, attn_mask=mask).reshape(query.shape)
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

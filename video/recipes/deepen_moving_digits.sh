@@ -5,20 +5,20 @@ set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
 BOTH=".venv/bin/torchrun --nproc_per_node=2 -m"
-MIXED="--training.precision bf16-mixed --training.find_unused_parameters true"
+UNUSED="--training.find_unused_parameters true"  # the denoiser, which does not learn
 ASTRAY=runs/video/recovery
 [ -f $ASTRAY/steadier.safetensors ] || $PYTHON -m video recovery --model runs/video/steadier/pipeline \
     --output $ASTRAY/steadier.safetensors --clips 600 --windows 5 --guidance 2 --seed 1000
 $BOTH video train --output runs/video/deeper --autoencoder runs/video/autoencoder/autoencoder \
     --noise 0.15 --initial runs/video/steadier/pipeline --more_layers 4 --clips 8000 --stills 2 --cuts 0.5 \
-    --drifted 0.3 --recovery [$ASTRAY/steadier.safetensors] --learn_denoiser false $MIXED --training.batch_size 16 \
+    --drifted 0.3 --recovery [$ASTRAY/steadier.safetensors] --learn_denoiser false $UNUSED --training.batch_size 16 \
     --training.max_seconds 2900 --training.learning_rate 1.2e-3 --training.validation_interval 1000 \
     --training.checkpoint_seconds 600 --training.seed 5 --training.progress_bar false
 [ -f $ASTRAY/deeper.safetensors ] || $PYTHON -m video recovery --model runs/video/deeper/pipeline \
     --output $ASTRAY/deeper.safetensors --clips 500 --windows 5 --guidance 2 --seed 4000
 $BOTH video train --output runs/video/recovered --autoencoder runs/video/autoencoder/autoencoder \
     --noise 0.15 --initial runs/video/deeper/pipeline --clips 8000 --stills 2 --cuts 0.4 --drifted 0.2 \
-    --recovery [$ASTRAY/steadier.safetensors,$ASTRAY/deeper.safetensors] --learn_denoiser false $MIXED \
+    --recovery [$ASTRAY/steadier.safetensors,$ASTRAY/deeper.safetensors] --learn_denoiser false $UNUSED \
     --training.batch_size 16 --training.max_seconds 2900 --training.learning_rate 8e-4 \
     --training.validation_interval 1000 --training.checkpoint_seconds 600 --training.seed 6 \
     --training.progress_bar false
