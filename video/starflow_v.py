@@ -95,6 +95,8 @@ class STARFlowV(DeepShallowFlow):
 
         Raises ValueError as `log_prob` does.
         """
+        if context is not None and len(context) != len(inputs):
+            raise ValueError(f"{len(inputs)} clips need a context of as many rows, got {len(context)}.")
         z, logabsdet = self._transform.by_frames(inputs, self._embedding_net(context))
         noise = z.reshape(-1, self._transform.frame_length, z.shape[-1])
         return self._distribution.log_prob(noise).view_as(logabsdet) + logabsdet

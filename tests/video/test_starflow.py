@@ -130,6 +130,9 @@ def test_clips_are_causal_over_frames(settings):
         part, _ = flow._transform(x[:, :frames], context)
         torch.testing.assert_close(part, whole[:, : frames * length], atol=1e-9, rtol=0)
     assert flow.log_prob(x[:, :1], context).shape == (3,)
+    by_frames = flow.log_prob_of_frames(x, context)
+    for frames in range(1, x.shape[1] + 1):
+        torch.testing.assert_close(by_frames[:, :frames].sum(1), flow.log_prob(x[:, :frames], context))
 
 
 @every_family
@@ -176,6 +179,8 @@ def test_wrong_inputs():
         image.log_prob(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 11))
     with pytest.raises(ValueError, match=r"text of shape \(batch, 3, 10\), got \(1, 2, 10\)"):
         video.log_prob(torch.zeros(1, 3, 2, 2, 4), torch.zeros(1, 2, 10))
+    with pytest.raises(ValueError, match="1 clips need a context of as many rows, got 2"):
+        video.log_prob_of_frames(torch.zeros(1, 3, 2, 2, 4), text.expand(2, -1, -1))
     with pytest.raises(ValueError, match="context"):
         image.log_prob(torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="expected inputs of shape"):
