@@ -52,10 +52,9 @@ class DeepShallow(Transform):
 
     def by_frames(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """What `forward` gives, but the logabsdet of each frame given those before it, ``(B, frames)``."""
-        tokens, _ = self.patches(inputs)
-        self._check_length(tokens)
-        tokens, logabsdet = self.shallow.by_frames(tokens)
-        z, deep_logabsdet = self.deep.by_numbers(self.order(tokens)[0], context)
+        u, logabsdet = self._encode_by_frames(inputs)
+        self._check_length(u)
+        z, deep_logabsdet = self.deep.by_numbers(u, context)
         return self.order.inverse(z)[0], logabsdet + deep_logabsdet.reshape(*logabsdet.shape, -1).sum(-1)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
@@ -66,8 +65,12 @@ class DeepShallow(Transform):
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens u ``(B, frames * frame_length, C)`` that the deep map visits, in its order, and logabsdet."""
+        u, logabsdet = self._encode_by_frames(inputs)
+        return u, logabsdet.sum(-1)
+
+    def _encode_by_frames(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         tokens, _ = self.patches(inputs)
-        tokens, logabsdet = self.shallow(tokens)
+        tokens, logabsdet = self.shallow.by_frames(tokens)
         return self.order(tokens)[0], logabsdet
 
     def decode(self, u: Tensor) -> tuple[Tensor, Tensor]:
