@@ -70,6 +70,7 @@ def train(
     stills: int = 0,
     cuts: float = 0.3,
     drifted: float = 0.0,
+    anchored: float = 0.0,
     recovery: list[str] = [],  # noqa: B006
     channels: int = 128,
     layers_per_block: list[int] = [1, 1, 1, 5],  # noqa: B006
@@ -95,6 +96,7 @@ def train(
         stills: so many first frames of other clips are learnt beside each clip; they show what prompts look like.
         cuts: share of clips that are cut out of a longer motion, which is what continuing a clip takes.
         drifted: share of the cuts that begin with a digit gone astray, from which roll-outs learn to come back.
+        anchored: share of the cuts that begin with the first frame of the whole motion, which roll-outs then keep.
         recovery: files of clips, made by the command of that name, that are learnt as well.
         channels: width of the transformers.
         layers_per_block: transformer layers of each block; the last is the deep one.
@@ -120,6 +122,7 @@ def train(
         stills=stills,
         cuts=cuts,
         drifted=drifted,
+        anchored=anchored,
         recovery=recovery,
         channels=channels,
         layers_per_block=layers_per_block,

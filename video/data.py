@@ -23,6 +23,8 @@ CUTS = 0.3
 LONGEST = 512  # frames of motion before a cut
 # Of a drifted clip: the largest share of another digit in what it shows, and for how many of its frames at most.
 ASTRAY, DRIFTED_FRAMES = 0.7, 8
+# What is said instead of a direction of clips whose first frame is the beginning of a motion, and the others any later.
+ON_AND_ON = "on and on"
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS = {
@@ -45,7 +47,8 @@ class Clips(NamedTuple):
     """frames: ``(B, T, 1, 32, 32)`` in -1 … 1; the rest ``(B,)``: digits, and numbers of directions and speeds.
 
     images: the handwriting, ``(B, 14, 14)`` in 0 … 1. is_cut: whether a clip is cut out of a longer motion; its
-    direction is then that in which it began long before.
+    direction is then that in which it began long before. is_anchored: whether its first frame is the one that the
+    longer motion began with. num_given: how many of its first frames are there to be read, not to be learnt.
     """
 
     frames: Tensor
@@ -55,6 +58,8 @@ class Clips(NamedTuple):
     speeds: Tensor
     is_cut: Tensor
     images: Tensor
+    is_anchored: Tensor
+    num_given: Tensor
 
 
 @functools.cache
@@ -76,12 +81,16 @@ def handwriting(split: str) -> tuple[Tensor, Tensor]:
     return large.clamp(0, 1), torch.from_numpy(digits.target)[order].long()
 
 
-def prompt(digit: int, direction: int | None, speed: int | None) -> str:
-    """Such as "a seven moving up and right, fast"; direction None: "moving on"; speed None: "a seven" alone."""
+def prompt(digit: int, direction: int | None, speed: int | None, *, is_anchored: bool = False) -> str:
+    """Such as "a seven moving up and right, fast"; direction None: "moving on"; speed None: "a seven" alone.
+
+    is_anchored: "a seven moving on and on, fast", or, of no speed, "a seven moving on and on", whatever the direction.
+    """
     noun = f"{'an' if digit == 8 else 'a'} {NUMBERS[digit]}"
+    way = ON_AND_ON if is_anchored else "on" if direction is None else list(DIRECTIONS)[direction]
     if speed is None:
-        return noun
-    return f"{noun} moving {'on' if direction is None else list(DIRECTIONS)[direction]}, {list(SPEEDS)[speed]}"
+        return f"{noun} moving {way}" if is_anchored else noun
+    return f"{noun} moving {way}, {list(SPEEDS)[speed]}"
 
 
 def velocities(directions: Tensor, speeds: Tensor) -> Tensor:
@@ -133,7 +142,9 @@ class MovingDigits:
     `cuts`, cut out of a longer motion at any time; the prompt of the latter has no direction, and at times the digit
     alone. Of a share `drifted` of the cuts the first frames, up to `DRIFTED_FRAMES`, show another digit mixed into the
     right one, to which the clip then comes back: what a model has to have seen that goes on from its own frames, whose
-    digits go astray. Raises ValueError for sizes that make no sense.
+    digits go astray. A share `anchored` of the cuts have in the place of their first frame the one that the motion
+    began with, which tells to what handwriting a clip comes back; what they show of another digit, and how far they
+    are from their first frame, is not to be learnt. Raises ValueError for sizes that make no sense.
     """
 
     def __init__(
@@ -144,18 +155,20 @@ class MovingDigits:
         *,
         cuts: float = CUTS,
         drifted: float = 0.0,
+        anchored: float = 0.0,
         seed: int = 0,
     ):
-        if num_clips < 1 or num_frames < 1 or not (0 <= cuts <= 1 and 0 <= drifted <= 1):
+        if num_clips < 1 or num_frames < 1 or not all(0 <= share <= 1 for share in (cuts, drifted, anchored)):
             raise ValueError(
-                f"there are no {num_clips} clips of {num_frames} frames with a share {cuts} of cuts and {drifted} of "
-                "these drifted; give positive numbers and shares in 0 … 1."
+                f"there are no {num_clips} clips of {num_frames} frames with a share {cuts} of cuts, {drifted} of "
+                f"these drifted and {anchored} anchored; give positive numbers and shares in 0 … 1."
             )
         self.images, self.labels = handwriting(split)
         self.num_clips = num_clips
         self.num_frames = num_frames
         self.cuts = cuts
         self.drifted = drifted
+        self.anchored = anchored
         self.seed = seed
 
     def __len__(self) -> int:
@@ -177,28 +190,39 @@ class MovingDigits:
         steps = first[:, None] + torch.arange(-BEFORE, self.num_frames)
         positions = bounced(start[:, None], velocity[:, None], steps[..., None]).squeeze(2)
         images = self.images[sample].unsqueeze(1)
-        cut = render(self._with_drift(images, draws[:, 8:]), positions)[:, BEFORE:]
+        is_anchored = is_cut & (draws[:, 12] < self.anchored)
+        # Of an anchored clip, one frame is the anchor and one at least tells how the digit moves.
+        num_astray = 1 + (draws[:, 11] * DRIFTED_FRAMES).long() + is_anchored
+        drifting = self._with_drift(images, draws[:, 8:11], num_astray, is_anchored)
+        cut = render(drifting, positions)[:, BEFORE:]
         begun = render(images, positions[:, BEFORE:])
+        # What a motion begins with may have an afterglow: a clip that is to be continued may be a cut itself.
+        glow = torch.arange(-BEFORE, 1) * (draws[:, 13:14] < 0.5)
+        anchor = render(images, bounced(start[:, None], velocity[:, None], glow[..., None]).squeeze(2))[:, -1]
         frames = torch.where(is_cut.view(-1, 1, 1, 1, 1), cut, begun)
+        frames[:, 0] = torch.where(is_anchored.view(-1, 1, 1, 1), anchor, frames[:, 0])
         digits = self.labels[sample]
         prompts = []
-        for digit, way, pace, later, alone in zip(digits, direction, speed, is_cut, draws[:, 7] < 0.3, strict=True):
-            is_bare = bool(later and alone)
-            prompts.append(prompt(int(digit), None if later else int(way), None if is_bare else int(pace)))
-        return Clips(frames, prompts, digits, direction, speed, is_cut, self.images[sample])
+        is_bare = is_cut & (draws[:, 7] < 0.3)
+        for row in range(len(indices)):
+            way = None if is_cut[row] else int(direction[row])
+            pace = None if is_bare[row] else int(speed[row])
+            prompts.append(prompt(int(digits[row]), way, pace, is_anchored=bool(is_anchored[row])))
+        num_given = torch.where(is_anchored, num_astray, 0).clamp(max=self.num_frames - 1)
+        return Clips(frames, prompts, digits, direction, speed, is_cut, self.images[sample], is_anchored, num_given)
 
-    def _with_drift(self, images: Tensor, draws: Tensor) -> Tensor:
+    def _with_drift(self, images: Tensor, draws: Tensor, num_astray: Tensor, is_anchored: Tensor) -> Tensor:
         """Images ``(B, 1, 14, 14)`` in each frame of a cut, those before it included, ``(B, BEFORE + T, 14, 14)``."""
         if not self.drifted:
             return images
         other = self.images[(draws[:, 1] * len(self.images)).long()].unsqueeze(1)
-        share = torch.where(draws[:, 0] < self.drifted, ASTRAY * draws[:, 2], 0.0).to(images)
-        stop = BEFORE + 1 + (draws[:, 3] * DRIFTED_FRAMES).long()
-        is_astray = torch.arange(BEFORE + self.num_frames) < stop[:, None]
+        largest = torch.where(is_anchored, 1.0, ASTRAY)  # an anchor tells what is right even where nothing else does
+        share = torch.where(draws[:, 0] < self.drifted, largest * draws[:, 2], 0.0).to(images)
+        is_astray = torch.arange(-BEFORE, self.num_frames) < num_astray[:, None]
         return torch.lerp(images, other, (is_astray * share[:, None])[..., None, None])
 
     def _draw(self, index: int) -> Tensor:
-        return torch.rand(12, generator=derived_generator(self.seed, index), dtype=torch.float64)
+        return torch.rand(14, generator=derived_generator(self.seed, index), dtype=torch.float64)
 
 
 BEFORE = 6  # frames after which an afterglow is below what 8 bits can show: 0.4^6 = 1/244

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,25 +34,54 @@ class ModelSettings:
 
     clip_shape: ``(T, C, H, W)`` of the clips it was trained on. noise: standard deviation added to latents in training.
     frame_rate: frames a second. later: a regular expression and what takes its place in the prompts of what continues a
-    clip, where the model was trained on prompts that tell of the beginning of clips alone.
+    clip, where the model was trained on prompts that tell of the beginning of clips alone. anchored: the same for
+    windows that have the clip's first frame in the place of the oldest of those before them, so that what it shows is
+    never forgotten, where the model was trained on such clips (None: windows have the frames before them alone).
     """
 
     clip_shape: tuple[int, int, int, int]
     noise: float
     frame_rate: float = 8.0
     later: tuple[str, str] | None = None
+    anchored: tuple[str, str] | None = None
 
     def later_prompt(self, prompt: str) -> str:
         """The prompt for what continues a clip of this prompt."""
-        return prompt if self.later is None else re.sub(self.later[0], self.later[1], prompt)
+        return _rewritten(prompt, self.later)
+
+    def anchored_prompt(self, prompt: str) -> str:
+        """The prompt for what continues a clip of this prompt after its first frame."""
+        return _rewritten(prompt, self.anchored)
 
 
 class Window(NamedTuple):
-    """Noisy latents ``(B, T, c, h, w)`` of a window, given which context; its first num_known frames are older ones."""
+    """Noisy latents ``(B, T, c, h, w)`` of a window, given which context; its first num_known frames are older ones.
+
+    is_anchored: whether the first of them is the clip's first frame.
+    """
 
     latents: Tensor
     context: Tensor
     num_known: int
+    is_anchored: bool = False
+
+
+class _Span(NamedTuple):
+    """A window: frames first … stop, known up to done; anchored: with the clip's first frame in the first's place."""
+
+    first: int
+    done: int
+    stop: int
+    is_anchored: bool
+
+    @property
+    def num_known(self) -> int:
+        return self.done - self.first
+
+    def of(self, frames: Tensor) -> Tensor:
+        """What there is of it in the frames ``(B, T, …)`` of a clip."""
+        own = frames[:, self.first : self.stop]
+        return torch.cat([frames[:, :1], own[:, 1:]], dim=1) if self.is_anchored else own
 
 
 class NoisyClips(NamedTuple):
@@ -85,12 +114,13 @@ class VideoModel:
             raise FileNotFoundError(f"there is no {SETTINGS} in {folder}; name the folder of a trained video model.")
         try:
             document = json.loads(path.read_text())
-            later = document["later"]
+            later, anchored = document["later"], document.get("anchored")
             settings = ModelSettings(
                 tuple(document["clip_shape"]),
                 float(document["noise"]),
                 float(document["frame_rate"]),
                 None if later is None else (later[0], later[1]),
+                None if anchored is None else (anchored[0], anchored[1]),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
@@ -156,7 +186,8 @@ class VideoModel:
 
         num_frames: how many latent frames (default: as in training); beyond what the flow has positions for, window
         after window, each from the last `overlap` frames (default: half a window; 0: a single window is allowed), under
-        the settings' later prompt.
+        the settings' later prompt, or, where there is an anchored one, from the clip's first frame and `overlap - 1` of
+        the last.
         given: the first frames ``(B or 1, n, C, H, W)``: one for image to video; of more the prompt is the later one.
         guidance: weight of classifier-free guidance (`ProductGuidance`). denoise: how noise is taken off the latents:
         "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none". candidates: so
@@ -200,13 +231,13 @@ class VideoModel:
             raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
         drawn = NoisyClips(noisy, [], given)
         num_given = noisy.shape[1]
-        flow, decoder = self._guided(guidance), decoding or current() or self.decoding
-        for first, done, stop in rollout.windows(num_frames, num_given, self.window, overlap):
-            context = self._window_context(prompts, is_first=num_given <= 1 and done == num_given)
-            known = noisy[:, first:].repeat_interleave(candidates, 0) if done > first else None
+        decoder = decoding or current() or self.decoding
+        for span in self._spans(num_frames, num_given, overlap):
+            context = self._window_context(prompts, span, is_first=num_given <= 1 and span.done == num_given)
+            known = span.of(noisy).repeat_interleave(candidates, 0) if span.num_known else None
             window = rollout.generate(
-                flow,
-                stop - first,
+                self._guided(guidance, span),
+                span.stop - span.first,
                 context.repeat_interleave(candidates, 0),
                 known,
                 generator=generator,
@@ -214,12 +245,12 @@ class VideoModel:
             )
             if candidates > 1:
                 window = window.unflatten(0, (len(prompts), candidates))
-                evidence = self.prompt_evidence(window[:, :, done - first :], prompts)
+                evidence = self.prompt_evidence(window[:, :, span.num_known :], prompts)
                 # A candidate that overflowed is none.
                 best = evidence.nan_to_num(-math.inf).argmax(1)
                 window = window[torch.arange(len(prompts)), best]
-            noisy = torch.cat([noisy, window[:, done - first :]], dim=1)
-            drawn.windows.append(Window(window, context, done - first))
+            noisy = torch.cat([noisy, window[:, span.num_known :]], dim=1)
+            drawn.windows.append(Window(window, context, span.num_known, span.is_anchored))
         return drawn
 
     @torch.no_grad()
@@ -232,7 +263,8 @@ class VideoModel:
         """
         rows, count, length = latents.shape[:3]
         frames = latents.flatten(0, 2).unsqueeze(1)
-        told = self._window_context(prompts, is_first=False).repeat_interleave(count * length, 0)
+        later = self.context([self.settings.later_prompt(prompt) for prompt in prompts])
+        told = later.repeat_interleave(count * length, 0)
         untold = self.context([""]).expand(len(frames), -1, -1)
         evidence = self.flow.log_prob(frames, told) - self.flow.log_prob(frames, untold)
         return evidence.view(rows, count, length).mean(-1)
@@ -285,16 +317,19 @@ class VideoModel:
             raise ValueError(f"keep_frames must lie in 0 … {num_frames - 1}, fewer than the clip's, got {keep_frames}.")
         overlap = self._overlap(num_frames, overlap)
         edited = plain = noisy[:, :keep_frames]
-        flow, decoder = self._guided(guidance), decoding or current() or self.decoding
-        for first, done, stop in rollout.windows(num_frames, keep_frames, self.window, overlap):
-            source, context = (self._window_context(texts, is_first=first == 0) for texts in (source_prompts, prompts))
-            noise, _ = flow._transform(noisy[:, first:stop], flow._embedding_net(source))
+        decoder = decoding or current() or self.decoding
+        for span in self._spans(num_frames, keep_frames, overlap):
+            flow = self._guided(guidance, span)
+            source, context = (
+                self._window_context(texts, span, is_first=span.first == 0) for texts in (source_prompts, prompts)
+            )
+            noise, _ = flow._transform(span.of(noisy), flow._embedding_net(source))
             new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
             noise = math.sqrt(1 - fresh**2) * noise + fresh * new
-            known = edited[:, first:] if done > first else None
+            known = span.of(edited) if span.num_known else None
             window = rollout.decode(flow, noise, context, known, decoding=decoder)
-            edited = torch.cat([edited, window[:, done - first :]], dim=1)
-            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, done - first :]], dim=1)
+            edited = torch.cat([edited, window[:, span.num_known :]], dim=1)
+            plain = torch.cat([plain, self._denoised(window, context, denoise)[:, span.num_known :]], dim=1)
         made = self.latents.decode(plain)
         if keep_frames:
             kept = 1 + (keep_frames - 1) * self.latents.temporal_factor
@@ -313,11 +348,24 @@ class VideoModel:
             )
         return overlap
 
-    def _guided(self, guidance: float) -> Flow:
-        return self.flow.guided(ProductGuidance(guidance), self.context([""])[0]) if guidance else self.flow
+    def _spans(self, num_frames: int, num_known: int, overlap: int) -> Iterator[_Span]:
+        """The windows of so many frames, the first of which are known."""
+        for first, done, stop in rollout.windows(num_frames, num_known, self.window, overlap):
+            # A single known frame has to be the last one, which tells where things are.
+            is_anchored = self.settings.anchored is not None and first > 0 and done - first > 1
+            yield _Span(first, done, stop, is_anchored)
 
-    def _window_context(self, prompts: Sequence[str], *, is_first: bool) -> Tensor:
-        return self.context(prompts if is_first else [self.settings.later_prompt(prompt) for prompt in prompts])
+    def _guided(self, guidance: float, span: _Span) -> Flow:
+        if not guidance:
+            return self.flow
+        untold = self.settings.anchored_prompt("") if span.is_anchored else ""
+        return self.flow.guided(ProductGuidance(guidance), self.context([untold])[0])
+
+    def _window_context(self, prompts: Sequence[str], span: _Span, *, is_first: bool) -> Tensor:
+        if is_first:
+            return self.context(prompts)
+        rewritten = self.settings.anchored_prompt if span.is_anchored else self.settings.later_prompt
+        return self.context([rewritten(prompt) for prompt in prompts])
 
     def flow_tokens(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> Tensor:
         """Noisy latents of the given frames, one clip for each prompt; of none, ``(B, 0, c, h, w)``."""
@@ -371,3 +419,7 @@ class VideoModel:
 
     def _like(self) -> Tensor:
         return next(self.flow.parameters())
+
+
+def _rewritten(prompt: str, rule: tuple[str, str] | None) -> str:
+    return prompt if rule is None else re.sub(rule[0], rule[1], prompt, count=1)

@@ -28,7 +28,7 @@ from video.data import (
 )
 from video.model import VideoModel, Window
 
-NAMES = ("inputs", "context", "num_given")
+NAMES = ("inputs", "context", "num_given", "is_anchored")
 # By how many pixels, in the mean, the frames that a model drew may differ from the motion that is fitted to them.
 LARGEST_MISFIT = 0.75
 
@@ -47,13 +47,15 @@ def recovery_clips(
     """Roll the model out from the first frames of training clips; each window begins a clip that the truth ends.
 
     A clip's first frames, a quarter to three quarters of it, are the noisy latents that the model drew, from errors of
-    its own in all windows before; the others are the latents, without noise, of what should follow: of all handwriting
-    of the prompt's digit the one that is nearest to what the model drew last, moving on from there. Windows whose digit
-    does not move as digits do are left out. A model that is trained on what follows alone learns to come back from its
+    its own in all windows before; the others are the latents, without noise, of what should follow: the true digit,
+    moving on from where the model drew it last. Where a window does not show the true first frame, it is, of all
+    handwriting of the prompt's digit, the one nearest to what the model drew. Windows whose digit does not move as
+    digits do are left out. A model that is trained on what follows alone learns to come back from its
     own errors (DAgger, arXiv 1011.0686, for a flow). guidance, seed: as for `VideoModel.generate`.
 
-    Returns "inputs" ``(N, T, c, h, w)``, their "context", and "num_given" ``(N,)``: how many frames the model drew,
-    which are not to be learnt. Raises ValueError for numbers below 1.
+    Returns "inputs" ``(N, T, c, h, w)``, their "context", "num_given" ``(N,)``: how many frames the model drew,
+    which are not to be learnt, and "is_anchored" ``(N,)``: whether the first one is the clip's. Raises ValueError for
+    numbers below 1.
     """
     if num_clips < 1 or num_windows < 1:
         raise ValueError(f"recovery clips take one clip and one window at least, got {num_clips} and {num_windows}.")
@@ -71,7 +73,7 @@ def recovery_clips(
 
 
 def _recovery(model: VideoModel, window: Window, clips: Clips, first: int) -> dict[str, Tensor]:
-    """The clips of one window of a roll-out of `clips`; first: which of the numbers of given frames comes first."""
+    """The clips of one window of a roll-out of `clips`; first: its number, from which numbers of given frames go on."""
     counts = range(model.window // 4, 3 * model.window // 4 + 1)
     num_given = torch.tensor(counts)[(torch.arange(len(window.latents)) + first) % len(counts)]
     inputs, fits = window.latents.clone(), torch.zeros(len(num_given), dtype=torch.bool)
@@ -80,14 +82,22 @@ def _recovery(model: VideoModel, window: Window, clips: Clips, first: int) -> di
         rows = (num_given == given).nonzero().squeeze(1)
         if not len(rows):
             continue
-        frames = model.latents.decode(window.latents[rows, :given])
-        position, way, misfit = fitted_motion(light_centres(frames), clips.images[rows], velocity[rows])
-        images, position = nearest_handwriting(light(frames[:, -1:]).squeeze(1), position, clips.digits[rows])
+        frames = model.latents.decode(window.latents[rows, int(window.is_anchored) : given])
+        images = clips.images[rows]
+        position, way, misfit = fitted_motion(light_centres(frames), images, velocity[rows])
+        if first and not window.is_anchored:
+            images, position = nearest_handwriting(light(frames[:, -1:]).squeeze(1), position, clips.digits[rows])
         steps = torch.arange(-BEFORE, model.window - given) + 1
         true = render(images.unsqueeze(1), bounced(position, way, steps))[:, BEFORE:]
         inputs[rows, given:] = model.latents.encode(true)
         fits[rows] = misfit <= LARGEST_MISFIT
-    return {"inputs": inputs[fits], "context": window.context[fits], "num_given": num_given[fits]}
+    is_anchored = torch.full((int(fits.sum()),), window.is_anchored)
+    return {
+        "inputs": inputs[fits],
+        "context": window.context[fits],
+        "num_given": num_given[fits],
+        "is_anchored": is_anchored,
+    }
 
 
 def fitted_motion(centres: Tensor, images: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from nflib.training import TrainingConfig, TrainingResult, fit
-from video.data import CUTS, WORDS, MovingDigits
+from video.data import CUTS, ON_AND_ON, WORDS, MovingDigits
 from video.denoiser import UNIT
 from video.latents import Latents, load_latents
 from video.model import ModelSettings, VideoModel
@@ -25,21 +25,35 @@ from video.text import TextEncoder, Words, load_text
 FRAME_RATE = 8.0
 # What a clip's later windows are told: directions in prompts are those of a clip's beginning.
 LATER = (r"moving (?:up|down|left|right)(?: and (?:left|right))?", "moving on")
+# The same of windows that have the clip's first frame, whatever the prompt says of the motion, if anything.
+ANCHORED = (r"(?: ?moving (?:up|down|left|right|on)(?: and (?:left|right|on))?)?(?=,|$)", f" moving {ON_AND_ON}")
 TEXT_LENGTH = 8
 VALIDATION_CLIPS = 256
 
 
-def coded(clips: MovingDigits, latents: Latents, text: TextEncoder) -> tuple[Tensor, Tensor]:
-    """Latents and contexts of clips, what `nflib.training.fit` takes.
+def coded(clips: MovingDigits, latents: Latents, text: TextEncoder, noise: float = 0.0) -> dict[str, Tensor]:
+    """What `NoisyLikelihood` takes, of clips: "inputs", latents, of which given frames already have their noise, their
+    "context", "num_given" and "is_anchored".
 
     All at once: coding a clip takes about as long as a step of training on it, so that each had better be seen often.
     """
-    inputs, prompts = [], []
+    inputs, prompts, given, is_anchored = [], [], [], []
     for numbers in tqdm(torch.arange(len(clips)).split(256), "coding clips", disable=len(clips) <= 1024):
         piece = clips.clips(numbers)
         inputs.append(latents.encode(piece.frames))
         prompts += piece.prompts
-    return torch.cat(inputs), text(prompts)
+        given.append(piece.num_given)
+        is_anchored.append(piece.is_anchored)
+    latent, num_given = torch.cat(inputs), torch.cat(given)
+    is_given = torch.arange(latent.shape[1]) < num_given[:, None]
+    generator = torch.Generator().manual_seed(clips.seed)
+    latent += noise * torch.randn(latent.shape, generator=generator) * is_given[..., None, None, None]
+    return {
+        "inputs": latent,
+        "context": text(prompts),
+        "num_given": num_given,
+        "is_anchored": torch.cat(is_anchored),
+    }
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,8 @@ class NoisyLikelihood:
     """Nats per dimension of latents with noise, plus a denoiser's flow-score matching where the flow has one.
 
     noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276). dropout: share of contexts that
-    become `unconditional` ``(L, D)`` in training, which guidance takes. The denoiser's target is Tweedie's noise
+    become `unconditional` in training, which guidance takes: ``(2, L, D)``, of clips and of those whose "is_anchored"
+    is true. The denoiser's target is Tweedie's noise
     ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
     its loss leaves the flow alone. Where a batch has "num_given" ``(B,)``, so many first frames of each clip are taken
     as they are, without noise, and how likely they are is not learnt (`video.recovery`). Where it has "stills" ``(B, n,
@@ -65,7 +80,7 @@ class NoisyLikelihood:
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         clips = batch["inputs"]
-        noisy, context = self._noisy(flow, clips, batch["context"], generator)
+        noisy, context = self._noisy(flow, clips, batch["context"], generator, batch.get("is_anchored"))
         is_learnt = torch.ones(clips.shape[:2], dtype=torch.bool, device=clips.device)
         if "num_given" in batch:
             is_learnt = torch.arange(clips.shape[1], device=clips.device) >= batch["num_given"][:, None]
@@ -79,13 +94,20 @@ class NoisyLikelihood:
         return loss, metrics
 
     def _noisy(
-        self, flow: nn.Module, latents: Tensor, context: Tensor, generator: torch.Generator
+        self,
+        flow: nn.Module,
+        latents: Tensor,
+        context: Tensor,
+        generator: torch.Generator,
+        is_anchored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Latents with noise, and contexts of which, in training, some are those of no prompt."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         if self.dropout and flow.training:
             is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
-            context = torch.where(is_dropped[:, None, None], self.unconditional.to(context), context)
+            unconditional = self.unconditional.to(context)
+            untold = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
+            context = torch.where(is_dropped[:, None, None], untold, context)
         return latents + self.noise * noise, context
 
     def _of_clips(
@@ -127,6 +149,7 @@ def train_on_digits(
     stills: int = 0,
     cuts: float = CUTS,
     drifted: float = 0.0,
+    anchored: float = 0.0,
     recovery: Sequence[str] = (),
     channels: int = 128,
     layers_per_block: Sequence[int] = (1, 1, 1, 5),
@@ -140,9 +163,10 @@ def train_on_digits(
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
     model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none,
-    more_layers deepens its deep block. stills: first frames of other clips, learnt beside each clip. cuts, drifted: as
-    for `MovingDigits`. recovery: files of `video.recovery`, learnt among the other clips. learn_denoiser: whether a
-    denoiser is trained too. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
+    more_layers deepens its deep block. stills: first frames of other clips, learnt beside each clip. cuts, drifted,
+    anchored: as for `MovingDigits`; a model that has seen anchored clips keeps a clip's first frame in every window.
+    recovery: files of `video.recovery`, learnt among the other clips. learn_denoiser: whether a denoiser is trained
+    too. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
     if stills < 0:
@@ -154,9 +178,11 @@ def train_on_digits(
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
-    clips = MovingDigits("train", num_clips, frames_shown, cuts=cuts, drifted=drifted, seed=config.seed)
+    clips = MovingDigits(
+        "train", num_clips, frames_shown, cuts=cuts, drifted=drifted, anchored=anchored, seed=config.seed
+    )
     clip_shape = (num_frames, *clips.clips(torch.zeros(1, dtype=torch.long)).frames.shape[2:])
-    settings = ModelSettings(clip_shape, noise, FRAME_RATE, LATER)
+    settings = ModelSettings(clip_shape, noise, FRAME_RATE, LATER, ANCHORED if anchored else None)
     torch.manual_seed(config.seed)
     denoiser = {"num_layers": denoiser_layers, "past": 4} if denoiser_layers else None
     if initial is None:
@@ -174,14 +200,15 @@ def train_on_digits(
     else:
         begun = VideoModel.load(initial)
         flow, encoder = begun.flow, begun.text
+        if settings.anchored is None:
+            settings = replace(settings, anchored=begun.settings.anchored)
         if flow.denoiser is None and denoiser is not None:
             flow = _grown(flow, denoiser=denoiser)
         if more_layers:
             flow = with_more_layers(flow, more_layers)
     validation = MovingDigits("validation", VALIDATION_CLIPS, frames_shown, seed=config.seed + 1)
-    data = dict(zip(("inputs", "context"), coded(clips, latents, encoder), strict=True))
+    data = coded(clips, latents, encoder, noise)
     if recovery:
-        data["num_given"] = torch.zeros(len(clips), dtype=torch.long)
         recovering = load_recovery_clips(recovery)
         for name, part in data.items():
             if recovering[name].shape[1:] != part.shape[1:]:
@@ -193,15 +220,15 @@ def train_on_digits(
     if stills:
         count = len(data["inputs"])
         beginnings = MovingDigits("train", count * stills, 1, cuts=0.0, seed=config.seed + 2)
-        frames, prompts = coded(beginnings, latents, encoder)
-        data["stills"] = frames.squeeze(1).unflatten(0, (count, stills))
-        data["stills_context"] = prompts.unflatten(0, (count, stills))
+        begun_clips = coded(beginnings, latents, encoder)
+        data["stills"] = begun_clips["inputs"].squeeze(1).unflatten(0, (count, stills))
+        data["stills_context"] = begun_clips["context"].unflatten(0, (count, stills))
     result = fit(
         flow,
         data,
         coded(validation, latents, encoder),
         config=config,
-        objective=NoisyLikelihood(noise, text_dropout, encoder([""])[0], learn_denoiser),
+        objective=NoisyLikelihood(noise, text_dropout, encoder(["", f"moving {ON_AND_ON}"]), learn_denoiser),
         output=Path(output),
     )
     if not distributed.is_initialized() or distributed.get_rank() == 0:

@@ -9,6 +9,7 @@ from video.data import (
     DIRECTIONS,
     DRIFTED_FRAMES,
     NUMBERS,
+    ON_AND_ON,
     ROOM,
     SPEEDS,
     SPLITS,
@@ -79,6 +80,8 @@ def test_clips_are_what_their_prompts_say():
     assert prompt(7, 1, 1) == "a seven moving up and right, fast"
     assert prompt(8, None, 0) == "an eight moving on, slowly"
     assert prompt(0, None, None) == "a zero"
+    assert prompt(0, 2, 1, is_anchored=True) == "a zero moving on and on, fast"
+    assert prompt(0, None, None, is_anchored=True) == "a zero moving on and on"
 
 
 def test_cuts_glow_from_the_start_and_tell_no_direction():
@@ -107,6 +110,30 @@ def test_drifted_clips_come_back_to_the_digit_of_their_prompt():
     assert gap[:, DRIFTED_FRAMES + 4].max() < 2 * AFTERGLOW**5
 
 
+def test_anchored_clips_come_back_to_the_digit_of_their_first_frame():
+    plain = MovingDigits("validation", 80, 16, cuts=0.8, seed=4).clips()
+    clips = MovingDigits("validation", 80, 16, cuts=0.8, anchored=0.5, drifted=0.8, seed=4).clips()
+    assert 0.3 < clips.is_anchored[clips.is_cut].float().mean() < 0.7
+    assert not clips.is_anchored[~clips.is_cut].any()
+    assert [ON_AND_ON in text for text in clips.prompts] == clips.is_anchored.tolist()
+    assert not clips.num_given[~clips.is_anchored].any()
+    given = clips.num_given[clips.is_anchored]
+    assert given.min() >= 2 and given.max() <= DRIFTED_FRAMES + 1
+    # The first frame is the right digit where it began; with an afterglow, or, as a clip's beginning, without.
+    anchors = clips.frames[clips.is_anchored, :1]
+    begun = MovingDigits("validation", 80, 16, cuts=0.0, seed=4).clips().frames[clips.is_anchored, :1]
+    bright = begun > 2 * AFTERGLOW - 1
+    torch.testing.assert_close(anchors[bright], begun[bright])
+    is_dark = (anchors == begun).flatten(1).all(1)
+    assert 0.2 < is_dark.float().mean() < 0.8
+    # What is to be learnt is as it would be without drift, but for an afterglow.
+    gap = (clips.frames - plain.frames).abs().flatten(2).amax(-1)
+    for row in clips.is_anchored.nonzero().squeeze(1):
+        assert gap[row, clips.num_given[row] :].max() < 2 * AFTERGLOW
+        assert gap[row, clips.num_given[row] + 4 :].max() < 2 * AFTERGLOW**5
+    assert (gap[clips.is_anchored, 1] > 0.5).float().mean() > 0.4
+
+
 def test_clips_depend_on_seed_and_number_alone():
     data = MovingDigits("train", 100, 4, seed=1)
     part = data.clips(torch.tensor([7, 3]))
@@ -121,10 +148,12 @@ def test_every_prompt_is_understood():
     for digit in range(len(NUMBERS)):
         for direction in (None, *range(len(DIRECTIONS))):
             for speed in (None, *range(len(SPEEDS))):
-                text([prompt(digit, direction, speed)])
+                text([prompt(digit, direction, speed), prompt(digit, direction, speed, is_anchored=True)])
 
 
-@pytest.mark.parametrize("settings", [{"num_clips": 0}, {"num_frames": 0}, {"cuts": 2.0}, {"drifted": -0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"num_clips": 0}, {"num_frames": 0}, {"cuts": 2.0}, {"drifted": -0.1}, {"anchored": 1.1}]
+)
 def test_mistakes(settings):
     with pytest.raises(ValueError, match="give positive numbers and shares"):
         MovingDigits(**settings)

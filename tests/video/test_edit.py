@@ -11,9 +11,9 @@ from video.media import read_clip, write_clip
 TWO = "a two moving left, slowly"
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(noise=0.0)
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "anchored"])
+def model(request):
+    return tiny_model(noise=0.0, is_anchored=request.param)
 
 
 @pytest.fixture(scope="module")

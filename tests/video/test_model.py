@@ -1,11 +1,13 @@
 """A model with all its parts: clips from prompts, images and clips; exact densities frame by frame; saving."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from nflib.decoding import Jacobi
+from nflib.transforms import ProductGuidance
 from tests.video.tiny import SEVEN, tiny_model
 from video import rollout
 from video.data import MovingDigits
@@ -89,6 +91,45 @@ def test_later_windows_have_the_later_prompt(model):
     assert torch.equal(*same)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (SEVEN, "a seven moving on and on, fast"),
+        ("an eight moving on, slowly", "an eight moving on and on, slowly"),
+        ("a seven", "a seven moving on and on"),
+        ("seven, fast", "seven moving on and on, fast"),
+        ("a two moving on and on", "a two moving on and on"),
+        ("", " moving on and on"),
+    ],
+)
+def test_anchored_prompts(prompt, expected):
+    model = tiny_model(is_anchored=True)
+    assert model.settings.anchored_prompt(prompt) == expected
+    model.context([expected])
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_anchored_windows_have_the_first_frame(guidance):
+    model = tiny_model(is_anchored=True)
+    drawn = model.draw([SEVEN], 8, guidance=guidance, overlap=2, seed=3)
+    assert [window.is_anchored for window in drawn.windows] == [False, True, True]
+    start, *later = drawn.windows
+    frames = start.latents
+    for window in later:
+        torch.testing.assert_close(window.latents[:, :2], frames[:, [0, -1]])
+        torch.testing.assert_close(window.context, model.context(["a seven moving on and on, fast"]))
+        frames = torch.cat([frames, window.latents[:, 2:]], dim=1)
+    # Each is what the flow, guided by its own unprompted windows, makes of its first frames.
+    flow = model.flow
+    if guidance:
+        flow = flow.guided(ProductGuidance(guidance), model.context(["moving on and on"])[0])
+    noise = flow.transform_to_noise(later[0].latents, later[0].context)
+    again = rollout.decode(flow, noise, later[0].context, later[0].latents[:, :2])
+    torch.testing.assert_close(again, later[0].latents, atol=1e-3, rtol=0)
+    # What is known of a single frame is where things are.
+    assert not model.draw([SEVEN], 6, overlap=1).windows[1].is_anchored
+
+
 def test_densities_of_frames_add_up(model, clips):
     prompts = clips.prompts
     whole = model.log_prob(clips.frames[:, :4], prompts, seed=2)
@@ -109,6 +150,9 @@ def test_saving(model, tmp_path):
     model.save(tmp_path)
     loaded = VideoModel.load(tmp_path)
     assert loaded.settings == model.settings
+    anchored = replace(model.settings, anchored=("on", "off"))
+    VideoModel(model.flow, model.latents, model.text, anchored).save(tmp_path / "anchored")
+    assert VideoModel.load(tmp_path / "anchored").settings == anchored
     torch.testing.assert_close(loaded.generate([SEVEN], seed=1), model.generate([SEVEN], seed=1), atol=1e-4, rtol=0)
     document = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**document, "clip_shape": [4, 1, 64, 64]}))

@@ -50,9 +50,9 @@ def test_the_nearest_handwriting_is_of_the_digit_asked_for():
         assert (known[labels == digit] == image).flatten(1).all(1).any()
 
 
-@pytest.fixture
-def model():
-    return tiny_model(4)
+@pytest.fixture(params=[False, True], ids=["plain", "anchored"])
+def model(request):
+    return tiny_model(4, is_anchored=request.param)
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def test_they_begin_as_drawn_and_end_as_is_true(model, clips):
         "inputs": (6, 4, 2, 4, 4),
         "context": (6, 8, model.text.channels),
         "num_given": (6,),
+        "is_anchored": (6,),
     }
     # Of the windows of two clips, then those of the third.
     assert clips["num_given"].tolist() == [1, 2, 2, 3, 1, 2]
@@ -76,6 +77,10 @@ def test_they_begin_as_drawn_and_end_as_is_true(model, clips):
         torch.testing.assert_close(clips["inputs"][row, :given], own[:given])
         assert not torch.allclose(clips["inputs"][row, given:], own[given:])
     torch.testing.assert_close(clips["context"][2:4], drawn.windows[1].context)
+    is_anchored = model.settings.anchored is not None
+    assert clips["is_anchored"].tolist() == [False, False, is_anchored, is_anchored, False, is_anchored]
+    if is_anchored:
+        torch.testing.assert_close(clips["inputs"][2:4, 0], clips["inputs"][:2, 0])
 
 
 def test_they_are_saved_and_loaded(clips, tmp_path):

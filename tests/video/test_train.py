@@ -5,10 +5,12 @@ import torch
 
 from nflib.training import TrainingConfig
 from tests.video.tiny import SEVEN, tiny_model
+from video.data import ON_AND_ON, MovingDigits
 from video.denoiser import UNIT
-from video.train import NoisyLikelihood, train_on_digits, with_more_layers
+from video.train import NoisyLikelihood, coded, train_on_digits, with_more_layers
 
 NOISE = 0.1
+ON = f"moving {ON_AND_ON}"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def batch(model):
 
 
 def loss_of(model, batch, noise=NOISE):
-    objective = NoisyLikelihood(noise, 0.1, model.context([""])[0])
+    objective = NoisyLikelihood(noise, 0.1, model.context(["", ON]))
     return objective(model.flow, batch, torch.Generator().manual_seed(1))
 
 
@@ -55,7 +57,7 @@ def test_the_denoiser_learns_the_flows_score(model, batch):
 
 def test_a_denoiser_that_is_not_to_learn_costs_nothing(model, batch):
     clips = {name: batch[name] for name in ("inputs", "context")}
-    objective = NoisyLikelihood(NOISE, 0.1, model.context([""])[0], learn_denoiser=False)
+    objective = NoisyLikelihood(NOISE, 0.1, model.context(["", ON]), learn_denoiser=False)
     loss, metrics = objective(model.flow, clips, torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss.detach(), loss_of(model, clips)[1]["nats_per_dim"])
     assert set(metrics) == {"nats_per_dim"}
@@ -74,13 +76,34 @@ def test_mistakes(tmp_path):
 
 def test_frames_that_are_given_are_read_and_not_learnt(model, batch):
     clips = {name: batch[name] for name in ("inputs", "context")} | {"num_given": torch.tensor([0, 2])}
-    objective = NoisyLikelihood(NOISE, 0.0, model.context([""])[0], learn_denoiser=False)
+    objective = NoisyLikelihood(NOISE, 0.0, model.context(["", ON]), learn_denoiser=False)
     loss, _ = objective(model.flow, clips, torch.Generator().manual_seed(1))
     noisy = clips["inputs"] + NOISE * torch.randn(clips["inputs"].shape, generator=torch.Generator().manual_seed(1))
     noisy[1, :2] = clips["inputs"][1, :2]
     whole = model.flow.log_prob(noisy, clips["context"])
     given = model.flow.log_prob(noisy[1:, :2], clips["context"][1:])
     torch.testing.assert_close(loss, -(whole.sum() - given.sum()) / (4 * 2 * 4 * 4))
+
+
+def test_dropped_prompts_of_anchored_clips_say_that_they_are(model, batch):
+    clips = {name: batch[name] for name in ("inputs", "context")} | {"is_anchored": torch.tensor([False, True])}
+    untold = model.context(["", ON])
+    flow = model.flow.train()
+    try:
+        dropped, _ = NoisyLikelihood(0.0, 1.0, untold, learn_denoiser=False)(flow, clips, torch.Generator())
+    finally:
+        flow.eval()
+    torch.testing.assert_close(dropped, -flow.log_prob(batch["inputs"], untold).mean() / (3 * 2 * 4 * 4))
+
+
+def test_given_frames_are_coded_with_noise(model):
+    clips = MovingDigits("train", 20, 4, cuts=1.0, anchored=0.5, seed=2)
+    noisy, clean = (coded(clips, model.latents, model.text, noise) for noise in (NOISE, 0.0))
+    assert torch.equal(noisy["is_anchored"], clips.clips().is_anchored)
+    is_given = torch.arange(4) < noisy["num_given"][:, None]
+    noise = noisy["inputs"] - clean["inputs"]
+    assert not noise[~is_given].any()
+    assert float(noise[is_given].std()) == pytest.approx(NOISE, rel=0.1)
 
 
 def test_new_layers_change_nothing_at_first(model, batch):

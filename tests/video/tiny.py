@@ -11,7 +11,7 @@ from video.latents import Latents
 from video.model import ModelSettings, VideoModel
 from video.starflow_v import STARFlowV
 from video.text import Words
-from video.train import FRAME_RATE, LATER, TEXT_LENGTH
+from video.train import ANCHORED, FRAME_RATE, LATER, TEXT_LENGTH
 
 SEVEN = "a seven moving up and right, fast"
 
@@ -24,7 +24,7 @@ def tiny_latents(latent_channels: int = 2) -> Latents:
     return Latents(autoencoder)
 
 
-def tiny_model(num_frames: int = 4, noise: float = 0.1) -> VideoModel:
+def tiny_model(num_frames: int = 4, noise: float = 0.1, *, is_anchored: bool = False) -> VideoModel:
     text = Words(WORDS, TEXT_LENGTH)
     flow = STARFlowV(
         (num_frames, 2, 4, 4),
@@ -36,5 +36,5 @@ def tiny_model(num_frames: int = 4, noise: float = 0.1) -> VideoModel:
         layer={"head_dim": 20},
         denoiser={"num_layers": 1, "past": 1},
     )
-    settings = ModelSettings((num_frames, 1, 32, 32), noise, FRAME_RATE, LATER)
+    settings = ModelSettings((num_frames, 1, 32, 32), noise, FRAME_RATE, LATER, ANCHORED if is_anchored else None)
     return VideoModel(perturbed(flow), tiny_latents(), text, settings)
