@@ -30,7 +30,7 @@ from video.model import VideoModel, Window
 
 NAMES = ("inputs", "context", "num_given", "is_anchored")
 # By how many pixels, in the mean, the frames that a model drew may differ from the motion that is fitted to them.
-LARGEST_MISFIT = 0.75
+LARGEST_MISFIT = 1.0
 
 
 @torch.no_grad()
@@ -102,7 +102,8 @@ def _recovery(model: VideoModel, window: Window, clips: Clips, first: int) -> di
 
 def fitted_motion(centres: Tensor, images: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The motion of a digit that comes nearest to centres of light ``(B, T, 2)``: where it is in the last frame, how it
-    moves then, both ``(B, 2)``, and its mean distance from the centres, ``(B,)``, in pixels.
+    moves then, both ``(B, 2)``, and its mean distance from the centres, ``(B,)``, in pixels, but for what is the same
+    in all frames: a digit of another shape may move as it should.
 
     images: of the digits ``(B, 14, 14)``. velocity: theirs ``(B, 2)``, but for its signs.
     """
@@ -113,9 +114,11 @@ def fitted_motion(centres: Tensor, images: Tensor, velocity: Tensor) -> tuple[Te
     positions = (nearest + offsets).clamp(0, ROOM).repeat(1, len(signs), 1)
     ways = velocity[:, None] * signs.repeat_interleave(len(offsets), 0)
     steps = torch.arange(1 - centres.shape[1], 1)
-    distances = (bounced(positions, ways, steps) + middle[:, None] - centres[:, None]).norm(dim=-1).mean(-1)
-    misfit, best = distances.min(1)
+    residuals = bounced(positions, ways, steps) + middle[:, None] - centres[:, None]
+    best = residuals.norm(dim=-1).mean(-1).argmin(1)
     rows = torch.arange(len(best))
+    residual = residuals[rows, best]
+    misfit = (residual - residual.mean(1, keepdim=True)).norm(dim=-1).mean(-1)
     return positions[rows, best], ways[rows, best], misfit
 
 
