@@ -79,6 +79,7 @@ def train(
     denoiser_layers: int = 0,
     more_layers: int = 0,
     learn_denoiser: bool = True,
+    emphasis: float = 1.0,
 ) -> None:
     """Train a STARFlow-V on latents of moving digits; run again, it goes on from its last checkpoint.
 
@@ -105,6 +106,7 @@ def train(
         denoiser_layers: layers of the denoiser that is trained beside the flow; 0 for none (or the initial model's).
         more_layers: so many are added to the deep block of the initial model; at first they change nothing.
         learn_denoiser: false leaves the initial model's denoiser as it is, and takes less time.
+        emphasis: how often the frame counts that follows what an anchored or a recovery clip is given.
     """
     from video.train import train_on_digits
 
@@ -131,6 +133,7 @@ def train(
         denoiser_layers=denoiser_layers,
         more_layers=more_layers,
         learn_denoiser=learn_denoiser,
+        emphasis=emphasis,
     )
 
 

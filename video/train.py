@@ -65,7 +65,8 @@ class NoisyLikelihood:
     is true. The denoiser's target is Tweedie's noise
     ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
     its loss leaves the flow alone. Where a batch has "num_given" ``(B,)``, so many first frames of each clip are taken
-    as they are, without noise, and how likely they are is not learnt (`video.recovery`). Where it has "stills" ``(B, n,
+    as they are, without noise, and how likely they are is not learnt (`video.recovery`); the frame that follows them,
+    the one that has to come back from what they show, counts `emphasis` times. Where it has "stills" ``(B, n,
     c, h, w)`` and "stills_context", single frames beside each clip, their nats per dimension are added: in a clip, what
     a frame looks like that follows no other is a small part of the loss. learn_denoiser: False leaves the flow's
     denoiser as it is, at 0.6 of the time.
@@ -75,17 +76,20 @@ class NoisyLikelihood:
     dropout: float
     unconditional: Tensor
     learn_denoiser: bool = True
+    emphasis: float = 1.0
 
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         clips = batch["inputs"]
         noisy, context = self._noisy(flow, clips, batch["context"], generator, batch.get("is_anchored"))
-        is_learnt = torch.ones(clips.shape[:2], dtype=torch.bool, device=clips.device)
+        weights = torch.ones(clips.shape[:2], device=clips.device)
         if "num_given" in batch:
-            is_learnt = torch.arange(clips.shape[1], device=clips.device) >= batch["num_given"][:, None]
-            noisy = torch.where(is_learnt[..., None, None, None], noisy, clips)
-        loss, metrics = self._of_clips(flow, noisy, context, is_learnt)
+            num_given = batch["num_given"][:, None]
+            frames = torch.arange(clips.shape[1], device=clips.device)
+            noisy = torch.where((frames < num_given)[..., None, None, None], clips, noisy)
+            weights = (frames >= num_given) + (self.emphasis - 1) * ((frames == num_given) & (num_given > 0))
+        loss, metrics = self._of_clips(flow, noisy, context, weights)
         if "stills" in batch:
             stills, prompts = batch["stills"].flatten(0, 1).unsqueeze(1), batch["stills_context"].flatten(0, 1)
             noisy, prompts = self._noisy(flow, stills, prompts, generator)
@@ -111,7 +115,7 @@ class NoisyLikelihood:
         return latents + self.noise * noise, context
 
     def _of_clips(
-        self, flow: nn.Module, noisy: Tensor, context: Tensor, is_learnt: Tensor
+        self, flow: nn.Module, noisy: Tensor, context: Tensor, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         denoiser: Any = flow.denoiser
         learns_denoiser = denoiser is not None and self.learn_denoiser
@@ -119,7 +123,7 @@ class NoisyLikelihood:
         with torch.set_grad_enabled(torch.is_grad_enabled() or learns_denoiser):
             noisy.requires_grad_(learns_denoiser)
             log_prob = _log_prob_of_frames(flow, noisy, context)
-            likelihood = -log_prob[is_learnt].mean() / noisy[0, 0].numel()
+            likelihood = -(weights * log_prob).sum() / (weights.sum() * noisy[0, 0].numel())
             metrics = {"nats_per_dim": likelihood.detach()}
             if not learns_denoiser:
                 return likelihood, metrics
@@ -158,6 +162,7 @@ def train_on_digits(
     denoiser_layers: int = 0,
     more_layers: int = 0,
     learn_denoiser: bool = True,
+    emphasis: float = 1.0,
 ) -> TrainingResult:
     """Train on moving digits; the arguments are those of the command line. Run again, it goes on where it stopped.
 
@@ -166,7 +171,8 @@ def train_on_digits(
     more_layers deepens its deep block. stills: first frames of other clips, learnt beside each clip. cuts, drifted,
     anchored: as for `MovingDigits`; a model that has seen anchored clips keeps a clip's first frame in every window.
     recovery: files of `video.recovery`, learnt among the other clips. learn_denoiser: whether a denoiser is trained
-    too. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
+    too. emphasis: how often the frame counts that follows what an anchored or a recovery clip is given. Raises
+    FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
     if stills < 0:
@@ -175,6 +181,8 @@ def train_on_digits(
         raise ValueError(
             f"more_layers are added to an initial model: name one, and give a positive number, not {more_layers}."
         )
+    if emphasis <= 0:
+        raise ValueError(f"emphasis must be a positive number, got {emphasis}.")
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
@@ -228,7 +236,7 @@ def train_on_digits(
         data,
         coded(validation, latents, encoder),
         config=config,
-        objective=NoisyLikelihood(noise, text_dropout, encoder(["", f"moving {ON_AND_ON}"]), learn_denoiser),
+        objective=NoisyLikelihood(noise, text_dropout, encoder(["", f"moving {ON_AND_ON}"]), learn_denoiser, emphasis),
         output=Path(output),
     )
     if not distributed.is_initialized() or distributed.get_rank() == 0:

@@ -1,5 +1,7 @@
 """The objective of video training."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,6 +72,8 @@ def test_mistakes(tmp_path):
     config = TrainingConfig(max_steps=1)
     with pytest.raises(ValueError, match="stills must be zero or more"):
         train_on_digits(tmp_path, config, autoencoder="none", stills=-1)
+    with pytest.raises(ValueError, match="emphasis must be a positive number"):
+        train_on_digits(tmp_path, config, autoencoder="none", emphasis=0.0)
     with pytest.raises(ValueError, match="frames_shown must lie in 1 … num_frames"):
         train_on_digits(tmp_path, config, autoencoder="none", frames_shown=17)
 
@@ -83,6 +87,9 @@ def test_frames_that_are_given_are_read_and_not_learnt(model, batch):
     whole = model.flow.log_prob(noisy, clips["context"])
     given = model.flow.log_prob(noisy[1:, :2], clips["context"][1:])
     torch.testing.assert_close(loss, -(whole.sum() - given.sum()) / (4 * 2 * 4 * 4))
+    emphatic = replace(objective, emphasis=5.0)
+    loss, _ = emphatic(model.flow, clips, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loss, -(whole[0] + 5 * (whole[1] - given[0])) / (8 * 2 * 4 * 4))
 
 
 def test_dropped_prompts_of_anchored_clips_say_that_they_are(model, batch):
