@@ -33,3 +33,8 @@ def test_right_clips_score_above_wrong_ones(model):
     right = model.log_prob(clips.frames, clips.prompts)
     for frames in spoiled(clips).values():
         assert float((right > model.log_prob(frames, clips.prompts)).float().mean()) >= 0.9
+
+
+def test_long_clips_keep_their_first_frame_in_every_window(model):
+    drawn = model.draw(["a seven moving up, fast"], 20, seed=0)
+    assert [window.is_anchored for window in drawn.windows] == [False, True]

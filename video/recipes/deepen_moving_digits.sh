@@ -1,7 +1,8 @@
 # After train_moving_digits.sh, on two cores: the same model four layers deeper, trained on clips that it began itself, and
 # then once more on clips that the deeper one began; then on clips that keep the first frame of a long motion, on short
-# ones of them, in which coming back from another digit is most of the loss, and in the end on whole clips of all kinds,
-# those that it began itself among them. Run again, it goes on.
+# ones of them, in which coming back from another digit is most of the loss, on whole clips of all kinds, those that it
+# began itself among them, and in the end on clips that keep the first frame and go on as they are, without anything to
+# come back from: the stages before teach it to jump where a window begins. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -43,3 +44,8 @@ $BOTH video train --output runs/video/kept --autoencoder runs/video/autoencoder/
     --learn_denoiser false $UNUSED --training.batch_size 16 --training.max_seconds 2700 \
     --training.learning_rate 8e-4 --training.validation_interval 1000 --training.checkpoint_seconds 400 \
     --training.seed 10 --training.progress_bar false
+$BOTH video train --output runs/video/calm --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/kept/pipeline --clips 7000 --stills 1 --cuts 0.65 --anchored 0.9 --emphasis 3 \
+    --learn_denoiser false $UNUSED --training.batch_size 16 --training.max_seconds 1380 \
+    --training.learning_rate 8e-4 --training.validation_interval 1000 --training.checkpoint_seconds 300 \
+    --training.seed 11 --training.progress_bar false
