@@ -1,4 +1,5 @@
-# The shipped model of moving digits, from nothing: an autoencoder, then the flow on its latents: first on short clips,
+# What the shipped model of moving digits begins with, from nothing; deepen_moving_digits.sh goes on from there.
+# An autoencoder, then the flow on its latents: first on short clips,
 # then on their first frames alone, which teach it most of what a digit looks like and cost the least, then on whole
 # clips, on both at once, with a denoiser beside it, on other clips, from there on without training the denoiser, and
 # in the end on clips that begin with a digit gone astray, as those of a roll-out do. Run again, it goes on.
