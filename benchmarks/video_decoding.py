@@ -29,7 +29,8 @@ from nflib.transforms import AutoregressiveTransform
 from video import STARFlowV
 from video.data import WORDS
 from video.decoding import TOLERANCE, FramesAtOnce
-from video.model import SETTINGS, VideoModel
+from video.model import VideoModel
+from video.settings import SETTINGS
 from video.text import TextEncoder, Words
 
 PROMPTS = ("a seven moving up and right, fast", "a three moving down, slowly", "a zero moving left, fast")

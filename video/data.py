@@ -141,8 +141,8 @@ class MovingDigits:
     A clip is a beginning, dark before its first frame and straight for the first `STRAIGHT` steps, or, of a share
     `cuts`, cut out of a longer motion at any time; the prompt of the latter has no direction, and at times the digit
     alone. Of a share `drifted` of the cuts the first frames, up to `DRIFTED_FRAMES`, show another digit mixed into the
-    right one, to which the clip then comes back: what a model has to have seen that goes on from its own frames, whose
-    digits go astray. A share `anchored` of the cuts have in the place of their first frame the one that the motion
+    right one, to which the clip then comes back: as the frames of a model that goes on from its own, whose digits go
+    astray. A share `anchored` of the cuts have in the place of their first frame the one that the motion
     began with, which tells to what handwriting a clip comes back; what they show of another digit, and how far they
     are from their first frame, is not to be learnt. Raises ValueError for sizes that make no sense.
     """

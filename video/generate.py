@@ -14,7 +14,8 @@ from nflib.decoding import Decoder, Sequential
 from video.decoding import FramesAtOnce
 from video.gallery import Entry, write_gallery
 from video.media import check_suffix, read_clip, read_image, write_clip
-from video.model import SETTINGS, VideoModel
+from video.model import VideoModel
+from video.settings import SETTINGS
 
 SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
 # Side of a picture in pixels that is easy to see.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,38 +18,12 @@ from nflib.transforms import ProductGuidance
 from video import rollout
 from video.decoding import FramesAtOnce
 from video.denoiser import UNIT
-from video.latents import Latents, first_line, load_latents
+from video.latents import Latents, load_latents
+from video.settings import ModelSettings
 from video.starflow_v import STARFlowV
 from video.text import TextEncoder, load_text
 
 DENOISING = ("score", "learned", "none")
-SETTINGS = "model.json"
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """What a `VideoModel` knows beside its parts.
-
-    clip_shape: ``(T, C, H, W)`` of the clips it was trained on. noise: standard deviation added to latents in training.
-    frame_rate: frames a second. later: a regular expression and what takes its place in the prompts of what continues a
-    clip, where the model was trained on prompts that tell of the beginning of clips alone. anchored: the same for
-    windows that have the clip's first frame in the place of the oldest of those before them, so that what it shows is
-    never forgotten, where the model was trained on such clips (None: windows have the frames before them alone).
-    """
-
-    clip_shape: tuple[int, int, int, int]
-    noise: float
-    frame_rate: float = 8.0
-    later: tuple[str, str] | None = None
-    anchored: tuple[str, str] | None = None
-
-    def later_prompt(self, prompt: str) -> str:
-        """The prompt for what continues a clip of this prompt."""
-        return _rewritten(prompt, self.later)
-
-    def anchored_prompt(self, prompt: str) -> str:
-        """The prompt for what continues a clip of this prompt after its first frame."""
-        return _rewritten(prompt, self.anchored)
 
 
 class Window(NamedTuple):
@@ -109,21 +81,7 @@ class VideoModel:
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> VideoModel:
         """The model saved in `folder`; raises FileNotFoundError or ValueError as its parts do."""
-        path = Path(folder) / SETTINGS
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no {SETTINGS} in {folder}; name the folder of a trained video model.")
-        try:
-            document = json.loads(path.read_text())
-            later, anchored = document["later"], document.get("anchored")
-            settings = ModelSettings(
-                tuple(document["clip_shape"]),
-                float(document["noise"]),
-                float(document["frame_rate"]),
-                None if later is None else (later[0], later[1]),
-                None if anchored is None else (anchored[0], anchored[1]),
-            )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
+        settings = ModelSettings.load(folder)
         flow = STARFlowV.from_pretrained(Path(folder) / "flow", device)
         latents = load_latents(Path(folder) / "autoencoder", device=device)
         text = load_text(Path(folder) / "text", device=device)
@@ -146,7 +104,7 @@ class VideoModel:
         self.flow.save_pretrained(folder / "flow")
         self.latents.autoencoder.save_pretrained(folder / "autoencoder")
         self.text.save(folder / "text")
-        (folder / SETTINGS).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
+        self.settings.save(folder)
         return folder
 
     @property
@@ -419,7 +377,3 @@ class VideoModel:
 
     def _like(self) -> Tensor:
         return next(self.flow.parameters())
-
-
-def _rewritten(prompt: str, rule: tuple[str, str] | None) -> str:
-    return prompt if rule is None else re.sub(rule[0], rule[1], prompt, count=1)

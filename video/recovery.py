@@ -50,8 +50,9 @@ def recovery_clips(
     its own in all windows before; the others are the latents, without noise, of what should follow: the true digit,
     moving on from where the model drew it last. Where a window does not show the true first frame, it is, of all
     handwriting of the prompt's digit, the one nearest to what the model drew. Windows whose digit does not move as
-    digits do are left out. A model that is trained on what follows alone learns to come back from its
-    own errors (DAgger, arXiv 1011.0686, for a flow). guidance, seed: as for `VideoModel.generate`.
+    digits do are left out. Training on what follows alone is DAgger (arXiv 1011.0686) for a flow;
+    benchmarks/RESULTS.md has what it does to roll-outs, which is not only good. guidance, seed: as for
+    `VideoModel.generate`.
 
     Returns "inputs" ``(N, T, c, h, w)``, their "context", "num_given" ``(N,)``: how many frames the model drew,
     which are not to be learnt, and "is_anchored" ``(N,)``: whether the first one is the clip's. Raises ValueError for

@@ -17,8 +17,9 @@ from nflib.training import TrainingConfig, TrainingResult, fit
 from video.data import CUTS, ON_AND_ON, WORDS, MovingDigits
 from video.denoiser import UNIT
 from video.latents import Latents, load_latents
-from video.model import ModelSettings, VideoModel
+from video.model import VideoModel
 from video.recovery import load_recovery_clips
+from video.settings import ModelSettings
 from video.starflow_v import STARFlowV
 from video.text import TextEncoder, Words, load_text
 
@@ -236,7 +237,9 @@ def train_on_digits(
         data,
         coded(validation, latents, encoder),
         config=config,
-        objective=NoisyLikelihood(noise, text_dropout, encoder(["", f"moving {ON_AND_ON}"]), learn_denoiser, emphasis),
+        objective=NoisyLikelihood(
+            noise, text_dropout, encoder(["", settings.anchored_prompt("")]), learn_denoiser, emphasis
+        ),
         output=Path(output),
     )
     if not distributed.is_initialized() or distributed.get_rank() == 0:

@@ -5,7 +5,7 @@ import pytest
 from video.data import MovingDigits
 from video.evaluate import spoiled
 from video.generate import SHIPPED, load_model
-from video.model import SETTINGS
+from video.settings import SETTINGS
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / SETTINGS).is_file(), reason="no model is shipped")
 

@@ -8,7 +8,8 @@ from tests.video.recorded import perturbed
 from video.autoencoder import tiny_autoencoder
 from video.data import WORDS
 from video.latents import Latents
-from video.model import ModelSettings, VideoModel
+from video.model import VideoModel
+from video.settings import ModelSettings
 from video.starflow_v import STARFlowV
 from video.text import Words
 from video.train import ANCHORED, FRAME_RATE, LATER, TEXT_LENGTH
