@@ -298,6 +298,7 @@ def evaluate(
     num_clips: int = 200,
     roll_outs: int = 40,
     guidance: float = 1.0,
+    overlap: int | None = None,
     candidates: int = 1,
     seed: int = 0,
     device: str = "cpu",
@@ -307,9 +308,10 @@ def evaluate(
     Args:
         output: a JSON file for the figures.
         model: folder of a trained model; default: the shipped one.
-        num_clips: clips generated for each setting, and held-out clips scored.
+        num_clips: clips generated for each setting, and held-out clips scored; 0 for none: roll-outs alone.
         roll_outs: clips of four times the length; 0 for none.
         guidance: weight that is compared with none.
+        overlap: frames of a window of roll-outs that the next one is given; default half of it.
         candidates: of each window of roll-outs, compared with one.
         seed: of the random numbers.
         device: cpu, cuda or mps.
@@ -324,6 +326,7 @@ def evaluate(
         num_clips=num_clips,
         roll_outs=roll_outs,
         guidance=guidance,
+        overlap=overlap,
         candidates=candidates,
         seed=seed,
     )

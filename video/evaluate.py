@@ -156,26 +156,39 @@ def roll_out(
     times: int = 4,
     guidance: float = 0.0,
     denoise: str = "score",
+    overlap: int | None = None,
     candidates: int = 1,
     seed: int = 0,
     classifier: DigitClassifier | None = None,
-) -> dict[str, float]:
-    """Sharpness and digits at the end of a roll-out `times` as long as training's clips, as shares of those at the end
-    of training's length.
+) -> dict[str, Any]:
+    """Shares of right digits along roll-outs `times` as long as training's clips, and how what they end with compares
+    with what training's length ends with.
+
+    "digits": by the number of the later of the two frames that a digit is read in, from the end of training's length on
+    in steps of half of it. overlap, candidates: as for `VideoModel.generate`.
     """
     classifier = shared_classifier() if classifier is None else classifier
     asked = MovingDigits("held_out", num_clips, 1, cuts=0.0, seed=seed).clips()
     length = model.window
     clips = model.generate(
-        asked.prompts, times * length, guidance=guidance, denoise=denoise, candidates=candidates, seed=seed
+        asked.prompts,
+        times * length,
+        guidance=guidance,
+        denoise=denoise,
+        overlap=overlap,
+        candidates=candidates,
+        seed=seed,
     )
-    early, late = clips[:, :length][:, -2:], clips[:, -2:]
-    is_early, is_late = ((classifier(part) == asked.digits).float().mean().item() for part in (early, late))
+    end = times * length
+    digits = {
+        stop: (classifier(clips[:, max(stop - 2, 0) : stop]) == asked.digits).float().mean().item()
+        for stop in [*range(length, end, max(length // 2, 1)), end]
+    }
+    early, late = digits[length], digits[end]
     return {
-        "sharpness_ratio": float(sharpness(late[:, -1]).mean() / sharpness(early[:, -1]).mean()),
-        "digit_early": is_early,
-        "digit_late": is_late,
-        "digit_ratio": is_late / is_early if is_early else math.nan,
+        "sharpness_ratio": float(sharpness(clips[:, -1]).mean() / sharpness(clips[:, length - 1]).mean()),
+        "digits": digits,
+        "digit_ratio": late / early if early else math.nan,
     }
 
 
@@ -185,11 +198,12 @@ def evaluate(
     num_clips: int = 200,
     roll_outs: int = 40,
     guidance: float = 1.0,
+    overlap: int | None = None,
     candidates: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All of the above: fidelity with and without guidance and denoising, roll-outs of one and of more candidates,
-    likelihoods.
+    """All of the above: fidelity with and without guidance and denoising, likelihoods; roll-outs of one and of more
+    candidates. num_clips of 0: roll-outs alone; roll_outs of 0: all else.
     """
     denoisers = ["score", "none"] + (["learned"] if model.flow.denoiser is not None else [])
     result: dict[str, Any] = {
@@ -197,22 +211,24 @@ def evaluate(
             "num_clips": num_clips,
             "roll_outs": roll_outs,
             "guidance": guidance,
+            "overlap": overlap,
             "candidates": candidates,
             "seed": seed,
-        },
-        "validation_clips": reference_fidelity(num_clips, seed),
-        "validation_clips_decoded": reference_fidelity(num_clips, seed, model),
-        "likelihood": likelihoods(model, num_clips, seed),
+        }
     }
-    for weight in (0.0, guidance):
-        found = prompt_fidelity(model, num_clips, guidance=weight, denoise=denoisers, seed=seed)
-        for denoise, shares in found.items():
-            result[f"guidance {weight:g}, denoise {denoise}"] = shares
-            log.info("guidance %g, denoise %s: %s", weight, denoise, shares)
+    if num_clips:
+        result["validation_clips"] = reference_fidelity(num_clips, seed)
+        result["validation_clips_decoded"] = reference_fidelity(num_clips, seed, model)
+        result["likelihood"] = likelihoods(model, num_clips, seed)
+        for weight in (0.0, guidance):
+            found = prompt_fidelity(model, num_clips, guidance=weight, denoise=denoisers, seed=seed)
+            for denoise, shares in found.items():
+                result[f"guidance {weight:g}, denoise {denoise}"] = shares
+                log.info("guidance %g, denoise %s: %s", weight, denoise, shares)
     if roll_outs:
         for count in sorted({1, candidates}):
             name = "roll_out" if count == 1 else f"roll_out, {count} candidates"
-            result[name] = roll_out(model, roll_outs, guidance=guidance, candidates=count, seed=seed)
+            result[name] = roll_out(model, roll_outs, guidance=guidance, overlap=overlap, candidates=count, seed=seed)
     return result
 
 

@@ -81,6 +81,10 @@ def test_evaluate_a_model_that_knows_nothing():
         f"guidance {weight}, denoise {denoise}" for weight in (0, 1) for denoise in ("score", "none", "learned")
     }
     assert figures["roll_out"]["sharpness_ratio"] > 0
+    length = model.window
+    assert list(figures["roll_out"]["digits"]) == list(range(length, 4 * length + 1, length // 2))
+    alone = evaluate(model, num_clips=0, roll_outs=2)
+    assert set(alone) == {"settings", "roll_out"} and alone["roll_out"] == figures["roll_out"]
     assert figures["likelihood"]["bits_per_dim"] == pytest.approx(figures["likelihood"]["nats_per_dim"] / 0.6931472)
     assert likelihoods(model, 8, batch_size=3)["nats_per_dim"] == pytest.approx(
         figures["likelihood"]["nats_per_dim"], abs=0.1
