@@ -80,6 +80,7 @@ def train(
     more_layers: int = 0,
     learn_denoiser: bool = True,
     emphasis: float = 1.0,
+    context_noise: float = 0.0,
 ) -> None:
     """Train a STARFlow-V on latents of moving digits; run again, it goes on from its last checkpoint.
 
@@ -107,6 +108,7 @@ def train(
         more_layers: so many are added to the deep block of the initial model; at first they change nothing.
         learn_denoiser: false leaves the initial model's denoiser as it is, and takes less time.
         emphasis: how often the frame counts that follows what an anchored or a recovery clip is given.
+        context_noise: largest deviation of more noise on what such a clip is given, but for the anchor itself.
     """
     from video.train import train_on_digits
 
@@ -134,6 +136,7 @@ def train(
         more_layers=more_layers,
         learn_denoiser=learn_denoiser,
         emphasis=emphasis,
+        context_noise=context_noise,
     )
 
 

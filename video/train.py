@@ -67,7 +67,9 @@ class NoisyLikelihood:
     ``-noise² d log p(x) / dx`` in units of `video.denoiser.UNIT`, of the flow as it is (STARFlow-V, arXiv 2511.20462);
     its loss leaves the flow alone. Where a batch has "num_given" ``(B,)``, so many first frames of each clip are taken
     as they are, without noise, and how likely they are is not learnt (`video.recovery`); the frame that follows them,
-    the one that has to come back from what they show, counts `emphasis` times. Where it has "stills" ``(B, n,
+    the one that has to come back from what they show, counts `emphasis` times. context_noise: given frames, but an
+    anchor, have more noise than others, of a deviation up to this, drawn for each clip: the flow learns to trust an
+    anchor more than frames of its own, in which errors pile up (arXiv 2408.14837). Where it has "stills" ``(B, n,
     c, h, w)`` and "stills_context", single frames beside each clip, their nats per dimension are added: in a clip, what
     a frame looks like that follows no other is a small part of the loss. learn_denoiser: False leaves the flow's
     denoiser as it is, at 0.6 of the time.
@@ -78,6 +80,7 @@ class NoisyLikelihood:
     unconditional: Tensor
     learn_denoiser: bool = True
     emphasis: float = 1.0
+    context_noise: float = 0.0
 
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -88,7 +91,10 @@ class NoisyLikelihood:
         if "num_given" in batch:
             num_given = batch["num_given"][:, None]
             frames = torch.arange(clips.shape[1], device=clips.device)
-            noisy = torch.where((frames < num_given)[..., None, None, None], clips, noisy)
+            given = clips
+            if self.context_noise:
+                given = self._with_context_noise(clips, batch.get("is_anchored"), generator)
+            noisy = torch.where((frames < num_given)[..., None, None, None], given, noisy)
             weights = (frames >= num_given) + (self.emphasis - 1) * ((frames == num_given) & (num_given > 0))
         loss, metrics = self._of_clips(flow, noisy, context, weights)
         if "stills" in batch:
@@ -114,6 +120,13 @@ class NoisyLikelihood:
             untold = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
             context = torch.where(is_dropped[:, None, None], untold, context)
         return latents + self.noise * noise, context
+
+    def _with_context_noise(self, given: Tensor, is_anchored: Tensor | None, generator: torch.Generator) -> Tensor:
+        deviation = torch.rand(len(given), 1, 1, 1, 1, generator=generator, device=given.device, dtype=given.dtype)
+        noise = torch.randn(given.shape, generator=generator, device=given.device, dtype=given.dtype)
+        if is_anchored is not None:
+            noise[is_anchored, 0] = 0.0
+        return given + self.context_noise * deviation * noise
 
     def _of_clips(
         self, flow: nn.Module, noisy: Tensor, context: Tensor, weights: Tensor
@@ -164,6 +177,7 @@ def train_on_digits(
     more_layers: int = 0,
     learn_denoiser: bool = True,
     emphasis: float = 1.0,
+    context_noise: float = 0.0,
 ) -> TrainingResult:
     """Train on moving digits; the arguments are those of the command line. Run again, it goes on where it stopped.
 
@@ -172,8 +186,8 @@ def train_on_digits(
     more_layers deepens its deep block. stills: first frames of other clips, learnt beside each clip. cuts, drifted,
     anchored: as for `MovingDigits`; a model that has seen anchored clips keeps a clip's first frame in every window.
     recovery: files of `video.recovery`, learnt among the other clips. learn_denoiser: whether a denoiser is trained
-    too. emphasis: how often the frame counts that follows what an anchored or a recovery clip is given. Raises
-    FileNotFoundError or ValueError for parts that are missing or do not fit.
+    too. emphasis: how often the frame counts that follows what an anchored or a recovery clip is given. context_noise:
+    as for `NoisyLikelihood`. Raises FileNotFoundError or ValueError for parts that are missing or do not fit.
     """
     frames_shown = num_frames if frames_shown is None else frames_shown
     if stills < 0:
@@ -184,6 +198,8 @@ def train_on_digits(
         )
     if emphasis <= 0:
         raise ValueError(f"emphasis must be a positive number, got {emphasis}.")
+    if context_noise < 0:
+        raise ValueError(f"context_noise must be zero or more, got {context_noise}.")
     if not 0 < frames_shown <= num_frames:
         raise ValueError(f"frames_shown must lie in 1 … num_frames ({num_frames}), got {frames_shown}.")
     latents = load_latents(autoencoder)
@@ -238,7 +254,7 @@ def train_on_digits(
         coded(validation, latents, encoder),
         config=config,
         objective=NoisyLikelihood(
-            noise, text_dropout, encoder(["", settings.anchored_prompt("")]), learn_denoiser, emphasis
+            noise, text_dropout, encoder(["", settings.anchored_prompt("")]), learn_denoiser, emphasis, context_noise
         ),
         output=Path(output),
     )

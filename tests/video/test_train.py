@@ -1,6 +1,7 @@
 """The objective of video training."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,8 @@ def test_mistakes(tmp_path):
         train_on_digits(tmp_path, config, autoencoder="none", stills=-1)
     with pytest.raises(ValueError, match="emphasis must be a positive number"):
         train_on_digits(tmp_path, config, autoencoder="none", emphasis=0.0)
+    with pytest.raises(ValueError, match="context_noise must be zero or more"):
+        train_on_digits(tmp_path, config, autoencoder="none", context_noise=-0.1)
     with pytest.raises(ValueError, match="frames_shown must lie in 1 … num_frames"):
         train_on_digits(tmp_path, config, autoencoder="none", frames_shown=17)
 
@@ -90,6 +93,27 @@ def test_frames_that_are_given_are_read_and_not_learnt(model, batch):
     emphatic = replace(objective, emphasis=5.0)
     loss, _ = emphatic(model.flow, clips, torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss, -(whole[0] + 5 * (whole[1] - given[0])) / (8 * 2 * 4 * 4))
+
+
+def test_given_frames_but_an_anchor_have_more_noise(model):
+    clips, seen = torch.zeros(500, 3, 2, 4, 4), []
+
+    def log_prob_of_frames(inputs, context):
+        seen.append(inputs)
+        return inputs.sum((2, 3, 4))
+
+    flow = SimpleNamespace(training=False, denoiser=None, log_prob_of_frames=log_prob_of_frames)
+    batch = {"inputs": clips, "context": clips, "num_given": torch.full((500,), 2)}
+    objective = NoisyLikelihood(NOISE, 0.0, model.context(["", ON]), learn_denoiser=False, context_noise=0.9)
+    is_anchored = torch.arange(500) < 250
+    for anchors in ({}, {"is_anchored": is_anchored}):
+        objective(flow, batch | anchors, torch.Generator().manual_seed(1))
+    plain, anchored = (inputs.flatten(2).std(-1) for inputs in seen)
+    # Deviations are uniform in 0 … 0.9; the last frame is not given.
+    for given in (plain[:, 0], plain[:, 1], anchored[250:, 0], anchored[:, 1]):
+        assert 0.4 < float(given.mean()) < 0.5 and 0.8 < float(given.max()) < 1.2
+    assert not anchored[:250, 0].any()
+    assert float(plain[:, 2].mean()) == pytest.approx(NOISE, rel=0.05)
 
 
 def test_dropped_prompts_of_anchored_clips_say_that_they_are(model, batch):
