@@ -351,14 +351,13 @@ class VideoModel:
     def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
         """Log-densities ``(B, latent frames)`` of each frame given those before it, in nats; their sum is `log_prob`.
 
-        In longer clips a frame is given the window before it, under the later prompt.
+        In longer clips a frame is given what it would be generated from, were windows moved on by single frames.
         """
         latents = self.encode(clips, torch.Generator().manual_seed(seed))
-        context = self.context(prompts)
-        later = self.context([self.settings.later_prompt(prompt) for prompt in prompts])
-        values = [self.flow.log_prob_of_frames(latents[:, : self.window], context)]
-        for stop in range(self.window + 1, latents.shape[1] + 1):
-            values.append(self.flow.log_prob_of_frames(latents[:, stop - self.window : stop], later)[:, -1:])
+        values = [self.flow.log_prob_of_frames(latents[:, : self.window], self.context(prompts))]
+        for span in self._spans(latents.shape[1], self.window, self.window - 1):
+            context = self._window_context(prompts, span, is_first=False)
+            values.append(self.flow.log_prob_of_frames(span.of(latents), context)[:, -1:])
         return torch.cat(values, dim=1)
 
     def _denoised(self, latents: Tensor, context: Tensor, denoise: str) -> Tensor:

@@ -138,6 +138,18 @@ def test_densities_of_frames_add_up(model, clips):
     assert model.log_prob_of_frames(clips.frames, prompts).shape == (2, 6)
 
 
+@pytest.mark.parametrize("is_anchored", [False, True])
+def test_densities_of_later_frames_are_those_that_they_are_drawn_from(clips, is_anchored):
+    model = tiny_model(is_anchored=is_anchored)
+    last = model.log_prob_of_frames(clips.frames, [SEVEN, SEVEN], seed=2)[:, -1]
+    latents = model.encode(clips.frames, torch.Generator().manual_seed(2))
+    first = latents[:, :1] if is_anchored else latents[:, 2:3]
+    way = "on and on" if is_anchored else "on"
+    window, context = torch.cat([first, latents[:, 3:]], dim=1), model.context([f"a seven moving {way}, fast"] * 2)
+    expected = model.flow.log_prob(window, context) - model.flow.log_prob(window[:, :-1], context)
+    torch.testing.assert_close(last, expected, atol=1e-3, rtol=1e-5)
+
+
 def test_density_is_the_flows(model, clips):
     z = model.encode(clips.frames[:, :4], torch.Generator().manual_seed(5))
     clean = model.latents.encode(clips.frames[:, :4])
