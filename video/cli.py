@@ -95,7 +95,7 @@ def train(
         num_frames: frames of a clip.
         frames_shown: how many of them training sees, to begin with short ones, which are quicker; default: all.
         clips: of moving digits, which are coded once, before training.
-        stills: so many first frames of other clips are learnt beside each clip; they show what prompts look like.
+        stills: so many single frames of other clips are learnt beside each clip; they show what prompts look like.
         cuts: share of clips that are cut out of a longer motion, which is what continuing a clip takes.
         drifted: share of the cuts that begin with a digit gone astray, from which roll-outs learn to come back.
         anchored: share of the cuts that begin with the first frame of the whole motion, which roll-outs then keep.

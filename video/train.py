@@ -183,7 +183,8 @@ def train_on_digits(
 
     Writes ``output/pipeline``, what `VideoModel.load` takes, beside the folders of `nflib.training.fit`. initial: a
     model's folder to start from, whose flow and text then hold; denoiser_layers gives it a denoiser if it has none,
-    more_layers deepens its deep block. stills: first frames of other clips, learnt beside each clip. cuts, drifted,
+    more_layers deepens its deep block. stills: single frames, half of them first ones, of other clips, learnt beside
+    each clip: `VideoModel.prompt_evidence` takes likelihoods of single frames. cuts, drifted,
     anchored: as for `MovingDigits`; a model that has seen anchored clips keeps a clip's first frame in every window.
     recovery: files of `video.recovery`, learnt among the other clips. learn_denoiser: whether a denoiser is trained
     too. emphasis: how often the frame counts that follows what an anchored or a recovery clip is given. context_noise:
@@ -244,10 +245,9 @@ def train_on_digits(
         data = {name: torch.cat([part, recovering[name]]) for name, part in data.items()}
     if stills:
         count = len(data["inputs"])
-        beginnings = MovingDigits("train", count * stills, 1, cuts=0.0, seed=config.seed + 2)
-        begun_clips = coded(beginnings, latents, encoder)
-        data["stills"] = begun_clips["inputs"].squeeze(1).unflatten(0, (count, stills))
-        data["stills_context"] = begun_clips["context"].unflatten(0, (count, stills))
+        singles = coded(MovingDigits("train", count * stills, 1, cuts=0.5, seed=config.seed + 2), latents, encoder)
+        data["stills"] = singles["inputs"].squeeze(1).unflatten(0, (count, stills))
+        data["stills_context"] = singles["context"].unflatten(0, (count, stills))
     result = fit(
         flow,
         data,

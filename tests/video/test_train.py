@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from nflib.training import TrainingConfig
-from tests.video.tiny import SEVEN, tiny_model
-from video.data import ON_AND_ON, MovingDigits
+from tests.video.tiny import SEVEN, tiny_latents, tiny_model
+from video.data import ON_AND_ON, WORDS, MovingDigits
 from video.denoiser import UNIT
-from video.train import NoisyLikelihood, coded, train_on_digits, with_more_layers
+from video.text import Words
+from video.train import TEXT_LENGTH, NoisyLikelihood, coded, train_on_digits, with_more_layers
 
 NOISE = 0.1
 ON = f"moving {ON_AND_ON}"
@@ -67,6 +68,23 @@ def test_a_denoiser_that_is_not_to_learn_costs_nothing(model, batch):
     loss.backward()
     assert all(parameter.grad is None for parameter in model.flow.denoiser.parameters())
     model.flow.zero_grad()
+
+
+def test_stills_are_first_frames_and_later_ones(tmp_path, monkeypatch):
+    latents, text = tiny_latents(), Words(WORDS, TEXT_LENGTH)
+    latents.autoencoder.save_pretrained(tmp_path / "autoencoder")
+    learnt = {}
+
+    def fit(flow, data, validation, **settings):
+        learnt.update(data)
+
+    monkeypatch.setattr("video.train.fit", fit)
+    sizes = {"num_frames": 2, "num_clips": 3, "stills": 4, "channels": 32, "layers_per_block": [1, 1]}
+    train_on_digits(tmp_path, TrainingConfig(max_steps=1, seed=5), autoencoder=str(tmp_path / "autoencoder"), **sizes)
+    expected = MovingDigits("train", 12, 1, cuts=0.5, seed=7).clips()
+    assert 0 < expected.is_cut.sum() < 12
+    assert torch.equal(learnt["stills_context"].flatten(0, 1), text(expected.prompts))
+    torch.testing.assert_close(learnt["stills"].flatten(0, 1), latents.encode(expected.frames).squeeze(1))
 
 
 def test_mistakes(tmp_path):

@@ -1,8 +1,9 @@
 # After train_moving_digits.sh, on two cores: the same model four layers deeper, trained on clips that it began itself, and
 # then once more on clips that the deeper one began; then on clips that keep the first frame of a long motion, on short
 # ones of them, in which coming back from another digit is most of the loss, on whole clips of all kinds, those that it
-# began itself among them, and in the end on clips that keep the first frame and go on as they are, without anything to
-# come back from: the stages before teach it to jump where a window begins. Run again, it goes on.
+# began itself among them, then on clips that keep the first frame and go on as they are, without anything to come back
+# from (the stages before teach it to jump where a window begins), on more of these, of which what is given has more noise,
+# and in the end on more single frames beside them, by which candidates are chosen. Run again, it goes on.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=.venv/bin/python
@@ -49,3 +50,13 @@ $BOTH video train --output runs/video/calm --autoencoder runs/video/autoencoder/
     --learn_denoiser false $UNUSED --training.batch_size 16 --training.max_seconds 1380 \
     --training.learning_rate 8e-4 --training.validation_interval 1000 --training.checkpoint_seconds 300 \
     --training.seed 11 --training.progress_bar false
+$BOTH video train --output runs/video/noised --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/calm/pipeline --clips 14000 --stills 1 --cuts 0.7 --anchored 0.9 --emphasis 3 \
+    --context_noise 0.4 --learn_denoiser false $UNUSED --training.batch_size 16 --training.max_seconds 4200 \
+    --training.learning_rate 8e-4 --training.validation_interval 1000 --training.checkpoint_seconds 240 \
+    --training.seed 12 --training.progress_bar false
+$BOTH video train --output runs/video/told --autoencoder runs/video/autoencoder/autoencoder \
+    --noise 0.15 --initial runs/video/noised/pipeline --clips 6000 --stills 6 --cuts 0.7 --anchored 0.9 --emphasis 3 \
+    --context_noise 0.4 --learn_denoiser false $UNUSED --training.batch_size 16 --training.max_seconds 900 \
+    --training.learning_rate 5e-4 --training.validation_interval 1000 --training.checkpoint_seconds 240 \
+    --training.seed 13 --training.progress_bar false
