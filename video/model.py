@@ -181,6 +181,10 @@ class VideoModel:
         """What `generate` draws, before the noise is taken off: for `finish`, which may be called in several ways."""
         if candidates < 1:
             raise ValueError(f"candidates must be a positive number, got {candidates}.")
+        if candidates > 1 and not all(prompts):
+            raise ValueError(
+                "candidates are told apart by what they show of their prompt: give one, or a single candidate."
+            )
         num_frames = self.window if num_frames is None else num_frames
         overlap = self._overlap(num_frames, overlap)
         generator = torch.Generator().manual_seed(seed)

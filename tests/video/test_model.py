@@ -58,6 +58,8 @@ def test_the_candidate_that_tells_most_of_its_prompt_is_kept(model):
     torch.testing.assert_close(drawn.windows[0].latents, kept, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="candidates must be a positive number"):
         model.generate(prompts, candidates=0)
+    with pytest.raises(ValueError, match="what they show of their prompt: give one"):
+        model.generate([""], candidates=2)
 
 
 def test_denoising_is_tweedies_step(model):
