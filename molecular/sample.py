@@ -19,11 +19,11 @@ from molecular.folders import complete_folder
 from molecular.geometry import dihedrals
 from molecular.peptide import Peptide
 from molecular.plots import ramachandran
-from molecular.prose import MoleculeFlow, Prose
+from molecular.prose import Prose
 from molecular.shipped_flows import shipped_flow
 from molecular.smc import SplitFlow, smc, summarize_history
 from molecular.transferable import InternalProse
-from nflib import Flow
+from nflib.flows import Flow, GivenFlow
 from nflib.montecarlo import (
     AdaptiveTemperatures,
     BoltzmannDensity,
@@ -115,7 +115,7 @@ def sample_to_folder(
 
 
 def sample(
-    flow: PeptideFlow | MoleculeFlow,
+    flow: PeptideFlow | GivenFlow,
     peptide: Peptide,
     num_samples: int,
     *,
@@ -131,7 +131,7 @@ def sample(
     )
 
 
-def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | MoleculeFlow:
+def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | GivenFlow:
     """The flow saved in `model`, or the shipped one (`molecular.shipped_flows`): of this peptide alone, or of many.
 
     Raises FileNotFoundError where there is none, ValueError for a flow of another peptide, or that does not take it.
@@ -140,7 +140,7 @@ def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu
         model = shipped_flow(sequence, SHIPPED)
     flow = Flow.from_pretrained(model, device)
     if isinstance(flow, InternalProse | Prose):
-        return flow.of(Peptide(sequence))
+        return flow.given(Peptide(sequence))
     if not isinstance(flow, PeptideFlow):
         raise ValueError(f"{model} holds a {type(flow).__name__}, which is no flow of a peptide; choose another model.")
     flow.check_sequence(sequence)

@@ -1,7 +1,7 @@
 """Exact likelihoods and samples from transformer autoregressive normalizing flows."""
 
 from nflib import flows
-from nflib.flow import Flow
+from nflib.flows.flow import Flow
 from nflib.version import __version__
 
 __all__ = ["Flow", "__version__", "flows"]

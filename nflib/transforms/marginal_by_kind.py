@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
 from nflib.transforms._marginal_fit import fit_coordinate
+from nflib.transforms.inversion import ClosedForm
 from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, working_dtype
 
 
-class GaussianizeByKind(Transform):
+class GaussianizeByKind(ClosedForm):
     """The maps of `GaussianizeMarginals`, shared by all numbers of a kind, for events of any shape and padding.
 
     kinds: takes the context, gives the kind of each number, ``(B, *event)`` int64, negative at padding, which becomes
@@ -24,6 +24,7 @@ class GaussianizeByKind(Transform):
     Raises ValueError for inputs of another shape than the kinds, or outside their interval.
     """
 
+    uses_context = True
     knots_x: Tensor  # (num_kinds, num_bins + 1), data units
     knots_y: Tensor  # (num_kinds, num_bins + 1), latent units for real kinds, probability for intervals
     slopes: Tensor  # (num_kinds, num_bins + 1), dy/dx at the knots

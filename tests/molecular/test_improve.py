@@ -198,7 +198,7 @@ def test_a_run_with_particles_goes_on_where_it_was_stopped(flow, tmp_path):
 def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path):
     torch.manual_seed(0)
     prose = Prose(**SETTINGS, scale=0.3).eval()
-    energy = energy_for(prose.of(gg), gg)
+    energy = energy_for(prose.given(gg), gg)
     x = torch.from_numpy(gg.positions).float()[None]
     x = x - x.mean(1, keepdim=True)
     moved = x + 0.1
@@ -214,7 +214,7 @@ def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path)
 
 def test_temperatures_change_the_weights_alone(flow, gg):
     """Transfer to another temperature: the draws stay, the weights follow the energies in units of its kT."""
-    warm, hot = (sample(flow.of(peptide), peptide, 50, seed=0) for peptide in (gg, Peptide("GG", temperature=350.0)))
+    warm, hot = (sample(flow.given(peptide), peptide, 50, seed=0) for peptide in (gg, Peptide("GG", temperature=350.0)))
     assert torch.equal(warm.x, hot.x)
     energies = -warm.log_target * gg.kT
     expected = -energies / (gg.kT * 350.0 / gg.temperature) - warm.log_prob.double()
