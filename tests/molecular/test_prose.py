@@ -169,9 +169,9 @@ def test_one_peptide():
     weighted = importance_sample(of_peptide, target, 6, seed=0)
     expected = importance_sample(flow, target, 6, context=flow.context(peptide), seed=0)
     torch.testing.assert_close(weighted.log_weights, expected.log_weights, atol=1e-4, rtol=1e-5)
-    with pytest.raises(ValueError, match="23 atoms"):
+    with pytest.raises(ValueError, match="expected values"):
         of_peptide.log_prob(x[:, :-1])
-    with pytest.raises(ValueError, match="no contexts"):
+    with pytest.raises(ValueError, match="expected values"):
         flow.context()
 
 
