@@ -6,6 +6,8 @@ from nflib.transforms.autoregressive import (
     AutoregressiveTransform,
     TokenwiseAutoregressive,
 )
+from nflib.transforms.binned import BinnedNormal, BinnedUniform
+from nflib.transforms.circular import CircularRationalQuadraticSpline
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
@@ -20,6 +22,9 @@ __all__ = [
     "AffineAutoregressive",
     "Autoregressive",
     "AutoregressiveTransform",
+    "BinnedNormal",
+    "BinnedUniform",
+    "CircularRationalQuadraticSpline",
     "Exponential",
     "Framewise",
     "GaussianizeByKind",
