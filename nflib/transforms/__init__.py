@@ -1,7 +1,9 @@
 """Invertible maps, each an `nflows.transforms.Transform` with an exact log-determinant."""
 
 from nflib.transforms.autoregressive import AutoregressiveTransform, TokenwiseAutoregressive
+from nflib.transforms.binned import BinnedNormal, BinnedUniform
 from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
+from nflib.transforms.circular import CircularRationalQuadraticSpline
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.inversion import ClosedForm, invert
@@ -17,6 +19,9 @@ __all__ = [
     "AffineAutoregressive",
     "Autoregressive",
     "AutoregressiveTransform",
+    "BinnedNormal",
+    "BinnedUniform",
+    "CircularRationalQuadraticSpline",
     "ClosedForm",
     "Exponential",
     "Framewise",

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
 from nflib.transforms._marginal_fit import fit_coordinate
 from nflib.transforms.inversion import ClosedForm
-from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, working_dtype
+from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, as_float64, working_dtype
 
 
 class GaussianizeByKind(ClosedForm):
@@ -54,8 +55,8 @@ class GaussianizeByKind(ClosedForm):
             )
         if interval is not None and not -math.inf < interval[0] < interval[1] < math.inf:
             raise ValueError(f"GaussianizeByKind: {interval} is no bounded interval; pass finite a < b.")
-        values = np.sort(data.detach().double().cpu().numpy())
-        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, (kind,))
+        values = np.sort(as_float64(data).numpy())
+        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, (kind,), data.dtype)
         for buffer, row in zip((self.knots_x, self.knots_y, self.slopes), fitted, strict=True):
             buffer[kind] = torch.from_numpy(row)
         self.is_interval[kind] = interval is not None
@@ -78,15 +79,8 @@ class GaussianizeByKind(ClosedForm):
         x = inputs.to(working_dtype(inputs))
         knots = self.knots_x.to(x.dtype)
         low, high = knots[:, 0][kinds], knots[:, -1][kinds]
-        interval = self.is_interval[kinds]
         x = torch.where(exists, x, 0.5 * (low + high))
-        outside = interval & ((x < low) | (x > high))
-        if outside.any():
-            place = tuple(int(i) for i in outside.nonzero()[0])
-            raise ValueError(
-                f"GaussianizeByKind: number {place[1:]} of sample {place[0]} is {x[place].item():g}, outside its "
-                f"interval [{low[place].item():g}, {high[place].item():g}]; wrap or drop such values first."
-            )
+        x = clamped("GaussianizeByKind", x, low, high, self.is_interval[kinds], inputs.dtype)
         z, log_slope = self._bins(knots, x, kinds).to_normal(x, high - low)
         return torch.where(exists, z, 0.0), torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
 
