@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 FREE = {"free": True}  # marks a field that may change between a run and its continuation
 
@@ -85,7 +88,14 @@ class TrainingConfig:
     find_unused_parameters: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))  # YAML files give lists
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))  # YAML files give lists
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.generic):  # of which checkpoints could not be read without unpickling
+                value = value.item()
+            if str(item.type).startswith("int") and value is not None:
+                value = _whole(item.name, value)
+            object.__setattr__(self, item.name, value)
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("training never ends without max_steps or max_seconds; set one of them.")
         for name in _POSITIVE:
@@ -111,6 +121,12 @@ class TrainingConfig:
         free = {item.name for item in fields(self) if item.metadata.get("free")}
         values = {name: value for name, value in asdict(self).items() if name not in free}
         return values | {"betas": list(self.betas)}
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Real) or value % 1 != 0:
+        raise ValueError(f"{name} must be a whole number, not {value!r}.")
+    return int(value)
 
 
 _POSITIVE = (

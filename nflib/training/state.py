@@ -46,7 +46,7 @@ class TrainingState:
         return {name: getattr(self, name) for name in _RECORDED}
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Take over the numbers of a checkpoint."""
+        """Take over the numbers of a checkpoint; raises KeyError where one is missing."""
         for name in _RECORDED:
             setattr(self, name, record[name])
 

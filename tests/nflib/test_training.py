@@ -148,7 +148,7 @@ def test_context_datasets_and_workers_give_the_same_losses(tmp_path: Path) -> No
             return super().log_prob(inputs - context)
 
     losses = []
-    dataset = torch.utils.data.TensorDataset(inputs.double(), context)
+    dataset = torch.utils.data.TensorDataset(inputs, context)
     for index, (data, workers) in enumerate([((inputs, context), 0), (dataset, 0), (dataset, 1)]):
         record = Record()
         config = configuration(num_workers=workers, max_steps=6)

@@ -8,7 +8,7 @@ from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform
 
-from nflib.training import LogVariance, TrainingConfig, fit, maximum_likelihood
+from nflib.training import LogVariance, Objective, TrainingConfig, fit, maximum_likelihood
 
 
 def tiny_flow(seed: int = 0, hidden: int = 8) -> Flow:
@@ -31,12 +31,16 @@ def train(output: Path) -> None:
         progress_bar=False,
         accelerator="cpu",
     )
-    objectives = {"likelihood": maximum_likelihood, "log-variance": LogVariance(0.1, clip=1.0)}
-    for name, objective in objectives.items():
+    weights = torch.arange(40) % 4
+    runs: dict[str, tuple[Objective, dict[str, torch.Tensor]]] = {
+        "likelihood": (maximum_likelihood, {"inputs": inputs, "weights": weights}),
+        "log-variance": (LogVariance(0.1, clip=1.0), {"inputs": inputs, "energy": energy}),
+    }
+    for name, (objective, data) in runs.items():
         fit(
             tiny_flow(),
-            {"inputs": inputs, "energy": energy},
-            {"inputs": inputs[:13], "energy": energy[:13]},
+            data,
+            {key: values[:13] for key, values in data.items()},
             config=config,
             objective=objective,
             output=output / name,
