@@ -17,10 +17,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nflib.training.ema import ExponentialMovingAverage
+from nflib.training.state import RECORDED
 
 WEIGHTS, TRAINING = "weights.safetensors", "training.pt"
 MODEL, AVERAGE = "model.", "average."
-RECORD = {"config": dict, "feed": dict, "state": dict, "optimizer": dict, "ema_updates": int}
+RECORD: dict[str, Any] = {
+    "config": dict,
+    "feed": {"order": {"length": int, "first_step": int, "first_epoch": int}, "source": object},
+    "state": RECORDED,
+    "optimizer": {"state": dict, "param_groups": list},
+    "ema_updates": int,
+}
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -37,7 +44,8 @@ def prepare_output(output: Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        for left in output.glob(".probe-*"):
+            left.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"the output folder {output} cannot be written ({reason}); choose another one.") from error
@@ -144,12 +152,10 @@ def read_checkpoint(
         weights = load_file(path / WEIGHTS)
         record: dict[str, Any] = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in errors of every kind
-        raise damaged(path, str(error) or type(error).__name__) from error
-    if not isinstance(record, dict):
-        raise damaged(path, f"{TRAINING} holds no record")
-    wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
-    if wrong:
-        raise damaged(path, f"{TRAINING} holds no {wrong[0]!r}")
+        raise _damaged(path, str(error) or type(error).__name__) from error
+    wrong = next(_misfits(record, RECORD, TRAINING), None)
+    if wrong is not None:
+        raise _damaged(path, f"{wrong} is missing or of another kind")
     changed = [name for name in fixed if record["config"].get(name) != fixed[name]]
     if changed:
         name = changed[0]
@@ -180,13 +186,22 @@ def read_checkpoint(
         ]
         fits = all(parameter.shape == value.shape for parameter, value in moments)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise damaged(path, f"the optimiser's state: {error}") from error
+        raise _damaged(path, f"the optimiser's state: {error}") from error
     if not fits:
-        raise damaged(path, "the optimiser's state has other shapes than the weights")
+        raise _damaged(path, "the optimiser's state has other shapes than the weights")
     return record
 
 
-def damaged(path: Path, reason: str) -> ValueError:
+def _misfits(record: object, kind: Any, name: str) -> Iterator[str]:
+    """Names of the parts of a record that are missing, or not of their kind: a type, or a dict of kinds."""
+    if not isinstance(record, dict if isinstance(kind, dict) else kind):
+        yield name
+    elif isinstance(kind, dict):
+        for key, inner in kind.items():
+            yield from _misfits(record[key], inner, f"{name}/{key}") if key in record else [f"{name}/{key}"]
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
     """The error that tells of a damaged checkpoint."""
     reason = reason.strip().splitlines()[0].rstrip(".")
     return ValueError(f"the checkpoint {path} is damaged ({reason}); remove that folder to use an earlier one.")

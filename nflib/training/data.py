@@ -4,6 +4,7 @@ training.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sized
 from itertools import count
 from typing import Any, Protocol, cast, runtime_checkable
@@ -95,8 +96,12 @@ def as_batch(data: object) -> Batch:
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
     try:
-        return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we only read
+            return torch.from_numpy(np.ascontiguousarray(values))
     except TypeError as error:
         raise ValueError(f"the data's {name!r} are an array of {values.dtype}; give numbers.") from error
 

@@ -136,11 +136,8 @@ class _Run:
         self.state = state = TrainingState(flow, config, output, self.ema)
         if found is not None:
             record = checkpoints.read_checkpoint(found, flow, self.ema, optimizer, config.fixed())
-            try:
-                state.restore(record["state"])
-                self.feed.load_state_dict(record["feed"])
-            except (KeyError, TypeError) as error:
-                raise checkpoints.damaged(found, f"{checkpoints.TRAINING}: {error}") from error
+            state.restore(record["state"])
+            self.feed.load_state_dict(record["feed"])
         self.has_checkpoint = found is not None
         self.fabric.barrier()  # nobody writes a checkpoint before all have read theirs
         self.log = RunLog(output, config, active=self.rank == 0, step=state.step, seconds=state.seconds)

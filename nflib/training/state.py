@@ -43,11 +43,11 @@ class TrainingState:
 
     def record(self) -> dict[str, Any]:
         """The numbers that a checkpoint keeps."""
-        return {name: getattr(self, name) for name in _RECORDED}
+        return {name: getattr(self, name) for name in RECORDED}
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Take over the numbers of a checkpoint; raises KeyError where one is missing."""
-        for name in _RECORDED:
+        """Take over the numbers of a checkpoint."""
+        for name in RECORDED:
             setattr(self, name, record[name])
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
@@ -71,14 +71,14 @@ class TrainingResult:
     model: Path
 
 
-_RECORDED = (
-    "step",
-    "seconds",
-    "loss",
-    "skipped_steps",
-    "skipped_in_a_row",
-    "validation_loss",
-    "best_validation_loss",
-    "best_step",
-)
+RECORDED: dict[str, Any] = {
+    "step": int,
+    "seconds": float,
+    "loss": float,
+    "skipped_steps": int,
+    "skipped_in_a_row": int,
+    "validation_loss": float | None,
+    "best_validation_loss": float | None,
+    "best_step": int | None,
+}
 Callback = Callable[[TrainingState], None]
