@@ -13,7 +13,6 @@ from nflib.training import seeds
 from nflib.training.config import TrainingConfig
 from nflib.training.data import (
     Batch,
-    BatchSource,
     EpochOrder,
     Preparation,
     rank_slice,
@@ -34,7 +33,7 @@ class Feed:
         self, preparation: Preparation | None, config: TrainingConfig, fabric: Any, augment: Augmentation | None
     ) -> None:
         self.preparation, self.config, self.fabric, self.augment = preparation, config, fabric, augment
-        self.source: BatchSource | None = None if preparation is None else preparation.source
+        self.source: Any = None if preparation is None else preparation.source
         self.order = EpochOrder(self._length(), config.batch_size, config.seed)
         self.stale = False
         if config.refresh_interval is not None and not hasattr(self.source, "refresh"):
@@ -45,7 +44,7 @@ class Feed:
 
     def batches(self, state: TrainingState) -> Iterator[Batch]:
         """This process's part of the global batches from the present step on, on its device; never ends."""
-        if self.source is None or self.preparation is None:
+        if self.preparation is None:
             yield from repeat({})
             return
         config, first = self.config, state.step
@@ -74,7 +73,7 @@ class Feed:
         with state.averaged() as flow:
             torch.manual_seed(seeds.derived_seed(*path))
             generator = seeds.derived_generator(*path, device=self.fabric.device)
-            self.source.refresh(flow, step, generator)  # type: ignore[attr-defined]
+            self.source.refresh(flow, step, generator)
         self.preparation.forget()
         if self._length() != self.order.length:
             self.order.restart(step, self._length())

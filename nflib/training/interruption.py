@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -45,6 +47,10 @@ class Interruption:
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._noted = number, now
+            if number == signal.SIGINT:
+                # No logging: what the signal interrupted may be writing itself.
+                with suppress(OSError):
+                    os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once.\n")
         elif number == signal.SIGINT and now - self._noted > 1:
             raise KeyboardInterrupt
 

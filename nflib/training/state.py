@@ -18,10 +18,14 @@ from nflib.training.ema import ExponentialMovingAverage
 class TrainingState:
     """Handed to every callback after every step, on every process; what a callback raises ends the run.
 
-    step: steps done so far. seconds: wall-clock time of this run and those it resumes. loss: of this step's
-    global batch, averaged over the processes; gradient_norm is before clipping. metrics: scalars of the
-    objective at the last logged step. validation_loss: None unless this step was validated. Setting `stop`
-    ends the run after this step; under torchrun every process must set it alike.
+    Attributes:
+        step: Steps done so far.
+        seconds: Wall-clock time of this run and those it resumes.
+        loss: Of this step's global batch, averaged over the processes.
+        gradient_norm: Before clipping.
+        metrics: Scalars of the objective at the last logged step.
+        validation_loss: None unless this step was validated.
+        stop: Setting it ends the run after this step; under torchrun every process must set it alike.
     """
 
     flow: nn.Module

@@ -248,6 +248,12 @@ def test_settings_may_be_numpy_numbers_and_a_run_of_them_is_resumed(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "value"), [("batch_size", 16.5), ("seed", "3"), ("max_steps", True), ("seed", np.nan)]
 )
-def test_sizes_are_whole_numbers(name: str, value: object) -> None:
+def test_sizes_and_seeds_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number, not {value!r}"):
+        configuration(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", "0.1"), ("batch_size", None), ("weight_decay", None)])
+def test_settings_are_numbers(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a (whole )?number, not {value!r}"):
         configuration(**{name: value})
