@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nflib import Flow
+from nflib.flows import TARFlow
 from nflib.montecarlo import BoltzmannDensity
 from nflib.training import ReverseKL, fit, maximum_likelihood, objectives
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, normal
@@ -190,3 +192,55 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             fit(Gaussian(), *data, config=configuration(), objective=ReverseKL(target), output=tmp_path)
     with pytest.raises(ValueError, match="maximum_likelihood needs training data"):
         fit(Gaussian(), config=configuration(), objective=maximum_likelihood, output=tmp_path)
+
+
+# --- a flow whose samples are decoded -------------------------------------------------------------
+
+needs_rsample = pytest.mark.skipif(not hasattr(Flow, "rsample"), reason="samples of this flow carry no gradient")
+
+
+def tarflow(**settings: object) -> TARFlow:
+    torch.manual_seed(0)
+    return TARFlow((4,), patch_size=1, channels=16, num_blocks=2, layers_per_block=1, head_dim=8, **settings)
+
+
+@needs_rsample
+@pytest.mark.parametrize("estimator", ["path", "total"])
+def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(
+    perturb: Callable[..., nn.Module], estimator: str
+) -> None:
+    flow, frozen = (perturb(tarflow()).double() for _ in range(2))
+    objective = ReverseKL(BoltzmannDensity(wavy), 8, estimator)
+    loss, _ = objective(flow, {}, generator())
+    loss.backward()
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    directions = [torch.randn(p.shape, generator=generator(1), dtype=p.dtype) for p in flow.parameters()]
+    slope = sum((p.grad * d).sum() for p, d in zip(flow.parameters(), directions, strict=True) if p.grad is not None)
+
+    def at(step: float) -> Tensor:
+        with torch.no_grad():
+            for parameter, direction in zip(flow.parameters(), directions, strict=True):
+                parameter += step * direction
+            x = flow.rsample(8, generator=generator())  # type: ignore[operator]
+            density = (frozen if estimator == "path" else flow).log_prob(x)  # type: ignore[operator]
+            for parameter, direction in zip(flow.parameters(), directions, strict=True):
+                parameter -= step * direction
+            return (density + wavy(x)).mean()
+
+    expected = (at(1e-5) - at(-1e-5)) / 2e-5
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
+
+
+@needs_rsample
+def test_fit_brings_a_decoded_flow_to_a_correlated_target(tmp_path: Path) -> None:
+    covariance = torch.tensor(
+        [[2.0, 0.9, 0.0, 0.3], [0.9, 1.0, -0.4, 0.0], [0.0, -0.4, 0.5, 0.1], [0.3, 0.0, 0.1, 1.5]]
+    )
+    target = torch.distributions.MultivariateNormal(torch.tensor([1.0, -1.0, 0.0, 0.5]), covariance)
+    flow = tarflow()
+    config = configuration(max_steps=400, learning_rate=1e-2, ema_decay=0.9, log_interval=100)
+    fit(flow, config=config, objective=ReverseKL(target, 64), output=tmp_path)
+    x, log_q = flow.sample_and_log_prob(2000, seed=0)
+    weights = torch.softmax(target.log_prob(x) - log_q, dim=0)
+    assert 1 / (weights**2).sum() > 0.95 * len(x)
+    assert float((log_q - target.log_prob(x)).mean()) < 0.02
