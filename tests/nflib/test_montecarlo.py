@@ -33,7 +33,7 @@ class SeededNormal(Distribution):
         super().__init__()
         self.calls: list[int] = []
 
-    def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+    def sample_and_log_prob(self, num_samples, *, generator=None):
         self.calls.append(num_samples)
         x = torch.randn(num_samples, DIM, generator=generator)
         return x, StandardNormal([DIM]).log_prob(x)
@@ -79,7 +79,7 @@ def test_standard_errors_are_calibrated():
 
 def test_poisoned_samples_get_weight_zero_and_are_counted():
     class Poisoned(SeededNormal):
-        def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             x, log_prob = super().sample_and_log_prob(num_samples, generator=generator)
             x[0, 1], x[1, 0] = torch.nan, torch.inf
             log_prob[2], log_prob[3] = torch.nan, -torch.inf
@@ -117,7 +117,7 @@ def test_all_rejected_is_reported_not_raised():
         samples.resample(3)
 
     class Broken(SeededNormal):
-        def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.full((num_samples, DIM), torch.nan), torch.zeros(num_samples)
 
     assert importance_sample(Broken(), TARGET, 5).num_rejected == 5
