@@ -114,7 +114,7 @@ def error_inflation(deviations: Tensor, *, fit_tails: bool) -> Tensor:
     - The tails: the squares of the largest d are replaced by those that a generalised Pareto distribution fitted to
       them has on average, up to the value that one run in twenty exceeds, if that is more, and so are those of the
       smallest. Its shape is taken half a standard error, `(1 + k) / sqrt(tail size)`, above the estimate, which is low
-      in the very runs that missed the tail.
+      in the very runs that missed the tail, and at most 1.
 
     Args:
         deviations: `(N, *shape)`, each term's part of the deviation from the mean.
@@ -142,7 +142,8 @@ def _missed_squares(deviations: Tensor) -> Tensor:
     largest = deviations.topk(number + 1, dim=0).values.flip(0)
     threshold, excesses = largest[0], largest[1:] - largest[0]
     shape, scale = generalized_pareto_fit(excesses)
-    shape = shape + 0.5 * (1.0 + shape) / math.sqrt(number)
+    # Beyond 1 there is no mean: what is fitted there are values that are nearly equal, to rounding.
+    shape = (shape + 0.5 * (1.0 + shape) / math.sqrt(number)).clamp(max=1.0)
     # Neither 0, 1/2 nor 1, where the closed forms below are limits.
     shape = torch.where(((2.0 * shape).round() - 2.0 * shape).abs() < 1e-4, shape + 1e-4, shape)
     # The excess of quantile 1 - v is scale / shape (v^-shape - 1): averages over v from BEYOND / number to 1.

@@ -141,7 +141,7 @@ class WeightedSamples:
 
     @property
     def pareto_k(self) -> float:
-        """Tail shape of the weights, see `diagnostics.pareto_k`: the largest of these and of those that were resampled."""
+        """Tail shape of the weights (`diagnostics.pareto_k`): the largest of these and of those that were resampled."""
         k, past = diagnostics.pareto_k(self.log_weights), self.resamplings.pareto_k
         return past if math.isnan(k) and past > -math.inf else max(k, past)
 

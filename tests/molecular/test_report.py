@@ -35,8 +35,6 @@ HISTORY = History(
     acceptance=[0.5, 0.6],
     step_sizes=[0.1, 0.2],
 )
-    [0.5, 1.0], [0.1, 0.2], [0.9, 0.9], [90.0, 80.0], [100, 100], [False, True], [9, 5], [0.5, 0.6], [0.1, 0.2]
-)
 
 
 @pytest.fixture(scope="module")

