@@ -21,7 +21,7 @@ from molecular.peptide import Peptide
 from molecular.plots import ramachandran
 from molecular.prose import Prose
 from molecular.shipped_flows import shipped_flow
-from molecular.smc import SplitFlow, smc, summarize_history
+from molecular.smc import SplitFlow, smc
 from molecular.transferable import InternalProse
 from nflib.flows import Flow, GivenFlow
 from nflib.montecarlo import (
@@ -162,7 +162,7 @@ def summarize(samples: WeightedSamples) -> dict[str, Any]:
     """The figures of `WeightedSamples.summary`; for importance sampling also the effective sample size as published
     codes report it, for sequential Monte Carlo the history of the run."""
     if isinstance(samples, SMCSamples):
-        return samples.summary() | {"history": summarize_history(samples)}
+        return samples.summary() | {"history": samples.history.summary()}
     truncated = samples.truncate(PUBLISHED_TRUNCATION)
     return samples.summary() | {
         "truncated": {
@@ -176,14 +176,16 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
     """A summary as sentences."""
     yield (
         f"{summary['num_samples']} samples of {summary['peptide']} at {summary['temperature_K']:g} K: effective sample "
-        f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), "
-        f"Pareto k {summary['pareto_k']:.2f}, {summary['num_rejected']} rejected."
+        f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), worth "
+        f"{summary['effective_num_ancestors']:.0f} independent draws, "
+        f"Pareto k {'unknown' if summary['pareto_k'] is None else format(summary['pareto_k'], '.2f')}, "
+        f"{summary['num_rejected']} rejected."
     )
     if "history" in summary:
         history = summary["history"]
         yield (
             f"{len(history['inverse_temperatures'])} temperatures, {history['num_evaluations'][-1]} energies, mean "
-            f"acceptance {np.mean(history['acceptance']):.2f}; the particles descend from "
+            f"acceptance {np.mean([value or 0.0 for value in history['acceptance']]):.2f}; the particles descend from "
             f"{history['num_ancestors'][-1]} draws."
         )
     if "truncated" in summary:
@@ -192,6 +194,8 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
             f"Without the largest {100 * truncated['removed_fraction']:g} % of weights, as published codes report it: "
             f"{truncated['effective_sample_size_fraction']:.3f}."
         )
+    if summary["warning"]:
+        yield summary["warning"]
 
 
 def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path) -> None:

@@ -120,7 +120,7 @@ def test_particles_are_part_of_the_target_and_move_on():
 
 def test_one_heavy_sample_does_not_become_all_rows():
     class Uniform:
-        def sample_and_log_prob(self, num_samples):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
 
     source = OwnSamples(
@@ -138,7 +138,7 @@ def test_one_heavy_sample_does_not_become_all_rows():
 
 def test_rejected_samples_are_rows_of_no_part_and_high_energies_no_labels():
     class Line:
-        def sample_and_log_prob(self, num_samples):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
 
     def energy(x):
