@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
-from typing import Any
 
 import torch
 from nflows.distributions import Distribution
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from nflib.decoding import Decoder, report, using
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import NormalNoise
-from nflib.pretrained import Pretrained
+from nflib.io.pretrained import Pretrained
 from nflib.transforms.guided import Guidance, PairedContext, guide
 
 
@@ -43,10 +42,8 @@ class Flow(Pretrained, NFlowsFlow):
         transform: Transform,
         distribution: Distribution,
         embedding_net: nn.Module | None = None,
-        config: dict[str, Any] | None = None,
     ):
         super().__init__(transform, distribution, embedding_net)
-        self.config = config
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of each input, ``(B,)``, in nats, summed over the event, in float32 or better.
@@ -186,5 +183,12 @@ class Flow(Pretrained, NFlowsFlow):
         for all rows or one a row: for class labels ``torch.tensor(-1)``. The guided flow takes the same contexts as
         this one. Raises ValueError where no map of the flow uses a context.
         """
-        transform = guide(self._transform, guidance)
-        return Flow(transform, self._distribution, PairedContext(unconditional, self._embedding_net))
+        return GuidedFlow(self, guidance, unconditional)
+
+
+class GuidedFlow(Flow):
+    """What `Flow.guided` gives. It keeps the flow that it guides, on shared weights, as its constructor's argument."""
+
+    def __init__(self, flow: Flow, guidance: Guidance, unconditional: Tensor):
+        embedding = PairedContext(unconditional, flow._embedding_net)
+        super().__init__(guide(flow._transform, guidance), flow._distribution, embedding)

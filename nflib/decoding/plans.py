@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nflib.decoding.starts import AffineStart
+from nflib.io.atomic import complete_file
 
 if TYPE_CHECKING:
     from nflib.transforms.autoregressive import Autoregressive
@@ -80,16 +81,13 @@ class DecodingPlan:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the plan into `folder`, whole or not at all; returns the file's path."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name, start in self.starts.items():
             tensors[f"{name}.matrix"] = start.matrix.cpu().contiguous()
             tensors[f"{name}.bias"] = start.bias.cpu().contiguous()
         rows = [asdict(setting) | asdict(best) for setting, best in self.measured.items()]
-        temporary = folder / f".{PLAN_NAME}.tmp"
-        save_file(tensors, temporary, metadata={"measured": json.dumps(rows)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / PLAN_NAME)
+        with complete_file(folder / PLAN_NAME) as temporary:
+            save_file(tensors, temporary, metadata={"measured": json.dumps(rows)})
         return folder / PLAN_NAME
 
     @classmethod

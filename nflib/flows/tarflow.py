@@ -104,8 +104,7 @@ class TARFlow(Flow):
             "conditional": conditional,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
-        config = {"event_shape": list(event_shape), "patch_size": patch_size, **settings}
-        super().__init__(CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape), config=config)
+        super().__init__(CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape))
 
 
 def autoregressive_blocks(

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nflib.state_dicts import load_renamed, read_state_dict
+from nflib.io.state_dicts import load_renamed, read_state_dict
 
 
 class Shared(nn.Module):
