@@ -10,8 +10,6 @@ import torch
 from nflows.distributions import Distribution
 from torch import Tensor, nn
 
-from nflib.io.arguments import keep_arguments
-
 
 class NormalNoise(Distribution):
     """A base of independent standard normal numbers, some of which may be padding.
@@ -65,7 +63,6 @@ class NormalNoise(Distribution):
         return noise if exists is None else noise.masked_fill(~exists[:, None, :, None], 0.0)
 
 
-@keep_arguments
 class StandardNormal(NormalNoise):
     """The standard normal on events of a given shape; log-densities in float32 or better, ``(B,)`` in nats."""
 
@@ -77,7 +74,6 @@ class StandardNormal(NormalNoise):
         return self.shape
 
 
-@keep_arguments
 class PaddedNormal(NormalNoise):
     """The standard normal on as many tokens of `token_size` numbers as each sample has: the context says how many.
 

@@ -30,8 +30,8 @@ def keep_arguments(cls: Class) -> Class:
     >>> kept_arguments(Scale(3.0))
     {'factor': 3.0, 'shape': [1, 2]}
     """
-    init = cls.__dict__.get("__init__")
-    if not isinstance(init, FunctionType) or keeps_arguments(cls):
+    init = cls.__init__  # type: ignore[misc]
+    if keeps_arguments(cls):
         return cls
     signature = inspect.signature(init)
 
@@ -53,7 +53,7 @@ def keep_arguments(cls: Class) -> Class:
 
 
 def keep_arguments_of_parts(package: str) -> None:
-    """`keep_arguments` for all modules (`nn.Module`) that a package, as far as it has been imported, defines."""
+    """`keep_arguments` for what a package, as far as it has been imported, defines of modules (`nn.Module`)."""
     for name, module in list(sys.modules.items()):
         if name == package or name.startswith(package + "."):
             for part in list(vars(module).values()):
@@ -85,7 +85,10 @@ def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for parameter in parameters:
         value = _kept(bound.arguments[parameter.name])
-        arguments |= value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value}
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= value
+        elif parameter.kind is not parameter.VAR_POSITIONAL or value:
+            arguments[parameter.name] = value
     return arguments
 
 

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from nflib.io.arguments import call_with, keeps_arguments, kept_arguments
 
-OURS = ("nflib", "molecular", "video")
-# Their modules keep no arguments, but by their own convention attributes of the same names.
-OTHERS = ("nflows", "torch.nn")
-ALLOWED = (*OURS, *OTHERS)
+# Its modules keep no arguments, but by its own convention attributes of the same names.
+TORCH = ("torch.nn",)
+ALLOWED = ("nflib", "molecular", "video", "nflows", *TORCH)
 SHAPES = [
     {"class", "arguments"},
     {"class", "arguments", "id"},
@@ -83,7 +82,7 @@ def name_of(thing: type | FunctionType) -> tuple[str, str]:
 def find_class(name: Any) -> type:
     """The class of a name, imported if it is one of ours; raises ValueError where it is none that may be built."""
     thing = _find(name)
-    if isinstance(thing, type) and (keeps_arguments(thing) or _is_module_of_others(thing)):
+    if isinstance(thing, type) and (keeps_arguments(thing) or _is_of_torch(thing)):
         return thing
     raise ValueError(f"{name} is no class that can be built from a file.")
 
@@ -122,24 +121,24 @@ def _belongs(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def _is_module_of_others(cls: type) -> bool:
-    return issubclass(cls, nn.Module) and _belongs(cls.__module__, OTHERS)
+def _is_of_torch(cls: type) -> bool:
+    return issubclass(cls, nn.Module) and _belongs(cls.__module__, TORCH)
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:
-    """The arguments of a module of nflows or torch.nn, from its attributes; raises CannotDescribe without one."""
+    """The arguments of a module of torch.nn, from its attributes; raises CannotDescribe without one."""
     arguments: dict[str, Any] = {}
+    if type(part).__init__ is nn.Module.__init__ or isinstance(part, nn.Identity):
+        return arguments
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if name in ("device", "dtype") or name.startswith("_"):
             continue
         if isinstance(part, (nn.Sequential, nn.ModuleList)):
             value: Any = list(part)
         else:
-            value = getattr(part, name, getattr(part, f"_{name}", ...))
+            value = getattr(part, name, ...)
         if value is ... or parameter.kind is parameter.VAR_KEYWORD:
             raise CannotDescribe(f"{type(part).__name__} does not keep its {name}.")
-        if isinstance(value, nn.ModuleList):
-            value = list(value)
         arguments[name] = value is not None and value is not False if name == "bias" else value
     return arguments
 
@@ -175,6 +174,8 @@ class _Describer:
                 "keywords": self.mapping(value.keywords),
             }
         if isinstance(value, (type, FunctionType)):
+            if not _belongs(value.__module__, ALLOWED):
+                raise CannotDescribe(f"{value.__qualname__} is not looked up in {value.__module__}, where it stands.")
             return {"reference": self._name(value)}
         return self._part(value)
 
@@ -186,7 +187,7 @@ class _Describer:
             return {"same": known["id"]}
         if keeps_arguments(type(part)):
             arguments = kept_arguments(part)
-        elif _is_module_of_others(type(part)):
+        elif _is_of_torch(type(part)):
             arguments = _attributes(part)
         else:
             raise CannotDescribe(f"{type(part).__qualname__} does not keep its arguments.")

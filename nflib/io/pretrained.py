@@ -193,17 +193,17 @@ class Pretrained(nn.Module):
         return found
 
     def _description(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-        """The arguments, and the tensors among them; none where they are not known to build this model again."""
+        """The arguments, and the tensors among them; none where they do not build this model again."""
         try:
             config, tensors = describe(kept_arguments(self))
-            # Of what the constructor got, parts may have been exchanged since.
-            if '"class"' in json.dumps(config):
-                with torch.random.fork_rng(devices=[]):
-                    again = rebuild(type(self), config, tensors)
-                if _shapes(again) != _shapes(self):
-                    return None, {}
         except CannotDescribe:
             return None, {}
+        if '"class"' in json.dumps(config):
+            # Parts may have been exchanged, or added, after they were made.
+            with torch.random.fork_rng(devices=[]):
+                again = rebuild(type(self), config, tensors)
+            if _structure(again) != _structure(self):
+                return None, {}
         return config, tensors
 
 
@@ -218,8 +218,10 @@ def _distinct_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
 
 
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in _distinct_state(module).items()}
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """The kind of each part, and the shape of each tensor."""
+    kinds: dict[str, Any] = {name: type(part) for name, part in module.named_modules()}
+    return kinds | {name: tensor.shape for name, tensor in _distinct_state(module).items()}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

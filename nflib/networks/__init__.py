@@ -1,6 +1,5 @@
 """Causal transformers and the parts they are built from."""
 
-from nflib.io.arguments import keep_arguments_of_parts
 from nflib.networks.attention import CausalSelfAttention, HeadwiseNorm
 from nflib.networks.backends import attention_backend
 from nflib.networks.cache import KeyValueCache
@@ -30,5 +29,3 @@ __all__ = [
     "attention_backend",
     "grid_coordinates",
 ]
-
-keep_arguments_of_parts(__name__)

@@ -1,6 +1,5 @@
 """Invertible maps, each an `nflows.transforms.Transform` with an exact log-determinant."""
 
-from nflib.io.arguments import keep_arguments, keep_arguments_of_parts
 from nflib.transforms.autoregressive import (
     AffineAutoregressive,
     Autoregressive,
@@ -43,7 +42,3 @@ __all__ = [
     "TokenwiseAutoregressive",
     "VectorPatches",
 ]
-
-keep_arguments_of_parts(__name__)
-keep_arguments(LinearGuidance)
-keep_arguments(ProductGuidance)
