@@ -199,9 +199,12 @@ class Pretrained(nn.Module):
         except CannotDescribe:
             return None, {}
         if '"class"' in json.dumps(config):
-            # Parts may have been exchanged, or added, after they were made.
-            with torch.random.fork_rng(devices=[]):
-                again = rebuild(type(self), config, tensors)
+            # Parts may have been exchanged or added since, and constructors of others may refuse a list for a tuple.
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    again = rebuild(type(self), config, tensors)
+            except MISFITS:
+                return None, {}
             if _structure(again) != _structure(self):
                 return None, {}
         return config, tensors
