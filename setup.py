@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "nflib" / "version.py").
 TRAINING = ["lightning-fabric>=2.4", "tensorboard>=2.16", "tqdm>=4.66"]
 SCRIPTS = ["jsonargparse[signatures]>=4.35", "matplotlib>=3.8"]
 METRICS = ["pot>=0.9.4"]
+HUB = ["huggingface_hub>=0.34"]
 
 setup(
     name="nflib",
@@ -40,7 +41,9 @@ setup(
             "transformers>=4.55",
         ],
         "gpu": ["xformers>=0.0.29"],
+        "hub": HUB,
         "dev": [
+            *HUB,
             "pytest>=8",
             "hypothesis>=6.100",
             "ruff",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from nflows.transforms import CompositeTransform, Transform
@@ -50,17 +50,6 @@ class PeptideFlow(Flow):
     ):
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
-        config: dict[str, Any] = {
-            "sequence": sequence,
-            "elements": list(elements),
-            "bonds": [list(map(int, bond)) for bond in bonds],
-            "coordinates": coordinates,
-            "channels": channels,
-            "num_blocks": num_blocks,
-            "layers_per_block": layers_per_block,
-            "head_dim": head_dim,
-            "expansion": expansion,
-        }
         num_tokens = len(elements) if coordinates == "cartesian" else len(elements) - 2
         blocks = autoregressive_blocks(
             (num_tokens, TOKEN_SIZE),
@@ -70,14 +59,14 @@ class PeptideFlow(Flow):
             head_dim=head_dim,
             expansion=expansion,
         )
-        steps = _fixed_steps(coordinates, LocalFrames(config["bonds"], len(elements), list(elements)))
+        steps = _fixed_steps(coordinates, LocalFrames(bonds, len(elements), list(elements)))
         super().__init__(
             CompositeTransform([*(step.transform for step in steps), *blocks]),
             StandardNormal((num_tokens, TOKEN_SIZE)),
-            config=config,
         )
         self.sequence = sequence
         self.num_atoms = len(elements)
+        self.coordinates = coordinates
         self._fixed = steps
         self._blocks = blocks
 
@@ -113,14 +102,14 @@ class PeptideFlow(Flow):
 
         Raises ValueError for Cartesian coordinates, in which a molecule's Boltzmann density has no normaliser.
         """
-        if self.config is None or self.config["coordinates"] == "cartesian":
+        if self.coordinates == "cartesian":
             raise ValueError(
                 "this flow sees Cartesian coordinates, which hold translation and rotation, and there a Boltzmann "
                 "density has no normaliser; use a flow on internal coordinates or local frames."
             )
         steps = [step.transform for step in self._fixed]
         num_fixed = len(steps)
-        if self.config["coordinates"] == "internal":
+        if self.coordinates == "internal":
             num_fixed = 1 + next(number for number, step in enumerate(steps) if isinstance(step, Spherical))
             steps[num_fixed:num_fixed] = [PeriodicTorsions(), PeriodicTorsions()]
             num_fixed += 1

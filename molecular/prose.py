@@ -75,20 +75,14 @@ class Prose(Flow):
         num_residue_types: int = 64,
         dropout: float = 0.0,
     ):
-        config: dict[str, Any] = {
+        sizes = {
             "channels": channels,
             "num_blocks": num_blocks,
             "layers_per_block": layers_per_block,
             "head_dim": head_dim,
-            "orderings": list(orderings),
-            "expansion": expansion,
-            "scale": scale,
             "max_atoms": max_atoms,
-            "num_atom_types": num_atom_types,
-            "num_residue_types": num_residue_types,
-            "dropout": dropout,
         }
-        _check_settings(config)
+        _check_settings(sizes, orderings, scale, num_atom_types, num_residue_types)
         embedding = AtomEmbedding(channels, num_atom_types, num_residue_types)
 
         def block(column: int) -> list[Transform]:
@@ -120,7 +114,6 @@ class Prose(Flow):
             CompositeTransform([ScaleAtoms(scale), *(part for column in columns for part in block(column))]),
             PaddedNormal(TOKEN_SIZE, AtomsExist()),
             CheckedContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
-            config=config,
         )
         self.orderings = tuple(orderings)
 
@@ -167,21 +160,23 @@ class ScaleAtoms(ClosedForm):
         return exists.sum(-1).to(torch.promote_types(inputs.dtype, torch.float32)) * (TOKEN_SIZE * math.log(self.scale))
 
 
-def _check_settings(config: dict[str, Any]) -> None:
-    for name in ("channels", "num_blocks", "layers_per_block", "head_dim", "max_atoms"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be a positive number, got {config[name]!r}.")
-    if config["channels"] % 2:
-        raise ValueError(f"channels must be even for sinusoidal positions, got {config['channels']}.")
-    if not 0 < config["scale"] < math.inf:
-        raise ValueError(f"scale must be a positive length, got {config['scale']!r}.")
-    if not config["orderings"]:
+def _check_settings(
+    sizes: dict[str, int], orderings: Sequence[str], scale: float, num_atom_types: int, num_residue_types: int
+) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be a positive number, got {size!r}.")
+    if sizes["channels"] % 2:
+        raise ValueError(f"channels must be even for sinusoidal positions, got {sizes['channels']}.")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive length, got {scale!r}.")
+    if not orderings:
         raise ValueError("orderings must name at least one ordering of the atoms.")
-    unknown = [name for name in config["orderings"] if name not in ORDERINGS]
+    unknown = [name for name in orderings if name not in ORDERINGS]
     if unknown:
         raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
-    if config["num_atom_types"] <= len(ATOM_TYPES) or config["num_residue_types"] <= len(RESIDUE_TYPES):
+    if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
         raise ValueError(
             f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
-            f"types, but have {config['num_atom_types']} and {config['num_residue_types']}."
+            f"types, but have {num_atom_types} and {num_residue_types}."
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from molecular.orderings import PROSE_ORDERINGS
 from molecular.prose import Prose
 from molecular.prose_context import AtomEmbedding
-from nflib.state_dicts import load_renamed, read_state_dict
+from nflib.io.state_dicts import load_renamed, read_state_dict
 from nflib.transforms import AutoregressiveTransform
 
 # The names of parts, ours to theirs: of the shared embedding, below `cond_embed.`; of a block, below `blocks.N.`; of a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molecular.peptide import parse_sequence
-from nflib.pretrained import WEIGHTS_NAME
+from nflib.io.pretrained import WEIGHTS_NAME
 
 # In the folder of a transferable flow; without it a folder holds the flow of the peptide it is named after.
 COVERAGE = "coverage.json"

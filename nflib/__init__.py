@@ -2,6 +2,14 @@
 
 from nflib import flows
 from nflib.flows.flow import Flow
+from nflib.io.arguments import keep_arguments, keep_arguments_of_parts
+from nflib.transforms import LinearGuidance, ProductGuidance
 from nflib.version import __version__
 
 __all__ = ["Flow", "__version__", "flows"]
+
+# So that flows composed of these parts can be saved and loaded as the named ones can.
+for _package in ("nflib.distributions", "nflib.networks", "nflib.transforms", "nflows"):
+    keep_arguments_of_parts(_package)
+keep_arguments(LinearGuidance)
+keep_arguments(ProductGuidance)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
+from nflib.io.state_dicts import read_state_dict
 from nflib.networks import CausalTransformer
-from nflib.state_dicts import read_state_dict
 from nflib.transforms import AutoregressiveTransform
 from video.layouts import DENOISER
 from video.released_config import Config, read_released_config, starflow_settings

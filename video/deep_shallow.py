@@ -103,20 +103,6 @@ class DeepShallow(Transform):
             )
 
 
-# Arguments of STARFlow and STARFlow-V that `deep_shallow` takes as they are.
-ARCHITECTURE = (
-    "layers_per_block",
-    "text_length",
-    "text_channels",
-    "project_text",
-    "top",
-    "span",
-    "reverse_first",
-    "scale",
-    "soft_clip",
-)
-
-
 def deep_shallow(
     patches: Any,
     grid: tuple[int, int],
@@ -187,14 +173,16 @@ class DeepShallowFlow(Flow):
         grid: tuple[int, int],
         max_frames: int,
         rotary: Callable[[Tensor, int], Rotary],
-        config: dict[str, Any],
+        layer: LayerSettings,
+        *,
+        span: float | None,
+        **architecture: Any,
     ):
-        """config: the arguments that the flow itself was made with; of a span of None it keeps the default's number."""
-        config["span"] = math.sqrt(math.prod(grid)) if config["span"] is None else config["span"]
-        layer = LayerSettings(config["channels"]).but(config["layer"])
-        architecture = {name: config[name] for name in ARCHITECTURE}
-        transform = deep_shallow(patches, grid, max_frames, rotary, layer, **architecture)
-        super().__init__(transform, FrameNoise(max_frames, *patches.token_shape), config=config)
+        """As for `deep_shallow`; span: None for the side of the square that the grid's patches fill."""
+        span = math.sqrt(math.prod(grid)) if span is None else span
+        transform = deep_shallow(patches, grid, max_frames, rotary, layer, span=span, **architecture)
+        super().__init__(transform, FrameNoise(max_frames, *patches.token_shape))
+        self.span = span
 
     def resized(self, event_shape: Sequence[int]) -> Self:
         """This flow for events of another height, width or number of frames: on the very same weights, shared.
@@ -202,7 +190,7 @@ class DeepShallowFlow(Flow):
         Positions are made anew, over the same span, so that frames of any size cover the same area.
         """
         with torch.device("meta"):  # weights that are replaced at once need no memory
-            other = type(self)(**{**(self.config or {}), "event_shape": list(event_shape)})
+            other = type(self)(**{**(self.config or {}), "event_shape": list(event_shape), "span": self.span})
         share_weights(self, other)
         weight = next(self.parameters())
         return other.to(device=weight.device, dtype=weight.dtype).train(self.training)

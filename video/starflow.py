@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nflib.transforms import ImagePatches
+from video.blocks import LayerSettings
 from video.deep_shallow import DeepShallowFlow
 from video.positions import axial_rotary, picture_rotary
 
@@ -48,19 +49,19 @@ class STARFlow(DeepShallowFlow):
         event_shape = tuple(int(n) for n in event_shape)
         patches = ImagePatches(event_shape, patch_size)
         grid = (event_shape[1] // patch_size, event_shape[2] // patch_size)
-        config: dict[str, Any] = {
-            "event_shape": list(event_shape),
-            "patch_size": patch_size,
-            "channels": channels,
-            "layers_per_block": list(layers_per_block),
-            "text_length": text_length,
-            "text_channels": text_channels,
-            "project_text": project_text,
-            "layer": dict(layer or {}),
-            "top": dict(top or {}),
-            "span": span,
-            "reverse_first": reverse_first,
-            "scale": scale,
-            "soft_clip": soft_clip,
-        }
-        super().__init__(patches, grid, 1, axial_rotary if text_length else picture_rotary, config)
+        super().__init__(
+            patches,
+            grid,
+            1,
+            axial_rotary if text_length else picture_rotary,
+            LayerSettings(channels).but(layer),
+            layers_per_block=layers_per_block,
+            text_length=text_length,
+            text_channels=text_channels,
+            project_text=project_text,
+            top=top,
+            span=span,
+            reverse_first=reverse_first,
+            scale=scale,
+            soft_clip=soft_clip,
+        )

@@ -60,31 +60,31 @@ class STARFlowV(DeepShallowFlow):
         max_frames, *frame_shape = event_shape
         patches = VideoPatches(frame_shape, patch_size)
         grid = (frame_shape[1] // patch_size, frame_shape[2] // patch_size)
-        config: dict[str, Any] = {
-            "event_shape": list(event_shape),
-            "patch_size": patch_size,
-            "channels": channels,
-            "layers_per_block": list(layers_per_block),
-            "text_length": text_length,
-            "text_channels": text_channels,
-            "project_text": project_text,
-            "layer": dict(layer or {}),
-            "top": dict(top or {}),
-            "span": span,
-            "reverse_first": reverse_first,
-            "scale": scale,
-            "soft_clip": soft_clip,
-            "denoiser": None if denoiser is None else dict(denoiser),
-        }
-        super().__init__(patches, grid, max_frames, axial_rotary, config)
+        settings = LayerSettings(channels).but(layer)
+        super().__init__(
+            patches,
+            grid,
+            max_frames,
+            axial_rotary,
+            settings,
+            layers_per_block=layers_per_block,
+            text_length=text_length,
+            text_channels=text_channels,
+            project_text=project_text,
+            top=top,
+            span=span,
+            reverse_first=reverse_first,
+            scale=scale,
+            soft_clip=soft_clip,
+        )
         self.denoiser = None
         if denoiser is not None:
             self.denoiser = Denoiser(
                 patches,
                 grid,
                 max_frames,
-                LayerSettings(channels).but(layer),
-                span=config["span"],
+                settings,
+                span=self.span,
                 text_length=text_length,
                 text_channels=text_channels,
                 **denoiser,

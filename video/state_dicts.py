@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nflib.io.state_dicts import check_keys, check_shape
 from nflib.networks import GatedMLP
-from nflib.state_dicts import check_keys, check_shape
 from video.layouts import BLOCK, BUFFERS, GATED_MLP, GELU_MLP, LAYER
 
 Conversion = Callable[[str, Tensor], Tensor]

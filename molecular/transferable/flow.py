@@ -93,26 +93,15 @@ class InternalProse(Flow):
         dropout: float = 0.0,
     ):
         depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
-        config: dict[str, Any] = {
+        sizes = {
             "channels": channels,
             "num_blocks": num_blocks,
-            "layers_per_block": layers_per_block if isinstance(layers_per_block, int) else depths,
             "head_dim": head_dim,
-            "orderings": list(orderings),
-            "expansion": expansion,
-            "conditional": conditional,
-            "num_bins": num_bins,
             "units": units,
             "condition_channels": condition_channels,
-            "neighbours": neighbours,
-            "surroundings": surroundings,
-            "marginal_bins": marginal_bins,
             "max_atoms": max_atoms,
-            "num_atom_types": num_atom_types,
-            "num_residue_types": num_residue_types,
-            "dropout": dropout,
         }
-        _check_settings(config, depths)
+        _check_settings(sizes, depths, orderings, conditional, surroundings, num_atom_types, num_residue_types)
         embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
         self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
 
@@ -158,7 +147,6 @@ class InternalProse(Flow):
             CompositeTransform([coordinates, marginals, *blocks]),
             PaddedNormal(TOKEN_SIZE, TokensExist()),
             CheckedInternalContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
-            config=config,
         )
         self.orderings = tuple(orderings)
         # The same modules under names of their own.
@@ -185,32 +173,37 @@ class InternalProse(Flow):
         return GivenMolecule(self, self.context(context), context)
 
 
-def _check_settings(config: dict[str, Any], depths: Sequence[int]) -> None:
-    for name in ("channels", "num_blocks", "head_dim", "units", "condition_channels", "max_atoms"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be a positive number, got {config[name]!r}.")
-    if len(depths) != config["num_blocks"] or min(depths) < 1:
-        raise ValueError(
-            f"layers_per_block {config['layers_per_block']} must give each of {config['num_blocks']} blocks at least 1 "
-            "layer."
-        )
+def _check_settings(
+    sizes: dict[str, int],
+    depths: Sequence[int],
+    orderings: Sequence[str],
+    conditional: str,
+    surroundings: bool,
+    num_atom_types: int,
+    num_residue_types: int,
+) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be a positive number, got {size!r}.")
+    if len(depths) != sizes["num_blocks"] or min(depths) < 1:
+        raise ValueError(f"layers_per_block must give each of {sizes['num_blocks']} blocks at least 1 layer: {depths}.")
     for name in ("channels", "condition_channels"):
-        if config[name] % 2:
-            raise ValueError(f"{name} must be even for sinusoidal features, got {config[name]}.")
-    if config["conditional"] not in CONDITIONALS:
-        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {config['conditional']!r}.")
-    if config["surroundings"] and config["orderings"] and config["orderings"][0].endswith("_flip"):
+        if sizes[name] % 2:
+            raise ValueError(f"{name} must be even for sinusoidal features, got {sizes[name]}.")
+    if conditional not in CONDITIONALS:
+        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
+    if surroundings and orderings and orderings[0].endswith("_flip"):
         raise ValueError(
             f"surroundings need an ordering that places atoms before those that refer to them, but the first is "
-            f"{config['orderings'][0]!r}; start with another, or turn surroundings off."
+            f"{orderings[0]!r}; start with another, or turn surroundings off."
         )
-    if not config["orderings"]:
+    if not orderings:
         raise ValueError("orderings must name at least one ordering of the tokens.")
-    unknown = [name for name in config["orderings"] if name not in ORDERINGS]
+    unknown = [name for name in orderings if name not in ORDERINGS]
     if unknown:
         raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
-    if config["num_atom_types"] <= len(ATOM_TYPES) or config["num_residue_types"] <= len(RESIDUE_TYPES):
+    if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
         raise ValueError(
             f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
-            f"types, but have {config['num_atom_types']} and {config['num_residue_types']}."
+            f"types, but have {num_atom_types} and {num_residue_types}."
         )

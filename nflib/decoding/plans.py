@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nflib.decoding.initial_guesses import AffineGuess
 from nflib.interfaces import CausalMap
+from nflib.io.atomic import complete_file
 
 PLAN_NAME = "decoding_plan.safetensors"
 
@@ -79,16 +80,13 @@ class DecodingPlan:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the plan into `folder`, whole or not at all; returns the file's path."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name, guess in self.initial_guesses.items():
             tensors[f"{name}.matrix"] = guess.matrix.cpu().contiguous()
             tensors[f"{name}.bias"] = guess.bias.cpu().contiguous()
         rows = [asdict(setting) | asdict(best) for setting, best in self.measured.items()]
-        temporary = folder / f".{PLAN_NAME}.tmp"
-        save_file(tensors, temporary, metadata={"measured": json.dumps(rows)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / PLAN_NAME)
+        with complete_file(folder / PLAN_NAME) as temporary:
+            save_file(tensors, temporary, metadata={"measured": json.dumps(rows)})
         return folder / PLAN_NAME
 
     @classmethod

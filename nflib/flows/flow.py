@@ -20,7 +20,7 @@ from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import as_base, draw
 from nflib.flows.given import GivenFlow
 from nflib.interfaces import Decoder
-from nflib.pretrained import Pretrained
+from nflib.io.pretrained import Pretrained
 from nflib.transforms.guided import Guidance, PairedContext, guide
 from nflib.transforms.inversion import input_shape, invert, uses_context
 
@@ -55,12 +55,10 @@ class Flow(Pretrained, NFlowsFlow):
         transform: Transform,
         distribution: Distribution | torch.distributions.Distribution,
         embedding_net: nn.Module | None = None,
-        config: dict[str, Any] | None = None,
         *,
         context_shape: Sequence[int | None] | None = None,
     ):
         super().__init__(transform, as_base(distribution), embedding_net)
-        self.config = config
         self.context_shape = None if context_shape is None else tuple(context_shape)
         self._takes_context = embedding_net is not None or uses_context(transform) or self._base_uses_context()
 
@@ -257,9 +255,7 @@ class Flow(Pretrained, NFlowsFlow):
         for all rows or one a row: for class labels -1. The guided flow takes the same contexts as this one. Raises
         ValueError where no map of the flow uses a context.
         """
-        transform = guide(self._transform, guidance)
-        embedding = PairedContext(unconditional, self._embedding_net)
-        return Flow(transform, self._distribution, embedding, context_shape=self.context_shape)
+        return GuidedFlow(self, guidance, torch.as_tensor(unconditional))
 
     def _generate(
         self,
@@ -361,6 +357,15 @@ class Flow(Pretrained, NFlowsFlow):
             raise ValueError(
                 "this flow has dropout and is in training mode, where it has no density; call eval() first."
             )
+
+
+class GuidedFlow(Flow):
+    """What `Flow.guided` gives. It keeps the flow that it guides, on shared weights, as its constructor's argument."""
+
+    def __init__(self, flow: Flow, guidance: Guidance, unconditional: Tensor):
+        embedding = PairedContext(unconditional, flow._embedding_net)
+        transform = guide(flow._transform, guidance)
+        super().__init__(transform, flow._distribution, embedding, context_shape=flow.context_shape)
 
 
 def as_dtype(inputs: Any, dtype: torch.dtype | None, name: str = "inputs") -> Tensor:

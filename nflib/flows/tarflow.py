@@ -127,11 +127,9 @@ class TARFlow(Flow):
             "conditional": conditional,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
-        config = {"event_shape": list(event_shape), "patch_size": patch_size, **settings}
         super().__init__(
             CompositeTransform([patches, *blocks]),
             StandardNormal(patches.token_shape),
-            config=config,
             context_shape=() if num_classes else context_shape,
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nflib.io.arguments import keep_arguments
 from nflib.networks.attention import CausalSelfAttention
 from nflib.networks.norms import AdaptiveLayerNorm
 from nflib.networks.step import Step
 from nflib.networks.transformer import TransformerLayer
 
 
+@keep_arguments
 class ConditionalGate(nn.Module):
     """``x * sigmoid(W c + b)``: how much of x passes, given a condition c of each token (after Peebles & Xie 2023).
 
@@ -28,6 +30,7 @@ class ConditionalGate(nn.Module):
         return x * torch.sigmoid(self.gate(condition))
 
 
+@keep_arguments
 class SwiGLU(nn.Module):
     """Gated linear unit with a SiLU gate, ``down(silu(b) * a)`` with ``(a, b) = up(x)``; no biases (Shazeer 2020)."""
 
@@ -42,6 +45,7 @@ class SwiGLU(nn.Module):
         return self.down(nn.functional.silu(gate) * value)
 
 
+@keep_arguments
 class AdaptiveTransformerLayer(nn.Module):
     """A transformer layer, then a transition, each between an adaptive norm and a gate, and each with a residual.
 

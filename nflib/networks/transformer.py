@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -322,8 +323,8 @@ def transformer_layers(
                 rotary=rotary,
             ),
             mlp(channels, expansion, bias),
-            lambda: norm(channels),
-            (lambda: post_norm(channels)) if post_norm else None,
+            partial(norm, channels),
+            partial(post_norm, channels) if post_norm else None,
             dropout,
         )
         for _ in range(num_layers)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
+from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
 from nflib.networks import CausalTransformer
-from nflib.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
 from tests.nflib.cases import NUM_CLASSES, SMALL, autoregressive, spline_on_top
 
 
@@ -30,7 +30,7 @@ def folder(flow, tmp_path):
 def test_a_folder_holds_weights_and_configuration_and_nothing_else(flow, folder):
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
     document = json.loads((folder / CONFIG_NAME).read_text())
-    assert document == {"architecture": "TARFlow", "config": flow.config}
+    assert document == {"architecture": "TARFlow", "module": "nflib.flows", "config": flow.config}
     state = load_file(folder / WEIGHTS_NAME)
     assert state.keys() == flow.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in flow.state_dict().items())
@@ -69,7 +69,7 @@ def test_a_save_that_fails_leaves_the_old_model(flow, folder, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("nflib.pretrained.save_file", full_disk)
+    monkeypatch.setattr("nflib.io.pretrained.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         flow.save_pretrained(folder)
     assert (folder / WEIGHTS_NAME).read_bytes() == before
@@ -80,22 +80,37 @@ def test_the_base_class_finds_the_class_that_saved(folder):
     assert type(Pretrained.from_pretrained(folder)) is TARFlow
 
 
-def test_a_subclass_of_a_users_own_comes_back(perturb, tmp_path):
-    class TwoTokens(Flow):
-        def __init__(self, width: int):
-            inner = TARFlow((4,), 2, channels=width, num_blocks=1, head_dim=8)
-            super().__init__(inner._transform, StandardNormal((2, 2)), config={"width": width})
+class TwoTokens(Flow):
+    """A user's own: its configuration is the argument of its own constructor."""
 
+    def __init__(self, width: int):
+        inner = TARFlow((4,), 2, channels=width, num_blocks=1, head_dim=8)
+        super().__init__(inner._transform, StandardNormal((2, 2)))
+
+
+def test_a_subclass_of_a_users_own_comes_back(perturb, tmp_path):
     flow = perturb(TwoTokens(16))
+    assert flow.config == {"width": 16}
     loaded = Flow.from_pretrained(flow.save_pretrained(tmp_path))
     assert type(loaded) is TwoTokens
     assert torch.equal(loaded.sample(3, seed=0), flow.sample(3, seed=0))
 
 
-def test_weights_alone_are_read_into_a_hand_composed_flow(perturb, tmp_path):
+def test_a_class_inside_a_function_is_loaded_by_itself(perturb, tmp_path):
+    class Inner(TwoTokens):
+        pass
+
+    folder = perturb(Inner(16)).save_pretrained(tmp_path)
+    assert type(Inner.from_pretrained(folder)) is Inner
+    with pytest.raises(ValueError, match="Inner"):
+        Flow.from_pretrained(folder)
+
+
+def test_weights_alone_are_read_into_a_flow_that_cannot_be_described(perturb, tmp_path):
     flow = perturb(spline_on_top())
+    assert flow.config is None
     folder = flow.save_pretrained(tmp_path)
-    assert read_config(folder) == {"architecture": "Flow", "config": None}
+    assert read_config(folder) == {"architecture": "Flow", "module": "nflib", "config": None}
     other = spline_on_top()
     assert other.load_pretrained(folder) is other
     x = torch.randn(3, 8)
@@ -110,7 +125,7 @@ class SharedParts(Flow):
         if shared:
             second.network.embedding = first.network.embedding
             second.network.layers[1] = first.network.layers[0]
-        super().__init__(CompositeTransform([first, second]), StandardNormal((6, 2)), config={"shared": shared})
+        super().__init__(CompositeTransform([first, second]), StandardNormal((6, 2)))
 
     @property
     def networks(self) -> list[CausalTransformer]:
@@ -209,7 +224,7 @@ def test_another_class_than_the_one_asked_for(perturb, folder):
     assert "'TARFlow', not a Unrelated" in one_sentence(error)
 
 
-def test_a_hand_composed_flow_cannot_be_rebuilt_from_its_folder(perturb, tmp_path):
+def test_a_flow_that_cannot_be_described_cannot_be_rebuilt_from_its_folder(perturb, tmp_path):
     folder = spline_on_top().save_pretrained(tmp_path)
     with pytest.raises(ValueError) as error:
         Flow.from_pretrained(folder)

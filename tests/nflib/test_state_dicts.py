@@ -1,11 +1,14 @@
 """Foreign state dicts: what is read, how it is renamed, and what is refused."""
 
+import random
+from collections.abc import Iterator
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nflib.state_dicts import load_renamed, read_state_dict
+from nflib.io.state_dicts import load_renamed, read_state_dict
 
 
 class Shared(nn.Module):
@@ -45,6 +48,7 @@ def test_every_parameter_is_copied_in_our_dtype():
             {"block.proj.1.bias": torch.zeros(2)},
             "should not have 'block.proj.1.bias'; 0 keys are missing and 1 unknown",
         ),
+        ({"block.proj.0.weight": torch.zeros(2, 3, dtype=torch.int64)}, "'block.proj.0.weight' holds int64 numbers"),
         ({"block.proj.0.weight": torch.zeros(3, 2)}, r"'block.proj.0.weight' .* shape \(3, 2\), .* \(2, 3\)"),
     ],
 )
@@ -71,3 +75,38 @@ def test_files(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
         read_state_dict(tmp_path / "list.pth")
+    torch.save({3: torch.zeros(2)}, tmp_path / "numbered.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_state_dict(tmp_path / "numbered.pth")
+
+
+def damaged(good: bytes) -> Iterator[bytes]:
+    """What stands under a checkpoint's name when a download went wrong, or a disk."""
+    yield from (b"", b"hello world\n" * 20, b"a,b,c\n1,2,3\n", b"<!DOCTYPE html><html>", b"[]", "ünï".encode(), b"1\n")
+    yield b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    yield from (good[:size] for size in range(0, len(good) - 1, len(good) // 20))
+    generator = random.Random(0)
+    for _ in range(100):
+        changed = bytearray(good)
+        for _ in range(3):
+            changed[generator.randrange(min(len(good), 700))] = generator.choice([0, 255, generator.randrange(256)])
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_damaged_files_are_one_sentence_whatever_the_damage(form, tmp_path):
+    path = tmp_path / ("state.safetensors" if form == "safetensors" else "state.pth")
+    tensors = {"a": torch.randn(30, 3), "b": torch.zeros(2, dtype=torch.float64)}
+    if form == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=form == "zip")
+    refused = 0
+    for content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            read_state_dict(path)  # a changed number is a number
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and str(error).endswith("fetch it again.") and "\n" not in str(error)
+    assert refused > 30

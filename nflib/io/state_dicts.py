@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,9 +23,11 @@ def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of a file that is none of its own, torch.load raises errors of a dozen kinds
         raise ValueError(f"{path} is damaged or no state dict of tensors; fetch it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no state dict of tensors; fetch it again.")
     return state
 
@@ -62,7 +62,15 @@ def check_keys(wanted: Iterable[str], state: Mapping[str, Tensor], ignored: tupl
 
 
 def check_shape(name: str, given: Tensor, shape: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raises ValueError unless `shape`, which the tensor given has or was converted to, is the wanted one."""
+    """Raises ValueError unless `shape`, which the tensor given has or was converted to, is the wanted one.
+
+    Integers are no weights either.
+    """
+    if not given.is_floating_point():
+        raise ValueError(
+            f"the state dict is damaged or no model's: its {name!r} holds {str(given.dtype).removeprefix('torch.')} "
+            "numbers."
+        )
     if tuple(shape) != tuple(wanted):
         raise ValueError(
             f"the state dict belongs to another configuration: its {name!r} has shape {tuple(given.shape)}, which does "

@@ -1,0 +1,16 @@
+"""Models and files on disk: whole or not at all, described by what their constructors got, and never unpickled."""
+
+from nflib.io.arguments import keep_arguments
+from nflib.io.atomic import complete_file, complete_folder
+from nflib.io.pretrained import Pretrained, read_config
+from nflib.io.state_dicts import load_renamed, read_state_dict
+
+__all__ = [
+    "Pretrained",
+    "complete_file",
+    "complete_folder",
+    "keep_arguments",
+    "load_renamed",
+    "read_config",
+    "read_state_dict",
+]

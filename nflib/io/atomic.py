@@ -1,0 +1,176 @@
+"""The one way to write files whole or not at all, whatever interrupts the writing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+
+from safetensors import SafetensorError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PREFIX = ".partial-"
+PERMISSIONS = ".permissions"
+# What a disk says, not a mistake in the block that writes.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+@contextmanager
+def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder inside `folder`; what the block puts there moves up once it has ended without an error.
+
+    Until then nothing in `folder` changes. Files and folders of the same names are replaced, others stay; all are on
+    the disk before the first one moves. Permissions are those of the umask. What a killed run left behind is removed by
+    the next one that writes to the same folder.
+
+    Args:
+        folder: made, with its parents, unless it is there.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        OSError: the folder cannot be made or written, or the disk is full; `folder` then keeps what it had.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with complete_folder(folder) as temporary:
+    ...         _ = (temporary / "a.txt").write_text("whole")
+    ...     os.listdir(folder)
+    ['a.txt']
+    """
+    folder = Path(folder)
+    temporary: Path | None = None
+    lock: int | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_left_overs(folder)
+        temporary, lock = _make_temporary(folder)
+        (temporary / PERMISSIONS).touch()
+        yield temporary
+        permissions = (temporary / PERMISSIONS).stat().st_mode
+        (temporary / PERMISSIONS).unlink()
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                path.chmod(permissions)  # safetensors makes files that their owner alone may read
+            _synchronise(path)
+        for path in sorted(temporary.iterdir()):
+            _replace(path, folder / path.name)
+        _synchronise(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if temporary is None or _is_of_the_disk(error):
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
+            raise OSError(
+                getattr(error, "errno", None) or errno.EIO,
+                f"cannot write into {folder} ({reason}), which keeps what it had; make room or choose another folder.",
+            ) from error
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+        if temporary is not None:
+            _remove(temporary)
+
+
+@contextmanager
+def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path that becomes `path` once the block has ended without an error; see `complete_folder`.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with complete_file(f"{folder}/a.txt") as temporary:
+    ...         _ = temporary.write_text("whole")
+    ...     Path(folder, "a.txt").read_text()
+    'whole'
+    """
+    path = Path(path)
+    with complete_folder(path.parent) as temporary:
+        yield temporary / path.name
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in DISK
+    # safetensors and torch.save tell of a full disk in words alone.
+    return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Move `source` to `target`; a folder that stands there already is kept until the new one has its name."""
+    if target.is_dir() and not target.is_symlink():
+        old = source.with_name(PREFIX + source.name)
+        os.replace(target, old)
+        try:
+            os.replace(source, target)
+        except OSError:
+            os.replace(old, target)
+            raise
+    else:
+        os.replace(source, target)
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a temporary folder, but put a folder back that was about to be replaced by one that never came."""
+    for old in temporary.glob(PREFIX + "*"):
+        target = temporary.parent / old.name.removeprefix(PREFIX)
+        if not target.exists():
+            with suppress(OSError):
+                os.replace(old, target)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_temporary(folder: Path) -> tuple[Path, int | None]:
+    """A new temporary folder and the lock on it, which says for as long as this process lives that it is in use.
+
+    The operating system lets go of the lock when a process is killed.
+    """
+    while True:
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
+        lock = _lock(temporary)
+        if fcntl is None or (lock is not None and temporary.exists()):
+            return temporary, lock
+        # Another process took it for a left-over before it was locked.
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_overs(folder: Path) -> None:
+    for temporary in folder.glob(PREFIX + "*"):
+        lock = _lock(temporary)
+        if lock is not None:
+            _remove(temporary)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, or None where another process holds it, or there are no locks (Windows)."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    with suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

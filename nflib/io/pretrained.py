@@ -1,0 +1,255 @@
+"""Models as folders: model.safetensors beside config.json, as on the Hugging Face Hub. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nflib.io.arguments import keep_arguments, kept_arguments
+from nflib.io.atomic import complete_folder
+from nflib.io.bounded import at_most
+from nflib.io.descriptions import TENSOR, CannotDescribe, describe, find_class, name_of, rebuild
+from nflib.io.hub import local_folder, upload
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+# Where to find the classes of folders that were written before config.json named modules.
+MODULES = {
+    "Flow": "nflib",
+    "TARFlow": "nflib.flows",
+    "PeptideFlow": "molecular.flow",
+    "Prose": "molecular",
+    "InternalProse": "molecular",
+    "STARFlow": "video",
+    "STARFlowV": "video",
+}
+# More than any number of channels, tokens or layers that fits into memory; weights may set the bound higher.
+LARGEST_SIZE = 2**24
+# What constructors raise when they are given what does not fit them.
+MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Pretrained(nn.Module):
+    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module.
+
+    Every subclass keeps what its constructor got, by itself, and that is what is saved. `load_pretrained` on an
+    instance reads only weights, and serves flows with parts that cannot be described (a lambda, say).
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keep_arguments(cls)
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The arguments of the constructor as JSON takes them (`nflib.io.descriptions`), None where it cannot."""
+        try:
+            return describe(kept_arguments(self))[0]
+        except CannotDescribe:
+            return None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model into `folder`, whole or not at all.
+
+        A configuration that cannot be described, or does not build this model again, is saved as null; the weights can
+        then be read by `load_pretrained`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full; what was there stays.
+        """
+        folder = Path(folder)
+        config, tensors = self._description()
+        module, name = name_of(type(self))
+        document = {"architecture": name, "module": module, "config": config}
+        # Cloned, because safetensors refuses tensors that share memory.
+        state = {name: t.detach().cpu().contiguous().clone() for name, t in (_distinct_state(self) | tensors).items()}
+        with complete_folder(folder) as temporary:
+            save_file(state, temporary / WEIGHTS_NAME)
+            (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | os.PathLike[str], device: str | torch.device = "cpu", *, revision: str | None = None
+    ) -> Self:
+        """The model saved in a folder, or under a name on the Hugging Face Hub, in evaluation mode.
+
+        Args:
+            model: a folder, or a name such as ``"user/name"`` (which needs huggingface_hub). A folder goes first.
+            device: where the model is put.
+            revision: branch, tag or commit, on the hub.
+
+        Raises:
+            FileNotFoundError: the model, or one of its two files, is not there.
+            ValueError: the files are damaged, hold another model, or a class whose module must be imported first.
+        """
+        folder = local_folder(model, [CONFIG_NAME, WEIGHTS_NAME], revision)
+        path = folder / CONFIG_NAME
+        document = read_config(folder)
+        architecture = cls._architecture(path, document)
+        if not isinstance(document.get("config"), dict):
+            raise ValueError(
+                f"{path} holds no configuration: build the flow as it was built before, and call its load_pretrained."
+            )
+        state = _read(folder / WEIGHTS_NAME)
+        numbers = sum(tensor.numel() for tensor in state.values())
+        try:
+            with torch.random.fork_rng(devices=[]), at_most(len(state), numbers):
+                built = rebuild(architecture, document["config"], state, max(LARGEST_SIZE, numbers))
+        except MISFITS as error:
+            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+            raise ValueError(f"{path} does not fit {architecture.__name__}: {reason}.") from error
+        built._load(folder / WEIGHTS_NAME, state)
+        return built.to(device).eval()
+
+    def load_pretrained(self, folder: str | os.PathLike[str]) -> Self:
+        """Read the weights in `folder` into this model; returns the model. Raises as `from_pretrained` does."""
+        path = Path(folder) / WEIGHTS_NAME
+        self._load(path, _read(path))
+        return self
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Upload model",
+        token: str | bool | None = None,
+    ) -> str:
+        """Save the model on the Hugging Face Hub as ``"user/name"``, in a repository made unless it is there.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ModuleNotFoundError: huggingface_hub is not installed. What the hub refuses raises its own errors.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private=private, message=commit_message, token=token)
+
+    def _load(self, path: Path, state: dict[str, Tensor]) -> None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(TENSOR)}
+        own = _distinct_state(self)
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        reshaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+        if missing or unexpected or reshaped:
+            example = (missing + unexpected + reshaped)[0]
+            raise ValueError(
+                f"{path} belongs to another model: {len(missing)} tensors are missing, {len(unexpected)} unknown and "
+                f"{len(reshaped)} of another shape, for example {example!r}."
+            )
+        if any(own[name].dtype != tensor.dtype for name, tensor in state.items()):
+            # A model saved in float64 comes back in float64, but it is one dtype for all that are no integers.
+            first = next((name for name, _ in self.named_parameters()), None)
+            common = None if first is None else state[first].dtype
+            for name, tensor in own.items():
+                wanted = common if common and common.is_floating_point and tensor.is_floating_point() else tensor.dtype
+                if state[name].dtype != wanted:
+                    raise ValueError(
+                        f"{path} is damaged: its tensor {name!r} is of {_words(state[name].dtype)}, where "
+                        f"{_words(wanted)} belongs; fetch or save it again."
+                    )
+            self.to(common)
+        self.load_state_dict(state, strict=False)  # but for the other names of shared tensors, nothing is missing
+
+    @classmethod
+    def _architecture(cls, path: Path, document: dict[str, Any]) -> type[Pretrained]:
+        """The class that a config.json names; raises ValueError unless it is this one, or one that derives from it."""
+        name = document.get("architecture")
+        module = document.get("module", MODULES.get(name) if isinstance(name, str) else None)
+        if (module, name) == (cls.__module__, cls.__qualname__):
+            return cls
+        found: Any = None
+        if isinstance(name, str) and isinstance(module, str):
+            try:
+                found = find_class(f"{module}:{name}")
+            except ValueError as error:
+                raise ValueError(f"{path} describes a {name!r}, but {error}") from error
+        if found is None or not issubclass(found, cls):
+            raise ValueError(
+                f"{path} describes a {name!r}, not a {cls.__name__}: load it with the class that saved it."
+            )
+        return found
+
+    def _description(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """The arguments, and the tensors among them; none where they do not build this model again."""
+        try:
+            config, tensors = describe(kept_arguments(self))
+        except CannotDescribe:
+            return None, {}
+        if '"class"' in json.dumps(config):
+            # Parts may have been exchanged or added since, and constructors of others may refuse a list for a tuple.
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    again = rebuild(type(self), config, tensors)
+            except MISFITS:
+                return None, {}
+            if _structure(again) != _structure(self):
+                return None, {}
+        return config, tensors
+
+
+def _words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each tensor once, under its first name: a part that several modules share is one part."""
+    state = module.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
+
+
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """The kind of each part, and the shape of each tensor."""
+    kinds: dict[str, Any] = {name: type(part) for name, part in module.named_modules()}
+    return kinds | {name: tensor.shape for name, tensor in _distinct_state(module).items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, of which no more is in memory than has been used."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {WEIGHTS_NAME} in {path.parent}; name the folder of a saved model.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is truncated or damaged ({error}); fetch or save it again.")
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The document in a saved model's config.json; raises FileNotFoundError or ValueError as its readers do."""
+    path = Path(folder) / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {CONFIG_NAME} in {Path(folder)}; name the folder of a saved model.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch or save it again.") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must hold a JSON object; fetch or save it again.")
+    return document
