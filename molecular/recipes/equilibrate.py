@@ -1,8 +1,8 @@
 """Equilibrates peptides for `python -m molecular simulate`, which goes on from there; usage: --help.
 
 `simulate` gives all replicas of a ladder one start structure of random torsions, so a ladder begun with phi > 0 keeps
-it until each of them has crossed a barrier. Here every replica has a structure of its own, and first some picoseconds
-at the highest temperature, where barriers are crossed; swaps then sort the structures. What is written is a checkpoint of
+it until each of them has crossed a barrier. Here every replica has a structure of its own, and first some time at the
+highest temperature, where barriers are crossed; swaps then sort the structures. What is written is a checkpoint of
 `simulate` at a time before production, for the same options. Sequences that have one are left alone.
 """
 
