@@ -243,9 +243,9 @@ class Flow(Pretrained, NFlowsFlow):
             tokens = context if isinstance(context, Tensor) else context[0]
             if tokens.dim() == len(self.context_shape):
                 context = map_context(lambda part: part.unsqueeze(0), context)
+        context = self._checked_context(context)
         if context is not None and num_rows(context) != 1:
             raise ValueError(f"given() takes one context, got {num_rows(context)} rows; call it once for each.")
-        context = self._checked_context(context, 1)
         return GivenFlow(self, context, self._event_shape(self._embedding_net(context)))
 
     def guided(self, guidance: Guidance, unconditional: Tensor | int) -> Flow:

@@ -53,7 +53,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, step: Step = WHOLE_SEQUENCE, layer: int = 0) -> Tensor:
         # Few views: at one token a step, each costs as much as its arithmetic.
-        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        count = self.num_heads + 2 * self.num_key_value_heads
+        heads = self.qkv(x).view(*x.shape[:2], count, self.head_dim).transpose(1, 2)
         if self.query_norm is None and self.rotary is None:
             query, *key_value = heads[:, : self.num_heads], heads[:, self.num_heads :]
         else:
