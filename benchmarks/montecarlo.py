@@ -52,11 +52,11 @@ class Normal:
     def __init__(self, dim: int, scale: float) -> None:
         self.dim, self.scale = dim, scale
 
-    def log_prob(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         return -0.5 * (x / self.scale).square().sum(-1) - self.dim * math.log(self.scale * math.sqrt(2 * math.pi))
 
     def sample_and_log_prob(
-        self, num_samples: int, context: torch.Tensor | None = None, *, generator: torch.Generator | None = None
+        self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.scale * torch.randn(num_samples, self.dim, generator=generator, dtype=torch.float64)
         return x, self.log_prob(x)

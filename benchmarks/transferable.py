@@ -38,11 +38,12 @@ from molecular.evaluation import WeightedConformations, evaluate
 from molecular.evaluation.compare import FLOOR
 from molecular.evaluation.table import Estimate
 from molecular.peptide import Peptide
-from molecular.prose import MoleculeFlow, Prose
+from molecular.prose import Prose
 from molecular.sample import load_flow, sample
 from molecular.smc import SplitFlow, smc
 from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.transferable.symmetries import with_standard_hydrogens
+from nflib.flows import GivenFlow
 from nflib.montecarlo import AdaptiveTemperatures, WeightedSamples
 
 METRICS = ("effective_sample_size_fraction", "energy_w2", "torus_w2", "bond_graph_rate", "chirality_rate")
@@ -181,7 +182,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
 
 def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
-    peptide, flow = Peptide(sequence), cast(MoleculeFlow, load_flow(sequence, model))
+    peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(sequence, model))
     frames = reference(sequence, corpus, arguments)
     positions = with_standard_hydrogens(frames.positions, peptide)
     values = torch.cat(
@@ -198,7 +199,7 @@ def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace
 
 
 @torch.no_grad()
-def modulo_rigid_motion(flow: MoleculeFlow, positions: Tensor, seed: int) -> Tensor:
+def modulo_rigid_motion(flow: GivenFlow, positions: Tensor, seed: int) -> Tensor:
     """Minus the log-density (B,) of conformations modulo rigid motion, float64."""
     if not isinstance(flow.flow, Prose):
         return -flow.log_prob(positions).double()

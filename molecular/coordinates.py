@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
+
+from nflib.transforms import ClosedForm
 
 
 class Walk(NamedTuple):
@@ -83,7 +84,7 @@ def _default_root(neighbours: list[list[int]], elements: Sequence[str]) -> int:
     return max(heavy, key=lambda i: (sum(elements[k] != "H" for k in neighbours[i]), -i))
 
 
-class LocalFrames(Transform):
+class LocalFrames(ClosedForm):
     r"""All-atom positions (B, n, 3) in nm <-> tokens (B, n - 2, 3) in nm, without translation and rotation.
 
     The atoms are taken in the order a_0, a_1, ... of `walk_bonds`; a_1 and a_2 are bonded to a_0.
@@ -159,6 +160,9 @@ class LocalFrames(Transform):
     def from_peptide(cls, peptide: Any) -> LocalFrames:
         """The frames of a `molecular.Peptide`, rooted at its first alpha carbon."""
         return cls(peptide.bonds, peptide.num_atoms, peptide.elements, root=peptide.atom_names.index("CA"))
+
+    def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
+        return (output_shape[0] + 2, 3)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 3 or inputs.shape[1:] != (self.num_atoms, 3):

@@ -12,8 +12,7 @@ from torch import Tensor
 from molecular.coordinates import LocalFrames
 from molecular.spherical import PeriodicTorsions, Spherical
 from nflib.distributions import StandardNormal
-from nflib.flow import Flow
-from nflib.flows import autoregressive_blocks
+from nflib.flows import Flow, autoregressive_blocks
 from nflib.transforms import GaussianizeMarginals, Permute, Standardize, VectorPatches
 
 COORDINATES = ("internal", "local_frames", "cartesian")

@@ -150,7 +150,7 @@ def improve(
 
 def _proposal(student: nn.Module, peptide: Peptide) -> Proposal:
     """The flow in training, given the peptide where it needs to be told."""
-    return cast(Proposal, student.of(peptide) if isinstance(student, InternalProse | Prose) else student)
+    return cast(Proposal, student.given(peptide) if isinstance(student, InternalProse | Prose) else student)
 
 
 class _Energy:

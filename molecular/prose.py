@@ -21,14 +21,13 @@ from molecular.prose_context import (
     VisitedConditions,
     atoms_in_order,
 )
-from nflib.decoding import Decoder
 from nflib.distributions import PaddedNormal
-from nflib.flow import Flow
+from nflib.flows import Flow, GivenFlow
 from nflib.networks import CausalTransformer, SinusoidalPositions
 from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import transformer_layers
-from nflib.transforms import AutoregressiveTransform, PermuteByContext
+from nflib.transforms import AutoregressiveTransform, ClosedForm, PermuteByContext
 
 if TYPE_CHECKING:
     import mdtraj
@@ -105,7 +104,7 @@ class Prose(Flow):
                 layers,
                 positions=SinusoidalPositions(max_atoms, channels),
                 conditioner=VisitedConditions(embedding, column, channels),
-                existence=AtomsExist(),
+                token_mask=AtomsExist(),
             )
             visit = PermuteByContext(partial(atoms_in_order, column=column))
             return [visit, AutoregressiveTransform(network), InverseTransform(visit)]
@@ -130,52 +129,15 @@ class Prose(Flow):
         """
         return pad([prose_context(molecule, self.orderings) for molecule in molecules]).to(self.device)
 
-    def of(self, molecule: Peptide | app.Topology | mdtraj.Topology) -> MoleculeFlow:
-        """This flow for one molecule, without a context to pass: what Monte Carlo takes as a proposal."""
-        return MoleculeFlow(self, self.context(molecule))
+    def given(self, context: Any) -> GivenFlow:
+        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
+        return super().given(context if isinstance(context, Tensor) else self.context(context))
 
 
-class MoleculeFlow:
-    """A Prose flow given one molecule: densities and samples of its positions ``(B, n, 3)``."""
-
-    def __init__(self, flow: Prose, context: Tensor):
-        self.flow = flow
-        self.context = context
-
-    def log_prob(self, inputs: Tensor) -> Tensor:
-        """Log-density of each conformation, ``(B,)``, in nats; raises ValueError for another number of atoms."""
-        return self.flow.log_prob(inputs, self.context.expand(len(inputs), -1, -1))
-
-    def sample(
-        self,
-        num_samples: int,
-        batch_size: int | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-        decoding: Decoder | None = None,
-    ) -> Tensor:
-        """Conformations ``(num_samples, n, 3)``; the arguments are those of `Flow.sample`."""
-        options: dict[str, Any] = {"generator": generator, "seed": seed, "decoding": decoding}
-        return self.flow.sample(num_samples, self.context, batch_size, **options)[0]
-
-    def sample_and_log_prob(
-        self,
-        num_samples: int,
-        batch_size: int | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-        decoding: Decoder | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Conformations ``(num_samples, n, 3)`` and the log-density of each, ``(num_samples,)``."""
-        options: dict[str, Any] = {"generator": generator, "seed": seed, "decoding": decoding}
-        samples, log_prob = self.flow.sample_and_log_prob(num_samples, self.context, batch_size, **options)
-        return samples[0], log_prob[0]
-
-
-class ScaleAtoms(Transform):
+class ScaleAtoms(ClosedForm):
     """Divides positions ``(B, n, 3)`` by one length; logabsdet counts the atoms that exist, 3 dimensions each."""
+
+    uses_context = True
 
     def __init__(self, scale: float):
         super().__init__()

@@ -19,11 +19,11 @@ from molecular.folders import complete_folder
 from molecular.geometry import dihedrals
 from molecular.peptide import Peptide
 from molecular.plots import ramachandran
-from molecular.prose import MoleculeFlow, Prose
+from molecular.prose import Prose
 from molecular.shipped_flows import shipped_flow
-from molecular.smc import SplitFlow, smc, summarize_history
+from molecular.smc import SplitFlow, smc
 from molecular.transferable import InternalProse
-from nflib import Flow
+from nflib.flows import Flow, GivenFlow
 from nflib.montecarlo import (
     AdaptiveTemperatures,
     BoltzmannDensity,
@@ -115,7 +115,7 @@ def sample_to_folder(
 
 
 def sample(
-    flow: PeptideFlow | MoleculeFlow,
+    flow: PeptideFlow | GivenFlow,
     peptide: Peptide,
     num_samples: int,
     *,
@@ -131,7 +131,7 @@ def sample(
     )
 
 
-def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | MoleculeFlow:
+def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | GivenFlow:
     """The flow saved in `model`, or the shipped one (`molecular.shipped_flows`): of this peptide alone, or of many.
 
     Raises FileNotFoundError where there is none, ValueError for a flow of another peptide, or that does not take it.
@@ -140,7 +140,7 @@ def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu
         model = shipped_flow(sequence, SHIPPED)
     flow = Flow.from_pretrained(model, device)
     if isinstance(flow, InternalProse | Prose):
-        return flow.of(Peptide(sequence))
+        return flow.given(Peptide(sequence))
     if not isinstance(flow, PeptideFlow):
         raise ValueError(f"{model} holds a {type(flow).__name__}, which is no flow of a peptide; choose another model.")
     flow.check_sequence(sequence)
@@ -162,7 +162,7 @@ def summarize(samples: WeightedSamples) -> dict[str, Any]:
     """The figures of `WeightedSamples.summary`; for importance sampling also the effective sample size as published
     codes report it, for sequential Monte Carlo the history of the run."""
     if isinstance(samples, SMCSamples):
-        return samples.summary() | {"history": summarize_history(samples)}
+        return samples.summary() | {"history": samples.history.summary()}
     truncated = samples.truncate(PUBLISHED_TRUNCATION)
     return samples.summary() | {
         "truncated": {
@@ -176,14 +176,16 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
     """A summary as sentences."""
     yield (
         f"{summary['num_samples']} samples of {summary['peptide']} at {summary['temperature_K']:g} K: effective sample "
-        f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), "
-        f"Pareto k {summary['pareto_k']:.2f}, {summary['num_rejected']} rejected."
+        f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), worth "
+        f"{summary['effective_num_ancestors']:.0f} independent draws, "
+        f"Pareto k {'unknown' if summary['pareto_k'] is None else format(summary['pareto_k'], '.2f')}, "
+        f"{summary['num_rejected']} rejected."
     )
     if "history" in summary:
         history = summary["history"]
         yield (
             f"{len(history['inverse_temperatures'])} temperatures, {history['num_evaluations'][-1]} energies, mean "
-            f"acceptance {np.mean(history['acceptance']):.2f}; the particles descend from "
+            f"acceptance {np.mean([value or 0.0 for value in history['acceptance']]):.2f}; the particles descend from "
             f"{history['num_ancestors'][-1]} draws."
         )
     if "truncated" in summary:
@@ -192,6 +194,8 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
             f"Without the largest {100 * truncated['removed_fraction']:g} % of weights, as published codes report it: "
             f"{truncated['effective_sample_size_fraction']:.3f}."
         )
+    if summary["warning"]:
+        yield summary["warning"]
 
 
 def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path) -> None:

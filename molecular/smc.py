@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from nflows.transforms import CompositeTransform, Transform
@@ -21,8 +21,8 @@ from nflib.montecarlo import (
     AdaptiveTemperatures,
     BoltzmannDensity,
     Chains,
-    DifferentiableProposal,
     IndependentMetropolis,
+    Proposal,
     SMCSamples,
     TransformedProposal,
     TransformedTarget,
@@ -52,7 +52,7 @@ SCALE_DRAWS = 100
 class SplitFlow(Protocol):
     """A flow on conformations modulo rigid motion that can be taken apart, such as `PeptideFlow`."""
 
-    def split_coordinates(self) -> tuple[Transform, DifferentiableProposal]:
+    def split_coordinates(self) -> tuple[Transform, Proposal]:
         """A fixed map from positions ``(B, n, 3)`` in nm to unconstrained coordinates, and the flow on those."""
         ...
 
@@ -143,7 +143,7 @@ def _kernel(kernel: Kernel | str) -> Kernel:
 
 def _in_own_coordinates(
     flow: SplitFlow, peptide: Peptide, generator: torch.Generator, device: str
-) -> tuple[Transform, DifferentiableProposal, TransformedTarget]:
+) -> tuple[Transform, Proposal, TransformedTarget]:
     """The map from positions to the coordinates that particles move in, and there the flow and the target."""
     if not hasattr(flow, "split_coordinates"):
         raise ValueError(
@@ -156,10 +156,3 @@ def _in_own_coordinates(
     fixed = CompositeTransform([fixed, scaled])
     target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide, device)), fixed)
     return fixed, TransformedProposal(proposal, scaled), target
-
-
-def summarize_history(samples: SMCSamples) -> dict[str, Any]:
-    """The history of a run as plain numbers, a list with one entry a temperature for most."""
-    history = samples.history.arrays()
-    del history["parents"]
-    return {name: values.tolist() for name, values in history.items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.transforms import ClosedForm
 
-class Spherical(Transform):
+
+class Spherical(ClosedForm):
     """Tokens (B, T, 3) of `LocalFrames` <-> scaled bond lengths, bond angles and azimuths (B, T, 3).
 
     Token k >= 1, (x, y, z) with length r, polar angle theta from e1 and azimuth psi = atan2(z, y), becomes
@@ -56,7 +57,7 @@ class Spherical(Transform):
             raise ValueError(f"there are {inputs.shape[1]} tokens but {len(self.offset)} offsets; give one a token.")
 
 
-class PeriodicTorsions(Transform):
+class PeriodicTorsions(ClosedForm):
     """Coordinates (B, T, 3) of `Spherical` with every azimuth, of tokens k >= 1, turned into (-pi, pi].
 
     The identity on what `Spherical` gives, either way; beyond it, the density of a circle, once around after the

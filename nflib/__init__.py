@@ -1,7 +1,7 @@
 """Exact likelihoods and samples from transformer autoregressive normalizing flows."""
 
 from nflib import flows
-from nflib.flow import Flow
+from nflib.flows.flow import Flow
 from nflib.io.arguments import keep_arguments, keep_arguments_of_parts
 from nflib.transforms import LinearGuidance, ProductGuidance
 from nflib.version import __version__

@@ -10,14 +10,17 @@ import torch
 from nflows.distributions import Distribution
 from torch import Tensor, nn
 
+from nflib.contexts import num_rows
+
 
 class NormalNoise(Distribution):
     """A base of independent standard normal numbers, some of which may be padding.
 
-    A subclass says of which shape an event is (`event_shape`), and which tokens exist (`existence`: a mask ``(B, T)``,
-    or None for all).
+    A subclass says of which shape an event is (`event_shape`), and which tokens are no padding (`token_mask`, ``(B,
+    T)``, or None where all are).
     """
 
+    uses_context = False
     location: Tensor
 
     def __init__(self) -> None:
@@ -28,22 +31,23 @@ class NormalNoise(Distribution):
     def event_shape(self, context: Any) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def existence(self, context: Any) -> Tensor | None:
+    def token_mask(self, context: Any) -> Tensor | None:
         return None
 
-    def _log_prob(self, inputs: Tensor, context: Any) -> Tensor:
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        """Log-densities ``(B,)``, in nats. Raises ValueError for inputs of another shape."""
         shape = self.event_shape(context)
         if tuple(inputs.shape[1:]) != shape:
             raise ValueError(
                 f"expected inputs of shape (batch, {', '.join(map(str, shape))}), got {tuple(inputs.shape)}."
             )
         inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        exists = self.existence(context)
-        if exists is None:
+        mask = self.token_mask(context)
+        if mask is None:
             dimensions: float | Tensor = math.prod(shape)
         else:
-            inputs = inputs.masked_fill(~exists.unsqueeze(-1), 0.0)
-            dimensions = exists.sum(-1).to(inputs.dtype) * shape[-1]
+            inputs = inputs.masked_fill(~mask.unsqueeze(-1), 0.0)
+            dimensions = mask.sum(-1).to(inputs.dtype) * shape[-1]
         return -0.5 * (inputs.square().flatten(1).sum(-1) + dimensions * math.log(2 * math.pi))
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
@@ -54,13 +58,13 @@ class NormalNoise(Distribution):
 
         From `generator` (on any device; it draws there, so that one seed can serve several) or torch's global one.
         """
-        rows = (num_samples,) if context is None else (len(context), num_samples)
+        rows = (num_samples,) if context is None else (num_rows(context), num_samples)
         device = self.location.device if generator is None else generator.device
         shape = (*rows, *self.event_shape(context))
         noise = torch.randn(shape, generator=generator, dtype=self.location.dtype, device=device)
         noise = noise.to(self.location.device)
-        exists = self.existence(context)
-        return noise if exists is None else noise.masked_fill(~exists[:, None, :, None], 0.0)
+        mask = self.token_mask(context)
+        return noise if mask is None else noise.masked_fill(~mask[:, None, :, None], 0.0)
 
 
 class StandardNormal(NormalNoise):
@@ -77,19 +81,65 @@ class StandardNormal(NormalNoise):
 class PaddedNormal(NormalNoise):
     """The standard normal on as many tokens of `token_size` numbers as each sample has: the context says how many.
 
-    existing: a module that makes the mask ``(B, T)`` of tokens that are no padding from the context. Padding carries
-    no density. Raises ValueError without a context.
+    mask: a module that makes the mask ``(B, T)``, False at padding, from the context. Padding carries no density.
+    Raises ValueError without a context.
     """
 
-    def __init__(self, token_size: int, existing: nn.Module):
+    uses_context = True
+
+    def __init__(self, token_size: int, mask: nn.Module):
         super().__init__()
         self.token_size = token_size
-        self.existing = existing
+        self.mask = mask
 
-    def existence(self, context: Any) -> Tensor:
+    def token_mask(self, context: Any) -> Tensor:
         if context is None:
             raise ValueError("the number of tokens comes from the context; pass the flow a context.")
-        return self.existing(context)
+        return self.mask(context)
 
     def event_shape(self, context: Any) -> tuple[int, ...]:
-        return (self.existence(context).shape[1], self.token_size)
+        return (self.token_mask(context).shape[1], self.token_size)
+
+
+class TorchBase(Distribution):
+    """A `torch.distributions.Distribution` as a base. Raises ValueError for one of a batch of distributions."""
+
+    uses_context = False
+
+    def __init__(self, distribution: torch.distributions.Distribution):
+        super().__init__()
+        if distribution.batch_shape:
+            raise ValueError(
+                f"a base is one distribution of events, but this {type(distribution).__name__} has the batch shape "
+                f"{tuple(distribution.batch_shape)}; wrap it in torch.distributions.Independent."
+            )
+        self.distribution = distribution
+
+    def event_shape(self, context: Any) -> tuple[int, ...]:
+        return tuple(self.distribution.event_shape)
+
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        return self.distribution.log_prob(inputs)
+
+    def _sample(self, num_samples: int, context: Any) -> Tensor:
+        return self.distribution.sample((num_samples,) if context is None else (num_rows(context), num_samples))
+
+
+def as_base(distribution: Distribution | torch.distributions.Distribution) -> Distribution:
+    """A base density as flows use it: nflows' distributions as they are, torch's with a name for their context."""
+    return TorchBase(distribution) if isinstance(distribution, torch.distributions.Distribution) else distribution
+
+
+def draw(
+    distribution: Distribution, num_samples: int, context: Any = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draws ``(num_samples, *event)``, or ``(rows, num_samples, *event)`` with a context, from the generator."""
+    own = getattr(distribution, "draw", None)
+    if own is not None:
+        return own(num_samples, context, generator)  # type: ignore[no-any-return]
+    if generator is None:
+        return distribution.sample(num_samples, context=context)
+    # Others know only torch's global generator: seed that, and put it back afterwards.
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        return distribution.sample(num_samples, context=context)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from nflib.decoding import GaussSeidelJacobi, PreviousFrame, Sequential
-
-if TYPE_CHECKING:
-    from nflib.transforms.autoregressive import Autoregressive
+from nflib.decoding import GaussSeidelJacobi, Inversion, PreviousFrame, Sequential
+from nflib.interfaces import CausalMap
 
 # Of sweeps, on latents of deviation 1: clips come out within 1e-3 of token by token's (benchmarks/video_decoding.py).
 TOLERANCE = 2e-5
@@ -18,7 +16,7 @@ FRAMES, LARGEST_BATCH = 4, 2
 
 
 class FramesAtOnce:
-    """Inverts the deep map by sweeps over the next `frames` frames, whose first guess is the frame before them.
+    """Inverts the deep map by sweeps over the next `frames` frames, whose initial guess is the frame before them.
 
     That is `GaussSeidelJacobi` with `PreviousFrame` (video-aware Jacobi, STARFlow-V, arXiv 2511.20462). Maps inside a
     frame, which all frames of a clip share in one batch, and more than `largest_batch` clips go token by token, which
@@ -34,12 +32,10 @@ class FramesAtOnce:
     ):
         self.frame_length = frame_length
         self.largest_batch = largest_batch
-        self.sweeps = GaussSeidelJacobi(frames * frame_length, tolerance, start=PreviousFrame(frame_length))
+        self.sweeps = GaussSeidelJacobi(frames * frame_length, tolerance, initial_guess=PreviousFrame(frame_length))
         self.steps = Sequential()
 
-    def __call__(
-        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> Inversion:
         is_deep = noise.shape[1] > self.frame_length
         decoder = self.sweeps if is_deep and len(noise) <= self.largest_batch else self.steps
-        return decoder(transform, noise, context, prefix)
+        return decoder(map, noise, encoded_context, prefix)

@@ -10,11 +10,11 @@ import torch
 from nflows.transforms import CompositeTransform, IdentityTransform, Transform
 from torch import Tensor, nn
 
-from nflib.flow import Flow
+from nflib.flows import Flow
 from nflib.flows.tarflow import SCALES
+from nflib.interfaces import Decoder, Inversion
 from nflib.networks import Rotary
-from nflib.transforms import AutoregressiveTransform, Framewise, Reverse
-from nflib.transforms.autoregressive import Autoregressive
+from nflib.transforms import Autoregressive, AutoregressiveTransform, Framewise, Reverse
 from video.blocks import LayerSettings, TextPrefix, causal_network
 from video.patches import FrameNoise
 from video.positions import axial_coordinates, line_rotary
@@ -31,7 +31,7 @@ class DeepShallow(Transform):
 
     def __init__(
         self,
-        patches: Transform,
+        patches: Any,
         shallow: Framewise,
         order: Transform,
         deep: Autoregressive,
@@ -46,6 +46,13 @@ class DeepShallow(Transform):
         self.frame_length = frame_length
         self.max_frames = max_frames
 
+    @property
+    def uses_context(self) -> bool:
+        return self.deep.uses_context
+
+    def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.patches.input_shape(output_shape)
+
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         z, logabsdet = self.by_frames(inputs, context)
         return z, logabsdet.sum(-1)
@@ -58,10 +65,20 @@ class DeepShallow(Transform):
         return self.order.inverse(z)[0], logabsdet + deep_logabsdet.reshape(*logabsdet.shape, -1).sum(-1)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        inversion = self.invert(inputs, context)
+        return inversion.tokens, inversion.logabsdet
+
+    def invert(
+        self,
+        inputs: Tensor,
+        context: Any = None,
+        decoder: Decoder | None = None,
+        prefix: Tensor | None = None,
+    ) -> Inversion:
+        """As `nflib.transforms.invert`; prefix: the first tokens u that the deep map visits, where they are given."""
         self._check_length(inputs)
-        u, logabsdet = self.deep.inverse(self.order(inputs)[0], context)
-        outputs, shallow_logabsdet = self.decode(u)
-        return outputs, logabsdet + shallow_logabsdet
+        deep = self.deep.invert(self.order(inputs)[0], context, decoder, prefix)
+        return deep.then(self.decode(deep.tokens, decoder))
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens u ``(B, frames * frame_length, C)`` that the deep map visits, in its order, and logabsdet."""
@@ -73,10 +90,10 @@ class DeepShallow(Transform):
         tokens, logabsdet = self.shallow.by_frames(tokens)
         return self.order(tokens)[0], logabsdet
 
-    def decode(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, u: Tensor, decoder: Decoder | None = None) -> Inversion:
         """The inverse of `encode`, for any number of frames."""
-        tokens, logabsdet = self.shallow.inverse(self.order.inverse(u)[0])
-        return self.patches.inverse(tokens)[0], logabsdet
+        inversion = self.shallow.invert(self.order.inverse(u)[0], None, decoder)
+        return inversion._replace(tokens=self.patches.inverse(inversion.tokens)[0])
 
     def _check_length(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.max_frames * self.frame_length:

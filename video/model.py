@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.decoding import Decoder, current
-from nflib.flow import Flow
+from nflib.decoding import Decoder
+from nflib.flows import Flow
 from nflib.transforms import ProductGuidance
 from video import rollout
 from video.decoding import FramesAtOnce
@@ -193,7 +193,7 @@ class VideoModel:
             raise ValueError(f"{noisy.shape[1]} frames are given: ask for more than that, got {num_frames}.")
         drawn = NoisyClips(noisy, [], given)
         num_given = noisy.shape[1]
-        decoder = decoding or current() or self.decoding
+        decoder = decoding or self.decoding
         for span in self._spans(num_frames, num_given, overlap):
             context = self._window_context(prompts, span, is_first=num_given <= 1 and span.done == num_given)
             known = span.of(noisy).repeat_interleave(candidates, 0) if span.num_known else None
@@ -279,7 +279,7 @@ class VideoModel:
             raise ValueError(f"keep_frames must lie in 0 … {num_frames - 1}, fewer than the clip's, got {keep_frames}.")
         overlap = self._overlap(num_frames, overlap)
         edited = plain = noisy[:, :keep_frames]
-        decoder = decoding or current() or self.decoding
+        decoder = decoding or self.decoding
         for span in self._spans(num_frames, keep_frames, overlap):
             flow = self._guided(guidance, span)
             source, context = (

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
 from nflib.distributions import NormalNoise
-from nflib.transforms import ImagePatches
+from nflib.transforms import ClosedForm, ImagePatches
 from video.positions import table_device
 
 
-class VideoPatches(Transform):
+class VideoPatches(ClosedForm):
     """Clips ``(B, T, C, H, W)`` of any number of frames, each cut into patches: ``(B, T * frame_length, C p²)``.
 
     frame_shape: ``(C, H, W)``. Raises ValueError for frames of another shape.
@@ -30,6 +29,9 @@ class VideoPatches(Transform):
         """How many tokens a frame has, and how many numbers a token."""
         return self.frame.token_shape
 
+    def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
+        return (output_shape[0] // self.token_shape[0], *self.frame.event_shape)
+
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 5 or tuple(inputs.shape[2:]) != self.frame.event_shape or not inputs.shape[1]:
             raise ValueError(
@@ -37,7 +39,9 @@ class VideoPatches(Transform):
                 f"{tuple(inputs.shape)}."
             )
         tokens, _ = self.frame(inputs.flatten(0, 1))
-        return tokens.reshape(len(inputs), -1, tokens.shape[-1]), inputs.new_zeros(len(inputs))
+        return tokens.reshape(len(inputs), inputs.shape[1] * tokens.shape[1], tokens.shape[-1]), inputs.new_zeros(
+            len(inputs)
+        )
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         frame_length, token_size = self.token_shape
@@ -61,11 +65,11 @@ class FrameNoise(NormalNoise):
     def event_shape(self, context: Any) -> tuple[int, ...]:
         return (self.num_frames * self.frame_length, self.token_size)
 
-    def _log_prob(self, inputs: Tensor, context: Any) -> Tensor:
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         if inputs.dim() != 3 or inputs.shape[1] % self.frame_length or inputs.shape[2] != self.token_size:
             raise ValueError(
                 f"expected tokens of shape (batch, frames × {self.frame_length}, {self.token_size}), got "
                 f"{tuple(inputs.shape)}."
             )
         inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        return -0.5 * (inputs.square().flatten(1).sum(-1) + inputs[0].numel() * math.log(2 * math.pi))
+        return -0.5 * (inputs.square().flatten(1).sum(-1) + inputs.shape[1:].numel() * math.log(2 * math.pi))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nflib.decoding import Decoder, current, using
-from nflib.flow import Flow
+from nflib.decoding import Decoder
+from nflib.flows import Flow
 from video.deep_shallow import DeepShallow
 from video.patches import FrameNoise
 
@@ -95,22 +95,26 @@ def decode(
     if known.shape[1] > noise.shape[1]:
         raise ValueError(f"{frames[0].shape[1]} frames are given, which are more than the clip is to have.")
     embedded = flow._embedding_net(context)
-    with using(decoding):
-        for u in _windows(transform, noise, known, embedded, window, overlap):
-            frames.append(transform.decode(u)[0])
+    for u in _windows(transform, noise, known, embedded, window, overlap, decoding):
+        frames.append(transform.decode(u, decoding).tokens)
     return torch.cat(frames, dim=1)
 
 
 def _windows(
-    transform: DeepShallow, noise: Tensor, known: Tensor, context: Tensor | None, window: int, overlap: int
+    transform: DeepShallow,
+    noise: Tensor,
+    known: Tensor,
+    context: Tensor | None,
+    window: int,
+    overlap: int,
+    decoding: Decoder | None,
 ) -> Iterator[Tensor]:
     """The new tokens u of one window after the other, in the order of the deep map."""
     length = transform.frame_length
     latent, _ = transform.order(noise)
     for first, done, stop in windows(noise.shape[1] // length, known.shape[1] // length, window, overlap):
         prefix = known[:, known.shape[1] - (done - first) * length :]
-        decoder = current() or transform.deep.decoding
-        u, _ = decoder(transform.deep, latent[:, first * length : stop * length], context, prefix=prefix)
+        u = transform.deep.invert(latent[:, first * length : stop * length], context, decoding, prefix).tokens
         new = u[:, (done - first) * length :]
         yield new
         known = torch.cat([prefix, new], dim=1)

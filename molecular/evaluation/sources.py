@@ -65,8 +65,8 @@ def read_samples(entry: str) -> SampleFolder:
     summary = _read_json(folder, "summary.json", ("peptide", "temperature_K"), "python -m molecular sample")
     try:
         samples = WeightedSamples.load(folder / "weights.npz")
-        history = None if "history" not in summary else History(**summary["history"])
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError, OSError) as error:
+        history = None if "history" not in summary else History.from_summary(summary["history"])
+    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"{folder} has a damaged file ({error}); sample again.") from error
     return SampleFolder(folder, name, samples, summary, history)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
 from molecular.coordinates import frames_at
@@ -11,6 +12,7 @@ from molecular.prose import TOKEN_SIZE
 from molecular.prose_context import AtomsExist
 from molecular.spherical import from_spherical, to_spherical
 from molecular.transferable.context import ROWS_BEFORE_TOKENS, Column
+from nflib.transforms import ClosedForm
 
 _FIRST = ROWS_BEFORE_TOKENS + 1  # the first row that has a frame
 
@@ -30,7 +32,7 @@ def coordinate_kinds(context: Tensor) -> Tensor:
     return kinds.masked_fill(~tokens_exist(context).unsqueeze(-1), -1)
 
 
-class InternalCoordinates(Transform):
+class InternalCoordinates(ClosedForm):
     """Positions ``(B, n, 3)`` in nm <-> tokens ``(B, n - 2, 3)``: `LocalFrames`, then `Spherical`, of each molecule.
 
     The context (`internal_context`, padded) says of each row its atom and references; padding is zero on both sides and
@@ -40,12 +42,16 @@ class InternalCoordinates(Transform):
     Raises ValueError for positions of another shape than the context says.
     """
 
+    uses_context = True
     offsets: Tensor
 
     def __init__(self, num_kinds: int) -> None:
         super().__init__()
         self.register_buffer("offsets", torch.zeros(num_kinds))
         self.existing = AtomsExist()
+
+    def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
+        return (output_shape[0] + 2, 3)
 
     def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         exists = self.existing(context)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
 from molecular.features import ATOM_TYPES, RESIDUE_TYPES, pad
-from molecular.prose import TOKEN_SIZE, MoleculeFlow
+from molecular.prose import TOKEN_SIZE
 from molecular.transferable.conditions import (
     CheckedInternalContext,
     SiteEmbedding,
@@ -21,9 +21,10 @@ from molecular.transferable.conditions import (
 from molecular.transferable.context import NUM_COLUMNS, ORDERINGS, internal_context
 from molecular.transferable.coordinates import InternalCoordinates, coordinate_kinds
 from molecular.transferable.kinds import KINDS
+from molecular.transferable.molecule import GivenMolecule
 from molecular.transferable.surroundings import Surroundings
 from nflib.distributions import PaddedNormal
-from nflib.flow import Flow
+from nflib.flows import Flow, GivenFlow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
@@ -122,7 +123,7 @@ class InternalProse(Flow):
                 ),
                 positions=SinusoidalPositions(max_atoms, channels),
                 conditioner=TargetConditions(embedding, column, condition_channels),
-                existence=TokensExist(),
+                token_mask=TokensExist(),
                 features=features,
                 start_token=True,
             )
@@ -165,11 +166,11 @@ class InternalProse(Flow):
         contexts = [internal_context(molecule, self.orderings) for molecule in molecules]
         return pad(contexts).to(self.coordinates.offsets.device)
 
-    def of(self, molecule: Peptide | app.Topology | mdtraj.Topology) -> MoleculeFlow:
-        """This flow for one molecule, without a context to pass: what Monte Carlo takes as a proposal."""
-        from molecular.transferable.molecule import InternalMoleculeFlow
-
-        return InternalMoleculeFlow(self, molecule)
+    def given(self, context: Any) -> GivenFlow:
+        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
+        if isinstance(context, Tensor):
+            return super().given(context)
+        return GivenMolecule(self, self.context(context), context)
 
 
 def _check_settings(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nflows.transforms import CompositeTransform, Transform
+from torch import Tensor
 
 from molecular.coordinates import LocalFrames
 from molecular.features import ATOM_TYPES
 from molecular.orderings import ordering
-from molecular.prose import MoleculeFlow
 from molecular.spherical import PeriodicTorsions, Spherical
 from molecular.transferable.context import ROWS_BEFORE_TOKENS, Column, bonds_of
 from molecular.transferable.coordinates import coordinate_kinds
-from nflib.flow import Flow
+from nflib.flows import Flow, GivenFlow
 from nflib.transforms import Permute
 
 if TYPE_CHECKING:
@@ -21,21 +21,20 @@ if TYPE_CHECKING:
     from openmm import app
 
     from molecular.peptide import Peptide
-    from molecular.transferable.flow import InternalProse
 
 
-class InternalMoleculeFlow(MoleculeFlow):
-    """An `InternalProse` flow given one molecule: densities and samples of its positions ``(B, n, 3)``."""
+class GivenMolecule(GivenFlow):
+    """A flow on internal coordinates (`InternalProse`) given one molecule: a distribution of positions ``(n, 3)``."""
 
-    flow: InternalProse
+    flow: Any
 
-    def __init__(self, flow: InternalProse, molecule: Peptide | app.Topology | mdtraj.Topology):
-        super().__init__(flow, flow.context(molecule))
+    def __init__(self, flow: Any, context: Tensor, molecule: Peptide | app.Topology | mdtraj.Topology):
+        super().__init__(flow, context, (context.shape[1], 3))
         self._atoms = ordering(molecule, "n2c_residue-by-residue_standard")
         place = self._atoms.argsort().tolist()
         self._bonds = [(place[a], place[b]) for a, b in bonds_of(molecule)]
 
-    def split_coordinates(self) -> tuple[Transform, MoleculeFlow]:
+    def split_coordinates(self) -> tuple[Transform, GivenFlow]:
         """The fixed map from positions to internal coordinates ``(B, n - 2, 3)``, and the flow on those.
 
         Together they are this flow, on the same weights: ``log_prob(x) = rest.log_prob(y) + logabsdet`` with
@@ -57,4 +56,4 @@ class InternalMoleculeFlow(MoleculeFlow):
         marginals = flow.marginals.for_event(coordinate_kinds(context)[0])
         tokens = [PeriodicTorsions(), marginals, *flow.blocks]
         rest = Flow(CompositeTransform(tokens), flow._distribution, flow._embedding_net)
-        return fixed.eval(), MoleculeFlow(rest.train(flow.training), context)
+        return fixed.eval(), rest.train(flow.training).given(context)

@@ -81,7 +81,7 @@ class Surroundings(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.num_features, channels), nn.GELU(), last)
         self.register_buffer("centres", torch.tensor(CENTRES), persistent=False)
 
-    def embed(self, context: Tensor) -> Visit:
+    def encode_context(self, context: Tensor) -> Visit:
         """The molecules of a context, in the order of the visit."""
         context = distinct_rows(context)
         coordinates, _ = self._fixed

@@ -6,22 +6,19 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nflib.decoding import fixed_point
 from nflib.decoding.fixed_point import GaussSeidelJacobi
+from nflib.decoding.initial_guesses import AffineGuess
 from nflib.decoding.plans import DecodingPlan, Measured, Setting, fingerprint
-from nflib.decoding.starts import AffineStart
+from nflib.interfaces import CausalMap, Inversion
 
-if TYPE_CHECKING:
-    from nflib.flow import Flow
-    from nflib.transforms.autoregressive import Autoregressive
-
-# Of more numbers than this, an affine first guess costs more memory and data than it saves time.
-LARGEST_AFFINE_START = 512
+# Of more numbers than this, an affine initial guess costs more memory and data than it saves time.
+LARGEST_AFFINE_GUESS = 512
 # Every candidate is tried once, unless it takes FAR_OFF times the best so far; those CLOSE to the best, again, and
 # token by token always: what it took is the plan's yardstick.
 ROUNDS, FAR_OFF, CLOSE = 3, 2.0, 1.3
@@ -47,23 +44,21 @@ class Auto:
         return self  # a map that is copied goes on with the same plan
 
     @torch.no_grad()
-    def __call__(
-        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        setting = Setting.of(transform, noise, prefix)
+    def __call__(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> Inversion:
+        setting = Setting.of(map, noise, prefix)
         if setting not in self.plan.measured:
             with self._measuring:
                 if setting not in self.plan.measured:
-                    self.plan.measured[setting] = self._measure(setting, transform, noise, context, prefix)
+                    self.plan.measured[setting] = self._measure(setting, map, noise, encoded_context, prefix)
         best = self.plan.measured[setting]
-        return self.decoder(setting.fingerprint, best.window, best.draft)(transform, noise, context, prefix)
+        return self.decoder(setting.fingerprint, best.window, best.warmup)(map, noise, encoded_context, prefix)
 
-    def decoder(self, fingerprint: str, window: int, draft: bool) -> GaussSeidelJacobi:
+    def decoder(self, fingerprint: str, window: int, warmup: bool) -> GaussSeidelJacobi:
         """What inverts the map of this fingerprint with that window."""
         if window == 1:
             return fixed_point.Sequential()
-        start = self.plan.starts.get(fingerprint, "latent")
-        return GaussSeidelJacobi(window, self.tolerance, None, start, torch.bfloat16 if draft else None, ahead=True)
+        guess = self.plan.initial_guesses.get(fingerprint, "latent")
+        return GaussSeidelJacobi(window, self.tolerance, None, guess, torch.bfloat16 if warmup else None, ahead=True)
 
     def _measure(self, setting: Setting, *call: Any) -> Measured:
         length = max(setting.num_tokens, 1)
@@ -85,7 +80,7 @@ class Auto:
 
 
 def plan(
-    flow: Flow,
+    flow: Any,
     batch_sizes: Sequence[int],
     context: Tensor | None = None,
     *,
@@ -93,10 +88,10 @@ def plan(
     num_samples: int = 1024,
     seed: int = 0,
 ) -> DecodingPlan:
-    """A plan for `Auto`: first guesses fitted to `num_samples` samples of each map, and windows for each batch size.
+    """A plan for `Auto`: initial guesses fitted to `num_samples` samples of each map, and windows for each batch size.
 
-    context: rows of it are used in turn. Maps of more than 512 numbers get no first guess of their own. Raises
-    ValueError for a batch size or number of samples below 1.
+    flow: a `nflib.Flow`. context: rows of it are used in turn. Maps of more than 512 numbers get no initial guess of
+    their own. Raises ValueError for a batch size or number of samples below 1.
     """
     if not batch_sizes or min(batch_sizes) < 1 or num_samples < 1:
         raise ValueError(f"batch_sizes {list(batch_sizes)} and num_samples {num_samples} must be positive numbers.")
@@ -109,7 +104,7 @@ def plan(
         flow.sample(*_request(num_samples, context), batch_size=256, seed=seed, decoding=recorder)
     for name, solved in recorder.solved.items():
         noise, u = (torch.cat(parts) for parts in zip(*solved, strict=True))
-        made.starts[name] = AffineStart.fit(noise, u)
+        made.initial_guesses[name] = AffineGuess.fit(noise, u)
     for batch_size in batch_sizes:
         number, rows = _request(batch_size, context)
         flow.sample(number, rows, batch_size=batch_size, seed=seed + 1, decoding=Auto(made, tolerance))
@@ -122,13 +117,11 @@ class _Recorder:
     def __init__(self) -> None:
         self.solved: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def __call__(
-        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        u, logabsdet = fixed_point.Jacobi()(transform, noise, context, prefix)
-        if noise[0].numel() <= LARGEST_AFFINE_START:
-            self.solved.setdefault(fingerprint(transform), []).append((noise, u))
-        return u, logabsdet
+    def __call__(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> Inversion:
+        inversion = fixed_point.Jacobi()(map, noise, encoded_context, prefix)
+        if noise[0].numel() <= LARGEST_AFFINE_GUESS:
+            self.solved.setdefault(fingerprint(map), []).append((noise, inversion.tokens))
+        return inversion
 
 
 def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
@@ -138,29 +131,29 @@ def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
     return 1, context[torch.arange(number, device=context.device) % len(context)]
 
 
-def _fewest_sweeps(inversion: fixed_point.Inversion) -> int:
+def _fewest_sweeps(state: fixed_point.State) -> int:
     """How many sweeps over windows of this size must follow: all but one token of each are computed twice or more."""
-    window = inversion.windows[0]
-    return 0 if window == 1 else -(-2 * inversion.num_tokens // (window + 1)) - 1
+    window = state.windows[0]
+    return 0 if window == 1 else -(-2 * state.num_tokens // (window + 1)) - 1
 
 
 def _seconds(
     decoder: GaussSeidelJacobi,
     best: float,
-    transform: Autoregressive,
+    map: CausalMap,
     noise: Tensor,
-    context: Any,
+    encoded_context: Any,
     prefix: Tensor | None,
 ) -> float:
     """Wall time of one inversion; infinite as soon as it cannot come near the best time so far."""
     start = time.perf_counter()
-    inversion = decoder.begin(transform, noise, context, prefix)
-    while not inversion.is_done:
+    state = decoder.begin(map, noise, encoded_context, prefix)
+    while not state.is_done:
         before = time.perf_counter()
         if before - start > FAR_OFF * best:
             return math.inf
-        decoder.sweep(inversion)
-        if len(inversion.windows) == 1 and (time.perf_counter() - before) * _fewest_sweeps(inversion) > best:
+        decoder.sweep(state)
+        if len(state.windows) == 1 and (time.perf_counter() - before) * _fewest_sweeps(state) > best:
             return math.inf
     if noise.is_cuda:
         torch.cuda.synchronize(noise.device)

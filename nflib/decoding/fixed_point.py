@@ -4,45 +4,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nflib.decoding.drafts import contained, draft_guess
-from nflib.decoding.reports import BlockReport, record
-from nflib.decoding.starts import Start, as_start
-
-if TYPE_CHECKING:
-    from nflib.networks import Embedded, KeyValueCache
-    from nflib.transforms.autoregressive import Autoregressive
-
+from nflib.decoding.initial_guesses import InitialGuess, as_initial_guess
+from nflib.decoding.warmup import contained, warmed_up
+from nflib.interfaces import BlockReport, CausalMap, Inversion
 
 # Looking ahead trusts the rate of changes only this near to the tolerance: in strongly coupled maps it may rise again.
 FAR_AHEAD = 10.0
 
 
 @dataclass
-class Inversion:
+class State:
     """An inversion under way: of the tokens u, those before `start` are final, and their keys are in the cache.
 
     alive: which samples have not overflowed, ``(B, 1, 1)``; None while all are. logabsdet: of the numbers of the final
     tokens. committed: how many tokens the last sweep made final. guessed: how many tokens have entered the window.
-    drafts: how many sweeps were made in a lower precision. changes: by how much the last sweep changed each token, if
-    its window held all that were left.
+    warmup_sweeps: how many sweeps were made in a lower precision. changes: by how much the last sweep changed each
+    token, if its window held all that were left.
     """
 
-    transform: Autoregressive
+    map: CausalMap
     noise: Tensor
-    embedded: Embedded
-    cache: KeyValueCache
+    encoded_context: Any
+    cache: Any
     u: Tensor
     logabsdet: Tensor
     alive: Tensor | None
     start: int = 0
     committed: int = 1
     guessed: int = 0
-    drafts: int = 0
+    warmup_sweeps: int = 0
     changes: list[float] = field(default_factory=list)
     residual: float = 0.0
     windows: list[int] = field(default_factory=list)
@@ -65,18 +60,17 @@ class GaussSeidelJacobi:
     tolerance 0 gives sequential decoding's result to rounding (Song et al. 2021; GS-Jacobi, arXiv 2505.12849).
 
     tolerance: absolute, in the units of u. max_sweeps: at most so many in a map, the last one over all tokens left.
-    start: the first guess, "latent" (z itself), "zeros", a tensor that broadcasts to z, or a `PreviousFrame`. Guesses
-    that overflow start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up
-    the others. draft: a dtype such as torch.bfloat16, in which the first sweeps over a window of all tokens are made,
-    as long as they help; what they find is only a better guess. ahead: with all remaining tokens in the window, do not
+    initial_guess: "latent" (z itself), "zeros", a tensor that broadcasts to z, or a `PreviousFrame`. Guesses that
+    overflow start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up the
+    others. warmup: a dtype such as torch.bfloat16, in which the first sweeps over a window of all tokens are made, as
+    long as they help; what they find is only a better guess. ahead: with all remaining tokens in the window, do not
     wait for a sweep that changes nothing: stop with what the last one found once the next, by the rate at which changes
     shrink, would stay within the tolerance.
 
-    Called with the transform, z ``(B, T, C)`` and the context; returns u and logabsdet ``(B,)``, which is exact for
-    this u at any tolerance, as a committed token keeps the value that its successors read, unless it looked `ahead`.
-    prefix: the first tokens of u ``(B, P, C)``, given; the z of theirs are not read. No gradient flows through the
-    result. `begin` and `sweep` take single steps. Raises ValueError for settings out of range, or a start or prefix of
-    another shape.
+    A `nflib.interfaces.Decoder`: the logabsdet of the `Inversion` that it returns is exact for these tokens at any
+    tolerance, as a committed token keeps the value that its successors read, unless it looked `ahead`. No gradient
+    flows through the result. `begin` and `sweep` take single steps. Raises ValueError for settings out of range, or an
+    initial guess or prefix of another shape.
     """
 
     def __init__(
@@ -84,8 +78,8 @@ class GaussSeidelJacobi:
         block_size: int | None,
         tolerance: float = 1e-5,
         max_sweeps: int | None = None,
-        start: Start = "latent",
-        draft: torch.dtype | None = None,
+        initial_guess: InitialGuess = "latent",
+        warmup: torch.dtype | None = None,
         ahead: bool = False,
     ):
         if block_size is not None and block_size < 1:
@@ -97,112 +91,104 @@ class GaussSeidelJacobi:
         self.block_size = block_size
         self.tolerance = tolerance
         self.max_sweeps = max_sweeps
-        self.start = as_start(start)
-        self.draft = draft
+        self.initial_guess = as_initial_guess(initial_guess)
+        self.warmup = warmup
         self.ahead = ahead
 
-    def __call__(
-        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        inversion = self.begin(transform, noise, context, prefix)
-        while not inversion.is_done:
-            self.sweep(inversion)
-        u, logabsdet = self.finish(inversion)
+    def __call__(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> Inversion:
+        state = self.begin(map, noise, encoded_context, prefix)
+        while not state.is_done:
+            self.sweep(state)
+        inversion = self.finish(state)
         # Clones, made outside, are ordinary tensors, which the caller may differentiate through.
-        return u.clone(), logabsdet.clone()
+        return inversion._replace(tokens=inversion.tokens.clone(), logabsdet=inversion.logabsdet.clone())
 
     @torch.inference_mode()
-    def begin(
-        self, transform: Autoregressive, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> Inversion:
+    def begin(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> State:
         """An inversion before its first sweep."""
         batch_size, num_tokens, _ = noise.shape
         if prefix is not None:
             _check_prefix(prefix, noise)
-        embedded = transform.embed(context)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        inversion = Inversion(
-            transform,
+        state = State(
+            map,
             noise,
-            embedded,
-            transform.new_cache(batch_size, num_tokens, embedded),
-            self.start.guess(noise),
+            encoded_context,
+            map.new_cache(batch_size, num_tokens, encoded_context),
+            self.initial_guess.guess(noise),
             logabsdet=torch.zeros_like(noise),
             alive=_finite_samples(noise if prefix is None else torch.cat([prefix, noise[:, prefix.shape[1] :]], dim=1)),
         )
         if prefix is not None and prefix.shape[1] > 0:
-            self._take(inversion, prefix)
-        elif self.draft is not None and (self.block_size or num_tokens) >= num_tokens > 1:
-            inversion.u, inversion.drafts = draft_guess(transform, noise, inversion.u, embedded, self.draft)
-            inversion.guessed = num_tokens
-        return inversion
+            self._take(state, prefix)
+        elif self.warmup is not None and (self.block_size or num_tokens) >= num_tokens > 1:
+            state.u, state.warmup_sweeps = warmed_up(map, noise, state.u, encoded_context, self.warmup)
+            state.guessed = num_tokens
+        return state
 
-    def _take(self, inversion: Inversion, prefix: Tensor) -> None:
+    def _take(self, state: State, prefix: Tensor) -> None:
         length = prefix.shape[1]
-        inversion.u[:, :length] = prefix
-        transform, embedded = inversion.transform, inversion.embedded
-        parameters = transform.extend(inversion.u[:, : length - 1], 0, inversion.cache, embedded)
-        inversion.logabsdet[:, :length] = -transform.to_noise(inversion.u[:, :length], parameters)[1]
-        inversion.start = inversion.guessed = length
+        state.u[:, :length] = prefix
+        conditionals = state.map.conditionals(state.u, state.encoded_context, state.cache, stop=length)
+        state.logabsdet[:, :length] = -state.map.to_noise(state.u[:, :length], conditionals)[1]
+        state.start = state.guessed = length
 
     @torch.inference_mode()
-    def sweep(self, inversion: Inversion) -> None:
+    def sweep(self, state: State) -> None:
         """One sweep over the window: commits at least one token, unless its own solution overflows."""
-        u, start = inversion.u, inversion.start
-        num_tokens = inversion.num_tokens
-        out_of_sweeps = self.max_sweeps is not None and len(inversion.windows) + 1 >= self.max_sweeps
-        alone = inversion.committed == 0  # The last sweep could not tell whether this token overflows by itself.
+        u, start = state.u, state.start
+        num_tokens = state.num_tokens
+        out_of_sweeps = self.max_sweeps is not None and len(state.windows) + 1 >= self.max_sweeps
+        alone = state.committed == 0  # The last sweep could not tell whether this token overflows by itself.
         stop = num_tokens if out_of_sweeps else min(start + (self.block_size or num_tokens), num_tokens)
         stop = start + 1 if alone else stop
-        self.start.extend(u, inversion.guessed, stop)
-        inversion.guessed = max(inversion.guessed, stop)
-        inversion.windows.append(stop - start)
-        parameters = inversion.transform.extend(
-            u[:, max(start - 1, 0) : stop - 1], start, inversion.cache, inversion.embedded
-        )
-        latent = inversion.noise[:, start:stop]
-        new, logabsdet = inversion.transform.from_noise(latent, parameters)
+        self.initial_guess.extend(u, state.guessed, stop)
+        state.guessed = max(state.guessed, stop)
+        state.windows.append(stop - start)
+        conditionals = state.map.conditionals(u, state.encoded_context, state.cache, start, stop)
+        latent = state.noise[:, start:stop]
+        new, logabsdet = state.map.from_noise(latent, conditionals)
         if stop - start == 1:
             u[:, start:stop] = new
             committed = 1
             if alone:
                 finite = new.isfinite().all(-1, keepdim=True)
-                inversion.alive = finite if inversion.alive is None else inversion.alive & finite
+                state.alive = finite if state.alive is None else state.alive & finite
         else:
             difference = (new - u[:, start:stop]).abs()
-            if inversion.alive is not None:
-                difference = torch.where(inversion.alive, difference, 0.0)
+            if state.alive is not None:
+                difference = torch.where(state.alive, difference, 0.0)
             changes = difference.amax((0, 2)).tolist()
             # Both sweeps must have been over all these tokens.
-            expected = _next_change(changes, inversion.changes[-len(changes) :]) if stop == num_tokens else math.inf
-            inversion.changes = changes if stop == num_tokens else []
+            expected = _next_change(changes, state.changes[-len(changes) :]) if stop == num_tokens else math.inf
+            state.changes = changes if stop == num_tokens else []
             if self.ahead and expected <= self.tolerance and max(changes) <= FAR_AHEAD * self.tolerance:
                 u[:, start:] = new
-                inversion.logabsdet[:, start:] = logabsdet
-                inversion.residual = max(inversion.residual, expected)
-                inversion.start = num_tokens
+                state.logabsdet[:, start:] = logabsdet
+                state.residual = max(state.residual, expected)
+                state.start = num_tokens
                 return
             settled = len(changes) - 1 if out_of_sweeps else _count_leading(changes[:-1], self.tolerance)
-            inversion.residual = max([inversion.residual, *changes[:settled]])
+            state.residual = max([state.residual, *changes[:settled]])
             committed = settled + math.isfinite(changes[settled])
-            guess = contained(new, latent, inversion.cache.storage.dtype, changes)
+            guess = contained(new, latent, state.cache.dtype, changes)
             u[:, start + settled : stop] = guess[:, settled:]
             if guess is not new:
                 u[:, start + settled : start + committed] = new[:, settled:committed]
-        inversion.logabsdet[:, start : start + committed] = logabsdet[:, :committed]
-        inversion.start += committed
-        inversion.committed = committed
+        state.logabsdet[:, start : start + committed] = logabsdet[:, :committed]
+        state.start += committed
+        state.committed = committed
 
     @torch.inference_mode()
-    def finish(self, inversion: Inversion) -> tuple[Tensor, Tensor]:
-        """The solution and its logabsdet, once the inversion is done; reports it."""
-        windows = tuple(inversion.windows)
-        record(BlockReport(len(inversion.u), inversion.num_tokens, windows, inversion.residual, inversion.drafts))
-        logabsdet = inversion.logabsdet.flatten(1).sum(-1)
-        if inversion.alive is None or max(windows, default=1) == 1:
-            return inversion.u, logabsdet
-        u = inversion.u.masked_fill(~inversion.alive, math.nan)
-        return u, logabsdet.masked_fill(~inversion.alive.flatten(), math.nan)
+    def finish(self, state: State) -> Inversion:
+        """The solution, once the inversion is done."""
+        windows = tuple(state.windows)
+        report = BlockReport(len(state.u), state.num_tokens, windows, state.residual, state.warmup_sweeps)
+        u, logabsdet = state.u, state.logabsdet.flatten(1).sum(-1)
+        if state.alive is not None and max(windows, default=1) > 1:
+            u = u.masked_fill(~state.alive, math.nan)
+            logabsdet = logabsdet.masked_fill(~state.alive.flatten(), math.nan)
+        return Inversion(u, logabsdet, state.residual, (report,))
 
 
 class Jacobi(GaussSeidelJacobi):
@@ -212,10 +198,10 @@ class Jacobi(GaussSeidelJacobi):
         self,
         tolerance: float = 1e-5,
         max_sweeps: int | None = None,
-        start: Start = "latent",
-        draft: torch.dtype | None = None,
+        initial_guess: InitialGuess = "latent",
+        warmup: torch.dtype | None = None,
     ):
-        super().__init__(None, tolerance, max_sweeps, start, draft)
+        super().__init__(None, tolerance, max_sweeps, initial_guess, warmup)
 
 
 class Sequential(GaussSeidelJacobi):

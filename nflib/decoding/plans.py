@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,24 +15,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nflib.decoding.starts import AffineStart
+from nflib.decoding.initial_guesses import AffineGuess
+from nflib.interfaces import CausalMap
 from nflib.io.atomic import complete_file
-
-if TYPE_CHECKING:
-    from nflib.transforms.autoregressive import Autoregressive
 
 PLAN_NAME = "decoding_plan.safetensors"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """How one map is inverted best. window: tokens of a sweep; draft: whether early sweeps are in bfloat16.
+    """How one map is inverted best. window: tokens of a sweep; warmup: whether early sweeps are in bfloat16.
 
     seconds: what an inversion of the measured batch took; sequential_seconds: the same, token by token.
     """
 
     window: int
-    draft: bool
+    warmup: bool
     seconds: float
     sequential_seconds: float
 
@@ -47,16 +45,16 @@ class Setting:
     device: str
 
     @classmethod
-    def of(cls, transform: Autoregressive, noise: Tensor, prefix: Tensor | None = None) -> Setting:
+    def of(cls, map: CausalMap, noise: Tensor, prefix: Tensor | None = None) -> Setting:
         """The setting of a call; batch sizes are rounded up to powers of two."""
         num_tokens = noise.shape[1] - (0 if prefix is None else prefix.shape[1])
         batch_size = 1 << (len(noise) - 1).bit_length()
-        return cls(fingerprint(transform), num_tokens, batch_size, device_name(noise.device))
+        return cls(fingerprint(map), num_tokens, batch_size, device_name(noise.device))
 
 
 @dataclass
 class DecodingPlan:
-    """Measurements, and first guesses fitted to maps. `print` shows a table; `save` and `load` keep it beside a model.
+    """Measurements, and initial guesses fitted to maps: `print` shows a table, `save` and `load` keep it with a model.
 
     >>> from nflib import decoding, flows
     >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)
@@ -65,14 +63,15 @@ class DecodingPlan:
     """
 
     measured: dict[Setting, Measured] = field(default_factory=dict)
-    starts: dict[str, AffineStart] = field(default_factory=dict)
+    initial_guesses: dict[str, AffineGuess] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = ["map       tokens  batch  window  draft  start   sequential ms  chosen ms  ratio  device"]
+        lines = ["map       tokens  batch  window  warm-up  guess   sequential ms  chosen ms  ratio  device"]
         for setting, best in self.measured.items():
+            guess = "affine" if setting.fingerprint in self.initial_guesses else "latent"
             lines.append(
                 f"{setting.fingerprint[:8]}  {setting.num_tokens:6d}  {setting.batch_size:5d}  {best.window:6d}  "
-                f"{'bf16' if best.draft else '–':>5}  {'affine' if setting.fingerprint in self.starts else 'latent'}  "
+                f"{'bf16' if best.warmup else '–':>7}  {guess}  "
                 f"{1e3 * best.sequential_seconds:13.1f}  {1e3 * best.seconds:9.1f}  "
                 f"{best.sequential_seconds / best.seconds:5.2f}  {setting.device}"
             )
@@ -82,9 +81,9 @@ class DecodingPlan:
         """Write the plan into `folder`, whole or not at all; returns the file's path."""
         folder = Path(folder)
         tensors = {}
-        for name, start in self.starts.items():
-            tensors[f"{name}.matrix"] = start.matrix.cpu().contiguous()
-            tensors[f"{name}.bias"] = start.bias.cpu().contiguous()
+        for name, guess in self.initial_guesses.items():
+            tensors[f"{name}.matrix"] = guess.matrix.cpu().contiguous()
+            tensors[f"{name}.bias"] = guess.bias.cpu().contiguous()
         rows = [asdict(setting) | asdict(best) for setting, best in self.measured.items()]
         with complete_file(folder / PLAN_NAME) as temporary:
             save_file(tensors, temporary, metadata={"measured": json.dumps(rows)})
@@ -103,7 +102,9 @@ class DecodingPlan:
                     setting = Setting(*(row[name] for name in Setting.__dataclass_fields__))
                     plan.measured[setting] = Measured(*(row[name] for name in Measured.__dataclass_fields__))
                 for name in {key.rpartition(".")[0] for key in file.keys()}:  # noqa: SIM118
-                    plan.starts[name] = AffineStart(file.get_tensor(f"{name}.matrix"), file.get_tensor(f"{name}.bias"))
+                    plan.initial_guesses[name] = AffineGuess(
+                        file.get_tensor(f"{name}.matrix"), file.get_tensor(f"{name}.bias")
+                    )
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} is damaged or no plan ({error}); make it again with nflib.decoding.plan."
@@ -115,21 +116,22 @@ class DecodingPlan:
 _known: WeakKeyDictionary[nn.Module, tuple[list[nn.Parameter], list[int], str]] = WeakKeyDictionary()
 
 
-def fingerprint(transform: Autoregressive) -> str:
+def fingerprint(map: CausalMap) -> str:
     """Names a map by its kind and weights: the same in every process, another after training.
 
     The first and last parameters alone are read, and only when they have changed, so that it costs next to nothing.
     """
-    known = _known.get(transform)
+    module = cast(nn.Module, map)
+    known = _known.get(module)
     if known is not None and [parameter._version for parameter in known[0]] == known[1]:
         return known[2]
-    parameters = list(transform.parameters())
-    described = (type(transform).__name__, *(tuple(parameter.shape) for parameter in parameters))
+    parameters = list(module.parameters())
+    described = (type(map).__name__, *(tuple(parameter.shape) for parameter in parameters))
     digest = hashlib.sha1(str(described).encode(), usedforsecurity=False)
     read = [*parameters[:3], *parameters[-3:]]
     for parameter in read:
         digest.update(parameter.detach().flatten()[:4096].float().cpu().numpy().tobytes())
-    _known[transform] = (read, [parameter._version for parameter in read], digest.hexdigest())
+    _known[module] = (read, [parameter._version for parameter in read], digest.hexdigest())
     return digest.hexdigest()
 
 

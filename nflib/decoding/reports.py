@@ -1,34 +1,13 @@
-"""What decoding cost and how exact it was, collected while it runs."""
+"""What decoding cost and how exact it was, collected while it runs. Reports listen; no number depends on them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class BlockReport:
-    """One map, inverted once. windows: how many tokens each sweep computed, for every sample of the batch.
-
-    residual: the largest ``|shift + scale z - u|`` left in any number of u; 0 where u solves the equations to rounding.
-    drafts: how many sweeps over all tokens were made in a lower precision before these.
-    """
-
-    batch_size: int
-    num_tokens: int
-    windows: tuple[int, ...]
-    residual: float
-    drafts: int = 0
-
-    @property
-    def sweeps(self) -> int:
-        return len(self.windows)
-
-    @property
-    def tokens_computed(self) -> int:
-        return sum(self.windows)
+from nflib.interfaces import BlockReport
 
 
 @dataclass
@@ -56,15 +35,19 @@ class DecodingReport:
         return sum(block.num_tokens for block in self.blocks)
 
     @property
-    def residual(self) -> float:
-        return max((block.residual for block in self.blocks), default=0.0)
+    def residual(self) -> float | None:
+        """The largest residual of any block; None where a decoder did not say."""
+        residuals = [block.residual for block in self.blocks]
+        known = [residual for residual in residuals if residual is not None]
+        return max(known, default=0.0) if len(known) == len(residuals) else None
 
     def __str__(self) -> str:
-        lines = ["block  batch  tokens  drafts  sweeps  largest window  tokens computed  residual"]
+        lines = ["block  batch  tokens  warm-up  sweeps  largest window  tokens computed  residual"]
         for index, block in enumerate(self.blocks):
+            residual = " unknown" if block.residual is None else f"{block.residual:8.1e}"
             lines.append(
-                f"{index:5d}  {block.batch_size:5d}  {block.num_tokens:6d}  {block.drafts:6d}  {block.sweeps:6d}  "
-                f"{max(block.windows, default=0):14d}  {block.tokens_computed:15d}  {block.residual:8.1e}"
+                f"{index:5d}  {block.batch_size:5d}  {block.num_tokens:6d}  {block.warmup_sweeps:7d}  "
+                f"{block.sweeps:6d}  {max(block.windows, default=0):14d}  {block.tokens_computed:15d}  {residual}"
             )
         error = "not measured" if self.round_trip_error is None else f"{self.round_trip_error:.1e}"
         lines.append(f"{self.tokens_computed} tokens computed, {self.tokens_needed} needed; round-trip error {error}")
@@ -98,10 +81,10 @@ def is_reporting() -> bool:
     return bool(_active.get())
 
 
-def record(block: BlockReport) -> None:
-    """Add a block to every open report."""
+def record(blocks: Iterable[BlockReport]) -> None:
+    """Add blocks to every open report."""
     for collected in _active.get():
-        collected.blocks.append(block)
+        collected.blocks.extend(blocks)
 
 
 def record_round_trip(error: float) -> None:

@@ -6,15 +6,18 @@ from nflows.transforms import CompositeTransform, Transform
 from torch import nn
 
 from nflib.distributions import StandardNormal
-from nflib.flow import Flow
+from nflib.flows.flow import Flow
 from nflib.networks import (
     CausalTransformer,
     ClassEmbedding,
+    ImagePrefix,
     LearnedPositions,
     RMSNorm,
     Rotary,
     SinusoidalPositions,
     SoftClip,
+    TokenPrefix,
+    VectorEmbedding,
     grid_coordinates,
 )
 from nflib.networks.norms import LayerNorm
@@ -41,17 +44,29 @@ POSITIONS = ("learned", "sinusoidal", "rotary")
 class TARFlow(Flow):
     """The transformer autoregressive flow of Zhai et al. 2024 (arXiv 2412.06329), for images and vectors.
 
-    event_shape: ``(C, H, W)`` cut into ``patch_size × patch_size`` patches, or any other shape, cut in raster order
-    into tokens of patch_size numbers. num_blocks autoregressive maps, each a transformer of `layers_per_block` layers
-    (a number, or one for each block) of width `channels`; every second block visits the tokens in reverse. With
-    num_classes, the context holds class labels ``(B,)``, -1 for none. scale: "exponential" or "softplus"; norm:
-    "layer_norm" or "rms_norm"; positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches); mlp:
-    "gelu" or "gated"; start_token: a learned one, instead of an identity at the first token; final_norm: one more
-    norm before the output layer (the released TARFlows have none); soft_clip: bound on the parameters, 0 for none;
-    dropout: share of each layer's residual updates that training drops. conditional: how a token's numbers are mapped
-    given the tokens before: "affine", or "spline", each number by a rational-quadratic spline given all numbers before
-    it, those of its own token included (a richer family, and slower to invert). Raises ValueError for settings that do
-    not fit.
+    Args:
+        event_shape: ``(C, H, W)`` cut into ``patch_size × patch_size`` patches, or any other shape, cut in raster order
+            into tokens of patch_size numbers; a number is a vector of so many.
+        patch_size, channels: size of a patch, width of the transformers.
+        num_blocks: how many autoregressive maps; every second one visits the tokens in reverse.
+        layers_per_block: depth of each transformer, a number or one for each block.
+        num_classes: the context holds class labels ``(B,)``, integers, -1 for none.
+        context_shape: the context is a vector ``(D,)``, a sequence ``(L, D)`` (L None: of any length; it may come as a
+            pair with a padding mask ``(B, L)``, True at padding), or an image ``(C, H, W)``, cut into patches of
+            context_patch_size.
+        scale: "exponential" or "softplus". norm: "layer_norm" or "rms_norm". mlp: "gelu" or "gated".
+        positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches).
+        start_token: a learned one, read before the first token, instead of an identity there (default: where the first
+            token would learn nothing otherwise, being the only one or conditioned on a context_shape).
+        final_norm: one more norm before the output layer (the released TARFlows have none).
+        soft_clip: bound on the parameters, 0 for none. dropout: share of each layer's residual updates that training
+            drops.
+        conditional: how a token's numbers are mapped given the tokens before: "affine", or "spline", each number by a
+            rational-quadratic spline given all numbers before it, those of its own token included (a richer family, and
+            slower to invert).
+
+    Raises:
+        ValueError: settings that do not fit.
 
     >>> import torch
     >>> flow = TARFlow(event_shape=(1, 8, 8), patch_size=2, channels=64, num_blocks=4, layers_per_block=2)
@@ -61,36 +76,44 @@ class TARFlow(Flow):
 
     def __init__(
         self,
-        event_shape: Sequence[int],
+        event_shape: Sequence[int] | int,
         patch_size: int = 1,
         channels: int = 128,
         num_blocks: int = 4,
         layers_per_block: int | Sequence[int] = 2,
         num_classes: int = 0,
         *,
+        context_shape: Sequence[int | None] | int | None = None,
+        context_patch_size: int = 4,
         head_dim: int = 64,
         expansion: float = 4,
         scale: str = "exponential",
         norm: str = "layer_norm",
         positions: str = "learned",
         mlp: str = "gelu",
-        start_token: bool = False,
+        start_token: bool | None = None,
         final_norm: bool = True,
         soft_clip: float = 0.0,
         dropout: float = 0.0,
         conditional: str = "affine",
     ):
-        event_shape = tuple(int(n) for n in event_shape)
+        event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(n) for n in event_shape)
+        context_shape = (context_shape,) if isinstance(context_shape, int) else context_shape
+        context_shape = None if context_shape is None else tuple(context_shape)
         if not event_shape or min(event_shape) < 1:
             raise ValueError(f"event_shape must list positive sizes, got {event_shape}.")
         is_image = len(event_shape) == 3
         patches = ImagePatches(event_shape, patch_size) if is_image else VectorPatches(event_shape, patch_size)
         grid = (event_shape[1] // patch_size, event_shape[2] // patch_size) if is_image else patches.token_shape[:1]
+        if start_token is None:
+            start_token = patches.token_shape[0] == 1 or context_shape is not None
         settings = {
             "channels": channels,
             "num_blocks": num_blocks,
             "layers_per_block": layers_per_block if isinstance(layers_per_block, int) else list(layers_per_block),
             "num_classes": num_classes,
+            "context_shape": context_shape,
+            "context_patch_size": context_patch_size,
             "head_dim": head_dim,
             "expansion": expansion,
             "scale": scale,
@@ -104,7 +127,11 @@ class TARFlow(Flow):
             "conditional": conditional,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
-        super().__init__(CompositeTransform([patches, *blocks]), StandardNormal(patches.token_shape))
+        super().__init__(
+            CompositeTransform([patches, *blocks]),
+            StandardNormal(patches.token_shape),
+            context_shape=() if num_classes else context_shape,
+        )
 
 
 def autoregressive_blocks(
@@ -114,6 +141,8 @@ def autoregressive_blocks(
     num_blocks: int,
     layers_per_block: int | Sequence[int],
     num_classes: int = 0,
+    context_shape: Sequence[int | None] | None = None,
+    context_patch_size: int = 4,
     head_dim: int = 64,
     expansion: float = 4,
     scale: str = "exponential",
@@ -150,6 +179,8 @@ def autoregressive_blocks(
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
     if conditional not in CONDITIONALS:
         raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
+    if num_classes and context_shape is not None:
+        raise ValueError("a context is class labels (num_classes) or of a context_shape, not both.")
     length = num_tokens - 1 + start_token
 
     def network(depth: int, reverse: bool, parameters_per_token: int) -> CausalTransformer:
@@ -178,7 +209,7 @@ def autoregressive_blocks(
                 dropout=dropout,
             ),
             positions=added,
-            embedding=ClassEmbedding(num_classes, channels) if num_classes else None,
+            **_conditioned(num_classes, context_shape, context_patch_size, channels),
             final_norm=make_norm(channels) if final_norm else None,
             clip=SoftClip(soft_clip) if soft_clip else None,
             start_token=start_token,
@@ -196,6 +227,29 @@ def autoregressive_blocks(
         order = Reverse(within_tokens=conditional == "spline")
         blocks += [order, block, order] if reverse else [block]
     return blocks
+
+
+def _conditioned(
+    num_classes: int, shape: Sequence[int | None] | None, patch_size: int, channels: int
+) -> dict[str, nn.Module]:
+    """The part of a transformer that reads the context."""
+    if num_classes:
+        return {"embedding": ClassEmbedding(num_classes, channels)}
+    if shape is None:
+        return {}
+    *free, size = shape
+    if (
+        len(shape) > 3
+        or (len(shape) != 2 and None in free)
+        or any(n is not None and n < 1 for n in shape)
+        or size is None
+    ):
+        raise ValueError(
+            f"context_shape must be (size,), (length or None, size) or (channels, height, width), got {tuple(shape)}."
+        )
+    if len(shape) == 1:
+        return {"embedding": VectorEmbedding(size, channels)}
+    return {"prefix": TokenPrefix(size, channels) if len(shape) == 2 else ImagePrefix(shape, patch_size, channels)}  # type: ignore[arg-type]
 
 
 def _choose(table: dict[str, type[nn.Module]], setting: str, name: str) -> type[nn.Module]:

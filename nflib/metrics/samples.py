@@ -46,7 +46,8 @@ def as_weights(function: str, name: str, weights: Tensor | None, count: int, dev
     if weights.shape != (count,):
         raise ValueError(f"{function}: {name} has shape {tuple(weights.shape)} for {count} samples; pass ({count},).")
     weights = double(weights).to(device)
-    total = weights.sum()
-    if not (weights >= 0).all() or not torch.isfinite(total) or total <= 0:
+    largest = weights.max()
+    if not (weights >= 0).all() or not torch.isfinite(largest) or largest <= 0:
         raise ValueError(f"{function}: {name} must be finite, not negative, and not all zero.")
-    return weights / total
+    weights = weights / largest  # their sum may be beyond the range
+    return weights / weights.sum()

@@ -3,7 +3,7 @@
 from nflib.montecarlo.adaptation import AcceptanceTarget, FixedStepSizes
 from nflib.montecarlo.chains import Chains, run_chains
 from nflib.montecarlo.coordinates import TransformedProposal, TransformedTarget, score_scales, transform_back
-from nflib.montecarlo.densities import BoltzmannDensity, DifferentiableProposal, Proposal, Target
+from nflib.montecarlo.densities import BoltzmannDensity, Proposal, Target, as_proposal, as_target
 from nflib.montecarlo.history import History
 from nflib.montecarlo.importance import importance_sample
 from nflib.montecarlo.kernels import HMC, MALA, ULA, IndependentMetropolis
@@ -20,7 +20,6 @@ __all__ = [
     "AdaptiveTemperatures",
     "BoltzmannDensity",
     "Chains",
-    "DifferentiableProposal",
     "FixedStepSizes",
     "FixedTemperatures",
     "History",
@@ -31,6 +30,8 @@ __all__ = [
     "TransformedProposal",
     "TransformedTarget",
     "WeightedSamples",
+    "as_proposal",
+    "as_target",
     "importance_sample",
     "resample",
     "run_chains",

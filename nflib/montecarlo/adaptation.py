@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -101,10 +101,11 @@ class FixedStepSizes:
 
     step_sizes: tuple[float, ...]
 
-    def __init__(self, step_sizes: Sequence[float]) -> None:
-        if not step_sizes or not all(step > 0.0 for step in step_sizes):
-            raise ValueError(f"FixedStepSizes: step sizes must be positive numbers; got {list(step_sizes)}.")
-        object.__setattr__(self, "step_sizes", tuple(float(step) for step in step_sizes))
+    def __init__(self, step_sizes: Iterable[float]) -> None:
+        values = tuple(float(step) for step in step_sizes)
+        if not values or not all(step > 0.0 for step in values):
+            raise ValueError(f"FixedStepSizes: step sizes must be positive numbers; got {list(values)}.")
+        object.__setattr__(self, "step_sizes", values)
 
     def first(
         self,

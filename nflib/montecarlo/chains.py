@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
-from nflib.montecarlo.densities import Target, check_arguments
+from nflib.montecarlo.densities import Target, generator_of
 from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
 from nflib.montecarlo.path import GeometricPath
 
@@ -54,15 +54,13 @@ def run_chains(
     >>> 0.45 < chains.x.std() < 0.55
     tensor(True)
     """
-    check_arguments("run_chains", target, None, generator, seed)
+    generator = generator_of(generator, seed)
     if num_steps < 1 or chunk_size < 1:
         raise ValueError(f"run_chains: num_steps is {num_steps}, chunk_size {chunk_size}; pass positive numbers.")
     kernel = HMC() if kernel is None else kernel
     if isinstance(kernel, IndependentMetropolis):
         raise ValueError("run_chains: IndependentMetropolis draws from a proposal, and there is none; use MALA or HMC.")
     step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
-    if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
     path = GeometricPath.of_target(target, chunk_size)
     particles = kernel.init(path.evaluate(x, gradient=getattr(kernel, "needs_gradient", False)), path)
     step_size = step_sizes.first(kernel, particles, path, 1.0, generator)

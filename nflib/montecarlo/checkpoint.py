@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.montecarlo.archives import save_archive
+from nflib.montecarlo.genealogy import NONE, Resamplings
 from nflib.montecarlo.history import History
 from nflib.montecarlo.path import Particles
 
@@ -24,9 +26,9 @@ class RunState:
     """A run between two temperatures.
 
     The mean of `exp(log_weights)` is the normaliser so far. `step_size` is that of the next move, None before the
-    first; `resampling_noise` and `block_variance` sum over the resamplings what the standard error needs (mean variance
-    of offspring; relative variance of the mean weight); `num_rejected` counts the particles that were given weight zero
-    for a position or density that was not finite.
+    first; `resamplings` are what the standard error needs of them; `num_rejected` counts the particles that were given
+    weight zero for a position or density that was not finite; `num_evaluations` and `num_gradients` those of the
+    target, in all processes that the run has had.
     """
 
     particles: Particles
@@ -35,16 +37,17 @@ class RunState:
     history: History
     inverse_temperature: float = 0.0
     step_size: float | None = None
-    resampling_noise: float = 0.0
-    block_variance: float = 0.0
+    resamplings: Resamplings = NONE
     num_rejected: int = 0
+    num_evaluations: int = 0
+    num_gradients: int = 0
 
 
-COUNTERS = ("inverse_temperature", "step_size", "resampling_noise", "block_variance", "num_rejected")
+COUNTERS = ("inverse_temperature", "step_size", "num_rejected", "num_evaluations", "num_gradients")
 
 
 def save_state(path: Path, state: RunState, generator: torch.Generator, settings: dict[str, Any]) -> None:
-    """Write an .npz that appears whole or not at all, so that a run killed meanwhile keeps the one before."""
+    """Write the state, the generator's and the settings to an .npz file; the folder is made."""
     arrays = {f"history.{name}": value for name, value in state.history.arrays().items()}
     arrays |= {
         f"particles.{name}": value.cpu().numpy()
@@ -54,15 +57,11 @@ def save_state(path: Path, state: RunState, generator: torch.Generator, settings
     arrays["log_weights"] = state.log_weights.cpu().numpy()
     arrays["ancestors"] = state.ancestors.cpu().numpy()
     arrays["generator"] = generator.get_state().cpu().numpy()
-    arrays["counters"] = np.array(json.dumps({name: getattr(state, name) for name in COUNTERS}))
+    counters = {name: getattr(state, name) for name in COUNTERS} | {"resamplings": asdict(state.resamplings)}
+    arrays["counters"] = np.array(json.dumps(counters))
     arrays["settings"] = np.array(json.dumps(settings))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    save_archive(path, arrays)
 
 
 def load_state(
@@ -79,6 +78,7 @@ def load_state(
             arrays = dict(stored)
         before = json.loads(str(arrays["settings"]))
         counters = json.loads(str(arrays["counters"]))
+        counters["resamplings"] = Resamplings(**counters["resamplings"])
         tensors = {
             name: torch.from_numpy(value).to(device)
             for name, value in arrays.items()
@@ -88,7 +88,7 @@ def load_state(
             {name.removeprefix("history."): value for name, value in arrays.items() if name.startswith("history.")}
         )
         generator_state = torch.from_numpy(arrays["generator"])
-    except (KeyError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (KeyError, TypeError, zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
         raise ValueError(f"{path} is no checkpoint of smc ({error}); delete it, or name another file.") from error
     changed = [name for name in sorted(settings | before) if settings.get(name) != before.get(name)]
     if changed:

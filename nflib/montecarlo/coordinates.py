@@ -9,7 +9,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflib.montecarlo.densities import DifferentiableProposal, Target, draw
+from nflib.montecarlo.densities import Proposal, Target, as_proposal, as_target, finite_rows
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
 __all__ = ["TransformedProposal", "TransformedTarget", "score_scales", "transform_back"]
@@ -35,12 +35,12 @@ class TransformedTarget:
     """
 
     def __init__(self, target: Target, transform: Transform) -> None:
-        self.target = target
+        self.target = as_target(target)
         self.transform = transform
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
         x, logabsdet = self.transform.inverse(inputs)
-        usable = torch.isfinite(x).flatten(1).all(dim=1) & torch.isfinite(logabsdet)
+        usable = finite_rows(x) & torch.isfinite(logabsdet)
         if usable.all():
             return self.target.log_prob(x) + logabsdet
         values = torch.where(usable, logabsdet, torch.nan)  # in the graph even if nothing is usable
@@ -53,33 +53,34 @@ class TransformedTarget:
 class TransformedProposal:
     """The proposal's `y = transform(x)`: `log q(x(y)) + log|dx/dy|`, and draws of it."""
 
-    def __init__(self, proposal: DifferentiableProposal, transform: Transform) -> None:
-        self.proposal = proposal
+    def __init__(self, proposal: Proposal, transform: Transform) -> None:
+        self.proposal = as_proposal(proposal)
         self.transform = transform
 
-    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, inputs: Tensor, /) -> Tensor:
         x, logabsdet = self.transform.inverse(inputs)
-        return (self.proposal.log_prob(x) if context is None else self.proposal.log_prob(x, context)) + logabsdet
+        return self.proposal.log_prob(x) + logabsdet
 
     def sample_and_log_prob(
-        self, num_samples: int, context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws `(num_samples, *event_shape)`, of one row of context at most, and their log-densities."""
-        x, log_prob = draw(self.proposal, num_samples, context, generator)
+        """Draws `(num_samples, *event_shape)` and their log-densities."""
+        x, log_prob = self.proposal.sample_and_log_prob(num_samples, generator=generator)
         y, logabsdet = self.transform(x)
-        return (y, log_prob - logabsdet) if context is None else (y[None], (log_prob - logabsdet)[None])
+        return y, log_prob - logabsdet
 
 
-def score_scales(proposal: DifferentiableProposal, num_draws: int, generator: torch.Generator) -> Tensor:
+def score_scales(proposal: Proposal, num_draws: int, generator: torch.Generator) -> Tensor:
     """A length for each coordinate, `event_shape`: over which log q(x) changes by about one at its own draws.
 
     One over the spread of ``d log q / dx`` (its Fisher information), by the median, which a few strained draws do not
     move. Steps in coordinates divided by these are about equally long for all. Raises ValueError where no draw has a
     finite score.
     """
+    proposal = as_proposal(proposal)
     with torch.no_grad():
-        x, _ = draw(proposal, num_draws, None, generator)
-    x = x[torch.isfinite(x).flatten(1).all(dim=1)]
+        x, _ = proposal.sample_and_log_prob(num_draws, generator=generator)
+    x = x[finite_rows(x)]
     with torch.enable_grad():
         x = x.requires_grad_(True)
         (score,) = torch.autograd.grad(proposal.log_prob(x).sum(), x)

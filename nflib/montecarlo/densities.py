@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-__all__ = ["BoltzmannDensity", "DifferentiableProposal", "Proposal", "Target"]
+__all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
 
 
 class Proposal(Protocol):
-    """What is sampled from: a `Flow`, or any nflows flow or distribution."""
+    """What is sampled from: a flow, or anything else with these two methods."""
 
-    def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Samples `(num_samples, *event_shape)` and the log-density of each, `(num_samples,)`."""
+    def sample_and_log_prob(
+        self, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Samples `(num_samples, *event_shape)` and the log-density of each, `(num_samples,)`, in nats."""
         ...
 
-
-class DifferentiableProposal(Proposal, Protocol):
-    """A proposal that also tells the log-density of points that it did not draw."""
-
-    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-densities `(n,)`, in nats, of `(n, *event_shape)`; `context`, if any, has n rows."""
+    def log_prob(self, inputs: Tensor, /) -> Tensor:
+        """Log-densities `(n,)`, in nats, of `(n, *event_shape)`."""
         ...
 
 
@@ -54,52 +51,168 @@ class BoltzmannDensity:
         return -self.reduced_energy(inputs)
 
 
-def check_arguments(
-    caller: str, target: object, context: Tensor | None, generator: torch.Generator | None, seed: int | None
-) -> None:
-    """Raises ValueError, in the name of `caller`, for a target without log_prob, a context of several rows, or a
-    generator and a seed at once."""
-    if not isinstance(target, Target):
+def as_proposal(density: Any) -> Proposal:
+    """The density as a `Proposal`: foreign ones are adapted, anything else is taken as it is.
+
+    Args:
+        density: any `torch.distributions.Distribution` without batch dimensions, an nflows flow or distribution (both
+            draw from torch's global generator, which is seeded for the purpose and restored afterwards), or an object
+            with the methods of a `Proposal`.
+
+    Raises:
+        ValueError: a distribution with batch dimensions, or an object that cannot be sampled.
+
+    >>> import torch
+    >>> proposal = as_proposal(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    >>> x, log_prob = proposal.sample_and_log_prob(3, generator=torch.Generator().manual_seed(0))
+    >>> x.shape, log_prob.shape
+    (torch.Size([3, 2]), torch.Size([3]))
+    """
+    method = getattr(density, "sample_and_log_prob", None)
+    if method is not None:
+        # Who wrote the method decides: a flow that inherits from nflows, but draws by generator, is at home here.
+        return _NflowsProposal(density) if (method.__module__ or "").startswith("nflows.") else density
+    if isinstance(density, Distribution):
+        return _TorchDensity(density)
+    raise ValueError(
+        f"the proposal ({type(density).__name__}) has no sample_and_log_prob(num_samples, generator=...); pass a "
+        "flow, a torch.distributions.Distribution, or an object with that method and log_prob(x)."
+    )
+
+
+def as_target(density: Any) -> Target:
+    """The density as a `Target`: anything with `log_prob(x)`.
+
+    A `torch.distributions.Distribution` has log-density `-inf` outside its support, where it would raise by itself.
+    Raises ValueError for a distribution with batch dimensions, or an object without `log_prob`.
+    """
+    if isinstance(density, Distribution) and not hasattr(density, "sample_and_log_prob"):
+        return _TorchDensity(density)
+    if not isinstance(density, Target):
         raise ValueError(
-            f"{caller}: the target ({type(target).__name__}) has no log_prob; wrap a reduced energy in kT as "
+            f"the target ({type(density).__name__}) has no log_prob; wrap a reduced energy in kT as "
             "BoltzmannDensity(energy)."
         )
-    if context is not None and len(context) != 1:
-        raise ValueError(
-            f"{caller}: context has {len(context)} rows; weights belong to one condition, call it once per row."
-        )
-    if generator is not None and seed is not None:
-        raise ValueError(f"{caller}: pass either a generator or a seed, not both.")
+    return density
 
 
-def check_log_density(caller: str, name: str, values: Tensor, count: int) -> None:
+class _FromGlobalGenerator:
+    """Draws what only knows torch's global generator, reproducibly from another."""
+
+    def sample_and_log_prob(
+        self, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if generator is None:
+            return self._draw(num_samples)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+            return self._draw(num_samples)
+
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class _NflowsProposal(_FromGlobalGenerator):
+    def __init__(self, density: Any) -> None:
+        self.density = density
+
+    def log_prob(self, inputs: Tensor, /) -> Tensor:
+        log_prob: Tensor = self.density.log_prob(inputs)
+        return log_prob
+
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        x, log_prob = self.density.sample_and_log_prob(num_samples)
+        return x, log_prob
+
+
+class _TorchDensity(_FromGlobalGenerator):
+    def __init__(self, distribution: Distribution) -> None:
+        if distribution.batch_shape:
+            raise ValueError(
+                f"a {type(distribution).__name__} of batch shape {tuple(distribution.batch_shape)} is many densities; "
+                f"make its batch dimensions part of the event: "
+                f"torch.distributions.Independent(distribution, {len(distribution.batch_shape)})."
+            )
+        self.distribution = distribution
+
+    def log_prob(self, inputs: Tensor, /) -> Tensor:
+        try:
+            inside = self.distribution.support.check(inputs)
+        except NotImplementedError:
+            return self.distribution.log_prob(inputs)
+        if inside.all():
+            return self.distribution.log_prob(inputs)
+        # In the graph, so that gradients are zero, not missing, where no point is inside.
+        outside = 0.0 * flattened(inputs).sum(dim=1) - torch.inf
+        return outside.index_put((inside,), self.distribution.log_prob(inputs[inside]).to(outside))
+
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        x = self.distribution.sample((num_samples,))
+        return x, self.distribution.log_prob(x)
+
+
+class Batch(NamedTuple):
+    """Draws of a proposal: x `(n, *event_shape)`, their log q, and which have finite x and log q, both `(n,)`."""
+
+    x: Tensor
+    log_prob: Tensor
+    usable: Tensor
+
+
+def draw_batches(proposal: Proposal, num_samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """`num_samples` draws, at most `batch_size` at once, without gradients.
+
+    Raises ValueError unless the proposal returns one log-density a sample.
+    """
+    for first in range(0, num_samples, batch_size):
+        size = min(batch_size, num_samples - first)
+        with torch.no_grad():
+            x, log_prob = proposal.sample_and_log_prob(size, generator=generator)
+        check_log_density("the proposal's sample_and_log_prob", log_prob, size)
+        yield Batch(x, log_prob, finite_rows(x) & torch.isfinite(log_prob))
+
+
+def log_prob_where(log_prob: Callable[[Tensor], Tensor], x: Tensor, usable: Tensor) -> Tensor:
+    """Log-densities `(n,)`, NaN at points that are not `usable` `(n,)`: these are not asked for.
+
+    Raises ValueError unless the target returns one number a sample.
+    """
+    if not usable.any():
+        return torch.full((len(x),), torch.nan, device=x.device)
+    points = x if usable.all() else x[usable]
+    values = log_prob(points)
+    check_log_density("the target's log_prob", values, len(points))
+    if len(points) == len(x):
+        return values
+    return values.new_full((len(x),), torch.nan).index_put((usable.to(values.device),), values)
+
+
+def check_log_density(name: str, values: Tensor, count: int) -> None:
     """Raises ValueError unless `values` holds one number a sample."""
     if values.shape != (count,):
         raise ValueError(
-            f"{caller}: {name} returned log-densities of shape {tuple(values.shape)} for {count} samples; return "
-            "one number a sample, summed over event dimensions."
+            f"{name} returned log-densities of shape {tuple(values.shape)} for {count} samples; return one number a "
+            "sample, summed over event dimensions."
         )
 
 
-def batch_sizes(num_samples: int, batch_size: int) -> list[int]:
-    """Sizes of the batches that make up `num_samples`, each at most `batch_size`."""
-    full, rest = divmod(num_samples, batch_size)
-    return [batch_size] * full + ([rest] if rest else [])
+def generator_of(generator: torch.Generator | None, seed: int | None) -> torch.Generator:
+    """The generator, or one with this seed; of neither, one seeded from torch's global generator.
 
-
-def draw(
-    proposal: Proposal, size: int, context: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """One batch, reproducible from the generator whether or not the proposal knows about generators."""
-    keywords: dict[str, Any] = {} if context is None else {"context": context}
-    scope: Any = nullcontext()
+    Raises ValueError for both.
+    """
+    if generator is not None and seed is not None:
+        raise ValueError("pass either a generator or a seed, not both.")
     if generator is not None:
-        if "generator" in inspect.signature(proposal.sample_and_log_prob).parameters:
-            keywords["generator"] = generator
-        else:
-            scope = torch.random.fork_rng()
-    with scope:
-        if generator is not None and "generator" not in keywords:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-        x, log_prob = proposal.sample_and_log_prob(size, **keywords)
-    return (x, log_prob) if context is None else (x[0], log_prob[0])
+        return generator
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else int(seed))
+
+
+def flattened(x: Tensor) -> Tensor:
+    """`(n, *event_shape)` as `(n, numbers of the event)`; of a scalar event `(n, 1)`."""
+    return x[:, None].flatten(1)
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Which rows hold finite numbers only, `(n,)`; several times faster than isfinite and all."""
+    return flattened(0.0 * x).sum(dim=1) == 0.0

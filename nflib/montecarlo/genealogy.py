@@ -3,68 +3,89 @@
 After resampling, particles with a common ancestor among the first draws are not independent; families of different
 ancestors nearly are. Variances are therefore sums over families, in one run and without repeating it (Chan & Lai, Ann.
 Statist. 41 (2013) 2877; Lee & Whiteley, Biometrika 105 (2018) 609). They are consistent as N grows, and say nothing
-once few ancestors are left: watch `History.num_ancestors`.
+once few ancestors are left. Samples without a common history are each a family of their own.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights, skewness_widening
+from nflib.montecarlo.diagnostics import effective_sample_size, error_inflation, normalized_weights, pareto_k
 
-__all__ = ["family_sums", "log_normalizer_variance", "offspring_variance", "relative_variance"]
+__all__ = ["Resamplings", "family_sums", "log_normalizer_variance", "offspring_variance", "relative_variance"]
 
 
-def family_sums(values: Tensor, ancestors: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Resamplings:
+    """What is remembered of resamplings, for errors of what comes after them.
+
+    offspring_variance: `offspring_variance`, summed over them. block_variance: the relative variance of the mean weight
+    just before each, likewise. pareto_k: the largest of the weights just before each, which a resampling hides.
+    num_draws: of the proposal, before the first; None: as many as samples.
+    """
+
+    offspring_variance: float = 0.0
+    block_variance: float = 0.0
+    pareto_k: float = -math.inf
+    num_draws: int | None = None
+
+    def after(self, log_weights: Tensor, scheme: str, num_samples: int) -> Resamplings:
+        """With one more, of `num_samples` from weights of which some are positive."""
+        weights = normalized_weights(log_weights)
+        return replace(
+            self,
+            offspring_variance=self.offspring_variance + offspring_variance(weights, scheme, num_samples),
+            block_variance=self.block_variance + relative_variance(log_weights),
+            pareto_k=max(self.pareto_k, pareto_k(log_weights)),  # a NaN, of equal weights, is not larger
+        )
+
+
+NONE = Resamplings()
+
+
+def family_sums(values: Tensor, ancestors: Tensor | None) -> Tensor:
     """Sums of `values` `(N, *shape)` over particles of equal ancestor, `(number of families, *shape)`."""
+    if ancestors is None:
+        return values
     families, member = torch.unique(ancestors, return_inverse=True)
     return values.new_zeros(len(families), *values.shape[1:]).index_add_(0, member, values)
 
 
-def relative_variance(
-    log_weights: Tensor, ancestors: Tensor, resampling_noise: float = 0.0, num_draws: int | None = None
-) -> float:
+def relative_variance(log_weights: Tensor, ancestors: Tensor | None = None, resamplings: Resamplings = NONE) -> float:
     """Variance of the mean weight over its square, from weights and ancestors `(N,)`.
 
-    With multinomial resampling r times, and `resampling_noise` r, it is Lee & Whiteley's estimator, unbiased for
+    With multinomial resampling r times, and an offspring variance of r, it is Lee & Whiteley's estimator, unbiased for
     the variance of the normaliser: `1 - M / (M - 1) (N / (N - 1))^r (1 - sum_e S_e^2)` with S_e the normalised
-    weight of family e, of M first draws (num_draws; default N). Other schemes spread offspring by less, and
-    `resampling_noise` sums `offspring_variance` over their resamplings. Without resampling it is the sample variance
-    of the weights. NaN where every weight is zero or N < 2.
+    weight of family e, of M first draws. Other schemes spread offspring by less. Without resampling it is the sample
+    variance of the weights. NaN where every weight is zero or N < 2.
     """
     count = len(log_weights)
     if count < 2 or effective_sample_size(log_weights) == 0.0:
-        return float("nan")
+        return math.nan
     concentration = family_sums(normalized_weights(log_weights), ancestors).square().sum().item()
-    correction = (1.0 - 1.0 / (num_draws or count)) ** -1.0 * (1.0 - 1.0 / count) ** -resampling_noise
+    draws = resamplings.num_draws or count
+    correction = (1.0 - 1.0 / draws) ** -1.0 * (1.0 - 1.0 / count) ** -resamplings.offspring_variance
     return 1.0 - correction * (1.0 - concentration)
 
 
 def log_normalizer_variance(
-    log_weights: Tensor,
-    ancestors: Tensor,
-    resampling_noise: float = 0.0,
-    block_variance: float = 0.0,
-    num_draws: int | None = None,
+    log_weights: Tensor, ancestors: Tensor | None = None, resamplings: Resamplings = NONE
 ) -> float:
     """Squared standard error of the log of the mean weight: `relative_variance`, times the square of
-    `skewness_widening` of the families' weights. Infinite where every weight is zero or N < 2.
-
-    `block_variance` sums the relative variances of the mean weight just before each resampling.
-    """
-    variance = relative_variance(log_weights, ancestors, resampling_noise, num_draws)
+    `error_inflation` of the families' weights. Infinite where every weight is zero or N < 2."""
+    variance = relative_variance(log_weights, ancestors, resamplings)
     if math.isnan(variance):
         return math.inf
     # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
-    alone = torch.arange(len(log_weights), device=log_weights.device)
-    floor = block_variance + relative_variance(log_weights, alone)
-    families = torch.zeros(num_draws or len(log_weights), dtype=torch.float64, device=log_weights.device)
-    found = family_sums(normalized_weights(log_weights), ancestors)
-    families[: len(found)] = found
-    return max(variance, floor) * skewness_widening(families) ** 2
+    floor = resamplings.block_variance + relative_variance(log_weights)
+    families = family_sums(normalized_weights(log_weights), ancestors)
+    deviations = families - 1.0 / (resamplings.num_draws or len(log_weights))
+    inflation = error_inflation(deviations, fit_tails=len(families) == len(log_weights)).item()
+    return max(variance, floor, 0.0) * inflation**2
 
 
 def offspring_variance(weights: Tensor, scheme: str, num_samples: int | None = None) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nflib.montecarlo.archives import finite_or_none
 
 __all__ = ["History"]
 
@@ -22,8 +26,9 @@ class History:
     Attributes:
         inverse_temperatures: from above 0 to 1.
         log_normalizer_increments: of reweighting and of unadjusted moves; they sum to the log-normaliser.
-        conditional_ess: of the step to this temperature, a fraction of N.
-        effective_sample_size: after reweighting, before resampling, a fraction of N.
+        conditional_ess_fraction: conditional effective sample size of the step to this temperature, over N.
+        effective_sample_size: after reweighting, before resampling: a count.
+        num_particles: how many they were by then, N.
         resampled: whether the particles were resampled.
         num_ancestors: different first draws that the particles descend from, after resampling.
         acceptance: mean acceptance probability of the moves.
@@ -35,8 +40,9 @@ class History:
 
     inverse_temperatures: list[float] = field(default_factory=list)
     log_normalizer_increments: list[float] = field(default_factory=list)
-    conditional_ess: list[float] = field(default_factory=list)
+    conditional_ess_fraction: list[float] = field(default_factory=list)
     effective_sample_size: list[float] = field(default_factory=list)
+    num_particles: list[int] = field(default_factory=list)
     resampled: list[bool] = field(default_factory=list)
     num_ancestors: list[int] = field(default_factory=list)
     acceptance: list[float] = field(default_factory=list)
@@ -49,6 +55,11 @@ class History:
     def __len__(self) -> int:
         return len(self.inverse_temperatures)
 
+    @property
+    def effective_sample_size_fraction(self) -> list[float]:
+        """The effective sample sizes over N."""
+        return [size / count for size, count in zip(self.effective_sample_size, self.num_particles, strict=True)]
+
     def lineage(self) -> Tensor:
         """`(number of resamplings + 1, N)`, int64: row k holds the index that each final particle's forebear had after
         k resamplings; row 0 are the first draws, the last row the final particles. Empty without resamplings."""
@@ -58,6 +69,19 @@ class History:
         for parents in reversed(self.parents):
             rows.append(parents.long()[rows[-1]])
         return torch.stack(rows[::-1])
+
+    def summary(self) -> dict[str, list[Any]]:
+        """The history without the parents as plain numbers for JSON, None for those that are not finite."""
+        arrays = self.arrays()
+        del arrays["parents"]
+        return {name: [finite_or_none(value) for value in values.tolist()] for name, values in arrays.items()}
+
+    @classmethod
+    def from_summary(cls, summary: Mapping[str, list[Any]]) -> History:
+        """The history that `summary` was called on, without the parents. Raises TypeError for other names."""
+        return cls(
+            **{name: [math.nan if value is None else value for value in values] for name, values in summary.items()}
+        )
 
     def arrays(self) -> dict[str, Any]:
         """The history as arrays for an .npz file."""

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.densities import DifferentiableProposal, Target, check_log_density, draw
+from nflib.montecarlo.densities import (
+    Proposal,
+    Target,
+    as_proposal,
+    as_target,
+    check_log_density,
+    draw_batches,
+    finite_rows,
+    flattened,
+    log_prob_where,
+)
 
 __all__ = ["GeometricPath", "Particles"]
 
@@ -74,19 +84,12 @@ class GeometricPath:
 
     Where q or p~ is not finite every density of the path with b > 0 is zero. At most `chunk_size` points are given to
     a density at once. `num_evaluations` and `num_gradients` count the points at which the target has been asked for its
-    density, and for its gradient as well.
+    density, and for its gradient as well. Raises ValueError for what `as_proposal` and `as_target` refuse.
     """
 
-    def __init__(
-        self,
-        proposal: DifferentiableProposal,
-        target: Target,
-        context: Tensor | None = None,
-        chunk_size: int = 1024,
-    ) -> None:
-        self.proposal = proposal
-        self.target = target
-        self.context = context
+    def __init__(self, proposal: Proposal, target: Target, chunk_size: int = 1024) -> None:
+        self.proposal = as_proposal(proposal)
+        self.target = as_target(target)
         self.chunk_size = chunk_size
         self.num_evaluations = 0
         self.num_gradients = 0
@@ -94,17 +97,12 @@ class GeometricPath:
     @classmethod
     def of_target(cls, target: Target, chunk_size: int = 1024) -> GeometricPath:
         """A path that is the target at b = 1 and has no proposal: its particles read log q = 0."""
-        return cls(_Constant(), target, chunk_size=chunk_size)
+        return cls(_Constant(), target, chunk_size)
 
     def draw(self, count: int, generator: torch.Generator, *, gradient: bool = False) -> Particles:
         """`count` points of the proposal; with gradients, at one evaluation of the target each all the same."""
         pieces = []
-        for first in range(0, count, self.chunk_size):
-            size = min(self.chunk_size, count - first)
-            with torch.no_grad():
-                x, log_proposal = draw(self.proposal, size, self.context, generator)
-            check_log_density("the proposal", "sample_and_log_prob", log_proposal, size)
-            usable = _finite_rows(x) & torch.isfinite(log_proposal)
+        for x, log_proposal, usable in draw_batches(self.proposal, count, self.chunk_size, generator):
             if gradient:
                 _, proposal_gradient = self._with_gradient(x, usable, "proposal")
                 log_target, target_gradient = self._with_gradient(x, usable, "target")
@@ -119,7 +117,7 @@ class GeometricPath:
         pieces = []
         for first in range(0, len(x), self.chunk_size):
             chunk = x[first : first + self.chunk_size]
-            usable = _finite_rows(chunk)
+            usable = finite_rows(chunk)
             if where is not None:
                 usable = usable & where[first : first + self.chunk_size]
             if gradient:
@@ -155,26 +153,20 @@ class GeometricPath:
         return Particles(particles.x, log_proposal, particles.log_target)
 
     def _proposal_log_prob(self, x: Tensor) -> Tensor:
-        context = None if self.context is None else self.context.expand(len(x), *self.context.shape[1:])
-        values = self.proposal.log_prob(x) if context is None else self.proposal.log_prob(x, context)
-        check_log_density("the proposal", "log_prob", values, len(x))
+        values = self.proposal.log_prob(x)
+        check_log_density("the proposal's log_prob", values, len(x))
         return values
 
     def _target_log_prob(self, x: Tensor) -> Tensor:
         self.num_evaluations += len(x)
         values = self.target.log_prob(x)
-        check_log_density("the target", "log_prob", values, len(x))
+        check_log_density("the target's log_prob", values, len(x))
         return values
 
     @torch.no_grad()
     def _at(self, x: Tensor, usable: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
         """Log-densities at the usable points in float64, NaN elsewhere."""
-        if usable.all():
-            return log_prob(x).to(x.device, torch.float64)
-        result = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
-        if usable.any():
-            result[usable] = log_prob(x[usable]).to(result)
-        return result
+        return log_prob_where(log_prob, x, usable).to(x.device, torch.float64)
 
     def _with_gradient(self, x: Tensor, usable: Tensor, name: str) -> tuple[Tensor, Tensor]:
         everywhere = bool(usable.all())
@@ -192,7 +184,7 @@ class GeometricPath:
         if name == "target":
             self.num_gradients += len(points)
         gradient, found = gradient.to(x), log_prob.detach().to(x.device, torch.float64)
-        finite = _finite_rows(gradient)
+        finite = finite_rows(gradient)
         if not finite.all():
             gradient = torch.where(finite.reshape(-1, *[1] * (x.dim() - 1)), gradient, 0.0)
         if everywhere:
@@ -206,10 +198,10 @@ class GeometricPath:
 class _Constant:
     """Log q = 0 everywhere, with a gradient; nothing to draw from."""
 
-    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        return 0.0 * inputs.flatten(1).sum(dim=1)
+    def log_prob(self, inputs: Tensor, /) -> Tensor:
+        return 0.0 * flattened(inputs).sum(dim=1)
 
-    def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None, **keywords: Any) -> Any:
+    def sample_and_log_prob(self, num_samples: int, *, generator: torch.Generator | None = None) -> Any:
         raise NotImplementedError("a constant density has no samples")
 
 
@@ -229,11 +221,6 @@ def _finite_only(
     log_proposal = torch.where(alive, log_proposal, -torch.inf)
     log_target = torch.where(alive, log_target, -torch.inf)
     return Particles(x.detach(), log_proposal, log_target, *gradients)
-
-
-def _finite_rows(x: Tensor) -> Tensor:
-    """Which rows hold finite numbers only, `(N,)`; several times faster than isfinite and all."""
-    return (0.0 * x).flatten(1).sum(dim=1) == 0.0
 
 
 def _concatenate(pieces: list[Particles]) -> Particles:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
-from nflib.montecarlo.densities import DifferentiableProposal, Target, check_arguments, draw
+from nflib.montecarlo.densities import Proposal, Target, generator_of
 from nflib.montecarlo.diagnostics import effective_sample_size, log_mean_weight, normalized_weights
-from nflib.montecarlo.genealogy import log_normalizer_variance, offspring_variance
+from nflib.montecarlo.genealogy import Resamplings
 from nflib.montecarlo.history import History
 from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
 from nflib.montecarlo.path import GeometricPath
@@ -36,27 +36,26 @@ __all__ = ["SMCSamples", "smc"]
 class SMCSamples(WeightedSamples):
     """Weighted particles of `smc`, with the history of the run.
 
-    `num_rejected` counts the particles that were given weight zero, in the course of the run, for a position or a
-    density that was not finite; where particles were resampled since, others stand in their place.
+    `num_rejected` counts the draws that were given weight zero for a position or a density that was not finite; where
+    particles were resampled since, others stand in their place.
     """
 
     history: History = field(default_factory=History)
 
 
 def smc(
-    proposal: DifferentiableProposal,
-    target: Target,
+    proposal: Proposal | torch.distributions.Distribution,
+    target: Target | torch.distributions.Distribution,
     num_samples: int,
     *,
     kernel: Kernel | None = None,
-    temperatures: Temperatures | Sequence[float] | None = None,
+    temperatures: Temperatures | Iterable[float] | None = None,
     moves: int = 1,
     final_moves: int = 0,
     num_draws: int | None = None,
     step_sizes: StepSizes | None = None,
     resampling: str = "systematic",
     resampling_threshold: float = 0.5,
-    context: Tensor | None = None,
     chunk_size: int = 1024,
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -71,11 +70,13 @@ def smc(
     Particles without a finite density have weight zero and are counted, and moves to such points are rejected.
 
     Args:
-        proposal: has `sample_and_log_prob` and `log_prob`, such as a `Flow`.
+        proposal: what `as_proposal` takes: a flow, a torch or nflows distribution, or an object with
+            `sample_and_log_prob(num_samples, generator=...)` and `log_prob(x)`.
         target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`. Kernels that need a gradient
             get it from autograd.
         kernel: `HMC()` (default), `MALA()`, `ULA()`, `IndependentMetropolis()`, or an object with `init` and `step`.
-        temperatures: rising inverse temperatures that end in 1, or a rule; default `AdaptiveTemperatures()`.
+        temperatures: rising inverse temperatures that end in 1, any iterable of numbers, or a rule; default
+            `AdaptiveTemperatures()`.
         moves: kernel steps at each temperature.
         final_moves: further steps at the target, which ask the proposal nothing: cheap where it is a large flow.
         num_draws: how many to draw of the proposal; default num_samples. Of more, num_samples are resampled at the
@@ -85,7 +86,6 @@ def smc(
         resampling: multinomial, stratified, systematic or residual.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
             sampling, Neal 2001), 1 always.
-        context: one row `(1, ...)`, passed to the proposal.
         chunk_size: how many points a density sees at once.
         generator, seed: at most one; neither means a seed from torch's global generator.
         checkpoint: an .npz file, replaced after the draws and every temperature; a run that finds it goes on where it
@@ -104,13 +104,16 @@ def smc(
     >>> abs(samples.log_normalizer - 0.4516) < 4 * samples.log_normalizer_standard_error  # log(pi / 2)
     True
     """
-    check_arguments("smc", target, context, generator, seed)
+    generator = generator_of(generator, seed)
+    num_draws = num_samples if num_draws is None else num_draws
+    # Numbers of numpy are no numbers of JSON, in which the checkpoint keeps them.
+    counts = (num_samples, num_draws, moves, final_moves)
+    num_samples, num_draws, moves, final_moves = (operator.index(number) for number in counts)
     if num_samples < 2 or chunk_size < 1 or moves < 1 or final_moves < 0:
         raise ValueError(
             f"smc: num_samples is {num_samples}, chunk_size {chunk_size}, moves {moves}, final_moves {final_moves}; "
             "pass 2, 1, 1 and 0 or more."
         )
-    num_draws = num_samples if num_draws is None else num_draws
     if num_draws < num_samples:
         raise ValueError(f"smc: num_draws is {num_draws}, fewer than the {num_samples} samples; draw as many or more.")
     if final_moves and isinstance(kernel, IndependentMetropolis):
@@ -121,35 +124,36 @@ def smc(
         raise ValueError(
             f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x); use importance_sample, or a flow."
         )
+    num_samples, num_draws, moves, final_moves = (
+        operator.index(n) for n in (num_samples, num_draws, moves, final_moves)
+    )
     if resampling not in SCHEMES:
         raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
     if not 0.0 <= resampling_threshold <= 1.0:
         raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
-    if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
     if temperatures is None:
         temperatures = AdaptiveTemperatures()
-    elif isinstance(temperatures, Sequence):
+    elif not hasattr(temperatures, "next"):
         temperatures = FixedTemperatures(temperatures)
     run = _Run(
         num_samples,
         num_draws,
-        GeometricPath(proposal, target, context, chunk_size),
+        GeometricPath(proposal, target, chunk_size),
         HMC() if kernel is None else kernel,
         temperatures,
         AcceptanceTarget() if step_sizes is None else step_sizes,
         moves,
         final_moves,
         resampling,
-        resampling_threshold,
+        float(resampling_threshold),
         generator,
     )
-    settings = run.settings() | {"seed": seed}
+    settings = run.settings() | {"seed": None if seed is None else int(seed)}
     path = None if checkpoint is None else Path(checkpoint)
     state = None
     if path is not None and path.exists():
         # On which device a proposal draws is known once it has drawn.
-        device = draw(proposal, 1, context, torch.Generator())[0].device
+        device = run.path.proposal.sample_and_log_prob(1, generator=torch.Generator())[0].device
         state = load_state(path, generator, settings, device)
     if state is None:
         state = run.start()
@@ -164,7 +168,7 @@ def smc(
             if path is not None:
                 save_state(path, state, generator, settings)
         show(state)
-    return _result(state, num_draws)
+    return _result(state)
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,10 @@ class _Run:
             log_weights,
             torch.arange(self.num_draws, device=particles.x.device),
             History(),
+            resamplings=Resamplings(num_draws=self.num_draws),
             num_rejected=int((~particles.alive).sum()),
+            num_evaluations=self.path.num_evaluations,
+            num_gradients=self.path.num_gradients,
         )
 
     def resume(self, state: RunState, path: Path | None) -> None:
@@ -220,9 +227,7 @@ class _Run:
             ):
                 if not torch.allclose(before, now, rtol=1e-2, atol=1e-1):
                     raise ValueError(f"{path} belongs to a run with another {name}; name another file.")
-        if state.history:
-            self.path.num_evaluations = state.history.num_evaluations[-1]
-            self.path.num_gradients = state.history.num_gradients[-1]
+        self.path.num_evaluations, self.path.num_gradients = state.num_evaluations, state.num_gradients
 
     def advance(self, state: RunState) -> RunState:
         """The state at the next inverse temperature."""
@@ -236,21 +241,21 @@ class _Run:
             temperatures = replace(temperatures, conditional_ess=share * temperatures.conditional_ess)
         inverse_temperature = temperatures.next(state.inverse_temperature, log_weights, log_ratio)
         increments = (inverse_temperature - state.inverse_temperature) * log_ratio
-        history.conditional_ess.append(conditional_ess_fraction(log_weights, increments))
+        history.conditional_ess_fraction.append(conditional_ess_fraction(log_weights, increments))
         before = log_mean_weight(log_weights)
         log_weights = log_weights + increments
         ess = effective_sample_size(log_weights)
-        history.effective_sample_size.append(ess / count)
+        history.effective_sample_size.append(ess)
+        history.num_particles.append(count)
 
-        resampling_noise, block_variance = state.resampling_noise, state.block_variance
+        resamplings = state.resamplings
         too_many = count > self.num_samples
         wanted = ess < self.resampling_threshold * count or self.resampling_threshold == 1.0 or too_many
         resampled = wanted and ess > 0.0
         if resampled:
             weights = normalized_weights(log_weights)
             parents = resample(weights, self.num_samples, self.generator, self.resampling)
-            resampling_noise += offspring_variance(weights, self.resampling, self.num_samples)
-            block_variance += (count / ess - 1.0) / (count - 1.0)
+            resamplings = resamplings.after(log_weights, self.resampling, self.num_samples)
             history.parents.append(parents.to("cpu", torch.int32))
             particles, ancestors = particles.select(parents), ancestors[parents]
             log_weights = torch.full_like(log_weights[parents], log_mean_weight(log_weights))
@@ -270,8 +275,7 @@ class _Run:
             self._moved(moved, self.path, inverse_temperature, self.moves, before),
             ancestors=ancestors,
             inverse_temperature=inverse_temperature,
-            resampling_noise=resampling_noise,
-            block_variance=block_variance,
+            resamplings=resamplings,
         )
 
     def is_done(self, state: RunState) -> bool:
@@ -282,8 +286,9 @@ class _Run:
     def finish(self, state: RunState) -> RunState:
         """The state after `final_moves`: in the history, a second entry of the inverse temperature 1."""
         history = state.history
-        history.conditional_ess.append(1.0)
-        history.effective_sample_size.append(effective_sample_size(state.log_weights) / len(state.log_weights))
+        history.conditional_ess_fraction.append(1.0)
+        history.effective_sample_size.append(effective_sample_size(state.log_weights))
+        history.num_particles.append(len(state.log_weights))
         history.resampled.append(False)
         history.num_ancestors.append(history.num_ancestors[-1])
         before = log_mean_weight(state.log_weights)
@@ -298,12 +303,11 @@ class _Run:
         particles, log_weights, step_size = state.particles, state.log_weights, state.step_size
         history = state.history
         assert step_size is not None  # `advance` chooses it before the first move
-        acceptances, num_nonfinite, num_rejected = [], 0, state.num_rejected
+        acceptances, num_nonfinite = [], 0
         for _ in range(moves):
             particles, move = self.kernel.step(particles, path, inverse_temperature, step_size, self.generator)
             if move.log_weights is not None:
                 log_weights = log_weights + move.log_weights
-                num_rejected += move.num_nonfinite
             num_nonfinite += move.num_nonfinite
             history.step_sizes.append(step_size)
             acceptances.append(mean_acceptance(move.acceptance))
@@ -316,11 +320,16 @@ class _Run:
         after = log_mean_weight(log_weights)
         history.log_normalizer_increments.append(after - before if after > -math.inf else -math.inf)
         return replace(
-            state, particles=particles, log_weights=log_weights, step_size=step_size, num_rejected=num_rejected
+            state,
+            particles=particles,
+            log_weights=log_weights,
+            step_size=step_size,
+            num_evaluations=path.num_evaluations,
+            num_gradients=path.num_gradients,
         )
 
 
-def _result(state: RunState, num_draws: int) -> SMCSamples:
+def _result(state: RunState) -> SMCSamples:
     particles = state.particles
     return SMCSamples(
         x=particles.x.cpu(),
@@ -329,9 +338,7 @@ def _result(state: RunState, num_draws: int) -> SMCSamples:
         log_target=particles.log_target.cpu(),
         num_rejected=state.num_rejected,
         ancestors=state.ancestors.cpu(),
-        log_normalizer_variance=log_normalizer_variance(
-            state.log_weights, state.ancestors, state.resampling_noise, state.block_variance, num_draws
-        ),
+        resamplings=state.resamplings,
         history=state.history,
     )
 
@@ -350,7 +357,7 @@ def _bar(show: bool) -> Iterator[Any]:
             bar.n = state.inverse_temperature
             if state.history:
                 bar.set_postfix(
-                    ESS=f"{state.history.effective_sample_size[-1]:.2f}",
+                    ESS=f"{state.history.effective_sample_size[-1]:.0f}",
                     acceptance=f"{state.history.acceptance[-1]:.2f}",
                     log_Z=f"{log_mean_weight(state.log_weights):.2f}",
                 )

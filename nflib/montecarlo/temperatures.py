@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class FixedTemperatures:
 
     inverse_temperatures: tuple[float, ...]
 
-    def __init__(self, inverse_temperatures: Sequence[float]) -> None:
+    def __init__(self, inverse_temperatures: Iterable[float]) -> None:
         values = tuple(float(value) for value in inverse_temperatures)
         values = values[1:] if values[:1] == (0.0,) else values
         rising = all(a < b for a, b in zip((0.0, *values), values, strict=False))

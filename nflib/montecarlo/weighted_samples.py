@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nflib.montecarlo import diagnostics
-from nflib.montecarlo.genealogy import family_sums, log_normalizer_variance
+from nflib.montecarlo.archives import finite_or_none, save_archive
+from nflib.montecarlo.densities import Target, as_target, finite_rows, log_prob_where
+from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
 from nflib.montecarlo.resampling import resample
 
 __all__ = ["WeightedSamples"]
 
 OPTIONAL_ARRAYS = ("log_prob", "log_target", "ancestors")
+# Above this shape of the weights' tail, or below this many independent draws, no error is told (Vehtari et al. 2024).
+MAX_PARETO_K = 0.7
+MIN_EFFECTIVE = 10
+# Of the effective sample size: fewer independent draws than that are worth a warning.
+FEW_ANCESTORS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +47,9 @@ class WeightedSamples:
         unclipped: the object that `truncate` was called on.
         ancestors: `(N,)`, int64: samples of one number descend from one draw and are not independent, which standard
             errors account for. None: all are independent.
-        log_normalizer_variance: the squared standard error of `log_normalizer`, where the sampler knows it better than
-            the weights and ancestors do.
+        resamplings: what the resamplings that made the ancestors add to the error of the normaliser.
+
+    Printed, it says in a line how many samples there are and what they are worth, and the warning if there is one.
 
     Raises:
         ValueError: shapes disagree, there are no samples, or a log-weight is NaN or +inf.
@@ -54,7 +63,7 @@ class WeightedSamples:
     clipped: float = 0.0
     unclipped: WeightedSamples | None = None
     ancestors: Tensor | None = None
-    log_normalizer_variance: float | None = None
+    resamplings: Resamplings = NONE
 
     def __post_init__(self) -> None:
         count = len(self.x)
@@ -79,12 +88,20 @@ class WeightedSamples:
         """Weights `exp(log_target - log_prob)`; zero, and counted, where one of the three is not finite."""
         log_weights = log_target.to(torch.float64) - log_prob.to(torch.float64)
         # A difference is finite only if both densities are: inf - inf is NaN.
-        finite = torch.isfinite(x).flatten(1).all(dim=1) & torch.isfinite(log_weights)
+        finite = finite_rows(x) & torch.isfinite(log_weights)
         log_weights = torch.where(finite, log_weights, -torch.inf)
         return cls(x, log_weights, log_prob, log_target, num_rejected=int((~finite).sum()))
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __str__(self) -> str:
+        figures = (
+            f"{len(self)} samples, effective sample size {self.effective_sample_size:.0f} "
+            f"({self.effective_sample_size_fraction:.3f}), worth {self.effective_num_ancestors:.0f} independent draws; "
+            f"log Z {self.log_normalizer:.4g} ± {self.log_normalizer_standard_error:.2g}, Pareto k {self.pareto_k:.2f}"
+        )
+        return f"{figures}. {self.warning}" if self.warning else f"{figures}."
 
     @property
     def weights(self) -> Tensor:
@@ -108,18 +125,48 @@ class WeightedSamples:
 
     @property
     def log_normalizer_standard_error(self) -> float:
-        """Standard error of `log_normalizer` by the delta method, widened where weights are skewed
-        (`diagnostics.skewness_widening`); too small where `pareto_k` exceeds 0.7."""
-        if self.log_normalizer_variance is not None:
-            return math.sqrt(self.log_normalizer_variance)
-        if self.ancestors is None:
-            return diagnostics.log_mean_weight_standard_error(self.log_weights)
-        return math.sqrt(log_normalizer_variance(self.log_weights, self.ancestors))
+        """Standard error of `log_normalizer`: the delta method's on families of common ancestry, widened where few
+        weights make it (`diagnostics.error_inflation`); infinite where `refusal` says why."""
+        if self.refusal:
+            return math.inf
+        return math.sqrt(log_normalizer_variance(self.log_weights, self.ancestors, self.resamplings))
+
+    @property
+    def effective_num_ancestors(self) -> float:
+        """How many independent draws the samples are worth: Kish's effective size of the weights of whole families of
+        one ancestor, a count; `effective_sample_size` where all are independent."""
+        if self.ancestors is None or self.effective_sample_size == 0.0:
+            return self.effective_sample_size
+        return 1.0 / family_sums(self.weights, self.ancestors).square().sum().item()
 
     @property
     def pareto_k(self) -> float:
-        """Tail shape of the weights, see `diagnostics.pareto_k`; above 0.7 the rest is unreliable."""
-        return diagnostics.pareto_k(self.log_weights)
+        """Tail shape of the weights (`diagnostics.pareto_k`): the largest of these and of those that were resampled."""
+        k, past = diagnostics.pareto_k(self.log_weights), self.resamplings.pareto_k
+        return past if math.isnan(k) and past > -math.inf else max(k, past)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no error can be told of any estimate, in a sentence; None where one can."""
+        size, k = self.effective_num_ancestors, self.pareto_k
+        if size < MIN_EFFECTIVE:
+            reason = f"the {len(self)} samples are worth {size:.1f} independent draws"
+        elif k > MAX_PARETO_K:
+            reason = f"Pareto k of the weights is {k:.2f}, above {MAX_PARETO_K}"
+        else:
+            return None
+        return f"No estimate can be trusted, for {reason}: draw more, or from a proposal nearer to the target."
+
+    @property
+    def warning(self) -> str | None:
+        """What must be known before an estimate is used, in a sentence; None where nothing is the matter."""
+        size = self.effective_num_ancestors
+        if self.refusal is None and size < FEW_ANCESTORS * self.effective_sample_size:
+            return (
+                f"The {len(self)} samples descend from few draws and are worth {size:.0f} independent ones; more moves "
+                "at each temperature, or a proposal nearer to the target, keep more."
+            )
+        return self.refusal
 
     def resample(
         self, num_samples: int, generator: torch.Generator | None = None, scheme: str = "systematic"
@@ -132,7 +179,8 @@ class WeightedSamples:
 
         `function` maps `(n, *event_shape)` to `(n, *shape)` and sees the samples of positive weight only;
         value and error have that shape, in float64. The error is the delta method's, `sqrt(sum w^2 (f - mean)^2)`,
-        with samples of one ancestor added up before squaring.
+        with samples of one ancestor added up before squaring where that makes it larger, and widened where few samples
+        make it (`diagnostics.error_inflation`); infinite where `refusal` says why.
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
@@ -144,11 +192,59 @@ class WeightedSamples:
             )
         weights = weights.reshape(-1, *[1] * (values.dim() - 1))
         mean = (weights * values).sum(0)
-        correction = math.sqrt(len(self) / max(len(self) - 1, 1))
-        deviations = weights * (values - mean)
-        if self.ancestors is not None:
-            deviations = family_sums(deviations, self.ancestors[used])
-        return mean, correction * deviations.square().sum(0).sqrt()
+        if self.refusal:
+            return mean, torch.full_like(mean, torch.inf)
+        alone = weights * (values - mean)
+        families = family_sums(alone, None if self.ancestors is None else self.ancestors[used])
+        variance = torch.maximum(alone.square().sum(0), families.square().sum(0)) * len(self) / (len(self) - 1)
+        inflation = diagnostics.error_inflation(families, fit_tails=len(families) == len(alone))
+        return mean, variance.sqrt() * inflation.to(mean.device)
+
+    @torch.no_grad()
+    def reweight(self, target: Target | torch.distributions.Distribution, batch_size: int = 1024) -> Self:
+        """The same samples weighted to another target, with errors that account for it.
+
+        Samples that are independent and know their `log_prob` are weighted by `target / proposal` anew. Others keep
+        their weights times `target / present target`, which is right where the present target is positive wherever the
+        new one is.
+
+        Args:
+            target: has `log_prob(x)`, unnormalised; `log_normalizer` is then the logarithm of its normaliser.
+            batch_size: how many samples it sees at once.
+
+        Raises:
+            ValueError: clipped samples, a target without `log_prob`, or neither `log_prob` nor `log_target` known.
+
+        >>> import torch
+        >>> from nflib.montecarlo import BoltzmannDensity, importance_sample
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> samples = importance_sample(normal, BoltzmannDensity(lambda x: 0.5 * x.square().sum(-1)), 4000, seed=0)
+        >>> colder = samples.reweight(BoltzmannDensity(lambda x: 0.6 * x.square().sum(-1)))
+        >>> abs(colder.log_normalizer - 1.6556) < 3 * colder.log_normalizer_standard_error  # log(pi / 0.6)
+        True
+        """
+        if self.clipped:
+            raise ValueError("reweight: these samples are clipped; call reweight on `.unclipped`.")
+        anew = self.ancestors is None and self.log_prob is not None
+        known = self.log_prob if anew else self.log_target
+        if known is None:
+            raise ValueError("reweight: these samples know neither log_prob nor log_target, so there is no weight.")
+        target = as_target(target)
+        usable = finite_rows(self.x) & torch.isfinite(known)
+        if not anew:
+            usable &= self.log_weights > -torch.inf
+        parts = zip(self.x.split(batch_size), usable.split(batch_size), strict=True)
+        log_target = torch.cat([log_prob_where(target.log_prob, *part).to(known.device) for part in parts])
+        start = torch.zeros_like(self.log_weights) if anew else self.log_weights
+        log_weights = start + (log_target.to(torch.float64) - known.to(torch.float64))
+        finite = usable & torch.isfinite(log_weights)
+        lost = (~finite if anew else usable & ~finite).sum().item()
+        return dataclasses.replace(
+            self,
+            log_weights=torch.where(finite, log_weights, -torch.inf),
+            log_target=log_target,
+            num_rejected=int(lost) if anew else self.num_rejected + int(lost),
+        )
 
     def truncate(self, fraction: float) -> WeightedSamples:
         """A new object without the `fraction` of samples whose weights are largest (at least one).
@@ -177,36 +273,44 @@ class WeightedSamples:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The figures to report, as plain numbers; a clipped object adds the original's as "unclipped"."""
+        """The figures to report, as JSON can hold them: None for those that are not finite, and for no warning.
+
+        A clipped object adds the original's as "unclipped".
+        """
         figures: dict[str, Any] = {
             "num_samples": len(self),
             "num_rejected": self.num_rejected,
-            "effective_sample_size": self.effective_sample_size,
-            "effective_sample_size_fraction": self.effective_sample_size_fraction,
-            "log_normalizer": self.log_normalizer,
-            "log_normalizer_standard_error": self.log_normalizer_standard_error,
-            "pareto_k": self.pareto_k,
             "clipped": self.clipped,
+            "warning": self.warning,
         }
+        names = (
+            "effective_sample_size",
+            "effective_sample_size_fraction",
+            "effective_num_ancestors",
+            "log_normalizer",
+            "log_normalizer_standard_error",
+            "pareto_k",
+        )
+        figures |= {name: finite_or_none(getattr(self, name)) for name in names}
         if self.unclipped is not None:
             figures["unclipped"] = self.unclipped.summary()
         return figures
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz file. Clipped samples are saved as the originals and the fraction."""
+        """Write an .npz file, whole or not at all. Clipped samples are saved as the originals and the fraction."""
         source = self if self.unclipped is None else self.unclipped
         arrays = {
             name: tensor.detach().cpu().numpy()
             for name in ("x", *OPTIONAL_ARRAYS, "log_weights")
             if (tensor := getattr(source, name)) is not None
         }
-        if source.log_normalizer_variance is not None:
-            arrays["log_normalizer_variance"] = np.asarray(source.log_normalizer_variance)
-        with Path(path).open("wb") as file:
-            np.savez(file, **arrays, num_rejected=source.num_rejected, clipped=self.clipped)
+        arrays |= {
+            f"resamplings.{name}": value for name, value in dataclasses.asdict(source.resamplings).items() if value
+        }
+        save_archive(Path(path), arrays | {"num_rejected": source.num_rejected, "clipped": self.clipped})
 
     @classmethod
-    def load(cls, path: str | Path) -> WeightedSamples:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another kind of file."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"WeightedSamples.load: there is no file {path}; check the path.")
@@ -220,7 +324,9 @@ class WeightedSamples:
         if missing:
             raise ValueError(f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again.")
         optional = {name: torch.from_numpy(arrays[name]) for name in OPTIONAL_ARRAYS if name in arrays}
-        variance = arrays.get("log_normalizer_variance")
+        of_resamplings = {
+            name.partition(".")[2]: value.item() for name, value in arrays.items() if name.startswith("resamplings.")
+        }
         samples = cls(
             x=torch.from_numpy(arrays["x"]),
             log_weights=torch.from_numpy(arrays["log_weights"]),
@@ -228,7 +334,7 @@ class WeightedSamples:
             log_target=optional.get("log_target"),
             num_rejected=int(arrays["num_rejected"]),
             ancestors=optional.get("ancestors"),
-            log_normalizer_variance=None if variance is None else float(variance),
+            resamplings=Resamplings(**of_resamplings),
         )
         clipped = float(arrays["clipped"])
         return samples.truncate(clipped) if clipped else samples

@@ -1,13 +1,13 @@
 """Causal transformers and the parts they are built from."""
 
 from nflib.networks.attention import CausalSelfAttention, HeadwiseNorm
-from nflib.networks.backends import attention_backend
+from nflib.networks.backends import use_attention_backend
 from nflib.networks.cache import KeyValueCache
-from nflib.networks.conditioning import ClassEmbedding
+from nflib.networks.conditioning import ClassEmbedding, ImagePrefix, TokenPrefix, VectorEmbedding
 from nflib.networks.norms import AdaptiveLayerNorm, RMSNorm
 from nflib.networks.positions import LearnedPositions, Rotary, SinusoidalPositions, grid_coordinates
 from nflib.networks.step import Step
-from nflib.networks.transformer import MLP, CausalTransformer, Embedded, GatedMLP, SoftClip, TransformerLayer
+from nflib.networks.transformer import MLP, CausalTransformer, EncodedContext, GatedMLP, SoftClip, TransformerLayer
 
 __all__ = [
     "MLP",
@@ -15,9 +15,10 @@ __all__ = [
     "CausalSelfAttention",
     "CausalTransformer",
     "ClassEmbedding",
-    "Embedded",
+    "EncodedContext",
     "GatedMLP",
     "HeadwiseNorm",
+    "ImagePrefix",
     "KeyValueCache",
     "LearnedPositions",
     "RMSNorm",
@@ -25,7 +26,9 @@ __all__ = [
     "SinusoidalPositions",
     "SoftClip",
     "Step",
+    "TokenPrefix",
     "TransformerLayer",
-    "attention_backend",
+    "VectorEmbedding",
     "grid_coordinates",
+    "use_attention_backend",
 ]

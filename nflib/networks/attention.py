@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nflib.networks.backends import causal_attention
+from nflib.networks.backends import causal_attention, check_backend
 from nflib.networks.step import WHOLE_SEQUENCE, Step
 
 
@@ -18,7 +18,8 @@ class CausalSelfAttention(nn.Module):
     are written into it, at this layer, and those before them are read from it. `num_heads` defaults to
     ``channels / head_dim``; `num_key_value_heads` < heads shares each key head among several query heads.
     query_norm, key_norm: constructors given the width of all query (key) heads together, whose module normalises
-    ``(B, L, width)``. `rotary` turns queries and keys by their positions.
+    ``(B, L, width)``. `rotary` turns queries and keys by their positions. backend: what computes attention, "torch" or
+    "xformers" (`nflib.networks.use_attention_backend` changes it of all layers at once).
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class CausalSelfAttention(nn.Module):
         query_key_norm: Callable[[int], nn.Module] | None = None,
         rotary: nn.Module | None = None,
         bias: bool = True,
+        backend: str = "torch",
     ):
         super().__init__()
         if num_heads is None and channels % head_dim:
@@ -47,22 +49,22 @@ class CausalSelfAttention(nn.Module):
         self.query_norm = query_key_norm and query_key_norm(self.num_heads * head_dim)
         self.key_norm = query_key_norm and query_key_norm(self.num_key_value_heads * head_dim)
         self.rotary = rotary
+        self.attention_backend = check_backend(backend)
 
     def forward(self, x: Tensor, step: Step = WHOLE_SEQUENCE, layer: int = 0) -> Tensor:
         # Few views: at one token a step, each costs as much as its arithmetic.
-        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        count = self.num_heads + 2 * self.num_key_value_heads
+        heads = self.qkv(x).view(*x.shape[:2], count, self.head_dim).transpose(1, 2)
         if self.query_norm is None and self.rotary is None:
             query, *key_value = heads[:, : self.num_heads], heads[:, self.num_heads :]
         else:
             query, *key_value = self._placed(heads, step)
         if step.temperature is not None:
             query = query / step.temperature.to(query.dtype)
-        mask = None
         if step.cache is not None:
             key_value = [step.cache.write(layer, step.start, *key_value)]
-            mask = step.cache.mask(x.shape[1], key_value[0].shape[-2])
         key, value = key_value if len(key_value) == 2 else key_value[0].chunk(2, dim=1)
-        attended = causal_attention(query, key, value, mask)
+        attended = causal_attention(query, key, value, step.mask, self.attention_backend)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _placed(self, heads: Tensor, step: Step) -> list[Tensor]:

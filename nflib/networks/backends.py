@@ -3,68 +3,117 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import math
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from nflib.networks.cache import causal_mask
 
-BACKENDS = ("auto", "torch", "xformers")
-_backend: ContextVar[str] = ContextVar("nflib_attention_backend", default="auto")
+BACKENDS = ("torch", "xformers")
 
 
-@contextmanager
-def attention_backend(name: str) -> Iterator[None]:
-    """Within the block, and in this thread alone, attention is computed by `name`: "auto", "torch" or "xformers".
-
-    "auto" takes xformers for a window over a cached prefix, on CUDA, where it is installed, and torch for the rest, and
-    for float64, which xformers does not know. Raises ValueError for another name, ModuleNotFoundError where xformers is
-    asked for and not installed.
-
-    >>> from nflib import networks
-    >>> with networks.attention_backend("torch"):
-    ...     pass  # x = flow.sample(5)
-    """
+def check_backend(name: str) -> str:
+    """The name, if it is that of a backend; raises ValueError, or ModuleNotFoundError where it is not installed."""
     if name not in BACKENDS:
         raise ValueError(f"an attention backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
     if name == "xformers" and not _has_xformers():
         raise ModuleNotFoundError('xformers is not installed; install it with pip install "nflib[gpu]".')
-    token = _backend.set(name)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
+    return name
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def use_attention_backend(module: nn.Module, name: str) -> None:
+    """Let every attention of a module, such as a flow, be computed by `name`: "torch" (the default) or "xformers".
+
+    >>> from nflib import flows, networks
+    >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)
+    >>> networks.use_attention_backend(flow, "torch")
+    """
+    check_backend(name)
+    for part in module.modules():
+        if hasattr(part, "attention_backend"):
+            setattr(part, "attention_backend", name)  # noqa: B010
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, backend: str = "torch"
+) -> Tensor:
     """Attention in which the last query sees every key, the one before all but the last, and so on: ``(B, H, L, d)``.
 
-    query ``(B, H, L, d)``, key and value ``(B, H or a divisor of it, S, d)`` with S ≥ L. No mask tensor is made where
-    causality alone says it: a whole sequence (L = S), or one new token (L = 1). Elsewhere `mask` is used, if given,
-    for what `causal_mask` would make.
+    query ``(B, H, L, d)``, key and value ``(B, H or a divisor of it, S, d)`` with S ≥ L. mask: added to the scores in
+    place of causality, ``(L, S)`` or ``(B, 1, L, S)``, what `causal_mask` makes or one that also hides padding. Without
+    one no mask tensor is made where causality alone says it: a whole sequence (L = S), or one new token (L = 1).
+    backend: "xformers" for what it knows: no padding, no float64.
     """
-    new, total = query.shape[-2], key.shape[-2]
-    # torch.compile cannot look into a context variable; what it makes of its own attention is the one it knows.
-    backend = "torch" if torch.compiler.is_compiling() else _backend.get()
-    is_window = query.is_cuda and query.dtype != torch.float64 and new not in (1, total)
-    if (backend == "xformers" or (backend == "auto" and is_window)) and _has_xformers():
+    if backend == "xformers" and query.dtype != torch.float64 and (mask is None or mask.dim() == 2):
         return _xformers_attention(query, key, value)
-    if new == total:
-        grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(query, key, value, is_causal=new > 1, enable_gqa=grouped)
-    if new > 1 and mask is None:
-        mask = causal_mask(new, total, query)
-    if query.shape[1] == key.shape[1]:
+    if mask is None:
+        mask = causal_mask(query.shape[-2], key.shape[-2], query)
+    if not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _torch_attention(query, key, value, mask)
+    if torch.compiler.is_compiling():
+        return _torch_attention(query, key, value, mask)
+    if torch._C._are_functorch_transforms_active():
+        return _explicit_attention(query, key, value, mask)
+    return _TwiceDifferentiable.apply(query, key, value, mask)  # type: ignore[no-any-return]
+
+
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    new, heads, groups = query.shape[-2], query.shape[1], key.shape[1]
+    if mask is None and new > 1:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=heads != groups)
+    if heads == groups:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # The query heads that share a key head become more queries of that head: no key is repeated.
-    shared = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
-    mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
+    shared = query.unflatten(1, (groups, -1)).flatten(2, 3)
+    mask = None if mask is None else mask.repeat(*[1] * (mask.dim() - 2), heads // groups, 1)
     return scaled_dot_product_attention(shared, key, value, attn_mask=mask).reshape(query.shape)
+
+
+def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The same written out, which can be differentiated any number of times."""
+    new, total, groups = query.shape[-2], key.shape[-2], key.shape[1]
+    if mask is None and new > 1:
+        mask = torch.full((new, total), -math.inf, dtype=query.dtype, device=query.device).triu(total - new + 1)
+    grouped, key = query.to(value.dtype).unflatten(1, (groups, -1)), key.to(value.dtype)
+    scores = grouped @ key.unsqueeze(2).transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = scores + (mask if mask.dim() == 2 else mask.unsqueeze(2))
+    return (scores.softmax(-1) @ value.unsqueeze(2)).flatten(1, 2)
+
+
+class _TwiceDifferentiable(torch.autograd.Function):
+    """torch's attention, whose kernels have no second derivative, with the explicit one's where one is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.once = _with_graph(query, key, value, mask)
+        return ctx.once[1].detach()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants to differentiate this gradient
+            attended = _explicit_attention(query, key, value, mask)
+            needed = [part for part in (query, key, value) if part.requires_grad]
+            gradients = iter(torch.autograd.grad(attended, needed, gradient, create_graph=True))
+            return *(next(gradients) if part.requires_grad else None for part in (query, key, value)), None
+        once, ctx.once = ctx.once, None  # its memory is free after the first time
+        if once is None:
+            once = _with_graph(query, key, value, mask)
+        inputs, attended = once
+        return *torch.autograd.grad(attended, inputs, gradient), None
+
+
+@torch.enable_grad()
+def _with_graph(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """Attention with an autograd graph of its own, which begins at the inputs returned beside it."""
+    inputs = [part.detach().requires_grad_() for part in (query, key, value)]
+    return inputs, _torch_attention(inputs[0], inputs[1], inputs[2], mask)
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

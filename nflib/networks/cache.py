@@ -34,6 +34,10 @@ class KeyValueCache:
     def length(self) -> int:
         return self.storage.shape[-2]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage.dtype
+
     def write(self, layer: int, start: int, *key_value: Tensor) -> Tensor:
         """Write keys and values ``(batch, 2 heads, L, head_dim)`` at `start`; return a view of all up to there.
 
@@ -48,7 +52,7 @@ class KeyValueCache:
         return stored[:, :, :stop]
 
     def mask(self, new: int, total: int) -> Tensor | None:
-        """What `causal_mask` gives, made once for all layers and for consecutive sweeps over one window."""
+        """What `causal_mask` gives, made once for consecutive sweeps over one window."""
         if self._mask.shape != (new, total):
             mask = causal_mask(new, total, self.storage)
             if mask is None:
@@ -66,3 +70,22 @@ def causal_mask(new: int, total: int, like: Tensor) -> Tensor | None:
     if new in (1, total):
         return None
     return torch.full((new, total), -math.inf, dtype=like.dtype, device=like.device).triu(total - new + 1)
+
+
+def padded_causal_mask(new: int, total: int, valid: Tensor, like: Tensor) -> Tensor:
+    """``(B, 1, new, total)``: as `causal_mask`, and -inf at the tokens of the prefix that are padding.
+
+    valid: ``(B, P)``, which of the first P tokens are no padding. Every token sees itself, padding too: its own values
+    are finite, and nobody reads them.
+    """
+    rows = torch.arange(total - new, total, device=like.device).unsqueeze(-1)
+    columns = torch.arange(total, device=like.device)
+    visible = _extended(valid, total) & (columns <= rows) | (columns == rows)
+    return (
+        torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill(~visible, -math.inf).unsqueeze(1)
+    )
+
+
+def _extended(valid: Tensor, total: int) -> Tensor:
+    """``(B, 1, total)``: True beyond the prefix."""
+    return torch.nn.functional.pad(valid[:, :total], (0, max(total - valid.shape[1], 0)), value=True).unsqueeze(1)

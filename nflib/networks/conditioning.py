@@ -1,16 +1,20 @@
 """What conditions a transformer: embeddings of a context, added to its tokens or handed to its layers."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nflib.networks.positions import LearnedPositions
 
 
 class ClassEmbedding(nn.Module):
     """A learned vector for each class, added to every token; a label of -1, or none, means their mean.
 
-    context: integer labels ``(B,)``; returns ``(B, 1, channels)``. Raises ValueError for a label outside
-    ``-1 … num_classes - 1``.
+    context: integer labels ``(B,)``; returns ``(B, 1, channels)``. Raises ValueError for labels that are no integers or
+    lie outside ``-1 … num_classes - 1``.
     """
 
     def __init__(self, num_classes: int, channels: int):
@@ -21,14 +25,70 @@ class ClassEmbedding(nn.Module):
         unconditional = self.weight.mean(dim=0)
         if context is None:
             return unconditional.view(1, 1, -1)
+        if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
+            raise ValueError(f"class labels are integers, or -1 for none, got a context of {context.dtype}.")
         labels = context.reshape(-1).long()
-        if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < len(self.weight):
-            raise ValueError(
-                f"class labels must lie in 0 … {len(self.weight) - 1}, or be -1 for none, but run from "
-                f"{int(labels.min())} to {int(labels.max())}."
-            )
+        # Values cannot be looked at while a graph is traced.
+        if labels.numel() and not torch.compiler.is_compiling():
+            lowest, highest = int(labels.min()), int(labels.max())
+            if lowest < -1 or highest >= len(self.weight):
+                raise ValueError(
+                    f"class labels must lie in 0 … {len(self.weight) - 1}, or be -1 for none, but run from {lowest} to "
+                    f"{highest}."
+                )
         embedded = self.weight[labels.clamp_min(0)]
         return torch.where((labels < 0).unsqueeze(-1), unconditional, embedded).unsqueeze(1)
+
+
+class VectorEmbedding(nn.Module):
+    """A vector ``(B, size)``, through a small MLP, added to every token: ``(B, 1, channels)``."""
+
+    def __init__(self, size: int, channels: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(size, channels), nn.GELU(), nn.Linear(channels, channels))
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.mlp(context).unsqueeze(1)
+
+
+class TokenPrefix(nn.Module):
+    """Tokens ``(B, L, size)`` of any number, which all others see: ``(B, L, channels)``, with sinusoidal positions.
+
+    The context may be a pair of these and their padding mask ``(B, L)``, True where a token is none; `valid` gives the
+    opposite of it.
+    """
+
+    def __init__(self, size: int, channels: int):
+        super().__init__()
+        self.projection = nn.Linear(size, channels)
+        self.positions = SinusoidalEmbedding(channels)
+
+    def forward(self, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        tokens = context if isinstance(context, Tensor) else context[0]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.projection(tokens) + self.positions(places).to(tokens.dtype)
+
+    def valid(self, context: Any) -> Tensor | None:
+        """Which tokens are no padding, ``(B, L)``; None where all are."""
+        return None if isinstance(context, Tensor) else ~context[1].bool()
+
+
+class ImagePrefix(nn.Module):
+    """An image ``(B, C, H, W)`` as the tokens of its patches, which all others see: ``(B, patches, channels)``."""
+
+    def __init__(self, shape: Sequence[int], patch_size: int, channels: int):
+        super().__init__()
+        num_channels, height, width = shape
+        if patch_size < 1 or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"context_patch_size {patch_size} must divide the context's height and width, {tuple(shape)}."
+            )
+        self.projection = nn.Conv2d(num_channels, channels, patch_size, patch_size)
+        self.positions = LearnedPositions(height * width // patch_size**2, channels)
+
+    def forward(self, context: Tensor) -> Tensor:
+        patches = self.projection(context).flatten(2).transpose(1, 2)
+        return patches + self.positions(0, patches.shape[1])
 
 
 class SinusoidalEmbedding(nn.Module):

@@ -14,13 +14,15 @@ class Step(NamedTuple):
 
     start: the position of its first token. cache: where keys and values are kept (None: the pass covers the whole
     sequence). condition: of each token, for the layers' norms, ``(B or 1, L, c)``. temperature: of each sample's
-    attention, ``(B, 1, 1, 1)``, 1 where None.
+    attention, ``(B, 1, 1, 1)``, 1 where None. mask: added to attention scores, where causality alone does not say who
+    sees whom.
     """
 
     start: int = 0
     cache: KeyValueCache | None = None
     condition: Tensor | None = None
     temperature: Tensor | None = None
+    mask: Tensor | None = None
 
 
 WHOLE_SEQUENCE = Step()

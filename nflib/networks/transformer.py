@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.networks.attention import CausalSelfAttention
-from nflib.networks.cache import KeyValueCache
+from nflib.networks.cache import KeyValueCache, padded_causal_mask
 from nflib.networks.norms import LayerNorm
 from nflib.networks.step import Step
 
@@ -24,32 +24,34 @@ class Positions(Protocol):
 class TokenFeatures(Protocol):
     """What each step is told of all the tokens before it, where a network of few layers would not find it by itself.
 
-    embed: what the context contributes, once a call. new_memory: where what is known of earlier tokens is kept while
-    decoding, ``(B, ...)``. Called with the tokens read, as `CausalTransformer.extend` gets them, that memory (None:
-    they are the whole sequence) and the embedded context; gives ``(B, L, channels)`` of the positions ``start … start +
-    L``, each a function of the tokens before it, and takes the tokens read into the memory.
+    encode_context: what the context contributes, once a call. new_memory: where what is known of earlier tokens is kept
+    while decoding, ``(B, ...)``. Called with the tokens read, those before each of the positions ``start … start + L``
+    (at start 0 the first has none before it: L - 1 tokens), that memory (None: they are the whole sequence) and the
+    encoded context; gives ``(B, L, channels)`` of these positions, each a function of the tokens before it, and takes
+    the tokens read into the memory.
     """
 
-    def embed(self, context: Any) -> Any: ...
+    def encode_context(self, context: Any) -> Any: ...
 
     def new_memory(self, batch_size: int, num_tokens: int) -> Tensor: ...
 
-    def __call__(self, previous: Tensor, start: int, memory: Tensor | None, embedded: Any) -> Tensor: ...
+    def __call__(self, previous: Tensor, start: int, memory: Tensor | None, encoded_context: Any) -> Tensor: ...
 
 
-class Embedded(NamedTuple):
-    """A context, embedded once for all steps of a call; each part is None where the network does not use it.
+class EncodedContext(NamedTuple):
+    """A context, encoded once for all steps of a call; each part is None where the network does not use it.
 
     added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms,
-    ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``. exists: ``(B, T)``,
-    False at padding, whose parameters are zero. temperature: of each sample's attention, ``(B, 1, 1, 1)``. features:
-    what `TokenFeatures.embed` made.
+    ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``, and prefix_mask ``(B, P)``,
+    False at those that are padding. token_mask: ``(B, T)``, False at padding, whose parameters are zero. temperature:
+    of each sample's attention, ``(B, 1, 1, 1)``. features: what `TokenFeatures.encode_context` made.
     """
 
     added: Tensor | None = None
     condition: Tensor | None = None
     prefix: Tensor | None = None
-    exists: Tensor | None = None
+    prefix_mask: Tensor | None = None
+    token_mask: Tensor | None = None
     temperature: Tensor | None = None
     features: Any = None
 
@@ -114,7 +116,7 @@ class TransformerLayer(nn.Module):
         self.mlp_norm = norm()
         self.mlp = mlp
         self.mlp_post_norm = post_norm and post_norm()
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, step: Step, layer: int = 0) -> Tensor:
         attended = self.attention(self.attention_norm(x, step.condition), step, layer)
@@ -122,8 +124,7 @@ class TransformerLayer(nn.Module):
         return x + self._update(self.mlp(self.mlp_norm(x, step.condition)), self.mlp_post_norm)
 
     def _update(self, update: Tensor, post_norm: nn.Module | None) -> Tensor:
-        update = update if post_norm is None else post_norm(update)
-        return nn.functional.dropout(update, self.dropout) if self.training and self.dropout else update
+        return self.dropout(update if post_norm is None else post_norm(update))
 
 
 class CausalTransformer(nn.Module):
@@ -131,17 +132,17 @@ class CausalTransformer(nn.Module):
 
     Parameter t is a function of the tokens before t (and of the context). Its start is either *shifted* (the network
     reads tokens 0 … T-2 and the first token's parameters are zero: an identity there) or *learned* (`start_token`: a
-    learned vector is read before token 0). `forward` computes all positions at once; `extend` computes those that
-    follow a prefix held in a cache, and both give the same numbers.
+    learned vector is read before token 0). `forward` computes all positions at once, or those that follow a prefix held
+    in a cache, with the same numbers.
 
     Parts: `layers`, modules called with ``(x, step, index)`` that hold their self-attention as `attention`;
     `positions` added to the tokens (None with rotary layers); `final_norm`; `clip`, applied to the parameters. From
     the context, each None where it is not used so: `embedding` makes what is added to every token; `conditioner` a
     condition of each token read, ``(B, T, c)``, for the layers' norms; `prefix` tokens ``(B, P, channels)`` that all
-    others see and that stand before them; `existence` the mask ``(B, T)`` of tokens that are no padding, whose
-    parameters are zero (padding must come last); `features`, from context and tokens, what each step is told of the
-    tokens before it (`TokenFeatures`), added to the token read. The output layer starts at zero, so a new flow is the
-    identity.
+    others see and that stand before them (a method `valid` of it says which are no padding, ``(B, P)``);
+    `token_mask` the mask ``(B, T)``, False at tokens that are padding, whose parameters are zero (padding must come
+    last); `features`, from context and tokens, what each step is told of the tokens before it (`TokenFeatures`), added
+    to the token read. The output layer starts at zero, so a new flow is the identity.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class CausalTransformer(nn.Module):
         embedding: nn.Module | None = None,
         conditioner: nn.Module | None = None,
         prefix: nn.Module | None = None,
-        existence: nn.Module | None = None,
+        token_mask: nn.Module | None = None,
         features: nn.Module | None = None,
         final_norm: nn.Module | None = None,
         clip: nn.Module | None = None,
@@ -170,7 +171,7 @@ class CausalTransformer(nn.Module):
         self.embedding = embedding
         self.conditioner = conditioner
         self.prefix = prefix
-        self.existence = existence
+        self.token_mask = token_mask
         self.features: Any = features
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm or nn.Identity()
@@ -187,64 +188,71 @@ class CausalTransformer(nn.Module):
     @property
     def uses_context(self) -> bool:
         """Whether any part of the network reads the context."""
-        return any(
-            part is not None for part in (self.embedding, self.conditioner, self.prefix, self.existence, self.features)
-        )
+        parts = (self.embedding, self.conditioner, self.prefix, self.token_mask, self.features)
+        return any(part is not None for part in parts)
 
-    def forward(self, tokens: Tensor, context: Any = None) -> Tensor:
-        return self.extend(tokens[:, :-1], 0, None, self.embed(context))
-
-    def embed(self, context: Any) -> Embedded:
-        """What the context contributes, as `extend` takes it: computed once, however many steps follow.
+    def encode_context(self, context: Any) -> EncodedContext:
+        """What the context contributes, as `forward` takes it: computed once, however many steps follow.
 
         Raises ValueError without the context of a network that cannot do without.
         """
         needed = {
             "conditions": self.conditioner,
             "a prefix": self.prefix,
-            "a padding mask": self.existence,
+            "a padding mask": self.token_mask,
             "features": self.features,
         }
         for name, part in needed.items():
             if part is not None and context is None:
                 raise ValueError(f"this network takes {name} from its context; pass the flow a context.")
-        return Embedded(
+        valid = getattr(self.prefix, "valid", None)
+        return EncodedContext(
             None if self.embedding is None else self.embedding(context),
             None if self.conditioner is None else self.conditioner(context),
             None if self.prefix is None else self.prefix(context),
-            None if self.existence is None else self.existence(context),
-            features=None if self.features is None else self.features.embed(context),
+            None if valid is None else valid(context),
+            None if self.token_mask is None else self.token_mask(context),
+            features=None if self.features is None else self.features.encode_context(context),
         )
 
-    def extend(self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded) -> Tensor:
-        """Parameters ``(B, L, out_channels)`` of the positions ``start … start + L``.
+    def forward(
+        self,
+        tokens: Tensor,
+        encoded_context: EncodedContext | None = None,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Parameters ``(B, stop - start, out_channels)`` of the tokens ``start … stop``, all by default.
 
-        previous: the tokens one earlier, ``start - 1 … start + L - 1``: ``(B, L, in_channels)``, of which the first
-        does not exist at start 0, so that there ``(B, L - 1, in_channels)``. From start 1 on, a cache holds the
-        keys and values of all that came before them.
+        tokens: ``(B, T, in_channels)``, of which those before ``stop - 1`` are read. From start 1 on, a cache holds the
+        keys and values of all that came before ``start - 1``. encoded_context: what `encode_context` made (default: of
+        no context).
         """
+        stop = tokens.shape[1] if stop is None else stop
+        encoded = self.encode_context(None) if encoded_context is None else encoded_context
+        previous = tokens[:, max(start - 1, 0) : max(stop - 1, 0)]
         read = previous
         if self.proj_in.weight.dtype.itemsize < 4:
             read = read.to(self.proj_in.weight.dtype)  # tokens stay in float32 around a network in half precision
         if start == 0 and self.start_token is not None:
             read = torch.cat([self.start_token.to(read.dtype).expand(len(read), 1, -1), read], dim=1)
         if read.shape[1] == 0:
-            return previous.new_zeros(len(previous), 1, self.out_channels)
+            return tokens.new_zeros(len(tokens), stop - start, self.out_channels)
         first = max(start - 1 + self.num_start_tokens, 0)
         features = None
         if self.features is not None:
-            features = self.features(previous, start, None if cache is None else cache.memory, embedded.features)
+            features = self.features(previous, start, None if cache is None else cache.memory, encoded.features)
             features = features[:, -read.shape[1] :]
-        parameters = self._network(read, first, cache, embedded, features)
+        parameters = self._read(read, first, cache, encoded, features)
         if start == 0 and self.start_token is None:
             parameters = nn.functional.pad(parameters, (0, 0, 1, 0))
-        if embedded.exists is not None:
-            exists = embedded.exists[:, start : start + parameters.shape[1], None]
-            parameters = parameters.masked_fill(~exists, 0.0)
+        if encoded.token_mask is not None:
+            parameters = parameters.masked_fill(~encoded.token_mask[:, start:stop, None], 0.0)
         return parameters
 
-    def _network(
-        self, read: Tensor, first: int, cache: KeyValueCache | None, embedded: Embedded, features: Tensor | None
+    def _read(
+        self, read: Tensor, first: int, cache: KeyValueCache | None, encoded: EncodedContext, features: Tensor | None
     ) -> Tensor:
         last = first + read.shape[1]
         x = self.proj_in(read)
@@ -252,19 +260,24 @@ class CausalTransformer(nn.Module):
             x = x + features.to(x.dtype)
         if self.positions is not None:
             x = x + self.positions(first, last)
-        if embedded.added is not None:
-            x = x + embedded.added
-        condition = None if embedded.condition is None else embedded.condition[:, first:last]
-        place = first + embedded.prefix_length
-        if embedded.prefix is not None and first == 0:
-            x = torch.cat([embedded.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        if encoded.added is not None:
+            x = x + encoded.added
+        condition = None if encoded.condition is None else encoded.condition[:, first:last]
+        place = first + encoded.prefix_length
+        if encoded.prefix is not None and first == 0:
+            x = torch.cat([encoded.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
             place = 0
-        step = Step(place, cache, condition, embedded.temperature)
+        new, total = x.shape[1], place + x.shape[1]
+        if encoded.prefix_mask is not None:
+            mask: Tensor | None = padded_causal_mask(new, total, encoded.prefix_mask, x)
+        else:
+            mask = None if cache is None else cache.mask(new, total)
+        step = Step(place, cache, condition, encoded.temperature, mask)
         for index, layer in enumerate(self.layers):
             x = layer(x, step, index)
         return self.clip(self.proj_out(self.final_norm(x[:, -read.shape[1] :])))
 
-    def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> KeyValueCache:
+    def new_cache(self, batch_size: int, num_tokens: int, encoded_context: EncodedContext) -> KeyValueCache:
         """An empty cache for decoding `num_tokens` tokens: the last token is never read."""
         num_heads, head_dim = self._cache_heads
         weight = self.proj_in.weight
@@ -273,7 +286,7 @@ class CausalTransformer(nn.Module):
             len(self.layers),
             batch_size,
             num_heads,
-            embedded.prefix_length + self.num_start_tokens + num_tokens - 1,
+            encoded_context.prefix_length + self.num_start_tokens + num_tokens - 1,
             head_dim,
             dtype=torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype,
             device=weight.device,

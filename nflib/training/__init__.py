@@ -7,7 +7,7 @@ from nflib.training.config import TrainingConfig
 from nflib.training.data import BatchSource
 from nflib.training.ema import ExponentialMovingAverage
 from nflib.training.loop import fit
-from nflib.training.objectives import LogVariance, Objective, maximum_likelihood
+from nflib.training.objectives import LogVariance, Objective, ReverseKL, maximum_likelihood
 from nflib.training.state import TrainingResult, TrainingState
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "LogVariance",
     "Objective",
+    "ReverseKL",
     "TrainingConfig",
     "TrainingResult",
     "TrainingState",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,59 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nflib.training.ema import ExponentialMovingAverage
+from nflib.training.state import RECORDED
 
 WEIGHTS, TRAINING = "weights.safetensors", "training.pt"
 MODEL, AVERAGE = "model.", "average."
+RECORD: dict[str, Any] = {
+    "config": dict,
+    "feed": {"order": {"length": int, "first_step": int, "first_epoch": int}, "source": object},
+    "state": RECORDED,
+    "optimizer": {"state": dict, "param_groups": list},
+    "ema_updates": int,
+}
 _NAME = re.compile(r"step-(\d{9})")
 
 
-def prepare_output(output: Path) -> None:
-    """Create the output folder and try to write into it; raises ValueError where that fails."""
-    probe = output / f".probe-{os.getpid()}"
+def prepare_output(output: Path) -> Path:
+    """Create the output folder, try to write into it, and remove what a killed run left half written.
+
+    Returns:
+        The folder of the checkpoints.
+
+    Raises:
+        ValueError: Where the folder cannot be written.
+    """
+    probe, checkpoints = output / f".probe-{os.getpid()}", output / "checkpoints"
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        for left in output.glob(".probe-*"):
+            left.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"the output folder {output} cannot be written ({reason}); choose another one.") from error
+    for path in checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (output / "model").glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    return checkpoints
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file or folder being written, most likely a full disk, as one sentence.
+
+    Raises:
+        OSError: Also for what safetensors and torch raise, which is none.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OSError(
+            f"{path} cannot be written ({str(error).splitlines()[0]}); free some space and start the run again: it "
+            "goes on from its last checkpoint."
+        ) from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -55,31 +93,51 @@ def write_checkpoint(
 ) -> Path:
     """Write `folder`/step-000000123, and remove all but the `kept` latest.
 
-    record: a dict of plain tensors, numbers, strings, lists and dicts.
     The files are written under another name and renamed together, so that a run killed meanwhile leaves the
     checkpoint before untouched.
+
+    Args:
+        record: A dict of plain tensors, numbers, strings, lists and dicts.
+
+    Raises:
+        OSError: Where it cannot be written.
     """
     final = folder / f"step-{step:09d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = _hidden(final)
     weights = {MODEL + name: value for name, value in flow.state_dict().items()}
     weights |= {AVERAGE + name: value for name, value in ema.average.items()}
-    # Clones, because safetensors refuses tensors that share their memory (tied weights).
-    save_file(
-        {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()},
-        temporary / WEIGHTS,
-    )
-    torch.save(record | {"optimizer": optimizer.state_dict(), "ema_updates": ema.updates}, temporary / TRAINING)
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    for path in _checkpoints(folder)[:-kept]:
-        shutil.rmtree(path)
+    record = record | {"optimizer": optimizer.state_dict(), "ema_updates": ema.updates}
+    with writing(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            _save_tensors(weights, temporary / WEIGHTS)
+            torch.save(record, temporary / TRAINING)
+            for path in temporary.iterdir():
+                _synchronise(path)
+            for old in [final] if final.exists() else []:
+                shutil.rmtree(old)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in _checkpoints(folder)[:-kept]:
+            os.replace(old, _hidden(old))  # half a checkpoint must not look like one
+            shutil.rmtree(_hidden(old))
     return final
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    # Clones, because safetensors refuses tensors that share their memory (tied weights).
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, path)
+
+
+def _synchronise(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def read_checkpoint(
@@ -87,16 +145,17 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Load a checkpoint into flow, average and optimiser, and return its record.
 
-    Raises ValueError where it is damaged, belongs to another model, or was made under settings other than
-    `fixed`.
+    Raises:
+        ValueError: Where it is damaged, belongs to another model, or was made under settings other than `fixed`.
     """
     try:
         weights = load_file(path / WEIGHTS)
         record: dict[str, Any] = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({error}); remove that folder to use an earlier one."
-        ) from error
+    except Exception as error:  # damaged bytes end in errors of every kind
+        raise _damaged(path, str(error) or type(error).__name__) from error
+    wrong = next(_misfits(record, RECORD, TRAINING), None)
+    if wrong is not None:
+        raise _damaged(path, f"{wrong} is missing or of another kind")
     changed = [name for name in fixed if record["config"].get(name) != fixed[name]]
     if changed:
         name = changed[0]
@@ -107,37 +166,78 @@ def read_checkpoint(
     own = {MODEL + name: value for name, value in flow.state_dict().items()}
     own |= {AVERAGE + name: value for name, value in ema.average.items()}
     unlike = sorted(own.keys() ^ weights.keys())
-    unlike += sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
+    unlike += sorted(name for name in own.keys() & weights.keys() if not _alike(own[name], weights[name]))
     if unlike:
         raise ValueError(
             f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown or of another "
-            f"shape, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
+            f"shape or dtype, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
         )
     flow.load_state_dict({name.removeprefix(MODEL): t for name, t in weights.items() if name.startswith(MODEL)})
     for name, average in ema.average.items():
         average.copy_(weights[AVERAGE + name])
-    ema.updates = int(record["ema_updates"])
-    optimizer.load_state_dict(record["optimizer"])
+    ema.updates = record["ema_updates"]
+    try:
+        optimizer.load_state_dict(record["optimizer"])
+        moments = [
+            (parameter, value)
+            for parameter, state in optimizer.state.items()
+            for name, value in state.items()
+            if name != "step"
+        ]
+        fits = all(parameter.shape == value.shape for parameter, value in moments)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _damaged(path, f"the optimiser's state: {error}") from error
+    if not fits:
+        raise _damaged(path, "the optimiser's state has other shapes than the weights")
     return record
 
 
+def _misfits(record: object, kind: Any, name: str) -> Iterator[str]:
+    """Names of the parts of a record that are missing, or not of their kind: a type, or a dict of kinds."""
+    if not isinstance(record, dict if isinstance(kind, dict) else kind):
+        yield name
+    elif isinstance(kind, dict):
+        for key, inner in kind.items():
+            yield from _misfits(record[key], inner, f"{name}/{key}") if key in record else [f"{name}/{key}"]
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    """The error that tells of a damaged checkpoint."""
+    reason = reason.strip().splitlines()[0].rstrip(".")
+    return ValueError(f"the checkpoint {path} is damaged ({reason}); remove that folder to use an earlier one.")
+
+
+def _alike(own: Tensor, read: Tensor) -> bool:
+    return own.shape == read.shape and own.dtype == read.dtype
+
+
 def save_model(flow: nn.Module, folder: Path) -> None:
-    """Write the flow's weights as they are: by its own `save_pretrained` if it has one, else
-    model.safetensors.
+    """Write the flow's weights as they are: by its own `save_pretrained` if it has one, else model.safetensors.
+
+    Raises:
+        OSError: Where they cannot be written.
     """
-    if hasattr(flow, "save_pretrained"):
-        flow.save_pretrained(folder)  # type: ignore[operator]
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Tensor] = {name: value.detach().cpu().clone() for name, value in flow.state_dict().items()}
-    temporary = folder / ".model.safetensors.tmp"
-    save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-    os.replace(temporary, folder / "model.safetensors")
+    with writing(folder):
+        if hasattr(flow, "save_pretrained"):
+            flow.save_pretrained(folder)  # type: ignore[operator]
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / ".model.safetensors.tmp"
+        _save_tensors(flow.state_dict(), temporary)
+        os.replace(temporary, folder / "model.safetensors")
 
 
 def load_model(flow: nn.Module, folder: Path) -> None:
-    """Read what `save_model` wrote back into the flow."""
+    """Read what `save_model` wrote back into the flow.
+
+    Raises:
+        ValueError: Where it is missing, damaged, or of another model.
+    """
     if hasattr(flow, "load_pretrained"):
         flow.load_pretrained(folder)  # type: ignore[operator]
         return
-    flow.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        flow.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} cannot be read ({reason}); start the run again in another folder.") from error

@@ -6,50 +6,57 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 FREE = {"free": True}  # marks a field that may change between a run and its continuation
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of `fit`; raises ValueError where a value makes no sense.
+    """Settings of `fit`.
 
     A run is resumed only under the configuration it was started with. The exceptions are `max_steps` and
     `max_seconds` (a longer horizon changes the rest of the learning-rate schedule) and what leaves the
     weights alone: intervals, logs, devices.
 
-    batch_size: rows of the global batch, shared evenly between the processes.
-    max_steps: stop after this many optimiser steps, skipped ones included.
-    max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate
-        schedule follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
-    learning_rate: peak learning rate of AdamW.
-    final_learning_rate: floor of the cosine schedule, as a fraction of `learning_rate`.
-    warmup_steps: steps of the linear warm-up; None takes `warmup_fraction` of the run.
-    warmup_fraction: share of the run spent in the linear warm-up, where `warmup_steps` is None.
-    betas, epsilon: AdamW's moment decays and denominator offset.
-    weight_decay: AdamW's decoupled decay; not applied to biases, norms, embeddings and other vectors.
-    gradient_clip: largest norm of the gradient of all parameters; None leaves it.
-    max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an
-        error.
-    ema_decay: decay per step of the averaged weights, 0 for none; early on it is at most (1 + n) / (10 + n).
-    precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
-    seed: seeds the order of the data, augmentation, and whatever the model or objective draws.
-    refresh_interval: steps between calls of the training data's `refresh`; None never calls it.
-    num_workers: processes that load items of a torch `Dataset` ahead; 0 loads in this process.
-    validation_interval, validation_seconds: validate after so many steps, or so many seconds, whichever comes
-        first; None for either turns it off. The last step is always validated.
-    validation_batch_size: rows of a validation batch; None takes `batch_size`.
-    keep_best: with validation data, the saved model is the one of lowest validation loss, else that of the
-        last step.
-    checkpoint_interval, checkpoint_seconds: write a checkpoint after so many steps, or so many seconds.
-    checkpoints_kept: how many of the latest checkpoints stay on disk.
-    resume: continue from the latest checkpoint in the output folder, if there is one; False raises ValueError
-        instead.
-    log_interval: steps between rows of the logs.
-    tensorboard: also write TensorBoard event files.
-    progress_bar: show a tqdm bar.
-    accelerator: "auto", "cpu", "cuda" or "mps".
-    process_group_backend: torch.distributed backend under torchrun; None lets the accelerator choose.
-    find_unused_parameters: as in DistributedDataParallel; needed where some parameters get no gradient.
+    Args:
+        batch_size: rows of the global batch, shared evenly between the processes.
+        max_steps: stop after this many optimiser steps, skipped ones included.
+        max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate
+            schedule follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
+        learning_rate: peak learning rate of AdamW.
+        final_learning_rate: floor of the cosine schedule, as a fraction of `learning_rate`.
+        warmup_steps: steps of the linear warm-up; None takes `warmup_fraction` of the run.
+        warmup_fraction: share of the run spent in the linear warm-up, where `warmup_steps` is None.
+        betas, epsilon: AdamW's moment decays and denominator offset.
+        weight_decay: AdamW's decoupled decay; not applied to biases, norms, embeddings and other vectors.
+        gradient_clip: largest norm of the gradient of all parameters; None leaves it.
+        max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an
+            error.
+        ema_decay: decay per step of the averaged weights, 0 for none; early on it is at most (1 + n) / (10 + n).
+        precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
+        seed: seeds the order of the data, augmentation, and whatever the model or objective draws.
+        refresh_interval: steps between calls of the training data's `refresh`; None never calls it.
+        num_workers: processes that load items of a torch `Dataset` ahead; 0 loads in this process.
+        validation_interval, validation_seconds: validate after so many steps, or so many seconds, whichever comes
+            first; None for either turns it off. The last step is always validated.
+        validation_batch_size: rows of a validation batch; None takes `batch_size`.
+        keep_best: with validation data, the saved model is the one of lowest validation loss, else that of the
+            last step.
+        checkpoint_interval, checkpoint_seconds: write a checkpoint after so many steps, or so many seconds; the first
+            one comes after a minute at the latest, and one at the end or when a signal stops the run.
+        checkpoints_kept: how many of the latest checkpoints stay on disk.
+        resume: continue from the latest checkpoint in the output folder, if there is one; False raises ValueError
+            instead.
+        log_interval: steps between rows of the logs.
+        tensorboard: also write TensorBoard event files.
+        progress_bar: show a tqdm bar.
+        accelerator: "auto", "cpu", "cuda" or "mps".
+        process_group_backend: torch.distributed backend under torchrun; None lets the accelerator choose.
+        find_unused_parameters: as in DistributedDataParallel; needed where some parameters get no gradient.
+
+    Raises:
+        ValueError: Where a value makes no sense. NumPy's numbers are taken, and whole numbers such as 1e4 for counts.
     """
 
     batch_size: int = 256
@@ -85,7 +92,15 @@ class TrainingConfig:
     find_unused_parameters: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))  # YAML files give lists
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))  # YAML files give lists
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.generic):  # of which checkpoints could not be read without unpickling
+                value = value.item()
+            kind, _, optional = str(item.type).partition(" | ")
+            if kind in ("int", "float") and not (value is None and optional):
+                value = _number(item.name, value, whole=kind == "int")
+            object.__setattr__(self, item.name, value)
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("training never ends without max_steps or max_seconds; set one of them.")
         for name in _POSITIVE:
@@ -111,6 +126,12 @@ class TrainingConfig:
         free = {item.name for item in fields(self) if item.metadata.get("free")}
         values = {name: value for name, value in asdict(self).items() if name not in free}
         return values | {"betas": list(self.betas)}
+
+
+def _number(name: str, value: Any, *, whole: bool) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value % 1 != 0):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}.")
+    return int(value) if whole else value
 
 
 _POSITIVE = (

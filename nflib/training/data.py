@@ -4,14 +4,17 @@ training.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sized
 from itertools import count
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from nflib.training.interruption import ignore_signals
 from nflib.training.seeds import EPOCH, derived_generator
 
 Batch = dict[str, Tensor]
@@ -30,8 +33,8 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> Batch:
-        """Rows `indices` (a 1-D int64 tensor): "inputs" (B, ...), optionally "context" (B, ...) and further
-        tensors.
+        """Rows `indices` (a 1-D int64 tensor): "inputs" (B, ...), optionally "context" (B, ...), "weights" (B,) and
+        further tensors that the objective reads.
         """
         ...
 
@@ -40,6 +43,9 @@ class TensorSource:
     """Rows of tensors that lie in memory."""
 
     def __init__(self, tensors: Batch) -> None:
+        single = [name for name, tensor in tensors.items() if tensor.ndim == 0]
+        if single:
+            raise ValueError(f"the data's {single[0]!r} are a single number; give one row a sample.")
         lengths = {name: len(tensor) for name, tensor in tensors.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"the tensors of a dataset must have equally many rows, but have {lengths}.")
@@ -69,27 +75,49 @@ class DatasetSource:
 
 
 def as_batch(data: object) -> Batch:
-    """A tensor, a tuple (inputs,) or (inputs, context), or a dict, as a dict; raises ValueError for anything
-    else.
+    """A tensor, a tuple (inputs,) or (inputs, context), or a dict with "inputs", as a dict of tensors.
+
+    Raises:
+        ValueError: For anything else. NumPy arrays count as tensors.
     """
-    if isinstance(data, Tensor):
-        return {"inputs": data}
-    if isinstance(data, tuple | list) and 1 <= len(data) <= 2 and all(isinstance(part, Tensor) for part in data):
-        return dict(zip(("inputs", "context"), data, strict=False))
-    if isinstance(data, Mapping) and "inputs" in data and all(isinstance(part, Tensor) for part in data.values()):
-        return dict(data)
-    raise ValueError(
-        "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a "
-        "map-style Dataset of those, or an object with __len__ and batch(indices), not "
-        f"{type(data).__name__}."
-    )
+    parts: dict[Any, object] = {}
+    if isinstance(data, Tensor | np.ndarray):
+        parts = {"inputs": data}
+    elif isinstance(data, tuple | list) and len(data) in (1, 2):
+        parts = dict(zip(("inputs", "context"), data, strict=False))
+    elif isinstance(data, Mapping) and "inputs" in data:
+        parts = dict(data)
+    if not parts or not all(isinstance(part, Tensor | np.ndarray) for part in parts.values()):
+        raise ValueError(
+            "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a map-style "
+            f"Dataset of those, or an object with __len__ and batch(indices), not {type(data).__name__}."
+        )
+    return {name: _as_tensor(name, part) for name, part in parts.items()}
+
+
+def _as_tensor(name: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we only read
+            return torch.from_numpy(np.ascontiguousarray(values))
+    except TypeError as error:
+        raise ValueError(f"the data's {name!r} are an array of {values.dtype}; give numbers.") from error
 
 
 def as_source(data: object) -> BatchSource:
-    """Anything that `fit` accepts as data, as a `BatchSource`; raises ValueError for an unknown kind or no
-    rows.
+    """Anything that `fit` accepts as data, as a `BatchSource`.
+
+    Raises:
+        ValueError: For an unknown kind, a stream, or no rows.
     """
     source: BatchSource
+    if isinstance(data, IterableDataset):
+        raise ValueError(
+            f"{type(data).__name__} is a stream, whose rows have no numbers, so that a run could not be resumed; give "
+            "a map-style Dataset, or an object with __len__ and batch(indices)."
+        )
     if isinstance(data, Dataset) and not hasattr(data, "batch"):
         source = DatasetSource(data)
     elif isinstance(data, BatchSource):
@@ -178,7 +206,12 @@ def training_batches(
     numbers = (order.batch(now)[part] for now in count(step))
     if num_workers and isinstance(source, DatasetSource):
         ahead = (order.batch(now)[part].tolist() for now in count(step))
-        loader = DataLoader(source.dataset, batch_sampler=cast(Any, ahead), num_workers=num_workers)
+        loader = DataLoader(
+            source.dataset,
+            batch_sampler=cast(Any, ahead),
+            num_workers=num_workers,
+            worker_init_fn=ignore_signals,
+        )
         for indices, items in zip(numbers, loader, strict=False):
             yield indices, as_batch(items)
     else:
@@ -186,17 +219,94 @@ def training_batches(
             yield indices, source.batch(indices)
 
 
-def prepare(batch: Batch, indices: Tensor | None, flow: nn.Module) -> Batch:
-    """Give a batch's floating-point inputs and context the dtype of the flow's weights.
+def working_dtype(flow: nn.Module) -> torch.dtype:
+    """The dtype of a flow's data: that of its weights, or float32 for weights of half precision."""
+    weights = next(parameter.dtype for parameter in flow.parameters() if parameter.is_floating_point())
+    return torch.promote_types(weights, torch.float32)
 
-    Given the row numbers `indices`, raises ValueError naming the first row that holds NaN or infinity.
+
+def converted(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in the flow's dtype, where that loses no digits: integers, half precision, float32 in a float64 flow.
+
+    Raises:
+        ValueError: For float64 values and a float32 flow.
     """
-    dtype = next(parameter.dtype for parameter in flow.parameters())
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    prepared = dict(batch)
-    for name in CHECKED:
-        if name in batch and batch[name].is_floating_point():
-            if indices is not None:
-                check_finite(name, batch[name], indices)
-            prepared[name] = batch[name].to(dtype)
-    return prepared
+    if torch.promote_types(values.dtype, torch.float32) not in (torch.float32, dtype):
+        raise ValueError(
+            f"the data's {name!r} are {_name(values.dtype)}, but the flow is {_name(dtype)}; write x.float() to round "
+            "the data, or flow.double()."
+        )
+    return values.to(dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def name_of(objective: object) -> str:
+    """What messages call an objective: the name of the function or class."""
+    return str(getattr(objective, "__name__", type(objective).__name__))
+
+
+def check_keys(batch: Batch, objective: object) -> None:
+    """Raise ValueError for tensors that an objective does not read, by its attribute `keys` (None: any)."""
+    keys = getattr(objective, "keys", None)
+    # Weights that nobody reads would be ignored silently, so they are the one key that must be declared.
+    unknown = sorted(batch.keys() - set(keys)) if keys is not None else [name for name in batch if name == "weights"]
+    if unknown:
+        known = "has no attribute 'keys' that lists it" if keys is None else f"reads {', '.join(map(repr, keys))}"
+        raise ValueError(f"the data have {unknown[0]!r}, but the objective {name_of(objective)} {known}.")
+
+
+def mean_weight(source: BatchSource) -> float:
+    """Mean of the "weights" of all rows of a source.
+
+    Raises:
+        ValueError: For weights that are negative, NaN, infinite or all zero, or that are not one number a row.
+    """
+    total = 0.0
+    for indices in torch.arange(len(source)).split(1024):
+        weights = source.batch(indices)["weights"]
+        if weights.shape != indices.shape:
+            raise ValueError(f"the data's 'weights' must be one number a row, not of shape {tuple(weights.shape[1:])}.")
+        weights = weights.cpu().double()
+        wrong = indices[~(weights.isfinite() & (weights >= 0))]
+        if len(wrong):
+            raise ValueError(f"row {int(wrong[0])} of the data's 'weights' is negative, NaN or infinite; repair it.")
+        total += float(weights.sum())
+    if total == 0:
+        raise ValueError("the data's 'weights' are all zero; at least one row must count.")
+    return total / len(source)
+
+
+class Preparation:
+    """Makes the batches of a source what the flow and the objective take.
+
+    They have no keys but the objective's; "inputs" and a floating-point "context" have the flow's dtype and are finite;
+    "weights" have mean one over the rows of the source, so that the mean over a batch of weight times loss has the
+    expectation ``sum w loss / sum w``, which no normalisation within a batch would have.
+    """
+
+    def __init__(self, source: BatchSource, flow: nn.Module, objective: object) -> None:
+        self.source, self.flow, self.objective = source, flow, objective
+        self.mean_weight: float | None = None
+
+    def __call__(self, batch: Batch, indices: Tensor) -> Batch:
+        """The batch of rows `indices`; raises ValueError for what does not fit, naming the row that is not finite."""
+        check_keys(batch, self.objective)
+        prepared, dtype = dict(batch), working_dtype(self.flow)
+        for name in CHECKED:
+            # Integers in a context are labels.
+            if name in batch and (name == "inputs" or batch[name].is_floating_point()):
+                if not isinstance(self.source, TensorSource):
+                    check_finite(name, batch[name], indices)
+                prepared[name] = converted(name, batch[name], dtype)
+        if "weights" in batch:
+            if self.mean_weight is None:
+                self.mean_weight = mean_weight(self.source)
+            prepared["weights"] = (batch["weights"].cpu().double() / self.mean_weight).to(dtype)
+        return prepared
+
+    def forget(self) -> None:
+        """The rows of the source have changed."""
+        self.mean_weight = None

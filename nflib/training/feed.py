@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -12,10 +13,8 @@ from nflib.training import seeds
 from nflib.training.config import TrainingConfig
 from nflib.training.data import (
     Batch,
-    BatchSource,
     EpochOrder,
-    TensorSource,
-    prepare,
+    Preparation,
     rank_slice,
     training_batches,
 )
@@ -25,17 +24,29 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Feed:
-    """Deals the global batches of a run out to its processes, augments them, and renews the data when due."""
+    """Deals the global batches of a run out to its processes, augments them, and renews the data when due.
 
-    def __init__(self, source: BatchSource, config: TrainingConfig, fabric: Any, augment: Augmentation | None) -> None:
-        self.source, self.config, self.fabric, self.augment = source, config, fabric, augment
-        self.order = EpochOrder(len(source), config.batch_size, config.seed)
+    Without preparation, for an objective that needs no data, batches are empty.
+    """
+
+    def __init__(
+        self, preparation: Preparation | None, config: TrainingConfig, fabric: Any, augment: Augmentation | None
+    ) -> None:
+        self.preparation, self.config, self.fabric, self.augment = preparation, config, fabric, augment
+        self.source: Any = None if preparation is None else preparation.source
+        self.order = EpochOrder(self._length(), config.batch_size, config.seed)
         self.stale = False
-        if config.refresh_interval is not None and not hasattr(source, "refresh"):
-            raise ValueError(f"refresh_interval is set, but {type(source).__name__} has no method refresh.")
+        if config.refresh_interval is not None and not hasattr(self.source, "refresh"):
+            raise ValueError(f"refresh_interval is set, but {type(self.source).__name__} has no method refresh.")
+
+    def _length(self) -> int:
+        return 0 if self.source is None else len(self.source)
 
     def batches(self, state: TrainingState) -> Iterator[Batch]:
         """This process's part of the global batches from the present step on, on its device; never ends."""
+        if self.preparation is None:
+            yield from repeat({})
+            return
         config, first = self.config, state.step
         part = rank_slice(config.batch_size, self.fabric.global_rank, self.fabric.world_size)
         # The same random numbers reach the same rows on any number of processes only if all of them augment
@@ -43,7 +54,7 @@ class Feed:
         loaded = part if self.augment is None else slice(0, config.batch_size)
         batches = training_batches(self.source, self.order, first, loaded, config.num_workers)
         for step, (indices, batch) in enumerate(batches, first):
-            batch = prepare(batch, None if isinstance(self.source, TensorSource) else indices, state.flow)
+            batch = self.preparation(batch, indices)
             if self.augment is not None:
                 inputs = batch["inputs"]
                 path = config.seed, seeds.AUGMENTATION, step
@@ -55,16 +66,17 @@ class Feed:
         """Let the source renew its rows before steps `refresh_interval`, twice that, and so on."""
         interval, step = self.config.refresh_interval, state.step
         due = interval is not None and step > 0 and step % interval == 0
-        if not (due or self.stale):
+        if self.preparation is None or not (due or self.stale):
             return
         self.stale = False
         path = self.config.seed, seeds.REFRESH, step
         with state.averaged() as flow:
             torch.manual_seed(seeds.derived_seed(*path))
             generator = seeds.derived_generator(*path, device=self.fabric.device)
-            self.source.refresh(flow, step, generator)  # type: ignore[attr-defined]
-        if len(self.source) != self.order.length:
-            self.order.restart(step, len(self.source))
+            self.source.refresh(flow, step, generator)
+        self.preparation.forget()
+        if self._length() != self.order.length:
+            self.order.restart(step, self._length())
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epochs stand, and the source's own state if it has one."""
@@ -79,8 +91,8 @@ class Feed:
         else:
             self.stale = self.config.refresh_interval is not None
         self.order.load_state_dict(state["order"])
-        if not self.stale and len(self.source) != self.order.length:
+        if not self.stale and self._length() != self.order.length:
             raise ValueError(
-                f"the run was begun with {self.order.length} rows of training data, not {len(self.source)}; "
+                f"the run was begun with {self.order.length} rows of training data, not {self._length()}; "
                 "resume with the same data, or choose another output folder."
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nflib.training.checkpoints import writing
 from nflib.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -20,15 +21,17 @@ class RunLog:
     """
 
     def __init__(self, output: Path, config: TrainingConfig, *, active: bool, step: int, seconds: float) -> None:
-        self.config = config
-        self.writers: list[Any] = _writers(output, config.tensorboard) if active else []
+        self.config, self.folder = config, output / "logs"
+        with writing(self.folder):
+            self.writers: list[Any] = _writers(output, config.tensorboard) if active else []
         self.bar = _progress_bar(config, step, seconds) if active and config.progress_bar else None
         self._first = (step, seconds)
 
     def metrics(self, scalars: dict[str, float], step: int) -> None:
         """Write one row of scalars."""
-        for writer in self.writers:
-            writer.log_metrics(scalars, step)
+        with writing(self.folder):
+            for writer in self.writers:
+                writer.log_metrics(scalars, step)
 
     def progress(self, step: int, seconds: float, scalars: dict[str, float]) -> None:
         """Move the progress bar; `scalars` appear behind it, with the steps per second of this run."""
@@ -43,10 +46,11 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close everything."""
-        for writer in self.writers:
-            writer.finalize("success")
         if self.bar is not None:
             self.bar.close()
+        with writing(self.folder):
+            for writer in self.writers:
+                writer.finalize("success")
 
 
 def _writers(output: Path, tensorboard: bool) -> list[Any]:

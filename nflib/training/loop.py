@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +16,11 @@ from torch import nn
 
 from nflib.training import checkpoints, seeds
 from nflib.training.config import TrainingConfig
-from nflib.training.data import Batch, as_source
+from nflib.training.data import Batch, Preparation, as_source, name_of
 from nflib.training.ema import ExponentialMovingAverage
 from nflib.training.fabric import LossModule, launch, process_mean
 from nflib.training.feed import Augmentation, Feed
+from nflib.training.interruption import Interruption
 from nflib.training.logs import RunLog
 from nflib.training.objectives import Objective, maximum_likelihood
 from nflib.training.optimizer import clip_gradient, make_optimizer
@@ -25,10 +28,13 @@ from nflib.training.schedule import learning_rate, progress
 from nflib.training.state import Callback, TrainingResult, TrainingState
 from nflib.training.validation import mean_loss
 
+FIRST_CHECKPOINT_SECONDS = 60.0
+logger = logging.getLogger(__name__)
+
 
 def fit(
     flow: nn.Module,
-    train: object,
+    train: object = None,
     validation: object = None,
     *,
     config: TrainingConfig,
@@ -39,31 +45,47 @@ def fit(
 ) -> TrainingResult:
     """Train a flow, on one device or, unchanged, under `torchrun --nproc_per_node=N`.
 
-    flow: a module with `log_prob(inputs, context=None) -> (B,)`; moved to the device, and trained in place.
-        It ends up in evaluation mode with the averaged weights that were saved.
-    train, validation: a tensor (N, ...), a tuple (inputs, context), a dict of tensors with "inputs", a
-        map-style `Dataset` of those, or a `BatchSource`, which may renew its rows during training.
-    objective: (flow, batch, generator) -> (loss, scalars to log), where batch is a dict of tensors.
-    output: folder that gets `model/` (the saved flow), `checkpoints/` and `logs/`. A run that was stopped is
-        continued when called again with the same folder, with the very losses it would have had (on CPU, bit
-        for bit).
-    augment: (inputs, generator) -> inputs, applied to every global training batch where the data lie.
-    callbacks: called with the `TrainingState` after every step.
+    A run that was stopped is continued when called again with the same folder, with the very losses it would have had
+    (on CPU, bit for bit). Ctrl-C and SIGTERM stop it after the present step, with a checkpoint; a second Ctrl-C stops
+    it at once. After an error, in a callback or because the disk is full, it goes on from its last checkpoint.
 
-    Raises ValueError for a folder that cannot be written, NaN in the data (naming the row), or a checkpoint
-    of another model or configuration; RuntimeError where loss or gradient stay non-finite.
+    Args:
+        flow: A module with `log_prob(inputs, context=None) -> (B,)`; moved to the device, and trained in place. It ends
+            up in evaluation mode with the averaged weights that were saved.
+        train: A tensor or array (N, ...), a tuple (inputs, context), a dict of tensors with "inputs", a map-style
+            `Dataset` of those, or a `BatchSource`, which may renew its rows during training. A dict may hold "weights"
+            (N,), zero or more, of which the mean is divided out: the loss is ``sum w loss / sum w``. Integers and half
+            precision are converted to the flow's dtype, and float32 to float64. None for an objective that draws its
+            own samples.
+        validation: Data of the same kinds, or None.
+        config: The settings.
+        objective: (flow, batch, generator) -> (loss, scalars to log), where batch is a dict of tensors.
+        output: Folder that gets `model/` (the saved flow), `checkpoints/` and `logs/`.
+        augment: (inputs, generator) -> inputs, applied to every global training batch where the data lie.
+        callbacks: Called with the `TrainingState` after every step.
 
+    Returns:
+        A summary; the flow itself is trained in place.
+
+    Raises:
+        ValueError: For data that do not fit, naming the row or key, a folder that cannot be written, or a checkpoint
+            that is damaged or of another model or configuration.
+        RuntimeError: Where loss or gradient stay non-finite.
+        OSError: Where the disk is full.
+
+    >>> import tempfile
     >>> from nflows import distributions, flows, transforms
     >>> transform = transforms.MaskedAffineAutoregressiveTransform(2, 8)
     >>> flow = flows.Flow(transform, distributions.StandardNormal([2]))
-    >>> config = TrainingConfig(batch_size=32, max_steps=100, progress_bar=False)
-    >>> fit(flow, torch.randn(1000, 2), config=config, output="run").steps  # doctest: +SKIP
+    >>> config = TrainingConfig(batch_size=32, max_steps=100, progress_bar=False, tensorboard=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fit(flow, torch.randn(1000, 2), config=config, output=folder).steps
     100
     """
     run = _Run(flow, train, validation, config, objective, Path(output), augment, callbacks)
     # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
     devices = [run.device] if run.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with run.interruption, torch.random.fork_rng(devices=devices):
         try:
             return run.train()
         finally:
@@ -84,21 +106,27 @@ class _Run:
         augment: Augmentation | None,
         callbacks: Sequence[Callback],
     ) -> None:
-        checkpoints.prepare_output(output)
-        self.checkpoints, self.model = output / "checkpoints", output / "model"
+        self.checkpoints, self.model = checkpoints.prepare_output(output), output / "model"
         found = checkpoints.latest_checkpoint(self.checkpoints)
         if found is not None and not config.resume:
             raise ValueError(
                 f"{output} holds an earlier run; set resume=True to continue it, or choose another folder."
             )
-        source = as_source(train)
-        self.validation = None if validation is None else as_source(validation)
+        if getattr(objective, "needs_data", True):
+            if train is None:
+                raise ValueError(f"the objective {name_of(objective)} needs training data; give them after the flow.")
+        elif train is not None or validation is not None:
+            raise ValueError(f"the objective {name_of(objective)} draws its own samples; leave the data out.")
+        self.validation = None if validation is None else Preparation(as_source(validation), flow, objective)
+        preparation = None if train is None else Preparation(as_source(train), flow, objective)
         self.config, self.callbacks = config, callbacks
+        self.interruption = Interruption()
+        self.interrupted = False  # by a signal to any of the processes
 
         self.fabric = launch(config)
         self.device: torch.device = self.fabric.device
         self.rank: int = self.fabric.global_rank
-        self.feed = Feed(source, config, self.fabric, augment)
+        self.feed = Feed(preparation, config, self.fabric, augment)
         self.flow = flow.to(self.device)
         optimizer = make_optimizer(flow, config, self.device)
         # Distributed wrapping gives all processes the weights of the first, so the average must come after.
@@ -110,17 +138,18 @@ class _Run:
             record = checkpoints.read_checkpoint(found, flow, self.ema, optimizer, config.fixed())
             state.restore(record["state"])
             self.feed.load_state_dict(record["feed"])
+        self.has_checkpoint = found is not None
         self.fabric.barrier()  # nobody writes a checkpoint before all have read theirs
         self.log = RunLog(output, config, active=self.rank == 0, step=state.step, seconds=state.seconds)
 
     def train(self) -> TrainingResult:
-        """Steps until the end of the budget."""
+        """Steps until the end of the budget, or a signal."""
         state, config = self.state, self.config
         self._start = time.monotonic() - state.seconds
         validated = saved = state.seconds
         batches = self.feed.batches(state)
         self.flow.train()
-        while not self._done():
+        while not (self._done() or self.interrupted):
             self.feed.refresh_if_due(state)
             metrics = self._step(next(batches))
             state.seconds, state.validation_loss = self._elapsed(), None
@@ -132,9 +161,14 @@ class _Run:
                 self._report(metrics)
             for callback in self.callbacks:
                 callback(state)
-            if self._done() or self._due(config.checkpoint_interval, config.checkpoint_seconds, saved):
+            seconds = config.checkpoint_seconds
+            if not self.has_checkpoint:
+                seconds = min(seconds or math.inf, FIRST_CHECKPOINT_SECONDS)
+            if self._done() or self.interrupted or self._due(config.checkpoint_interval, seconds, saved):
                 self._save()
                 saved = state.seconds
+        if self.interrupted and self.rank == 0:
+            logger.warning("stopped by a signal after step %d; start the run again to continue it.", state.step)
         return self._finish()
 
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -217,6 +251,7 @@ class _Run:
             }
             optimizer, kept = self.optimizer.optimizer, config.checkpoints_kept
             checkpoints.write_checkpoint(self.checkpoints, state.step, self.flow, self.ema, optimizer, record, kept)
+        self.has_checkpoint = True
         self.fabric.barrier()
 
     def _save_model(self) -> None:
@@ -248,9 +283,15 @@ class _Run:
         return by_steps or (seconds is not None and self.state.seconds - since >= seconds)
 
     def _elapsed(self) -> float:
-        """Seconds of training by the clock of the first process, so that all stop and save together."""
-        seconds = time.monotonic() - self._start
+        """Seconds of training by the clock of the first process, so that all stop and save together.
+
+        Signals are looked at here too, for the same reason.
+        """
+        seconds, signals = time.monotonic() - self._start, float(self.interruption.signal is not None)
         if self.fabric.world_size > 1:
-            first = torch.tensor(seconds if self.rank == 0 else 0.0, device=self.device)
-            seconds = float(self.fabric.all_reduce(first, reduce_op="sum"))
+            mine = torch.tensor([seconds if self.rank == 0 else 0.0, signals], device=self.device)
+            seconds, signals = self.fabric.all_reduce(mine, reduce_op="sum").tolist()
+        if signals:
+            self.interrupted = True
+            self.interruption.signal = self.interruption.signal or signal.SIGTERM
         return seconds

@@ -1,13 +1,21 @@
-"""What training minimises: a callable (flow, batch, generator) -> (loss, scalars to log)."""
+"""What training minimises: a callable (flow, batch, generator) -> (loss, scalars to log).
+
+An objective may say in an attribute `keys` which tensors of a batch it reads, and `fit` then refuses data with others;
+"weights", which would else be ignored, are taken only where they are listed. With `needs_data = False` it draws its own
+samples, and is given empty batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+
+from nflib.montecarlo.densities import Target
 
 Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
@@ -23,9 +31,16 @@ def log_density(flow: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def maximum_likelihood(
     flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over the batch of -log q(x), in nats per sample."""
-    loss = -log_density(flow, batch).mean()
+    """Mean over the batch of -w log q(x), in nats per sample; w are the batch's "weights" if it has them, else 1.
+
+    `fit` gives the weights mean one over all data: the expectation is ``sum w (-log q) / sum w``, whatever the batch.
+    """
+    log_prob = log_density(flow, batch)
+    loss = -(log_prob * batch["weights"].to(log_prob.dtype) if "weights" in batch else log_prob).mean()
     return loss, {"negative_log_likelihood": loss.detach()}
+
+
+maximum_likelihood.keys = ("inputs", "context", "weights")  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,8 @@ class LogVariance:
     energy_weight: float = 1.0
     likelihood_weight: float = 1.0
     clip: float | None = None
+
+    keys: ClassVar[tuple[str, ...]] = ("inputs", "context", "energy", "is_data")
 
     def __post_init__(self) -> None:
         if self.energy_weight < 0 or self.likelihood_weight < 0:
@@ -79,6 +96,75 @@ class LogVariance:
             "log_variance": variance.detach(),
             "rejected_energies": 1 - weight.mean(),
         }
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """KL(q || p) of the flow q from a target p known up to its normaliser: training without data, from an energy alone.
+
+    The loss is ``mean(log q(x) - log p(x))`` over ``x = flow.rsample(num_samples)``, in nats; at its minimum, where
+    q = p, it is ``-log Z`` of the target. Being zero-forcing it may miss modes: check the effective sample size, and
+    modes that you know of.
+
+    With x = T(z; theta) its derivative is that along the path of the samples, ``d/dx [log q - log p] dT/dtheta``, plus
+    the score ``d log q(x; theta) / dtheta`` at fixed x, of expectation zero. estimator="path" leaves the score out
+    ("sticking the landing": Roeder et al. 2017, arXiv:1703.09194; Vaitl et al. 2022, arXiv:2206.09016), so that every
+    single draw has gradient zero at q = p; "total" keeps it.
+
+    Draws whose position, energy or force is not finite are left out, and their share is logged; a step without any
+    other is skipped by `fit`.
+
+    Args:
+        target: An object with `log_prob(x) -> (n,)`, differentiable in x, such as
+            `nflib.montecarlo.BoltzmannDensity(reduced_energy)`.
+        num_samples: Draws in each step, shared evenly between the processes.
+        estimator: "path" or "total".
+
+    Raises:
+        ValueError: For a target without log_prob, an estimator of another name, or num_samples that are not positive.
+    """
+
+    target: Target
+    num_samples: int = 256
+    estimator: str = "path"
+
+    keys: ClassVar[tuple[str, ...]] = ()
+    needs_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.target, "log_prob"):
+            raise ValueError(
+                f"the target ({type(self.target).__name__}) has no log_prob; wrap a reduced energy in kT as "
+                "nflib.montecarlo.BoltzmannDensity(energy)."
+            )
+        if self.estimator not in ("path", "total"):
+            raise ValueError(f"estimator must be 'path' or 'total', not {self.estimator!r}.")
+        if not self.num_samples > 0:
+            raise ValueError(f"num_samples must be positive, not {self.num_samples!r}.")
+
+    def __call__(
+        self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.num_samples % _world_size():
+            raise ValueError(f"num_samples={self.num_samples} cannot be shared evenly by {_world_size()} processes.")
+        x = flow.rsample(self.num_samples // _world_size(), generator=generator)  # type: ignore[operator]
+        # Away from its past, x has the gradient of the integrand along the path alone.
+        with torch.enable_grad():
+            points = x.detach().requires_grad_()
+            log_q = log_density(flow, {"inputs": points})
+            log_p = self.target.log_prob(points)
+            if not log_p.requires_grad:
+                raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
+            integrand = log_q - log_p.to(log_q)
+            (slope,) = torch.autograd.grad(integrand.sum(), points, retain_graph=self.estimator == "total")
+        finite = torch.isfinite(integrand) & torch.isfinite(slope).flatten(1).all(dim=1)
+        count = _total(finite.sum()) / _world_size()
+        path = (slope[finite] * x[finite]).sum()
+        surrogate = path if self.estimator == "path" else path + log_q[finite].sum()
+        value = integrand.detach()[finite].sum()
+        # The value of the one, the gradient of the other; none finite anywhere: 0 / 0, a step to skip.
+        loss = (value + surrogate - surrogate.detach()) / count
+        return loss, {"reverse_kl": loss.detach(), "rejected_energies": 1 - finite.to(loss.dtype).mean()}
 
 
 def squared_or_clipped(residual: Tensor, clip: float | None) -> Tensor:

@@ -18,10 +18,14 @@ from nflib.training.ema import ExponentialMovingAverage
 class TrainingState:
     """Handed to every callback after every step, on every process; what a callback raises ends the run.
 
-    step: steps done so far. seconds: wall-clock time of this run and those it resumes. loss: of this step's
-    global batch, averaged over the processes; gradient_norm is before clipping. metrics: scalars of the
-    objective at the last logged step. validation_loss: None unless this step was validated. Setting `stop`
-    ends the run after this step; under torchrun every process must set it alike.
+    Attributes:
+        step: Steps done so far.
+        seconds: Wall-clock time of this run and those it resumes.
+        loss: Of this step's global batch, averaged over the processes.
+        gradient_norm: Before clipping.
+        metrics: Scalars of the objective at the last logged step.
+        validation_loss: None unless this step was validated.
+        stop: Setting it ends the run after this step; under torchrun every process must set it alike.
     """
 
     flow: nn.Module
@@ -43,11 +47,11 @@ class TrainingState:
 
     def record(self) -> dict[str, Any]:
         """The numbers that a checkpoint keeps."""
-        return {name: getattr(self, name) for name in _RECORDED}
+        return {name: getattr(self, name) for name in RECORDED}
 
     def restore(self, record: dict[str, Any]) -> None:
         """Take over the numbers of a checkpoint."""
-        for name in _RECORDED:
+        for name in RECORDED:
             setattr(self, name, record[name])
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
@@ -71,14 +75,14 @@ class TrainingResult:
     model: Path
 
 
-_RECORDED = (
-    "step",
-    "seconds",
-    "loss",
-    "skipped_steps",
-    "skipped_in_a_row",
-    "validation_loss",
-    "best_validation_loss",
-    "best_step",
-)
+RECORDED: dict[str, Any] = {
+    "step": int,
+    "seconds": float,
+    "loss": float,
+    "skipped_steps": int,
+    "skipped_in_a_row": int,
+    "validation_loss": float | None,
+    "best_validation_loss": float | None,
+    "best_step": int | None,
+}
 Callback = Callable[[TrainingState], None]

@@ -7,22 +7,22 @@ from typing import Any
 import torch
 
 from nflib.training import seeds
-from nflib.training.data import BatchSource, TensorSource, prepare, rank_slice
+from nflib.training.data import Preparation, rank_slice
 from nflib.training.fabric import LossModule, process_mean
 
 
 @torch.no_grad()
-def mean_loss(loss: LossModule, source: BatchSource, batch_size: int, seed: int, fabric: Any) -> float:
-    """Mean over all rows of the objective of batches of `batch_size`, with the same random numbers every
-    time.
+def mean_loss(loss: LossModule, preparation: Preparation, batch_size: int, seed: int, fabric: Any) -> float:
+    """Mean over all rows of the objective of batches of `batch_size`, with the same random numbers every time.
 
     The processes share each batch; one that cannot be shared evenly, the last, is evaluated by all of them.
     """
+    source = preparation.source
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(source), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(source)))
         part = indices[rank_slice(len(indices), fabric.global_rank, fabric.world_size)]
-        batch = prepare(source.batch(part), None if isinstance(source, TensorSource) else part, loss.flow)
+        batch = preparation(source.batch(part), part)
         generator = seeds.derived_generator(seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device)
         value, _ = loss(fabric.to_device(batch), generator)
         total += process_mean(fabric, value).double().cpu() * len(indices)

@@ -1,13 +1,12 @@
 """Invertible maps, each an `nflows.transforms.Transform` with an exact log-determinant."""
 
-from nflib.transforms.autoregressive import (
-    AffineAutoregressive,
-    Autoregressive,
-    AutoregressiveTransform,
-    TokenwiseAutoregressive,
-)
+from nflib.transforms.autoregressive import AutoregressiveTransform, TokenwiseAutoregressive
+from nflib.transforms.binned import BinnedNormal, BinnedUniform
+from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
+from nflib.transforms.circular import CircularRationalQuadraticSpline
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
+from nflib.transforms.inversion import ClosedForm, invert
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
 from nflib.transforms.marginal_by_kind import GaussianizeByKind
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
@@ -20,6 +19,10 @@ __all__ = [
     "AffineAutoregressive",
     "Autoregressive",
     "AutoregressiveTransform",
+    "BinnedNormal",
+    "BinnedUniform",
+    "CircularRationalQuadraticSpline",
+    "ClosedForm",
     "Exponential",
     "Framewise",
     "GaussianizeByKind",
@@ -41,4 +44,5 @@ __all__ = [
     "TokenMap",
     "TokenwiseAutoregressive",
     "VectorPatches",
+    "invert",
 ]

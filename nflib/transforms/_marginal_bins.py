@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from nflib.transforms._rational_quadratic import log_relative_slope, share_of_height, share_of_width
+
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -34,12 +36,11 @@ class Bins:
         self.x0, self.x1, self.y0, self.y1, lower, upper = corners.unbind(-1)
         self.is_interval = is_interval
         self.mirror = self.y0 + self.y1 > is_interval.to(corners.dtype)
-        self.near = torch.where(self.mirror, upper, lower)
         self.width = self.x1 - self.x0
         self.height = self.y1 - self.y0
         self.mean_slope = self.height / self.width
-        self.excess = lower + upper - 2 * self.mean_slope
-        self.far = torch.where(self.mirror, lower, upper)
+        self.near = torch.where(self.mirror, upper, lower) / self.mean_slope
+        self.far = torch.where(self.mirror, lower, upper) / self.mean_slope
 
     def to_normal(self, x: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
         """z of points x, and log dz/dx; span: the length of each point's interval."""
@@ -70,21 +71,15 @@ class Bins:
 
     def rise(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Change of y over `distance` from the near knot, and the log of the slope there."""
-        theta = torch.minimum(distance.clamp(min=0.0), self.width) / self.width
-        product = theta * (1 - theta)
-        denominator = self.mean_slope + self.excess * product
-        inside = self.height * (self.mean_slope * theta.square() + self.near * product) / denominator
-        numerator = self.far * theta.square() + 2 * self.mean_slope * product + self.near * (1 - theta).square()
-        log_slope = 2 * (self.mean_slope / denominator).log() + numerator.log()
-        outside = distance < 0
-        log_slope = torch.where(outside, self.near.log(), log_slope)
-        return torch.where(outside, self.near * distance, inside), log_slope
+        theta = (distance / self.width).clamp(0.0, 1.0)
+        inside = self.height * share_of_height(theta, 1 - theta, self.near, self.far)
+        log_slope = log_relative_slope(theta, 1 - theta, self.near, self.far)
+        beyond = distance < 0
+        log_slope = self.mean_slope.log() + torch.where(beyond, self.near.log(), log_slope)
+        return torch.where(beyond, self.near * self.mean_slope * distance, inside), log_slope
 
     def distance(self, rise: Tensor) -> Tensor:
-        """The inverse of `rise`: the root of a quadratic equation, in the form that does not cancel."""
-        t = torch.minimum(rise.clamp(min=0.0), self.height)
-        a = self.height * (self.mean_slope - self.near) + t * self.excess
-        b = self.height * self.near - t * self.excess
-        root = (b.square() + 4 * a * self.mean_slope * t).sqrt()
-        inside = self.width * (2 * self.mean_slope * t / (b + root))
-        return torch.where(rise < 0, rise / self.near, inside)
+        """The inverse of `rise`."""
+        share = (rise / self.height).clamp(0.0, 1.0)
+        theta, _ = share_of_width(share, 1 - share, self.near, self.far)
+        return torch.where(rise < 0, rise / (self.near * self.mean_slope), self.width * theta)

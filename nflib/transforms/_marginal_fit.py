@@ -10,11 +10,16 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from nflib.transforms._intervals import closed, rounded_outward
+
 CURVE_POINTS = 4001
 SMOOTHING_NODES = 9  # quantiles averaged per knot
 MIN_WIDTH_FRACTION = 1e-3  # no bin is narrower than this fraction of the mean width: ties in the data stay invertible
 MAX_SLOPE_RATIO = 4.0  # slope at a knot over the mean slope of a neighbouring bin: no deep dip of the density inside
 MIN_TAIL_COUNT = 10.0  # data points beyond the outermost quantile knot
+# Scales that float32 holds with their reciprocals and fractions in full precision, subnormal numbers flushed to zero.
+SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
+LARGEST = 1 / SMALLEST
 
 
 def fit_coordinate(
@@ -23,8 +28,9 @@ def fit_coordinate(
     num_bins: int,
     uniform_fraction: float,
     name: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Knots and slopes of one coordinate from its sorted data."""
+    """Knots and slopes of one coordinate from its sorted data, float64; dtype: in which they were given."""
     if not np.isfinite(values).all():
         raise ValueError(f"GaussianizeMarginals.fit: coordinate {name} has non-finite data; remove those samples.")
     if values[0] == values[-1]:
@@ -35,18 +41,31 @@ def fit_coordinate(
         x, y = (_widened(knots) for knots in _smoothed_knots(levels, values, num_bins + 1))
     else:
         low, high = interval
-        if values[0] < low or values[-1] > high:
+        ends = rounded_outward(low, high)
+        lowest, highest = closed(*(torch.tensor(end, dtype=torch.float64) for end in ends), dtype)
+        if values[0] < lowest.item() or values[-1] > highest.item():
             raise ValueError(
                 f"GaussianizeMarginals.fit: coordinate {name} has data outside [{low:g}, {high:g}]; "
                 "wrap or drop such values first."
             )
+        values = values.clip(low, high)
         levels = (1 - uniform_fraction) * levels + uniform_fraction * (values - low) / (high - low)
         levels, values = np.r_[0.0, levels, 1.0], np.r_[low, values, high]
         inner, z = _smoothed_knots(levels, values, num_bins - 1)
         x, y = _widened(np.r_[low, inner, high]), np.r_[0.0, ndtr(_widened(z)), 1.0]
-        x[0], x[-1] = _round_outward(low, -np.inf), _round_outward(high, np.inf)
+        x[0], x[-1] = ends
+    scale = x[-1] - x[0]
+    if scale == 0:
+        raise ValueError(
+            f"GaussianizeMarginals.fit: nearly all values of coordinate {name} are equal; leave it out of the event."
+        )
+    if not SMALLEST <= scale <= LARGEST or np.abs(x).max() > LARGEST:
+        raise ValueError(
+            f"GaussianizeMarginals.fit: coordinate {name} is of scale {scale:g}, beyond the range of float32; rescale "
+            f"it to between {SMALLEST:.0e} and {LARGEST:.0e}."
+        )
     x, y = x.astype(np.float32), y.astype(np.float32)
-    if not (np.diff(x) > 0).all():
+    if not ((np.diff(x) > 0).all() and (np.diff(y) > 0).all()):
         raise ValueError(
             f"GaussianizeMarginals.fit: the spread of coordinate {name} is below the float32 precision of "
             "its values; subtract its mean first."
@@ -66,7 +85,7 @@ def _smoothed_knots(levels: np.ndarray, values: np.ndarray, count: int) -> tuple
     x = np.interp(ndtr(z), levels, values)
     low, high = np.interp([-z_max, z_max], z, x)
     if low == high:  # nearly all the data tie
-        low, high = x[0], x[-1] if x[-1] > x[0] else x[0] + 1.0
+        low, high = x[0], x[-1] if x[-1] > x[0] else x[0] + max(1.0, abs(x[0]))
     position = z / (2 * z_max) + (x - low) / (high - low)
     knots = np.linspace(-0.5, 1.5, count)
     offsets = (knots[1] - knots[0]) * ((np.arange(SMOOTHING_NODES) + 0.5) / SMOOTHING_NODES - 0.5)
@@ -86,12 +105,6 @@ def _knot_slopes(mean_slopes: np.ndarray, widths: np.ndarray) -> np.ndarray:
     inner = share * log_slopes[:-1] + (1 - share) * log_slopes[1:]
     cap = np.minimum(log_slopes[:-1], log_slopes[1:]) + math.log(MAX_SLOPE_RATIO)
     return np.exp(np.r_[log_slopes[0], np.minimum(inner, cap), log_slopes[-1]])
-
-
-def _round_outward(value: float, towards: float) -> np.float32:
-    rounded = np.float32(value)
-    inside = rounded > value if towards < 0 else rounded < value
-    return np.nextafter(rounded, np.float32(towards)) if inside else rounded
 
 
 def flat_intervals(

@@ -5,6 +5,9 @@ from typing import Any
 from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.interfaces import Decoder, Inversion
+from nflib.transforms.inversion import invert
+
 
 class Framewise(Transform):
     """Applies `transform` to each frame of `frame_length` tokens by itself: ``(B, F * frame_length, C)``.
@@ -13,6 +16,8 @@ class Framewise(Transform):
     (STARFlow-V's shallow blocks are unconditional). logabsdet is summed over frames. Raises ValueError where the tokens
     do not fill whole frames.
     """
+
+    uses_context = False
 
     def __init__(self, transform: Transform, frame_length: int):
         super().__init__()
@@ -33,12 +38,18 @@ class Framewise(Transform):
         outputs, logabsdet = self._joined(inputs, *self.transform.inverse(self._frames(inputs)))
         return outputs, logabsdet.sum(-1)
 
+    def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
+        """As `nflib.transforms.invert`, all frames of the batch at once."""
+        inversion = invert(self.transform, self._frames(inputs), None, decoder)
+        outputs, logabsdet = self._joined(inputs, inversion.tokens, inversion.logabsdet)
+        return inversion._replace(tokens=outputs, logabsdet=logabsdet.sum(-1))
+
     def _frames(self, inputs: Tensor) -> Tensor:
         if inputs.dim() != 3 or inputs.shape[1] % self.frame_length:
             raise ValueError(
                 f"tokens of shape {tuple(inputs.shape)} do not fill frames of {self.frame_length}; pass whole frames."
             )
-        return inputs.reshape(-1, self.frame_length, inputs.shape[-1])
+        return inputs.unflatten(1, (-1, self.frame_length)).flatten(0, 1)
 
     def _joined(self, inputs: Tensor, outputs: Tensor, logabsdet: Tensor) -> tuple[Tensor, Tensor]:
-        return outputs.reshape(inputs.shape), logabsdet.reshape(len(inputs), -1)
+        return outputs.reshape(inputs.shape), logabsdet.reshape(len(inputs), inputs.shape[1] // self.frame_length)

@@ -9,15 +9,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.networks.cache import KeyValueCache
-from nflib.networks.transformer import Embedded
-from nflib.transforms.autoregressive import (
-    AffineAutoregressive,
-    Autoregressive,
-    AutoregressiveTransform,
-    TokenwiseAutoregressive,
-)
-from nflib.transforms.framewise import Framewise
+from nflib.transforms.causal_map import AffineAutoregressive
 
 Parameters = tuple[Tensor, Tensor]
 
@@ -87,13 +79,15 @@ class ProductGuidance:
 
 
 class Guided(AffineAutoregressive):
-    """An autoregressive map whose parameters a `Guidance` combines from two contexts, both in one batch.
+    """An affine map whose parameters a `Guidance` combines from two contexts, both in one batch.
 
     It is an autoregressive map like any other, with its own exact density, by any decoder. context: the conditional
     and the unconditional one, stacked: ``(B, 2, …)``, as `PairedContext` makes them. Raises ValueError for another.
     """
 
-    def __init__(self, transform: AutoregressiveTransform, guidance: Guidance):
+    uses_context = True
+
+    def __init__(self, transform: AffineAutoregressive, guidance: Guidance):
         super().__init__()
         self.transform = transform
         self.guidance = guidance
@@ -103,25 +97,28 @@ class Guided(AffineAutoregressive):
     def token_size(self) -> int:
         return self.transform.token_size
 
-    def embed(self, context: Any) -> Embedded:
+    def encode_context(self, context: Any) -> Any:
         if not isinstance(context, Tensor) or context.dim() < 2 or context.shape[1] != 2:
             raise ValueError("a guided map takes a conditional and an unconditional context, stacked as (batch, 2, …).")
-        embedded = self.transform.embed(torch.cat([context[:, 0], context[:, 1]]))
+        encoded = self.transform.encode_context(torch.cat([context[:, 0], context[:, 1]]))
         if self.guidance.attention_temperature == 1:
-            return embedded
+            return encoded
         temperature = torch.ones(2 * len(context), 1, 1, 1, device=context.device)
         temperature[len(context) :] = self.guidance.attention_temperature
-        return embedded._replace(temperature=temperature)
+        return encoded._replace(temperature=temperature)
 
-    def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> KeyValueCache:
-        return self.transform.new_cache(2 * batch_size, num_tokens, embedded)
+    def new_cache(self, batch_size: int, num_tokens: int, encoded_context: Any) -> Any:
+        return self.transform.new_cache(2 * batch_size, num_tokens, encoded_context)
 
-    def extend(
-        self, previous: Tensor, start: int, cache: KeyValueCache | None, embedded: Embedded
-    ) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self.transform.extend(torch.cat([previous, previous]), start, cache, embedded)
-        (shift, other_shift), (log_scale, other_log_scale) = shift.chunk(2), log_scale.chunk(2)
+    def conditionals(
+        self, tokens: Tensor, encoded_context: Any, cache: Any = None, start: int = 0, stop: int | None = None
+    ) -> Parameters:
+        both = self.transform.conditionals(torch.cat([tokens, tokens]), encoded_context, cache, start, stop)
+        (shift, other_shift), (log_scale, other_log_scale) = (part.chunk(2) for part in both)
         return self.guidance((shift, log_scale), (other_shift, other_log_scale), start)
+
+    def guided(self, guidance: Guidance) -> AffineAutoregressive:
+        raise ValueError("this flow is guided already, and there is nothing to guide in it.")
 
 
 class PairedContext(nn.Module):
@@ -132,43 +129,44 @@ class PairedContext(nn.Module):
 
     unconditional: Tensor
 
-    def __init__(self, unconditional: Tensor, embedding: nn.Module | None = None):
+    def __init__(self, unconditional: Tensor | float, embedding: nn.Module | None = None):
         super().__init__()
         self.embedding = embedding or nn.Identity()
-        self.register_buffer("unconditional", unconditional, persistent=False)
+        self.register_buffer("unconditional", torch.as_tensor(unconditional), persistent=False)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
             raise ValueError("a guided flow samples and evaluates given a context; pass it one.")
-        embedded = self.embedding(context)
+        encoded = self.embedding(context)
         # Not kept between calls: it is to follow the embedding's weights.
         unconditional = self.embedding(self.unconditional)
-        return torch.stack([embedded, unconditional.to(embedded).expand_as(embedded)], dim=1)
+        return torch.stack([encoded, unconditional.to(encoded).expand_as(encoded)], dim=1)
 
 
 def guide(transform: Transform, guidance: Guidance) -> Transform:
     """A copy of the transform, on the same weights, whose maps that use a context are guided.
 
-    Those inside a frame are not: they get none (`Framewise`). Raises ValueError where there is no map to guide, or one
-    that is not affine.
+    Raises ValueError where there is no map to guide, or one that cannot be guided.
     """
     shared = {id(tensor): tensor for tensor in (*transform.parameters(), *transform.buffers())}
     holder = nn.ModuleList([copy.deepcopy(transform, shared)])
-    guided: dict[AutoregressiveTransform, Guided] = {}
+    guided: dict[nn.Module, nn.Module] = {}
     _guide_children(holder, guidance, guided)
     if not guided:
         raise ValueError("no map of this flow uses a context, so there is nothing to guide.")
     return holder[0]  # type: ignore[return-value]
 
 
-def _guide_children(module: nn.Module, guidance: Guidance, guided: dict[AutoregressiveTransform, Guided]) -> None:
+def _guide_children(module: nn.Module, guidance: Guidance, guided: dict[nn.Module, nn.Module]) -> None:
     """Puts guided maps in the place of a module's own; one map in two places stays one."""
     for name, child in module._modules.items():
-        if isinstance(child, AutoregressiveTransform) and child.network.uses_context:
-            setattr(module, name, guided.setdefault(child, Guided(child, guidance)))
-        elif isinstance(child, TokenwiseAutoregressive) and child.network.uses_context:
-            raise ValueError("only affine maps can be guided, but this flow has others that use its context.")
-        elif child is not None and not isinstance(child, (Autoregressive, Framewise)):
+        if child is None or getattr(child, "uses_context", True) is False:
+            continue
+        if hasattr(child, "guided"):
+            if child not in guided:
+                guided[child] = child.guided(guidance)  # type: ignore[operator]
+            setattr(module, name, guided[child])
+        else:
             _guide_children(child, guidance, guided)
 
 

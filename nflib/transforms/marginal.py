@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
-from nflib.transforms._marginal_fit import fit_coordinate, flat_intervals
+from nflib.transforms._marginal_fit import LARGEST, SMALLEST, fit_coordinate, flat_intervals
+from nflib.transforms.inversion import ClosedForm
 
 __all__ = ["GaussianizeMarginals", "Standardize"]
 
 MIN_SAMPLES = 32
 
 
-class Standardize(Transform):
+class Standardize(ClosedForm):
     """`z = (x - mean) / std`, elementwise; the log-determinant `-sum log std` is the same for every sample.
 
     Args:
@@ -39,14 +40,15 @@ class Standardize(Transform):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         mean, std = torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))
+        mean, std = mean.detach().to(torch.float32).clone(), std.detach().to(torch.float32).clone()
         bad = ~(std > 0) | ~torch.isfinite(std) | ~torch.isfinite(mean)
         if bad.any():
             raise ValueError(
                 f"Standardize: coordinate {_first_index(bad)} has no positive finite standard deviation or "
-                "no finite mean; drop the coordinate or pass a positive std for it."
+                "no finite mean in float32; drop the coordinate, rescale it, or pass a positive std for it."
             )
-        self.register_buffer("mean", mean.detach().to(torch.float32).clone())
-        self.register_buffer("std", std.detach().to(torch.float32).clone())
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     @classmethod
     def fit(cls, data: Tensor, event_dims: int | Sequence[int] | None = None) -> Standardize:
@@ -64,9 +66,24 @@ class Standardize(Transform):
         reduced = [dim for dim in range(data.dim()) if dim not in kept]
         if 0 in kept or data.shape[0] < 2:
             raise ValueError("Standardize.fit: data needs a first dimension of two or more samples to average over.")
-        variance, mean = torch.var_mean(data.to(torch.float64), dim=reduced, correction=1, keepdim=True)
+        values = as_float64(data)
+        variance, mean = torch.var_mean(values, dim=reduced, correction=1, keepdim=True)
         shape = data.shape[1:]
-        return cls(mean[0].expand(shape), variance[0].sqrt().expand(shape))
+        mean, std = mean[0].expand(shape), variance[0].sqrt().expand(shape)
+        # Kept in float32: what the buffers cannot hold is a mistake here, where it can still be mended.
+        bad = (std > 0) & ((std < SMALLEST) | (std > LARGEST) | (mean.abs() > LARGEST))
+        if bad.any():
+            raise ValueError(
+                f"Standardize.fit: coordinate {_first_index(bad)} is of scale {std[bad][0].item():g}, beyond the range "
+                f"of float32; rescale it to between {SMALLEST:.0e} and {LARGEST:.0e}."
+            )
+        bad = (std > 0) & (std < torch.finfo(torch.float32).eps * mean.abs())
+        if bad.any():
+            raise ValueError(
+                f"Standardize.fit: the spread of coordinate {_first_index(bad)} is below the float32 precision of its "
+                "values; subtract its mean first."
+            )
+        return cls(mean, std).to(data.device)
 
     def _log_scale(self, inputs: Tensor) -> Tensor:
         _check_event_shape("Standardize", inputs, self.std.shape)
@@ -82,7 +99,7 @@ class Standardize(Transform):
         return inputs.to(dtype) * self.std.to(dtype) + self.mean.to(dtype), log_scale
 
 
-class GaussianizeMarginals(Transform):
+class GaussianizeMarginals(ClosedForm):
     """A strictly increasing C1 map per coordinate that makes each marginal close to N(0, 1).
 
     Real coordinates: a monotone rational-quadratic spline (Gregory & Delbourgo 1982; Durkan et al. 2019)
@@ -142,7 +159,8 @@ class GaussianizeMarginals(Transform):
                 so that its density is positive where no data were seen.
 
         Raises:
-            ValueError: too few or non-finite data, a constant coordinate, or data outside an interval.
+            ValueError: too few or non-finite data, a constant coordinate, one whose scale or spread float32 cannot
+                hold, or data outside an interval.
         """
         if data.dim() < 2 or data.shape[0] < MIN_SAMPLES:
             raise ValueError(
@@ -152,12 +170,12 @@ class GaussianizeMarginals(Transform):
         if not 0.0 < uniform_fraction < 1.0:
             raise ValueError(f"GaussianizeMarginals.fit: uniform_fraction is {uniform_fraction}; use one in (0, 1).")
         transform = cls(data.shape[1:], num_bins)
-        columns = data.detach().reshape(data.shape[0], -1).to(torch.float64).cpu().numpy().T
+        columns = as_float64(data).reshape(data.shape[0], -1).numpy().T
         flat_bounds = flat_intervals(intervals, transform.event_shape, bounds)
         for coordinate, column in enumerate(columns):
             name = tuple(int(i) for i in np.unravel_index(coordinate, transform.event_shape))
             interval = flat_bounds.get(coordinate)
-            values = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, name)
+            values = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, name, data.dtype)
             for buffer, value in zip((transform.knots_x, transform.knots_y, transform.slopes), values, strict=True):
                 buffer[coordinate] = torch.from_numpy(value)
             transform.is_interval[coordinate] = interval is not None
@@ -166,18 +184,12 @@ class GaussianizeMarginals(Transform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
         dtype = working_dtype(inputs)
-        x = inputs.reshape(inputs.shape[0], -1).to(dtype)
         knots = self.knots_x.to(dtype)
-        interval = self.is_interval
-        outside = interval & ((x < knots[:, 0]) | (x > knots[:, -1]))
-        if outside.any():
-            sample, coordinate = (int(i) for i in outside.nonzero()[0])
-            name = tuple(int(i) for i in np.unravel_index(coordinate, self.event_shape))
-            raise ValueError(
-                f"GaussianizeMarginals: coordinate {name} of sample {sample} is "
-                f"{x[sample, coordinate].item():g}, outside its interval [{knots[coordinate, 0].item():g}, "
-                f"{knots[coordinate, -1].item():g}]; wrap or drop such values first."
-            )
+        low, high, bounded = (
+            values.reshape(self.event_shape) for values in (knots[:, 0], knots[:, -1], self.is_interval)
+        )
+        x = clamped("GaussianizeMarginals", inputs.to(dtype), low, high, bounded, inputs.dtype)
+        x = x.reshape(inputs.shape[0], -1)
         bins = Bins(*self._corners(_search(knots, x), dtype))
         z, log_slope = bins.to_normal(x, knots[:, -1] - knots[:, 0])
         return z.reshape(inputs.shape), log_slope.sum(-1)
@@ -207,6 +219,11 @@ def _search(knots: Tensor, points: Tensor) -> Tensor:
 
 def working_dtype(inputs: Tensor) -> torch.dtype:
     return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def as_float64(data: Tensor) -> Tensor:
+    """Data to fit to, on the CPU: not every device has float64."""
+    return data.detach().cpu().to(torch.float64)
 
 
 def _first_index(mask: Tensor) -> tuple[int, ...]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
 from nflib.transforms._marginal_fit import fit_coordinate
-from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, working_dtype
+from nflib.transforms.inversion import ClosedForm
+from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, as_float64, working_dtype
 
 
-class GaussianizeByKind(Transform):
+class GaussianizeByKind(ClosedForm):
     """The maps of `GaussianizeMarginals`, shared by all numbers of a kind, for events of any shape and padding.
 
     kinds: takes the context, gives the kind of each number, ``(B, *event)`` int64, negative at padding, which becomes
@@ -24,6 +25,7 @@ class GaussianizeByKind(Transform):
     Raises ValueError for inputs of another shape than the kinds, or outside their interval.
     """
 
+    uses_context = True
     knots_x: Tensor  # (num_kinds, num_bins + 1), data units
     knots_y: Tensor  # (num_kinds, num_bins + 1), latent units for real kinds, probability for intervals
     slopes: Tensor  # (num_kinds, num_bins + 1), dy/dx at the knots
@@ -53,8 +55,8 @@ class GaussianizeByKind(Transform):
             )
         if interval is not None and not -math.inf < interval[0] < interval[1] < math.inf:
             raise ValueError(f"GaussianizeByKind: {interval} is no bounded interval; pass finite a < b.")
-        values = np.sort(data.detach().double().cpu().numpy())
-        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, (kind,))
+        values = np.sort(as_float64(data).numpy())
+        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, (kind,), data.dtype)
         for buffer, row in zip((self.knots_x, self.knots_y, self.slopes), fitted, strict=True):
             buffer[kind] = torch.from_numpy(row)
         self.is_interval[kind] = interval is not None
@@ -77,15 +79,8 @@ class GaussianizeByKind(Transform):
         x = inputs.to(working_dtype(inputs))
         knots = self.knots_x.to(x.dtype)
         low, high = knots[:, 0][kinds], knots[:, -1][kinds]
-        interval = self.is_interval[kinds]
         x = torch.where(exists, x, 0.5 * (low + high))
-        outside = interval & ((x < low) | (x > high))
-        if outside.any():
-            place = tuple(int(i) for i in outside.nonzero()[0])
-            raise ValueError(
-                f"GaussianizeByKind: number {place[1:]} of sample {place[0]} is {x[place].item():g}, outside its "
-                f"interval [{low[place].item():g}, {high[place].item():g}]; wrap or drop such values first."
-            )
+        x = clamped("GaussianizeByKind", x, low, high, self.is_interval[kinds], inputs.dtype)
         z, log_slope = self._bins(knots, x, kinds).to_normal(x, high - low)
         return torch.where(exists, z, 0.0), torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
 

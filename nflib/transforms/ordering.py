@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.transforms.inversion import ClosedForm
 
-class Reverse(Transform):
+
+class Reverse(ClosedForm):
     """Reverses the tokens; with `frame_length`, those inside each frame, frames staying in order.
 
     within_tokens: also the numbers inside each token, as maps that are autoregressive inside a token want it. Raises
@@ -40,7 +41,7 @@ class Reverse(Transform):
         return self.forward(inputs, context)
 
 
-class Permute(Transform):
+class Permute(ClosedForm):
     """Visits the tokens as ``permutation`` lists them: output t is input permutation[t].
 
     Raises ValueError where `permutation` is not a permutation of 0 … T-1, or the inputs do not have T tokens.
@@ -70,11 +71,13 @@ class Permute(Transform):
         return inputs[:, order]
 
 
-class PermuteByContext(Transform):
+class PermuteByContext(ClosedForm):
     """Visits each sample's tokens in an order of its own: output t is input ``ordering(context)[t]``.
 
     ordering: takes the context, gives permutations ``(B, T)``. Raises ValueError where they have another shape.
     """
+
+    uses_context = True
 
     def __init__(self, ordering: Callable[[Any], Tensor]):
         super().__init__()

@@ -3,15 +3,19 @@
 import math
 from collections.abc import Sequence
 
-from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.transforms.inversion import ClosedForm
 
-class _Rearrangement(Transform):
+
+class _Rearrangement(ClosedForm):
     """A transform that only moves numbers: `forward` checks the event's shape and calls `_to_tokens`."""
 
     event_shape: tuple[int, ...]
     token_shape: tuple[int, int]
+
+    def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.event_shape
 
     def _to_tokens(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
@@ -42,10 +46,10 @@ class VectorPatches(_Rearrangement):
         self.token_shape = (size // patch_size, patch_size)
 
     def _to_tokens(self, inputs: Tensor) -> Tensor:
-        return inputs.reshape(-1, *self.token_shape)
+        return inputs.reshape(len(inputs), *self.token_shape)
 
     def _from_tokens(self, tokens: Tensor) -> Tensor:
-        return tokens.reshape(-1, *self.event_shape)
+        return tokens.reshape(len(tokens), *self.event_shape)
 
 
 class ImagePatches(_Rearrangement):
@@ -65,14 +69,14 @@ class ImagePatches(_Rearrangement):
     def _to_tokens(self, inputs: Tensor) -> Tensor:
         channels, height, width = self.event_shape
         p = self.patch_size
-        split = inputs.reshape(-1, channels, height // p, p, width // p, p)
-        return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, *self.token_shape)
+        split = inputs.reshape(len(inputs), channels, height // p, p, width // p, p)
+        return split.permute(0, 2, 4, 1, 3, 5).reshape(len(inputs), *self.token_shape)
 
     def _from_tokens(self, tokens: Tensor) -> Tensor:
         channels, height, width = self.event_shape
         p = self.patch_size
-        split = tokens.reshape(-1, height // p, width // p, channels, p, p)
-        return split.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.event_shape)
+        split = tokens.reshape(len(tokens), height // p, width // p, channels, p, p)
+        return split.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), *self.event_shape)
 
 
 def check_event_shape(inputs: Tensor, event_shape: Sequence[int]) -> None:

@@ -120,7 +120,7 @@ def test_particles_are_part_of_the_target_and_move_on():
 
 def test_one_heavy_sample_does_not_become_all_rows():
     class Uniform:
-        def sample_and_log_prob(self, num_samples):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
 
     source = OwnSamples(
@@ -138,7 +138,7 @@ def test_one_heavy_sample_does_not_become_all_rows():
 
 def test_rejected_samples_are_rows_of_no_part_and_high_energies_no_labels():
     class Line:
-        def sample_and_log_prob(self, num_samples):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
 
     def energy(x):
@@ -198,7 +198,7 @@ def test_a_run_with_particles_goes_on_where_it_was_stopped(flow, tmp_path):
 def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path):
     torch.manual_seed(0)
     prose = Prose(**SETTINGS, scale=0.3).eval()
-    energy = energy_for(prose.of(gg), gg)
+    energy = energy_for(prose.given(gg), gg)
     x = torch.from_numpy(gg.positions).float()[None]
     x = x - x.mean(1, keepdim=True)
     moved = x + 0.1
@@ -214,7 +214,7 @@ def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path)
 
 def test_temperatures_change_the_weights_alone(flow, gg):
     """Transfer to another temperature: the draws stay, the weights follow the energies in units of its kT."""
-    warm, hot = (sample(flow.of(peptide), peptide, 50, seed=0) for peptide in (gg, Peptide("GG", temperature=350.0)))
+    warm, hot = (sample(flow.given(peptide), peptide, 50, seed=0) for peptide in (gg, Peptide("GG", temperature=350.0)))
     assert torch.equal(warm.x, hot.x)
     energies = -warm.log_target * gg.kT
     expected = -energies / (gg.kT * 350.0 / gg.temperature) - warm.log_prob.double()

@@ -24,7 +24,17 @@ from nflib.montecarlo.history import History
 from tests.browser import browse, needs_chromium
 
 QUICK = ["--num_bootstrap", "2", "--transport_points", "60", "--num_clusters", "4"]
-HISTORY = History([0.5, 1.0], [0.1, 0.2], [0.9, 0.9], [0.9, 0.8], [False, True], [9, 5], [0.5, 0.6], [0.1, 0.2])
+HISTORY = History(
+    inverse_temperatures=[0.5, 1.0],
+    log_normalizer_increments=[0.1, 0.2],
+    conditional_ess_fraction=[0.9, 0.9],
+    effective_sample_size=[90.0, 80.0],
+    num_particles=[100, 100],
+    resampled=[False, True],
+    num_ancestors=[9, 5],
+    acceptance=[0.5, 0.6],
+    step_sizes=[0.1, 0.2],
+)
 
 
 @pytest.fixture(scope="module")

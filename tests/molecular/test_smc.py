@@ -218,7 +218,7 @@ class Poisoned:
         class Spoilt(torch.nn.Module):
             log_prob = staticmethod(rest.log_prob)
 
-            def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+            def sample_and_log_prob(self, num_samples, *, generator=None):
                 y, log_prob = rest.sample_and_log_prob(num_samples, generator=generator)
                 kinds = torch.arange(0, num_samples, every)
                 y[kinds[0::3], 3] = torch.nan

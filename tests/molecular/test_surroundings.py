@@ -33,7 +33,7 @@ def test_they_are_the_density_of_earlier_atoms_in_the_frame_of_the_next(ordering
     x = POSITIONS[2]
     seen = {}
     part.mlp.register_forward_pre_hook(lambda module, inputs: seen.setdefault("features", inputs[0]))
-    visit = part.embed(context)
+    visit = part.encode_context(context)
     part(tokens_of(flow, x, context)[:, :-1], 0, None, visit)
     order = context[0, ROWS_BEFORE_TOKENS:, part.column]
     walked = x[0, context[0, :, Column.ATOM]]
@@ -61,7 +61,7 @@ def test_steps_one_by_one_see_what_one_pass_sees():
     flow = make_flow().double()
     part = surroundings(flow)
     tokens = tokens_of(flow, padded(POSITIONS), BATCH)
-    visit = part.embed(BATCH)
+    visit = part.encode_context(BATCH)
     whole = part(tokens[:, :-1], 0, None, visit)
     memory = part.new_memory(len(tokens), tokens.shape[1])
     steps = [part(tokens[:, :0], 0, memory, visit)]

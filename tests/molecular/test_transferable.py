@@ -148,7 +148,7 @@ def test_gradients_of_a_padded_batch_are_finite():
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=SEQUENCES)
 def test_split_coordinates_are_the_flow_and_need_no_context(flow, topology):
-    one = flow.of(topology)
+    one = flow.given(topology)
     fixed, rest = one.split_coordinates()
     x = draw_positions(topology, 4, seed=9)
     y, logabsdet = fixed(x)
@@ -165,7 +165,7 @@ def test_the_atoms_order_in_the_topology_makes_no_difference(flow):
     order = [names[0].index(name) for name in names[1]]
     assert order != sorted(order)
     x = draw_positions(topology, 3)
-    torch.testing.assert_close(flow.of(shuffled).log_prob(x[:, order]), flow.of(topology).log_prob(x))
+    torch.testing.assert_close(flow.given(shuffled).log_prob(x[:, order]), flow.given(topology).log_prob(x))
 
 
 @pytest.mark.parametrize("letter", LETTERS)
@@ -175,7 +175,7 @@ def test_every_residue_at_every_place_has_a_density(letter):
     molecules = [make_topology(sequence) for sequence in (letter, letter + "G", "G" + letter, "A" + letter + "A")]
     positions = [draw_positions(molecule, 1, dtype=torch.float32) for molecule in molecules]
     assert flow.log_prob(padded(positions), flow.context(*molecules)).isfinite().all()
-    assert flow.of(molecules[-1]).sample(2, seed=0).isfinite().all()
+    assert flow.given(molecules[-1]).sample((2,), seed=0).isfinite().all()
 
 
 def test_the_kinds_are_the_atoms_of_all_residues():

@@ -85,7 +85,7 @@ def test_training_goes_on_where_it_was_stopped(corpus, tmp_path, coordinates, ki
     models = [kind.from_pretrained(folder / "model") for folder in (tmp_path / "whole", stopped)]
     for name, value in models[0].state_dict().items():
         torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
-    samples, log_prob = models[0].of(Peptide("GA")).sample_and_log_prob(3, seed=0)
+    samples, log_prob = models[0].given(Peptide("GA")).sample_and_log_prob(3, seed=0)
     assert samples.shape[1:] == (20, 3)
     assert log_prob.isfinite().all()
 

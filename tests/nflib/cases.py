@@ -16,6 +16,7 @@ from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCoup
 from torch import Tensor, nn
 
 from nflib import Flow
+from nflib.decoding import Decoder
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow, autoregressive_blocks
 from nflib.networks import (
@@ -109,6 +110,16 @@ def _dense_logabsdet_of_one(transform: Transform, x: Tensor, context: Tensor | N
     return torch.linalg.slogdet(jacobian.reshape(x.numel(), -1)).logabsdet
 
 
+def solve(
+    decoder: Decoder, transform: Any, z: Tensor, context: Any = None, prefix: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The tokens that a decoder finds, and their logabsdet."""
+    options = {} if prefix is None else {"prefix": prefix}
+    with torch.no_grad():
+        inversion = transform.invert(z, context, decoder, **options)
+    return inversion.tokens, inversion.logabsdet
+
+
 def relative_error(approximate: Tensor, exact: Tensor) -> float:
     """Root-mean-square error over root-mean-square value."""
     return float((approximate - exact).norm() / exact.norm().clamp_min(1e-30))
@@ -156,7 +167,7 @@ def autoregressive(
     num_classes: int = 0,
     conditioner: bool = False,
     prefix: bool = False,
-    existence: nn.Module | None = None,
+    token_mask: nn.Module | None = None,
     clip: float = 0.0,
     final_norm: Callable[[int], nn.Module] = LayerNorm,
     **layer_settings: Any,
@@ -179,7 +190,7 @@ def autoregressive(
         embedding=ClassEmbedding(num_classes, channels) if num_classes else None,
         conditioner=nn.Linear(CONDITION_CHANNELS, CONDITION_CHANNELS) if conditioner else None,
         prefix=nn.Linear(CONDITION_CHANNELS, channels) if prefix else None,
-        existence=existence,
+        token_mask=token_mask,
         final_norm=final_norm(channels),
         clip=SoftClip(clip) if clip else None,
         start_token=start_token,
@@ -193,7 +204,7 @@ def _autoregressive_case(name: str, draw_context: Draw | None = None, **settings
     return Case(name, build, shape, shape, draw_context, context_required=bool(NEED_CONTEXT & settings.keys()))
 
 
-NEED_CONTEXT = {"conditioner", "prefix", "existence"}
+NEED_CONTEXT = {"conditioner", "prefix", "token_mask"}
 
 EVERYTHING: dict[str, Any] = {
     "channels": 32,
@@ -240,8 +251,8 @@ AUTOREGRESSIVE = [
     _autoregressive_case(
         "prefix-rotary", texts, prefix=True, start_token=True, positions="rotary", grid=(3, 3), pairs=(1, 3)
     ),
-    _autoregressive_case("padding", lengths, existence=FirstTokens()),
-    _autoregressive_case("padding-start-learned", lengths, existence=FirstTokens(), start_token=True),
+    _autoregressive_case("padding", lengths, token_mask=FirstTokens()),
+    _autoregressive_case("padding-start-learned", lengths, token_mask=FirstTokens(), start_token=True),
     _autoregressive_case("everything", labels, **EVERYTHING),
 ]
 

@@ -20,11 +20,11 @@ class Normal:
     def __init__(self, dim: int, scale: float = 1.0, shift: float = 0.0) -> None:
         self.dim, self.scale, self.shift = dim, scale, shift
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor) -> Tensor:
         quadratic = ((x - self.shift) / self.scale).square().sum(dim=-1)
         return -0.5 * quadratic - self.dim * math.log(self.scale * math.sqrt(2 * math.pi))
 
-    def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+    def sample_and_log_prob(self, num_samples, *, generator=None):
         x = torch.randn(num_samples, self.dim, generator=generator, dtype=torch.float64) * self.scale + self.shift
         return x, self.log_prob(x)
 
@@ -35,12 +35,12 @@ class StudentT:
     def __init__(self, dim: int, scale: float) -> None:
         self.dim, self.scale = dim, scale
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor) -> Tensor:
         d = self.dim
         constant = math.lgamma((2 + d) / 2) - d / 2 * math.log(2 * math.pi) - d * math.log(self.scale)
         return constant - (2 + d) / 2 * torch.log1p((x / self.scale).square().sum(dim=-1) / 2)
 
-    def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+    def sample_and_log_prob(self, num_samples, *, generator=None):
         z = torch.randn(num_samples, self.dim + 2, generator=generator, dtype=torch.float64)
         chi_square = z[:, self.dim :].square().sum(dim=1, keepdim=True)
         x = self.scale * z[:, : self.dim] / (chi_square / 2).sqrt()

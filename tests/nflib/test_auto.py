@@ -35,6 +35,7 @@ from tests.nflib.cases import (
     autoregressive,
     labels,
     pairs_of_labels,
+    solve,
 )
 
 MAPS = [
@@ -103,10 +104,11 @@ def maps(flow: Flow) -> list[AutoregressiveTransform]:
 def plans_equal(one: DecodingPlan, other: DecodingPlan) -> bool:
     return (
         one.measured == other.measured
-        and one.starts.keys() == other.starts.keys()
+        and one.initial_guesses.keys() == other.initial_guesses.keys()
         and all(
-            torch.equal(start.matrix, other.starts[name].matrix) and torch.equal(start.bias, other.starts[name].bias)
-            for name, start in one.starts.items()
+            torch.equal(start.matrix, other.initial_guesses[name].matrix)
+            and torch.equal(start.bias, other.initial_guesses[name].bias)
+            for name, start in one.initial_guesses.items()
         )
     )
 
@@ -120,16 +122,16 @@ def test_a_map_is_inverted_within_its_tolerance(case, batch, perturb):
     """Each equation to the tolerance; so u to the tolerance, magnified by the inverse of the equations' Jacobian."""
     transform = perturb(case.build()).double()
     z, context = case.inputs(batch, torch.float64), case.context(batch, torch.float64)
-    expected, _ = Sequential()(transform, z, context)
+    expected, _ = solve(Sequential(), transform, z, context)
     with decoding.report() as report:
-        u, log_scale = Auto(tolerance=1e-6)(transform, z, context)
+        u, log_scale = solve(Auto(tolerance=1e-6), transform, z, context)
     assert len(report.blocks) == 1 and report.residual <= 1e-6
     torch.testing.assert_close(log_scale, -transform(u, context)[1], rtol=0, atol=1e-9)
     for row in range(batch):
         row_context = None if context is None else context[row : row + 1]
 
         def missed(u: Tensor, row: int = row, row_context: Tensor | None = row_context) -> Tensor:
-            shift, log_scale = transform.extend(u[:, :-1], 0, None, transform.embed(row_context))
+            shift, log_scale = transform.conditionals(u, transform.encode_context(row_context))
             return u - shift - z[row : row + 1] * log_scale.exp()
 
         jacobian = torch.autograd.functional.jacobian(missed, expected[row : row + 1]).reshape(z[0].numel(), -1)
@@ -164,7 +166,7 @@ def test_whatever_is_chosen_finds_the_solution(choice, flow, measure):
             x = flow.sample(4, seed=0, decoding=Auto(made, tolerance=1e-6))
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-4)
         assert [block.windows[0] for block in report.blocks] == [choice[0] or 6] * 2
-        assert all((block.drafts > 0) == choice[1] for block in report.blocks)
+        assert all((block.warmup_sweeps > 0) == choice[1] for block in report.blocks)
     assert sum(measurements.asked.values()) == 4
 
 
@@ -174,19 +176,19 @@ def test_a_prefix_is_kept(perturb):
     expected, _ = transform.inverse(z)
     auto = Auto(tolerance=1e-8)
     for length in (0, 1, 7, 8, 3):
-        u, log_scale = auto(transform, z, None, expected[:, :length])
+        u, log_scale = solve(auto, transform, z, None, expected[:, :length])
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(log_scale, -transform(u)[1], rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match="prefix of shape"):
-        Auto()(transform, z, None, expected[:1])
-    torch.testing.assert_close(auto(transform, z)[0], expected, rtol=0, atol=1e-6)  # no lock is left behind
+        solve(Auto(), transform, z, None, expected[:1])
+    torch.testing.assert_close(solve(auto, transform, z)[0], expected, rtol=0, atol=1e-6)  # no lock is left behind
 
 
 def test_samples_that_overflow_stay_alone_even_while_measuring(perturb):
     transform = perturb(autoregressive(8, 2))
     z = torch.randn(4, 8, 2)
     z[2, 3] = math.inf
-    u, log_scale = Auto()(transform, z)
+    u, log_scale = solve(Auto(), transform, z)
     torch.testing.assert_close(u[[0, 1, 3]], transform.inverse(z[[0, 1, 3]])[0], rtol=0, atol=1e-2)
     assert log_scale[2].isnan() and u[2].isnan().any()
 
@@ -255,7 +257,7 @@ def test_the_fastest_candidate_is_chosen(monkeypatch, perturb):
     fastest: tuple[int, bool] = (0, False)
 
     def seconds(decoder: GaussSeidelJacobi, limit: float, *call: Any) -> float:
-        choice = (decoder.block_size, decoder.draft is not None)
+        choice = (decoder.block_size, decoder.warmup is not None)
         tried.append(choice)
         taken = 1.0 if choice == fastest else 2.5
         return taken if taken <= limit else math.inf
@@ -263,9 +265,9 @@ def test_the_fastest_candidate_is_chosen(monkeypatch, perturb):
     monkeypatch.setattr(auto_module, "_seconds", seconds)
     for fastest in [(1, False), (12, False), (12, True), (8, False), (4, False), (2, False)]:
         auto = Auto()
-        auto(transform, z)
+        solve(auto, transform, z)
         (best,) = auto.plan.measured.values()
-        assert (best.window, best.draft) == fastest and best.seconds == 1.0
+        assert (best.window, best.warmup) == fastest and best.seconds == 1.0
         assert best.sequential_seconds == (1.0 if fastest[0] == 1 else 2.5)
     assert set(tried) == {(1, False), (12, False), (12, True), (8, False), (4, False), (2, False)}
 
@@ -275,7 +277,7 @@ def test_short_sequences_have_few_candidates(num_tokens, perturb):
     transform = perturb(autoregressive(num_tokens, 3, start_token=True))
     z = torch.randn(2, num_tokens, 3)
     auto = Auto()
-    u, _ = auto(transform, z)
+    u, _ = solve(auto, transform, z)
     torch.testing.assert_close(u, transform.inverse(z)[0], rtol=0, atol=1e-2)
     (best,) = auto.plan.measured.values()
     assert 1 <= best.window <= num_tokens and 0 < best.seconds <= best.sequential_seconds < math.inf
@@ -284,7 +286,7 @@ def test_short_sequences_have_few_candidates(num_tokens, perturb):
 
 def test_a_candidate_that_takes_too_long_is_given_up(perturb):
     transform, z = perturb(autoregressive(12, 2)), torch.randn(2, 12, 2)
-    call = (transform, z, None, None)
+    call = (transform, z, transform.encode_context(None), None)
     assert auto_module._seconds(Sequential(), -1.0, *call) == math.inf
     assert 0 < auto_module._seconds(Sequential(), math.inf, *call) < math.inf
 
@@ -313,11 +315,11 @@ def test_a_copied_map_shares_its_plan(flow):
 def test_a_plan_has_a_start_for_each_small_map_and_every_batch_size(flow):
     plan = decoding.plan(flow, [1, 5], num_samples=40)
     names = {fingerprint(transform) for transform in maps(flow)}
-    assert len(names) == 2 and plan.starts.keys() == names
+    assert len(names) == 2 and plan.initial_guesses.keys() == names
     assert {(s.fingerprint, s.num_tokens, s.batch_size) for s in plan.measured} == {
         (name, 6, size) for name in names for size in (1, 8)
     }
-    for start in plan.starts.values():
+    for start in plan.initial_guesses.values():
         assert start.matrix.shape == (12, 12) and start.bias.shape == (12,) and start.matrix.dtype == torch.float32
 
 
@@ -342,22 +344,22 @@ def test_large_maps_get_no_start(perturb, measure):
     measurements = measure()
     flow = perturb(TARFlow((1030,), 103, channels=8, head_dim=8, num_blocks=1, layers_per_block=1, expansion=1))
     plan = decoding.plan(flow, [2], num_samples=3)
-    assert not plan.starts and len(plan.measured) == len(measurements.asked) == 1
+    assert not plan.initial_guesses and len(plan.measured) == len(measurements.asked) == 1
     assert "latent" in str(plan) and "affine" not in str(plan)
 
 
 def test_planning_uses_rows_of_the_context_in_turn(perturb, monkeypatch):
     flow = perturb(TARFlow((4, 3), 3, num_classes=NUM_CLASSES, **SMALL))
     seen = []
-    embed = AutoregressiveTransform.embed
+    embed = AutoregressiveTransform.encode_context
 
     def spy(transform: AutoregressiveTransform, context: Tensor) -> Any:
         seen.append(context.tolist())
         return embed(transform, context)
 
-    monkeypatch.setattr(AutoregressiveTransform, "embed", spy)
+    monkeypatch.setattr(AutoregressiveTransform, "encode_context", spy)
     plan = decoding.plan(flow, [3], torch.tensor([2, 0]), num_samples=5)
-    assert [2, 0, 2, 0, 2] in seen and seen[-1] == [2, 0, 2] and len(plan.starts) == 2
+    assert [2, 0, 2, 0, 2] in seen and seen[-1] == [2, 0, 2] and len(plan.initial_guesses) == 2
     monkeypatch.undo()
     x = flow.sample(1, labels(3), seed=0, decoding=Auto(plan, tolerance=1e-6))
     torch.testing.assert_close(x, flow.sample(1, labels(3), seed=0), rtol=0, atol=1e-3)
@@ -368,7 +370,7 @@ def test_a_flow_that_needs_a_context_is_planned_with_one(perturb):
     with pytest.raises(ValueError, match="context"):
         decoding.plan(flow, [2], num_samples=3)
     plan = decoding.plan(flow, [2], labels(4), num_samples=12)
-    assert len(plan.measured) == len(plan.starts) == 2
+    assert len(plan.measured) == len(plan.initial_guesses) == 2
     x = flow.sample(1, labels(2), seed=0, decoding=Auto(plan, tolerance=1e-6))
     torch.testing.assert_close(x, flow.sample(1, labels(2), seed=0), rtol=0, atol=1e-3)
 
@@ -378,7 +380,7 @@ def test_a_flow_without_finite_samples_is_planned_all_the_same(perturb):
     with torch.no_grad():
         maps(flow)[0].network.proj_out.bias.fill_(1e3)
     plan = decoding.plan(flow, [2], num_samples=4)
-    assert all(start.matrix.isfinite().all() for start in plan.starts.values())
+    assert all(start.matrix.isfinite().all() for start in plan.initial_guesses.values())
 
 
 # --- plans as files ---
@@ -398,7 +400,7 @@ def test_a_plan_is_a_table(measure, flow):
     measure(2)
     plan = decoding.plan(flow, [3], num_samples=20)
     header, *rows = str(plan).splitlines()
-    assert header.split()[:6] == ["map", "tokens", "batch", "window", "draft", "start"] and len(rows) == 2
+    assert header.split()[:6] == ["map", "tokens", "batch", "window", "warm-up", "guess"] and len(rows) == 2
     for row, transform in zip(rows, reversed(maps(flow)), strict=True):
         cells = row.split()
         assert cells[:6] == [fingerprint(transform)[:8], "6", "4", "2", "–", "affine"]
@@ -443,7 +445,7 @@ def test_after_a_training_step_a_plan_is_not_used(flow, measure):
     optimizer.step()
     with decoding.report() as report:
         x = flow.sample(4, seed=0, decoding=Auto(plan, tolerance=1e-6))
-    assert sum(measurements.asked.values()) == 4 and len(plan.measured) == 4 and len(plan.starts) == 2
+    assert sum(measurements.asked.values()) == 4 and len(plan.measured) == 4 and len(plan.initial_guesses) == 2
     with decoding.report() as without:
         flow.sample(4, seed=0, decoding=Jacobi(1e-6))
     assert report.blocks == without.blocks  # the starts of the old weights are not used either
@@ -462,7 +464,7 @@ def test_a_missing_plan(tmp_path):
 
 def _rows(**changes: Any) -> dict[str, str]:
     row = {"fingerprint": "a", "num_tokens": 1, "batch_size": 1, "device": "cpu"}
-    row |= {"window": 1, "draft": False, "seconds": 1.0, "sequential_seconds": 1.0}
+    row |= {"window": 1, "warmup": False, "seconds": 1.0, "sequential_seconds": 1.0}
     return {"measured": json.dumps([row | changes])}
 
 
@@ -495,7 +497,7 @@ def test_bad_requests_for_a_plan(arguments, flow):
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan])
 def test_a_bad_tolerance(tolerance, perturb):
     with pytest.raises(ValueError, match="tolerance"):
-        Auto(tolerance=tolerance)(perturb(autoregressive(6, 2)), torch.randn(1, 6, 2))
+        solve(Auto(tolerance=tolerance), perturb(autoregressive(6, 2)), torch.randn(1, 6, 2))
 
 
 def test_guided_and_unguided_maps_are_decoded_by_one_auto(perturb):
@@ -509,4 +511,4 @@ def test_guided_and_unguided_maps_are_decoded_by_one_auto(perturb):
         torch.testing.assert_close(x, one.sample(1, labels(4), seed=0), rtol=0, atol=1e-4)
     z, context = torch.randn(4, 6, 2), pairs_of_labels(4)
     inner = guided._transform._transforms[0]
-    torch.testing.assert_close(auto(inner, z, context)[0], inner.inverse(z, context)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(solve(auto, inner, z, context)[0], inner.inverse(z, context)[0], rtol=0, atol=1e-4)

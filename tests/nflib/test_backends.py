@@ -6,20 +6,18 @@ import importlib.machinery
 import math
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nflib import networks
 from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
-from nflib.networks import CausalSelfAttention, KeyValueCache, Step, attention_backend, backends
+from nflib.networks import CausalSelfAttention, KeyValueCache, Step, backends, use_attention_backend
 from nflib.networks.backends import causal_attention
-from nflib.networks.cache import causal_mask
-from tests.nflib.cases import AUTOREGRESSIVE, autoregressive, headwise_norm
+from nflib.networks.cache import causal_mask, padded_causal_mask
+from tests.nflib.cases import AUTOREGRESSIVE, autoregressive, headwise_norm, solve
 
 WINDOWED = [
     case
@@ -154,7 +152,7 @@ def test_a_map_is_decoded_in_windows_under_autocast(case, perturb):
     expected, _ = transform.inverse(z, context)
     with torch.autocast("cpu", torch.bfloat16):
         for decoder in (Sequential(), GaussSeidelJacobi(4, 1e-2), Jacobi(1e-2)):
-            u, _ = decoder(transform, z, context)
+            u, _ = solve(decoder, transform, z, context)
             assert u.dtype == torch.float32
             torch.testing.assert_close(u, expected, rtol=0, atol=0.2)
 
@@ -162,42 +160,70 @@ def test_a_map_is_decoded_in_windows_under_autocast(case, perturb):
 # --- who decides ---
 
 
-def test_the_backend_holds_within_the_block_and_in_this_thread(xformers):
-    query, key, value = draw(2, 2, 3, dtype=torch.float32)
-
-    def number() -> int:
-        before = len(xformers)
-        causal_attention(query, key, value)
-        return len(xformers) - before
-
-    assert number() == 0  # "auto" takes xformers on CUDA alone
-    with attention_backend("xformers"):
-        assert number() == 1
-        with attention_backend("torch"):
-            assert number() == 0
-        with attention_backend("auto"):
-            assert number() == 0
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(number).result() == 0
-        assert number() == 1
-    assert number() == 0
-    with pytest.raises(RuntimeError, match="inside"), attention_backend("xformers"):
-        raise RuntimeError("inside")
-    assert number() == 0
+def test_the_backend_is_a_setting_of_each_attention(xformers):
+    attention, other = CausalSelfAttention(32, 8, backend="xformers"), CausalSelfAttention(32, 8)
+    x = torch.randn(2, 5, 32)
+    attention(x)
+    assert len(xformers) == 1
+    other(x)
+    assert len(xformers) == 1
+    use_attention_backend(nn.ModuleList([attention, other]), "torch")
+    attention(x)
+    assert len(xformers) == 1
+    use_attention_backend(nn.ModuleList([attention, other]), "xformers")
+    other(x)
+    attention(x.double().float())
+    assert len(xformers) == 3
 
 
 @pytest.mark.parametrize("name", ["flash", "", "Torch", None])
 def test_an_unknown_backend_is_an_error(name):
-    with pytest.raises(ValueError, match="auto, torch, xformers"), networks.attention_backend(name):
-        pass
+    for call in (lambda: CausalSelfAttention(32, 8, backend=name), lambda: use_attention_backend(nn.Module(), name)):
+        with pytest.raises(ValueError, match="torch, xformers"):
+            call()
 
 
 def test_a_backend_that_is_not_installed_is_an_error(monkeypatch):
     monkeypatch.setattr(backends, "_has_xformers", lambda: False)
-    with pytest.raises(ModuleNotFoundError, match="pip install"), attention_backend("xformers"):
-        pass
-    with attention_backend("torch"):
-        causal_attention(*draw(2, 2, 3))
+    with pytest.raises(ModuleNotFoundError, match="pip install"):
+        CausalSelfAttention(32, 8, backend="xformers")
+    causal_attention(*draw(2, 2, 3))
+
+
+# --- derivatives ---
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("new", [1, 3, 6])
+def test_attention_has_second_derivatives(groups, new):
+    def attend(*inputs):
+        return causal_attention(*inputs).square()
+
+    inputs = [part.requires_grad_() for part in draw(4, groups, new)]
+    assert torch.autograd.gradcheck(attend, inputs)
+    assert torch.autograd.gradgradcheck(attend, inputs)
+
+
+def test_a_backward_pass_may_be_repeated():
+    inputs = [part.requires_grad_() for part in draw(2, 2, 6)]
+    attended = causal_attention(*inputs).square().sum()
+    first, second = (torch.autograd.grad(attended, inputs, retain_graph=True) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_padding_of_a_prefix_is_seen_by_nobody():
+    query, key, value = draw(4, 2, 6)
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    mask = padded_causal_mask(6, 6, valid, query)
+    attended = causal_attention(query, key, value, mask)
+    key, value = key.clone(), value.clone()
+    key[0, :, 2], value[0, :, 2], key[1, :, 1:3], value[1, :, 1:3] = 9.0, -7.0, 5.0, 3.0
+    again = causal_attention(query, key, value, mask)
+    kept = torch.ones(2, 6, dtype=torch.bool)
+    kept[:, :3] = valid
+    torch.testing.assert_close(attended.transpose(1, 2)[kept], again.transpose(1, 2)[kept], rtol=0, atol=0)
+    assert attended.isfinite().all()
 
 
 # --- xformers ---
@@ -208,8 +234,7 @@ def test_a_backend_that_is_not_installed_is_an_error(monkeypatch):
 def test_xformers_gets_its_own_layout(groups, new, xformers):
     query, key, value = draw(4, groups, new, dtype=torch.float32)
     expected = causal_attention(query, key, value)
-    with attention_backend("xformers"):
-        result = causal_attention(query, key, value)
+    result = causal_attention(query, key, value, backend="xformers")
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
     heads = (4,) if groups == 4 else (groups, 4 // groups)
     assert xformers == [((2, new, *heads, 4), (2, 6, *heads, 4))]
@@ -225,8 +250,7 @@ def test_shared_keys_are_expanded_and_not_copied(xformers, monkeypatch):
         return attention(query, key, value, **settings)
 
     monkeypatch.setattr(ops, "memory_efficient_attention", spy)
-    with attention_backend("xformers"):
-        causal_attention(query, key, value)
+    causal_attention(query, key, value, backend="xformers")
     assert len(xformers) == 1
 
 
@@ -235,12 +259,12 @@ def test_every_window_gives_the_same_solution_by_xformers(case, xformers, pertur
     transform = perturb(case.build())
     z, context = case.inputs(3), case.context(3)
     expected, logabsdet = transform.inverse(z, context)
-    with attention_backend("xformers"):
-        for decoder in (Sequential(), GaussSeidelJacobi(3, 0.0), Jacobi(0.0)):
-            u, log_scale = decoder(transform, z, context)
-            torch.testing.assert_close(u, expected, rtol=0, atol=1e-5)
-            torch.testing.assert_close(log_scale, logabsdet, rtol=0, atol=1e-4)
-        torch.testing.assert_close(transform(expected, context)[0], z, rtol=0, atol=1e-4)
+    use_attention_backend(transform, "xformers")
+    for decoder in (Sequential(), GaussSeidelJacobi(3, 0.0), Jacobi(0.0)):
+        u, log_scale = solve(decoder, transform, z, context)
+        torch.testing.assert_close(u, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_scale, logabsdet, rtol=0, atol=1e-4)
+    torch.testing.assert_close(transform(expected, context)[0], z, rtol=0, atol=1e-4)
     assert len(xformers) > 20
 
 
@@ -248,9 +272,11 @@ def test_every_window_gives_the_same_solution_by_xformers(case, xformers, pertur
 def test_xformers_gets_one_dtype_under_autocast(query_key_norm, xformers, perturb):
     transform = perturb(autoregressive(8, 2, query_key_norm=query_key_norm))
     z = torch.randn(3, 8, 2)
-    with torch.autocast("cpu", torch.bfloat16), attention_backend("xformers"):
-        u, _ = GaussSeidelJacobi(4, 1e-2)(transform, z)
+    use_attention_backend(transform, "xformers")
+    with torch.autocast("cpu", torch.bfloat16):
+        u, _ = solve(GaussSeidelJacobi(4, 1e-2), transform, z)
         back, _ = transform(u)
+    use_attention_backend(transform, "torch")
     torch.testing.assert_close(u, transform.inverse(z)[0], rtol=0, atol=0.2)
     torch.testing.assert_close(back, z, rtol=0, atol=0.2)
     assert xformers
@@ -260,8 +286,7 @@ def test_queries_in_float32_meet_a_cache_in_bfloat16(xformers):
     """As a norm under autocast may leave them."""
     query, key, value = draw(4, 2, 3, dtype=torch.float32)
     expected = causal_attention(query, key, value)
-    with attention_backend("xformers"):
-        result = causal_attention(query, key.bfloat16(), value.bfloat16())
+    result = causal_attention(query, key.bfloat16(), value.bfloat16(), backend="xformers")
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result.float(), expected, rtol=0, atol=0.05)
 
@@ -270,7 +295,8 @@ def test_attention_by_xformers_over_a_cache(xformers):
     attention = CausalSelfAttention(32, 8, num_key_value_heads=2)
     x = torch.randn(2, 7, 32)
     expected = attention(x)
-    with attention_backend("xformers"), torch.no_grad():
+    use_attention_backend(attention, "xformers")
+    with torch.no_grad():
         cache = KeyValueCache(1, 2, 2, 7, 8, dtype=x.dtype, device=x.device)
         chunks = [attention(x[:, a:b], Step(a, cache)) for a, b in ((0, 3), (3, 4), (4, 7))]
     torch.testing.assert_close(torch.cat(chunks, dim=1), expected, rtol=0, atol=1e-6)

@@ -93,12 +93,12 @@ def test_adaptive_layers_with_a_cache_give_the_same_numbers(perturb):
     )
     perturb(network)
     tokens, context = torch.randn(3, 7, 2), torch.randn(3, 7, 3)
-    whole = network(tokens, context)
-    embedded = network.embed(context)
+    embedded = network.encode_context(context)
+    whole = network(tokens, embedded)
     cache = network.new_cache(3, 7, embedded)
     previous = 0
     pieces = []
     for stop in (1, 2, 5, 7):
-        pieces.append(network.extend(tokens[:, max(previous - 1, 0) : stop - 1], previous, cache, embedded))
+        pieces.append(network(tokens, embedded, cache, previous, stop))
         previous = stop
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)

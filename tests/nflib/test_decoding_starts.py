@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from nflib import decoding
-from nflib.decoding import AffineStart, Auto, GaussSeidelJacobi, Jacobi, PreviousFrame, Sequential
-from nflib.networks import Embedded
+from nflib.decoding import AffineGuess, Auto, GaussSeidelJacobi, Jacobi, PreviousFrame, Sequential
+from nflib.networks import EncodedContext
 from nflib.transforms import Guided, LinearGuidance
 from nflib.transforms.autoregressive import AffineAutoregressive
-from tests.nflib.cases import AUTOREGRESSIVE, NUM_CLASSES, SCOPED, autoregressive, labels, pairs_of_labels
+from tests.nflib.cases import AUTOREGRESSIVE, NUM_CLASSES, SCOPED, autoregressive, labels, pairs_of_labels, solve
 
 MAPS = AUTOREGRESSIVE + [case for case in SCOPED if case.name.startswith("guided")]
 PREFIXED = [
@@ -28,7 +28,7 @@ PREFIXED = [
         "prefix-start-learned", "padding-start-learned", "everything", "guided-linear-ramp", "guided-product-text",
     )
 ]  # fmt: skip
-EXACT = [Sequential(), Jacobi(0.0), GaussSeidelJacobi(2, 0.0), GaussSeidelJacobi(4, 0.0, start="zeros")]
+EXACT = [Sequential(), Jacobi(0.0), GaussSeidelJacobi(2, 0.0), GaussSeidelJacobi(4, 0.0, initial_guess="zeros")]
 
 
 def as_written_out(decoder: GaussSeidelJacobi) -> str:
@@ -51,16 +51,21 @@ class LinearMap(AffineAutoregressive):
     def token_size(self) -> int:
         return 2
 
-    def embed(self, context: Any) -> Embedded:
-        return Embedded()
+    def encode_context(self, context: Any) -> EncodedContext:
+        return EncodedContext()
 
-    def new_cache(self, batch_size: int, num_tokens: int, embedded: Embedded) -> Any:
-        return SimpleNamespace(storage=self.weights.new_empty(batch_size, num_tokens, self.token_size))
+    def new_cache(self, batch_size: int, num_tokens: int, encoded_context: EncodedContext) -> Any:
+        storage = self.weights.new_empty(batch_size, num_tokens, self.token_size)
+        return SimpleNamespace(storage=storage, dtype=storage.dtype)
 
-    def extend(self, previous: Tensor, start: int, cache: Any, embedded: Embedded) -> tuple[Tensor, Tensor]:
-        read, stop = previous, max(start - 1, 0) + previous.shape[1] + 1
+    def conditionals(
+        self, tokens: Tensor, encoded_context: Any, cache: Any = None, start: int = 0, stop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        stop = tokens.shape[1] if stop is None else stop
+        read = tokens[:, : stop - 1]
         if cache is not None:
-            cache.storage[:, stop - 1 - previous.shape[1] : stop - 1] = previous
+            first = max(start - 1, 0)
+            cache.storage[:, first : stop - 1] = read[:, first:]
             read = cache.storage[:, : stop - 1]
         shift = torch.einsum("ts,bsc->btc", self.weights[start:stop, : stop - 1], read)
         return shift, torch.full_like(shift, math.log(self.scale))
@@ -85,7 +90,7 @@ def test_a_triangular_system_is_solved_from_any_prefix(decoder, linear):
     expected = linear.solution(z)
     for length in (None, 0, 1, 5, 7, 8):
         prefix = None if length is None else expected[:, :length]
-        u, log_scale = decoder(linear, z, None, prefix)
+        u, log_scale = solve(decoder, linear, z, None, prefix)
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(log_scale, torch.full((4,), 16 * math.log(0.7), dtype=z.dtype))
 
@@ -104,14 +109,14 @@ def test_the_tokens_that_follow_a_prefix_solve_their_equations(case, perturb):
         other = torch.cat([torch.randn_like(z[:, :length]), z[:, length:]], dim=1)
         for decoder in EXACT:
             with decoding.report() as report:
-                u, log_scale = decoder(transform, unread, context, prefix=solution[:, :length])
+                u, log_scale = solve(decoder, transform, unread, context, prefix=solution[:, :length])
             assert torch.equal(u[:, :length], solution[:, :length])
             torch.testing.assert_close(u, solution, rtol=0, atol=1e-10)
             torch.testing.assert_close(log_scale, -transform(u, context)[1], rtol=0, atol=1e-9)
             assert report.blocks[0].num_tokens == num_tokens and report.residual == 0
             assert report.sweeps <= num_tokens - length
             if length:
-                u, log_scale = decoder(transform, unread, context, prefix=other[:, :length])
+                u, log_scale = solve(decoder, transform, unread, context, prefix=other[:, :length])
                 back, logabsdet = transform(u, context)
                 assert torch.equal(u[:, :length], other[:, :length])
                 torch.testing.assert_close(back[:, length:], z[:, length:], rtol=0, atol=1e-9)
@@ -123,7 +128,7 @@ def test_log_scale_is_that_of_the_result_at_any_tolerance_with_a_prefix(toleranc
     transform = perturb(autoregressive(12, 2, start_token=True)).double()
     z = torch.randn(3, 12, 2, dtype=torch.float64)
     for decoder in (Jacobi(tolerance), GaussSeidelJacobi(4, tolerance), Jacobi(0.0, max_sweeps=2)):
-        u, log_scale = decoder(transform, z, None, torch.randn(3, 5, 2, dtype=torch.float64))
+        u, log_scale = solve(decoder, transform, z, None, torch.randn(3, 5, 2, dtype=torch.float64))
         torch.testing.assert_close(log_scale, -transform(u)[1], rtol=0, atol=1e-10)
 
 
@@ -133,21 +138,21 @@ def test_a_prefix_that_is_not_finite_spoils_its_own_sample_alone(decoder, pertur
     z = torch.randn(4, 10, 2, dtype=torch.float64)
     prefix = torch.randn(4, 3, 2, dtype=torch.float64)
     with decoding.report() as report:
-        expected, expected_log_scale = decoder(transform, z, None, prefix)
+        expected, expected_log_scale = solve(decoder, transform, z, None, prefix)
     prefix[1, 1, 0], prefix[2, 0] = math.nan, math.inf
     with decoding.report() as spoilt_report:
-        u, log_scale = decoder(transform, z, None, prefix)
+        u, log_scale = solve(decoder, transform, z, None, prefix)
     torch.testing.assert_close(u[[0, 3]], expected[[0, 3]], rtol=0, atol=1e-7)
     torch.testing.assert_close(log_scale[[0, 3]], expected_log_scale[[0, 3]], rtol=0, atol=1e-7)
     assert u[[1, 2], 3:].isnan().all() and log_scale[[1, 2]].isnan().all()
     assert spoilt_report.sweeps <= report.sweeps
 
 
-@pytest.mark.parametrize("decoder", [*EXACT, Jacobi(draft=torch.bfloat16), Auto()], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("decoder", [*EXACT, Jacobi(warmup=torch.bfloat16), Auto()], ids=lambda d: type(d).__name__)
 @pytest.mark.parametrize("shape", [(3, 7, 2), (2, 2, 2), (1, 2, 2), (3, 2, 1), (3, 2), (3, 0, 1)], ids=str)
 def test_a_prefix_of_another_shape_is_an_error(decoder, shape):
     with pytest.raises(ValueError, match="prefix of shape"):
-        decoder(autoregressive(6, 2), torch.randn(3, 6, 2), None, torch.zeros(shape))
+        solve(decoder, autoregressive(6, 2), torch.randn(3, 6, 2), None, torch.zeros(shape))
 
 
 def test_a_prefix_is_not_written_to_and_its_length_counts_in_the_report(perturb):
@@ -155,13 +160,13 @@ def test_a_prefix_is_not_written_to_and_its_length_counts_in_the_report(perturb)
     z, prefix = torch.randn(2, 8, 2), torch.randn(2, 3, 2)
     before = prefix.clone()
     with decoding.report() as report:
-        Sequential()(transform, z, None, prefix)
-        GaussSeidelJacobi(4, 0.0)(transform, z, None, prefix)
-        Jacobi(draft=torch.bfloat16)(transform, z, None, prefix)
-        Jacobi()(transform, z, None, torch.randn(2, 8, 2))
+        solve(Sequential(), transform, z, None, prefix)
+        solve(GaussSeidelJacobi(4, 0.0), transform, z, None, prefix)
+        solve(Jacobi(warmup=torch.bfloat16), transform, z, None, prefix)
+        solve(Jacobi(), transform, z, None, torch.randn(2, 8, 2))
     assert torch.equal(prefix, before)
     assert report.blocks[0].windows == (1,) * 5
-    assert report.blocks[1].windows[0] == 4 and report.blocks[2].windows[0] == 5 and report.blocks[2].drafts == 0
+    assert report.blocks[1].windows[0] == 4 and report.blocks[2].windows[0] == 5 and report.blocks[2].warmup_sweeps == 0
     assert report.blocks[3].windows == () and report.blocks[3].tokens_computed == 0
     assert len(str(report).splitlines()) == 6
 
@@ -170,7 +175,7 @@ def test_a_prefix_is_not_written_to_and_its_length_counts_in_the_report(perturb)
 
 
 def drafted(tolerance: float = 0.0, **arguments: Any) -> Jacobi:
-    return Jacobi(tolerance, draft=torch.bfloat16, **arguments)
+    return Jacobi(tolerance, warmup=torch.bfloat16, **arguments)
 
 
 @pytest.mark.parametrize("case", MAPS, ids=str)
@@ -181,11 +186,11 @@ def test_drafts_do_not_change_the_solution(case, perturb):
         z, context = case.inputs(4, dtype), case.context(4, dtype)
         expected, _ = transform.inverse(z, context)
         with decoding.report() as report:
-            u, log_scale = drafted()(transform, z, context)
+            u, log_scale = solve(drafted(), transform, z, context)
         assert u.dtype == log_scale.dtype == dtype
         torch.testing.assert_close(u, expected, rtol=0, atol=tolerance)
         torch.testing.assert_close(log_scale, -transform(u, context)[1], rtol=0, atol=10 * tolerance)
-        assert (report.blocks[0].drafts > 0) == (z.shape[1] > 1) and report.residual == 0
+        assert (report.blocks[0].warmup_sweeps > 0) == (z.shape[1] > 1) and report.residual == 0
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1.0])
@@ -193,9 +198,9 @@ def test_density_after_drafts_is_that_of_the_result(tolerance, perturb):
     transform = perturb(autoregressive(12, 2)).double()
     z = torch.randn(3, 12, 2, dtype=torch.float64)
     with decoding.report() as report:
-        u, log_scale = drafted(tolerance)(transform, z)
+        u, log_scale = solve(drafted(tolerance), transform, z)
     with torch.no_grad():
-        shift, own_log_scale = transform.extend(u[:, :-1], 0, None, transform.embed(None))
+        shift, own_log_scale = transform.conditionals(u, transform.encode_context(None))
     missed = float((shift + z * own_log_scale.exp() - u).abs().max())
     assert missed == pytest.approx(report.residual, abs=1e-9) and missed <= tolerance
     torch.testing.assert_close(log_scale, -transform(u)[1], rtol=0, atol=1e-10)
@@ -205,22 +210,22 @@ def test_drafts_save_sweeps_and_the_report_counts_both(perturb):
     transform = perturb(autoregressive(32, 2), 0.2)
     z = torch.randn(4, 32, 2)
     with decoding.report() as report:
-        Jacobi(1e-3)(transform, z)
-        drafted(1e-3)(transform, z)
-        GaussSeidelJacobi(8, 1e-3, draft=torch.bfloat16)(transform, z)
-        GaussSeidelJacobi(32, 1e-3, draft=torch.bfloat16)(transform, z)
+        solve(Jacobi(1e-3), transform, z)
+        solve(drafted(1e-3), transform, z)
+        solve(GaussSeidelJacobi(8, 1e-3, warmup=torch.bfloat16), transform, z)
+        solve(GaussSeidelJacobi(32, 1e-3, warmup=torch.bfloat16), transform, z)
     plain, with_drafts, window, whole = report.blocks
-    assert plain.drafts == window.drafts == 0
-    assert 0 < with_drafts.drafts < 32 and with_drafts.sweeps < plain.sweeps
+    assert plain.warmup_sweeps == window.warmup_sweeps == 0
+    assert 0 < with_drafts.warmup_sweeps < 32 and with_drafts.sweeps < plain.sweeps
     assert whole == with_drafts
-    assert f"{with_drafts.drafts:6d}" in str(report).splitlines()[2]
+    assert f"{with_drafts.warmup_sweeps:6d}" in str(report).splitlines()[2]
 
 
 def test_drafts_end_when_they_no_longer_help():
     """An identity is found by the first, whatever the number of tokens."""
     with decoding.report() as report:
-        drafted()(autoregressive(12, 2), torch.randn(3, 12, 2))
-    assert report.blocks[0].drafts == 1 and report.blocks[0].windows == (12,)
+        solve(drafted(), autoregressive(12, 2), torch.randn(3, 12, 2))
+    assert report.blocks[0].warmup_sweeps == 1 and report.blocks[0].windows == (12,)
 
 
 def test_a_draft_is_not_overwritten_by_the_previous_frame(perturb):
@@ -228,8 +233,8 @@ def test_a_draft_is_not_overwritten_by_the_previous_frame(perturb):
     z = torch.randn(3, 24, 2)
     with decoding.report() as report:
         for start in ("latent", PreviousFrame(4)):
-            drafted(1e-4, start=start)(transform, z)
-        Jacobi(1e-4)(transform, z)
+            solve(drafted(1e-4, initial_guess=start), transform, z)
+        solve(Jacobi(1e-4), transform, z)
     assert report.blocks[0] == report.blocks[1] and report.blocks[0].sweeps < report.blocks[2].sweeps
 
 
@@ -238,7 +243,7 @@ def test_drafts_leave_modules_as_they_were(perturb):
     names = {name: set(vars(module)) for name, module in transform.named_modules()}
     parameters = dict(transform.named_parameters())
     values = {name: tensor.clone() for name, tensor in (*transform.named_parameters(), *transform.named_buffers())}
-    drafted(1e-3)(transform, torch.randn(5, 8, 2), labels(5))
+    solve(drafted(1e-3), transform, torch.randn(5, 8, 2), labels(5))
     assert {name: set(vars(module)) for name, module in transform.named_modules()} == names
     for name, tensor in (*transform.named_parameters(), *transform.named_buffers()):
         assert tensor.dtype == torch.float32 and torch.equal(tensor, values[name])
@@ -247,7 +252,7 @@ def test_drafts_leave_modules_as_they_were(perturb):
 
 
 def test_parts_that_are_shared_are_shared_in_the_draft(perturb):
-    from nflib.decoding.drafts import in_precision
+    from nflib.decoding.warmup import in_precision
 
     transform = perturb(autoregressive(8, 2))
     transform.network.layers[1] = transform.network.layers[0]
@@ -276,7 +281,7 @@ def test_the_context_of_a_draft_is_embedded_in_full_precision(dtype, perturb):
     transform.network.conditioner = OneHot()
     perturb(transform)
     z, context = torch.randn(4, 6, 2), torch.tensor([997, 998, 999, 1000]).to(dtype)
-    u, _ = drafted()(transform, z, context)
+    u, _ = solve(drafted(), transform, z, context)
     torch.testing.assert_close(u, transform.inverse(z, context)[0], rtol=0, atol=1e-5)
 
 
@@ -300,12 +305,12 @@ def test_overflow_in_a_draft_is_contained(perturb):
     with torch.no_grad():
         transform.scale = Cliff(float(transform.network(solution)[..., :2].max()) + 1e-3)
         z, _ = transform(solution)
-        shift, log_scale = transform.extend(start.expand_as(z)[:, :-1], 0, None, transform.embed(None))
+        shift, log_scale = transform.conditionals(start.expand_as(z), transform.encode_context(None))
         assert not (shift + z * log_scale.exp()).isfinite().all()
     for first in ("latent", start):
-        inversion = drafted(1e-6, start=first).begin(transform, z)
-        assert inversion.drafts > 0 and inversion.u.isfinite().all()
-        u, log_scale = drafted(1e-6, start=first)(transform, z)
+        inversion = drafted(1e-6, initial_guess=first).begin(transform, z, transform.encode_context(None))
+        assert inversion.warmup_sweeps > 0 and inversion.u.isfinite().all()
+        u, log_scale = solve(drafted(1e-6, initial_guess=first), transform, z)
         torch.testing.assert_close(u, solution, rtol=0, atol=1e-5)
         assert not log_scale.any()
 
@@ -315,18 +320,18 @@ def test_a_draft_that_overflows_in_its_own_precision_is_outlived(perturb):
     transform = perturb(autoregressive(8, 2))
     transform.network.proj_in.bias.data[0] = 1e5
     z = torch.randn(3, 8, 2)
-    inversion = Jacobi(0.0, draft=torch.float16).begin(transform, z)
-    assert inversion.drafts > 0 and inversion.u.isfinite().all()
-    u, _ = Jacobi(0.0, draft=torch.float16)(transform, z)
+    inversion = Jacobi(0.0, warmup=torch.float16).begin(transform, z, transform.encode_context(None))
+    assert inversion.warmup_sweeps > 0 and inversion.u.isfinite().all()
+    u, _ = solve(Jacobi(0.0, warmup=torch.float16), transform, z)
     torch.testing.assert_close(u, transform.inverse(z)[0], rtol=0, atol=1e-5)
 
 
 def test_a_sample_that_overflows_does_not_disturb_the_drafts_of_others(perturb):
     transform = perturb(autoregressive(10, 2), 0.2)
     z = torch.randn(4, 10, 2)
-    expected, _ = drafted(1e-5)(transform, z)
+    expected, _ = solve(drafted(1e-5), transform, z)
     z[1, 4], z[3, 0] = math.inf, math.nan
-    u, log_scale = drafted(1e-5)(transform, z)
+    u, log_scale = solve(drafted(1e-5), transform, z)
     torch.testing.assert_close(u[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-3)
     assert u[[1, 3]].isnan().all() and log_scale[[1, 3]].isnan().all()
 
@@ -334,7 +339,7 @@ def test_a_sample_that_overflows_does_not_disturb_the_drafts_of_others(perturb):
 def test_drafts_of_a_guided_map_with_a_temperature(perturb):
     transform = Guided(perturb(autoregressive(num_classes=NUM_CLASSES)), LinearGuidance(1.0, attention_temperature=1.3))
     z, context = torch.randn(3, 6, 2), pairs_of_labels(3)
-    u, _ = drafted()(transform, z, context)
+    u, _ = solve(drafted(), transform, z, context)
     torch.testing.assert_close(u, transform.inverse(z, context)[0], rtol=0, atol=1e-5)
     in_bfloat16 = copy.deepcopy(transform).bfloat16()(u.bfloat16(), context)[0]
     torch.testing.assert_close(in_bfloat16, z, rtol=0, atol=0.1, check_dtype=False)
@@ -350,9 +355,9 @@ def test_from_the_previous_frame_every_window_finds_the_solution(window, perturb
     expected, _ = transform.inverse(z)
     for frame_length in (1, 4, 5, 12, 100):
         start = PreviousFrame(frame_length)
-        u, _ = GaussSeidelJacobi(window, 0.0, start=start)(transform, z)
+        u, _ = solve(GaussSeidelJacobi(window, 0.0, initial_guess=start), transform, z)
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-10)
-        u, _ = GaussSeidelJacobi(window, 0.0, start=start)(transform, z, None, expected[:, :6])
+        u, _ = solve(GaussSeidelJacobi(window, 0.0, initial_guess=start), transform, z, None, expected[:, :6])
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-10)
 
 
@@ -378,7 +383,7 @@ def test_nearly_repeated_frames_take_fewer_sweeps_from_the_previous_one(perturb)
     sweeps = {}
     for start in ("latent", "zeros", PreviousFrame(6)):
         with decoding.report() as report:
-            u, _ = GaussSeidelJacobi(6, 1e-4, start=start)(transform, z)
+            u, _ = solve(GaussSeidelJacobi(6, 1e-4, initial_guess=start), transform, z)
         torch.testing.assert_close(u, solution, rtol=0, atol=1e-2)
         sweeps[start if isinstance(start, str) else "frame"] = report.sweeps
     assert sweeps["frame"] < sweeps["latent"] and sweeps["frame"] < sweeps["zeros"]
@@ -399,7 +404,7 @@ def test_an_affine_function_is_found():
     matrix, bias = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     z = torch.randn(50, 3, 2, dtype=torch.float64)
     u = (z.flatten(1) @ matrix + bias).view_as(z)
-    start = AffineStart.fit(z, u, ridge=1e-12)
+    start = AffineGuess.fit(z, u, ridge=1e-12)
     torch.testing.assert_close(start.matrix, matrix, rtol=0, atol=1e-9)
     torch.testing.assert_close(start.bias, bias, rtol=0, atol=1e-9)
     torch.testing.assert_close(start.guess(z), u, rtol=0, atol=1e-9)
@@ -410,7 +415,7 @@ def test_the_fit_minimises_the_penalised_squares(number):
     """``mean |u - z A - b|^2 + ridge |A - 1|^2``: its gradient vanishes, also for fewer samples than numbers."""
     z = torch.randn(number, 4, 2, dtype=torch.float64) + 1
     u = torch.randn(number, 4, 2, dtype=torch.float64)
-    start = AffineStart.fit(z, u, ridge=0.03)
+    start = AffineGuess.fit(z, u, ridge=0.03)
     matrix, bias = start.matrix.clone().requires_grad_(), start.bias.clone().requires_grad_()
     missed = u.flatten(1) - z.flatten(1) @ matrix - bias
     objective = missed.square().sum(-1).mean() + 0.03 * (matrix - torch.eye(8, dtype=torch.float64)).square().sum()
@@ -420,27 +425,27 @@ def test_the_fit_minimises_the_penalised_squares(number):
 
 def test_the_fit_ignores_samples_that_are_not_finite():
     z, u = torch.randn(2, 30, 3, 2)
-    expected = AffineStart.fit(z[:27], u[:27])
+    expected = AffineGuess.fit(z[:27], u[:27])
     u[27, 1, 0], u[28, 0, 1], z[29, 2, 1] = math.nan, -math.inf, math.nan
-    start = AffineStart.fit(z, u)
+    start = AffineGuess.fit(z, u)
     assert torch.equal(start.matrix, expected.matrix) and torch.equal(start.bias, expected.bias)
     assert start.matrix.dtype == torch.float32
 
 
 def test_without_a_finite_sample_the_guess_is_the_latent():
     nothing = torch.full((5, 3, 2), math.nan)
-    start = AffineStart.fit(nothing, nothing)
+    start = AffineGuess.fit(nothing, nothing)
     z = torch.randn(4, 3, 2)
     torch.testing.assert_close(start.guess(z), z)
 
 
 def test_a_linear_map_takes_one_sweep_from_its_affine_start(linear):
     z = torch.randn(200, 8, 2, dtype=torch.float64)
-    start = AffineStart.fit(z, linear.solution(z), ridge=1e-12)
+    start = AffineGuess.fit(z, linear.solution(z), ridge=1e-12)
     z = torch.randn(5, 8, 2, dtype=torch.float64)
     with decoding.report() as report:
         for first in ("latent", start):
-            u, _ = Jacobi(1e-7, start=first)(linear, z)
+            u, _ = solve(Jacobi(1e-7, initial_guess=first), linear, z)
             torch.testing.assert_close(u, linear.solution(z), rtol=0, atol=1e-5)
     assert report.blocks[0].sweeps > 4 and report.blocks[1].sweeps == 1
 
@@ -448,29 +453,29 @@ def test_a_linear_map_takes_one_sweep_from_its_affine_start(linear):
 def test_a_map_with_a_strong_linear_part_takes_fewer_sweeps(perturb):
     transform = perturb(autoregressive(16, 2), 0.15)
     z = torch.randn(600, 16, 2)
-    start = AffineStart.fit(z, transform.inverse(z)[0])
+    start = AffineGuess.fit(z, transform.inverse(z)[0])
     z = torch.randn(5, 16, 2)
     with decoding.report() as report:
         for first in ("latent", start):
-            u, _ = Jacobi(1e-3, start=first)(transform, z)
+            u, _ = solve(Jacobi(1e-3, initial_guess=first), transform, z)
             torch.testing.assert_close(u, transform.inverse(z)[0], rtol=0, atol=2e-2)
     assert report.blocks[2].sweeps < report.blocks[0].sweeps
 
 
 def test_an_affine_start_for_other_tokens_falls_back_on_the_latent(linear):
-    start = AffineStart.fit(torch.randn(50, 6, 2), torch.randn(50, 6, 2))
+    start = AffineGuess.fit(torch.randn(50, 6, 2), torch.randn(50, 6, 2))
     z = torch.randn(3, 5, 2)
     guess = start.guess(z)
     assert torch.equal(guess, z) and guess.data_ptr() != z.data_ptr()
     with decoding.report() as report:
         for first in (start, "latent"):
-            Jacobi(1e-9, start=first)(linear.float(), z)
+            solve(Jacobi(1e-9, initial_guess=first), linear.float(), z)
     assert report.blocks[0] == report.blocks[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_an_affine_guess_has_the_latents_dtype_and_is_finite_where_it_is(dtype):
-    start = AffineStart(3 * torch.eye(4), torch.ones(4))
+    start = AffineGuess(3 * torch.eye(4), torch.ones(4))
     z = torch.zeros(2, 2, 2, dtype=dtype)
     z[1, 1, 0] = torch.finfo(dtype).max / 2  # overflows in the product
     guess = start.guess(z)

@@ -116,7 +116,7 @@ def test_labels_that_do_not_exist(flow, label):
 
 
 def test_a_context_of_another_length(flow):
-    with pytest.raises(ValueError, match="context items"):
+    with pytest.raises(ValueError, match="as many rows"):
         flow.log_prob(torch.zeros(3, 1, 4, 4), torch.tensor([0, 1]))
 
 

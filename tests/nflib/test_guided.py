@@ -35,6 +35,7 @@ from tests.nflib.cases import (
     headwise_norm,
     pairs_of_labels,
     pairs_of_texts,
+    solve,
     texts,
 )
 
@@ -156,14 +157,14 @@ def test_a_guided_map_combines_its_two_branches(guidance, kind, perturb):
             for tensor in (layer.attention.qkv.weight, layer.attention.qkv.bias):
                 tensor[: layer.attention.num_heads * layer.attention.head_dim] /= guidance.attention_temperature
         u = torch.randn(4, 6, 2, dtype=torch.float64)
-        conditional = transform.extend(u[:, :-1], 0, None, transform.embed(context[:, 0]))
-        unconditional = cooled.extend(u[:, :-1], 0, None, cooled.embed(context[:, 1]))
+        conditional = transform.conditionals(u, transform.encode_context(context[:, 0]))
+        unconditional = cooled.conditionals(u, cooled.encode_context(context[:, 1]))
         shift, log_scale = guidance(conditional, unconditional, 0)
         z, logabsdet = Guided(transform, guidance)(u, context)
     torch.testing.assert_close(z, (u - shift) * (-log_scale).exp(), rtol=0, atol=1e-10)
     torch.testing.assert_close(logabsdet, -log_scale.sum((1, 2)), rtol=0, atol=1e-10)
     if guidance.attention_temperature != 1:
-        plain = transform.extend(u[:, :-1], 0, None, transform.embed(context[:, 1]))
+        plain = transform.conditionals(u, transform.encode_context(context[:, 1]))
         assert (plain[0] - unconditional[0]).abs().max() > 1e-4  # or the temperature would not be tested
 
 
@@ -192,11 +193,11 @@ def test_attention_at_a_temperature_is_that_of_scaled_logits(query_key_norm):
 def test_every_decoder_finds_the_guided_solution(guidance, perturb):
     transform = Guided(perturb(autoregressive(12, 2, num_classes=NUM_CLASSES, start_token=True)), guidance)
     z, context = torch.randn(4, 12, 2), pairs_of_labels(4)
-    expected, _ = Sequential()(transform, z, context)
+    expected, _ = solve(Sequential(), transform, z, context)
     back, logabsdet = transform(expected, context)
     torch.testing.assert_close(back, z, rtol=0, atol=1e-4)
-    for decoder in (Jacobi(0.0), Jacobi(0.0, start="zeros"), *(GaussSeidelJacobi(n, 0.0) for n in (2, 3, 5))):
-        u, log_scale = decoder(transform, z, context)
+    for decoder in (Jacobi(0.0), Jacobi(0.0, initial_guess="zeros"), *(GaussSeidelJacobi(n, 0.0) for n in (2, 3, 5))):
+        u, log_scale = solve(decoder, transform, z, context)
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(log_scale, -logabsdet, rtol=0, atol=1e-4)
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from nflib import Flow, flows
 from nflib.distributions import StandardNormal
-from nflib.flow import GuidedFlow
+from nflib.flows.flow import GuidedFlow
 from nflib.io import keep_arguments, read_config
 from nflib.io.arguments import call_with, kept_arguments
 from nflib.io.descriptions import CannotDescribe, describe, find_class, rebuild

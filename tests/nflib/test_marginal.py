@@ -10,6 +10,7 @@ import torch
 from scipy.stats import kstest
 
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
+from nflib.transforms.marginal_by_kind import GaussianizeByKind
 
 PI = math.pi
 INTERVALS = {(0, 1): (-PI, PI), (1, 0): (-PI, PI), (1, 2): (0.0, 1.0)}
@@ -216,3 +217,149 @@ def test_standardize_statistics(data):
     shared = Standardize.fit(data, event_dims=-1)
     assert torch.equal(shared.mean[0], shared.mean[1]) and shared.mean.shape == (2, 3)
     assert torch.allclose(shared.std[0].double(), data.reshape(-1, 3).std(0), rtol=1e-6)
+
+
+# --- closed intervals, whatever the dtype of the data
+
+
+def by_kind(fitted_from: torch.Tensor, interval: tuple[float, float] | None) -> GaussianizeByKind:
+    transform = GaussianizeByKind(1, lambda kinds: kinds)
+    transform.fit_kind(0, fitted_from[:, 0], interval)
+    return transform
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("interval", [(-PI, PI), (0.1, 0.7), (-1 / 3, 1e-3), (0.0, 2 * PI)], ids=str)
+def test_ends_of_an_interval_lie_inside_as_every_dtype_rounds_them(dtype, interval):
+    ends = torch.tensor(interval, dtype=torch.float64)
+    x = (ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]).to(dtype)
+    assert x[0].item() == ends.to(dtype)[0].item()
+    kinds = torch.zeros(x.shape, dtype=torch.int64)
+    marginals, shared = GaussianizeMarginals.fit(x, {0: interval}), by_kind(x, interval)
+    for transform, context in ((marginals, None), (shared, kinds)):
+        z, logabsdet = transform(x, context)
+        assert torch.isfinite(z).all() and torch.isfinite(logabsdet).all()
+        assert z[0] < -3 and z[-1] > 3
+        back, _ = transform.inverse(z, context)
+        # The closed ends themselves are evaluated a rounding error inside.
+        span = 1e-6 if z.dtype == torch.float32 else 1e-12
+        wide = ends.to(dtype).to(back.dtype)
+        limit = span * (1 + wide.abs().max()) + (wide - ends.to(back.dtype)).abs().max()
+        assert ((back - x.to(back.dtype)).abs() <= limit).all()
+        with pytest.raises(ValueError, match=r"coordinate \(0,\) of sample 3 lies outside its interval"):
+            beyond = x.clone()
+            beyond[3] += 10
+            transform(beyond, context)
+    for fit in (lambda data: GaussianizeMarginals.fit(data, {0: interval}), lambda data: by_kind(data, interval)):
+        with pytest.raises(ValueError, match=r"outside \["):
+            fit(torch.cat([x, x[-1:] + 0.1 * (x[-1:] - x[:1])]))
+
+
+def test_float32_pi_is_an_angle():
+    """atan2(0, -1) is float32 pi, which is larger than pi; float64 copies of it are as good."""
+    angles = torch.atan2(torch.linspace(-1, 1, 65), torch.full((65,), -1.0))[:, None]
+    angles[0], angles[1] = torch.atan2(torch.tensor(0.0), torch.tensor(-1.0)), -PI
+    assert angles[0].item() > PI and angles[1].item() < -PI
+    for data in (angles, angles.double()):
+        transform = GaussianizeMarginals.fit(data, {0: (-PI, PI)})
+        assert (transform.inverse(transform(data)[0])[0] - data).abs().max() < 1e-6
+    just_beyond = torch.nextafter(angles[:1], torch.tensor(4.0))
+    with pytest.raises(ValueError, match="outside its interval"):
+        transform(just_beyond)
+    with pytest.raises(ValueError, match=r"outside \["):
+        GaussianizeMarginals.fit(torch.cat([angles, just_beyond]), {0: (-PI, PI)})
+
+
+def test_compiled_points_outside_are_nan_and_the_others_as_ever(gaussianize, data):
+    """No branch on the data in a traced program."""
+    x = data[:8].float()
+    kinds = torch.zeros(8, 1, dtype=torch.int64)
+    shared = by_kind(data[:, :1, 1], (-PI, PI))
+    inside = x[:, 0, 1:2].clone()
+    for transform, points, context in ((gaussianize, x, None), (shared, inside, kinds)):
+        expected = transform(points, context)
+        outside = points.clone()
+        (outside if context is not None else outside[:, 0])[2, -2 if context is None else 0] = 3.5
+        compiled = torch.compile(lambda x, t=transform, c=context: t(x, c), fullgraph=True, backend="eager")
+        for result, value in zip(compiled(points), expected, strict=True):
+            torch.testing.assert_close(result, value)
+        z, logabsdet = compiled(outside)
+        assert z.isnan().sum() == 1 and z[2].isnan().any()
+        assert logabsdet.isnan().tolist() == [row == 2 for row in range(8)]
+    program = torch.export.export(gaussianize, (x,)).module()
+    torch.testing.assert_close(program(x)[0], gaussianize(x)[0])
+
+
+# --- scales that float32 holds, and those it does not
+
+
+@pytest.mark.parametrize("scale", [1e-28, 1e-21, 1e-10, 1e10, 1e25, 1e29])
+def test_scale_does_not_matter(scale):
+    unit = make_data(2000).reshape(-1, 6)[:, [0, 2, 4]] - 1
+    for dtype, tolerance in ((torch.float32, 3e-5), (torch.float64, 1e-10)):
+        x = (scale * unit).to(dtype)
+        for fit in (GaussianizeMarginals.fit, Standardize.fit):
+            transform, reference = fit(x), fit(unit)
+            z, logabsdet = transform(x)
+            back, inverse_logabsdet = transform.inverse(z)
+            assert ((back - x).abs().amax(0) / x.std(0)).max() < tolerance
+            assert (logabsdet + inverse_logabsdet).abs().max() < 1e-3
+            # the same map but for the rounding of its float32 knots
+            expected, expected_logabsdet = reference(unit)
+            assert (z - expected).abs().max() < 2e-3
+            shift = logabsdet.double() + 3 * math.log(scale) - expected_logabsdet
+            assert shift.abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-50, 1e-40, 1e-33, 1e33, 1e37, 1e200])
+def test_scales_beyond_float32_are_told_at_fit(scale):
+    x = scale * make_data(500).reshape(-1, 6)[:, [4]]
+    for fit in (GaussianizeMarginals.fit, lambda data: by_kind(data, None)):
+        with pytest.raises(ValueError, match=r"coordinate \(0,\) is of scale .*rescale"):
+            fit(x)
+    with pytest.raises(ValueError, match=r"coordinate \(0,\) (is of scale .*rescale|has no positive finite)"):
+        Standardize.fit(x)
+    with pytest.raises(ValueError, match=r"coordinate \(0,\) is of scale .*rescale"):
+        GaussianizeMarginals.fit(x, {0: (-20 * scale, 20 * scale)})
+    if scale < 1e-45 or scale > 1e38:
+        with pytest.raises(ValueError, match="no positive finite standard deviation"):
+            Standardize(torch.zeros(1), torch.tensor([scale], dtype=torch.float64))
+
+
+def test_small_spread_at_a_large_offset_is_told_or_exact():
+    noise = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for fit in (GaussianizeMarginals.fit, Standardize.fit, lambda data: by_kind(data, None)):
+        with pytest.raises(ValueError, match=r"coordinate \(0,\).*(subtract its mean|constant|no positive finite)"):
+            fit(1e6 + 1e-3 * noise)
+    with pytest.raises(ValueError, match=r"coordinate \(0,\)"):
+        GaussianizeMarginals.fit((1e6 + 1e-3 * noise).float())
+    x = 1e6 + 100 * noise
+    for transform in (GaussianizeMarginals.fit(x), Standardize.fit(x)):
+        z, _ = transform(x)
+        assert abs(z.mean()) < 0.05 and abs(z.std() - 1) < 0.05
+        assert (transform.inverse(z)[0] - x).abs().max() < 1e-8
+        rounded = x.float()
+        assert (transform.inverse(transform(rounded)[0])[0] - rounded).abs().max() <= 0.0625  # one float32 step there
+
+
+def test_ties_nan_and_near_constants():
+    nearly = torch.zeros(50_000, 1)
+    nearly[7] = 1.0
+    with pytest.raises(ValueError, match=r"nearly all values of coordinate \(0,\) are equal"):
+        GaussianizeMarginals.fit(nearly)
+    within = GaussianizeMarginals.fit(nearly, {0: (-1.0, 1.0)})
+    assert (within.inverse(within(nearly)[0])[0] - nearly).abs().max() < 1e-6
+    subnormal = torch.linspace(-1e-40, 1e-40, 100)[:, None]
+    with pytest.raises(ValueError, match="rescale"):
+        GaussianizeMarginals.fit(subnormal)
+    spoiled = torch.randn(100, 2)
+    spoiled[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"coordinate \(1,\) has non-finite data"):
+        GaussianizeMarginals.fit(spoiled)
+    with pytest.raises(ValueError, match=r"coordinate \(1,\)"):
+        Standardize.fit(spoiled)
+    z, logabsdet = within(torch.tensor([[torch.nan], [0.0]]))
+    assert z.isnan().flatten().tolist() == logabsdet.isnan().tolist() == [True, False]
+    counts = torch.randint(0, 3, (500, 1), generator=torch.Generator().manual_seed(0))
+    for transform in (GaussianizeMarginals.fit(counts), Standardize.fit(counts)):
+        assert (transform.inverse(transform(counts)[0])[0] - counts).abs().max() < 1e-6

@@ -194,3 +194,36 @@ def test_mistakes(keywords, message):
     x, y, _, _ = problem()
     with pytest.raises(ValueError, match=message):
         sliced_wasserstein(x, y, **keywords)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_offsets_far_points_and_dtypes(name):
+    """A common offset changes nothing beyond the rounding of the samples; a shared far point scales the weights."""
+    x, y, a, b = problem()
+    settings = {"control_variate": name, "num_directions": 200, "seed": 0}
+    small = [1e-3 * torch.round(z * 2**20) / 2**20 for z in (x, y)]
+    offset = torch.tensor(2.0**26)
+    moved = [z + offset for z in small]
+    exact = [z - offset for z in moved]  # without the rounding of the sum
+    torch.testing.assert_close(
+        sliced_wasserstein(*moved, a, b, **settings).squared,
+        sliced_wasserstein(*exact, a, b, **settings).squared,
+        rtol=1e-9,
+        atol=0,
+    )
+    point, tenth = torch.full((1, 5), 1e8, dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)
+    far = sliced_wasserstein(
+        torch.cat([x, point]),
+        torch.cat([y, point]),
+        torch.cat([0.9 * a, tenth]),
+        torch.cat([torch.full((len(y),), 0.9 / len(y), dtype=torch.float64), tenth]),
+        **settings,
+    )
+    rest = sliced_wasserstein(x, y, a, b, **settings)
+    error = 4 * math.hypot(far.standard_error.item(), 0.9 * rest.standard_error.item())
+    # with None the terms are the same, direction by direction; variates regress on other moments
+    assert abs(far.squared.item() - 0.9 * rest.squared.item()) < (error if name else 1e-5)
+    for dtype in (torch.float16, torch.float32, torch.int64):
+        rounded = [(4 * z).to(dtype) for z in (x, y)]
+        estimate = sliced_wasserstein(*rounded, **settings).squared
+        assert estimate == sliced_wasserstein(*(z.double() for z in rounded), **settings).squared

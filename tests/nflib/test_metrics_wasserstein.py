@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -228,3 +230,138 @@ def test_no_optimum_is_an_error():
     pytest.importorskip("ot")
     with pytest.raises(RuntimeError, match="no optimum for 50 x 50"):
         wasserstein(normal(50, 2), normal(50, 2, seed=1), max_iterations=3)
+
+
+# --- the largest distance
+
+
+def brute_force_bottleneck(cost: torch.Tensor) -> float:
+    return min(
+        max(cost[i, j].item() for i, j in enumerate(columns)) for columns in itertools.permutations(range(len(cost)))
+    )
+
+
+def test_order_inf_on_the_line():
+    assert wasserstein(torch.linspace(0, 1, 5), torch.linspace(5, 6, 5), order=math.inf) == 5
+    assert wasserstein_1d(torch.tensor([0, 1, 5]), torch.tensor([0, 2, 9]), order=math.inf) == 4
+    x, y, a = normal(30), normal(20, seed=1), uniform(30, seed=2)
+    assert wasserstein(x, y, order=math.inf).item() == pytest.approx(wasserstein(x, y, order=3000).item(), rel=5e-3)
+    assert wasserstein_1d(x, y, a, order=math.inf).item() == pytest.approx(
+        wasserstein_1d(x, y, a, order=3000).item(), rel=5e-3
+    )
+    # x = 0 with weight 0.3: a rounding of cumulative weights is no step
+    tenths = torch.tensor([0.1] * 10)
+    x, y = torch.tensor([0.0, 100.0]), torch.tensor([0.0] * 3 + [100.0] * 7)
+    assert wasserstein_1d(x, y, torch.tensor([0.3, 0.7], dtype=torch.float64), order=math.inf) == 0
+    assert wasserstein_1d(y, y, tenths, order=math.inf) == 0
+    zero_weight = torch.tensor([0.0, 1.0, 1.0])
+    x, y = torch.tensor([1e9, 0.0, 1.0]), torch.tensor([0.0, 1.0])
+    assert wasserstein_1d(x, y, zero_weight, order=math.inf) == 0
+
+
+def test_order_inf_is_the_best_largest_distance():
+    for seed in range(5):
+        x, y = normal(6, 2, seed=seed), normal(6, 2, seed=10 + seed)
+        distances = torch.cdist(x, y)
+        assert wasserstein(x, y, order=math.inf).item() == pytest.approx(brute_force_bottleneck(distances), rel=1e-12)
+        # samples repeated: 4 against 6 are 12 against 12
+        unequal = wasserstein(x[:4], y, order=math.inf)
+        repeated = wasserstein(x[:4].repeat(3, 1), y.repeat(2, 1), order=math.inf)
+        assert unequal == repeated
+    shift = torch.tensor([3.0, 4.0])
+    assert wasserstein(x, x + shift, order=math.inf).item() == pytest.approx(5.0, rel=1e-12)
+    assert wasserstein(x, x + 2 * math.pi, order=math.inf, metric="torus").item() < 1e-12
+    flat = [torch.stack([z, torch.zeros_like(z)], dim=1) for z in (normal(80), normal(60, seed=1))]
+    assert wasserstein(*flat, order=math.inf).item() == pytest.approx(
+        wasserstein_1d(flat[0][:, 0], flat[1][:, 0], order=math.inf).item(), rel=1e-12
+    )
+    weights = torch.tensor([2.0] * 4 + [0.0] * 2)
+    assert wasserstein(x, y, weights, 3 * torch.ones(6), order=math.inf) == wasserstein(x[:4], y, order=math.inf)
+    with pytest.raises(ValueError, match="equal weights only"):
+        wasserstein(x, y, uniform(6), order=math.inf)
+
+
+# --- numbers of very different sizes
+
+
+@pytest.mark.parametrize("far", [1e2, 1e4, 1e8, 1e10, 1e12])
+@pytest.mark.parametrize("m", [100, 70])
+def test_a_shared_far_point_changes_the_weights_only(far, m):
+    """Both sets have a tenth of their weight at one far point, which stays: W_p^p is 0.9 times that of the rest."""
+    pytest.importorskip("ot")
+    x, y = normal(100, 3), normal(m, 3, seed=1)
+    point = torch.full((1, 3), far, dtype=torch.float64)
+    tenth = torch.tensor([0.1], dtype=torch.float64)
+    a, b = (torch.cat([torch.full((n,), 0.9 / n, dtype=torch.float64), tenth]) for n in (100, m))
+    x_far, y_far = torch.cat([x, point]), torch.cat([y, point])
+    for order in (1, 2, 4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            expected = 0.9 ** (1 / order) * wasserstein(x, y, order=order)
+            torch.testing.assert_close(wasserstein(x_far, y_far, a, b, order=order), expected, rtol=1e-9, atol=0)
+        expected = 0.9 ** (1 / order) * wasserstein_1d(x[:, 0], y[:, 0], order=order)
+        line = wasserstein_1d(x_far[:, 0], y_far[:, 0], a, b, order=order)
+        torch.testing.assert_close(line, expected, rtol=1e-9, atol=0)
+
+
+def test_what_cannot_be_known_is_told(monkeypatch):
+    """Bounds are compared: a plan far above what its dual proves is not called exact."""
+    pytest.importorskip("ot")
+    monkeypatch.setattr("nflib.metrics.transport._cut_offs", lambda cost: [])
+    x, y = normal(50, 2), normal(50, 2, seed=1)
+    point = torch.full((1, 2), 1e9, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match=r"too many orders of magnitude; W_2 lies between 0 and "):
+        wasserstein(torch.cat([x, point]), torch.cat([y, point]))
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-9, 1e9, 1e150])
+def test_scale_and_offset_of_both_sets(scale):
+    pytest.importorskip("ot")
+    x, y, a = normal(40, 2), normal(30, 2, seed=1), uniform(40, seed=2)
+    for order in (1, 2, 7):
+        expected = wasserstein(x, y, a, order=order)
+        torch.testing.assert_close(
+            wasserstein(scale * x, scale * y, a, order=order) / scale, expected, rtol=1e-9, atol=0
+        )
+        line = wasserstein_1d(x.T, y.T, a, order=order)
+        torch.testing.assert_close(wasserstein_1d(scale * x.T, scale * y.T, a, order=order) / scale, line)
+    moved = wasserstein(x + 1e8, y + 1e8, a)
+    torch.testing.assert_close(moved, wasserstein(x, y, a), rtol=1e-7, atol=0)  # the rounding of x + 1e8
+    torch.testing.assert_close(wasserstein(x, x + 1e-9), torch.tensor(math.sqrt(2) * 1e-9).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64, torch.uint8, torch.bool])
+def test_other_dtypes_are_their_float64_values(dtype):
+    pytest.importorskip("ot")
+    x, y = (10 * uniform(20, 2)).to(dtype), (10 * uniform(15, 2, seed=1)).to(dtype)
+    weights = torch.arange(20) % 3
+    for order in (1, 2):
+        result = wasserstein(x, y, weights.to(dtype), order=order)
+        assert result.dtype == torch.float64
+        torch.testing.assert_close(
+            result, wasserstein(x.double(), y.double(), weights.to(dtype).double(), order=order), rtol=0, atol=0
+        )
+        line = wasserstein_1d(x[:, 0], y[:, 0], order=order)
+        assert line == wasserstein_1d(x[:, 0].double(), y[:, 0].double(), order=order)
+
+
+def test_weights_of_any_size_and_one_sample():
+    x, y, a, b = normal(12), normal(9, seed=1), uniform(12, seed=2), uniform(9, seed=3)
+    for factor in (1e-310, 1e-200, 1e200, 1e308):
+        torch.testing.assert_close(wasserstein_1d(x, y, factor * a, b), wasserstein_1d(x, y, a, b), rtol=1e-9, atol=0)
+    for order in (1, 2, math.inf):
+        assert wasserstein(torch.zeros(1, 3), torch.ones(1, 3), order=order).item() == pytest.approx(3**0.5)
+        assert wasserstein_1d(torch.zeros(1), torch.ones(1), order=order) == 1
+    one = wasserstein(torch.zeros(1, 2), normal(9, 2))
+    torch.testing.assert_close(one, normal(9, 2).square().sum(1).mean().sqrt())
+
+
+def test_many_weights_lose_no_digits():
+    """Equal weights written out are equal weights, however many: levels are summed without loss."""
+    x, y = normal(50_000), normal(49_999, seed=1).exp()
+    x[7], y[11] = 1e6, 1e6
+    ones, tenths = torch.ones(50_000), torch.full((49_999,), 0.1)
+    for order in (1, 2):
+        torch.testing.assert_close(
+            wasserstein_1d(x, y, ones, tenths, order=order), wasserstein_1d(x, y, order=order), rtol=1e-10, atol=0
+        )

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from nflows.distributions import ConditionalDiagonalNormal, Distribution, StandardNormal
+from nflows.flows import Flow as NFlowsFlow
+from nflows.transforms import IdentityTransform
 from scipy import stats
 from torch import Tensor
 
-from nflib.montecarlo import BoltzmannDensity, WeightedSamples, diagnostics, importance_sample, resample
+import nflib
+from nflib.montecarlo import (
+    BoltzmannDensity,
+    WeightedSamples,
+    as_proposal,
+    as_target,
+    diagnostics,
+    importance_sample,
+    resample,
+)
+from nflib.montecarlo.diagnostics import error_inflation, tail_size
 from nflib.montecarlo.resampling import SCHEMES
 
 DIM = 3
@@ -33,7 +47,7 @@ class SeededNormal(Distribution):
         super().__init__()
         self.calls: list[int] = []
 
-    def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+    def sample_and_log_prob(self, num_samples, *, generator=None):
         self.calls.append(num_samples)
         x = torch.randn(num_samples, DIM, generator=generator)
         return x, StandardNormal([DIM]).log_prob(x)
@@ -51,6 +65,7 @@ def test_known_normalizer_and_moments():
     samples = importance_sample(StandardNormal([DIM]), TARGET, 20000, batch_size=3000, seed=1)
     assert len(samples) == 20000 and samples.num_rejected == 0
     assert samples.log_weights.dtype == torch.float64
+    assert samples.warning is None and "effective sample size" in str(samples)
     error = samples.log_normalizer_standard_error
     # var(w)/mean(w)^2 = exp(d shift^2) - 1
     assert error == pytest.approx(math.sqrt((math.exp(DIM * SHIFT**2) - 1) / 20000), rel=0.1)
@@ -72,14 +87,14 @@ def test_standard_errors_are_calibrated():
         value, error = samples.expectation(lambda x: x[:, 0])
         mean.append(((value - SHIFT) / error).item())
     for scores in (np.array(normalizer), np.array(mean)):
-        # standard deviation of 200 standard normal scores: 1 +- 0.05
-        assert 0.82 < scores.std() < 1.18
+        # standard deviation of 200 standard normal scores: 1 +- 0.05; errors are wider than that, so that they cover
+        assert 0.7 < scores.std() < 1.1
         assert abs(scores.mean()) < 0.3
 
 
 def test_poisoned_samples_get_weight_zero_and_are_counted():
     class Poisoned(SeededNormal):
-        def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             x, log_prob = super().sample_and_log_prob(num_samples, generator=generator)
             x[0, 1], x[1, 0] = torch.nan, torch.inf
             log_prob[2], log_prob[3] = torch.nan, -torch.inf
@@ -111,13 +126,15 @@ def test_all_rejected_is_reported_not_raised():
     samples = importance_sample(StandardNormal([DIM]), infinite, 50, seed=0)
     summary = samples.summary()
     assert summary["num_rejected"] == 50 and summary["effective_sample_size"] == 0.0
-    assert summary["log_normalizer"] == -math.inf and summary["log_normalizer_standard_error"] == math.inf
-    assert summary["pareto_k"] == math.inf
+    assert samples.log_normalizer == -math.inf and samples.log_normalizer_standard_error == math.inf
+    assert summary["log_normalizer"] is summary["log_normalizer_standard_error"] is summary["pareto_k"] is None
+    assert "worth 0.0 independent draws" in summary["warning"]
+    json.dumps(summary, allow_nan=False)
     with pytest.raises(ValueError, match="no sample has a finite positive weight"):
         samples.resample(3)
 
     class Broken(SeededNormal):
-        def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.full((num_samples, DIM), torch.nan), torch.zeros(num_samples)
 
     assert importance_sample(Broken(), TARGET, 5).num_rejected == 5
@@ -153,15 +170,84 @@ def test_batches_and_progress(capsys):
     assert "importance sampling" in capsys.readouterr().err
 
 
-def test_context_row_reaches_the_proposal():
-    proposal = ConditionalDiagonalNormal([DIM])
+def test_a_proposal_takes_no_context():
+    """What needs one is given it first: here the conditional distribution itself is the target."""
+    conditional = ConditionalDiagonalNormal([DIM])
     context = torch.cat([torch.full((1, DIM), SHIFT), torch.zeros(1, DIM)], dim=1)
-    samples = importance_sample(proposal, TARGET, 300, context=context, seed=0)
-    assert samples.x.shape == (300, DIM)
-    assert samples.log_normalizer == pytest.approx(LOG_NORMALIZER, abs=1e-5)  # the proposal is the target
+
+    class Given:
+        def log_prob(self, x):
+            return conditional.log_prob(x, context.expand(len(x), -1))
+
+        def sample_and_log_prob(self, num_samples, *, generator=None):
+            x = SHIFT + torch.randn(num_samples, DIM, generator=generator)
+            return x, self.log_prob(x)
+
+    samples = importance_sample(Given(), TARGET, 300, seed=0)
+    assert samples.log_normalizer == pytest.approx(LOG_NORMALIZER, abs=1e-5)
     assert samples.effective_sample_size_fraction == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="2 rows"):
-        importance_sample(proposal, TARGET, 300, context=context.expand(2, -1))
+    with pytest.raises(TypeError, match="context"):
+        importance_sample(conditional, TARGET, 300, context=context)
+
+
+TORCH_NORMAL = torch.distributions.MultivariateNormal(torch.zeros(DIM), torch.eye(DIM))
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        TORCH_NORMAL,
+        torch.distributions.Independent(torch.distributions.Normal(torch.zeros(DIM), torch.ones(DIM)), 1),
+        StandardNormal([DIM]),
+        NFlowsFlow(IdentityTransform(), StandardNormal([DIM])),
+    ],
+    ids=lambda density: type(density).__name__,
+)
+def test_foreign_proposals_are_adapted(foreign):
+    proposal = as_proposal(foreign)
+    state = torch.get_rng_state()
+    (x, log_prob), (again, _) = (
+        proposal.sample_and_log_prob(50, generator=torch.Generator().manual_seed(4)) for _ in range(2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    assert x.shape == (50, DIM) and torch.equal(x, again) and not x.requires_grad
+    torch.testing.assert_close(log_prob, TORCH_NORMAL.log_prob(x))
+    torch.testing.assert_close(proposal.log_prob(x), log_prob)
+    assert proposal.sample_and_log_prob(2)[0].shape == (2, DIM)
+    assert as_proposal(proposal) is proposal
+    samples = importance_sample(foreign, TARGET, 2000, seed=0)
+    assert abs(samples.log_normalizer - LOG_NORMALIZER) < 3 * samples.log_normalizer_standard_error
+
+
+def test_our_own_proposals_are_taken_as_they_are():
+    for own in (SeededNormal(), nflib.Flow(IdentityTransform(), StandardNormal([DIM]))):
+        assert as_proposal(own) is own
+    with pytest.raises(ValueError, match=r"batch shape \(3,\) is many densities.*Independent\(distribution, 1\)"):
+        as_proposal(torch.distributions.Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match=r"batch shape \(3,\)"):
+        as_target(torch.distributions.Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match="no sample_and_log_prob"):
+        as_proposal(TARGET)
+
+
+def test_a_torch_target_is_zero_outside_its_support():
+    target = as_target(torch.distributions.Uniform(0.0, 2.0))
+    x = torch.tensor([-1.0, 0.5, 3.0], requires_grad=True)
+    found = target.log_prob(x)
+    torch.testing.assert_close(found, torch.tensor([-math.inf, -math.log(2.0), -math.inf]))
+    beta = as_target(torch.distributions.Independent(torch.distributions.Beta(torch.full((2,), 2.0), 2.0), 1))
+    y = torch.tensor([[0.25, 0.5], [0.5, 1.5]], requires_grad=True)
+    # log of 6 x (1 - x) each
+    torch.testing.assert_close(beta.log_prob(y), torch.tensor([math.log(6 * 3 / 16 * 6 / 4), -math.inf]))
+    (gradient,) = torch.autograd.grad(beta.log_prob(y)[:1].sum(), y)
+    torch.testing.assert_close(gradient, torch.tensor([[1 / 0.25 - 1 / 0.75, 0.0], [0.0, 0.0]]))
+    # A number each, not a vector of one: a normal proposal for the uniform distribution, of normaliser 1 and mean 1.
+    samples = importance_sample(
+        torch.distributions.Normal(1.0, 1.0), torch.distributions.Uniform(0.0, 2.0), 4000, seed=2
+    )
+    assert abs(samples.log_normalizer) < 3 * samples.log_normalizer_standard_error
+    mean, error = samples.expectation(lambda x: x)
+    assert abs(mean - 1.0) < 3 * error and error < 0.05
 
 
 def test_user_mistakes_are_named():
@@ -172,7 +258,7 @@ def test_user_mistakes_are_named():
         importance_sample(proposal, TARGET, 0)
     with pytest.raises(ValueError, match="not both"):
         importance_sample(proposal, TARGET, 5, generator=torch.Generator(), seed=1)
-    with pytest.raises(ValueError, match="the target returned"):
+    with pytest.raises(ValueError, match="the target's log_prob returned"):
         importance_sample(proposal, BoltzmannDensity(lambda x: x), 5)
 
 
@@ -190,11 +276,11 @@ def test_effective_sample_size_limits():
     assert one.effective_sample_size == pytest.approx(1)
     assert one.effective_sample_size_fraction == pytest.approx(1 / 64)
     assert one.log_normalizer == pytest.approx(700 - math.log(64))
-    # std(w) / (mean(w) sqrt(N)) = 1 for one weight, and it is as skewed as can be
-    assert one.log_normalizer_standard_error == pytest.approx(1 + 0.75 * 62 / math.sqrt(63 * 64))
-    assert one.pareto_k == math.inf
-    half = weighted([0.0] * 10 + [-math.inf] * 10)
-    assert half.effective_sample_size == pytest.approx(10)
+    assert one.log_normalizer_standard_error == math.inf and one.pareto_k == math.inf
+    half = weighted([0.0] * 50 + [-math.inf] * 50)
+    assert half.effective_sample_size == pytest.approx(50)
+    assert half.warning is None and half.log_normalizer == pytest.approx(-math.log(2))
+    assert half.log_normalizer_standard_error == pytest.approx(math.sqrt(1 / 99))  # std(w) / (mean(w) sqrt(N))
 
 
 def test_extreme_log_weights_do_not_overflow():
@@ -203,30 +289,115 @@ def test_extreme_log_weights_do_not_overflow():
     assert samples.weights.sum().item() == pytest.approx(1)
 
 
-def test_standard_error_is_the_textbook_one_times_that_of_skewness():
-    log_weights = torch.randn(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    w = log_weights.exp()
-    textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
-    expected = textbook * (1 + 0.75 * stats.skew(w.numpy()) / math.sqrt(500))
-    assert weighted(log_weights).log_normalizer_standard_error == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize("weights", [[0.0], [0.0] * 9, [0.0] * 9 + [-math.inf] * 991, [0.0] * 5 + [-9.0] * 995])
+def test_of_a_handful_of_samples_no_error_is_told(weights):
+    samples = weighted(weights)
+    value, error = samples.expectation(lambda x: torch.cat([x, x**2], dim=1))
+    assert error.tolist() == [math.inf] * 2 and torch.isfinite(value).all()
+    assert samples.log_normalizer_standard_error == math.inf
+    assert "independent draws" in samples.refusal and samples.refusal == samples.warning
+    assert samples.summary()["log_normalizer_standard_error"] is None
+
+
+def test_of_a_tail_that_is_too_heavy_no_error_is_told():
+    uniform = torch.rand(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    heavy, light = weighted(-0.9 * uniform.log()), weighted(-0.3 * uniform.log())
+    assert heavy.effective_sample_size > 10 and "above 0.7" in heavy.refusal
+    assert heavy.log_normalizer_standard_error == math.inf == heavy.expectation(lambda x: x)[1]
+    assert light.refusal is None and light.log_normalizer_standard_error < 0.02
+
+
+def test_standard_error_is_the_textbook_one_widened():
+    """Of normal values by next to nothing; of skewed ones as far as Edgeworth's expansion says, if no tail is fit."""
     generator = torch.Generator().manual_seed(0)
-    w = 10 + torch.rand(500, dtype=torch.float64, generator=generator).sqrt()  # skewed to the left
+    d = torch.randn(20_000, dtype=torch.float64, generator=generator)
+    assert 1.0 <= error_inflation(d, fit_tails=True).item() < 1.02
+    d = d.exp() - d.exp().mean()
+    expected = 1 + 0.75 * stats.skew(d.numpy()) / math.sqrt(20_000)
+    for sign in (1, -1):
+        assert error_inflation(sign * d, fit_tails=False).item() == pytest.approx(expected, rel=1e-9)
+    both = torch.stack([d, torch.zeros_like(d), -d], dim=1)
+    for fit_tails in (False, True):
+        one = error_inflation(d, fit_tails=fit_tails).item()
+        found = error_inflation(both, fit_tails=fit_tails)
+        torch.testing.assert_close(found, torch.tensor([one, 1.0, one], dtype=torch.float64))
+    log_weights = 0.3 * torch.randn(500, dtype=torch.float64, generator=generator)
+    w = log_weights.exp()
+    samples = weighted(log_weights)
     textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
-    assert weighted(w.log()).log_normalizer_standard_error == pytest.approx(textbook, rel=1e-9)
-    alone = WeightedSamples(torch.zeros(500, 1), log_weights, ancestors=torch.arange(500))
-    assert alone.log_normalizer_standard_error == pytest.approx(expected, rel=1e-9)
+    assert textbook < samples.log_normalizer_standard_error < 1.1 * textbook
+    alone = WeightedSamples(samples.x, log_weights, ancestors=torch.arange(500))
+    assert alone.log_normalizer_standard_error == pytest.approx(samples.log_normalizer_standard_error, rel=1e-9)
 
 
-@pytest.mark.parametrize(("sigma", "narrowest", "widest"), [(0.3, 0.9, 1.15), (1.0, 0.9, 1.35), (2.0, 0.6, 1.6)])
-def test_standard_errors_of_skewed_weights(sigma, narrowest, widest):
+@pytest.mark.parametrize("k", [-0.3, 0.0, 0.3, 0.5, 0.8, 1.0])
+def test_squares_of_a_fitted_tail_are_those_of_its_quantiles(k, monkeypatch):
+    """The largest are below 1: with the shape and scale given, the squares follow by averaging over quantiles."""
+    number, scale = tail_size(1000), torch.tensor([0.7], dtype=torch.float64)
+    error = 0.5 / math.sqrt(number)
+    shape = torch.tensor([(k - error) / (1 + error)], dtype=torch.float64)  # half a standard error above it is k
+    monkeypatch.setattr(diagnostics, "generalized_pareto_fit", lambda excesses: (shape, scale))
+    d = torch.linspace(0, 1, 1000, dtype=torch.float64)
+    v = 0.05 / number + (1 - 0.05 / number) * (np.arange(10**6) + 0.5) / 10**6
+    excess = stats.genpareto(k, scale=0.7).isf(v)
+    threshold = d[-number - 1].item()
+    expected = number * ((threshold + excess) ** 2).mean() - d[-number:].square().sum().item()
+    assert diagnostics._missed_squares(d[:, None]).item() == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(("sigma", "widest"), [(0.3, 1.15), (1.0, 1.9), (2.0, 2.0)])
+def test_standard_errors_of_skewed_weights(sigma, widest):
     """Log-normal weights, 400 runs of 300: the truth is not missed on the low side, at no great width elsewhere."""
     generator = torch.Generator().manual_seed(0)
     log_weights = sigma * torch.randn(400, 300, dtype=torch.float64, generator=generator) - sigma**2 / 2
-    runs = [weighted(row) for row in log_weights]
+    runs = [run for run in map(weighted, log_weights) if run.refusal is None]
     errors = np.array([run.log_normalizer for run in runs])
     reported = np.array([run.log_normalizer_standard_error for run in runs])
-    assert (np.abs(errors) < 3 * reported).mean() >= 0.95
-    assert narrowest < reported.mean() / np.sqrt(np.mean(errors**2)) < widest
+    assert len(runs) > (380 if sigma < 2 else 10)
+    for multiple, least in ((1, 0.63), (2, 0.92), (3, 0.97)):  # 95 % of 400 is 95 ± 1 %
+        assert (np.abs(errors) < multiple * reported).mean() >= least
+    assert 0.9 < np.median(reported) / np.sqrt(np.mean(errors**2)) < widest
+
+
+def test_reweighting_to_another_target():
+    """From a normal density to others: normalisers and moments in closed form, over 60 runs within their errors."""
+    narrow = BoltzmannDensity(lambda x: 0.75 * (x - 0.2).square().sum(dim=-1))  # variance 2/3 around 0.2
+    log_normalizer = 0.5 * DIM * math.log(2 * math.pi / 1.5)
+    scores = []
+    for seed in range(60):
+        samples = importance_sample(TORCH_NORMAL, TARGET, 1000, seed=seed)
+        again = samples.reweight(narrow, batch_size=300)
+        direct = importance_sample(TORCH_NORMAL, narrow, 1000, seed=seed)
+        torch.testing.assert_close(again.log_weights, direct.log_weights)
+        assert again.log_normalizer_standard_error == pytest.approx(direct.log_normalizer_standard_error)
+        mean, error = again.expectation(lambda x: x[:, 0])
+        scores.append((again.log_normalizer - log_normalizer) / again.log_normalizer_standard_error)
+        scores.append(((mean - 0.2) / error).item())
+    assert 0.7 < np.std(scores) < 1.15 and abs(np.mean(scores)) < 0.3
+
+
+def test_reweighting_knows_what_it_needs():
+    half_space = BoltzmannDensity(lambda x: torch.where(x[:, 0] > 0, 0.0, torch.inf))
+    samples = importance_sample(TORCH_NORMAL, half_space, 2000, seed=0)
+    assert samples.num_rejected > 900
+    # log q is known everywhere: what the first target has no weight for has some now
+    whole = samples.reweight(TARGET)
+    assert whole.num_rejected == 0
+    assert abs(whole.log_normalizer - LOG_NORMALIZER) < 3.5 * whole.log_normalizer_standard_error
+    # particles know their present target alone, and what is dead stays dead
+    alive = samples.log_weights > -torch.inf
+    moved = dataclasses.replace(samples, log_prob=None, log_weights=torch.where(alive, 0.0, -torch.inf))
+    half = moved.reweight(BoltzmannDensity(lambda x: x[:, 1]))
+    torch.testing.assert_close(half.log_weights[alive], -samples.x[alive, 1].double())
+    assert (half.log_weights[~alive] == -torch.inf).all() and half.num_rejected == samples.num_rejected
+    none = moved.reweight(BoltzmannDensity(lambda x: x[:, 1] * torch.nan))
+    assert none.effective_sample_size == 0 and none.num_rejected == 2000
+    with pytest.raises(ValueError, match="neither log_prob nor log_target"):
+        weighted([0.0, 1.0]).reweight(TARGET)
+    with pytest.raises(ValueError, match="clipped"):
+        whole.truncate(0.1).reweight(TARGET)
+    with pytest.raises(ValueError, match="no log_prob"):
+        whole.reweight(shifted_energy)
 
 
 def test_truncate_marks_and_reports_both():
@@ -248,7 +419,7 @@ def test_truncate_marks_and_reports_both():
         samples.truncate(1.0)
 
 
-def test_save_and_load(tmp_path):
+def test_save_and_load(tmp_path, monkeypatch):
     samples = importance_sample(StandardNormal([DIM]), TARGET, 200, seed=0)
     path = tmp_path / "samples.npz"
     samples.save(path)
@@ -265,6 +436,12 @@ def test_save_and_load(tmp_path):
     assert WeightedSamples.load(path).log_prob is None
     with pytest.raises(FileNotFoundError, match="missing"):
         WeightedSamples.load(tmp_path / "missing.npz")
+    kept = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", lambda file, **arrays: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            samples.save(path)
+    assert path.read_bytes() == kept and [file.name for file in tmp_path.iterdir()] == [path.name]
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(ValueError, match=r"no \.npz"):
         WeightedSamples.load(tmp_path / "text.npz")
@@ -288,9 +465,12 @@ def test_construction_mistakes():
 
 
 @pytest.mark.parametrize("shape", [-0.3, 0.2, 0.7, 1.2])
-def test_generalized_pareto_shape_is_recovered(shape):
-    excesses = np.sort(stats.genpareto(shape, scale=3.0).rvs(8000, random_state=1))
-    assert diagnostics.generalized_pareto_shape(excesses) == pytest.approx(shape, abs=0.06)
+def test_generalized_pareto_is_recovered(shape):
+    excesses = np.sort(stats.genpareto(shape, scale=3.0).rvs((8000, 2), random_state=1), axis=0)
+    found, scale = diagnostics.generalized_pareto_fit(torch.from_numpy(excesses))
+    assert found.tolist() == pytest.approx([shape] * 2, abs=0.06) and scale.tolist() == pytest.approx(
+        [3.0] * 2, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("degrees", [1.5, 4.0, 30.0])
@@ -310,6 +490,8 @@ def test_pareto_k_is_scale_free_and_sees_heavy_tails():
         assert diagnostics.pareto_k(log_weights) == pytest.approx(k, abs=0.15)
         assert diagnostics.pareto_k(log_weights + 300) == pytest.approx(diagnostics.pareto_k(log_weights))
     assert diagnostics.pareto_k(uniform[:10]) == math.inf
+    # many equal weights under a few larger ones have no heavy tail
+    assert diagnostics.pareto_k(torch.tensor([0.0] * 996 + [0.7] * 4)) < 0.7
 
 
 # --- resampling
@@ -392,3 +574,21 @@ def test_resampling_mistakes():
         resample(torch.zeros(4), 5)
     with pytest.raises(ValueError, match="num_samples is 0"):
         resample(WEIGHTS, 0)
+
+
+# --- coverage
+
+
+@pytest.mark.parametrize("k", [0.3, 0.6])
+def test_stated_errors_hold_the_truth(k):
+    """100 runs with exact Pareto weights of shape k, of infinite variance from 0.5 on: mean 1 / (1 - k).
+
+    Of the runs that state an error, 68 % and 95 % lie within one and two of them if it is right; five runs in a
+    thousand are fewer by chance than 55 % and 87 %.
+    """
+    generator = torch.Generator().manual_seed(0)
+    runs = [weighted(-k * row.log()) for row in torch.rand(100, 1000, dtype=torch.float64, generator=generator)]
+    runs = [run for run in runs if run.refusal is None]
+    assert len(runs) > (95 if k < 0.5 else 60)
+    scores = np.abs([(run.log_normalizer + math.log(1 - k)) / run.log_normalizer_standard_error for run in runs])
+    assert (scores < 1).mean() > 0.55 and (scores < 2).mean() > 0.87

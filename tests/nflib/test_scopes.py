@@ -14,7 +14,7 @@ from nflib import Flow, decoding
 from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
 from nflib.distributions import PaddedNormal, StandardNormal
 from nflib.transforms import Framewise, Permute, PermuteByContext, Reverse
-from tests.nflib.cases import FirstTokens, autoregressive, dense_logabsdet, lengths, orderings
+from tests.nflib.cases import FirstTokens, autoregressive, dense_logabsdet, lengths, orderings, solve
 
 # --- frames ---
 
@@ -48,8 +48,8 @@ def test_decoders_invert_all_frames_side_by_side(framewise):
     z = torch.randn(4, 15, 2, dtype=torch.float64)
     expected, logabsdet = framewise.inverse(z)
     for decoder, windows in ((Sequential(), 1), (Jacobi(0.0), 3), (GaussSeidelJacobi(2, 0.0), 2)):
-        with decoding.report() as report, decoding.using(decoder):
-            u, inverse_logabsdet = framewise.inverse(z)
+        with decoding.report() as report:
+            u, inverse_logabsdet = solve(decoder, framewise, z)
         torch.testing.assert_close(u, expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(inverse_logabsdet, logabsdet, rtol=0, atol=1e-12)
         (block,) = report.blocks
@@ -165,7 +165,7 @@ def test_a_padded_base_needs_a_context_and_its_event_shape(base):
 
 def test_a_padded_flow_is_the_flow_of_the_tokens_that_exist(perturb):
     """The same density whatever stands in the padding; samples are zero there, whoever decodes them."""
-    transform = perturb(autoregressive(existence=FirstTokens())).double()
+    transform = perturb(autoregressive(token_mask=FirstTokens())).double()
     flow = Flow(CompositeTransform([transform]), PaddedNormal(2, FirstTokens())).double()
     number = lengths(5)
     exists = FirstTokens()(number)
@@ -173,11 +173,11 @@ def test_a_padded_flow_is_the_flow_of_the_tokens_that_exist(perturb):
     log_prob = flow.log_prob(x, number)
     torch.testing.assert_close(flow.log_prob(torch.where(exists.unsqueeze(-1), x, 9.0), number), log_prob)
     unpadded = copy.deepcopy(transform)
-    unpadded.network.existence = None
+    unpadded.network.token_mask = None
     for row, length in enumerate(number.tolist()):
         short = Flow(CompositeTransform([unpadded]), StandardNormal((length, 2)))
         torch.testing.assert_close(short.log_prob(x[row : row + 1, :length]), log_prob[row : row + 1])
-    for decoder in (Sequential(), Jacobi(0.0), GaussSeidelJacobi(4, 0.0), Jacobi(0.0, draft=torch.bfloat16)):
+    for decoder in (Sequential(), Jacobi(0.0), GaussSeidelJacobi(4, 0.0), Jacobi(0.0, warmup=torch.bfloat16)):
         samples, log_prob = flow.sample_and_log_prob(2, number, seed=0, decoding=decoder)
         assert not samples[~exists[:, None].expand(5, 2, 6)].any()
         rows = number.repeat_interleave(2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from nflows.distributions import ConditionalDiagonalNormal
+from nflows.distributions import StandardNormal
 from torch import Tensor
 
 from nflib.flows import TARFlow
@@ -21,8 +22,10 @@ from nflib.montecarlo import (
     FixedTemperatures,
     IndependentMetropolis,
     SMCSamples,
+    WeightedSamples,
     smc,
 )
+from nflib.montecarlo.history import History
 from nflib.montecarlo.plots import plot_history
 from nflib.montecarlo.temperatures import conditional_ess_fraction
 from tests.nflib.smc_cases import CASES, Normal
@@ -49,8 +52,11 @@ def within(samples: SMCSamples, truth: float, errors: float = 3.0) -> bool:
 def test_known_normalizers(name, sampler):
     case = CASES[name]
     samples = case.run(0, sampler)
-    assert samples.log_normalizer_standard_error < 0.5
-    assert within(samples, case.log_normalizer)
+    assert abs(samples.log_normalizer - case.log_normalizer) < 0.5
+    if samples.refusal:  # annealed importance sampling leaves heavy weights
+        assert sampler == "ais" and samples.pareto_k > 0.7
+    else:
+        assert samples.log_normalizer_standard_error < 0.7 and within(samples, case.log_normalizer)
     assert samples.history.inverse_temperatures[-1] == 1.0
     assert any(samples.history.resampled) or sampler == "ais" or name == "funnel"
 
@@ -75,13 +81,16 @@ def test_history_adds_up():
     steps = len(history)
     assert sum(history.log_normalizer_increments) == pytest.approx(samples.log_normalizer)
     assert len(history.step_sizes) == 2 * steps
-    for name in ("conditional_ess", "effective_sample_size", "resampled", "num_ancestors", "acceptance"):
+    for name in ("conditional_ess_fraction", "effective_sample_size", "resampled", "num_ancestors", "acceptance"):
         assert len(getattr(history, name)) == steps
     assert all(a < b for a, b in zip(history.inverse_temperatures, history.inverse_temperatures[1:], strict=False))
     # bisection stops a little above the target; the last step is what is left over
-    assert all(0.9 <= value < 0.905 for value in history.conditional_ess[:-1]) and history.conditional_ess[-1] >= 0.9
+    kept = history.conditional_ess_fraction
+    assert all(0.9 <= value < 0.905 for value in kept[:-1]) and kept[-1] >= 0.9
+    assert history.num_particles == [500] * steps
     for ess, resampled in zip(history.effective_sample_size, history.resampled, strict=True):
-        assert resampled == (ess < 0.7)
+        assert resampled == (ess < 0.7 * 500)
+    assert history.effective_sample_size_fraction == [ess / 500 for ess in history.effective_sample_size]
     assert sum(history.resampled) == len(history.parents) > 1
     lineage = history.lineage()
     assert torch.equal(lineage[0], samples.ancestors) and torch.equal(lineage[-1], torch.arange(500))
@@ -133,11 +142,29 @@ def test_a_flow_as_proposal(perturb):
     assert all(parameter.grad is None for parameter in flow.parameters())
 
 
-def test_conditional_proposal():
-    context = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    target = BoltzmannDensity(lambda x: 2.0 * x.square().sum(dim=-1))
-    samples = smc(ConditionalDiagonalNormal([2]), target, 1000, context=context, chunk_size=300, seed=0)
-    assert samples.x.shape == (1000, 2) and within(samples, math.log(math.pi / 2), 4)
+def test_distributions_of_others_as_proposal_and_target():
+    """Of nflows and of torch, at either end of the path: the same normalisers as from our own proposal."""
+    wide = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(DIM), torch.ones(DIM)), 1)
+    narrow = torch.distributions.MultivariateNormal(torch.full((DIM,), SHIFT), 0.25 * torch.eye(DIM))
+    for proposal, target, truth in (
+        (StandardNormal([DIM]), TARGET, LOG_NORMALIZER),
+        (wide, TARGET, LOG_NORMALIZER),
+        (wide, narrow, 0.0),
+    ):
+        first, second = (smc(proposal, target, 1000, chunk_size=300, seed=0) for _ in range(2))
+        assert within(first, truth) and torch.equal(first.x, second.x)
+
+
+def test_a_target_of_bounded_support():
+    """E[x] of the exponential distribution is 1; torch refuses to evaluate it below zero."""
+    exponential = torch.distributions.Exponential(1.0)
+    for kernel in (MALA(), HMC(), ULA(), IndependentMetropolis()):
+        proposal = torch.distributions.Normal(1.0, 2.0)
+        samples = smc(proposal, exponential, 4000, kernel=kernel, moves=3, seed=1)
+        assert samples.x.shape == (4000,) and (samples.x[samples.log_weights > -torch.inf] >= 0).all()
+        assert within(samples, 0.0)
+        mean, error = samples.expectation(lambda x: x)
+        assert abs(mean - 1.0) < 3 * error and error < 0.15
 
 
 # --- particles without energy
@@ -150,7 +177,7 @@ def test_poisoned_particles_change_nothing_but_their_count(name, threshold):
     bad = 20
 
     class Poisoned(Normal):
-        def sample_and_log_prob(self, num_samples, context=None, *, generator=None):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
             x, log_prob = super().sample_and_log_prob(num_samples, generator=generator)
             x[:5, 0], x[5:10, 1] = torch.nan, torch.inf
             x[10:15, 2], x[15:20, 2] = 77.0, 78.0
@@ -196,6 +223,33 @@ def test_nothing_is_left():
     assert samples.history.inverse_temperatures == [1.0]
 
 
+# --- families
+
+
+def test_few_ancestors_are_counted_and_warned_of():
+    """1000 equal weights look perfect; they descend from 200 draws, half of them from four."""
+    ancestors = torch.cat([torch.arange(4).repeat_interleave(125), 4 + torch.arange(500) % 196])
+    samples = WeightedSamples(torch.randn(1000, 1), torch.zeros(1000), ancestors=ancestors)
+    sizes = torch.bincount(ancestors).double()
+    assert samples.effective_sample_size == pytest.approx(1000)
+    assert samples.effective_num_ancestors == pytest.approx((1000**2 / sizes.square().sum()).item())
+    assert "worth 16 independent" in samples.warning and samples.summary()["warning"] == samples.warning
+    assert samples.warning in str(samples)
+    json.dumps(samples.summary(), allow_nan=False)
+    few = WeightedSamples(samples.x, torch.zeros(1000), ancestors=torch.arange(1000) % 8)
+    assert "worth 8.0 independent draws" in few.refusal and few.log_normalizer_standard_error == math.inf
+    alone = WeightedSamples(samples.x, torch.zeros(1000))
+    assert alone.warning is None and alone.effective_num_ancestors == pytest.approx(1000)
+
+
+def test_run_without_steps_or_survivors_is_valid_json():
+    nowhere = BoltzmannDensity(lambda x: x.sum(dim=-1) * torch.nan)
+    for target in (nowhere, TARGET):
+        samples = smc(Normal(DIM), target, 40, kernel=IndependentMetropolis(), seed=0)
+        json.dumps(samples.summary() | {"history": samples.history.summary()}, allow_nan=False)
+        assert samples.history.summary()["step_sizes"][0] is None
+
+
 # --- temperatures
 
 
@@ -230,6 +284,9 @@ def test_plot_save_and_load(tmp_path):
     assert loaded.summary() == samples.summary() and torch.equal(loaded.ancestors, samples.ancestors)
     for one, other in zip(loaded.expectation(lambda x: x), samples.expectation(lambda x: x), strict=True):
         assert torch.equal(one, other)
+    stored = json.loads(json.dumps(samples.history.summary(), allow_nan=False))
+    again = History.from_summary(stored)
+    assert again.inverse_temperatures == samples.history.inverse_temperatures and again.parents == []
     assert len(samples.truncate(0.1).ancestors) == 180
     with pytest.raises(ValueError, match="history is empty"):
         plot_history(loaded.history)
@@ -250,7 +307,6 @@ def test_user_mistakes_are_named():
         ("resampling_threshold is 2", {"resampling_threshold": 2.0}),
         ("must rise", {"temperatures": [0.5, 0.4, 1.0]}),
         ("must rise", {"temperatures": [0.5, 0.9]}),
-        ("2 rows", {"context": torch.zeros(2, 1)}),
     ):
         with pytest.raises(ValueError, match=message):
             smc(q, TARGET, 10, **keywords)
@@ -260,6 +316,8 @@ def test_user_mistakes_are_named():
         smc(q, TARGET, 1)
     with pytest.raises(ValueError, match=r"no log_prob\(x\)"):
         smc(object(), TARGET, 10)
+    with pytest.raises(TypeError, match="context"):
+        smc(q, TARGET, 10, context=torch.zeros(1, 1))
     with pytest.raises(ValueError, match="between 0 and 1"):
         AdaptiveTemperatures(1.0)
     with pytest.raises(ValueError, match="positive numbers"):
@@ -267,14 +325,34 @@ def test_user_mistakes_are_named():
     assert FixedTemperatures([0, 0.5, 1]).inverse_temperatures == (0.5, 1.0)
 
 
+@pytest.mark.parametrize(
+    "temperatures", [np.array([0.0, 0.5, 1.0]), torch.tensor([0.5, 1.0]), (0.5, 1), iter([0.5, 1.0])], ids=type
+)
+def test_numbers_of_any_library_are_numbers(temperatures, tmp_path):
+    checkpoint = tmp_path / "run.npz"
+    integers = {"moves": np.int64(1), "seed": np.int64(3), "resampling_threshold": np.float32(0.5)}
+    steps = FixedStepSizes(np.array([0.3, 0.2]))
+    samples = smc(
+        Normal(DIM),
+        TARGET,
+        np.int64(50),
+        temperatures=temperatures,
+        step_sizes=steps,
+        checkpoint=checkpoint,
+        **integers,
+    )
+    expected = smc(Normal(DIM), TARGET, 50, temperatures=[0.5, 1.0], step_sizes=FixedStepSizes([0.3, 0.2]), seed=3)
+    assert torch.equal(samples.x, expected.x) and samples.history.inverse_temperatures == [0.5, 1.0]
+
+
 @pytest.mark.parametrize("name", ["MALA", "HMC", "ULA"])
 def test_final_moves_are_of_the_target_alone(name):
     class Counted(Normal):
         calls = 0
 
-        def log_prob(self, x, context=None):
+        def log_prob(self, x):
             Counted.calls += 1
-            return super().log_prob(x, context)
+            return super().log_prob(x)
 
     settings = {"kernel": KERNELS[name], "temperatures": [0.3, 1.0], "seed": 0}
     before = smc(Counted(DIM), TARGET, 400, **settings)
@@ -308,7 +386,8 @@ def test_the_better_of_many_draws_are_moved(name, threshold):
     history = samples.history
     assert history.resampled[0] and len(history) < len(plain.history)
     assert history.inverse_temperatures[0] > 3 * plain.history.inverse_temperatures[0]
-    assert history.effective_sample_size[0] == pytest.approx(0.9 * 1000 / 20_000, rel=0.01)
+    assert history.effective_sample_size[0] == pytest.approx(0.9 * 1000, rel=0.01)
+    assert history.num_particles[0] == 20_000 and set(history.num_particles[1:]) == {1000}
     assert history.num_ancestors[0] > 600
     assert samples.ancestors.max() > 1000
     fixed = smc(Normal(DIM), TARGET, 1000, num_draws=20_000, temperatures=[0.3, 1.0], **settings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nflib.montecarlo import ULA, BoltzmannDensity, FixedStepSizes, resample, smc
-from nflib.montecarlo.genealogy import offspring_variance, relative_variance
+from nflib.montecarlo.genealogy import Resamplings, offspring_variance, relative_variance
 from nflib.montecarlo.resampling import SCHEMES
 from tests.nflib.smc_cases import CASES, Normal
 
@@ -106,7 +106,7 @@ def test_lee_whiteley_is_unbiased(draws):
         parents = resample(first.exp(), count, generator, "multinomial")
         product = (first.exp().mean() * second.exp().mean()).item()
         products.append(product)
-        estimates.append(product**2 * relative_variance(second, parents, 1.0, draws))
+        estimates.append(product**2 * relative_variance(second, parents, Resamplings(1.0, num_draws=draws)))
     one = math.exp(sigma**2)  # E[w]^2
     mean_squares = [one + (math.exp(2 * sigma**2) - one) / n for n in (draws, count)]
     truth = math.prod(mean_squares) - one**2
@@ -118,3 +118,22 @@ def test_families_of_one_are_independent_samples():
     log_weights = torch.randn(300, dtype=torch.float64)
     expected = (log_weights.exp().std() / log_weights.exp().mean()).item() / math.sqrt(300)
     assert math.sqrt(relative_variance(log_weights, torch.arange(300))) == pytest.approx(expected, rel=1e-9)
+
+
+def walled(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x[:, 0] > 1.0, torch.inf, 0.5 * x.square().sum(dim=-1))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_weighted_moves_at_a_wall(threshold):
+    """A plane in which the energy is infinite from 1 on: Z = 2 pi Phi(1), E[x] = -phi(1) / Phi(1)."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    inside = normal.cdf(torch.tensor(1.0)).item()
+    log_normalizer, mean = math.log(2 * math.pi * inside), -math.exp(normal.log_prob(torch.tensor(1.0))) / inside
+    assert (round(log_normalizer, 4), round(mean, 4)) == (1.6651, -0.2876)
+    settings = {"kernel": ULA(), "temperatures": [0.25, 0.5, 0.75, 1.0], "resampling_threshold": threshold}
+    results = [smc(Normal(2), BoltzmannDensity(walled), 3000, seed=seed, **settings) for seed in range(10)]
+    found = np.array([(s.log_normalizer, s.expectation(lambda x: x[:, 0])[0].item()) for s in results])
+    error = found.std(axis=0, ddof=1) / math.sqrt(len(results))
+    assert (error < 0.01).all()
+    assert (np.abs(found.mean(axis=0) - (log_normalizer, mean)) < 3.5 * error).all()

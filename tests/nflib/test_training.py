@@ -1,6 +1,5 @@
 """The training loop, its objectives and its files."""
 
-import csv
 import importlib.util
 import math
 import os
@@ -19,7 +18,6 @@ from torch import nn
 from nflib.training import (
     ExponentialMovingAverage,
     LogVariance,
-    TrainingConfig,
     TrainingResult,
     TrainingState,
     checkpoints,
@@ -29,71 +27,13 @@ from nflib.training import (
 from nflib.training.data import EpochOrder
 from nflib.training.optimizer import parameter_groups
 from nflib.training.schedule import learning_rate
+from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
 
 SCRIPT = Path(__file__).with_name("train_tiny_flow.py")
 _spec = importlib.util.spec_from_file_location("train_tiny_flow", SCRIPT)
 assert _spec is not None and _spec.loader is not None
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
-
-
-class Gaussian(nn.Module):
-    """log N(x; mean, exp(log_scale)^2) with dropout on the mean: everything about it is known."""
-
-    def __init__(self, size: int = 2, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(size))
-        self.log_scale = nn.Parameter(torch.zeros(size))
-        self.dropout = nn.Dropout(dropout)
-
-    def log_prob(self, inputs: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
-        mean = self.dropout(self.mean.expand_as(inputs))
-        return torch.distributions.Normal(mean, self.log_scale.exp()).log_prob(inputs).sum(dim=1)
-
-
-def configuration(**changes: object) -> TrainingConfig:
-    settings: dict[str, object] = {
-        "batch_size": 16,
-        "max_steps": 12,
-        "learning_rate": 1e-2,
-        "validation_interval": 4,
-        "checkpoint_interval": 5,
-        "log_interval": 1,
-        "tensorboard": False,
-        "progress_bar": False,
-        "accelerator": "cpu",
-    }
-    return TrainingConfig(**(settings | changes))  # type: ignore[arg-type]
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def logged(output: Path, column: str = "loss", version: int = 0) -> list[float]:
-    with (output / "logs" / f"version_{version}" / "metrics.csv").open() as file:
-        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
-
-
-class Record:
-    """Callback that keeps the losses, and breaks off after a step if asked to."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.losses: list[float] = []
-        self.steps: list[int] = []
-        self.rates: list[float] = []
-        self.fail_at = fail_at
-
-    def __call__(self, state: TrainingState) -> None:
-        self.steps.append(state.step)
-        self.losses.append(state.loss)
-        self.rates.append(state.learning_rate)
-        if state.step == self.fail_at:
-            raise InterruptedError("stopped by the test")
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -148,7 +88,7 @@ def test_context_datasets_and_workers_give_the_same_losses(tmp_path: Path) -> No
             return super().log_prob(inputs - context)
 
     losses = []
-    dataset = torch.utils.data.TensorDataset(inputs.double(), context)
+    dataset = torch.utils.data.TensorDataset(inputs, context)
     for index, (data, workers) in enumerate([((inputs, context), 0), (dataset, 0), (dataset, 1)]):
         record = Record()
         config = configuration(num_workers=workers, max_steps=6)

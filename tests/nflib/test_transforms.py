@@ -118,15 +118,15 @@ def test_a_token_changes_no_parameter_at_or_before_it(case, transform):
     x = case.inputs(2, torch.float64)
     num_tokens = case.event_shape[0]
     for context in case.contexts(2, torch.float64):
-        before = network(x, context)
+        before = network(x, network.encode_context(context))
         for t in range(num_tokens):
             changed = x.clone()
             changed[:, t] += 10.0
-            after = network(changed, context)
+            after = network(changed, network.encode_context(context))
             assert torch.equal(after[:, : t + 1], before[:, : t + 1])
             # ... and every parameter behind it, so that nothing that could be seen is missed; padding has none.
             moved = (after - before).abs().amax(-1) > 0
-            exists = network.embed(context).exists
+            exists = network.encode_context(context).token_mask
             expected = torch.ones_like(moved) if exists is None else exists
             assert torch.equal(moved[:, t + 1 :], expected[:, t + 1 :])
 
@@ -137,10 +137,12 @@ def test_no_gradient_flows_back_in_time(case, transform):
     context = case.context(1, torch.float64)
     x = case.inputs(1, torch.float64)
     # (T, channels, T, token size): how each parameter depends on each number read.
-    jacobian = torch.autograd.functional.jacobian(lambda tokens: network(tokens, context), x)[0, :, :, 0]
+    jacobian = torch.autograd.functional.jacobian(lambda tokens: network(tokens, network.encode_context(context)), x)[
+        0, :, :, 0
+    ]
     strength = jacobian.abs().amax(dim=(1, 3))
     expected = torch.ones_like(strength).tril(-1) > 0
-    exists = network.embed(context).exists
+    exists = network.encode_context(context).token_mask
     assert torch.equal(strength > 0, expected if exists is None else expected & exists[0, :, None])
 
 
@@ -211,14 +213,16 @@ def test_one_token_with_a_shifted_start_is_left_alone(perturb):
 
 def test_soft_clip_bounds_shift_and_log_scale(perturb):
     transform = perturb(autoregressive(clip=0.5), scale=3.0)
-    shift, log_scale = transform.extend(100 * torch.randn(50, 5, 2), 0, None, transform.embed(None))
+    shift, log_scale = transform.conditionals(100 * torch.randn(50, 6, 2), transform.encode_context(None))
     assert 0.45 < shift.abs().max() <= 0.5
     assert 0.45 < log_scale.abs().max() <= 0.5
 
 
 def test_parameters_are_accumulated_in_float32_at_least():
     transform = autoregressive().bfloat16()
-    shift, log_scale = transform.extend(torch.randn(1, 3, 2, dtype=torch.bfloat16), 0, None, transform.embed(None))
+    shift, log_scale = transform.conditionals(
+        torch.randn(1, 4, 2, dtype=torch.bfloat16), transform.encode_context(None)
+    )
     assert shift.dtype == log_scale.dtype == torch.float32
 
 
@@ -226,15 +230,14 @@ def chunked_parameters(
     network: CausalTransformer, x: Tensor, lengths: tuple[int, ...], context: Tensor | None
 ) -> Tensor:
     """Parameters of all tokens of x, computed a chunk at a time behind a cached prefix."""
-    embedded = network.embed(context)
+    embedded = network.encode_context(context)
     cache = network.new_cache(len(x), x.shape[1], embedded)
     # What was not written must not be read.
     cache.storage.fill_(torch.nan)
     address, shape = cache.storage.data_ptr(), cache.storage.shape
     pieces, start = [], 0
     for length in lengths:
-        previous = x[:, max(start - 1, 0) : start + length - 1]
-        pieces.append(network.extend(previous, start, cache, embedded))
+        pieces.append(network(x, embedded, cache, start, start + length))
         start += length
     assert start == x.shape[1]
     assert (cache.storage.data_ptr(), cache.storage.shape) == (address, shape)
@@ -253,7 +256,7 @@ def test_extending_a_cached_prefix_equals_one_parallel_pass(case, transform):
         splits |= {(1, 3, num_tokens - 4), (2, 1, num_tokens - 3), (num_tokens - 1, 1)}
     with torch.no_grad():
         for context in case.contexts(3, torch.float64):
-            parallel = network(x, context)
+            parallel = network(x, network.encode_context(context))
             for lengths in splits:
                 torch.testing.assert_close(
                     chunked_parameters(network, x, lengths, context), parallel, rtol=0, atol=1e-12

@@ -21,7 +21,7 @@ DECODERS = {
     "sequential": Sequential(),
     "jacobi": Jacobi(1e-6),
     "gauss-seidel-jacobi": GaussSeidelJacobi(7, 1e-6),
-    "previous frame": Jacobi(1e-6, start=PreviousFrame(16)),
+    "previous frame": Jacobi(1e-6, initial_guess=PreviousFrame(16)),
 }
 
 

@@ -39,6 +39,6 @@ def test_is_the_default(model):
     assert torch.equal(made, model.generate([SEVEN], seed=1, decoding=decoder("auto", model)))
     exact = model.generate([SEVEN], seed=1, decoding=decoder("sequential", model))
     torch.testing.assert_close(made, exact, atol=1e-3, rtol=0)
-    with decoding.using(decoding.Sequential()), decoding.report() as report:
-        assert torch.equal(model.generate([SEVEN], seed=1), exact)
+    with decoding.report() as report:
+        assert torch.equal(model.generate([SEVEN], seed=1, decoding=decoding.Sequential()), exact)
     assert all(max(block.windows) == 1 for block in report.blocks)

@@ -63,7 +63,7 @@ def test_every_window_is_a_clip_of_its_own(flow, text, decoder, num_given, windo
 
 def test_generate(flow, text):
     image = torch.randn(1, 1, 2, 2, 4)
-    settings = {"overlap": 2, "decoding": Jacobi(start=PreviousFrame(LENGTH))}
+    settings = {"overlap": 2, "decoding": Jacobi(initial_guess=PreviousFrame(LENGTH))}
     clips = rollout.generate(flow, 5, text, image, seed=1, **settings)
     assert clips.shape == (2, 5, 2, 2, 4)
     assert torch.equal(clips[:, :1], image.expand(2, -1, -1, -1, -1))

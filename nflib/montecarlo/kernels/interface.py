@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nflib.montecarlo.densities import flattened
 from nflib.montecarlo.path import GeometricPath, Particles
 
 __all__ = ["Kernel", "Move", "metropolis", "standard_normal"]
@@ -20,7 +21,7 @@ class Move(NamedTuple):
     log_weights: Tensor | None
     """What the step adds to the log-weights, `(N,)`; None for a kernel that leaves its density invariant."""
     num_nonfinite: int
-    """Proposals with a position or density that is not finite: rejected, or given weight zero where nothing is."""
+    """Proposals with a position or density that is not finite: all are rejected."""
 
 
 class Kernel(Protocol):
@@ -61,7 +62,7 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def squared_norm(x: Tensor) -> Tensor:
     """Sum of squares over the event, `(N,)`, in float64."""
-    return x.to(torch.float64).square().flatten(1).sum(dim=1)
+    return flattened(x.to(torch.float64)).square().sum(dim=1)
 
 
 def metropolis(

@@ -18,9 +18,13 @@ __all__ = ["MALA", "ULA"]
 class ULA:
     """Unadjusted Langevin step, `x' = x + s^2/2 grad log pi(x) + s noise`, which carries its own weights.
 
-    Nothing is rejected. The particle is weighted by `pi(x') K(x' -> x) / (pi(x) K(x -> x'))`, the same kernel taken
-    backwards (annealed importance sampling on the pair; Nilmeier et al., PNAS 108 (2011) E1009; Doucet et al. 2022), so
-    estimates are unbiased at any step size s. The mean of min(1, that ratio) stands for the acceptance.
+    The particle is weighted by `pi(x') K(x' -> x) / (pi(x) K(x -> x'))`, the same kernel taken backwards (annealed
+    importance sampling on the pair; Nilmeier et al., PNAS 108 (2011) E1009; Doucet et al. 2022), so estimates are
+    unbiased at any step size s. The mean of min(1, that ratio) stands for the acceptance.
+
+    Where the step would leave the support the particle stays, with its weight: the kernel K is then that step if it
+    ends inside, and staying put otherwise. A particle weighted zero there instead would be missed by the backward
+    kernel, which also leads outside, and the region near the wall would lose its mass.
 
     step_size: s at the start, a length in units of x.
     """
@@ -42,14 +46,14 @@ class ULA:
     ) -> tuple[Particles, Move]:
         alive = particles.alive
         proposed, log_ratio = _langevin(particles, path, inverse_temperature, step_size, generator)
-        ratio = torch.where(proposed.alive, log_ratio.clamp(max=0.0).exp(), 0.0)
+        moved = alive & proposed.alive
+        ratio = torch.where(moved, log_ratio.clamp(max=0.0).exp(), 0.0)
         move = Move(
             acceptance=torch.where(alive, ratio, torch.nan),
-            # A dead particle has weight zero already; one that dies gets it here.
-            log_weights=torch.where(alive, log_ratio, 0.0),
+            log_weights=torch.where(moved, log_ratio, 0.0),
             num_nonfinite=int((alive & ~proposed.alive).sum()),
         )
-        return particles.replace(proposed, alive), move
+        return particles.replace(proposed, moved), move
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the sweeps of a decoder start: the first guess of every token."""
+"""The initial guess of every token, from which the sweeps of a decoder start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Latent:
-    """Every token's first guess is its own latent z; what the other starts fall back on."""
+    """Every token's initial guess is its own latent z; what the others fall back on."""
 
     def guess(self, noise: Tensor) -> Tensor:
         """A guess of all tokens ``(B, T, C)``, in memory of its own."""
@@ -18,14 +18,14 @@ class Latent:
 
 
 class Zeros(Latent):
-    """Every token's first guess is zero."""
+    """Every token's initial guess is zero."""
 
     def guess(self, noise: Tensor) -> Tensor:
         return torch.zeros_like(noise)
 
 
 class Given(Latent):
-    """The first guess is a tensor that broadcasts to the noise; the latent where it is not finite."""
+    """The initial guess is a tensor that broadcasts to the noise; the latent where it is not finite."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
@@ -36,13 +36,13 @@ class Given(Latent):
             tensor = tensor.expand_as(noise)
         except RuntimeError as error:
             raise ValueError(
-                f"start of shape {tuple(tensor.shape)} does not broadcast to tokens {tuple(noise.shape)}."
+                f"an initial guess of shape {tuple(tensor.shape)} does not broadcast to tokens {tuple(noise.shape)}."
             ) from error
         return torch.where(tensor.isfinite(), tensor, noise)
 
 
 class PreviousFrame(Latent):
-    """A token's first guess is the token one frame earlier, as decoded by then; in the first frame, its latent.
+    """A token's initial guess is the token one frame earlier, as decoded by then; in the first frame, its latent.
 
     Neighbouring frames of a video are alike, so that a frame converges in fewer sweeps (STARFlow-V, arXiv 2511.20462).
     Raises ValueError for a frame_length below 1.
@@ -61,8 +61,8 @@ class PreviousFrame(Latent):
             first = last
 
 
-class AffineStart(Latent):
-    """The first guess is an affine function of all of z: ``u = z matrix + bias``, flattened, as `fit` found it.
+class AffineGuess(Latent):
+    """The initial guess is an affine function of all of z: ``u = z matrix + bias``, flattened, as `fit` found it.
 
     It takes in what a map does on average, and saves the first sweep or two. matrix ``(T C, T C)``, bias ``(T C,)``.
     """
@@ -72,7 +72,7 @@ class AffineStart(Latent):
         self.bias = bias
 
     @classmethod
-    def fit(cls, noise: Tensor, u: Tensor, ridge: float = 1e-2) -> AffineStart:
+    def fit(cls, noise: Tensor, u: Tensor, ridge: float = 1e-2) -> AffineGuess:
         """Ridge regression of solutions u ``(N, T, C)`` on their z, over the samples that are finite."""
         finite = u.isfinite().flatten(1).all(-1) & noise.isfinite().flatten(1).all(-1)
         inputs, targets = (part[finite].flatten(1).double() for part in (noise, u))
@@ -91,15 +91,15 @@ class AffineStart(Latent):
         return torch.where(guess.isfinite(), guess, noise)
 
 
-Start = str | Tensor | Latent
+InitialGuess = str | Tensor | Latent
 
 NAMED = {"latent": Latent, "zeros": Zeros}
 
 
-def as_start(start: Start) -> Latent:
-    """The start that a name or a tensor stands for; raises ValueError for another name."""
-    if isinstance(start, str):
-        if start not in NAMED:
-            raise ValueError(f"start must be 'latent', 'zeros', a tensor or a PreviousFrame, got {start!r}.")
-        return NAMED[start]()
-    return Given(start) if isinstance(start, Tensor) else start
+def as_initial_guess(guess: InitialGuess) -> Latent:
+    """What a name or a tensor stands for; raises ValueError for another name."""
+    if isinstance(guess, str):
+        if guess not in NAMED:
+            raise ValueError(f"initial_guess must be 'latent', 'zeros', a tensor or a PreviousFrame, got {guess!r}.")
+        return NAMED[guess]()
+    return Given(guess) if isinstance(guess, Tensor) else guess

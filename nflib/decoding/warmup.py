@@ -1,35 +1,37 @@
-"""Early sweeps in a lower precision: a better first guess for less; what is committed is computed in full precision."""
+"""Early sweeps in a lower precision: a better guess for less; what is committed is computed in full precision."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from nflib.networks import Embedded
-    from nflib.transforms.autoregressive import Autoregressive
+from nflib.interfaces import CausalMap
 
 # Rounding to bfloat16 leaves errors of about this size in tokens of unit variance; sweeps below it would not help.
-DRAFT_TOLERANCE = 2e-2
+WARMUP_TOLERANCE = 2e-2
 SLOWEST_GAIN = 0.7
 
+Map = TypeVar("Map", bound=CausalMap)
 
-def draft_guess(
-    transform: Autoregressive, noise: Tensor, guess: Tensor, embedded: Embedded, dtype: torch.dtype
+
+def warmed_up(
+    map: CausalMap, noise: Tensor, guess: Tensor, encoded_context: Any, dtype: torch.dtype
 ) -> tuple[Tensor, int]:
     """Sweeps over all tokens with the weights rounded to `dtype`, as long as they bring the guess closer.
 
-    embedded: the context, embedded in full precision. Returns the guess and the number of sweeps.
+    encoded_context: in full precision. Returns the guess and the number of sweeps.
     """
-    draft = in_precision(transform, dtype)
-    parts = (part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part for part in embedded)
-    embedded = type(embedded)._make(parts)
+    rounded = in_precision(map, dtype)
+    parts = (
+        part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part for part in encoded_context
+    )
+    encoded_context = type(encoded_context)(*parts)
     sweeps, change = 0, float("inf")
-    while change > DRAFT_TOLERANCE and sweeps < noise.shape[1] - 1:
-        solved, _ = draft.from_noise(noise, draft.extend(guess[:, :-1].to(dtype), 0, None, embedded))
+    while change > WARMUP_TOLERANCE and sweeps < noise.shape[1] - 1:
+        solved, _ = rounded.from_noise(noise, rounded.conditionals(guess.to(dtype), encoded_context))
         new = contained(solved, noise, dtype, [float("inf")])
         last_change, change = change, float((new - guess).abs().nan_to_num(0.0, 0.0).amax())
         guess, sweeps = new, sweeps + 1
@@ -38,14 +40,15 @@ def draft_guess(
     return guess, sweeps
 
 
-def in_precision(transform: Autoregressive, dtype: torch.dtype) -> Autoregressive:
-    """A copy of the transform whose floating-point weights are rounded to `dtype`."""
+def in_precision(map: Map, dtype: torch.dtype) -> Map:
+    """A copy of the map whose floating-point weights are rounded to `dtype`."""
+    module = cast(nn.Module, map)
     rounded: dict[int, Any] = {}
-    for parameter in transform.parameters():
+    for parameter in module.parameters():
         rounded[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    for buffer in transform.buffers():
+    for buffer in module.buffers():
         rounded[id(buffer)] = buffer.to(dtype) if buffer.is_floating_point() else buffer
-    return copy.deepcopy(transform, rounded)
+    return copy.deepcopy(map, rounded)
 
 
 def contained(new: Tensor, latent: Tensor, dtype: torch.dtype, changes: list[float]) -> Tensor:

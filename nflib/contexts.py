@@ -1,0 +1,56 @@
+"""Contexts as flows take them: nothing, one tensor, or a tuple of tensors, each with a row for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Context = Tensor | tuple[Tensor, ...] | None
+
+
+def map_context(function: Callable[[Tensor], Tensor], context: Any) -> Any:
+    """The function of each tensor of a context."""
+    if context is None:
+        return None
+    return function(context) if isinstance(context, Tensor) else tuple(function(part) for part in context)
+
+
+def num_rows(context: Any) -> int:
+    """How many rows a context has; raises ValueError where its tensors disagree."""
+    parts = (context,) if isinstance(context, Tensor) else context
+    rows = {len(part) for part in parts}
+    if len(rows) != 1:
+        raise ValueError(f"the parts of a context must have as many rows as each other, got {sorted(rows)}.")
+    return rows.pop()
+
+
+def as_context(context: Any) -> Context:
+    """A context with a batch dimension: a number is one row of it."""
+    if context is None:
+        return None
+    parts = context if isinstance(context, tuple) else (context,)
+    parts = tuple(torch.as_tensor(part) for part in parts)
+    parts = tuple(part.reshape(1) if part.dim() == 0 else part for part in parts)
+    return parts if isinstance(context, tuple) else parts[0]
+
+
+def check_shape(context: Any, shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless each row of the context has the shape; None stands for any size.
+
+    A sequence ``(length, channels)`` may come as a pair, with a padding mask ``(B, length)`` of bool.
+    """
+    tokens, *mask = context if isinstance(context, tuple) else (context,)
+    fits = tokens.dim() == len(shape) + 1 and all(
+        wanted in (None, size) for wanted, size in zip(shape, tokens.shape[1:], strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(["batch", *("any" if size is None else str(size) for size in shape)])
+        raise ValueError(f"this flow takes a context of shape ({wanted}), got {tuple(tokens.shape)}.")
+    if mask and (len(shape) != 2 or len(mask) > 1 or mask[0].dtype != torch.bool or mask[0].shape != tokens.shape[:2]):
+        raise ValueError(
+            "beside tokens (batch, length, channels) a context takes one padding mask (batch, length) of bool, True at "
+            "padding; pass (tokens, mask)."
+        )

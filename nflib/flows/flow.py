@@ -1,0 +1,403 @@
+"""A flow: a base density carried through an invertible map, with exact log-densities and reproducible samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from operator import itemgetter
+from typing import Any
+
+import torch
+from nflows.distributions import Distribution
+from nflows.flows import Flow as NFlowsFlow
+from nflows.transforms import Transform
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nflib.contexts import as_context, check_shape, map_context, num_rows
+from nflib.decoding.reports import is_reporting, record_round_trip
+from nflib.distributions import as_base, draw
+from nflib.flows.given import GivenFlow
+from nflib.interfaces import Decoder
+from nflib.io.pretrained import Pretrained
+from nflib.transforms.guided import Guidance, PairedContext, guide
+from nflib.transforms.inversion import input_shape, invert, uses_context
+
+
+class Flow(Pretrained, NFlowsFlow):
+    """A density on events: a base distribution carried through an invertible transform.
+
+    ``log_prob(x) = log base(z) + logabsdet`` with ``z, logabsdet = transform(x)``, in nats, summed over the event.
+    Any nflows transform will do, and any distribution of nflows or `torch.distributions`.
+
+    Args:
+        transform: from data to noise.
+        distribution: of the noise.
+        embedding_net: applied to every context, once a call.
+        context_shape: the shape of one context, None where a size is free; `()` for a number. Not given: contexts are
+            not checked, and are refused where no part reads them.
+
+    >>> import torch
+    >>> from nflib.flows import TARFlow
+    >>> flow = TARFlow(event_shape=(6,), patch_size=2, channels=32, num_blocks=2, layers_per_block=1, head_dim=16)
+    >>> x, log_prob = flow.sample_and_log_prob(5, seed=0)
+    >>> torch.allclose(log_prob, flow.log_prob(x), atol=1e-4)
+    True
+    """
+
+    _transform: Transform
+    _distribution: Distribution
+    _embedding_net: nn.Module
+
+    def __init__(
+        self,
+        transform: Transform,
+        distribution: Distribution | torch.distributions.Distribution,
+        embedding_net: nn.Module | None = None,
+        *,
+        context_shape: Sequence[int | None] | None = None,
+    ):
+        super().__init__(transform, as_base(distribution), embedding_net)
+        self.context_shape = None if context_shape is None else tuple(context_shape)
+        self._takes_context = embedding_net is not None or uses_context(transform) or self._base_uses_context()
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one sample. Raises ValueError where it depends on the context; see `given`."""
+        return self._event_shape(None)
+
+    def log_prob(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
+        """Log-density of each input.
+
+        Args:
+            inputs: ``(B, *event_shape)``. Integers and numbers in half precision are converted to the flow's dtype.
+            context: a row for each input, where the flow takes one.
+            batch_size: at most so many inputs are computed at once (default: all), which bounds the memory, also that
+                of the gradient.
+
+        Returns:
+            ``(B,)``, in nats, in float32 or better.
+
+        Raises:
+            ValueError: the inputs have another event shape, or float64 where the flow has float32; the context has
+                another shape or number of rows, is missing, or is one that the flow does not take.
+        """
+        inputs = self._as_own_dtype(inputs)
+        context = self._checked_context(context, len(inputs))
+        if batch_size is None or len(inputs) <= batch_size:
+            return self._log_prob_given(inputs, self._embedding_net(context))
+        pieces = []
+        for x, c in self._batches(inputs, context, batch_size):
+            # Of a batch that is differentiated, only its inputs are kept, and the rest computed again.
+            pieces.append(
+                checkpoint(self._log_prob_of, x, c, use_reentrant=False)
+                if torch.is_grad_enabled()
+                else self._log_prob_of(x, c)
+            )
+        return torch.cat(pieces)
+
+    def forward(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
+        """`log_prob`, so that a flow can be called, compiled, exported and wrapped as any module."""
+        return self.log_prob(inputs, context, batch_size)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        context: Any = None,
+        batch_size: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        decoding: Decoder | None = None,
+    ) -> Tensor:
+        """Samples, without a gradient; see `rsample` for one.
+
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, where the flow takes one.
+            batch_size: at most so many are decoded at once (default: all).
+            generator, seed: at most one; the same seed or generator state gives the same samples on the same device.
+            decoding: how the autoregressive maps are inverted, such as `decoding.Jacobi()` (default: as each of them
+                is set).
+
+        Returns:
+            ``(num_samples, *event_shape)``, or ``(rows, num_samples, *event_shape)`` with a context.
+
+        Raises:
+            ValueError: num_samples or batch_size < 1, a generator and a seed at once, a context that does not fit, or
+                a flow in training mode whose dropout would make another density of every call.
+        """
+        return self._generate(num_samples, context, batch_size, generator, seed, decoding)[0]
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        num_samples: int,
+        context: Any = None,
+        batch_size: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        decoding: Decoder | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows.
+
+        The log-densities are those of the samples returned, whatever the tolerance with which they were decoded.
+        """
+        return self._generate(num_samples, context, batch_size, generator, seed, decoding, with_log_prob=True)
+
+    def rsample(
+        self,
+        num_samples: int,
+        context: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        decoding: Decoder | None = None,
+    ) -> Tensor:
+        """Samples, as `sample` gives them, that carry gradients to the flow's parameters and the context.
+
+        The gradient is that of the equations which decoding solves (implicit differentiation); its memory is that of
+        one pass of log_prob with gradient, whatever the number of sweeps.
+        """
+        return self._generate(num_samples, context, None, generator, seed, decoding)[0]
+
+    def rsample_and_log_prob(
+        self,
+        num_samples: int,
+        context: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        decoding: Decoder | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples with gradients, and their log-densities, differentiable through the samples and otherwise."""
+        samples, _ = self._generate(num_samples, context, None, generator, seed, decoding)
+        if context is None:
+            return samples, self.log_prob(samples)
+        rows = map_context(lambda part: part.repeat_interleave(num_samples, 0), as_context(context))
+        return samples, self.log_prob(samples.flatten(0, 1), rows).view(samples.shape[:2])
+
+    def score(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
+        """The score, ``d log_prob(x) / dx``: same shape as inputs; works under `torch.no_grad` as well.
+
+        Inputs that require a gradient get a score that can be differentiated again. batch_size: as for `log_prob`.
+        """
+        inputs = self._as_own_dtype(inputs)
+        context = self._checked_context(context, len(inputs))
+        is_differentiated = torch.is_grad_enabled() and inputs.requires_grad
+        scores = []
+        with torch.enable_grad():
+            for x, c in self._batches(inputs, context, batch_size):
+                x = x if is_differentiated else x.detach().requires_grad_()
+                log_prob = self._log_prob_of(x, c).sum()
+                scores.append(torch.autograd.grad(log_prob, x, create_graph=is_differentiated)[0])
+        return torch.cat(scores) if scores else torch.zeros_like(inputs)
+
+    def bits_per_dim(
+        self, inputs: Tensor, context: Any = None, batch_size: int | None = None, *, bin_width: float = 1.0
+    ) -> Tensor:
+        """Negative log-likelihood in bits for each dimension, ``(B,)``: the usual figure for images.
+
+        ``-(log_prob + D log bin_width) / (D log 2)``; bin_width is the width that one quantisation level has in the
+        inputs: 2/256 for 8-bit images scaled to [-1, 1]. Raises ValueError where it is not positive.
+        """
+        if not bin_width > 0:
+            raise ValueError(f"bin_width is the width of one quantisation level, a positive number; got {bin_width!r}.")
+        dimensions = math.prod(inputs.shape[1:])
+        return -(self.log_prob(inputs, context, batch_size) / dimensions + math.log(bin_width)) / math.log(2)
+
+    @torch.no_grad()
+    def encode(self, inputs: Tensor, context: Any = None) -> Tensor:
+        """The noise that the transform makes of inputs; the inverse of `decode`."""
+        inputs = self._as_own_dtype(inputs)
+        return self._transform(inputs, context=self._embedding_net(self._checked_context(context, len(inputs))))[0]
+
+    @torch.no_grad()
+    def decode(self, noise: Tensor, context: Any = None, *, decoding: Decoder | None = None) -> Tensor:
+        """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
+        self._check_evaluation()
+        embedded = self._embedding_net(self._checked_context(context, len(noise)))
+        return invert(self._transform, noise, embedded, check_decoder(decoding)).tokens
+
+    def given(self, context: Any = None) -> GivenFlow:
+        """This flow for one context, as a `torch.distributions.Distribution` on the same weights.
+
+        Args:
+            context: a label, a vector, a sequence, an image …: one context, with a batch dimension of 1 or without
+                where the flow knows its context's shape. None for a flow, or a class, without one.
+
+        Raises:
+            ValueError: the flow takes no context, or another one.
+
+        >>> from nflib.flows import TARFlow
+        >>> flow = TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16, num_classes=10)
+        >>> three = flow.given(3)
+        >>> three.sample((5,)).shape
+        torch.Size([5, 6])
+        """
+        context = as_context(context)
+        if context is not None and self.context_shape is not None:
+            tokens = context if isinstance(context, Tensor) else context[0]
+            if tokens.dim() == len(self.context_shape):
+                context = map_context(lambda part: part.unsqueeze(0), context)
+        context = self._checked_context(context)
+        if context is not None and num_rows(context) != 1:
+            raise ValueError(f"given() takes one context, got {num_rows(context)} rows; call it once for each.")
+        return GivenFlow(self, context, self._event_shape(self._embedding_net(context)))
+
+    def guided(self, guidance: Guidance, unconditional: Tensor | int) -> Flow:
+        """This flow under classifier-free guidance, on the same weights: a flow of its own, with its exact density.
+
+        guidance: such as `nflib.transforms.LinearGuidance(1.5)`. unconditional: the context of the other branch, one
+        for all rows or one a row: for class labels -1. The guided flow takes the same contexts as this one. Raises
+        ValueError where no map of the flow uses a context.
+        """
+        return GuidedFlow(self, guidance, torch.as_tensor(unconditional))
+
+    def _generate(
+        self,
+        num_samples: int,
+        context: Any,
+        batch_size: int | None,
+        generator: torch.Generator | None,
+        seed: int | None,
+        decoding: Decoder | None,
+        *,
+        with_log_prob: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        num_samples = _positive("num_samples", num_samples)
+        batch_size = None if batch_size is None else _positive("batch_size", batch_size)
+        if generator is not None and seed is not None:
+            raise ValueError("pass either a generator or a seed to sample, not both.")
+        if seed is not None:
+            generator = torch.Generator().manual_seed(int(seed))
+        decoder = check_decoder(decoding)
+        self._check_evaluation()
+        embedded = self._embedding_net(self._checked_context(context))
+        noise = draw(self._distribution, num_samples, embedded, generator)
+        if embedded is not None:
+            noise = noise.flatten(0, 1)
+            embedded = map_context(lambda part: part.repeat_interleave(num_samples, 0), embedded)
+        pieces = [
+            self._decoded(z, rows, decoder, with_log_prob) for z, rows in self._batches(noise, embedded, batch_size)
+        ]
+        samples, log_prob = (torch.cat(column) for column in zip(*pieces, strict=True))
+        if embedded is None:
+            return samples, log_prob
+        return samples.unflatten(0, (-1, num_samples)), log_prob.unflatten(0, (-1, num_samples))
+
+    def _decoded(
+        self, noise: Tensor, embedded: Any, decoder: Decoder | None, with_log_prob: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The samples x of this noise and their log-densities, which are not exact unless with_log_prob."""
+        samples, logabsdet, residual, _ = invert(self._transform, noise, embedded, decoder)
+        log_prob = self._distribution.log_prob(noise, context=embedded) - logabsdet
+        if is_reporting() or (with_log_prob and residual != 0):
+            # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
+            with torch.no_grad():
+                own_noise, logabsdet = self._transform(samples, context=embedded)
+                is_finite = samples.isfinite().flatten(1).all(-1)
+                error = torch.where(is_finite[:, None], (own_noise - noise).flatten(1).abs(), 0.0)
+                record_round_trip(float(error.max()))
+                if residual != 0:
+                    log_prob = self._distribution.log_prob(own_noise, context=embedded) + logabsdet
+        return samples, log_prob
+
+    def _log_prob_of(self, inputs: Tensor, context: Any) -> Tensor:
+        return self._log_prob_given(inputs, self._embedding_net(context))
+
+    def _log_prob_given(self, inputs: Tensor, embedded: Any) -> Tensor:
+        noise, logabsdet = self._transform(inputs, context=embedded)
+        return self._distribution.log_prob(noise, context=embedded) + logabsdet
+
+    def _batches(self, values: Tensor, context: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Any]]:
+        """Rows of both, at most batch_size at once."""
+        step = max(len(values), 1) if batch_size is None else _positive("batch_size", batch_size)
+        for first in range(0, len(values), step):
+            rows = slice(first, first + step)
+            yield values[rows], map_context(itemgetter(rows), context)
+
+    def _checked_context(self, context: Any, rows: int | None = None) -> Any:
+        """The context with a batch dimension, if it is one that the flow takes, and of as many rows."""
+        context = as_context(context)
+        if context is None:
+            return None
+        if not self._takes_context:
+            raise ValueError("this flow takes no context; leave it out, or make a flow that is conditioned on one.")
+        if self.context_shape is not None:
+            check_shape(context, self.context_shape)
+        if rows is not None and num_rows(context) != rows:
+            raise ValueError(
+                f"{rows} inputs need a context of as many rows, got {num_rows(context)}; for one that all share, use "
+                "given()."
+            )
+        return context
+
+    def _as_own_dtype(self, inputs: Tensor) -> Tensor:
+        """Inputs in the dtype of the flow's arithmetic; raises ValueError where that would lose digits."""
+        weight = next(self.parameters(), None)
+        return as_dtype(inputs, None if weight is None else weight.dtype)
+
+    def _event_shape(self, embedded: Any) -> tuple[int, ...]:
+        base = getattr(self._distribution, "event_shape", None)
+        if base is None:
+            base = getattr(self._distribution, "_shape", None)
+        if base is None:
+            raise ValueError(f"the base {type(self._distribution).__name__} does not say what shape its events have.")
+        return input_shape(self._transform, tuple(base(embedded) if callable(base) else base))
+
+    def _base_uses_context(self) -> bool:
+        return bool(getattr(self._distribution, "uses_context", True))
+
+    def _check_evaluation(self) -> None:
+        if self.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in self.modules()):
+            raise ValueError(
+                "this flow has dropout and is in training mode, where it has no density; call eval() first."
+            )
+
+
+class GuidedFlow(Flow):
+    """What `Flow.guided` gives. It keeps the flow that it guides, on shared weights, as its constructor's argument."""
+
+    def __init__(self, flow: Flow, guidance: Guidance, unconditional: Tensor):
+        embedding = PairedContext(unconditional, flow._embedding_net)
+        transform = guide(flow._transform, guidance)
+        super().__init__(transform, flow._distribution, embedding, context_shape=flow.context_shape)
+
+
+def as_dtype(inputs: Any, dtype: torch.dtype | None, name: str = "inputs") -> Tensor:
+    """Data in the dtype of a model's arithmetic: the rule of every entry point.
+
+    Integers, bools and floats in half precision are converted; float32 is widened for a float64 model. Raises
+    ValueError for float64 data and a float32 model, since digits would be lost without a word, and for complex numbers.
+    """
+    inputs = torch.as_tensor(inputs)
+    dtype = inputs.dtype if dtype is None else torch.promote_types(dtype, torch.float32)
+    if inputs.dtype == dtype:
+        return inputs
+    if inputs.is_complex() or (inputs.is_floating_point() and torch.promote_types(inputs.dtype, dtype) != dtype):
+        raise ValueError(
+            f"{name} are {_name(inputs.dtype)} and the flow is {_name(dtype)}: convert one of them, by "
+            f"{name}.to({dtype}) or flow.double()."
+        )
+    return inputs.to(dtype) if dtype.is_floating_point else inputs
+
+
+def check_decoder(decoder: Decoder | None) -> Decoder | None:
+    """The decoder, if it can be called; raises ValueError otherwise."""
+    if decoder is not None and (isinstance(decoder, type) or not callable(decoder)):
+        raise ValueError(f"decoding must be a decoder, such as decoding.Jacobi(), got {decoder!r}.")
+    return decoder
+
+
+def _positive(name: str, number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} must be a positive integer, got {number!r}.")
+    return int(number)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

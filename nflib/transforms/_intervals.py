@@ -1,0 +1,46 @@
+"""Closed intervals as floating-point numbers have them: the ends are rounded, and so are data that lie on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def rounded_outward(low: float, high: float) -> tuple[np.float32, np.float32]:
+    """The smallest float32 interval that holds [low, high]."""
+    with np.errstate(over="ignore"):
+        ends = np.float32(low), np.float32(high)
+    # As Python's floats: NumPy would compare in float32, where nothing has been rounded.
+    return (
+        np.nextafter(ends[0], np.float32(-np.inf)) if float(ends[0]) > low else ends[0],
+        np.nextafter(ends[1], np.float32(np.inf)) if float(ends[1]) < high else ends[1],
+    )
+
+
+def closed(low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[low, high], wide enough for the ends rounded to `dtype`, that of the data: float16 has no 0.1, only 0.09998."""
+    if not dtype.is_floating_point:
+        return low, high
+    return torch.minimum(low, low.to(dtype).to(low.dtype)), torch.maximum(high, high.to(dtype).to(high.dtype))
+
+
+def clamped(name: str, x: Tensor, low: Tensor, high: Tensor, bounded: Tensor, dtype: torch.dtype) -> Tensor:
+    """x ``(B, *event)`` with numbers of bounded coordinates in [low, high]; all but x broadcast to x.
+
+    Numbers beyond an end by no more than the rounding of `dtype`, in which they were given, are put on it. Further ones
+    are a ValueError; compiled and exported programs cannot branch on data, there they become NaN.
+    """
+    lowest, highest = closed(low, high, dtype)
+    outside = bounded & ((x < lowest) | (x > highest))
+    x = torch.where(bounded, torch.maximum(torch.minimum(x, high), low), x)
+    if torch.compiler.is_compiling():
+        return x.masked_fill(outside, torch.nan)
+    if outside.any():
+        place = tuple(int(i) for i in outside.nonzero()[0])
+        low, high = (end.expand(x.shape)[place].item() for end in (low, high))
+        raise ValueError(
+            f"{name}: coordinate {place[1:]} of sample {place[0]} lies outside its interval [{low:g}, {high:g}]; wrap "
+            "or drop such values first."
+        )
+    return x

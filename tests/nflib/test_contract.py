@@ -1,0 +1,284 @@
+"""What a flow owes its users whoever wrote the decoder, the base or the loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from nflows.distributions.uniform import BoxUniform
+from nflows.transforms import CompositeTransform, IdentityTransform, Transform
+from torch import Tensor, nn
+
+from nflib import Flow, decoding
+from nflib.decoding import Jacobi
+from nflib.distributions import StandardNormal
+from nflib.flows import TARFlow
+from nflib.transforms import LinearGuidance
+
+SMALL = {"channels": 32, "num_blocks": 2, "layers_per_block": 1, "head_dim": 16}
+
+
+def make(event_shape=(6,), strength: float = 0.3, **settings) -> TARFlow:
+    """A flow that is far from the identity."""
+    torch.manual_seed(0)
+    flow = TARFlow(event_shape, **(SMALL | settings))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += strength * torch.randn_like(parameter)
+    return flow.eval()
+
+
+# --- decoders and transforms of others ---
+
+
+def two_sweeps(map, noise, encoded_context, prefix=None):
+    """A decoder of somebody's own that stops early and says nothing of it."""
+    tokens, logabsdet = noise.clone(), None
+    for _ in range(2):
+        tokens, logabsdet = map.from_noise(noise, map.conditionals(tokens, encoded_context))
+    return tokens, logabsdet.flatten(1).sum(-1)
+
+
+def test_a_decoder_that_stops_early_gets_the_density_of_what_it_returned():
+    flow = make((16,)).double()
+    x, log_prob = flow.sample_and_log_prob(32, seed=0, decoding=two_sweeps)
+    exact = flow.sample(32, seed=0)
+    assert (x - exact).abs().max() > 1e-2  # it did stop early
+    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=0, atol=1e-8)
+
+
+def test_the_two_argument_inverse_of_a_map_with_such_a_decoder_is_exact_for_its_tokens():
+    block = make((16,)).double()._transform._transforms[1]
+    block.decoding = two_sweeps
+    tokens, logabsdet = block.inverse(torch.randn(4, 16, 1, dtype=torch.float64))
+    torch.testing.assert_close(logabsdet, -block(tokens)[1], rtol=0, atol=1e-12)
+
+
+def test_an_unknown_residual_is_reported_as_such():
+    with decoding.report() as report:
+        make((16,)).sample(2, seed=0, decoding=two_sweeps)
+    assert report.residual is None or not report.blocks
+    assert report.round_trip_error > 1e-3
+
+
+class Cube(Transform):
+    """``z = x^3 + x``, whose inverse takes three steps of Newton's method: an nflows transform that iterates."""
+
+    def forward(self, inputs, context=None):
+        return inputs**3 + inputs, (3 * inputs**2 + 1).log().flatten(1).sum(-1)
+
+    def inverse(self, inputs, context=None):
+        x = inputs.clone()
+        for _ in range(3):
+            x = x - (x**3 + x - inputs) / (3 * x**2 + 1)
+        return x, -self.forward(x)[1]
+
+
+def test_an_nflows_transform_with_an_iterative_inverse_gets_the_density_of_what_it_returned():
+    flow = Flow(CompositeTransform([Cube()]), StandardNormal((3,)))
+    x, log_prob = flow.sample_and_log_prob(100, seed=0)
+    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=0, atol=1e-5)
+    z = flow.encode(x)
+    assert (z - StandardNormal((3,)).draw(100, None, torch.Generator().manual_seed(0))).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("decoder", ["jacobi", Jacobi])
+def test_what_is_no_decoder_is_an_error(decoder):
+    flow = make()
+    for call in (lambda: flow.sample(1, decoding=decoder), lambda: flow.decode(torch.zeros(1, 6, 1), decoding=decoder)):
+        with pytest.raises(ValueError, match="decoder"):
+            call()
+
+
+# --- bases of others ---
+
+
+def test_any_base_will_do():
+    box = Flow(IdentityTransform(), BoxUniform(torch.zeros(2), torch.ones(2)))
+    assert box.log_prob(torch.rand(3, 2)).tolist() == [0.0] * 3
+    x, log_prob = box.sample_and_log_prob(5, seed=0)
+    assert torch.equal(box.sample(5, seed=0), x) and not log_prob.any()
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    flow = Flow(Cube(), normal)
+    assert flow.event_shape == (2,) and flow.given().event_shape == (2,)
+    with pytest.raises(ValueError, match="Independent"):
+        Flow(IdentityTransform(), torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
+
+
+# --- forward is log_prob ---
+
+
+def test_a_flow_is_a_module():
+    flow, x = make(), torch.randn(5, 6)
+    expected = flow.log_prob(x)
+    torch.testing.assert_close(flow(x), expected)
+    torch.testing.assert_close(nn.DataParallel(flow)(x), expected)
+    torch.testing.assert_close(torch.func.functional_call(flow, dict(flow.named_parameters()), (x,)), expected)
+    torch.testing.assert_close(copy.deepcopy(flow)(x), expected)
+    torch.testing.assert_close(torch.compile(flow, fullgraph=True, backend="eager")(x), expected)
+    torch.testing.assert_close(torch.export.export(flow, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize("conditional", ["affine", "spline"])
+def test_one_graph_with_a_context(conditional):
+    flow, x = make(patch_size=2, num_classes=3, positions="rotary", conditional=conditional), torch.randn(4, 6)
+    context = torch.tensor([0, 2, -1, 1])
+    compiled = torch.compile(flow, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, context), flow(x, context))
+
+
+def test_a_flow_on_the_meta_device_has_shapes():
+    with torch.device("meta"):
+        flow = TARFlow((6,), **SMALL)
+    assert flow(torch.zeros(3, 6, device="meta")).shape == (3,)
+
+
+def test_ddp(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        flow, x = make(), torch.randn(5, 6)
+        wrapped = nn.parallel.DistributedDataParallel(flow)
+        wrapped(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in flow.parameters() if parameter.numel() > 1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- inputs ---
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.bool])
+def test_integers_and_half_precision_are_converted(dtype):
+    flow = make()
+    x = torch.randint(0, 2, (4, 6)).to(dtype)
+    for call in (flow.log_prob, flow.score, flow.encode, flow.bits_per_dim):
+        assert torch.equal(call(x), call(x.float()))
+    assert flow.log_prob(x).dtype == torch.float32
+
+
+def test_float32_is_widened_and_float64_refused():
+    flow, x = make(), torch.randn(4, 6)
+    for call in (flow.log_prob, flow.score, flow.encode):
+        with pytest.raises(ValueError, match=r"float64 and the flow is float32"):
+            call(x.double())
+    wide = make().double()
+    assert torch.equal(wide.log_prob(x), wide.log_prob(x.double())) and wide.log_prob(x).dtype == torch.float64
+    assert flow.log_prob(x.numpy()).shape == (4,)
+
+
+def test_an_empty_batch():
+    for flow in (make(), make((1, 4, 4), patch_size=2), make(conditional="spline")):
+        x = torch.zeros(0, *flow.event_shape)
+        assert flow.log_prob(x).shape == flow.log_prob(x, batch_size=4).shape == (0,)
+        assert flow.score(x).shape == x.shape and flow.bits_per_dim(x).shape == (0,)
+
+
+def test_a_single_token_learns():
+    for flow in (TARFlow((1,), **SMALL), TARFlow((1, 4, 4), 4, **SMALL), TARFlow(6, 6, **SMALL)):
+        flow.log_prob(torch.randn(3, *flow.event_shape)).sum().backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.parameters())
+
+
+def test_batches_give_the_same_numbers_and_gradients():
+    flow, x = make(patch_size=2).double(), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    whole, parts = flow.log_prob(x), flow.log_prob(x, batch_size=3)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    wanted = [x, *flow.parameters()]
+    pairs = zip(*(torch.autograd.grad(v.sum(), wanted, allow_unused=True) for v in (whole, parts)), strict=True)
+    for one, other in pairs:
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10 * float(one.abs().max().clamp_min(1.0)))
+    torch.testing.assert_close(flow.score(x.detach(), batch_size=2), flow.score(x.detach()), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="batch_size"):
+        flow.log_prob(x, batch_size=0)
+
+
+def test_what_is_meant_plainly_works():
+    flow = make(64, patch_size=8, num_classes=3)
+    assert flow.event_shape == (64,)
+    assert flow.sample(2, context=1, seed=np.int64(3)).shape == (1, 2, 64)
+    assert torch.equal(flow.sample(2, 1, seed=3), flow.sample(np.int64(2), torch.tensor([1]), seed=3))
+    assert flow.guided(LinearGuidance(1.0), -1).sample(1, torch.tensor([0, 2]), seed=0).shape == (2, 1, 64)
+    for width in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="bin_width"):
+            flow.bits_per_dim(torch.zeros(2, 64), bin_width=width)
+
+
+def test_dropout_has_no_density_to_sample():
+    flow = make(dropout=0.5).train()
+    for call in (flow.sample, flow.sample_and_log_prob, flow.rsample, lambda n: flow.decode(torch.zeros(n, 6, 1))):
+        with pytest.raises(ValueError, match="eval"):
+            call(2)
+    x, log_prob = flow.eval().sample_and_log_prob(2, seed=0)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=0, atol=1e-4)
+    make().train().sample(2)  # without dropout nothing is refused
+
+
+# --- second derivatives ---
+
+
+@pytest.mark.parametrize("conditional", ["affine", "spline"])
+def test_hessians(conditional):
+    flow = make((4,), conditional=conditional).double()
+    x = torch.randn(1, 4, dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda y: flow.log_prob(y).sum(), x).reshape(4, 4)
+    step = 1e-5 * torch.eye(4, dtype=torch.float64)
+    numerical = torch.stack([(flow.score(x + d) - flow.score(x - d))[0] / 2e-5 for d in step])
+    torch.testing.assert_close(hessian, numerical, rtol=1e-5, atol=1e-5)
+    functional = torch.func.hessian(lambda y: flow.log_prob(y).sum())(x).reshape(4, 4)
+    torch.testing.assert_close(functional, hessian, rtol=1e-9, atol=1e-9)
+    y = x.clone().requires_grad_()
+    (twice,) = torch.autograd.grad(flow.score(y)[0, 1], y)
+    torch.testing.assert_close(twice[0], hessian[1], rtol=1e-9, atol=1e-9)
+
+
+# --- given ---
+
+
+def test_a_flow_given_a_context_is_a_distribution():
+    flow = make(num_classes=3)
+    three = flow.given(2)
+    assert isinstance(three, torch.distributions.Distribution)
+    assert (three.batch_shape, three.event_shape) == ((), (6,))
+    x, log_prob = three.sample_and_log_prob(5, seed=0)
+    assert x.shape == (5, 6) and torch.equal(three.sample((5,), seed=0), x)
+    labels = torch.full((5,), 2)
+    torch.testing.assert_close(log_prob, flow.log_prob(x, labels), rtol=0, atol=1e-5)
+    torch.testing.assert_close(three.log_prob(x), flow.log_prob(x, labels))
+    torch.testing.assert_close(three.score(x), flow.score(x, labels))
+    assert three.sample().shape == (6,) and three.sample((2, 3)).shape == (2, 3, 6)
+    assert three.log_prob(three.sample((2, 3))).shape == (2, 3) and three.log_prob(x[0]).shape == ()
+    assert three.rsample((2,)).requires_grad and not three.sample((2,)).requires_grad
+    assert torch.equal(flow.given().sample((2,), seed=1), flow.sample(2, seed=1))
+    for context in (torch.tensor([0, 1]), 0.5, 3):
+        with pytest.raises(ValueError):
+            flow.given(context).log_prob(x)
+    with pytest.raises(ValueError, match="no context"):
+        make().given(torch.zeros(3))
+    with pytest.raises(ValueError, match="expected values"):
+        three.log_prob(torch.zeros(5, 7))
+
+
+def test_a_flow_without_a_context_takes_none():
+    flow, context = make(), torch.randn(3, 5)
+    for call in (
+        lambda: flow.log_prob(torch.zeros(3, 6), context),
+        lambda: flow.sample(2, context),
+        lambda: flow.sample_and_log_prob(2, context),
+        lambda: flow.rsample(2, context),
+        lambda: flow.score(torch.zeros(3, 6), context),
+        lambda: flow.encode(torch.zeros(3, 6), context),
+        lambda: flow.decode(torch.zeros(3, 6, 1), context),
+    ):
+        with pytest.raises(ValueError, match="takes no context"):
+            call()
+
+
+def test_samples_do_not_depend_on_grad_mode():
+    flow = make()
+    assert torch.equal(flow.sample(3, seed=0), flow.rsample(3, seed=0).detach())
+    assert isinstance(flow.sample(3, seed=0), Tensor)
