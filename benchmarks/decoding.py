@@ -39,7 +39,6 @@ from nflib.transforms import AutoregressiveTransform
 SHIPPED = Path(__file__).parents[1] / "molecular" / "shipped" / "Ace-A-Nme"
 TOLERANCE = decoding.Auto().tolerance
 PARAMETER_SIZE = 0.1
-COMPILED = ("compiled sequential", "compiled Jacobi")  # on demand: compilation takes minutes
 DECODERS = ("sequential", "re-concatenated", "window 4", "window 16", "window 64", "Jacobi", "Auto")
 
 
@@ -62,16 +61,15 @@ class Reconcatenated:
 
     @torch.no_grad()
     def __call__(
-        self, transform: AutoregressiveTransform, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        embedded = transform.embed(context)
-        cache = ConcatenatedCache(len(transform.network.layers))
+        self, map: Any, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None
+    ) -> decoding.Inversion:
+        cache = ConcatenatedCache(len(map.network.layers))
         u, logabsdet = noise.clone(), noise.new_zeros(len(noise))
         for t in range(noise.shape[1]):
-            shift, log_scale = transform.extend(u[:, max(t - 1, 0) : t], t, cache, embedded)
+            shift, log_scale = map.conditionals(u, encoded_context, cache, t, t + 1)
             u[:, t : t + 1] = shift + noise[:, t : t + 1] * log_scale.exp()
             logabsdet = logabsdet + log_scale.flatten(1).sum(-1)
-        return u, logabsdet
+        return decoding.Inversion(u, logabsdet, 0.0)
 
 
 def ace(arguments: argparse.Namespace) -> Flow:
@@ -98,7 +96,7 @@ def random_weights(arguments: argparse.Namespace) -> TARFlow:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
     for transform in maps(flow):
-        shift, log_scale = transform.extend(torch.randn(2, 255, 48), 0, None, transform.embed(None))
+        shift, log_scale = transform.conditionals(torch.randn(2, 256, 48), transform.encode_context(None))
         size = torch.cat([shift, log_scale]).square().mean().sqrt()
         transform.network.proj_out.weight.mul_(PARAMETER_SIZE / size)
         transform.network.proj_out.bias.zero_()
@@ -121,13 +119,11 @@ def parameter_size(flow: Flow, seed: int) -> str:
     """Root mean squares of shifts and log-scales over samples, smallest and largest over the maps."""
     sizes: list[float] = []
 
-    def decode(
-        transform: Any, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        u, logabsdet = decoding.Jacobi(1e-3)(transform, noise, context)
-        parameters = torch.cat(transform.extend(u[:, :-1], 0, None, transform.embed(context)))
+    def decode(map: Any, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> decoding.Inversion:
+        inversion = decoding.Jacobi(1e-3)(map, noise, encoded_context)
+        parameters = torch.cat(map.conditionals(inversion.tokens, encoded_context))
         sizes.append(parameters.square().mean().sqrt().item())
-        return u, logabsdet
+        return inversion
 
     flow.sample(8, seed=seed, decoding=decode)
     return f"{min(sizes):.2f} to {max(sizes):.2f}"
@@ -180,8 +176,6 @@ def compare(name: str, flow: Flow, batch: int, arguments: argparse.Namespace) ->
         if window < num_tokens:
             decoders[f"window {window}"] = decoding.GaussSeidelJacobi(window, TOLERANCE)
     decoders |= {"Jacobi": decoding.Jacobi(TOLERANCE), "Auto": auto}
-    for kind in ("sequential", "Jacobi"):
-        decoders[f"compiled {kind}"] = decoding.Compiled(decoders[kind])
     seed = arguments.seed + 7
     calls = {
         kind: (lambda decoder=decoder: flow.sample(batch, seed=seed, decoding=decoder))
@@ -192,9 +186,6 @@ def compare(name: str, flow: Flow, batch: int, arguments: argparse.Namespace) ->
     rows: dict[str, list[object]] = {}
     seconds: dict[str, float] = {}
     exact = None
-    for kind in COMPILED:
-        if kind in calls:  # compilation is not in the times
-            calls[kind]()
     for kind, call in calls.items():
         results: list[Tensor] = []
         begin = time.perf_counter()
@@ -238,7 +229,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256])
-    parser.add_argument("--decoders", nargs="+", choices=DECODERS + COMPILED, default=DECODERS, help="sequential first")
+    parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=DECODERS, help="sequential first")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--slow", type=float, default=5.0, help="one call only where one takes more seconds")
     parser.add_argument("--train_seconds", type=float, default=60.0, help="of each digits flow")

@@ -49,8 +49,8 @@ def random_weights() -> tuple[STARFlowV, TextEncoder]:
     for transform in flow.modules():
         if isinstance(transform, AutoregressiveTransform):
             is_deep = transform.network.prefix is not None
-            embedded = transform.embed(text(PROMPTS[:1]) if is_deep else None)
-            parameters = torch.cat(transform.extend(torch.randn(1, 255 if is_deep else 15, 16), 0, None, embedded))
+            encoded = transform.encode_context(text(PROMPTS[:1]) if is_deep else None)
+            parameters = torch.cat(transform.conditionals(torch.randn(1, 256 if is_deep else 16, 16), encoded))
             transform.network.proj_out.weight.mul_(PARAMETER_SIZE / parameters.square().mean().sqrt())
             transform.network.proj_out.bias.zero_()
     return flow, text
@@ -70,8 +70,8 @@ def load(arguments: argparse.Namespace) -> tuple[STARFlowV, TextEncoder]:
 def decoders(length: int) -> dict[str, Any]:
     previous = decoding.PreviousFrame(length)
 
-    def window(frames: float, start: Any = previous) -> decoding.GaussSeidelJacobi:
-        return decoding.GaussSeidelJacobi(int(frames * length), TOLERANCE, start=start)
+    def window(frames: float, guess: Any = previous) -> decoding.GaussSeidelJacobi:
+        return decoding.GaussSeidelJacobi(int(frames * length), TOLERANCE, initial_guess=guess)
 
     return {
         "token by token": decoding.Sequential(),
@@ -82,7 +82,7 @@ def decoders(length: int) -> dict[str, Any]:
         "3 frames": Deep(window(3)),
         "4 frames": Deep(window(4)),
         "6 frames": Deep(window(6)),
-        "all frames": Deep(decoding.Jacobi(TOLERANCE, start=previous)),
+        "all frames": Deep(decoding.Jacobi(TOLERANCE, initial_guess=previous)),
         "2 frames, all maps": window(2),
         "default": FramesAtOnce(length),
     }
@@ -95,10 +95,10 @@ class Deep:
         self.decoder = decoder
 
     def __call__(
-        self, transform: Any, noise: Tensor, context: Any = None, prefix: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        is_deep = transform.network.prefix is not None
-        return (self.decoder if is_deep else decoding.Sequential())(transform, noise, context, prefix)
+        self, map: Any, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None
+    ) -> decoding.Inversion | tuple[Tensor, Tensor]:
+        is_deep = map.network.prefix is not None
+        return (self.decoder if is_deep else decoding.Sequential())(map, noise, encoded_context, prefix)
 
 
 def timed(calls: Mapping[str, Callable[..., object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -119,14 +119,14 @@ def sweep_rows(flow: STARFlowV, context: Tensor, rounds: int, clock: Callable[[]
     deep, length = flow._transform.deep, flow._transform.frame_length
     total = flow._transform.max_frames * length
     u = torch.randn(1, total, deep.token_size)
-    embedded = deep.embed(context[:1])
-    cache = deep.new_cache(1, total, embedded)
-    deep.extend(u[:, :-1], 0, cache, embedded)
+    encoded = deep.encode_context(context[:1])
+    cache = deep.new_cache(1, total, encoded)
+    deep.conditionals(u, encoded, cache)
     rows: list[list[object]] = []
     for start in (length, total // 2, total - length):
         sizes = [n for n in (1, length // 2, length, 2 * length, 4 * length) if n and start + n <= total]
-        inputs = {str(n): (u[:, start - 1 : start + n - 1], start, cache, embedded) for n in sizes}
-        calls = {name: (lambda taken=taken: deep.extend(*taken)) for name, taken in inputs.items()}
+        inputs = {str(n): (u, encoded, cache, start, start + n) for n in sizes}
+        calls = {name: (lambda taken=taken: deep.conditionals(*taken)) for name, taken in inputs.items()}
         for size, taken in timed(calls, 10 * rounds, clock).items():
             rows.append([start, size, f"{1e3 * taken:.2f}"])
     return rows

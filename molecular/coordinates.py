@@ -23,7 +23,7 @@ class Walk(NamedTuple):
     references: Tensor
 
 
-def walk_bonds(bonds: Sequence[tuple[int, int]], elements: Sequence[str], root: int | None = None) -> Walk:
+def walk_bonds(bonds: Sequence[Sequence[int]], elements: Sequence[str], root: int | None = None) -> Walk:
     """Visit the bond graph breadth first from `root`, heavy atoms before hydrogens, else by index.
 
     The first child c of an atom p, with q the parent of p, refers to q's parent (or, at the root, to another
@@ -126,7 +126,7 @@ class LocalFrames(ClosedForm):
 
     def __init__(
         self,
-        bonds: Sequence[tuple[int, int]],
+        bonds: Sequence[Sequence[int]],
         num_atoms: int,
         elements: Sequence[str],
         *,

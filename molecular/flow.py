@@ -59,7 +59,7 @@ class PeptideFlow(Flow):
             head_dim=head_dim,
             expansion=expansion,
         )
-        steps = _fixed_steps(coordinates, LocalFrames(bonds, len(elements), list(elements)))
+        steps = _fixed_steps(coordinates, LocalFrames([(i, j) for i, j in bonds], len(elements), list(elements)))
         super().__init__(
             CompositeTransform([*(step.transform for step in steps), *blocks]),
             StandardNormal((num_tokens, TOKEN_SIZE)),

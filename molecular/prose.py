@@ -129,7 +129,7 @@ class Prose(Flow):
         """
         return pad([prose_context(molecule, self.orderings) for molecule in molecules]).to(self.device)
 
-    def given(self, context: Any) -> GivenFlow:
+    def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
         return super().given(context if isinstance(context, Tensor) else self.context(context))
 

@@ -27,7 +27,6 @@ from nflib.flows import Flow, GivenFlow
 from nflib.montecarlo import (
     AdaptiveTemperatures,
     BoltzmannDensity,
-    Proposal,
     SMCSamples,
     WeightedSamples,
     importance_sample,
@@ -126,9 +125,7 @@ def sample(
 ) -> WeightedSamples:
     """Samples of the flow, weighted to the Boltzmann distribution of the peptide's System at its temperature."""
     target = BoltzmannDensity(energy_for(flow, peptide, device))
-    return importance_sample(
-        cast(Proposal, flow), target, num_samples, batch_size=batch_size, seed=seed, progress=progress
-    )
+    return importance_sample(flow, target, num_samples, batch_size=batch_size, seed=seed, progress=progress)
 
 
 def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | GivenFlow:

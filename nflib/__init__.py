@@ -1,6 +1,7 @@
 """Exact likelihoods and samples from transformer autoregressive normalizing flows."""
 
 from nflib import flows
+from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
 from nflib.flows.flow import Flow
 from nflib.io.arguments import keep_arguments, keep_arguments_of_parts
 from nflib.transforms import LinearGuidance, ProductGuidance
@@ -11,5 +12,5 @@ __all__ = ["Flow", "__version__", "flows"]
 # So that flows composed of these parts can be saved and loaded as the named ones can.
 for _package in ("nflib.distributions", "nflib.networks", "nflib.transforms", "nflows"):
     keep_arguments_of_parts(_package)
-keep_arguments(LinearGuidance)
-keep_arguments(ProductGuidance)
+for _class in (LinearGuidance, ProductGuidance, GaussSeidelJacobi, Jacobi, Sequential):
+    keep_arguments(_class)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -43,6 +44,8 @@ def run_command(
         commands[options.command](**chosen)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # what can be kept has been written by then
+        sys.exit(128 + signal.SIGINT)
 
 
 def _option(argument: str, aliases: Mapping[str, str]) -> str:

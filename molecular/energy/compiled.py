@@ -85,8 +85,13 @@ def compile_system(
         ValueError: names the first force, constraint or virtual site that is not supported.
 
     Example:
-        >>> energy = compile_system(Peptide("AA").system)
+        >>> from molecular import Peptide
+        >>> peptide = Peptide("AA")
+        >>> energy = compile_system(peptide.system)
+        >>> x = torch.as_tensor(peptide.positions, dtype=torch.float32)[None]
         >>> potential, force = energy.energy_and_force(x)  # (B, n, 3) nm -> (B,) kJ/mol, (B, n, 3) kJ/mol/nm
+        >>> potential.shape, force.shape
+        (torch.Size([1]), torch.Size([1, 23, 3]))
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give a positive number of conformations.")

@@ -40,8 +40,13 @@ class OpenMMEnergy(PotentialEnergy):
         RuntimeError: on evaluation, if OpenMM cannot do it or a worker process was killed.
 
     Example:
-        >>> with OpenMMEnergy(Peptide("AA").system, platform="Reference") as energy:
+        >>> from molecular import Peptide
+        >>> peptide = Peptide("AA")
+        >>> x = torch.as_tensor(peptide.positions, dtype=torch.float32)[None]
+        >>> with OpenMMEnergy(peptide.system, platform="Reference") as energy:
         ...     potential, force = energy.energy_and_force(x)  # (B, n, 3) nm -> (B,) kJ/mol, (B, n, 3) kJ/mol/nm
+        >>> potential.shape, force.shape
+        (torch.Size([1]), torch.Size([1, 23, 3]))
     """
 
     # Conformations sent to a worker at a time.

@@ -9,6 +9,7 @@ highest temperature, where barriers are crossed; swaps then sort the structures.
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from openmm import unit
@@ -60,7 +61,7 @@ def equilibrate(sequence: str, options: argparse.Namespace) -> None:
     def steps(picoseconds: float) -> int:
         return round(picoseconds / options.timestep_ps)
 
-    def dynamics(x: torch.Tensor, temperatures: tuple[float, ...], **lengths: int):
+    def dynamics(x: torch.Tensor, temperatures: tuple[float, ...], **lengths: Any) -> Any:
         return parallel_tempering(
             energy,
             torch.tensor(masses),

@@ -1,6 +1,6 @@
 # A corpus in equilibrium of uncapped peptides of 2, 3 and 4 residues, in runs/corpus/2, 3 and 4, on one core. Run again,
 # it goes on; stopped at any time, what is finished is a corpus, with balanced residues. None of the benchmark's sequences.
-# About 9 hours of one core for the 360 dipeptides, and 1 h for 20 of three or 14 of four residues.
+# About 12 hours of one core for the 360 dipeptides, and 1 h for 15 of three or 10 of four residues.
 # With more PICOSECONDS, once it has finished, each sequence is simulated for longer.
 export OMP_NUM_THREADS=1
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -14,9 +14,9 @@ corpus() {
     set -- "$1" "$2" "$3" "$OUTPUT/$1"
     mkdir -p "$4"
     grep -v '^#' "$RECIPES/corpus_sequences_$1.txt" | head -n "$3" > "$4/sequences.txt"
-    options="--num_temperatures $2 --highest_temperature 700 --num_ladders 32 --equilibration_ps 5 --save_ps 0.2
+    options="--num_temperatures $2 --highest_temperature 700 --num_ladders 32 --equilibration_ps 10 --save_ps 0.2
         --timestep_ps 0.002 --hydrogen_mass 3 --seed 0"
-    $PYTHON "$RECIPES/equilibrate.py" --sequences "$4/sequences.txt" --output "$4/systems" --hot_ps 15 $options &&
+    $PYTHON "$RECIPES/equilibrate.py" --sequences "$4/sequences.txt" --output "$4/systems" --hot_ps 40 $options &&
     $PYTHON -m molecular simulate --sequences "$4/sequences.txt" --output "$4" --picoseconds "$PICOSECONDS" \
         --validation_fraction 0.05 --test_fraction 0 --compile true $options ||
     echo "Peptides of $1 residues failed; going on with others." >&2

@@ -166,7 +166,7 @@ class InternalProse(Flow):
         contexts = [internal_context(molecule, self.orderings) for molecule in molecules]
         return pad(contexts).to(self.coordinates.offsets.device)
 
-    def given(self, context: Any) -> GivenFlow:
+    def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
         if isinstance(context, Tensor):
             return super().given(context)

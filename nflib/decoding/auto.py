@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.decoding import fixed_point
-from nflib.decoding.fixed_point import GaussSeidelJacobi
+from nflib.decoding.fixed_point import GaussSeidelJacobi, Jacobi, Sequential, State
 from nflib.decoding.initial_guesses import AffineGuess
 from nflib.decoding.plans import DecodingPlan, Measured, Setting, fingerprint
 from nflib.interfaces import CausalMap, Inversion
@@ -56,7 +55,7 @@ class Auto:
     def decoder(self, fingerprint: str, window: int, warmup: bool) -> GaussSeidelJacobi:
         """What inverts the map of this fingerprint with that window."""
         if window == 1:
-            return fixed_point.Sequential()
+            return Sequential()
         guess = self.plan.initial_guesses.get(fingerprint, "latent")
         return GaussSeidelJacobi(window, self.tolerance, None, guess, torch.bfloat16 if warmup else None, ahead=True)
 
@@ -118,7 +117,7 @@ class _Recorder:
         self.solved: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> Inversion:
-        inversion = fixed_point.Jacobi()(map, noise, encoded_context, prefix)
+        inversion = Jacobi()(map, noise, encoded_context, prefix)
         if noise[0].numel() <= LARGEST_AFFINE_GUESS:
             self.solved.setdefault(fingerprint(map), []).append((noise, inversion.tokens))
         return inversion
@@ -131,7 +130,7 @@ def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
     return 1, context[torch.arange(number, device=context.device) % len(context)]
 
 
-def _fewest_sweeps(state: fixed_point.State) -> int:
+def _fewest_sweeps(state: State) -> int:
     """How many sweeps over windows of this size must follow: all but one token of each are computed twice or more."""
     window = state.windows[0]
     return 0 if window == 1 else -(-2 * state.num_tokens // (window + 1)) - 1

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from nflib.contexts import as_context, check_shape, map_context, num_rows
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import as_base, draw
+from nflib.dtypes import as_dtype
 from nflib.flows.given import GivenFlow
 from nflib.interfaces import Decoder
 from nflib.io.pretrained import Pretrained
@@ -368,24 +369,6 @@ class GuidedFlow(Flow):
         super().__init__(transform, flow._distribution, embedding, context_shape=flow.context_shape)
 
 
-def as_dtype(inputs: Any, dtype: torch.dtype | None, name: str = "inputs") -> Tensor:
-    """Data in the dtype of a model's arithmetic: the rule of every entry point.
-
-    Integers, bools and floats in half precision are converted; float32 is widened for a float64 model. Raises
-    ValueError for float64 data and a float32 model, since digits would be lost without a word, and for complex numbers.
-    """
-    inputs = torch.as_tensor(inputs)
-    dtype = inputs.dtype if dtype is None else torch.promote_types(dtype, torch.float32)
-    if inputs.dtype == dtype:
-        return inputs
-    if inputs.is_complex() or (inputs.is_floating_point() and torch.promote_types(inputs.dtype, dtype) != dtype):
-        raise ValueError(
-            f"{name} are {_name(inputs.dtype)} and the flow is {_name(dtype)}: convert one of them, by "
-            f"{name}.to({dtype}) or flow.double()."
-        )
-    return inputs.to(dtype) if dtype.is_floating_point else inputs
-
-
 def check_decoder(decoder: Decoder | None) -> Decoder | None:
     """The decoder, if it can be called; raises ValueError otherwise."""
     if decoder is not None and (isinstance(decoder, type) or not callable(decoder)):
@@ -397,7 +380,3 @@ def _positive(name: str, number: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise ValueError(f"{name} must be a positive integer, got {number!r}.")
     return int(number)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-PREFIX = ".partial-"
+PREFIX = ".incomplete-"
 PERMISSIONS = ".permissions"
 # What a disk says, not a mistake in the block that writes.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

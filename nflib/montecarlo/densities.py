@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from nflib.interfaces import Proposal, Target
+
 __all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
-
-
-class Proposal(Protocol):
-    """What is sampled from: a flow, or anything else with these two methods."""
-
-    def sample_and_log_prob(
-        self, num_samples: int, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Samples `(num_samples, *event_shape)` and the log-density of each, `(num_samples,)`, in nats."""
-        ...
-
-    def log_prob(self, inputs: Tensor, /) -> Tensor:
-        """Log-densities `(n,)`, in nats, of `(n, *event_shape)`."""
-        ...
-
-
-@runtime_checkable
-class Target(Protocol):
-    """What is wanted: a log-density that need not be normalised."""
-
-    def log_prob(self, inputs: Tensor, /) -> Tensor:
-        """Log-densities `(n,)`, in nats, of `(n, *event_shape)`."""
-        ...
 
 
 class BoltzmannDensity:
@@ -137,10 +116,11 @@ class _TorchDensity(_FromGlobalGenerator):
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
         try:
-            inside = self.distribution.support.check(inputs)
+            support = self.distribution.support
         except NotImplementedError:
-            return self.distribution.log_prob(inputs)
-        if inside.all():
+            support = None
+        inside = None if support is None else support.check(inputs)
+        if inside is None or inside.all():
             return self.distribution.log_prob(inputs)
         # In the graph, so that gradients are zero, not missing, where no point is inside.
         outside = 0.0 * flattened(inputs).sum(dim=1) - torch.inf

@@ -79,9 +79,10 @@ class History:
     @classmethod
     def from_summary(cls, summary: Mapping[str, list[Any]]) -> History:
         """The history that `summary` was called on, without the parents. Raises TypeError for other names."""
-        return cls(
-            **{name: [math.nan if value is None else value for value in values] for name, values in summary.items()}
-        )
+        columns: dict[str, Any] = {
+            name: [math.nan if value is None else value for value in values] for name, values in summary.items()
+        }
+        return cls(**columns)
 
     def arrays(self) -> dict[str, Any]:
         """The history as arrays for an .npz file."""

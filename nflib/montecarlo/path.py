@@ -87,9 +87,9 @@ class GeometricPath:
     density, and for its gradient as well. Raises ValueError for what `as_proposal` and `as_target` refuse.
     """
 
-    def __init__(self, proposal: Proposal, target: Target, chunk_size: int = 1024) -> None:
-        self.proposal = as_proposal(proposal)
-        self.target = as_target(target)
+    def __init__(self, proposal: Any, target: Any, chunk_size: int = 1024) -> None:
+        self.proposal: Proposal = as_proposal(proposal)
+        self.target: Target = as_target(target)
         self.chunk_size = chunk_size
         self.num_evaluations = 0
         self.num_gradients = 0

@@ -23,8 +23,8 @@ from nflib.montecarlo.path import GeometricPath
 from nflib.montecarlo.resampling import SCHEMES, resample
 from nflib.montecarlo.temperatures import (
     AdaptiveTemperatures,
-    FixedTemperatures,
     Temperatures,
+    as_rule,
     conditional_ess_fraction,
 )
 from nflib.montecarlo.weighted_samples import WeightedSamples
@@ -124,23 +124,16 @@ def smc(
         raise ValueError(
             f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x); use importance_sample, or a flow."
         )
-    num_samples, num_draws, moves, final_moves = (
-        operator.index(n) for n in (num_samples, num_draws, moves, final_moves)
-    )
     if resampling not in SCHEMES:
         raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
     if not 0.0 <= resampling_threshold <= 1.0:
         raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
-    if temperatures is None:
-        temperatures = AdaptiveTemperatures()
-    elif not hasattr(temperatures, "next"):
-        temperatures = FixedTemperatures(temperatures)
     run = _Run(
         num_samples,
         num_draws,
         GeometricPath(proposal, target, chunk_size),
         HMC() if kernel is None else kernel,
-        temperatures,
+        as_rule(temperatures),
         AcceptanceTarget() if step_sizes is None else step_sizes,
         moves,
         final_moves,

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "conditional_ess_fraction"]
+__all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "as_rule", "conditional_ess_fraction"]
 
 
 class Temperatures(Protocol):
@@ -77,6 +77,13 @@ class AdaptiveTemperatures:
             middle = 0.5 * (low + high) if low > 0.0 else 0.1 * high
             low, high = (middle, high) if enough(middle) else (low, middle)
         return min(current + max(low, self.smallest_step), 1.0)
+
+
+def as_rule(temperatures: Temperatures | Iterable[float] | None) -> Temperatures:
+    """Inverse temperatures as a rule: adaptive ones by default, and any numbers as they are given."""
+    if temperatures is None:
+        return AdaptiveTemperatures()
+    return FixedTemperatures(temperatures) if isinstance(temperatures, Iterable) else temperatures
 
 
 def conditional_ess_fraction(log_weights: Tensor, log_increments: Tensor) -> float:

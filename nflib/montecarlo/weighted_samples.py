@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nflib.montecarlo import diagnostics
+import nflib.montecarlo.diagnostics as diagnostics
 from nflib.montecarlo.archives import finite_or_none, save_archive
 from nflib.montecarlo.densities import Target, as_target, finite_rows, log_prob_where
 from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
@@ -310,7 +310,7 @@ class WeightedSamples:
         save_archive(Path(path), arrays | {"num_rejected": source.num_rejected, "clipped": self.clipped})
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> WeightedSamples:
         """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another kind of file."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"WeightedSamples.load: there is no file {path}; check the path.")

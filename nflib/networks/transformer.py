@@ -124,7 +124,8 @@ class TransformerLayer(nn.Module):
         return x + self._update(self.mlp(self.mlp_norm(x, step.condition)), self.mlp_post_norm)
 
     def _update(self, update: Tensor, post_norm: nn.Module | None) -> Tensor:
-        return self.dropout(update if post_norm is None else post_norm(update))
+        update = update if post_norm is None else post_norm(update)
+        return self.dropout(update) if self.training else update
 
 
 class CausalTransformer(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from nflib.dtypes import as_dtype
 from nflib.training.interruption import ignore_signals
 from nflib.training.seeds import EPOCH, derived_generator
 
@@ -225,24 +226,6 @@ def working_dtype(flow: nn.Module) -> torch.dtype:
     return torch.promote_types(weights, torch.float32)
 
 
-def converted(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in the flow's dtype, where that loses no digits: integers, half precision, float32 in a float64 flow.
-
-    Raises:
-        ValueError: For float64 values and a float32 flow.
-    """
-    if torch.promote_types(values.dtype, torch.float32) not in (torch.float32, dtype):
-        raise ValueError(
-            f"the data's {name!r} are {_name(values.dtype)}, but the flow is {_name(dtype)}; write x.float() to round "
-            "the data, or flow.double()."
-        )
-    return values.to(dtype)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def name_of(objective: object) -> str:
     """What messages call an objective: the name of the function or class."""
     return str(getattr(objective, "__name__", type(objective).__name__))
@@ -300,7 +283,7 @@ class Preparation:
             if name in batch and (name == "inputs" or batch[name].is_floating_point()):
                 if not isinstance(self.source, TensorSource):
                     check_finite(name, batch[name], indices)
-                prepared[name] = converted(name, batch[name], dtype)
+                prepared[name] = as_dtype(batch[name], dtype, f"the data's {name!r}")
         if "weights" in batch:
             if self.mean_weight is None:
                 self.mean_weight = mean_weight(self.source)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.training import seeds
+import nflib.training.seeds as seeds
 from nflib.training.config import TrainingConfig
 from nflib.training.data import (
     Batch,

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nflib.training import checkpoints, seeds
+import nflib.training.checkpoints as checkpoints
+import nflib.training.seeds as seeds
 from nflib.training.config import TrainingConfig
 from nflib.training.data import Batch, Preparation, as_source, name_of
 from nflib.training.ema import ExponentialMovingAverage

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nflib.training import seeds
+import nflib.training.seeds as seeds
 from nflib.training.data import Preparation, rank_slice
 from nflib.training.fabric import LossModule, process_mean
 

@@ -33,14 +33,14 @@ def clamped(name: str, x: Tensor, low: Tensor, high: Tensor, bounded: Tensor, dt
     """
     lowest, highest = closed(low, high, dtype)
     outside = bounded & ((x < lowest) | (x > highest))
-    x = torch.where(bounded, torch.maximum(torch.minimum(x, high), low), x)
+    inside = torch.where(bounded, torch.maximum(torch.minimum(x, high), low), x)
     if torch.compiler.is_compiling():
-        return x.masked_fill(outside, torch.nan)
+        return inside.masked_fill(outside, torch.nan)
     if outside.any():
         place = tuple(int(i) for i in outside.nonzero()[0])
-        low, high = (end.expand(x.shape)[place].item() for end in (low, high))
+        value, least, largest = (number.expand(x.shape)[place].item() for number in (x, low, high))
         raise ValueError(
-            f"{name}: coordinate {place[1:]} of sample {place[0]} lies outside its interval [{low:g}, {high:g}]; wrap "
-            "or drop such values first."
+            f"{name}: coordinate {place[1:]} of sample {place[0]} is {value:g}, outside its interval "
+            f"[{least:g}, {largest:g}]; wrap or drop such values first."
         )
-    return x
+    return inside

@@ -42,7 +42,8 @@ def fit_coordinate(
     else:
         low, high = interval
         ends = rounded_outward(low, high)
-        lowest, highest = closed(*(torch.tensor(end, dtype=torch.float64) for end in ends), dtype)
+        rounded = torch.tensor([float(end) for end in ends], dtype=torch.float64)
+        lowest, highest = closed(rounded[0], rounded[1], dtype)
         if values[0] < lowest.item() or values[-1] > highest.item():
             raise ValueError(
                 f"GaussianizeMarginals.fit: coordinate {name} has data outside [{low:g}, {high:g}]; "

@@ -29,6 +29,15 @@ class _Binned(Univariate):
         self.num_bins = num_bins
         self.parameters_per_number = num_bins
 
+    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(u, parameters, inverse=False)
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(z, parameters, inverse=True)
+
+    def _map(self, points: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
     def _probabilities(self, parameters: Tensor, dtype: torch.dtype, mirror: Tensor) -> Tensor:
         """Probabilities of the bins ``(K, ...)``, the first one that at the end which the point is nearer to."""
         raw = raw_parameters(parameters, dtype)
@@ -87,12 +96,6 @@ class BinnedUniform(_Binned):
             raise ValueError(f"({low!r}, {high!r}) is no bounded interval; give finite low < high.")
         self.low, self.high = low, high
 
-    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(u, parameters, inverse=False)
-
-    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(z, parameters, inverse=True)
-
     def _map(self, points: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         span = self.high - self.low
         points = points.to(common_dtype(points, parameters))
@@ -133,12 +136,6 @@ class BinnedNormal(_Binned):
 
     def __init__(self, num_bins: int = 64):
         super().__init__(num_bins)
-
-    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(u, parameters, inverse=False)
-
-    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(z, parameters, inverse=True)
 
     def _map(self, points: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         points = points.to(common_dtype(points, parameters))

@@ -172,7 +172,7 @@ def test_one_peptide():
         weighted.log_weights, (target.log_prob(x[0]) - log_prob[0]).double(), atol=1e-4, rtol=1e-5
     )
     with pytest.raises(ValueError, match="expected values"):
-        of_peptide.log_prob(x[:, :-1])
+        of_peptide.log_prob(x[..., :-1, :])
     with pytest.raises(ValueError, match="no contexts"):
         flow.context()
 

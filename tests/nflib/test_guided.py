@@ -297,7 +297,7 @@ def test_the_original_flow_stays_as_it_was(flow):
     assert torch.equal(flow.log_prob(x, context), before)
     assert all(a is b for a, b in zip(flow.modules(), modules, strict=True)) and not maps(flow, Guided)
     assert len(maps(guided, Guided)) == len(maps(flow, AutoregressiveTransform)) == 2
-    assert type(guided) is Flow
+    assert isinstance(guided, Flow)
 
 
 def test_training_one_changes_the_other(flow):

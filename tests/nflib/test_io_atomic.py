@@ -148,10 +148,10 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path):
 
 def test_killed_between_two_renames_the_old_folder_comes_back(tmp_path):
     """The state of the disk at that moment, made by hand: the old folder moved aside, the new one not yet in place."""
-    aside = tmp_path / ".partial-abc" / ".partial-step"
+    aside = tmp_path / ".incomplete-abc" / ".incomplete-step"
     aside.mkdir(parents=True)
     (aside / "good").write_text("good")
-    (tmp_path / ".partial-abc" / "step").mkdir()
+    (tmp_path / ".incomplete-abc" / "step").mkdir()
     with complete_file(tmp_path / "other") as temporary:
         temporary.write_text("x")
     assert names(tmp_path) == ["other", "step"] and names(tmp_path / "step") == ["good"]

@@ -246,7 +246,7 @@ def test_ends_of_an_interval_lie_inside_as_every_dtype_rounds_them(dtype, interv
         wide = ends.to(dtype).to(back.dtype)
         limit = span * (1 + wide.abs().max()) + (wide - ends.to(back.dtype)).abs().max()
         assert ((back - x.to(back.dtype)).abs() <= limit).all()
-        with pytest.raises(ValueError, match=r"coordinate \(0,\) of sample 3 lies outside its interval"):
+        with pytest.raises(ValueError, match=r"coordinate \(0,\) of sample 3 is .*, outside its interval"):
             beyond = x.clone()
             beyond[3] += 10
             transform(beyond, context)

@@ -171,7 +171,7 @@ def test_data_are_converted_to_the_flow_s_dtype(tmp_path: Path, dtype: torch.dty
 def test_float64_data_of_a_float32_flow_are_refused(tmp_path: Path) -> None:
     for number, data in enumerate((VALUES.double(), VALUES.numpy().astype(float), Items({"inputs": VALUES.double()}))):
         with pytest.raises(
-            ValueError, match=re.escape("'inputs' are float64, but the flow is float32; write x.float()")
+            ValueError, match=re.escape("'inputs' are float64 and the flow is float32: convert one of them")
         ):
             fit(Gaussian(), data, config=configuration(), output=tmp_path / str(number))
         fit(Gaussian().double(), data, config=configuration(), output=tmp_path / f"double-{number}")

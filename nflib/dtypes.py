@@ -1,0 +1,37 @@
+"""One rule for the dtypes of data, at every entry point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Tensor:
+    """Data in the dtype of a model's arithmetic, which is float32 or better.
+
+    Integers, bools and floats in half precision are converted; float32 is widened for a float64 model.
+
+    Args:
+        values: a tensor, or what `torch.as_tensor` takes.
+        dtype: of the model's weights; None: floating-point data stay as they are.
+        name: what a message calls the data.
+
+    Raises:
+        ValueError: for float64 data and a float32 model, since digits would be lost silently, and for complex numbers.
+    """
+    values = torch.as_tensor(values)
+    if dtype is None:
+        return values
+    wanted = torch.promote_types(dtype, torch.float32)
+    if values.is_complex() or (values.is_floating_point() and torch.promote_types(values.dtype, wanted) != wanted):
+        raise ValueError(
+            f"{name} are {_name(values.dtype)} and the flow is {_name(wanted)}: convert one of them, by "
+            f".to({wanted}) or flow.double()."
+        )
+    return values.to(wanted)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
