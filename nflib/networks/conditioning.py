@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from nflib.dtypes import as_dtype
 from nflib.networks.positions import LearnedPositions
 
+# Mean of gelu(x)² for x ~ N(0, 1).
+GELU_SECOND_MOMENT = 0.425
+
 
 class ClassEmbedding(nn.Module):
     """A learned vector for each class, added to every token; a label of -1, or none, means their mean.
@@ -44,12 +47,16 @@ class ClassEmbedding(nn.Module):
 class VectorEmbedding(nn.Module):
     """A vector ``(B, size)``, through a small MLP, added to every token: ``(B, 1, channels)``.
 
-    Raises ValueError without a context.
+    Of a standardised vector it starts with about unit variance, as large as the embedded tokens are: a smaller one
+    would be lost to them in the norm that follows. Raises ValueError without a context.
     """
 
     def __init__(self, size: int, channels: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(size, channels), nn.GELU(), nn.Linear(channels, channels))
+        nn.init.normal_(self.mlp[0].weight, std=size**-0.5)
+        nn.init.normal_(self.mlp[2].weight, std=(GELU_SECOND_MOMENT * channels) ** -0.5)
+        nn.init.zeros_(self.mlp[2].bias)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
