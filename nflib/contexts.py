@@ -28,11 +28,17 @@ def num_rows(context: Any) -> int:
 
 
 def as_context(context: Any) -> Context:
-    """A context with a batch dimension: a number is one row of it."""
+    """A context with a batch dimension: a number is one row of it. Raises ValueError for what makes no tensor."""
     if context is None:
         return None
     parts = context if isinstance(context, tuple) else (context,)
-    parts = tuple(torch.as_tensor(part) for part in parts)
+    try:
+        parts = tuple(torch.as_tensor(part) for part in parts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(f"a context is a tensor or a tuple of tensors, which cannot be made of {kinds}.") from error
+    if not parts:
+        raise ValueError("a context of no tensors says nothing; leave it out, or pass the tensor.")
     parts = tuple(part.reshape(1) if part.dim() == 0 else part for part in parts)
     return parts if isinstance(context, tuple) else parts[0]
 
@@ -49,7 +55,9 @@ def check_shape(context: Any, shape: tuple[int | None, ...]) -> None:
     if not fits:
         wanted = ", ".join(["batch", *("any" if size is None else str(size) for size in shape)])
         raise ValueError(f"this flow takes a context of shape ({wanted}), got {tuple(tokens.shape)}.")
-    if mask and (len(shape) != 2 or len(mask) > 1 or mask[0].dtype != torch.bool or mask[0].shape != tokens.shape[:2]):
+    if isinstance(context, tuple) and (
+        len(shape) != 2 or len(mask) != 1 or mask[0].dtype != torch.bool or mask[0].shape != tokens.shape[:2]
+    ):
         raise ValueError(
             "beside tokens (batch, length, channels) a context takes one padding mask (batch, length) of bool, True at "
             "padding; pass (tokens, mask)."

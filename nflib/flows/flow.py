@@ -15,7 +15,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nflib.contexts import as_context, check_shape, map_context, num_rows
+from nflib.contexts import Context, as_context, check_shape, map_context, num_rows
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import as_base, draw
 from nflib.dtypes import as_dtype
@@ -249,14 +249,14 @@ class Flow(Pretrained, NFlowsFlow):
             raise ValueError(f"given() takes one context, got {num_rows(context)} rows; call it once for each.")
         return GivenFlow(self, context, self._event_shape(self._embedding_net(context)))
 
-    def guided(self, guidance: Guidance, unconditional: Tensor | int) -> Flow:
+    def guided(self, guidance: Guidance, unconditional: Any) -> Flow:
         """This flow under classifier-free guidance, on the same weights: a flow of its own, with its exact density.
 
         guidance: such as `nflib.transforms.LinearGuidance(1.5)`. unconditional: the context of the other branch, one
-        for all rows or one a row: for class labels -1. The guided flow takes the same contexts as this one. Raises
-        ValueError where no map of the flow uses a context.
+        for all rows or one a row, of the contexts' shape: for class labels -1, for tokens with a padding mask a pair.
+        The guided flow takes the same contexts as this one. Raises ValueError where no map of the flow uses a context.
         """
-        return GuidedFlow(self, guidance, torch.as_tensor(unconditional))
+        return GuidedFlow(self, guidance, as_context(unconditional))
 
     def _generate(
         self,
@@ -363,7 +363,7 @@ class Flow(Pretrained, NFlowsFlow):
 class GuidedFlow(Flow):
     """What `Flow.guided` gives. It keeps the flow that it guides, on shared weights, as its constructor's argument."""
 
-    def __init__(self, flow: Flow, guidance: Guidance, unconditional: Tensor):
+    def __init__(self, flow: Flow, guidance: Guidance, unconditional: Context):
         embedding = PairedContext(unconditional, flow._embedding_net)
         transform = guide(flow._transform, guidance)
         super().__init__(transform, flow._distribution, embedding, context_shape=flow.context_shape)

@@ -1,6 +1,7 @@
 """TARFlow: a stack of causal-transformer affine maps that visit the patches in alternating order."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from nflows.transforms import CompositeTransform, Transform
 from torch import nn
@@ -98,8 +99,7 @@ class TARFlow(Flow):
         conditional: str = "affine",
     ):
         event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(n) for n in event_shape)
-        context_shape = (context_shape,) if isinstance(context_shape, int) else context_shape
-        context_shape = None if context_shape is None else tuple(context_shape)
+        context_shape = _context_shape(context_shape)
         if not event_shape or min(event_shape) < 1:
             raise ValueError(f"event_shape must list positive sizes, got {event_shape}.")
         is_image = len(event_shape) == 3
@@ -209,7 +209,7 @@ def autoregressive_blocks(
                 dropout=dropout,
             ),
             positions=added,
-            **_conditioned(num_classes, context_shape, context_patch_size, channels),
+            **_conditioned(num_classes, _context_shape(context_shape), context_patch_size, channels),
             final_norm=make_norm(channels) if final_norm else None,
             clip=SoftClip(soft_clip) if soft_clip else None,
             start_token=start_token,
@@ -237,19 +237,24 @@ def _conditioned(
         return {"embedding": ClassEmbedding(num_classes, channels)}
     if shape is None:
         return {}
-    *free, size = shape
-    if (
-        len(shape) > 3
-        or (len(shape) != 2 and None in free)
-        or any(n is not None and n < 1 for n in shape)
-        or size is None
-    ):
-        raise ValueError(
-            f"context_shape must be (size,), (length or None, size) or (channels, height, width), got {tuple(shape)}."
-        )
     if len(shape) == 1:
-        return {"embedding": VectorEmbedding(size, channels)}
-    return {"prefix": TokenPrefix(size, channels) if len(shape) == 2 else ImagePrefix(shape, patch_size, channels)}  # type: ignore[arg-type]
+        return {"embedding": VectorEmbedding(shape[0], channels)}  # type: ignore[arg-type]
+    if len(shape) == 2:
+        return {"prefix": TokenPrefix(shape[1], channels)}  # type: ignore[arg-type]
+    return {"prefix": ImagePrefix(shape, patch_size, channels)}  # type: ignore[arg-type]
+
+
+def _context_shape(shape: Sequence[int | None] | int | None) -> tuple[int | None, ...] | None:
+    """The shape of a context as a tuple of integers; raises ValueError for one that no part reads."""
+    if shape is None:
+        return None
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    given = sizes[1:] if len(sizes) == 2 and sizes[0] is None else sizes
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, Integral) and n >= 1 and n is not True for n in given):
+        raise ValueError(
+            f"context_shape must be (size,), (length or None, size) or (channels, height, width), got {shape!r}."
+        )
+    return tuple(None if n is None else int(n) for n in sizes)
 
 
 def _choose(table: dict[str, type[nn.Module]], setting: str, name: str) -> type[nn.Module]:

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nflib.dtypes import as_dtype
 from nflib.networks.positions import LearnedPositions
+
+# Mean of gelu(x)² for x ~ N(0, 1).
+GELU_SECOND_MOMENT = 0.425
 
 
 class ClassEmbedding(nn.Module):
@@ -41,21 +45,30 @@ class ClassEmbedding(nn.Module):
 
 
 class VectorEmbedding(nn.Module):
-    """A vector ``(B, size)``, through a small MLP, added to every token: ``(B, 1, channels)``."""
+    """A vector ``(B, size)``, through a small MLP, added to every token: ``(B, 1, channels)``.
+
+    Of a standardised vector it starts with about unit variance, as large as the embedded tokens are: a smaller one
+    would be lost to them in the norm that follows. Raises ValueError without a context.
+    """
 
     def __init__(self, size: int, channels: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(size, channels), nn.GELU(), nn.Linear(channels, channels))
+        nn.init.normal_(self.mlp[0].weight, std=size**-0.5)
+        nn.init.normal_(self.mlp[2].weight, std=(GELU_SECOND_MOMENT * channels) ** -0.5)
+        nn.init.zeros_(self.mlp[2].bias)
 
-    def forward(self, context: Tensor) -> Tensor:
-        return self.mlp(context).unsqueeze(1)
+    def forward(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError(f"this flow is conditioned on a vector of {self.mlp[0].in_features} numbers; pass it one.")
+        return self.mlp(_as_dtype_of(self.mlp[0].weight, context)).unsqueeze(1)
 
 
 class TokenPrefix(nn.Module):
     """Tokens ``(B, L, size)`` of any number, which all others see: ``(B, L, channels)``, with sinusoidal positions.
 
     The context may be a pair of these and their padding mask ``(B, L)``, True where a token is none; `valid` gives the
-    opposite of it.
+    opposite of it. Whatever stands at padding, NaN too, changes nothing.
     """
 
     def __init__(self, size: int, channels: int):
@@ -64,7 +77,10 @@ class TokenPrefix(nn.Module):
         self.positions = SinusoidalEmbedding(channels)
 
     def forward(self, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        tokens = context if isinstance(context, Tensor) else context[0]
+        tokens, mask = (context, None) if isinstance(context, Tensor) else context
+        tokens = _as_dtype_of(self.projection.weight, tokens)
+        if mask is not None:
+            tokens = tokens.masked_fill(mask.bool().unsqueeze(-1), 0.0)
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return self.projection(tokens) + self.positions(places).to(tokens.dtype)
 
@@ -87,7 +103,7 @@ class ImagePrefix(nn.Module):
         self.positions = LearnedPositions(height * width // patch_size**2, channels)
 
     def forward(self, context: Tensor) -> Tensor:
-        patches = self.projection(context).flatten(2).transpose(1, 2)
+        patches = self.projection(_as_dtype_of(self.projection.weight, context)).flatten(2).transpose(1, 2)
         return patches + self.positions(0, patches.shape[1])
 
 
@@ -126,6 +142,10 @@ class Lookahead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         following = nn.functional.pad(features[:, 1:], (0, 0, 0, 1))
         return self.mlp(torch.cat([features, following], dim=-1))
+
+
+def _as_dtype_of(weight: Tensor, context: Tensor) -> Tensor:
+    return as_dtype(context, weight.dtype, "contexts").to(weight.dtype)
 
 
 def distinct_rows(context: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflib.contexts import as_context, map_context, num_rows
 from nflib.transforms.causal_map import AffineAutoregressive
 
 Parameters = tuple[Tensor, Tensor]
@@ -82,7 +83,8 @@ class Guided(AffineAutoregressive):
     """An affine map whose parameters a `Guidance` combines from two contexts, both in one batch.
 
     It is an autoregressive map like any other, with its own exact density, by any decoder. context: the conditional
-    and the unconditional one, stacked: ``(B, 2, …)``, as `PairedContext` makes them. Raises ValueError for another.
+    and the unconditional one, stacked: ``(B, 2, …)``, or a tuple of such, as `PairedContext` makes them. Raises
+    ValueError for another.
     """
 
     uses_context = True
@@ -98,13 +100,15 @@ class Guided(AffineAutoregressive):
         return self.transform.token_size
 
     def encode_context(self, context: Any) -> Any:
-        if not isinstance(context, Tensor) or context.dim() < 2 or context.shape[1] != 2:
+        parts = context if isinstance(context, tuple) else (context,)
+        if not parts or any(not isinstance(part, Tensor) or part.dim() < 2 or part.shape[1] != 2 for part in parts):
             raise ValueError("a guided map takes a conditional and an unconditional context, stacked as (batch, 2, …).")
-        encoded = self.transform.encode_context(torch.cat([context[:, 0], context[:, 1]]))
+        encoded = self.transform.encode_context(map_context(lambda part: torch.cat([part[:, 0], part[:, 1]]), context))
         if self.guidance.attention_temperature == 1:
             return encoded
-        temperature = torch.ones(2 * len(context), 1, 1, 1, device=context.device)
-        temperature[len(context) :] = self.guidance.attention_temperature
+        rows = num_rows(context)
+        temperature = torch.ones(2 * rows, 1, 1, 1, device=parts[0].device)
+        temperature[rows:] = self.guidance.attention_temperature
         return encoded._replace(temperature=temperature)
 
     def new_cache(self, batch_size: int, num_tokens: int, encoded_context: Any) -> Any:
@@ -124,23 +128,45 @@ class Guided(AffineAutoregressive):
 class PairedContext(nn.Module):
     """Stacks each context with the unconditional one, ``(B, …) -> (B, 2, …)``: the embedding net of a guided flow.
 
-    embedding: applied to both before that (default: none).
+    unconditional: of the contexts' shape, one row or one for each; a pair where the contexts are pairs of tokens and
+    padding mask. embedding: applied to both before that (default: none). Raises ValueError for contexts of another
+    shape.
     """
 
     unconditional: Tensor
+    unconditional_mask: Tensor | None
 
-    def __init__(self, unconditional: Tensor | float, embedding: nn.Module | None = None):
+    def __init__(self, unconditional: Any, embedding: nn.Module | None = None):
         super().__init__()
         self.embedding = embedding or nn.Identity()
-        self.register_buffer("unconditional", torch.as_tensor(unconditional), persistent=False)
+        context = as_context(unconditional)
+        values, mask = context if isinstance(context, tuple) else (context, None)
+        self.register_buffer("unconditional", values, persistent=False)
+        self.register_buffer("unconditional_mask", mask, persistent=False)
 
-    def forward(self, context: Tensor | None) -> Tensor:
+    def forward(self, context: Any) -> Any:
         if context is None:
             raise ValueError("a guided flow samples and evaluates given a context; pass it one.")
+        mask = self.unconditional_mask
         encoded = self.embedding(context)
         # Not kept between calls: it is to follow the embedding's weights.
-        unconditional = self.embedding(self.unconditional)
-        return torch.stack([encoded, unconditional.to(encoded).expand_as(encoded)], dim=1)
+        unconditional = self.embedding(self.unconditional if mask is None else (self.unconditional, mask))
+        if isinstance(encoded, Tensor) and isinstance(unconditional, Tensor):
+            return _stacked(encoded, unconditional)
+        if isinstance(encoded, Tensor) or isinstance(unconditional, Tensor):
+            raise ValueError("either both the context and the unconditional one have a padding mask, or neither does.")
+        return tuple(_stacked(*pair) for pair in zip(encoded, unconditional, strict=True))
+
+
+def _stacked(context: Tensor, unconditional: Tensor) -> Tensor:
+    if unconditional.dim() == context.dim() - 1:
+        unconditional = unconditional.unsqueeze(0)
+    if unconditional.shape[1:] != context.shape[1:] or len(unconditional) not in (1, len(context)):
+        raise ValueError(
+            f"the unconditional context has the shape {tuple(unconditional.shape)}, but the context is of "
+            f"{tuple(context.shape)}: they must agree, or the first have one row."
+        )
+    return torch.stack([context, unconditional.to(context.device).expand_as(context)], dim=1)
 
 
 def guide(transform: Transform, guidance: Guidance) -> Transform:
