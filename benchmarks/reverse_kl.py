@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/reverse_kl.py --threads 1 --seconds 30 --seeds 5
 
 Targets: a mixture of four normals in two dimensions, scaled by a known constant, and a double well in eight, bent, and
-turned by a rotation that no flow knows. Both have an exact normaliser and exact shares of their modes. Every entrant is trained by
-`nflib.training.fit` with `ReverseKL`, by the same optimiser and as many steps as it takes in the same processor time,
-measured beforehand. All start over-dispersed, as a normal that covers all modes, and the target is annealed
-(`temperature`), since a reverse Kullback-Leibler divergence does not bring back a mode that the flow has left. "path" and "total" are the estimators of `ReverseKL`.
+turned by a rotation that no flow knows. Both have an exact normaliser and exact shares of their modes. Every entrant is
+trained by `nflib.training.fit` with `ReverseKL`, by the same optimiser and as many steps as it takes in the same
+processor time, measured beforehand. All start over-dispersed, as a normal that covers all modes, and the target is
+annealed (`temperature`), since a reverse Kullback-Leibler divergence does not bring back a mode that the flow has left.
+"path" and "total" are the estimators of `ReverseKL`.
 
 Figures are of 10,000 draws with importance weights: their effective sample size, the error of log Z in its own standard
 errors, and the smallest share of draws (unweighted) that a mode has, as a fraction of its true one.
@@ -200,7 +201,7 @@ def train(entrant: Entrant, target: FourModes | DoubleWell, seconds: float, seed
 
 
 def figures(flow: nn.Module, target: FourModes | DoubleWell, seed: int) -> tuple[float, float, float]:
-    """Effective sample size as a share of the draws, error of log Z in standard errors, and the least share of a mode."""
+    """Effective sample size as a share of the draws, log Z's error in standard errors, and the least share of a mode."""
     torch.manual_seed(seed)
     draws = importance_sample(flow, target, DRAWS, seed=seed)
     error = (draws.log_normalizer - target.log_normalizer) / draws.log_normalizer_standard_error
