@@ -201,7 +201,7 @@ def train(entrant: Entrant, target: FourModes | DoubleWell, seconds: float, seed
 
 
 def figures(flow: nn.Module, target: FourModes | DoubleWell, seed: int) -> tuple[float, float, float]:
-    """Effective sample size as a share of the draws, log Z's error in standard errors, and the least share of a mode."""
+    """Effective sample size as a share of draws, log Z's error in standard errors, and the least share of a mode."""
     torch.manual_seed(seed)
     draws = importance_sample(flow, target, DRAWS, seed=seed)
     error = (draws.log_normalizer - target.log_normalizer) / draws.log_normalizer_standard_error
