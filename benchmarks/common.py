@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
+
+from nflib.flows import TARFlow
+from nflib.networks import CausalTransformer
+from nflib.transforms import AutoregressiveTransform
+
+# Root mean square of shifts and log-scales, about that of trained flows.
+PARAMETER_SIZE = 0.1
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -79,6 +88,66 @@ def median_seconds(functions: dict[str, Callable[[], object]], repeats: int) -> 
             function()
             seconds[name].append(time.perf_counter() - start)
     return {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_a_call(
+    function: Callable[[], object], device: torch.device, seconds: float = 2.0, most: int = 20, is_warm: bool = False
+) -> float:
+    """Median wall time of a call and of all that it starts on the device, after a warm-up unless it is warm.
+
+    Calls go on until `seconds` are spent, or twice that where there are fewer than three, and until there are `most`.
+    """
+    if not is_warm:
+        function()
+    synchronise(device)
+    times: list[float] = []
+    while len(times) < most and (sum(times) < seconds or (len(times) < 3 and sum(times) < 2 * seconds)):
+        start = time.perf_counter()
+        function()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def operations(network: CausalTransformer, read: int) -> float:
+    """Floating-point operations of one pass over `read` tokens: linear maps, and attention under the causal mask."""
+    linear = sum(2.0 * part.weight.numel() for part in network.modules() if isinstance(part, nn.Linear))
+    widths = sum(layer.attention.num_heads * layer.attention.head_dim for layer in network.layers)
+    return linear * read + 2.0 * widths * read * (read + 1)
+
+
+@torch.no_grad()
+def random_tarflow(
+    event_shape: tuple[int, ...], patch_size: int, channels: int, num_blocks: int, layers_per_block: int
+) -> TARFlow:
+    """A flow of random weights, on torch's default device, whose parameters of each map are of `PARAMETER_SIZE`."""
+    flow = TARFlow(event_shape, patch_size, channels, num_blocks, layers_per_block)
+    for module in flow.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+    for transform in flow.modules():
+        if isinstance(transform, AutoregressiveTransform):
+            tokens = torch.randn(2, *flow._distribution.shape)
+            size = torch.cat(transform.conditionals(tokens, transform.encode_context(None))).square().mean().sqrt()
+            transform.network.proj_out.weight.mul_(PARAMETER_SIZE / size)
+    return flow.eval()
+
+
+def load_reference(checkout: Path) -> ModuleType:
+    """The module transformer_flow of a checkout of apple/ml-tarflow."""
+    path = checkout / "transformer_flow.py"
+    spec = importlib.util.spec_from_file_location("reference_transformer_flow", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SystemExit(f"{checkout} holds no transformer_flow.py; name a checkout of apple/ml-tarflow.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from typing import Any
 
 import density_digits
 import torch
-from common import argument_parser, markdown_table, median_seconds, prepare
+from common import argument_parser, load_reference, markdown_table, median_seconds, prepare, random_tarflow
 from torch import Tensor, nn
 
 from molecular.flow import PeptideFlow
@@ -38,7 +37,6 @@ from nflib.transforms import AutoregressiveTransform
 
 SHIPPED = Path(__file__).parents[1] / "molecular" / "shipped" / "Ace-A-Nme"
 TOLERANCE = decoding.Auto().tolerance
-PARAMETER_SIZE = 0.1
 DECODERS = ("sequential", "re-concatenated", "window 4", "window 16", "window 64", "Jacobi", "Auto")
 
 
@@ -88,19 +86,9 @@ def digits(patch_size: int) -> Callable[[argparse.Namespace], Flow]:
     return trained
 
 
-@torch.no_grad()
 def random_weights(arguments: argparse.Namespace) -> TARFlow:
-    """The flow of benchmarks/likelihood.py with its parameters scaled to PARAMETER_SIZE."""
-    flow = TARFlow((3, 64, 64), patch_size=4, channels=256, num_blocks=8, layers_per_block=4)
-    for module in flow.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-    for transform in maps(flow):
-        shift, log_scale = transform.conditionals(torch.randn(2, 256, 48), transform.encode_context(None))
-        size = torch.cat([shift, log_scale]).square().mean().sqrt()
-        transform.network.proj_out.weight.mul_(PARAMETER_SIZE / size)
-        transform.network.proj_out.bias.zero_()
-    return flow.eval()
+    """The sizes of benchmarks/likelihood.py."""
+    return random_tarflow((3, 64, 64), 4, 256, 8, 4)
 
 
 FLOWS: dict[str, Callable[[argparse.Namespace], Flow]] = {
@@ -149,12 +137,7 @@ def _kibibytes(status: Path, name: str) -> int:
 
 def reference_seconds(checkout: Path, batch: int, rounds: int) -> float:
     """The public code's own inversion of a model of the sizes of the random flow."""
-    spec = importlib.util.spec_from_file_location("reference_transformer_flow", checkout / "transformer_flow.py")
-    if spec is None or spec.loader is None or not (checkout / "transformer_flow.py").exists():
-        raise SystemExit(f"{checkout} holds no transformer_flow.py; name a checkout of apple/ml-tarflow.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.Model(3, 64, 4, 256, 8, 4).eval()
+    model = load_reference(checkout).Model(3, 64, 4, 256, 8, 4).eval()
     noise = torch.randn(batch, 256, 48)
     with torch.no_grad():
         if rounds > 1:

@@ -9,29 +9,19 @@ bf16 is `torch.autocast` around log_prob: weights stay float32, log-densities ar
 """
 
 import torch
-from common import argument_parser, count_parameters, markdown_table, median_seconds, prepare
-from torch import nn
+from common import (
+    argument_parser,
+    count_parameters,
+    markdown_table,
+    median_seconds,
+    operations,
+    prepare,
+    random_tarflow,
+)
 
-from nflib.flows import TARFlow
+from nflib.networks import CausalTransformer
 
 TOKENS, CHANNELS, BLOCKS, LAYERS, SQUARE = 256, 256, 8, 4, 2048
-
-
-def make_flow() -> TARFlow:
-    """A flow of random weights: its output layers start at zero, which would make the error of bf16 vanish."""
-    flow = TARFlow((3, 64, 64), patch_size=4, channels=CHANNELS, num_blocks=BLOCKS, layers_per_block=LAYERS)
-    for module in flow.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-    return flow.eval()
-
-
-def operations(flow: nn.Module, batch: int) -> float:
-    """Floating-point operations of the linear maps and of causal attention in one forward pass."""
-    weights = sum(m.weight.numel() for m in flow.modules() if isinstance(m, nn.Linear))
-    read = TOKENS - 1
-    attention = BLOCKS * LAYERS * 2 * CHANNELS * read * (read + 1)
-    return batch * (2.0 * weights * read + attention)
 
 
 def main() -> None:
@@ -41,7 +31,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     prepare(arguments)
-    flow = make_flow()
+    flow = random_tarflow((3, 64, 64), 4, CHANNELS, BLOCKS, LAYERS)
+    per_event = sum(operations(part, TOKENS - 1) for part in flow.modules() if isinstance(part, CausalTransformer))
     inputs = {batch: torch.randn(batch, 3, 64, 64) for batch in arguments.batch}
 
     def log_prob(batch: int, bf16: bool) -> torch.Tensor:
@@ -61,7 +52,7 @@ def main() -> None:
         exact, rounded = log_prob(batch, False), log_prob(batch, True)
         error = (rounded - exact).abs().max().item()
         for kind in ("fp32", "bf16"):
-            achieved = operations(flow, batch) / seconds[f"{batch} {kind}"] / 1e9
+            achieved = batch * per_event / seconds[f"{batch} {kind}"] / 1e9
             rows.append(
                 [
                     batch,

@@ -24,10 +24,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import zuko
 from common import argument_parser, count_parameters, markdown_table, prepare
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, cross_val_score
@@ -294,7 +296,7 @@ class Entrant:
     build: Callable[[int, int], nn.Module]
     learning_rate: float
     weight_decay: float = 0.0
-    batch_size: int = 256
+    batch_size: int = 128
 
 
 def log_density(model: nn.Module, batch: Simulations) -> Tensor:
@@ -316,8 +318,7 @@ def draw(model: nn.Module, task: Task, number: int, seed: int) -> list[Tensor]:
 @torch.no_grad()
 def update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the averaged parameters towards the model's."""
-    for mean, parameter in zip(averaged.parameters(), model.parameters(), strict=True):
-        mean.lerp_(parameter, 1 - decay)
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ def train(entrant: Entrant, task: Task, seconds: float, seed: int) -> Trained:
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": entrant.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
     batches = task.train.batches(entrant.batch_size, torch.Generator().manual_seed(seed))
     best, best_step, best_state = -math.inf, 0, copy.deepcopy(averaged.state_dict())
     steps, next_check, start = 0, seconds / CHECKS, time.process_time()
@@ -365,7 +366,22 @@ def train(entrant: Entrant, task: Task, seconds: float, seed: int) -> Trained:
     return Trained(averaged, best, steps, best_step)
 
 
-ENTRANTS: dict[str, dict[str, Entrant]] = {}
+def tarflow(dim: int, data_dim: int, **settings: Any) -> TARFlow:
+    """One token holds all parameters: splines, each given the numbers before it, in alternating order."""
+    defaults = {"patch_size": dim, "channels": 32, "head_dim": 32, "layers_per_block": 1, "conditional": "spline"}
+    return TARFlow((dim,), context_shape=(data_dim,), **(defaults | settings))
+
+
+ENTRANTS: dict[str, dict[str, Entrant]] = {
+    "two moons": {
+        "nflib TARFlow": Entrant(partial(tarflow, num_blocks=3), 5e-3),
+        "zuko NSF": Entrant(partial(zuko.flows.NSF, transforms=3, hidden_features=(128, 128)), 5e-3),
+    },
+    "SLCP": {
+        "nflib TARFlow": Entrant(partial(tarflow, num_blocks=3), 5e-3),
+        "zuko NSF": Entrant(partial(zuko.flows.NSF, transforms=3, hidden_features=(64, 64)), 5e-3),
+    },
+}
 
 
 def spread(values: Sequence[float], digits: int) -> str:

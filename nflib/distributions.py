@@ -61,7 +61,8 @@ class NormalNoise(Distribution):
         rows = (num_samples,) if context is None else (num_rows(context), num_samples)
         device = self.location.device if generator is None else generator.device
         shape = (*rows, *self.event_shape(context))
-        noise = torch.randn(shape, generator=generator, dtype=self.location.dtype, device=device)
+        dtype = torch.promote_types(self.location.dtype, torch.float32)  # noise in half precision would not be normal
+        noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
         noise = noise.to(self.location.device)
         mask = self.token_mask(context)
         return noise if mask is None else noise.masked_fill(~mask[:, None, :, None], 0.0)

@@ -61,7 +61,10 @@ class LossModule(nn.Module):
         self.mixed = precision == "bf16-mixed"
         self.device_type = device_type
 
-    def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        objective = self.objective.at(progress) if hasattr(self.objective, "at") else self.objective
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.mixed):
-            loss, metrics = self.objective(self.flow, batch, generator)
+            loss, metrics = objective(self.flow, batch, generator)
         return loss, metrics

@@ -180,7 +180,8 @@ class _Run:
         rate = learning_rate(config, state.step, state.seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, metrics = self.loss(batch, seeds.derived_generator(*path, device=self.device))
+        generator = seeds.derived_generator(*path, device=self.device)
+        loss, metrics = self.loss(batch, generator, progress(config, state.step, state.seconds))
         self.fabric.backward(loss)
         norm = clip_gradient(self.flow, config.gradient_clip)
         # One transfer from the device a step; the loss is averaged so that all processes decide alike.

@@ -2,13 +2,15 @@
 
 An objective may say in an attribute `keys` which tensors of a batch it reads, and `fit` then refuses data with others;
 "weights", which would else be ignored, are taken only where they are listed. With `needs_data = False` it draws its own
-samples, and is given empty batches.
+samples, and is given empty batches. One that changes during training has a method `at(progress)`, which gives the
+objective of a step that begins with this share of the run behind it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -111,6 +113,9 @@ class ReverseKL:
     ("sticking the landing": Roeder et al. 2017, arXiv:1703.09194; Vaitl et al. 2022, arXiv:2206.09016), so that every
     single draw has gradient zero at q = p; "total" keeps it.
 
+    Modes are kept best by a flow that starts wider than the target, and by annealing: `fit` begins with p^(1 / T), T =
+    temperature, and 1 / T rises linearly to 1.
+
     Draws whose position, energy or force is not finite are left out, and their share is logged; a step without any
     other is skipped by `fit`.
 
@@ -119,14 +124,18 @@ class ReverseKL:
             `nflib.montecarlo.BoltzmannDensity(reduced_energy)`.
         num_samples: Draws in each step, shared evenly between the processes.
         estimator: "path" or "total".
+        temperature: Of the target at the first step, in units of its own; 1 for no annealing.
+        annealing: Share of the run after which the temperature is 1, in (0, 1].
 
     Raises:
-        ValueError: For a target without log_prob, an estimator of another name, or num_samples that are not positive.
+        ValueError: For a target without log_prob, an estimator of another name, or numbers out of range.
     """
 
     target: Target
     num_samples: int = 256
     estimator: str = "path"
+    temperature: float = 1.0
+    annealing: float = 0.8
 
     keys: ClassVar[tuple[str, ...]] = ()
     needs_data: ClassVar[bool] = False
@@ -141,6 +150,15 @@ class ReverseKL:
             raise ValueError(f"estimator must be 'path' or 'total', not {self.estimator!r}.")
         if not self.num_samples > 0:
             raise ValueError(f"num_samples must be positive, not {self.num_samples!r}.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be a positive number, not {self.temperature!r}.")
+        if not 0 < self.annealing <= 1:
+            raise ValueError(f"annealing is a share of the run, above 0 and at most 1, not {self.annealing!r}.")
+
+    def at(self, progress: float) -> ReverseKL:
+        """This objective at the temperature that it has after a share `progress` of the run."""
+        done = min(progress / self.annealing, 1.0)
+        return replace(self, temperature=1 / (done + (1 - done) / self.temperature))
 
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -155,7 +173,7 @@ class ReverseKL:
             log_p = self.target.log_prob(points)
             if not log_p.requires_grad:
                 raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
-            integrand = log_q - log_p.to(log_q)
+            integrand = log_q - log_p.to(log_q) / self.temperature
             (slope,) = torch.autograd.grad(integrand.sum(), points, retain_graph=self.estimator == "total")
         finite = torch.isfinite(integrand) & torch.isfinite(slope).flatten(1).all(dim=1)
         count = _total(finite.sum()) / _world_size()

@@ -290,8 +290,9 @@ def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
 
     output = tmp_path / "stopped"
     monkeypatch.setattr(module._Run, "advance", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         main([*common, "--output", str(output)])
+    assert stopped.value.code == 130
     assert [path.name for path in output.iterdir()] == [CHECKPOINT]
     monkeypatch.setattr(module._Run, "advance", advance)
     with pytest.raises(SystemExit, match="error: .*other settings"):

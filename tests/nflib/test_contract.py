@@ -169,6 +169,15 @@ def test_float32_is_widened_and_float64_refused():
     assert flow.log_prob(x.numpy()).shape == (4,)
 
 
+def test_a_flow_in_half_precision_has_noise_and_densities_in_float32():
+    flow = make().bfloat16()
+    x, log_prob = flow.sample_and_log_prob(4, seed=0)
+    assert x.dtype == log_prob.dtype == flow.log_prob(x).dtype == torch.float32
+    assert flow.encode(x).dtype == torch.float32
+    drawn = StandardNormal((3,)).bfloat16().draw(1000, None, torch.Generator().manual_seed(0))
+    assert len(drawn.unique()) > 2000
+
+
 def test_an_empty_batch():
     for flow in (make(), make((1, 4, 4), patch_size=2), make(conditional="spline")):
         x = torch.zeros(0, *flow.event_shape)

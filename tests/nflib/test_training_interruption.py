@@ -29,6 +29,14 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 # --- signals --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """Also where the tests themselves run in the background of a shell, which lets them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nobody disturbed, with its losses."""

@@ -141,8 +141,34 @@ def test_fit_reaches_a_target_without_any_data(tmp_path: Path) -> None:
     assert result.loss == pytest.approx(-LOG_Z, abs=1e-3)
 
 
-def test_a_run_without_data_is_resumed_bit_for_bit(tmp_path: Path) -> None:
-    objective, config = ReverseKL(BoltzmannDensity(wavy), 8, "total"), configuration()
+def test_a_target_is_annealed_from_its_first_temperature_to_one(tmp_path: Path) -> None:
+    objective = ReverseKL(BoltzmannDensity(energy), 8, temperature=5.0, annealing=0.5)
+    assert [objective.at(done).temperature for done in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([5.0, 1 / 0.6, 1.0, 1.0])
+    hot = ReverseKL(BoltzmannDensity(lambda x: energy(x) / 5), 8)
+    torch.testing.assert_close(objective(Gaussian(), {}, generator())[0], hot(Gaussian(), {}, generator())[0])
+    # The gradient of a hot target: the best normal is as wide as sqrt(5) times SCALE.
+    flow = Gaussian()
+    with torch.no_grad():
+        flow.mean.copy_(MEAN)
+        flow.log_scale.copy_(SCALE.log() + 0.5 * math.log(5))
+    loss, _ = objective(flow, {}, generator())
+    torch.testing.assert_close(gradients(loss, flow), torch.zeros(4), rtol=0, atol=1e-5)
+    # fit asks for the temperature of every step: four of them here, the last two at 1.
+    temperatures = []
+
+    class Watched(ReverseKL):
+        def __call__(self, *args: object) -> tuple[Tensor, dict[str, Tensor]]:
+            temperatures.append(self.temperature)
+            return super().__call__(*args)  # type: ignore[arg-type]
+
+    watched = Watched(BoltzmannDensity(energy), 8, temperature=5.0, annealing=0.5)
+    fit(Gaussian(), config=configuration(max_steps=4), objective=watched, output=tmp_path)
+    assert temperatures == pytest.approx([5.0, 1 / 0.6, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 10.0])
+def test_a_run_without_data_is_resumed_bit_for_bit(tmp_path: Path, temperature: float) -> None:
+    objective, config = ReverseKL(BoltzmannDensity(wavy), 8, "total", temperature), configuration()
     whole, second = Record(), Record()
     fit(Gaussian(), config=config, objective=objective, output=tmp_path / "whole", callbacks=[whole])
     with pytest.raises(InterruptedError):
@@ -185,6 +211,10 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ReverseKL(target, estimator="reinforce")
     with pytest.raises(ValueError, match="num_samples must be positive"):
         ReverseKL(target, 0)
+    with pytest.raises(ValueError, match="temperature must be a positive number, not 0"):
+        ReverseKL(target, temperature=0)
+    with pytest.raises(ValueError, match="annealing is a share of the run"):
+        ReverseKL(target, annealing=0.0)
     with pytest.raises(ValueError, match="no gradient in x"):
         ReverseKL(BoltzmannDensity(lambda x: energy(x.detach())))(Gaussian(), {}, generator())
     for data in ((normal(8, 2), None), (None, normal(8, 2))):

@@ -1,0 +1,243 @@
+"""Flows trained on an energy alone, without a single sample of it: TARFlow beside zuko's NSF, in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/reverse_kl.py --threads 1 --seconds 30 --seeds 5
+
+Targets: a mixture of four normals in two dimensions, scaled by a known constant, and a double well in eight, bent, and
+turned by a rotation that no flow knows. Both have an exact normaliser and exact shares of their modes. Every entrant is
+trained by `nflib.training.fit` with `ReverseKL`, by the same optimiser and as many steps as it takes in the same
+processor time, measured beforehand. All start over-dispersed, as a normal that covers all modes, and the target is
+annealed (`temperature`), since a reverse Kullback-Leibler divergence does not bring back a mode that the flow has left.
+"path" and "total" are the estimators of `ReverseKL`.
+
+Figures are of 10,000 draws with importance weights: their effective sample size, the error of log Z in its own standard
+errors, and the smallest share of draws (unweighted) that a mode has, as a fraction of its true one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import zuko
+from common import argument_parser, count_parameters, markdown_table, prepare
+from nflows.transforms import CompositeTransform
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from nflib.flows import Flow, TARFlow
+from nflib.montecarlo import importance_sample
+from nflib.training import ReverseKL, TrainingConfig, fit
+from nflib.transforms import Standardize
+
+DRAWS, BATCH_SIZE = 10_000, 256
+CALIBRATION_STEPS = 30
+
+
+class FourModes:
+    """Normals of width 0.5 at (±2, ±2), of unequal weights, times e^2: far apart, with next to nothing between."""
+
+    dimensions, width, log_normalizer = 2, 3.0, 2.0
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
+
+    def __init__(self) -> None:
+        self.means = torch.tensor([[-2.0, -2.0], [-2.0, 2.0], [2.0, -2.0], [2.0, 2.0]])
+        normals = Independent(Normal(self.means, torch.tensor(0.5)), 1)
+        self.mixture = MixtureSameFamily(Categorical(self.shares), normals)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Up to a constant: `log_normalizer`."""
+        return self.mixture.log_prob(x) + self.log_normalizer
+
+    def mode(self, x: Tensor) -> Tensor:
+        """The index of the mode that is nearest."""
+        return torch.cdist(x, self.means).argmin(-1)
+
+
+class DoubleWell:
+    """``exp(-y_1^4 + 6 y_1^2 + y_1 / 2 - sum_i (y_i - (y_1^2 - 3) / 2)^2 / (2 * 0.5^2))`` for i = 2 ... 8, x = R y.
+
+    The barrier is 9 kT high. Given y_1 the others are normal, so that the normaliser is an integral over y_1.
+    """
+
+    dimensions, width = 8, 2.0
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+        y = torch.linspace(-5, 5, 100_001, dtype=torch.float64)
+        density = (-self._along(y)).exp()
+        halves = torch.stack([density[y < 0].sum(), density[y > 0].sum()]) * (y[1] - y[0])
+        self.shares = (halves / halves.sum()).float()
+        self.log_normalizer = float(halves.sum().log()) + 3.5 * math.log(2 * math.pi * 0.25)
+
+    def _along(self, y: Tensor) -> Tensor:
+        return y**4 - 6 * y**2 - 0.5 * y
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Up to a constant: `log_normalizer`."""
+        first, others = (x @ self.rotation).split([1, 7], dim=-1)
+        bent = others - 0.5 * (first**2 - 3)
+        return -self._along(first[:, 0]) - 2 * bent.square().sum(-1)
+
+    def mode(self, x: Tensor) -> Tensor:
+        """0 or 1: the well on the left, or that on the right."""
+        return (x @ self.rotation[:, 0] > 0).long()
+
+
+TARGETS: dict[str, Callable[[], FourModes | DoubleWell]] = {"four modes": FourModes, "double well": DoubleWell}
+
+
+class ZukoFlow(nn.Module):
+    """A flow of zuko with the methods that `ReverseKL` and Monte Carlo call; its base is `width` wide in x."""
+
+    def __init__(self, flow: zuko.flows.Flow, width: float):
+        super().__init__()
+        self.flow = flow
+        self.width = width
+
+    def rsample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Through the inverse by autograd, from torch's global generator, which `fit` seeds in every step."""
+        return self.width * self.flow().rsample((num_samples,))
+
+    def log_prob(self, inputs: Tensor, context: None = None) -> Tensor:
+        """Log-densities ``(B,)``."""
+        return self.flow().log_prob(inputs / self.width) - inputs.shape[-1] * math.log(self.width)
+
+    def sample_and_log_prob(
+        self, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Samples without a gradient, and their log-densities."""
+        z, log_prob = self.flow().rsample_and_log_prob((num_samples,))
+        return self.width * z, log_prob - z.shape[-1] * math.log(self.width)
+
+
+def tarflow(dimensions: int, width: float, **settings: Any) -> Flow:
+    """A TARFlow that begins as a normal of that width."""
+    flow = TARFlow((dimensions,), **settings)
+    widened = CompositeTransform(
+        [Standardize(torch.zeros(dimensions), torch.full((dimensions,), width)), flow._transform]
+    )
+    return Flow(widened, flow._distribution)
+
+
+def splines(dimensions: int, width: float) -> Flow:
+    """One token, of splines that are autoregressive inside it."""
+    return tarflow(
+        dimensions,
+        width,
+        patch_size=dimensions,
+        channels=64,
+        num_blocks=4,
+        layers_per_block=1,
+        head_dim=32,
+        conditional="spline",
+    )
+
+
+def affine(dimensions: int, width: float) -> Flow:
+    """A token a number, and more blocks, since each of them is only affine in its token."""
+    return tarflow(dimensions, width, patch_size=1, channels=64, num_blocks=8, layers_per_block=1, head_dim=32)
+
+
+def nsf(dimensions: int, width: float, passes: int | None = None) -> ZukoFlow:
+    """Autoregressive splines, or coupling ones (passes=2)."""
+    flow = zuko.flows.NSF(dimensions, transforms=4, bins=8, hidden_features=(64, 64), passes=passes)
+    return ZukoFlow(flow, width)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """How to build a flow from dimensions and width, and how to train it."""
+
+    build: Callable[[int, float], nn.Module]
+    estimator: str
+    learning_rate: float
+
+
+ENTRANTS = {
+    "TARFlow, splines, path": Entrant(splines, "path", 3e-3),
+    "TARFlow, splines, total": Entrant(splines, "total", 3e-3),
+    "TARFlow, affine, path": Entrant(affine, "path", 3e-3),
+    "zuko NSF, path": Entrant(nsf, "path", 3e-3),
+    "zuko NSF, total": Entrant(nsf, "total", 3e-3),
+}
+
+
+def train(entrant: Entrant, target: FourModes | DoubleWell, seconds: float, seed: int) -> tuple[nn.Module, int, float]:
+    """The trained flow, the steps, and the processor time that they took."""
+
+    def run(steps: int) -> tuple[nn.Module, float]:
+        torch.manual_seed(seed)
+        flow = entrant.build(target.dimensions, target.width)
+        config = TrainingConfig(
+            max_steps=steps,
+            learning_rate=entrant.learning_rate,
+            ema_decay=0.99,
+            weight_decay=0.0,
+            seed=seed,
+            log_interval=steps,
+            checkpoint_interval=None,
+            tensorboard=False,
+            progress_bar=False,
+        )
+        starts: list[float] = []
+        objective = ReverseKL(target, BATCH_SIZE, entrant.estimator)
+        with tempfile.TemporaryDirectory() as folder:
+            # From the end of the third step on: the first ones measure decoders and allocate.
+            callback = lambda state: starts.append(time.process_time()) if state.step in (3, steps) else None  # noqa: E731
+            fit(flow, config=config, objective=objective, output=folder, callbacks=[callback])
+        return flow, (starts[-1] - starts[0]) / (steps - 3)
+
+    _, per_step = run(CALIBRATION_STEPS)
+    steps = max(round(seconds / per_step), 10)
+    flow, per_step = run(steps)
+    return flow, steps, steps * per_step
+
+
+def figures(flow: nn.Module, target: FourModes | DoubleWell, seed: int) -> tuple[float, float, float]:
+    """Effective sample size as a share of draws, log Z's error in standard errors, and the least share of a mode."""
+    torch.manual_seed(seed)
+    draws = importance_sample(flow, target, DRAWS, seed=seed)
+    error = (draws.log_normalizer - target.log_normalizer) / draws.log_normalizer_standard_error
+    counts = torch.bincount(target.mode(draws.x), minlength=len(target.shares))
+    return draws.effective_sample_size_fraction, error, float((counts / counts.sum() / target.shares).min())
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} … {max(values):.{digits}f})"
+
+
+def main() -> None:
+    """Train every entrant on every target and print a table for each."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--models", nargs="+", choices=ENTRANTS, default=list(ENTRANTS))
+    parser.add_argument("--seconds", type=float, default=30.0, help="processor time of each training")
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    prepare(arguments)
+    for name in arguments.targets:
+        rows = []
+        for model in arguments.models:
+            target, results = TARGETS[name](), []
+            for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+                flow, steps, seconds = train(ENTRANTS[model], target, arguments.seconds, seed)
+                results.append((*figures(flow, target, seed), float(steps), seconds))
+                print(name, model, seed, *(f"{value:.3f}" for value in results[-1]), flush=True)
+            ess, error, share, steps_done, seconds_used = (list(column) for column in zip(*results, strict=True))
+            row = [spread(ess, 3), spread(error, 1), f"{min(share):.2f}", round(statistics.median(steps_done))]
+            rows.append([model, count_parameters(flow), *row, f"{statistics.median(seconds_used):.0f}"])
+        print(f"\n{name}, log Z = {target.log_normalizer:.4f}, {arguments.seeds} seeds: median (range)")
+        header = ["model", "parameters", "ESS", "log Z error / s.e.", "least share of a mode", "steps", "CPU s"]
+        print(markdown_table(header, rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
