@@ -53,15 +53,16 @@ class VectorEmbedding(nn.Module):
 
     def __init__(self, size: int, channels: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(size, channels), nn.GELU(), nn.Linear(channels, channels))
-        nn.init.normal_(self.mlp[0].weight, std=size**-0.5)
-        nn.init.normal_(self.mlp[2].weight, std=(GELU_SECOND_MOMENT * channels) ** -0.5)
-        nn.init.zeros_(self.mlp[2].bias)
+        self.up = nn.Linear(size, channels)
+        self.down = nn.Linear(channels, channels)
+        nn.init.normal_(self.up.weight, std=size**-0.5)
+        nn.init.normal_(self.down.weight, std=(GELU_SECOND_MOMENT * channels) ** -0.5)
+        nn.init.zeros_(self.down.bias)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
-            raise ValueError(f"this flow is conditioned on a vector of {self.mlp[0].in_features} numbers; pass it one.")
-        return self.mlp(_as_dtype_of(self.mlp[0].weight, context)).unsqueeze(1)
+            raise ValueError(f"this flow is conditioned on a vector of {self.up.in_features} numbers; pass it one.")
+        return self.down(nn.functional.gelu(self.up(_as_dtype_of(self.up.weight, context)))).unsqueeze(1)
 
 
 class TokenPrefix(nn.Module):
