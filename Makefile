@@ -1,15 +1,15 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. `make demo-peptide PEPTIDE=NL` samples a
 # dipeptide of your choice. `make gpu`, where there is an NVIDIA GPU, runs the tests marked `cuda` and benchmarks/gpu.py
-# in under nine minutes; it installs nothing: .venv where there is one, else GPU_PYTHON, whose torch must know CUDA.
+# in under nine minutes; it installs nothing: GPU_PYTHON, whose torch must know CUDA, is .venv's Python or else python3.
 PYTHON ?= python3.11
 VENV ?= .venv
 PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 PEPTIDE ?= NL
 STAMP = $(VENV)/.installed
-GPU_PYTHON ?= python3
+GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
 GPU_OUTPUT ?= runs/gpu.json
 GPU_OPTIONS ?=
-GPU_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(wildcard $(VENV)/bin/python),$(GPU_PYTHON))
+GPU_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON)
 
 .PHONY: demo demo-peptide test test-slow gpu lint clean
 
@@ -28,10 +28,10 @@ test-slow: $(STAMP)
 # The benchmarks run whether or not a test fails, and either's failure is that of the command.
 gpu:
 	@$(GPU_RUN) -c "import nflows, torch; assert torch.cuda.is_available(), 'this torch sees no CUDA GPU'" || \
-	    { echo "make gpu needs a torch with CUDA, nflows and a GPU: name a Python by VENV= or GPU_PYTHON=."; exit 1; }
+	    { echo "make gpu needs a torch with CUDA, nflows and a GPU: name its Python by GPU_PYTHON=."; exit 1; }
 	@mkdir -p $(dir $(GPU_OUTPUT))
 	@failed=0; \
-	timeout 120 env $(GPU_RUN) -m pytest -m cuda -ra --durations=5 tests/*/test_cuda.py || failed=1; \
+	timeout --signal=INT --kill-after=10 120 env $(GPU_RUN) -m pytest -m cuda -ra --durations=5 tests/*/test_cuda.py || failed=1; \
 	$(GPU_RUN) benchmarks/gpu.py --output $(GPU_OUTPUT) $(GPU_OPTIONS) || failed=1; \
 	exit $$failed
 

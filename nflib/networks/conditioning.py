@@ -50,14 +50,15 @@ class VectorEmbedding(nn.Module):
 
     def __init__(self, size: int, channels: int):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(size, channels), nn.GELU(), nn.Linear(channels, channels), nn.LayerNorm(channels)
-        )
+        self.up = nn.Linear(size, channels)
+        self.down = nn.Linear(channels, channels)
+        self.norm = nn.LayerNorm(channels)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
-            raise ValueError(f"this flow is conditioned on a vector of {self.mlp[0].in_features} numbers; pass it one.")
-        return self.mlp(_as_dtype_of(self.mlp[0].weight, context)).unsqueeze(1)
+            raise ValueError(f"this flow is conditioned on a vector of {self.up.in_features} numbers; pass it one.")
+        hidden = nn.functional.gelu(self.up(_as_dtype_of(self.up.weight, context)))
+        return self.norm(self.down(hidden)).unsqueeze(1)
 
 
 class TokenPrefix(nn.Module):

@@ -148,7 +148,7 @@ class FirstTokens(nn.Module):
     """The mask of as many of six tokens as the context says."""
 
     def forward(self, context: Tensor) -> Tensor:
-        return torch.arange(6) < context.unsqueeze(-1)
+        return torch.arange(6, device=context.device) < context.unsqueeze(-1)
 
 
 def token_conditions(length: int) -> Draw:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nflib.decoding import Auto, GaussSeidelJacobi, Jacobi, Sequential
+from nflib.decoding import Auto, DecodingPlan, GaussSeidelJacobi, Jacobi, Sequential
+from nflib.decoding import plan as make_plan
+from nflib.decoding.plans import device_name
 from nflib.flows import TARFlow
 from nflib.networks import use_attention_backend
 from nflib.networks.backends import causal_attention
@@ -101,6 +104,39 @@ def test_a_seed_on_the_device_itself():
     flow = TARFlow((6,), 2, channels=16, head_dim=8).to(DEVICE).eval()
     first, again = (flow.sample(5, generator=torch.Generator(DEVICE).manual_seed(1)) for _ in range(2))
     assert first.device.type == DEVICE and torch.equal(first, again)
+
+
+@pytest.mark.parametrize("conditional", ["affine", "spline"])
+def test_in_float64_to_nine_digits(conditional, perturb):
+    flow = TARFlow((3, 4, 4), 2, channels=32, num_blocks=3, head_dim=16, conditional=conditional)
+    flow = perturb(flow.double())
+    other = copy.deepcopy(flow).to(DEVICE)
+    x = torch.randn(4, 3, 4, 4, dtype=torch.float64)
+    close(other.log_prob(x.to(DEVICE)), flow.log_prob(x), 1e-9)
+    close(other.score(x.to(DEVICE)), flow.score(x), 1e-9)
+    expected = flow.rsample(4, seed=0)
+    slopes = gradients(flow, expected.sin().sum())
+    for decoder in (Sequential(), GaussSeidelJacobi(3, 0.0), Jacobi(0.0), Auto(tolerance=0.0)):
+        found = other.rsample(4, seed=0, decoding=decoder)
+        close(found, expected, 1e-9)
+        for own, slope in zip(gradients(other, found.sin().sum()), slopes, strict=True):
+            if slope is not None:
+                close(own, slope, 1e-9 * float(slope.abs().max().clamp_min(1.0)))
+
+
+def test_a_plan_holds_for_the_device_that_it_was_measured_on(perturb, tmp_path, monkeypatch):
+    flow = perturb(TARFlow((12,), 2, channels=16, num_blocks=2, layers_per_block=1, head_dim=8))
+    expected = flow.sample(4, seed=0)
+    plan = DecodingPlan.load(make_plan(flow, [4], num_samples=20).save(tmp_path).parent)
+    names = [device_name(torch.device(kind)) for kind in ("cpu", DEVICE)]
+    assert Counter(setting.device for setting in plan.measured) == {names[0]: 2}
+    flow.to(DEVICE)
+    # The initial guesses are those of the weights, wherever they are.
+    close(flow.sample(4, seed=0, decoding=Auto(plan, tolerance=1e-6)), expected, 1e-3)
+    assert Counter(setting.device for setting in plan.measured) == {names[0]: 2, names[1]: 2}
+    both = DecodingPlan.load(plan.save(tmp_path).parent)
+    monkeypatch.setattr(Auto, "_measure", None)  # nothing is measured again
+    close(flow.sample(4, seed=0, decoding=Auto(both, tolerance=1e-6)), expected, 1e-3)
 
 
 # --- half precision ---
