@@ -1,106 +1,111 @@
-"""Peak memory and time of gradients through samples, beside one forward and backward pass of log_prob.
+"""Memory and time of gradients through samples: `rsample` and backward against one pass of log_prob and backward.
 
-    python benchmarks/rsample_memory.py --threads 1
+    OMP_NUM_THREADS=1 python benchmarks/rsample_memory.py --threads 1
 
-A TARFlow of 256 tokens with random weights: the stronger these are, the more sweeps solve for the gradient. Each number
-is that of a process of its own: the highest resident memory, less what it was before the call.
+A flow of T = 256 tokens, 4 blocks of 4 layers, 128 channels, batch 16, float32. Decoding is a loop, and so is the
+solution of ``J^T w = v`` by which the gradient is carried back (transposed sweeps): the more the tokens depend on each
+other, the more of them. "Weights" is the standard deviation of what is added to every weight of a new flow, whose
+tokens depend on nothing. Peak memory is what the resident set gains over its size after a warm-up, in a fresh process
+each; gradients are allocated beforehand. Time is that of the processor.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import statistics
+import subprocess
+import sys
 import time
-from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from common import argument_parser, markdown_table, prepare
 from torch import Tensor
 
-import nflib.transforms.implicit as implicit
 from nflib.flows import TARFlow
+from nflib.transforms import implicit
 
 TOKENS, BATCH = 256, 16
+MIB = 1024.0  # in the unit of /proc, kB
 
 
-def make(strength: float) -> TARFlow:
-    torch.manual_seed(0)
-    flow = TARFlow((TOKENS,), channels=128, num_blocks=4, layers_per_block=4)
+def memory(field: str) -> float:
+    """VmRSS or VmHWM (its peak) of this process, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / MIB
+    raise RuntimeError(f"/proc/self/status does not say {field}.")
+
+
+def measure(what: str, weights: float, seed: int) -> tuple[float, float, int]:
+    """Peak memory in MiB, processor time in s, and transposed sweeps of all blocks, in this process."""
+    torch.manual_seed(seed)
+    flow = TARFlow((TOKENS,), 1, channels=128, num_blocks=4, layers_per_block=4)
     with torch.no_grad():
-        for name, parameter in flow.named_parameters():
-            if "proj_out" in name:
-                parameter += strength * torch.randn_like(parameter)
-    return flow
+        for parameter in flow.parameters():
+            parameter += weights * torch.randn_like(parameter)
+            parameter.grad = torch.zeros_like(parameter)
+    sweeps, solve = [0], implicit.solve_transposed
 
-
-def log_prob(flow: TARFlow) -> None:
-    flow.log_prob(torch.randn(BATCH, TOKENS)).sum().backward()
-
-
-def rsample(flow: TARFlow) -> None:
-    flow.rsample(BATCH, seed=0).square().sum().backward()
-
-
-def measure(call: str, strength: float, threads: int, out: Connection) -> None:
-    """Send the memory in MiB, the seconds, and how many sweeps each map's gradient took."""
-    torch.set_num_threads(threads)
-    flow, sweeps = make(strength), []
-    solve = implicit.solve_transposed
-
-    def counted(transposed, diagonal: Tensor, cotangent: Tensor) -> Tensor:
-        number = [0]
-
-        def once(w: Tensor) -> Tensor:
-            number[0] += 1
+    def counting(transposed, diagonal, cotangent):  # type: ignore[no-untyped-def]
+        def counted(w: Tensor) -> Tensor:
+            sweeps[0] += 1
             return transposed(w)
 
-        solution = solve(once, diagonal, cotangent)
-        sweeps.append(number[0])
-        return solution
+        return solve(counted, diagonal, cotangent)
 
-    implicit.solve_transposed = counted
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    globals()[call](flow)
-    seconds = time.perf_counter() - start
-    out.send(((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, seconds, sweeps))
+    implicit.solve_transposed = counting
+
+    def run(batch: int) -> None:
+        out = flow.rsample(batch) if what == "rsample" else flow.log_prob(torch.randn(batch, TOKENS))
+        out.sum().backward()
+
+    run(1)
+    sweeps[0] = 0
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, start = memory("VmRSS"), time.process_time()
+    run(BATCH)
+    return memory("VmHWM") - before, time.process_time() - start, sweeps[0]
+
+
+def in_fresh_process(*arguments: str) -> tuple[float, float, float]:
+    """What `measure` gives in a process of its own."""
+    threads = ["--threads", str(torch.get_num_threads())]
+    command = [sys.executable, "-W", "ignore", __file__, *threads, "--measure", *arguments]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak, seconds, sweeps = map(float, printed.split())
+    return peak, seconds, sweeps
 
 
 def main() -> None:
+    """Print the table."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.01, 0.1, 0.3], help="of the output weights")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    prepare(options)
-    context = multiprocessing.get_context("spawn")
-    rows: list[list[object]] = []
-    for strength in options.strengths:
-        found: dict[str, list[tuple[float, float, list[int]]]] = {"log_prob": [], "rsample": []}
-        for _ in range(options.rounds):
-            for call, results in found.items():
-                receiver, sender = context.Pipe(duplex=False)
-                worker = context.Process(target=measure, args=(call, strength, options.threads, sender))
-                worker.start()
-                results.append(receiver.recv())
-                worker.join()
-        memory, seconds = (
-            {call: statistics.median(result[column] for result in results) for call, results in found.items()}
-            for column in (0, 1)
+    parser.add_argument("--weights", nargs="+", default=["0.003", "0.01", "0.05"], help="spread of the weights")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", nargs=3, help="what, weights and seed, of one measurement in this process")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.measure:
+        what, weights, seed = arguments.measure
+        print(*measure(what, float(weights), int(seed)))
+        return
+    prepare(arguments)
+    rows = []
+    for weights in arguments.weights:
+        runs: dict[str, list[tuple[float, float, float]]] = {"log_prob": [], "rsample": []}
+        for repeat in range(arguments.repeats):
+            for what in runs:
+                runs[what].append(in_fresh_process(what, weights, str(arguments.seed + repeat)))
+        (peak, seconds, _), (sampled, longer, sweeps) = (
+            [statistics.median(column) for column in zip(*columns, strict=True)] for columns in runs.values()
         )
-        sweeps = found["rsample"][0][2]
+        ratios = sorted(b[0] / a[0] for a, b in zip(runs["log_prob"], runs["rsample"], strict=True))
+        memory_ratio = f"{sampled / peak:.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
         rows.append(
-            [
-                strength,
-                f"{min(sweeps)} to {max(sweeps)}",
-                f"{memory['log_prob']:.0f}",
-                f"{memory['rsample']:.0f}",
-                f"{memory['rsample'] / memory['log_prob']:.2f}",
-                f"{seconds['rsample'] / seconds['log_prob']:.1f}",
-            ]
+            [weights, f"{sweeps / 4:.1f}", f"{peak:.0f}", f"{sampled:.0f}", memory_ratio, f"{longer / seconds:.1f}"]
         )
-    header = ["output weights", "sweeps a map", "log_prob, MiB", "rsample, MiB", "ratio", "ratio of times"]
-    print(markdown_table(header, rows))
+        print(*rows[-1], flush=True)
+    header = ["weights", "sweeps a block", "log_prob / MiB", "rsample / MiB", "ratio (range)", "ratio of times"]
+    print(f"\nForward and backward, medians of {arguments.repeats} fresh processes\n{markdown_table(header, rows)}")
 
 
 if __name__ == "__main__":
