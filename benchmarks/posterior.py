@@ -1,6 +1,6 @@
 """Neural posterior estimation on two simulators: TARFlow with a vector context beside zuko's NSF, at equal time.
 
-    OMP_NUM_THREADS=1 python benchmarks/posterior.py --threads 1 --seconds 240
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py --threads 1 --seconds 100
 
 Two moons (Greenberg et al. 2019, arXiv 1905.07488) has two parameters and two crescents; SLCP, "simple likelihood,
 complex posterior" (Papamakarios et al. 2019, arXiv 1805.07226), has five parameters and four modes, seen through four
@@ -391,7 +391,7 @@ def main() -> None:
     """Train every entrant on every problem, and print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="which to run")
-    parser.add_argument("--seconds", type=float, default=240.0, help="processor time of each training")
+    parser.add_argument("--seconds", type=float, default=100.0, help="processor time of each training")
     parser.add_argument("--runs", type=int, nargs="+", default=[0, 1, 2], help="seeds of trainings, one of each model")
     parser.add_argument("--observations", type=int, default=5, help="exact posteriors to compare with")
     parser.add_argument("--samples", type=int, default=500, help="draws of each posterior")
