@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from nflib.dtypes import as_dtype
 from nflib.networks.positions import LearnedPositions
 
-# Mean of gelu(x)² for x ~ N(0, 1).
-GELU_SECOND_MOMENT = 0.425
-
 
 class ClassEmbedding(nn.Module):
     """A learned vector for each class, added to every token; a label of -1, or none, means their mean.
@@ -45,24 +42,23 @@ class ClassEmbedding(nn.Module):
 
 
 class VectorEmbedding(nn.Module):
-    """A vector ``(B, size)``, through a small MLP, added to every token: ``(B, 1, channels)``.
+    """A vector ``(B, size)``, through a small MLP and a norm, added to every token: ``(B, 1, channels)``.
 
-    Of a standardised vector it starts with about unit variance, as large as the embedded tokens are: a smaller one
-    would be lost to them in the norm that follows. Raises ValueError without a context.
+    The norm makes it as large as the embedded tokens are, so that it is not lost to them in the norms that follow, and
+    bounds what outliers of the context can do. Raises ValueError without a context.
     """
 
     def __init__(self, size: int, channels: int):
         super().__init__()
         self.up = nn.Linear(size, channels)
         self.down = nn.Linear(channels, channels)
-        nn.init.normal_(self.up.weight, std=size**-0.5)
-        nn.init.normal_(self.down.weight, std=(GELU_SECOND_MOMENT * channels) ** -0.5)
-        nn.init.zeros_(self.down.bias)
+        self.norm = nn.LayerNorm(channels)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
             raise ValueError(f"this flow is conditioned on a vector of {self.up.in_features} numbers; pass it one.")
-        return self.down(nn.functional.gelu(self.up(_as_dtype_of(self.up.weight, context)))).unsqueeze(1)
+        hidden = nn.functional.gelu(self.up(_as_dtype_of(self.up.weight, context)))
+        return self.norm(self.down(hidden)).unsqueeze(1)
 
 
 class TokenPrefix(nn.Module):

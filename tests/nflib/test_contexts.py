@@ -14,7 +14,7 @@ from nflib import Flow
 from nflib.contexts import map_context
 from nflib.decoding import Auto, GaussSeidelJacobi, Jacobi, Sequential
 from nflib.flows import TARFlow
-from nflib.networks.conditioning import GELU_SECOND_MOMENT, ImagePrefix, TokenPrefix, VectorEmbedding
+from nflib.networks.conditioning import ImagePrefix, TokenPrefix, VectorEmbedding
 from nflib.transforms import LinearGuidance, ProductGuidance
 from tests.nflib.cases import NUM_CLASSES, SMALL
 from tests.nflib.test_errors import message_of
@@ -381,10 +381,8 @@ def test_the_parts_compute_in_the_dtype_of_their_weights(build):
     assert part(torch.randn(shape)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("size", [1, 8, 200])
-def test_an_embedded_vector_starts_as_large_as_a_token(size):
-    embedded = torch.cat([VectorEmbedding(size, 64)(torch.randn(200, size)) for _ in range(20)])
-    assert embedded.shape == (4000, 1, 64)
-    assert 0.6 < float(embedded.detach().var()) < 1.7
-    second_moment = float(torch.nn.functional.gelu(torch.randn(10**6)).square().mean())
-    assert second_moment == pytest.approx(GELU_SECOND_MOMENT, abs=0.01)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 1e4])
+def test_an_embedded_vector_starts_as_large_as_a_token(scale):
+    embedded = VectorEmbedding(8, 64)(scale * torch.randn(500, 8)).detach()
+    assert embedded.shape == (500, 1, 64)
+    torch.testing.assert_close(embedded.square().mean(-1), torch.ones(500, 1), rtol=0, atol=2e-2)

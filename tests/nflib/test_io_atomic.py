@@ -16,17 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from nflib.io.atomic import complete_file, complete_folder
-
-resource = pytest.importorskip("resource")
-
-
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 10 kB: what a full disk does to whoever writes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.nflib.full_disk import full_disk
 
 
 def names(folder: Path) -> list[str]:
@@ -47,17 +37,17 @@ def one_sentence(error: pytest.ExceptionInfo) -> str:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_one_sentence_and_the_last_good_file_stays(writer, tmp_path, full_disk):
+def test_a_full_disk_is_one_sentence_and_the_last_good_file_stays(writer, tmp_path):
     (tmp_path / "file").write_text("good")
-    with pytest.raises(OSError) as error, complete_file(tmp_path / "file") as temporary:
+    with pytest.raises(OSError) as error, full_disk(10_000), complete_file(tmp_path / "file") as temporary:
         WRITERS[writer](temporary)
     assert str(tmp_path) in one_sentence(error) and "keeps what it had" in str(error.value)
     assert names(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "good"
 
 
-def test_no_file_moves_before_all_are_written(tmp_path, full_disk):
+def test_no_file_moves_before_all_are_written(tmp_path):
     (tmp_path / "a").write_text("good")
-    with pytest.raises(OSError), complete_folder(tmp_path) as temporary:
+    with pytest.raises(OSError), full_disk(10_000), complete_folder(tmp_path) as temporary:
         (temporary / "a").write_text("new")
         (temporary / "b").write_text("x" * 100_000)
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "good"

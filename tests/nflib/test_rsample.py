@@ -73,10 +73,10 @@ def test_gradients_are_finite_differences(conditional):
     (gradient,) = torch.autograd.grad(loss(), weight)
     values = []
     with torch.no_grad():
-        for step in (1e-5, -2e-5):
+        for step in (1e-6, -2e-6):
             weight += step * direction
             values.append(loss())
-    numerical = (values[0] - values[1]) / 2e-5
+    numerical = (values[0] - values[1]) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), numerical, rtol=1e-6, atol=1e-6)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import torch
 from nflib.training import TrainingState, checkpoints, fit, loop
 from nflib.training.interruption import Interruption
 from tests.nflib import train_tiny_flow as tiny
+from tests.nflib.full_disk import full_disk
 from tests.nflib.training_cases import Gaussian, Record, configuration, logged, normal
 
 ROOT = Path(__file__).parents[2]
@@ -175,19 +175,6 @@ def test_an_error_in_validation_or_a_callback_leaves_the_last_checkpoint(tmp_pat
         fit(Fails(), data, normal(7, 2), config=config, output=tmp_path / "parts")
     fit(Gaussian(), data, normal(9, 2), config=config, output=tmp_path / "parts", callbacks=[second])
     assert second.steps[0] == 6 and second.losses == whole.losses[5:]
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: like a full disk for all that write, whatever they write with."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("size", [100, 1000, 2000, 4000])  # stops the logs, the weights, the record
