@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["nflib*", "molecular*", "video*"]),
     package_data={
-        "molecular": ["report/*.css", "report/*.js", "shipped/**/*"],
+        "molecular": ["analysis/report/*.css", "analysis/report/*.js", "shipped/**/*"],
         "nflib": ["py.typed"],
         "video": ["shipped/**/*"],
     },

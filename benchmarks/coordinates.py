@@ -19,12 +19,12 @@ import torch
 from common import count_parameters, machine, markdown_table
 from torch import Tensor
 
-from molecular.boltzmann import ReducedEnergy
-from molecular.datasets import load_ensemble, split_by_ladder
-from molecular.flow import PeptideFlow
-from molecular.peptide import Peptide
-from molecular.sample import PUBLISHED_TRUNCATION
-from molecular.train import SPLIT, SPLIT_SEED, Symmetries
+from molecular.data.ensembles import load_ensemble, split_by_ladder
+from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.peptide_flow import PeptideFlow
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import PUBLISHED_TRUNCATION
+from molecular.training.fit_molecule import SPLIT, SPLIT_SEED, Symmetries
 from nflib.montecarlo import BoltzmannDensity, importance_sample
 from nflib.training import TrainingConfig, fit
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from common import argument_parser, markdown_table, prepare
 
-from molecular.improve import RECORD
-from molecular.peptide import Peptide
-from molecular.sample import load_flow, sample
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import load_flow, sample
+from molecular.training.self_training import RECORD
 
 
 def main() -> None:

@@ -26,13 +26,13 @@ import torch
 from common import argument_parser, markdown_table, prepare
 from nflows.transforms import CompositeTransform, Transform
 
-from molecular.boltzmann import ReducedEnergy
-from molecular.evaluation import WeightedConformations, evaluate
-from molecular.evaluation.compare import FLOOR
-from molecular.flow import PeptideFlow
-from molecular.peptide import Peptide
-from molecular.sample import load_flow, reference_positions, sample
-from molecular.smc import SplitFlow, smc
+from molecular.analysis import WeightedConformations, evaluate
+from molecular.analysis.compare import FLOOR
+from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.peptide_flow import PeptideFlow
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import load_flow, reference_positions, sample
+from molecular.sampling.smc import SplitFlow, smc
 from nflib import Flow
 from nflib.montecarlo import HMC, MALA, AcceptanceTarget, IndependentMetropolis, SMCSamples, WeightedSamples
 from nflib.montecarlo.kernels import Kernel

@@ -7,7 +7,7 @@
         --likelihood_only --threads 1
 
 Draws of each flow as they are (proposal), weighted to the force field (reweighted) and moved to it by sequential Monte
-Carlo (SMC, where the flow can be taken apart), against parallel tempering: the metrics of `molecular.evaluation`, no
+Carlo (SMC, where the flow can be taken apart), against parallel tempering: the metrics of `molecular.analysis`, no
 weight clipped, errors by bootstrap. The row "reference, half to half" is what a perfect ensemble would get. "energies"
 are evaluations, a force counting as one.
 
@@ -31,18 +31,18 @@ import torch
 from common import argument_parser, markdown_table, prepare
 from torch import Tensor
 
-from molecular.boltzmann import ReducedEnergy
-from molecular.corpus.folder import Corpus
-from molecular.datasets import Ensemble, load_ensemble
-from molecular.evaluation import WeightedConformations, evaluate
-from molecular.evaluation.compare import FLOOR
-from molecular.evaluation.table import Estimate
-from molecular.peptide import Peptide
-from molecular.prose import Prose
-from molecular.sample import load_flow, sample
-from molecular.smc import SplitFlow, smc
-from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
-from molecular.transferable.symmetries import with_standard_hydrogens
+from molecular.analysis import WeightedConformations, evaluate
+from molecular.analysis.compare import FLOOR
+from molecular.analysis.table import Estimate
+from molecular.data.corpus.folder import Corpus
+from molecular.data.ensembles import Ensemble, load_ensemble
+from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.prose import Prose
+from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
+from molecular.molecule.equivalent_atoms import with_standard_hydrogens
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import load_flow, sample
+from molecular.sampling.smc import SplitFlow, smc
 from nflib.flows import GivenFlow
 from nflib.montecarlo import AdaptiveTemperatures, WeightedSamples
 

@@ -4,18 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from molecular.peptide import Peptide
-    from molecular.prose import Prose
-    from molecular.prose_checkpoint import load_prose
-    from molecular.transferable import InternalProse
+    from molecular.flows import InternalProse
+    from molecular.flows.convert_prose import load_prose
+    from molecular.flows.prose import Prose
+    from molecular.molecule.peptide import Peptide
 
 __all__ = ["InternalProse", "Peptide", "Prose", "load_prose"]
 
 _MODULES = {
-    "InternalProse": "molecular.transferable",
-    "Peptide": "molecular.peptide",
-    "Prose": "molecular.prose",
-    "load_prose": "molecular.prose_checkpoint",
+    "InternalProse": "molecular.flows",
+    "Peptide": "molecular.molecule.peptide",
+    "Prose": "molecular.flows.prose",
+    "load_prose": "molecular.flows.convert_prose",
 }
 
 

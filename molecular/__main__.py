@@ -1,6 +1,6 @@
 """``python -m molecular <simulate|train|sample>``."""
 
-from molecular.cli import main
+from molecular.commands import main
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molecular.dynamics.frames import save_npz_atomically
+from molecular.dynamics.frames import save_npz
 
 CHECKPOINT = "checkpoint.npz"
 Settings = dict[str, object]
@@ -22,7 +22,7 @@ def save_checkpoint(
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     arrays["counters"] = np.array(json.dumps(dict(counters)))
     arrays["settings"] = np.array(json.dumps(settings))
-    save_npz_atomically(folder / CHECKPOINT, arrays)
+    save_npz(folder / CHECKPOINT, arrays)
 
 
 def load_checkpoint(folder: Path, settings: Settings) -> tuple[dict[str, Tensor], dict[str, float]] | None:

@@ -1,6 +1,5 @@
 """Frames of a simulation: in memory, and as numbered shards that are written atomically."""
 
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,8 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 from numpy.typing import NDArray
+
+from nflib.io import complete_file
 
 STORAGE = ("float32", "float16", "xtc")
 """How positions are stored; see `write_shard`."""
@@ -44,14 +45,10 @@ def concatenate(parts: list[Frames]) -> Frames:
 FIELDS = tuple(Frames.__dataclass_fields__)
 
 
-def save_npz_atomically(path: Path, arrays: Mapping[str, NDArray]) -> None:
+def save_npz(path: Path, arrays: Mapping[str, NDArray]) -> None:
     """Write an .npz so that a reader, or a restart after a crash, sees the whole file or none of it."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **dict(arrays))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    with complete_file(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **dict(arrays))
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -79,7 +76,7 @@ def write_shard(path: Path, frames: Frames, storage: str = "float32") -> None:
     if storage == "xtc":
         _save_xtc(path.with_suffix(".xtc"), arrays.pop("positions"), frames.time)
     # The .npz comes last: it is what makes a shard.
-    save_npz_atomically(path, arrays)
+    save_npz(path, arrays)
 
 
 def read_shard(path: Path) -> Frames:
@@ -127,8 +124,7 @@ class FrameWriter:
                 )
             wanted = {path.stem for path in expected}
             for path in folder.glob("frames-*"):
-                unfinished = path.suffix == ".partial"
-                if unfinished or (path.suffix in (".npz", ".xtc") and path.stem not in wanted):
+                if path.suffix in (".npz", ".xtc") and path.stem not in wanted:
                     path.unlink()
 
     def add(self, frames: Frames) -> None:
@@ -153,10 +149,8 @@ class FrameWriter:
 
 
 def _save_xtc(path: Path, positions: NDArray[np.float32], time: NDArray[np.float64]) -> None:
-    """Write an .xtc that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    with mdtraj.formats.XTCTrajectoryFile(str(temporary), "w") as trajectory:
+    with (
+        complete_file(path) as temporary,
+        mdtraj.formats.XTCTrajectoryFile(str(temporary), "w") as trajectory,
+    ):
         trajectory.write(positions.astype(np.float32), time=time.astype(np.float32))
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from molecular.dynamics.autocorrelation import mixing
 from molecular.dynamics.frames import list_shards, read_shard
-from molecular.geometry import dihedrals
+from molecular.molecule.geometry import dihedrals
 
 POSITIVE_PHI = (0.0, np.deg2rad(150.0))
 """The left-handed basin of alanine dipeptide, separated from the rest by its highest barrier, rad."""

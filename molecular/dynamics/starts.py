@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from molecular.geometry import dihedrals
+from molecular.molecule.geometry import dihedrals
 
 LONGEST_BOND = 1.2
 """Bonds stretched beyond this multiple of their given length tell of a chain threaded through a ring."""

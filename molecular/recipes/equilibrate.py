@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from openmm import unit
 
-from molecular.corpus import read_sequences
-from molecular.corpus.sequences import seed_of
+from molecular.data.corpus import read_sequences
+from molecular.data.corpus.sequences import seed_of
 from molecular.dynamics import geometric_temperatures, parallel_tempering, relax, start_structures
 from molecular.dynamics.checkpoint import CHECKPOINT
 from molecular.energy import compile_system
-from molecular.peptide import Peptide
+from molecular.molecule.peptide import Peptide
 
 log = logging.getLogger(__name__)
 

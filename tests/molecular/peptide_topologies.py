@@ -3,7 +3,7 @@
 import torch
 from openmm import app
 
-from molecular.orderings import SIDE_CHAINS
+from molecular.molecule.orderings import SIDE_CHAINS
 
 NAMES = """
     ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL

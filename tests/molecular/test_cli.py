@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from molecular.cli import main
-from molecular.flow import PeptideFlow
-from molecular.peptide import Peptide
+from molecular.commands import main
+from molecular.flows.peptide_flow import PeptideFlow
+from molecular.molecule.peptide import Peptide
 from nflib.montecarlo import WeightedSamples
 
 TRAINING = ["--training.max_steps", "3", "--training.batch_size", "8", "--training.progress_bar", "false"]

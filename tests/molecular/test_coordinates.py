@@ -7,9 +7,10 @@ import torch
 from torch.autograd.functional import jacobian
 
 from molecular import Peptide
-from molecular.coordinates import LocalFrames, walk_bonds
-from molecular.spherical import Spherical, torsion_cuts
-from molecular.symmetry import methyl_rotations, random_symmetry
+from molecular.coordinates.local_frames import LocalFrames
+from molecular.coordinates.spherical import Spherical, torsion_cuts
+from molecular.molecule.symmetry import methyl_rotations, random_symmetry
+from molecular.molecule.z_matrix import z_matrix_order
 
 SEQUENCES = ["Ace-A-Nme", "AAA", "Ace-P-Nme", "PW", "Ace-G-Nme"]
 METHANOL = ([(0, 1), (0, 2), (0, 3), (0, 4), (1, 5)], 6, ["C", "O", "H", "H", "H", "H"])
@@ -182,13 +183,13 @@ def test_undefined_frames_spoil_only_their_sample():
 
 def test_walk_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match="connected"):
-        walk_bonds([(0, 1), (0, 2), (3, 4)], ["O", "H", "H", "O", "H"])
+        z_matrix_order([(0, 1), (0, 2), (3, 4)], ["O", "H", "H", "O", "H"])
     with pytest.raises(ValueError, match=r"\(0, 7\)"):
-        walk_bonds([(0, 7)], ["O", "H", "H"])
+        z_matrix_order([(0, 7)], ["O", "H", "H"])
     with pytest.raises(ValueError, match="two or more neighbours"):
-        walk_bonds([(0, 1), (0, 2)], ["O", "H", "H"], root=1)
+        z_matrix_order([(0, 1), (0, 2)], ["O", "H", "H"], root=1)
     with pytest.raises(ValueError, match="three or more atoms"):
-        walk_bonds([(0, 1)], ["C", "O"])
+        z_matrix_order([(0, 1)], ["C", "O"])
     frames = LocalFrames([(0, 1), (0, 2)], 3, ["O", "H", "H"])
     with pytest.raises(ValueError, match="3, 3"):
         frames(torch.zeros(1, 4, 3))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from molecular.cli import main
-from molecular.corpus import (
+from molecular.commands import main
+from molecular.data.corpus import (
     Corpus,
     ManyPeptides,
     open_corpus,
@@ -97,7 +97,7 @@ def test_packing_again_changes_nothing_and_more_tars_hold_the_same_frames(made, 
 
 
 def test_finished_sequences_are_left_alone_and_an_interrupted_one_goes_on(tmp_path, monkeypatch):
-    import molecular.corpus.make as make
+    import molecular.data.corpus.make as make
 
     whole = simulate_corpus(["GG", "AG"], tmp_path / "whole", **OPTIONS)
     simulated = []

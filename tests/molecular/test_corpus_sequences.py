@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import molecular
-from molecular.corpus import read_sequences
+from molecular.data.corpus import read_sequences
 
 RECIPES = Path(molecular.__file__).parent / "recipes"
 

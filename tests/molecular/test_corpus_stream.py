@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from molecular.corpus import CorpusSource, ManyPeptides, stream
-from molecular.corpus.shards import TarShard
-from molecular.features import prose_context
-from molecular.peptide import Peptide
+from molecular.data.corpus import CorpusSource, ManyPeptides, stream
+from molecular.data.corpus.shards import TarShard
+from molecular.molecule.features import prose_context
+from molecular.molecule.peptide import Peptide
 
 PEPTIDES = ("GG", "AG", "AA")
 TARS, FRAMES = 4, 12
@@ -302,7 +302,7 @@ def test_a_part_in_memory_is_a_source_of_batches(public):
 
 
 def test_a_batch_is_what_a_prose_flow_takes(public):
-    from molecular.prose import Prose
+    from molecular.flows.prose import Prose
 
     flow = Prose(channels=16, num_blocks=1, layers_per_block=1, head_dim=8, scale=0.3)
     batch = next(iter(stream(public, batch_size=6, bucket_width=1000)))

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from molecular import Peptide
-from molecular.boltzmann import ReducedEnergy
-from molecular.cli import main
+from molecular.analysis.sources import check_same_system, name_ensembles, read_reference, read_samples
+from molecular.commands import main
 from molecular.dynamics.frames import Frames, shard_path, write_shard
-from molecular.evaluation.sources import check_same_system, name_ensembles, read_reference, read_samples
-from molecular.sample import reference_positions
+from molecular.energy.reduced import ReducedEnergy
+from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 
 

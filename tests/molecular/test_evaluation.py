@@ -11,15 +11,15 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from molecular import Peptide
-from molecular.datasets import Ensemble
-from molecular.evaluation import Estimate, Evaluation, WeightedConformations, evaluate
-from molecular.evaluation.compare import FLOOR
-from molecular.evaluation.divergence import angle_bins, histogram, jensen_shannon
-from molecular.evaluation.metrics import thin
-from molecular.evaluation.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
-from molecular.evaluation.validity import intact_bonds, right_chirality, stereocentres
-from molecular.geometry import dihedrals
-from molecular.sample import reference_positions
+from molecular.analysis import Estimate, Evaluation, WeightedConformations, evaluate
+from molecular.analysis.compare import FLOOR
+from molecular.analysis.divergence import angle_bins, histogram, jensen_shannon
+from molecular.analysis.metrics import thin
+from molecular.analysis.validity import intact_bonds, right_chirality, stereocentres
+from molecular.data.ensembles import Ensemble
+from molecular.molecule.geometry import dihedrals
+from molecular.molecule.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
+from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 
 VACUUM = ["amber99sbildn.xml"]  # quick to build; energies play no part here
@@ -265,7 +265,7 @@ def test_weights_decide_validity_and_rejected_samples_are_counted(alanine, state
 def test_default_energy_is_the_peptides_own(alanine, states):
     pytest.importorskip("ot")
     result = evaluate({"a": states[:1].expand(4, -1, -1)}, mixture(states, 2, 2), alanine, num_bootstrap=0)
-    from molecular.boltzmann import ReducedEnergy
+    from molecular.energy.reduced import ReducedEnergy
 
     low, high = ReducedEnergy(alanine)(states)
     # float32 sums of a batch of another size: equal to rounding only

@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from molecular.evaluation.tica import fit_tica, kmeans, nearest, torsion_features
+from molecular.analysis.tica import fit_tica, kmeans, nearest, torsion_features
 
 DECAY = torch.tensor([0.95, 0.8, 0.3], dtype=torch.float64)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from molecular import InternalProse, Peptide, Prose
-from molecular.boltzmann import energy_for
-from molecular.cli import main
-from molecular.improve import RECORD, _Turned
-from molecular.own_samples import OwnSamples
-from molecular.sample import sample
+from molecular.commands import main
+from molecular.sampling.sample import sample
+from molecular.sampling.targets import energy_for
+from molecular.training.replay_buffer import OwnSamples
+from molecular.training.self_training import RECORD, _Turned
 from nflib.flows import TARFlow
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
 from nflib.montecarlo.diagnostics import effective_sample_size

@@ -9,7 +9,7 @@ import pytest
 from openmm import app, unit
 
 from molecular import Peptide
-from molecular.peptide import SUPPORTED_RESIDUES, parse_sequence
+from molecular.molecule.peptide import SUPPORTED_RESIDUES, parse_sequence
 
 # Atom orders of shared/golden/prose.json: those of the released Prose weights.
 AA = """N H H2 H3 CA HA C O CB HB1 HB2 HB3

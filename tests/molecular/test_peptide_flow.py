@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from molecular.flow import COORDINATES, PeptideFlow
-from molecular.peptide import Peptide
+from molecular.flows.peptide_flow import COORDINATES, PeptideFlow
+from molecular.molecule.peptide import Peptide
 
 
 @pytest.fixture(scope="module")

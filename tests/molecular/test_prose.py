@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from molecular import Peptide, Prose
-from molecular.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_context
-from molecular.orderings import PROSE_ORDERINGS
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_context
+from molecular.molecule.orderings import PROSE_ORDERINGS
 from nflib import decoding
 from nflib.montecarlo import BoltzmannDensity, importance_sample
 

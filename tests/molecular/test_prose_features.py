@@ -11,8 +11,8 @@ from openmm import app
 from safetensors.torch import load_file
 
 from molecular import Peptide
-from molecular.features import Encoding, encode, pad, prose_context
-from molecular.orderings import ORDERINGS, PROSE_ORDERINGS, SIDE_CHAINS, ordering
+from molecular.molecule.features import Encoding, encode, pad, prose_context
+from molecular.molecule.orderings import ORDERINGS, PROSE_ORDERINGS, SIDE_CHAINS, ordering
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = json.loads((GOLDEN / "prose_orderings.json").read_text())["sequences"]

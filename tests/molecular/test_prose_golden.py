@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from molecular import load_prose
-from molecular.features import pad
-from molecular.prose_checkpoint import prose_from_state_dict
+from molecular.flows.convert_prose import prose_from_state_dict
+from molecular.molecule.features import pad
 from nflib import decoding
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from molecular import Peptide
-from molecular.boltzmann import ReducedEnergy
-from molecular.cli import main
+from molecular.analysis import WeightedConformations, evaluate
+from molecular.analysis.compare import describe
+from molecular.analysis.report.figures import distance_histogram, torsion_names
+from molecular.analysis.report.viewer import view_data, view_of
+from molecular.analysis.sources import name_ensembles, read_reference, read_samples
+from molecular.commands import main
 from molecular.dynamics.frames import Frames, shard_path, write_shard
-from molecular.evaluation import WeightedConformations, evaluate
-from molecular.evaluation.compare import describe
-from molecular.evaluation.sources import name_ensembles, read_reference, read_samples
-from molecular.report.figures import distance_histogram, torsion_names
-from molecular.report.viewer import view_data, view_of
-from molecular.sample import reference_positions
+from molecular.energy.reduced import ReducedEnergy
+from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.history import History
 from tests.browser import browse, needs_chromium

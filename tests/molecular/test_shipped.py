@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from molecular.evaluation.validity import intact_bonds, right_chirality
-from molecular.geometry import dihedrals
-from molecular.peptide import Peptide
-from molecular.sample import SHIPPED, load_flow, reference_positions, sample
+from molecular.analysis.validity import intact_bonds, right_chirality
+from molecular.molecule.geometry import dihedrals
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
 
 SEQUENCE = "Ace-A-Nme"
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from molecular import Peptide
-from molecular.cli import main
-from molecular.sample import load_flow
-from molecular.shipped_flows import COVERAGE, shipped_flow
-from molecular.transferable import InternalProse
+from molecular.commands import main
+from molecular.flows import InternalProse
+from molecular.sampling.sample import load_flow
+from molecular.sampling.shipped_flows import COVERAGE, shipped_flow
 from tests.molecular.tiny_flow import make_tiny_flow
 
 TWENTY = "ACDEFGHIKLMNPQRSTVWY"
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def shipped(folder, monkeypatch):
-    monkeypatch.setattr("molecular.sample.SHIPPED", folder)
+    monkeypatch.setattr("molecular.sampling.sample.SHIPPED", folder)
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molecular.datasets import Ensemble, load_ensemble, split_by_ladder
+from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
 from molecular.dynamics import (
     BOLTZMANN,
     Frames,
@@ -25,7 +25,7 @@ from molecular.dynamics import (
     relax,
     torsion_statistics,
 )
-from molecular.simulate import simulate
+from molecular.dynamics.simulate import simulate
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import openmm
 import pytest
 import torch
 
-from molecular.datasets import load_ensemble
+from molecular.data.ensembles import load_ensemble
 from molecular.dynamics import BOLTZMANN, Langevin, maxwell_velocities, parallel_tempering
 from molecular.dynamics.openmm_engine import OpenMMEngine
-from molecular.peptide import Peptide
-from molecular.simulate import reported_torsions, simulate
+from molecular.dynamics.simulate import reported_torsions, simulate
+from molecular.molecule.peptide import Peptide
 
 STIFFNESS = 1000.0
 

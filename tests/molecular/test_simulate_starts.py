@@ -4,7 +4,7 @@ import torch
 
 from molecular.dynamics import rotatable_bonds, start_structures
 from molecular.dynamics.starts import is_same_molecule, random_torsions, rigid_torsions
-from molecular.geometry import dihedrals
+from molecular.molecule.geometry import dihedrals
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
 CHAIN = [(0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (2, 6), (2, 7), (3, 8), (8, 9), (9, 3)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from molecular.datasets import load_ensemble
+from molecular.data.ensembles import load_ensemble
 from molecular.dynamics import Frames, FrameWriter, list_shards, parallel_tempering, read_shard
 
 

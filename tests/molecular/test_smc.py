@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from molecular.boltzmann import ReducedEnergy
-from molecular.cli import main
-from molecular.flow import PeptideFlow
-from molecular.peptide import Peptide
-from molecular.sample import CHECKPOINT, load_flow, reference_positions, sample
-from molecular.smc import move_at_target, smc
+from molecular.commands import main
+from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.peptide_flow import PeptideFlow
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import CHECKPOINT, load_flow, reference_positions, sample
+from molecular.sampling.smc import move_at_target, smc
 from nflib.montecarlo import (
     BoltzmannDensity,
     FixedStepSizes,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molecular.sample import load_flow
+from molecular.sampling.sample import load_flow
 
 
 def test_widened_flow(monkeypatch):

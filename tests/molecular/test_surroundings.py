@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from molecular import InternalProse
-from molecular.coordinates import frames_at
-from molecular.transferable.context import ROWS_BEFORE_TOKENS, Column
-from molecular.transferable.surroundings import CENTRES, CIRCLE, HARMONICS, NUM_ANGULAR, RELATIVE_WIDTH, SCALE
+from molecular.coordinates.local_frames import frames_at
+from molecular.flows.local_environment import CENTRES, CIRCLE, HARMONICS, NUM_ANGULAR, RELATIVE_WIDTH, SCALE
+from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from tests.molecular.test_transferable import BATCH, CONTEXTS, POSITIONS, TOPOLOGIES, make_flow, padded
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from molecular import InternalProse, Peptide
-from molecular.coordinates import LocalFrames
-from molecular.features import pad
-from molecular.sample import load_flow, sample
-from molecular.spherical import Spherical
-from molecular.transferable.conditions import SiteEmbedding
-from molecular.transferable.context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
-from molecular.transferable.coordinates import InternalCoordinates
-from molecular.transferable.kinds import KINDS, ROOT
-from molecular.transferable.marginals import fit_marginals
+from molecular.coordinates.internal import InternalCoordinates
+from molecular.coordinates.local_frames import LocalFrames
+from molecular.coordinates.spherical import Spherical
+from molecular.flows.conditioning import SiteEmbedding
+from molecular.flows.marginals import fit_marginals
+from molecular.molecule.atom_types import KINDS, ROOT
+from molecular.molecule.features import pad
+from molecular.molecule.internal_context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
+from molecular.sampling.sample import load_flow, sample
 from tests.molecular.peptide_topologies import LETTERS, atoms_of, draw_positions, make_topology
 
 SEQUENCES = ("GG", "AP", "SAG")

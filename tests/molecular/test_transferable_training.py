@@ -10,28 +10,28 @@ import pytest
 import torch
 
 from molecular import InternalProse, Peptide, Prose
-from molecular.boltzmann import ReducedEnergy
-from molecular.cli import main
-from molecular.corpus import ConformationStream, open_corpus
-from molecular.features import pad, prose_context
-from molecular.simulate import simulate
-from molecular.transferable.context import internal_context
-from molecular.transferable.data import Window
-from molecular.transferable.labelled import GROUP, LabelledFrames
-from molecular.transferable.rigid_motion import CentroidEnergy, random_rigid_motion
-from molecular.transferable.symmetries import (
+from molecular.commands import main
+from molecular.data.corpus import ConformationStream, open_corpus
+from molecular.dynamics.simulate import simulate
+from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
+from molecular.molecule.equivalent_atoms import (
     SymmetryTable,
     hydrogen_triples,
     symmetry_groups,
     with_standard_hydrogens,
 )
-from molecular.transferable.training import (
+from molecular.molecule.features import pad, prose_context
+from molecular.molecule.internal_context import internal_context
+from molecular.training.batches import Window
+from molecular.training.fit_corpus import (
     LikelihoodAndEnergies,
     LikelihoodPerDimension,
     bucketed_log_prob,
     num_dimensions,
     spread,
 )
+from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig
 from tests.molecular.peptide_topologies import draw_positions, make_topology
 from tests.molecular.tiny_flow import make_tiny_flow
@@ -360,7 +360,7 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
 
 
 def test_peptides_that_are_too_long_are_refused(corpus, tmp_path):
-    from molecular.transferable.training import train_on_corpus
+    from molecular.training.fit_corpus import train_on_corpus
 
     config = TrainingConfig(max_steps=1, batch_size=8, progress_bar=False, tensorboard=False)
     small = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4}

@@ -9,7 +9,7 @@ SETTINGS = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4
 
 def make_tiny_flow(peptide, **settings):
     """An untrained `InternalProse` whose marginals are those of small noise about the peptide's own structure."""
-    from molecular.transferable.marginals import fit_marginals
+    from molecular.flows.marginals import fit_marginals
 
     torch.manual_seed(0)
     flow = InternalProse(**SETTINGS, condition_channels=8, units=4, marginal_bins=8, **settings)

@@ -1,0 +1,7 @@
+"""How good an ensemble of conformations is: distances to a reference ensemble, and validity, with bootstrap errors."""
+
+from molecular.analysis.compare import evaluate
+from molecular.analysis.ensembles import WeightedConformations
+from molecular.analysis.table import Estimate, Evaluation
+
+__all__ = ["Estimate", "Evaluation", "WeightedConformations", "evaluate"]

@@ -1,0 +1,208 @@
+"""Ensembles of a peptide beside a reference ensemble, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from molecular.analysis.descriptors import Describe, Descriptors
+from molecular.analysis.ensembles import WeightedConformations
+from molecular.analysis.metrics import Metric, available_metrics
+from molecular.analysis.table import Estimate, Evaluation
+from molecular.analysis.tica import TICA
+from molecular.energy.reduced import ReducedEnergy
+from molecular.molecule.peptide import Peptide
+from nflib.metrics.transport import import_pot
+
+FLOOR = "reference, half to half"
+
+
+@dataclass(frozen=True)
+class Described:
+    """Ensembles by name, their reference and its halves, as what is compared; and what follows from the options."""
+
+    peptide: Peptide
+    ensembles: Mapping[str, Descriptors]
+    reference: Descriptors
+    halves: tuple[Descriptors, Descriptors]
+    tica: TICA | None
+    settings: Mapping[str, object]
+
+
+def evaluate(
+    ensembles: Mapping[str, Any],
+    reference: Any,
+    peptide: Peptide,
+    *,
+    energy: Callable[[Tensor], Tensor] | None = None,
+    num_bootstrap: int = 20,
+    transport_points: int = 1000,
+    tica_lag: int = 10,
+    num_clusters: int = 20,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Compare ensembles (proposal, reweighted, SMC, ...) with a reference, each figure with a bootstrap error.
+
+    effective_sample_size_fraction (Kish's); energy_w1, energy_w2 (kT); torus_w2 of all phi and psi together (rad);
+    ramachandran_jsd, averaged over residues, 10 degree bins (nats); tica_w2 and kmeans_jsd in the plane of the
+    reference's two slowest coordinates (cosines and sines of all heavy-atom torsions), where the reference has
+    trajectories; chirality_rate and bond_graph_rate.
+
+    The first row compares half of the reference with the other half: what an ensemble that is right would get at
+    such a size, since no distance between finite samples reaches zero.
+
+    Args:
+        ensembles: name -> positions (N, n, 3) in nm, `(positions, log_weights)`, `WeightedSamples`, an `Ensemble`,
+            or `WeightedConformations`. Conformations that are not finite are left out and counted.
+        reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, as
+            families of particles with one ancestor are.
+        energy: positions (B, n, 3) -> reduced energies (B,), kT; default: the peptide's own.
+        num_bootstrap: resamples of ensemble and reference together, weights kept with the conformations; the error
+            is the standard deviation over them. 0 for none.
+        transport_points: torus_w2 and tica_w2 are exact between at most so many points; larger ensembles are
+            thinned by systematic resampling of their weights.
+        tica_lag: frames of the reference.
+
+    Raises:
+        ValueError: no ensembles, one named as the first row is, arrays of the wrong shape, or an option out of range.
+        ImportError: POT is missing.
+    """
+    check_options(num_bootstrap, transport_points)
+    import_pot()
+    described = describe(
+        ensembles, reference, peptide, energy=energy, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed
+    )
+    return compare(
+        described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=progress
+    )
+
+
+def describe(
+    ensembles: Mapping[str, Any],
+    reference: Any,
+    peptide: Peptide,
+    *,
+    energy: Callable[[Tensor], Tensor] | None = None,
+    tica_lag: int = 10,
+    num_clusters: int = 20,
+    seed: int = 0,
+) -> Described:
+    """The first half of `evaluate`, for those who also draw what is compared. Raises ValueError as it does."""
+    if not ensembles:
+        raise ValueError("evaluate: there are no ensembles; pass a dictionary of names and positions.")
+    if FLOOR in ensembles:
+        raise ValueError(f"evaluate: an ensemble is named {FLOOR!r}, which is the name of a row of ours; rename it.")
+    sources = {
+        name: WeightedConformations.of(f"ensemble {name!r}", source, peptide.num_atoms)
+        for name, source in ensembles.items()
+    }
+    truth = WeightedConformations.of("the reference", reference, peptide.num_atoms).usable()
+    if len(truth) < 4:
+        raise ValueError(f"the reference has {len(truth)} finite conformations; it needs 4 or more.")
+    descriptors = Describe(peptide, energy or ReducedEnergy(peptide), truth, tica_lag, num_clusters, seed)
+    first, second = truth.halves()
+    return Described(
+        peptide=peptide,
+        ensembles={name: descriptors(source) for name, source in sources.items()},
+        reference=descriptors(truth),
+        halves=(descriptors(first), descriptors(second)),
+        tica=descriptors.tica,
+        settings={"tica_lag": tica_lag, "num_clusters": num_clusters},
+    )
+
+
+def compare(
+    described: Described,
+    *,
+    num_bootstrap: int = 20,
+    transport_points: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """The second half of `evaluate`. Raises ValueError for an option out of range and ImportError without POT."""
+    check_options(num_bootstrap, transport_points)
+    import_pot()
+    pairs = {FLOOR: described.halves}
+    pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
+    metrics = available_metrics(described.reference)
+    rows = {}
+    with _progress(len(pairs) * (num_bootstrap + 1), progress) as steps:
+        for name, (sample, against) in pairs.items():
+            rows[name] = _estimates(sample, against, metrics, num_bootstrap, transport_points, seed, steps)
+    return Evaluation(
+        peptide=described.peptide.sequence,
+        rows=rows,
+        units={metric.name: metric.unit for metric in metrics},
+        num_samples={name: sample.num_samples for name, (sample, _) in pairs.items()},
+        num_rejected={name: sample.num_rejected for name, (sample, _) in pairs.items()},
+        settings={
+            "temperature_K": described.peptide.temperature,
+            "reference_samples": len(described.reference.weights),
+            "num_bootstrap": num_bootstrap,
+            "transport_points": transport_points,
+            **described.settings,
+            "seed": seed,
+        },
+        notes=_notes(metrics, described.tica, transport_points, num_bootstrap),
+    )
+
+
+def _estimates(
+    sample: Descriptors,
+    reference: Descriptors,
+    metrics: list[Metric],
+    num_bootstrap: int,
+    points: int,
+    seed: int,
+    steps: Any,
+) -> dict[str, Estimate]:
+    """All metrics of one row. Every row sees the same resamples of the reference."""
+    values = _figures(sample, reference, metrics, points)
+    steps.update()
+    replicates = []
+    ours, theirs = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    for _ in range(num_bootstrap):
+        replicates.append(_figures(sample.resampled(ours), reference.resampled(theirs), metrics, points))
+        steps.update()
+    errors = torch.full_like(values, torch.nan) if num_bootstrap < 2 else torch.stack(replicates).std(dim=0)
+    pairs = zip(metrics, values.tolist(), errors.tolist(), strict=True)
+    return {metric.name: Estimate(value, error) for metric, value, error in pairs}
+
+
+def _figures(sample: Descriptors, reference: Descriptors, metrics: list[Metric], points: int) -> Tensor:
+    return torch.tensor([metric.function(sample, reference, points) for metric in metrics], dtype=torch.float64)
+
+
+def _notes(metrics: list[Metric], tica: TICA | None, points: int, num_bootstrap: int) -> tuple[str, ...]:
+    names = {metric.name for metric in metrics}
+    notes = [f"Errors: standard deviation over {num_bootstrap} bootstrap resamples of both ensembles."]
+    if num_bootstrap < 2:
+        notes = []
+    if names & {"torus_w2", "tica_w2"}:
+        notes.append(f"torus_w2 and tica_w2 are exact between at most {points} points an ensemble.")
+    if tica is None:
+        notes.append("tica_w2 and kmeans_jsd are left out: the reference has no trajectories.")
+    else:
+        eigenvalues = ", ".join(f"{value:.3f}" for value in tica.eigenvalues.tolist())
+        notes.append(f"TICA eigenvalues (autocorrelation at the lag): {eigenvalues}.")
+    return tuple(notes)
+
+
+def check_options(num_bootstrap: int, transport_points: int) -> None:
+    """Raise ValueError for options out of range."""
+    if num_bootstrap < 0 or transport_points < 2:
+        raise ValueError(
+            f"evaluate: num_bootstrap is {num_bootstrap} and transport_points {transport_points}; give 0 or more, and "
+            "2 or more."
+        )
+
+
+def _progress(total: int, show: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="evaluating", unit="resample", disable=not show)

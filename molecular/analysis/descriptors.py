@@ -1,0 +1,131 @@
+"""Everything that the metrics need to know about an ensemble, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from molecular.analysis.divergence import angle_bins
+from molecular.analysis.ensembles import WeightedConformations
+from molecular.analysis.tica import TICA, fit_tica, kmeans, nearest, torsion_features
+from molecular.analysis.validity import intact_bonds, right_chirality
+from molecular.molecule.geometry import dihedrals
+from molecular.molecule.peptide import Peptide
+from molecular.molecule.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
+
+_BATCH = 1024
+_KMEANS_POINTS = 20_000
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """N conformations as numbers; `counts` says how often each occurs, once in the data and 0, 1, 2 ... in a bootstrap
+    resample.
+
+    positions (N, n, 3) nm; weights (N,) float64; counts (N,) float64; groups (N,) or None; energy (N,) float64, kT,
+    +inf where it is not finite; torsions (N, k) rad; phi_psi (N, r, 2) rad and their cells ramachandran (N, r);
+    chirality, bonds (N,) float64, 1 where right; tica (N, 2) and clusters (N,), without trajectories (N, 0) and zeros.
+    num_samples includes rejected ones, which are not finite or have a log-weight of -inf.
+    """
+
+    positions: Tensor
+    weights: Tensor
+    counts: Tensor
+    groups: Tensor | None
+    energy: Tensor
+    torsions: Tensor
+    phi_psi: Tensor
+    ramachandran: Tensor
+    chirality: Tensor
+    bonds: Tensor
+    tica: Tensor
+    clusters: Tensor
+    num_clusters: int
+    num_samples: int
+    num_rejected: int
+
+    @property
+    def mass(self) -> Tensor:
+        """Share (N,) of each conformation in the ensemble; sums to one."""
+        mass = self.counts * self.weights
+        return mass / mass.sum()
+
+    def resampled(self, generator: torch.Generator) -> Descriptors:
+        """One bootstrap resample: as many conformations, or groups, drawn with replacement, weights kept with them.
+
+        A single group says nothing of its own spread; its conformations are then drawn one by one.
+        """
+        names, member = (None, None) if self.groups is None else self.groups.unique(return_inverse=True)
+        if names is None or len(names) < 2:
+            drawn = torch.randint(len(self.counts), (len(self.counts),), generator=generator)
+            return self._recounted(torch.bincount(drawn, minlength=len(self.counts)))
+        drawn = torch.randint(len(names), (len(names),), generator=generator)
+        return self._recounted(torch.bincount(drawn, minlength=len(names))[member])
+
+    def _recounted(self, counts: Tensor) -> Descriptors:
+        # A draw of nothing but zero weights has no distribution; the data themselves stand in for it.
+        return replace(self, counts=counts.double()) if (counts * self.weights).sum() > 0 else self
+
+
+class Describe:
+    """Turns `WeightedConformations` into `Descriptors`, always in the same way: slow coordinates and clusters are
+    those of `reference`, where it has trajectories."""
+
+    def __init__(
+        self,
+        peptide: Peptide,
+        energy: Callable[[Tensor], Tensor],
+        reference: WeightedConformations,
+        tica_lag: int,
+        num_clusters: int,
+        seed: int,
+    ) -> None:
+        self.peptide = peptide
+        self.energy = energy
+        self.backbone = backbone_torsions(peptide)
+        self.pairs = ramachandran_torsions(peptide)
+        self.heavy = heavy_torsions(peptide.elements, peptide.bonds)
+        self.tica: TICA | None = None
+        self.centres = torch.zeros(0, 2, dtype=torch.float64)
+        trajectories = reference.trajectories()
+        if trajectories is None or not len(self.heavy):
+            return
+        features = torsion_features(_angles(reference.positions, self.heavy))
+        self.tica = fit_tica([features[index] for index in trajectories], tica_lag)
+        coordinates = self.tica(features)
+        step = -(-len(coordinates) // _KMEANS_POINTS)
+        self.centres = kmeans(coordinates[::step], num_clusters, torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def __call__(self, ensemble: WeightedConformations) -> Descriptors:
+        used = ensemble.usable()
+        positions = used.positions.float()
+        energy = torch.cat([self.energy(part).cpu().double() for part in positions.split(_BATCH)])
+        pairs = _angles(positions, self.pairs.reshape(-1, 4)).reshape(len(positions), -1, 2)
+        tica = torch.zeros(len(used), 0, dtype=torch.float64)
+        if self.tica is not None:
+            tica = self.tica(torsion_features(_angles(positions, self.heavy)))
+        return Descriptors(
+            positions=positions,
+            weights=used.weights(),
+            counts=torch.ones(len(used), dtype=torch.float64),
+            groups=used.groups,
+            energy=energy.where(torch.isfinite(energy), torch.inf),
+            torsions=_angles(positions, self.backbone),
+            phi_psi=pairs,
+            ramachandran=angle_bins(pairs),
+            chirality=right_chirality(positions, self.peptide).double(),
+            bonds=intact_bonds(positions, self.peptide.elements, self.peptide.bonds).double(),
+            tica=tica,
+            clusters=torch.zeros(len(used), dtype=torch.int64) if self.tica is None else nearest(tica, self.centres),
+            num_clusters=len(self.centres),
+            num_samples=len(ensemble),
+            num_rejected=len(ensemble) - used.num_weighted(),
+        )
+
+
+def _angles(positions: Tensor, quadruples: Tensor) -> Tensor:
+    return torch.cat([dihedrals(part.double(), quadruples) for part in positions.split(_BATCH)])

@@ -1,0 +1,114 @@
+"""What can be evaluated: positions, with log-weights and independent groups where there are any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from molecular.data.ensembles import Ensemble
+from nflib.montecarlo import WeightedSamples
+from nflib.montecarlo.diagnostics import normalized_weights
+
+
+@dataclass(frozen=True)
+class WeightedConformations:
+    """N conformations with weights.
+
+    Attributes:
+        positions: (N, n, 3), nm.
+        log_weights: (N,), not necessarily normalised; None means equal weights, as for a proposal's own samples.
+        groups: (N,) integers. Conformations of one group may be correlated (frames of one ladder, particles with one
+            ancestor) and are resampled together; None means that all are independent.
+        time: (N,) within a group, in any unit; None for conformations that are not trajectories.
+    """
+
+    positions: Tensor
+    log_weights: Tensor | None = None
+    groups: Tensor | None = None
+    time: Tensor | None = None
+
+    @classmethod
+    def of(cls, name: str, source: object, num_atoms: int) -> WeightedConformations:
+        """From anything that `evaluate` takes; `name` is for messages.
+
+        Raises ValueError for another kind of object, positions of another shape, or columns of another length.
+        """
+        if isinstance(source, WeightedSamples):
+            source = cls(source.x, source.log_weights, groups=source.ancestors)
+        elif isinstance(source, Ensemble):
+            if len(source.temperature_index.unique()) > 1:
+                raise ValueError(f"{name} mixes temperatures; load it with temperature_index=0.")
+            source = cls(source.positions, groups=source.ladder, time=source.time)
+        elif isinstance(source, Tensor):
+            source = cls(source)
+        elif isinstance(source, tuple) and len(source) == 2:
+            source = cls(*source)
+        if not isinstance(source, WeightedConformations):
+            raise ValueError(
+                f"{name} is a {type(source).__name__}; pass positions (N, {num_atoms}, 3), (positions, log_weights), "
+                "WeightedSamples, an Ensemble, or WeightedConformations."
+            )
+        source._check(name, num_atoms)
+        columns = (source.log_weights, source.groups, source.time)
+        return cls(
+            source.positions.detach().cpu(),
+            *(None if column is None else column.detach().cpu() for column in columns),
+        )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def select(self, index: Tensor) -> WeightedConformations:
+        """The conformations of a boolean mask or an index tensor."""
+        return WeightedConformations(
+            self.positions[index],
+            *(None if column is None else column[index] for column in (self.log_weights, self.groups, self.time)),
+        )
+
+    def usable(self) -> WeightedConformations:
+        """Without conformations that are not finite; they carry no weight."""
+        finite = torch.isfinite(self.positions).flatten(1).all(dim=1)
+        return self if finite.all() else self.select(finite)
+
+    def num_weighted(self) -> int:
+        """How many conformations have a weight, however small."""
+        return len(self) if self.log_weights is None else int((self.log_weights > -torch.inf).sum())
+
+    def weights(self) -> Tensor:
+        """Weights (N,) that sum to one, float64."""
+        if self.log_weights is None:
+            return torch.full((len(self),), 1.0 / len(self), dtype=torch.float64)
+        return normalized_weights(self.log_weights)
+
+    def halves(self) -> tuple[WeightedConformations, WeightedConformations]:
+        """Two parts as independent as the data allow: half of the groups each, or the first and the last half."""
+        if self.groups is not None and len(self.groups.unique()) > 1:
+            names = self.groups.unique()
+            first = torch.isin(self.groups, names[: len(names) // 2])
+        else:
+            first = torch.arange(len(self)) < len(self) // 2
+        return self.select(first), self.select(~first)
+
+    def trajectories(self) -> list[Tensor] | None:
+        """Indices of each group in the order of time, or None where there is no time."""
+        if self.time is None:
+            return None
+        groups = torch.zeros(len(self), dtype=torch.int64) if self.groups is None else self.groups
+        parts = [torch.nonzero(groups == name)[:, 0] for name in groups.unique()]
+        return [part[self.time[part].argsort(stable=True)] for part in parts]
+
+    def _check(self, name: str, num_atoms: int) -> None:
+        shape = tuple(self.positions.shape)
+        if len(shape) != 3 or shape[1:] != (num_atoms, 3) or shape[0] < 2:
+            raise ValueError(
+                f"{name} has positions of shape {shape}; pass (N, {num_atoms}, 3) in nm, N at least 2: does it belong "
+                "to this peptide?"
+            )
+        for label in ("log_weights", "groups", "time"):
+            column = getattr(self, label)
+            if column is not None and column.shape != (shape[0],):
+                raise ValueError(f"{name} has {label} of shape {tuple(column.shape)}; pass ({shape[0]},).")
+        if self.log_weights is not None and not (self.log_weights < torch.inf).all():
+            raise ValueError(f"{name} has log_weights that are NaN or +inf; give such conformations -inf.")

@@ -1,0 +1,103 @@
+"""An evaluation from folders into a folder: table, figures and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from molecular.analysis.compare import check_options, compare, describe
+from molecular.analysis.report.figures import REFERENCE, draw_figures
+from molecular.analysis.report.page import write_page
+from molecular.analysis.report.viewer import view_of
+from molecular.analysis.sources import (
+    SampleFolder,
+    check_atoms,
+    check_same_system,
+    name_ensembles,
+    read_reference,
+    read_samples,
+)
+from molecular.analysis.table import Evaluation
+from molecular.molecule.peptide import Peptide
+from nflib.io import complete_folder
+from nflib.metrics.transport import import_pot
+from nflib.montecarlo.history import History
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_to_folder(
+    samples: Sequence[str],
+    output: str | Path,
+    *,
+    reference: str | Path | None = None,
+    num_bootstrap: int = 20,
+    transport_points: int = 1000,
+    tica_lag: int = 10,
+    num_clusters: int = 20,
+    num_conformations: int = 10,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Compare samples with a reference and write; the arguments are those of the command line.
+
+    Writes evaluation.json, evaluation.md, report.html and its figures, all of them or none. Raises FileNotFoundError
+    where folders or files are missing, and ValueError for damaged ones, samples or a reference of different peptides or
+    temperatures, or an option out of range.
+    """
+    import_pot()
+    check_options(num_bootstrap, transport_points)
+    if not samples:
+        raise ValueError("there are no samples; name a folder with --samples.")
+    if num_conformations < 1:
+        raise ValueError(f"num_conformations is {num_conformations}; show 1 or more.")
+    folders = [read_samples(entry) for entry in samples]
+    check_same_system(folders)
+    peptide = Peptide(folders[0].sequence, temperature=folders[0].temperature)
+    for folder in folders:
+        check_atoms(folder.path, peptide, folder.samples.x.shape[1])
+    ensembles = name_ensembles(folders)
+    frames, notes = read_reference(reference, peptide)
+    with complete_folder(output) as made:
+        described = describe(ensembles, frames, peptide, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed)
+        evaluation = compare(
+            described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=progress
+        )
+        sources = {"samples": "; ".join(map(str, samples)), "reference": str(reference or "shipped")}
+        evaluation = dataclasses.replace(
+            evaluation, notes=(*notes, *evaluation.notes), settings=sources | dict(evaluation.settings)
+        )
+        evaluation.save(made / "evaluation.json")
+        evaluation.save(made / "evaluation.md")
+        histories = _histories(folders, list(ensembles))
+        figures = draw_figures(described, histories, made)
+        everything = {REFERENCE: described.reference, **described.ensembles}
+        views = view_of(peptide, everything, _shown_first(list(described.ensembles)), num_conformations, seed)
+        settings = {name.replace("_", " "): value for name, value in evaluation.settings.items()}
+        write_page(made / "report.html", evaluation, peptide, settings | _seeds(folders), figures, views)
+    log.info("%s", evaluation)
+    log.info("Written to %s: report.html, evaluation.json, evaluation.md and the figures.", output)
+    return evaluation
+
+
+def _shown_first(names: Sequence[str]) -> str:
+    """The ensemble that is weighted to the target, if there is one."""
+    return next((name for name in names if name.endswith(("reweighted", "SMC"))), names[0])
+
+
+def _histories(folders: Sequence[SampleFolder], names: Sequence[str]) -> dict[str, History]:
+    """Of each ensemble of sequential Monte Carlo, by its name."""
+    moved = [name for name in names if name.endswith("SMC")]
+    sequential = [folder for folder in folders if folder.sequential]
+    pairs = zip(moved, sequential, strict=True)
+    return {name: folder.history for name, folder in pairs if folder.history is not None}
+
+
+def _name(folder: SampleFolder) -> str:
+    return folder.name or folder.path.name
+
+
+def _seeds(folders: Sequence[SampleFolder]) -> dict[str, object]:
+    return {f"seed of {_name(folder)}": folder.summary["seed"] for folder in folders if "seed" in folder.summary}

@@ -1,0 +1,84 @@
+"""Conformations for the rotatable view of a report: a few of each ensemble, superposed on one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from molecular.analysis.descriptors import Descriptors
+from molecular.analysis.validity import COVALENT_RADII
+from molecular.molecule.peptide import Peptide
+from nflib.montecarlo import resample
+
+SCRIPT = Path(__file__).with_name("viewer.js")
+# As in most viewers of molecules.
+ELEMENT_COLORS = {"H": "#f2f2f2", "C": "#5a5a5a", "N": "#3050f8", "O": "#e0201b", "S": "#e6c84b"}
+_SPHERE = 0.42  # of a covalent radius, so that sticks show between the balls
+
+
+@dataclass(frozen=True)
+class ViewedEnsemble:
+    """Conformations (k, n, 3) in nm and a line about each."""
+
+    positions: NDArray
+    captions: Sequence[str]
+
+
+def view_of(
+    peptide: Peptide, ensembles: Mapping[str, Descriptors], first: str, num_conformations: int, seed: int = 0
+) -> dict[str, ViewedEnsemble]:
+    """Up to `num_conformations` of each ensemble, drawn by weight, superposed by heavy atoms on the first of `first`,
+    which comes first."""
+    order = [first, *(name for name in ensembles if name != first)]
+    heavy = [atom for atom, element in enumerate(peptide.elements) if element != "H"]
+    views: dict[str, ViewedEnsemble] = {}
+    target: mdtraj.Trajectory | None = None
+    for name in order:
+        one = ensembles[name]
+        drawn = resample(one.mass, num_conformations, torch.Generator().manual_seed(seed), "systematic").unique()
+        trajectory = mdtraj.Trajectory(one.positions[drawn].numpy(), None)
+        trajectory.center_coordinates()
+        target = target or trajectory[0]
+        trajectory.superpose(target, atom_indices=heavy)
+        energies = one.energy[drawn].tolist()
+        views[name] = ViewedEnsemble(trajectory.xyz, [f"energy {energy:.1f} kT" for energy in energies])
+    return views
+
+
+def view_data(peptide: Peptide, views: Mapping[str, ViewedEnsemble]) -> str:
+    """What `viewer.js` reads, as JSON that may stand inside a page's script."""
+    content: dict[str, Any] = {
+        "elements": peptide.elements,
+        "colors": ELEMENT_COLORS,
+        "radii": {element: round(_SPHERE * radius, 5) for element, radius in COVALENT_RADII.items()},
+        "atoms": [
+            f"{name} of {residue} {index + 1}"
+            for name, residue, index in zip(
+                peptide.atom_names, peptide.residue_names, peptide.residue_indices, strict=True
+            )
+        ],
+        "bonds": peptide.bonds,
+        "ensembles": [
+            {"name": name, "captions": list(view.captions), "positions": np.round(view.positions, 4).tolist()}
+            for name, view in views.items()
+        ],
+    }
+    text = json.dumps(_shortened(content), separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _shortened(content: Any) -> Any:
+    """float32 written out in full has digits that mean nothing."""
+    if isinstance(content, float):
+        return round(content, 4)
+    if isinstance(content, dict):
+        return {name: _shortened(value) for name, value in content.items()}
+    return [_shortened(value) for value in content] if isinstance(content, list | tuple) else content

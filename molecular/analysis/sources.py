@@ -1,0 +1,220 @@
+"""What is evaluated, from folders: samples of a flow, and the reference that they are compared with."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from molecular.analysis.ensembles import WeightedConformations
+from molecular.data.ensembles import load_ensemble
+from molecular.energy.reduced import ReducedEnergy
+from molecular.molecule.peptide import MOLAR_GAS_CONSTANT, Peptide
+from molecular.sampling.sample import reference_positions
+from nflib.montecarlo import WeightedSamples
+from nflib.montecarlo.diagnostics import effective_sample_size
+from nflib.montecarlo.history import History
+
+# Temperatures this near are one: settings are written in decimals.
+_SAME_TEMPERATURE = 1e-3
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """What `python -m molecular sample` wrote into `path`.
+
+    name: the user's for it, "" for none. history: of sequential Monte Carlo, else None.
+    """
+
+    path: Path
+    name: str
+    samples: WeightedSamples
+    summary: Mapping[str, Any]
+    history: History | None
+
+    @property
+    def sequence(self) -> str:
+        """Of the peptide."""
+        return str(self.summary["peptide"])
+
+    @property
+    def temperature(self) -> float:
+        """That the samples are weighted to, K."""
+        return float(self.summary["temperature_K"])
+
+    @property
+    def sequential(self) -> bool:
+        """Whether sequential Monte Carlo made the samples."""
+        return self.history is not None or self.summary.get("sampler") == "smc"
+
+
+def read_samples(entry: str) -> SampleFolder:
+    """The samples in a folder, given as "FOLDER" or "NAME=FOLDER".
+
+    Raises FileNotFoundError where folder or files are missing and ValueError for a damaged file.
+    """
+    name, equals, place = entry.partition("=")
+    folder = Path(place if equals else entry)
+    name = name if equals else ""
+    _check_folder(folder, "weights.npz", "python -m molecular sample")
+    summary = _read_json(folder, "summary.json", ("peptide", "temperature_K"), "python -m molecular sample")
+    try:
+        samples = WeightedSamples.load(folder / "weights.npz")
+        history = None if "history" not in summary else History.from_summary(summary["history"])
+    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{folder} has a damaged file ({error}); sample again.") from error
+    return SampleFolder(folder, name, samples, summary, history)
+
+
+def check_same_system(folders: list[SampleFolder]) -> None:
+    """Raise ValueError unless all samples are of one peptide at one temperature."""
+    first = folders[0]
+    for other in folders[1:]:
+        if other.sequence != first.sequence:
+            raise ValueError(
+                f"{other.path} holds samples of {other.sequence} and {first.path} of {first.sequence}; evaluate one "
+                "peptide at a time."
+            )
+        if abs(other.temperature - first.temperature) > _SAME_TEMPERATURE:
+            raise ValueError(
+                f"{other.path} holds samples at {other.temperature:g} K and {first.path} at {first.temperature:g} K; "
+                "evaluate one temperature at a time."
+            )
+
+
+def check_atoms(folder: Path, peptide: Peptide, num_atoms: int) -> None:
+    """Raise ValueError unless the positions, and topology.pdb if there is one, have the atoms of the peptide."""
+    path = folder / "topology.pdb"
+    expected = _atoms(peptide.pdb_string())
+    found = _atoms(path.read_text(errors="replace")) if path.is_file() else expected
+    if found != expected:
+        shared = sum(a == b for a, b in zip(found, expected, strict=False))
+        raise ValueError(
+            f"{path} has {len(found)} atoms, of which {shared} are those of {peptide.sequence}, which has "
+            f"{len(expected)}; is it of another molecule?"
+        )
+    if num_atoms != peptide.num_atoms:
+        raise ValueError(
+            f"{folder} holds positions of {num_atoms} atoms, but {peptide.sequence} has {peptide.num_atoms}; is it of "
+            "another molecule?"
+        )
+
+
+def name_ensembles(folders: list[SampleFolder]) -> dict[str, WeightedConformations]:
+    """What to compare, by name: of importance sampling "proposal" and "reweighted", of sequential Monte Carlo "SMC".
+
+    With the user's name before it, or the folder's where two would otherwise be called the same. Raises ValueError
+    where they still are.
+    """
+    kinds = [folder.sequential for folder in folders]
+    named: dict[str, WeightedConformations] = {}
+    for folder in folders:
+        prefix = folder.name or (folder.path.name if kinds.count(folder.sequential) > 1 else "")
+        samples = folder.samples
+        weighted = WeightedConformations(samples.x, samples.log_weights, groups=samples.ancestors)
+        parts = {"SMC": weighted}
+        if not folder.sequential:
+            parts = {"proposal": WeightedConformations(samples.x), "reweighted": weighted}
+        for kind, part in parts.items():
+            name = f"{prefix} {kind}".strip()
+            if name in named:
+                raise ValueError(f"two ensembles are called {name!r}; name them, as in --samples mine={folder.path}.")
+            named[name] = part
+    return named
+
+
+def read_reference(folder: str | Path | None, peptide: Peptide) -> tuple[WeightedConformations, list[str]]:
+    """A simulation's frames, or the ensemble shipped for the peptide, and what a reader must know of it.
+
+    Frames simulated at the peptide's temperature are taken where there are some; otherwise those of the lowest
+    temperature are reweighted to it. Raises FileNotFoundError without a reference, and ValueError for one of another
+    peptide.
+    """
+    sequence, temperature = peptide.sequence, peptide.temperature
+    if folder is None:
+        positions = reference_positions(sequence)
+        if positions is None:
+            raise FileNotFoundError(
+                f"no reference is shipped for {sequence}; name the folder of a simulation with --reference."
+            )
+        kept = WeightedConformations(positions)
+        simulated = Peptide(sequence).temperature
+        if abs(simulated - temperature) <= _SAME_TEMPERATURE:
+            return kept, []
+        energy = ReducedEnergy(peptide)
+        energies = torch.cat([energy(part) for part in positions.split(1024)]) * peptide.kT
+        return _reweighted(kept, energies, simulated, temperature)
+    folder = Path(folder)
+    _check_folder(folder, "settings.json", "python -m molecular simulate")
+    settings = _read_json(folder, "settings.json", ("sequence", "temperatures"), "python -m molecular simulate")
+    if settings["sequence"] != sequence:
+        raise ValueError(
+            f"{folder} is a simulation of {settings['sequence']}, but the samples are of {sequence}; give a reference "
+            f"of {sequence}."
+        )
+    notes = _other_physics(settings, peptide)
+    ensemble = load_ensemble(folder, temperature_index=None)
+    check_atoms(folder, peptide, ensemble.num_atoms)
+    ladder = [float(value) for value in settings["temperatures"]]
+    saved = ensemble.temperature_index.unique().tolist()
+    index = min(saved, key=lambda index: (abs(ladder[index] - temperature) > _SAME_TEMPERATURE, index))
+    ensemble = ensemble.select(ensemble.temperature_index == index)
+    kept = WeightedConformations(ensemble.positions, groups=ensemble.ladder, time=ensemble.time)
+    if abs(ladder[index] - temperature) <= _SAME_TEMPERATURE:
+        return kept, notes
+    weighted, more = _reweighted(kept, ensemble.energies, ladder[index], temperature)
+    return weighted, notes + more
+
+
+def _reweighted(
+    frames: WeightedConformations, energies: torch.Tensor, simulated: float, wanted: float
+) -> tuple[WeightedConformations, list[str]]:
+    """Frames at one temperature with weights exp(-U/kT' + U/kT) to another; energies in kJ/mol."""
+    log_weights = -energies.double() * (1 / wanted - 1 / simulated) / MOLAR_GAS_CONSTANT
+    share = effective_sample_size(log_weights) / len(log_weights)
+    note = (
+        f"The reference, simulated at {simulated:g} K, is reweighted to {wanted:g} K; its effective sample size is "
+        f"{share:.3f} of its frames."
+    )
+    return WeightedConformations(frames.positions, log_weights, frames.groups, frames.time), [note]
+
+
+def _other_physics(settings: Mapping[str, Any], peptide: Peptide) -> list[str]:
+    field, cutoff = settings.get("force_field"), settings.get("cutoff")
+    if field in (None, list(peptide.force_field)) and cutoff == peptide.cutoff:
+        return []
+    return [
+        f"The reference was simulated with {field} and cutoff {cutoff} nm, the samples are weighted to "
+        f"{list(peptide.force_field)} and cutoff {peptide.cutoff} nm."
+    ]
+
+
+def _atoms(pdb: str) -> list[tuple[str, str]]:
+    """Name and residue of each atom."""
+    lines = (line for line in pdb.splitlines() if line.startswith(("ATOM", "HETATM")))
+    return [(line[12:16].strip(), line[17:20].strip()) for line in lines]
+
+
+def _check_folder(folder: Path, file: str, command: str) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give one that `{command}` wrote.")
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that `{command}` wrote.")
+
+
+def _read_json(folder: Path, file: str, names: tuple[str, ...], command: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / file).read_text())
+        missing = [name for name in names if name not in content]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that `{command}` wrote.") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / file} is damaged ({error}); run `{command}` again.") from error
+    if missing:
+        raise ValueError(f"{folder / file} lacks {', '.join(missing)}; run `{command}` again.")
+    return dict(content)

@@ -1,0 +1,1 @@
+"""Ensembles, trajectories and corpora: what flows are trained on."""

@@ -1,0 +1,93 @@
+"""Make a corpus: simulate many peptides, one after the other, into one folder."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from molecular.data.corpus.folder import DESCRIPTION, FINISHED, Corpus
+from molecular.data.corpus.many_peptides import pack
+from molecular.data.corpus.sequences import PARTS, Split, seed_of, split_by_sequence
+from molecular.dynamics import report_lines
+from molecular.dynamics.simulate import simulate
+from molecular.molecule.peptide import Peptide
+from nflib.io import write_json
+
+log = logging.getLogger(__name__)
+
+
+def simulate_corpus(
+    sequences: Sequence[str],
+    output: str | Path,
+    *,
+    split: Split | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    temperature: float | None = None,
+    hydrogen_mass: float | None = None,
+    seed: int = 0,
+    tar: bool = False,
+    storage: str = "float32",
+    **options: Any,
+) -> Corpus:
+    """Simulate every sequence by `molecular.dynamics.simulate.simulate` into ``output/systems/SEQUENCE``.
+
+    Run again after an interruption it leaves out finished sequences and goes on inside the one that was under way; more
+    sequences or more picoseconds extend a corpus, whose earlier sequences stay in their part of the split. A sequence's
+    simulation depends on the seed and itself alone, not on its place in the list.
+
+    Args:
+        sequences: see `read_sequences`. split: see `read_split`; without one, `split_by_sequence` with the fractions.
+        temperature: K, hydrogen_mass: amu, of every peptide, see `Peptide`. storage, options: of `simulate`.
+        tar: pack the frames for streaming as well (`molecular.data.corpus.pack`).
+
+    Raises ValueError for no sequences, or a corpus in ``output`` whose sequences are missing here or, without a
+    ``split``, belong to another seed; and what `simulate` raises.
+    """
+    if not sequences:
+        raise ValueError("no sequences to simulate; give at least one.")
+    folder = Path(output)
+    known: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text()) if (folder / DESCRIPTION).is_file() else {}
+    if known and known.get("seed") != seed:
+        raise ValueError(f"{folder} holds a corpus with seed {known.get('seed')}, not {seed}; use another folder.")
+    lacking = {name for part in known.get("split", {}).values() for name in part} - set(sequences)
+    if lacking:
+        raise ValueError(
+            f"{folder} holds {min(lacking)}, which is not among the sequences; add it or use another folder."
+        )
+    if split is None:
+        split = split_by_sequence(sequences, validation_fraction, test_fraction, seed, fixed=known.get("split"))
+    unplaced = set(sequences) - {name for part in PARTS for name in split.get(part, [])}
+    if unplaced:
+        raise ValueError(f"the split has no place for {min(unplaced)}; put it into one of {', '.join(PARTS)}.")
+    write_json(folder / DESCRIPTION, {"seed": seed, "split": {part: list(split.get(part, [])) for part in PARTS}})
+
+    for number, sequence in enumerate(sequences, start=1):
+        system = folder / "systems" / sequence
+        build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
+        wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
+        finished = system / FINISHED
+        if finished.is_file() and _same(json.loads(finished.read_text()), wanted):
+            continue
+        finished.unlink(missing_ok=True)
+        log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
+        result = simulate(Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options)
+        for line in report_lines(result.report):
+            log.info("%s", line)
+        write_json(finished, wanted)
+    corpus = Corpus(folder)
+    if tar:
+        paths = pack(corpus, "float16" if storage == "float16" else "float32", seed=seed)
+        log.info("Packed into %d tar files.", len(paths))
+    return corpus
+
+
+def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a finished simulation is the wanted one; how it is shown does not matter."""
+    ignored = {"progress", "checkpoint_seconds", "device", "compile", "platform"}
+    return {k: v for k, v in before.items() if k not in ignored} == {k: v for k, v in now.items() if k not in ignored}
+
+
+def _part_of(sequence: str, split: Split) -> str:
+    return next(part for part in PARTS if sequence in split.get(part, []))

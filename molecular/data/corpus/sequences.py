@@ -1,0 +1,105 @@
+"""Which sequences a corpus has, and which of them are for training, validation and test."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from molecular.molecule.peptide import parse_sequence
+
+PARTS = ("train", "validation", "test")
+Split = dict[str, list[str]]
+
+
+def read_sequences(path: str | Path) -> list[str]:
+    """The sequences of a text file, one a line; empty lines and what follows a # are left out.
+
+    Raises FileNotFoundError for no such file, ValueError for an empty one, a repeated sequence, or one that
+    `molecular.Peptide` does not take (D-residues and unknown letters among them), naming the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give a text file with one sequence a line.")
+    lines: dict[str, int] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        sequence = line.partition("#")[0].strip()
+        if not sequence:
+            continue
+        try:
+            parse_sequence(sequence)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if sequence in lines:
+            raise ValueError(f"{path}, line {number}: {sequence} stands in line {lines[sequence]} already; remove one.")
+        lines[sequence] = number
+    if not lines:
+        raise ValueError(f"{path} has no sequences; write one a line.")
+    return list(lines)
+
+
+def read_split(path: str | Path, sequences: Sequence[str]) -> Split:
+    """The split of a JSON file, {"train": [...], "validation": [...], "test": [...]}; all others are for training.
+
+    Raises FileNotFoundError for no such file, ValueError for another content, a sequence that is not among
+    ``sequences``, or one in two parts.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give a JSON file with lists of train, validation and test.")
+    try:
+        given = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file ({error}).") from error
+    if not isinstance(given, dict) or not all(part in PARTS and isinstance(given[part], list) for part in given):
+        raise ValueError(f"{path} must hold an object of lists named {', '.join(PARTS)}.")
+    place: dict[str, str] = {}
+    for part, members in given.items():
+        for sequence in members:
+            if sequence not in sequences:
+                raise ValueError(f"{path} puts {sequence} into {part}, but the corpus has no such sequence.")
+            if place.setdefault(sequence, part) != part:
+                raise ValueError(f"{path} puts {sequence} into both {place[sequence]} and {part}; leave one.")
+    return {part: [name for name in sequences if place.get(name, "train") == part] for part in PARTS}
+
+
+def split_by_sequence(
+    sequences: Sequence[str],
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    fixed: Mapping[str, Sequence[str]] | None = None,
+) -> Split:
+    """Sequences for training, validation and test: exact shares (rounded), the same for the same set and seed.
+
+    The order of ``sequences`` does not matter. ``fixed`` is an earlier split of some of them, whose members stay where
+    they are, so that a corpus can grow without test sequences entering training. Raises ValueError for shares outside
+    [0, 1], or that leave nothing to train on.
+    """
+    fractions = {"test": test_fraction, "validation": validation_fraction}
+    if min(fractions.values()) < 0 or sum(fractions.values()) > 1:
+        raise ValueError(
+            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} must be shares that sum to"
+            " at most 1."
+        )
+    place = {name: part for part, members in (fixed or {}).items() for name in members}
+    free = sorted((name for name in set(sequences) if name not in place), key=lambda name: _rank(name, seed))
+    for part, fraction in fractions.items():
+        wanted = round(fraction * len(set(sequences))) - sum(place.get(name) == part for name in set(sequences))
+        chosen, free = free[: max(wanted, 0)], free[max(wanted, 0) :]
+        place |= dict.fromkeys(chosen, part)
+    place |= dict.fromkeys(free, "train")
+    split = {part: sorted(name for name in set(sequences) if place[name] == part) for part in PARTS}
+    if not split["train"]:
+        raise ValueError(
+            f"of {len(set(sequences))} sequences none is left for training; give more, or smaller fractions."
+        )
+    return split
+
+
+def seed_of(sequence: str, seed: int) -> int:
+    """A seed for one sequence, which does not depend on the others."""
+    return int(_rank(sequence, seed)[:12], 16)
+
+
+def _rank(sequence: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {sequence}".encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""The structure files of a corpus: which atoms a peptide's positions belong to."""
+
+from pathlib import Path
+
+import numpy as np
+from openmm import app, unit
+
+from molecular.molecule.peptide import parse_sequence
+
+_NAMES = "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR"
+_VARIANTS = {"HIE": "H", "HID": "H", "HIP": "H", "CYX": "C"}
+_LETTERS = dict(zip(_NAMES.split(), "ACDEFGHIKLMNPQRSTVWY", strict=True)) | _VARIANTS
+# Names of D-residues in the PDB's chemical component dictionary.
+_MIRRORED = "DAL DAR DSG DAS DCY DGL DGN DHI DIL DLE DLY MED DPN DPR DSN DTH DTR DTY DVA"
+_CAPS = {"ACE": "Ace", "NME": "Nme"}
+
+
+def read_structure(path: Path, sequence: str) -> app.Topology:
+    """The topology of a PDB file that must hold the L-peptide ``sequence``.
+
+    Raises FileNotFoundError for no such file; ValueError for one that is no PDB file, for another sequence than the one
+    it is to be, and for D-residues, by their letters, names or handedness.
+    """
+    wanted, capped = parse_sequence(sequence)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no structure {path} of {sequence}; frames need their PDB file.")
+    try:
+        file = app.PDBFile(str(path))
+    except Exception as error:  # the parser fails in as many ways as files are broken
+        raise ValueError(f"{path} is no PDB file that can be read ({error}).") from error
+    letters, caps = [], 0
+    for residue in file.topology.residues():
+        if residue.name in _MIRRORED.split():
+            raise ValueError(f"{path}: residue {residue.name} is a D-amino acid; only L-peptides are supported.")
+        if residue.name in _CAPS:
+            caps += 1
+            continue
+        letters.append(_LETTERS.get(residue.name, "?"))
+    if "".join(letters) != wanted or caps != 2 * capped:
+        raise ValueError(f"{path} holds the residues {''.join(letters)}, not those of {sequence}.")
+    positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    for residue in file.topology.residues():
+        atoms = {atom.name: atom.index for atom in residue.atoms()}
+        if {"N", "CA", "C", "CB"} <= atoms.keys():
+            arms = positions[[atoms["N"], atoms["C"], atoms["CB"]]] - positions[atoms["CA"]]
+            if np.linalg.det(arms) < 0:
+                raise ValueError(
+                    f"{path}: residue {residue.index + 1}, {residue.name}, has the handedness of a D-amino acid; only"
+                    " L-peptides are supported."
+                )
+    return file.topology

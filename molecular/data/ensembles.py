@@ -1,0 +1,154 @@
+"""Conformations on disk as tensors, and splits into training, validation and test sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molecular.dynamics.frames import concatenate, list_shards, read_shard
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """N conformations of one molecule.
+
+    positions (N, n, 3) float32 nm; energies (N,) float64 kJ/mol; ladder (N,) int64: frames of different
+    ladders are statistically independent; time (N,) float64 ps; temperature_index (N,) int64, 0 the lowest
+    temperature.
+    """
+
+    positions: Tensor
+    energies: Tensor
+    ladder: Tensor
+    time: Tensor
+    temperature_index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms of each conformation."""
+        return self.positions.shape[1]
+
+    def select(self, index: Tensor) -> "Ensemble":
+        """The frames of a boolean mask or an index tensor."""
+        return Ensemble(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def load_ensemble(
+    folder: str | Path,
+    *,
+    num_atoms: int | None = None,
+    temperature_index: int | None = 0,
+    start_time: float = 0.0,
+) -> Ensemble:
+    """Every frame of the ``frames-*.npz`` shards in ``folder``, as written by `molecular.dynamics.simulate.simulate`.
+
+    Args:
+        num_atoms: what the caller's molecule has; None accepts whatever the first shard has.
+        temperature_index: which temperature to keep; None keeps all that were saved.
+        start_time: drop frames before this time, ps.
+
+    Raises:
+        FileNotFoundError: no such folder, or no frames in it.
+        ValueError: a wrong number of atoms, positions that are not finite (the message names file and
+            frame), a damaged file, or nothing left after selection.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the output folder of a simulation.")
+    shards = list_shards(folder)
+    if not shards:
+        raise FileNotFoundError(f"{folder} holds no frames-*.npz; run `python -m molecular simulate` into it first.")
+    parts = []
+    for path in shards:
+        frames = read_shard(path)
+        shape = frames.positions.shape
+        expected = shape[1] if num_atoms is None and len(shape) == 3 else num_atoms
+        if len(shape) != 3 or shape[2] != 3 or shape[1] != expected:
+            raise ValueError(
+                f"{path} holds positions of shape {shape} but (frames, {expected or 'atoms'}, 3) is needed;"
+                " is it the simulation of another molecule?"
+            )
+        num_atoms = shape[1]
+        lengths = {name: len(array) for name, array in frames.arrays().items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"{path} holds arrays of different lengths {lengths}; delete it or simulate again.")
+        finite = np.isfinite(frames.positions).all(axis=(1, 2))
+        if not finite.all():
+            raise ValueError(
+                f"{path}: positions of frame {int(np.argmin(finite))} are not finite"
+                f" ({int((~finite).sum())} such frames in the file); remove them or simulate again."
+            )
+        parts.append(frames)
+    frames = concatenate(parts)
+    ensemble = Ensemble(
+        positions=torch.from_numpy(frames.positions.astype(np.float32, copy=False)),
+        energies=torch.from_numpy(frames.energies.astype(np.float64, copy=False)),
+        ladder=torch.from_numpy(frames.ladder.astype(np.int64)),
+        time=torch.from_numpy(frames.time.astype(np.float64, copy=False)),
+        temperature_index=torch.from_numpy(frames.temperature_index.astype(np.int64)),
+    )
+    keep = ensemble.time >= start_time
+    if temperature_index is not None:
+        keep &= ensemble.temperature_index == temperature_index
+    if not keep.any():
+        raise ValueError(
+            f"{folder} has {len(ensemble)} frames but none at temperature index {temperature_index} from"
+            f" {start_time} ps on; it holds indices {ensemble.temperature_index.unique().tolist()} up to"
+            f" {float(ensemble.time.max()):g} ps."
+        )
+    return ensemble if keep.all() else ensemble.select(keep)
+
+
+def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 0) -> tuple[Ensemble, ...]:
+    """Divide whole ladders at random, so that no two parts hold correlated frames.
+
+    Args:
+        fractions: share of the ladders for each part, for instance ``(0.8, 0.1, 0.1)``; they must sum to 1.
+            Every part with a positive fraction gets at least one ladder.
+
+    Raises:
+        ValueError: fractions that do not sum to 1 or are negative, or fewer ladders than parts.
+    """
+    if not fractions or any(share < 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-6:
+        raise ValueError(f"fractions must not be negative and must sum to 1, not {tuple(fractions)}.")
+    ladders = ensemble.ladder.unique()
+    wanted = [i for i, share in enumerate(fractions) if share > 0]
+    if len(ladders) < len(wanted):
+        raise ValueError(
+            f"{len(ladders)} ladders cannot be split into {len(wanted)} parts; simulate with more ladders."
+        )
+    counts = [int(share * len(ladders)) for share in fractions]
+    for i in wanted:
+        counts[i] = max(counts[i], 1)
+    while (excess := sum(counts) - len(ladders)) != 0:
+        # Towards the exact shares: the part that is furthest above (or below) its own gives (or takes) one
+        # ladder.
+        surplus = [counts[i] - fractions[i] * len(ladders) for i in wanted]
+        if excess > 0:
+            movable = [j for j, i in enumerate(wanted) if counts[i] > 1]
+            counts[wanted[max(movable, key=surplus.__getitem__)]] -= 1
+        else:
+            counts[wanted[min(range(len(wanted)), key=surplus.__getitem__)]] += 1
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = ladders[torch.randperm(len(ladders), generator=generator)]
+    return tuple(ensemble.select(torch.isin(ensemble.ladder, part)) for part in shuffled.split(counts))
+
+
+def save_reference(folder: str | Path, num_frames: int, path: str | Path) -> None:
+    """Write `num_frames` frames, evenly spaced over the lowest temperature's frames of a simulation, as one .npz file.
+
+    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. Raises
+    ValueError where the simulation has fewer frames.
+    """
+    positions = load_ensemble(folder).positions
+    if not 1 <= num_frames <= len(positions):
+        raise ValueError(f"{folder} has {len(positions)} frames, so a reference cannot have {num_frames} of them.")
+    chosen = torch.linspace(0, len(positions) - 1, num_frames).round().long()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, positions=positions[chosen].numpy())

@@ -1,0 +1,239 @@
+"""Simulate one peptide by parallel tempering, into a folder."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from openmm import unit
+from torch import Tensor
+
+from molecular.dynamics import (
+    STORAGE,
+    EnergyAndForce,
+    Langevin,
+    TemperingSettings,
+    Trajectories,
+    concerns,
+    geometric_temperatures,
+    parallel_tempering,
+    relax,
+    rotatable_bonds,
+    start_structures,
+    torsion_statistics,
+)
+from molecular.dynamics.checkpoint import CHECKPOINT
+from molecular.dynamics.replicas import MakeIntegrator
+from nflib.io import complete_folder, write_json
+
+if TYPE_CHECKING:
+    from molecular.molecule.peptide import Peptide
+
+ENGINES = ("batched", "openmm")
+
+MAY_CHANGE = {"picoseconds", "num_steps", "device", "torch", "num_threads", "compile", "platform"}
+"""Settings that may differ when a simulation is taken up again."""
+
+
+def simulate(
+    peptide: "Peptide",
+    output: str | Path,
+    *,
+    picoseconds: float,
+    equilibration_ps: float = 20.0,
+    highest_temperature: float = 900.0,
+    num_temperatures: int = 8,
+    num_ladders: int = 32,
+    timestep: float = 0.001,
+    friction: float = 1.0,
+    swap_ps: float = 0.1,
+    save_ps: float = 1.0,
+    saved_temperatures: int = 1,
+    storage: str = "float32",
+    seed: int = 0,
+    engine: str = "batched",
+    device: str = "cpu",
+    platform: str = "CPU",
+    compile: bool = False,
+    energy: EnergyAndForce | None = None,
+    progress: bool = True,
+    checkpoint_seconds: float = 60.0,
+) -> Trajectories:
+    """Parallel tempering of ``peptide`` from its temperature to ``highest_temperature``; see
+    `parallel_tempering`.
+
+    Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`),
+    checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
+    (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
+    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each ladder starts from a structure of
+    its own (`start_structures`).
+
+    Args:
+        picoseconds: production time of each replica. equilibration_ps: before it, not saved.
+        timestep: ps. friction: 1/ps. swap_ps, save_ps: intervals, whole multiples of the time step.
+        storage: of the frames: "float32", "float16" or "xtc" (`molecular.dynamics.frames.write_shard`).
+        engine: "batched", all replicas as tensors on ``device`` (with ``compile``, fused by `torch.compile`), or
+            "openmm", the reference: OpenMM's own integrator on ``platform``, one replica after the other.
+        energy: for the batched engine, another energy than ``compile_system(peptide.system)``.
+
+    Raises:
+        ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
+    """
+    constraints = peptide.system.getNumConstraints()
+    if engine not in ENGINES:
+        raise ValueError(f"there is no engine {engine!r}; the engines are {', '.join(ENGINES)}.")
+    if storage not in STORAGE:
+        raise ValueError(f"frames are stored as {', '.join(STORAGE)}, not {storage!r}.")
+    if constraints and engine == "batched":
+        raise ValueError(
+            f"the system of {peptide.sequence} has {constraints} constraints but this integrator has none;"
+            " build the peptide with constraints=None, or use engine='openmm'."
+        )
+    temperatures = geometric_temperatures(peptide.temperature, highest_temperature, num_temperatures)
+    tempering = TemperingSettings(
+        temperatures=temperatures,
+        num_ladders=num_ladders,
+        timestep=timestep,
+        friction=friction,
+        swap_interval=_steps(swap_ps, timestep, "swap_ps"),
+        save_interval=_steps(save_ps, timestep, "save_ps"),
+        equilibration_steps=_steps(equilibration_ps, timestep, "equilibration_ps"),
+        saved_temperatures=saved_temperatures,
+        recentre=True,
+    )
+    num_steps = _steps(picoseconds, timestep, "picoseconds")
+    output = Path(output)
+    settings = {
+        "sequence": peptide.sequence,
+        "num_atoms": len(peptide.positions),
+        "force_field": list(peptide.force_field),
+        "cutoff": peptide.cutoff,
+        "constraints": peptide.constraints,
+        "hydrogen_mass": peptide.hydrogen_mass,
+        "engine": engine,
+        "storage": storage,
+        "seed": seed,
+        "picoseconds": picoseconds,
+        "num_steps": num_steps,
+        "device": device,
+        "platform": platform,
+        "compile": compile,
+        "torch": torch.__version__,
+        "num_threads": torch.get_num_threads(),
+    } | asdict(tempering)
+    _check_folder(output, settings)
+
+    make_integrator: MakeIntegrator = Langevin
+    degrees_of_freedom = None
+    if engine == "openmm":
+        from molecular.dynamics.openmm_engine import OpenMMEngine
+
+        reference = OpenMMEngine(peptide.system, platform)
+        energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
+        degrees_of_freedom = reference.degrees_of_freedom
+        dtype, device = torch.float64, "cpu"
+    else:
+        if energy is None:
+            from molecular.energy import compile_system
+
+            energy = compile_system(peptide.system, compile=compile).to(device)
+        minimise, dtype = _descent(energy), torch.float32
+    # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
+    system = peptide.system
+    masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
+
+    with complete_folder(output) as folder:
+        peptide.save_pdb(folder / "topology.pdb")
+        write_json(folder / "settings.json", settings)
+    structure = torch.as_tensor(np.asarray(peptide.positions), dtype=dtype, device=device)
+    if (output / CHECKPOINT).exists():
+        start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
+    else:
+        start = start_structures(structure, peptide.bonds, num_ladders, minimise, _start_generator(seed))
+    start = start - start.mean(dim=1, keepdim=True)
+    result = parallel_tempering(
+        energy,
+        torch.tensor(masses, dtype=dtype, device=device),
+        start.repeat_interleave(num_temperatures, dim=0),
+        generator=torch.Generator(device).manual_seed(seed),
+        num_steps=num_steps,
+        progress=progress,
+        checkpoint=output,
+        checkpoint_seconds=checkpoint_seconds,
+        storage=storage,
+        integrator=make_integrator,
+        degrees_of_freedom=degrees_of_freedom,
+        **asdict(tempering),
+    )
+    result.report["sequence"], result.report["engine"] = peptide.sequence, engine
+    result.report["torsions"] = torsion_statistics(output, reported_torsions(peptide), save_ps)
+    result.report["concerns"] = concerns(result.report)
+    write_json(output / "report.json", result.report)
+    return result
+
+
+def reported_torsions(peptide: "Peptide") -> dict[str, NDArray[np.int64]]:
+    """Atom quadruples of what should mix, by name: "phi 1", "psi 1" and so on, then each side chain's torsions.
+
+    The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2".
+    """
+    named: dict[str, NDArray[np.int64]] = {}
+    phi, psi = peptide.phi_psi_indices()
+    for name, rows in (("phi", phi), ("psi", psi)):
+        named |= {f"{name} {number}": row for number, row in enumerate(rows, start=1)}
+    backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
+    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(peptide.elements) if element != "H"}
+    for i, j in peptide.bonds:
+        if i in heavy and j in heavy:
+            heavy[i].append(j)
+            heavy[j].append(i)
+    for i, j, _ in rotatable_bonds(len(peptide.positions), peptide.bonds):
+        i, j = sorted((i, j))
+        if frozenset((i, j)) in backbone or i not in heavy or j not in heavy:
+            continue
+        before, after = [a for a in heavy[i] if a != j], [a for a in heavy[j] if a != i]
+        if before and after:
+            residue = f"{peptide.residue_names[i]} {peptide.residue_indices[i] + 1}"
+            name = f"{peptide.atom_names[i]}-{peptide.atom_names[j]} of {residue}"
+            named[name] = np.array([before[0], i, j, after[0]])
+    return named
+
+
+def _descent(energy: EnergyAndForce) -> Any:
+    def descend(x: Tensor) -> Tensor:
+        return relax(energy, x)
+
+    return descend
+
+
+def _start_generator(seed: int) -> torch.Generator:
+    """Of the start structures: other random numbers than those of the dynamics."""
+    state = np.random.SeedSequence([seed % 2**64, 1]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _steps(picoseconds: float, timestep: float, name: str) -> int:
+    """A duration in whole time steps."""
+    if not timestep > 0:
+        raise ValueError(f"timestep must be positive, not {timestep}.")
+    steps = round(picoseconds / timestep)
+    if picoseconds < 0 or abs(steps * timestep - picoseconds) > 1e-6 * max(picoseconds, timestep):
+        raise ValueError(f"{name} is {picoseconds} ps, which is not a multiple of the time step {timestep} ps.")
+    return steps
+
+
+def _check_folder(output: Path, settings: dict[str, object]) -> None:
+    """Refuse to go on with another molecule, seed or method than a folder was started with."""
+    path = output / "settings.json"
+    if not path.exists() or not (output / CHECKPOINT).exists():
+        return
+    before = json.loads(path.read_text())
+    # Through JSON, so that a tuple equals the list it was stored as.
+    for name, value in json.loads(json.dumps(settings)).items():
+        if name not in MAY_CHANGE and before.get(name) != value:
+            raise ValueError(
+                f"{output} holds a simulation with {name} {before.get(name)}, not {value}; use another folder."
+            )

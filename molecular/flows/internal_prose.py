@@ -1,0 +1,209 @@
+"""Prose on internal coordinates: one flow for every peptide, exactly blind to translation and rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from torch import Tensor
+
+from molecular.coordinates import TOKEN_SIZE
+from molecular.coordinates.internal import InternalCoordinates, coordinate_kinds
+from molecular.flows.conditioning import (
+    CheckedInternalContext,
+    SiteEmbedding,
+    TargetConditions,
+    TokensExist,
+    tokens_in_order,
+)
+from molecular.flows.internal_molecule import GivenMolecule
+from molecular.flows.local_environment import Surroundings
+from molecular.molecule.atom_types import KINDS
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad
+from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
+from nflib.distributions import PaddedNormal
+from nflib.flows import Flow, GivenFlow
+from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
+from nflib.networks.transformer import transformer_layers
+from nflib.transforms import (
+    AutoregressiveTransform,
+    GaussianizeByKind,
+    InnerAutoregressive,
+    PermuteByContext,
+    RationalQuadraticSpline,
+    TokenwiseAutoregressive,
+)
+
+if TYPE_CHECKING:
+    import mdtraj
+    from openmm import app
+
+    from molecular.molecule.peptide import Peptide
+
+CONDITIONALS = ("affine", "spline")
+
+
+class InternalProse(Flow):
+    """A flow on the positions ``(B, n, 3)`` in nm of any uncapped peptide, modulo rigid motion, given its `context`.
+
+    The context is one integer tensor (`molecular.molecule.internal_context.internal_context`, padded by
+    `pad`). Each atom becomes a token: bond length, bond angle and torsion in the frame of three
+    earlier atoms (`InternalCoordinates`), each with the Gaussianised marginal of its kind, which all molecules share;
+    then num_blocks autoregressive maps visit the tokens, each in its own ordering (the k-th in
+    ``orderings[k % len(orderings)]``), by layers_per_block layers whose adaptive norms are steered by what the token to
+    come, and the one before, is of. A new flow's marginals must be fitted (`molecular.flows.marginals`).
+
+    conditional: "affine", or "spline", each number by a rational-quadratic spline of num_bins bins given all numbers
+    before it. condition_channels: width of the conditions. neighbours: whether these tell the residues before and
+    behind, which a flow trained on few sequences learns by heart. surroundings: whether the first block, whose tokens
+    are a conformation's own, is shown the atoms placed so far from where the next one goes
+    (`molecular.flows.local_environment`); its ordering must then visit references first. max_atoms: the longest
+    molecule. Padding carries no density. A trained flow gives next to none to methyl and ammonium hydrogens that are
+    named otherwise than in training (`molecular.molecule.equivalent_atoms.with_standard_hydrogens`). Raises ValueError
+    for settings that do not fit, or, in use, a context that does not.
+
+    >>> from molecular import Peptide
+    >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
+    >>> samples = flow.sample(5, flow.context(Peptide("AA")), seed=0)
+    >>> samples.shape
+    torch.Size([1, 5, 23, 3])
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        num_blocks: int = 2,
+        layers_per_block: int | Sequence[int] = 3,
+        head_dim: int = 32,
+        orderings: Sequence[str] = ("walk", "walk_flip"),
+        expansion: float = 4,
+        *,
+        conditional: str = "spline",
+        num_bins: int = 8,
+        units: int = 32,
+        condition_channels: int = 64,
+        neighbours: bool = True,
+        surroundings: bool = True,
+        marginal_bins: int = 32,
+        max_atoms: int = 256,
+        num_atom_types: int = 64,
+        num_residue_types: int = 32,
+        dropout: float = 0.0,
+    ):
+        depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
+        sizes = {
+            "channels": channels,
+            "num_blocks": num_blocks,
+            "head_dim": head_dim,
+            "units": units,
+            "condition_channels": condition_channels,
+            "max_atoms": max_atoms,
+        }
+        _check_settings(sizes, depths, orderings, conditional, surroundings, num_atom_types, num_residue_types)
+        embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
+        self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
+
+        coordinates = InternalCoordinates(len(KINDS))
+        marginals = GaussianizeByKind(TOKEN_SIZE * len(KINDS), coordinate_kinds, marginal_bins)
+
+        def around(column: int) -> Surroundings:
+            return Surroundings(coordinates, marginals, embedding, column, condition_channels, channels)
+
+        def network(
+            depth: int, column: int, parameters_per_token: int, features: Surroundings | None
+        ) -> CausalTransformer:
+            return CausalTransformer(
+                TOKEN_SIZE,
+                parameters_per_token,
+                channels,
+                transformer_layers(
+                    depth, channels, head_dim=head_dim, expansion=expansion, norm=self_norm, dropout=dropout
+                ),
+                positions=SinusoidalPositions(max_atoms, channels),
+                conditioner=TargetConditions(embedding, column, condition_channels),
+                token_mask=TokensExist(),
+                features=features,
+                start_token=True,
+            )
+
+        def block(depth: int, column: int, features: Surroundings | None) -> list[Transform]:
+            if conditional == "spline":
+                token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), TOKEN_SIZE, units, dropout=dropout)
+                part: Transform = TokenwiseAutoregressive(
+                    network(depth, column, token_map.parameters_per_token, features), token_map
+                )
+            else:
+                part = AutoregressiveTransform(network(depth, column, 2 * TOKEN_SIZE, features))
+            visit = PermuteByContext(partial(tokens_in_order, column=column))
+            return [visit, part, InverseTransform(visit)]
+
+        columns = [NUM_COLUMNS + index % len(orderings) for index in range(num_blocks)]
+        # Only the first block's tokens are a conformation's.
+        features = [around(columns[0]) if surroundings else None, *[None] * (num_blocks - 1)]
+        blocks = [part for settings in zip(depths, columns, features, strict=True) for part in block(*settings)]
+        super().__init__(
+            CompositeTransform([coordinates, marginals, *blocks]),
+            PaddedNormal(TOKEN_SIZE, TokensExist()),
+            CheckedInternalContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
+        )
+        self.orderings = tuple(orderings)
+        # The same modules under names of their own.
+        self.coordinates, self.marginals = coordinates, marginals
+        self._blocks = blocks
+
+    @property
+    def blocks(self) -> list[Transform]:
+        """The maps between tokens of Gaussianised coordinates and noise, in the order in which data passes them."""
+        return self._blocks
+
+    def context(self, *molecules: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+        """The context of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
+
+        Raises ValueError for no molecule, or one that `molecular.molecule.orderings.named_residues` refuses.
+        """
+        contexts = [internal_context(molecule, self.orderings) for molecule in molecules]
+        return pad(contexts).to(self.coordinates.offsets.device)
+
+    def given(self, context: Any = None) -> GivenFlow:
+        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
+        if isinstance(context, Tensor):
+            return super().given(context)
+        return GivenMolecule(self, self.context(context), context)
+
+
+def _check_settings(
+    sizes: dict[str, int],
+    depths: Sequence[int],
+    orderings: Sequence[str],
+    conditional: str,
+    surroundings: bool,
+    num_atom_types: int,
+    num_residue_types: int,
+) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be a positive number, got {size!r}.")
+    if len(depths) != sizes["num_blocks"] or min(depths) < 1:
+        raise ValueError(f"layers_per_block must give each of {sizes['num_blocks']} blocks at least 1 layer: {depths}.")
+    for name in ("channels", "condition_channels"):
+        if sizes[name] % 2:
+            raise ValueError(f"{name} must be even for sinusoidal features, got {sizes[name]}.")
+    if conditional not in CONDITIONALS:
+        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
+    if surroundings and orderings and orderings[0].endswith("_flip"):
+        raise ValueError(
+            f"surroundings need an ordering that places atoms before those that refer to them, but the first is "
+            f"{orderings[0]!r}; start with another, or turn surroundings off."
+        )
+    if not orderings:
+        raise ValueError("orderings must name at least one ordering of the tokens.")
+    unknown = [name for name in orderings if name not in ORDERINGS]
+    if unknown:
+        raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
+    if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
+        raise ValueError(
+            f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
+            f"types, but have {num_atom_types} and {num_residue_types}."
+        )

@@ -1,0 +1,187 @@
+"""Prose: one transformer autoregressive flow for every peptide (arXiv 2508.18175), a setting of nflib's engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from torch import Tensor
+
+from molecular.coordinates import TOKEN_SIZE
+from molecular.flows.prose_context import (
+    NUM_CODES,
+    AtomEmbedding,
+    AtomsExist,
+    CheckedContext,
+    VisitedConditions,
+    atoms_in_order,
+)
+from molecular.flows.rigid_motion import CentroidEnergy
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_context
+from molecular.molecule.orderings import ORDERINGS, PROSE_ORDERINGS
+from nflib.distributions import PaddedNormal
+from nflib.flows import Flow, GivenFlow
+from nflib.networks import CausalTransformer, SinusoidalPositions
+from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
+from nflib.networks.norms import LayerNorm
+from nflib.networks.transformer import transformer_layers
+from nflib.transforms import AutoregressiveTransform, ClosedForm, PermuteByContext
+
+if TYPE_CHECKING:
+    import mdtraj
+    from openmm import app
+
+    from molecular.molecule.peptide import Peptide
+
+
+class Prose(Flow):
+    """A flow on the positions ``(B, n, 3)`` of any uncapped peptide's atoms, given what `context` says of it.
+
+    The context is one integer tensor ``(B, n, 4 + len(orderings))`` (`prose_context`, batched and
+    padded by `pad`). Each of num_blocks autoregressive maps visits the atoms in its own ordering
+    (the k-th in ``orderings[k % len(orderings)]``), by layers_per_block layers steered by the atom just read and the
+    one to come. Padding carries no density: a molecule's log-density is the same in any batch.
+
+    Positions are divided by `scale` before the first map: the standard deviation of the training data, in the units
+    of the positions. max_atoms: the longest molecule; num_atom_types, num_residue_types: how many codes the embeddings
+    have room for; dropout: of the residual updates inside each layer, in training. The defaults are the sizes of the
+    released model of 288 million parameters. Raises ValueError for settings that do not fit, or, in use, a context
+    that does not (a missing or float one, of another width, with codes out of range, with orderings that are no
+    permutations or visit padding early).
+
+    >>> from molecular import Peptide
+    >>> flow = Prose(channels=32, num_blocks=2, layers_per_block=1, head_dim=16)
+    >>> samples = flow.sample(5, flow.context(Peptide("AA")), seed=0)  # one molecule, five conformations of 23 atoms
+    >>> samples.shape
+    torch.Size([1, 5, 23, 3])
+    """
+
+    def __init__(
+        self,
+        channels: int = 384,
+        num_blocks: int = 8,
+        layers_per_block: int = 8,
+        head_dim: int = 64,
+        orderings: Sequence[str] = PROSE_ORDERINGS,
+        expansion: float = 4,
+        *,
+        scale: float = 1.0,
+        max_atoms: int = 512,
+        num_atom_types: int = 128,
+        num_residue_types: int = 64,
+        dropout: float = 0.0,
+    ):
+        sizes = {
+            "channels": channels,
+            "num_blocks": num_blocks,
+            "layers_per_block": layers_per_block,
+            "head_dim": head_dim,
+            "max_atoms": max_atoms,
+        }
+        _check_settings(sizes, orderings, scale, num_atom_types, num_residue_types)
+        embedding = AtomEmbedding(channels, num_atom_types, num_residue_types)
+
+        def block(column: int) -> list[Transform]:
+            layers = [
+                AdaptiveTransformerLayer(layer, SwiGLU(channels, expansion), channels, channels)
+                for layer in transformer_layers(
+                    layers_per_block,
+                    channels,
+                    head_dim=head_dim,
+                    expansion=expansion,
+                    query_key_norm=LayerNorm,
+                    dropout=dropout,
+                )
+            ]
+            network = CausalTransformer(
+                TOKEN_SIZE,
+                2 * TOKEN_SIZE,
+                channels,
+                layers,
+                positions=SinusoidalPositions(max_atoms, channels),
+                conditioner=VisitedConditions(embedding, column, channels),
+                token_mask=AtomsExist(),
+            )
+            visit = PermuteByContext(partial(atoms_in_order, column=column))
+            return [visit, AutoregressiveTransform(network), InverseTransform(visit)]
+
+        columns = [NUM_CODES + index % len(orderings) for index in range(num_blocks)]
+        super().__init__(
+            CompositeTransform([ScaleAtoms(scale), *(part for column in columns for part in block(column))]),
+            PaddedNormal(TOKEN_SIZE, AtomsExist()),
+            CheckedContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
+        )
+        self.orderings = tuple(orderings)
+        self.scale = scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def context(self, *molecules: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+        """The context ``(len(molecules), n_max, 4 + len(orderings))`` of molecules, padded, on the flow's device.
+
+        Raises ValueError for no molecule, or one that `molecular.molecule.orderings.named_residues` refuses.
+        """
+        return pad([prose_context(molecule, self.orderings) for molecule in molecules]).to(self.device)
+
+    def given(self, context: Any = None) -> GivenFlow:
+        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
+        return super().given(context if isinstance(context, Tensor) else self.context(context))
+
+    def with_placement(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
+        """A reduced energy with that of the centroid that this flow was trained on, since its density places it too."""
+        return CentroidEnergy(energy, self.scale)
+
+
+class ScaleAtoms(ClosedForm):
+    """Divides positions ``(B, n, 3)`` by one length; logabsdet counts the atoms that exist, 3 dimensions each."""
+
+    uses_context = True
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.existing = AtomsExist()
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return inputs / self.scale, -self._logabsdet(inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return inputs * self.scale, self._logabsdet(inputs, context)
+
+    def _logabsdet(self, inputs: Tensor, context: Tensor) -> Tensor:
+        exists = self.existing(context)
+        if tuple(inputs.shape) != (*exists.shape, TOKEN_SIZE):
+            raise ValueError(
+                f"positions of shape {tuple(inputs.shape)} do not fit a context of {exists.shape[1]} atoms; expected "
+                f"{(*exists.shape, TOKEN_SIZE)}."
+            )
+        return exists.sum(-1).to(torch.promote_types(inputs.dtype, torch.float32)) * (TOKEN_SIZE * math.log(self.scale))
+
+
+def _check_settings(
+    sizes: dict[str, int], orderings: Sequence[str], scale: float, num_atom_types: int, num_residue_types: int
+) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be a positive number, got {size!r}.")
+    if sizes["channels"] % 2:
+        raise ValueError(f"channels must be even for sinusoidal positions, got {sizes['channels']}.")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive length, got {scale!r}.")
+    if not orderings:
+        raise ValueError("orderings must name at least one ordering of the atoms.")
+    unknown = [name for name in orderings if name not in ORDERINGS]
+    if unknown:
+        raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
+    if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
+        raise ValueError(
+            f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
+            f"types, but have {num_atom_types} and {num_residue_types}."
+        )

@@ -1,0 +1,1 @@
+"""Molecules: what is known of their atoms, without a flow."""

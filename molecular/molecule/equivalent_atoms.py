@@ -1,0 +1,120 @@
+"""Exact symmetries of peptides' energies, for molecules of a mixed batch: which atoms may change places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from molecular.molecule.internal_context import bonds_of
+from molecular.molecule.orderings import named_residues
+from molecular.molecule.symmetry import methyl_rotations
+
+if TYPE_CHECKING:
+    import mdtraj
+    from openmm import app
+
+    from molecular.molecule.peptide import Peptide
+
+# Pairs that half a turn about a bond exchanges, between atoms of the same parameters: aromatic rings, carboxylates.
+_RING = (("CD1", "CD2"), ("CE1", "CE2"), ("HD1", "HD2"), ("HE1", "HE2"))
+_HALF_TURNS = {"PHE": _RING, "TYR": _RING, "ASP": (("OD1", "OD2"),), "GLU": (("OE1", "OE2"),)}
+# Every group's rotations are repeated to so many rows: drawing one of them is drawing a rotation, of two or three.
+_ROWS = 6
+
+
+def symmetry_groups(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[Tensor]:
+    """The groups of atoms of an uncapped peptide that change places without a change of energy or of handedness.
+
+    Rotations of methyl and ammonium groups, half turns of the rings of phenylalanine and tyrosine and of carboxylates.
+    Each group is (rotations, atoms) int64, as of `methyl_rotations`; groups are disjoint. Raises
+    ValueError for a molecule that `molecular.molecule.orderings.named_residues` refuses.
+    """
+    residues = named_residues(molecule)
+    elements: dict[int, str] = {}
+    turns: list[Sequence[tuple[str, str]]] = []
+    for residue in residues:
+        elements |= {index: name[0] for name, index in residue.atoms.items()}
+        turns.append(_HALF_TURNS.get(residue.name, ()))
+    groups = methyl_rotations([elements[index] for index in range(len(elements))], bonds_of(molecule))
+    for residue, pairs in [*zip(residues, turns, strict=True), (residues[-1], (("O", "OXT"),))]:
+        if pairs:
+            there = [residue.atoms[name] for pair in pairs for name in pair]
+            back = [residue.atoms[name] for pair in pairs for name in pair[::-1]]
+            groups.append(torch.tensor([there, back]))
+    return groups
+
+
+def hydrogen_triples(molecule: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+    """The methyl and ammonium groups of an uncapped peptide, ``(k, 4)``: the heavy atom, and its hydrogens by name."""
+    names: dict[int, str] = {}
+    for residue in named_residues(molecule):
+        names |= {index: name for name, index in residue.atoms.items()}
+    hydrogens: dict[int, list[int]] = {}
+    for pair in bonds_of(molecule):
+        for atom, other in (pair, pair[::-1]):
+            if names[other].startswith("H"):
+                hydrogens.setdefault(atom, []).append(other)
+    rows = [[atom, *sorted(own, key=names.__getitem__)] for atom, own in sorted(hydrogens.items()) if len(own) == 3]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+
+
+def with_standard_hydrogens(positions: Tensor, molecule: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+    """Positions ``(B, n, 3)`` of one peptide, named as `SymmetryTable.named` says: what a transferable flow knows.
+
+    `Peptide` has these names; conformations of other programs may not, and then have next to no density.
+    """
+    table = SymmetryTable([[]], positions.shape[1], [hydrogen_triples(molecule)])
+    return table.named(positions, torch.zeros(len(positions), dtype=torch.int64))
+
+
+class SymmetryTable:
+    """The groups of several molecules as one table, so that a mixed batch is turned in a few gathers.
+
+    groups: of each molecule, as `symmetry_groups` gives them. num_atoms: of the longest molecule. triples: of each
+    molecule, as `hydrogen_triples` gives them, whose hydrogens are first named as the standard says (none: as they
+    are).
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Tensor]], num_atoms: int, triples: Sequence[Tensor] | None = None):
+        self.triples = (
+            pad_sequence(list(triples), batch_first=True) if triples else torch.zeros(len(groups), 0, 4).long()
+        )
+        most = max((len(own) for own in groups), default=0)
+        self.sources = torch.arange(num_atoms).repeat(len(groups), most, _ROWS, 1)
+        for molecule, own in enumerate(groups):
+            for number, rows in enumerate(own):
+                for choice in range(_ROWS):
+                    self.sources[molecule, number, choice, rows[0]] = rows[choice % len(rows)]
+
+    def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Positions ``(B, n, 3)`` with every group of every sample rotated at random; molecules ``(B,)``: whose."""
+        positions = self.named(positions, molecules)
+        sources = self.sources.to(positions.device)[molecules.to(positions.device), :, :, : positions.shape[1]]
+        batch, groups = sources.shape[:2]
+        device = positions.device if generator is None else generator.device
+        choice = torch.randint(_ROWS, (batch, groups), generator=generator, device=device).to(positions.device)
+        index = torch.arange(positions.shape[1], device=positions.device)
+        # Groups are disjoint, so that their displacements add up.
+        chosen = sources[torch.arange(batch)[:, None], torch.arange(groups), choice] - index
+        index = index + chosen.sum(1)
+        return positions.gather(1, index.unsqueeze(-1).expand_as(positions))
+
+    def named(self, positions: Tensor, molecules: Tensor) -> Tensor:
+        """Positions ``(B, n, 3)`` whose methyl and ammonium hydrogens are named clockwise, seen from the chain.
+
+        Two of them exchange their names where that is not so. Programs that place hydrogens name them at random, and
+        simulations never exchange them: a flow of many molecules would learn which molecule happens to have which.
+        """
+        triples = self.triples.to(positions.device)[molecules.to(positions.device)]
+        batch = torch.arange(len(positions), device=positions.device)[:, None, None]
+        points = positions[batch, triples]
+        wrong = torch.linalg.det(points[:, :, 1:] - points[:, :, :1]) < 0  # zero at padding
+        second, third = triples[..., 2], triples[..., 3]
+        shift = torch.where(wrong, third - second, 0)
+        index = torch.arange(positions.shape[1], device=positions.device).repeat(len(positions), 1)
+        index = index.scatter_add(1, second, shift).scatter_add(1, third, -shift)
+        return positions.gather(1, index.unsqueeze(-1).expand_as(positions))

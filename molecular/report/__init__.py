@@ -1,8 +1,0 @@
-"""Evaluations as folders: a table, figures, and a page of HTML with a rotatable view of conformations."""
-
-from molecular.report.figures import DrawnFigure, draw_figures
-from molecular.report.page import write_page
-from molecular.report.run import evaluate_to_folder
-from molecular.report.viewer import ViewedEnsemble, view_of
-
-__all__ = ["DrawnFigure", "ViewedEnsemble", "draw_figures", "evaluate_to_folder", "view_of", "write_page"]

@@ -1,0 +1,1 @@
+"""Weighted equilibrium samples: importance sampling and sequential Monte Carlo."""

@@ -1,0 +1,74 @@
+"""Which shipped flow serves a peptide: its own, or a transferable one whose folder says that it covers it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from molecular.molecule.peptide import parse_sequence
+from nflib.io.pretrained import WEIGHTS_NAME
+
+# In the folder of a transferable flow; without it a folder holds the flow of the peptide it is named after.
+COVERAGE = "coverage.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The peptides a transferable flow was made for: uncapped, of these lengths and residues (one-letter codes)."""
+
+    lengths: tuple[int, ...]
+    residues: str
+
+    @classmethod
+    def read(cls, path: Path) -> Coverage:
+        """From a JSON file with "lengths" and "residues"; raises ValueError for another content."""
+        try:
+            content = json.loads(path.read_text())
+            return cls(tuple(map(int, content["lengths"])), str(content["residues"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} does not say what the flow covers ({error!r}); install the package again."
+            ) from error
+
+    def __contains__(self, sequence: str) -> bool:
+        letters, capped = parse_sequence(sequence)
+        return not capped and len(letters) in self.lengths and set(letters) <= set(self.residues)
+
+    def __str__(self) -> str:
+        lengths = " or ".join(map(str, self.lengths))
+        return f"uncapped peptides of {lengths} residues out of {self.residues}"
+
+
+def shipped_flow(sequence: str, shipped: Path) -> Path:
+    """The folder in `shipped` of the flow for a peptide: of this one alone if there is one, else one that covers it.
+
+    Raises FileNotFoundError, naming what is shipped and what it covers, where there is none; ValueError for a sequence
+    that is none.
+    """
+    own = shipped / sequence
+    if _holds_flow(own) and not (own / COVERAGE).is_file():
+        return own
+    described = []
+    for folder in sorted(shipped.iterdir()) if shipped.is_dir() else []:
+        if not _holds_flow(folder):
+            continue
+        if not (folder / COVERAGE).is_file():
+            described.append(f"{folder.name} (this peptide alone)")
+            continue
+        coverage = Coverage.read(folder / COVERAGE)
+        if sequence in coverage:
+            log.info("No flow is shipped for %s alone; taking %s, made for %s.", sequence, folder.name, coverage)
+            return folder
+        described.append(f"{folder.name} ({coverage})")
+    raise FileNotFoundError(
+        f"no flow is shipped for {sequence} (shipped: {', '.join(described) or 'none'}); name one with --model, or "
+        "train one."
+    )
+
+
+def _holds_flow(folder: Path) -> bool:
+    return (folder / WEIGHTS_NAME).is_file()

@@ -1,0 +1,1 @@
+"""Training of flows on ensembles, corpora and their own samples."""

@@ -1,0 +1,231 @@
+"""Train a transferable flow on a corpus of many peptides, on internal coordinates or on plain positions."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from openmm import app
+from torch import Tensor, nn
+
+from molecular.data.corpus import CorpusLayout, open_corpus
+from molecular.data.corpus.folder import Corpus
+from molecular.energy.reduced import CLIP
+from molecular.flows.internal_prose import InternalProse
+from molecular.flows.marginals import fit_marginals
+from molecular.flows.prose import Prose
+from molecular.flows.rigid_motion import random_rigid_motion
+from molecular.molecule.equivalent_atoms import SymmetryTable, hydrogen_triples, symmetry_groups
+from molecular.molecule.features import atoms_exist, prose_context
+from molecular.molecule.internal_context import internal_context
+from molecular.training.batches import Context, Rows, Window, training_source, validation_source
+from molecular.training.labelled import GROUP, LabelledFrames
+from nflib.training import TrainingConfig, TrainingResult, fit
+from nflib.training.objectives import huber_location, squared_or_clipped
+
+log = logging.getLogger(__name__)
+
+COORDINATES = ("internal", "cartesian")
+VALIDATION_FRAMES = 256
+# Batches are split into so many parts of similar size, each padded to its own longest molecule.
+NUM_BUCKETS = 4
+# Conformations that scales and marginals are fitted to.
+FITTED_FRAMES = 60_000
+
+TransferableFlow = InternalProse | Prose
+
+
+def train_on_corpus(
+    data: str | Path,
+    output: str | Path,
+    config: TrainingConfig,
+    *,
+    coordinates: str = "internal",
+    initial: str | Path | None = None,
+    energy_weight: float = 0.0,
+    **architecture: Any,
+) -> TrainingResult:
+    """Train on a corpus (`molecular.data.corpus`), validated on its validation sequences; run again, it goes on.
+
+    coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
+    of a trained flow to start from. energy_weight: of the log-variance of the importance weights beside the likelihood;
+    batches then hold groups of one molecule, half of them the flow's own samples, which `config.refresh_interval` draws
+    anew (`molecular.training.labelled`). architecture: of the flow. Raises FileNotFoundError for a folder without
+    a corpus; ValueError for an empty one, peptides that flow or features do not take, or settings that do not fit.
+    """
+    if coordinates not in COORDINATES:
+        raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
+    for name in ("neighbours", "surroundings"):
+        if coordinates == "cartesian" and name in architecture:
+            raise ValueError(f"{name} is a setting of flows on internal coordinates; leave it out.")
+    corpus = open_corpus(data)
+    torch.manual_seed(config.seed)
+    kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
+    flow: TransferableFlow = kind(**architecture) if initial is None else kind.from_pretrained(initial)
+    context: Context = partial(context_of(flow), orderings=flow.orderings)
+    molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
+    table = symmetry_table(corpus, molecules, flow)
+    training = training_source(corpus, context, config.seed)
+    validation = validation_source(corpus, context, len(corpus.sequences("train")), VALIDATION_FRAMES)
+    if initial is None:
+        flow = _fitted(flow, training, table, config.seed)
+    if not energy_weight:
+        objective = LikelihoodPerDimension(table)
+        return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
+    if not isinstance(corpus, Corpus) or not isinstance(flow, InternalProse):
+        raise ValueError(
+            "energy_weight needs a corpus written by `python -m molecular simulate`, and a flow on internal "
+            "coordinates."
+        )
+    return fit(
+        flow,
+        LabelledFrames(corpus, context, config.seed),
+        validation,
+        config=config,
+        objective=LikelihoodAndEnergies(table, energy_weight, CLIP),
+        output=Path(output),
+    )
+
+
+def context_of(flow: TransferableFlow) -> Any:
+    """The function that tells this flow of a molecule, (molecule, orderings) -> (n, k)."""
+    return internal_context if isinstance(flow, InternalProse) else prose_context
+
+
+def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> SymmetryTable:
+    """The symmetries of a corpus's peptides, in this order.
+
+    Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
+    """
+    max_atoms = (flow.config or {})["max_atoms"]
+    longest, groups, triples = 0, [], []
+    for sequence in sequences:
+        topology: app.Topology = corpus.topology(sequence)
+        length = topology.getNumAtoms()
+        if length > max_atoms:
+            raise ValueError(
+                f"{sequence} has {length} atoms, but the flow takes {max_atoms}; raise max_atoms, or "
+                "leave the sequence out."
+            )
+        try:
+            groups.append(symmetry_groups(topology))
+            triples.append(hydrogen_triples(topology))
+        except ValueError as error:
+            raise ValueError(f"{sequence} of {corpus.folder} cannot be trained on: {error}") from error
+        longest = max(longest, length)
+    return SymmetryTable(groups, longest, triples)
+
+
+class LikelihoodPerDimension:
+    """The objective: mean over conformations of ``-log q(x) / dimensions``, so that all molecules weigh alike.
+
+    Each conformation is first turned by random symmetries of its molecule (a `SymmetryTable` says which; batches name
+    the molecule as "system") and, for a flow on plain positions, moved at random as a rigid body. The batch is
+    evaluated in NUM_BUCKETS parts of similar size. Also logged: the mean in nats a conformation.
+    """
+
+    def __init__(self, symmetries: SymmetryTable):
+        self.symmetries = symmetries
+
+    def __call__(
+        self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.augmented(flow, batch, generator)
+        log_prob = bucketed_log_prob(flow, batch["inputs"], batch["context"])
+        loss = -(log_prob / num_dimensions(flow, batch["context"])).mean()
+        return loss, {"negative_log_likelihood": -log_prob.detach().mean()}
+
+    def augmented(self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The batch, turned and moved at random."""
+        inputs = self.symmetries.turn(batch["inputs"], batch["system"], generator)
+        if isinstance(flow, Prose):
+            exists = atoms_exist(batch["context"])
+            inputs = random_rigid_motion(inputs, exists, float(flow.config["scale"]), generator)  # type: ignore[index]
+        return batch | {"inputs": inputs}
+
+
+class LikelihoodAndEnergies(LikelihoodPerDimension):
+    """`LikelihoodPerDimension` of the frames of `LabelledFrames`, and the log-variance of each molecule's group.
+
+    ``[-log q(x) + energy_weight h(log q(x) + u(x) - c)] / dimensions``, the first part for frames alone, the second for
+    rows with a label, with h and c, of each group on its own, as in `nflib.training.LogVariance`. Batches without
+    energies, as in validation, have their likelihood alone.
+    """
+
+    def __init__(self, symmetries: SymmetryTable, energy_weight: float, clip: float):
+        super().__init__(symmetries)
+        self.energy_weight, self.clip = energy_weight, clip
+
+    def __call__(
+        self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if "energy" not in batch:
+            return super().__call__(flow, batch, generator)
+        batch = self.augmented(flow, batch, generator)
+        log_prob = bucketed_log_prob(flow, batch["inputs"], batch["context"])
+        is_data = batch["is_data"].to(log_prob.dtype)
+        dimensions = num_dimensions(flow, batch["context"])
+        labelled = torch.isfinite(batch["energy"])
+        energy = torch.where(labelled, batch["energy"], 0.0).to(log_prob.dtype)
+        difference = torch.where(labelled, log_prob + energy, 0.0)
+        centres = [
+            huber_location(values[chosen], self.clip)
+            for values, chosen in zip(difference.detach().split(GROUP), labelled.split(GROUP), strict=True)
+        ]
+        residual = difference - torch.stack(centres).repeat_interleave(GROUP)
+        penalty = torch.where(labelled, squared_or_clipped(residual, self.clip), 0.0)
+        likelihood = (-log_prob / dimensions * is_data).sum() / is_data.sum()
+        variance = (penalty / dimensions).sum() / labelled.sum().clamp(min=1)
+        return likelihood + self.energy_weight * variance, {
+            "negative_log_likelihood": (-log_prob * is_data).detach().sum() / is_data.sum(),
+            "log_variance": penalty.detach().sum() / labelled.sum().clamp(min=1),
+            "rejected_energies": 1 - labelled.to(log_prob.dtype).mean(),
+        }
+
+
+def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:
+    """How many numbers each molecule's density is over, ``(B,)``: 3n, or 3n - 6 where rigid motion is removed."""
+    atoms = atoms_exist(context).sum(-1)
+    return 3 * atoms - (0 if isinstance(flow, Prose) else 6)
+
+
+def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buckets: int = NUM_BUCKETS) -> Tensor:
+    """log q of a padded batch, ``(B,)``, in parts of similar molecules, each without padding it does not need."""
+    sizes = atoms_exist(context).sum(-1)
+    order = sizes.argsort(stable=True)
+    parts = []
+    for rows in order.chunk(num_buckets):
+        longest = int(sizes[rows].max())
+        log_prob = flow.log_prob(inputs[rows, :longest], context[rows, :longest])  # type: ignore[operator]
+        parts.append(log_prob.to(torch.promote_types(log_prob.dtype, torch.float32)))
+    return torch.cat(parts)[order.argsort()]
+
+
+def _fitted(flow: TransferableFlow, training: Rows | Window, table: SymmetryTable, seed: int) -> TransferableFlow:
+    """The flow with its fixed part fitted to training conformations."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(training), generator=generator)[:FITTED_FRAMES]
+    batches = []
+    for indices in chosen.split(4096):
+        batch = training.batch(indices)
+        batches.append(batch | {"inputs": table.turn(batch["inputs"], batch["system"], generator)})
+    if isinstance(flow, InternalProse):
+        fit_marginals(flow, batches)
+        return flow
+    torch.manual_seed(seed)
+    return Prose(**(flow.config or {}) | {"scale": spread(batches)})
+
+
+def spread(batches: list[dict[str, Tensor]]) -> float:
+    """The standard deviation of the atoms' coordinates about their molecules' centroids."""
+    total, count = 0.0, 0
+    for batch in batches:
+        exists = atoms_exist(batch["context"])
+        centred = batch["inputs"].masked_fill(~exists.unsqueeze(-1), 0.0)
+        mean = centred.sum(1, keepdim=True) / exists.sum(1)[:, None, None]
+        total += float((centred - mean)[exists].double().square().sum())
+        count += 3 * int(exists.sum())
+    return (total / count) ** 0.5

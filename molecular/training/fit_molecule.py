@@ -1,0 +1,162 @@
+"""Train a flow on a simulated ensemble, and refine it against the force field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from molecular.data.corpus.open import is_corpus
+from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
+from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
+from molecular.flows.peptide_flow import PeptideFlow
+from molecular.molecule.peptide import Peptide
+from molecular.molecule.symmetry import methyl_rotations, random_symmetry
+from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
+
+SPLIT = (0.9, 0.05, 0.05)
+SPLIT_SEED = 0
+
+
+def train_from_folder(
+    data: str | Path,
+    output: str | Path,
+    config: TrainingConfig,
+    *,
+    initial: str | Path | None = None,
+    energy_weight: float = 0.0,
+    only_for_a_corpus: dict[str, Any] | None = None,
+    **architecture: Any,
+) -> TrainingResult:
+    """Train on a folder written by `python -m molecular simulate`; the arguments are those of the command line.
+
+    A corpus of many peptides trains one flow for all (`molecular.training.fit_corpus.train_on_corpus`), which alone
+    knows the settings in `only_for_a_corpus`. Raises FileNotFoundError or ValueError for a folder without a simulation,
+    an initial flow of another molecule, or settings that do not fit.
+    """
+    if is_corpus(data):
+        from molecular.training.fit_corpus import train_on_corpus
+
+        return train_on_corpus(
+            data,
+            output,
+            config,
+            initial=initial,
+            energy_weight=energy_weight,
+            **architecture,
+            **(only_for_a_corpus or {}),
+        )
+    if only_for_a_corpus:
+        raise ValueError(
+            f"{', '.join(only_for_a_corpus)}: only flows of a corpus know this, but the data are of one peptide; leave "
+            "it out."
+        )
+    settings_path = Path(data) / "settings.json"
+    if not settings_path.is_file():
+        raise FileNotFoundError(f"there is no settings.json in {data}; give the output folder of a simulation.")
+    settings = json.loads(settings_path.read_text())
+    peptide = Peptide(settings["sequence"], temperature=settings["temperatures"][0])
+    ensemble = load_ensemble(data, num_atoms=peptide.num_atoms)
+    training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
+    if initial is None:
+        torch.manual_seed(config.seed)
+        flow = PeptideFlow(peptide.sequence, peptide.elements, peptide.bonds, **architecture)
+        flow.fit_coordinates(training.positions)
+    else:
+        flow = PeptideFlow.from_pretrained(initial)
+        flow.check_sequence(peptide.sequence)
+    return train_flow(flow, peptide, training, validation, output, config, energy_weight=energy_weight)
+
+
+def train_flow(
+    flow: PeptideFlow,
+    peptide: Peptide,
+    training: Ensemble,
+    validation: Ensemble,
+    output: str | Path,
+    config: TrainingConfig,
+    *,
+    energy_weight: float = 0.0,
+) -> TrainingResult:
+    """Maximum likelihood on simulated frames, or with an `energy_weight` likelihood and log-variance together.
+
+    Rotations of methyl and ammonium groups, exact symmetries of the force field, multiply the frames. With an
+    energy_weight, half of each batch are the flow's own samples, and every row has its energy as a label
+    (`nflib.training.LogVariance`): this teaches the flow what its importance weights are made of.
+    """
+    if not energy_weight:
+        return fit(
+            flow,
+            training.positions,
+            validation.positions,
+            config=config,
+            objective=maximum_likelihood,
+            output=Path(output),
+            augment=Symmetries(peptide),
+        )
+    reduced = ReducedEnergy(peptide)
+    return fit(
+        flow,
+        FramesAndSamples(training, reduced),
+        {"inputs": validation.positions, "energy": validation.energies / reduced.kT},
+        config=config,
+        objective=LogVariance(energy_weight=energy_weight, clip=CLIP),
+        output=Path(output),
+        augment=Symmetries(peptide),
+    )
+
+
+class Symmetries:
+    """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation."""
+
+    def __init__(self, peptide: Peptide):
+        self.groups = methyl_rotations(peptide.elements, peptide.bonds)
+
+    def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        return random_symmetry(positions, self.groups, generator)
+
+
+class FramesAndSamples:
+    """Batches of simulated frames and, in equal number, samples of the flow, with energies; a `BatchSource`.
+
+    Index i < N is frame i; index N + j is sample j, modulo the number of samples, which `refresh` replaces.
+    """
+
+    def __init__(self, frames: Ensemble, reduced: ReducedEnergy, num_samples: int = 8192):
+        self.positions = frames.positions
+        self.energies = frames.energies / reduced.kT
+        self.reduced = reduced
+        self.samples = frames.positions[:1].expand(num_samples, -1, -1).clone()
+        self.sample_energies = torch.full((num_samples,), torch.inf, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return 2 * len(self.positions)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        is_frame = indices < len(self.positions)
+        frame = indices.clamp_max(len(self.positions) - 1)
+        sample = indices % len(self.samples)
+        mask = is_frame.view(-1, 1, 1)
+        return {
+            "inputs": torch.where(mask, self.positions[frame], self.samples[sample]),
+            "energy": torch.where(is_frame, self.energies[frame], self.sample_energies[sample]),
+            "is_data": is_frame,
+        }
+
+    @torch.no_grad()
+    def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
+        """Draw the samples anew, and label those in reach of the thermal range with their energies."""
+        samples = flow.sample(len(self.samples), batch_size=1024, generator=generator)  # type: ignore[operator]
+        energies = self.reduced(samples)
+        ceiling = self.energies.median() + HIGHEST_ENERGY
+        self.samples = samples
+        self.sample_energies = torch.where(energies < ceiling, energies, torch.inf)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"samples": self.samples, "sample_energies": self.sample_energies}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.samples, self.sample_energies = state["samples"], state["sample_energies"]
