@@ -81,8 +81,8 @@ def main() -> None:
         cartesian = coordinates == "cartesian"
         flow = PeptideFlow(
             peptide.sequence,
-            peptide.elements,
-            peptide.bonds,
+            peptide.topology.elements,
+            peptide.topology.bonds,
             coordinates,
             channels=arguments.channels,
             num_blocks=arguments.num_blocks,

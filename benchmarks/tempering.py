@@ -17,10 +17,11 @@ import torch
 from common import argument_parser, markdown_table, prepare
 
 from molecular import Peptide
-from molecular.dynamics import BOLTZMANN, EnergyAndForce, Langevin, TemperingSettings, geometric_temperatures
+from molecular.dynamics import EnergyAndForce, Langevin, TemperingSettings, geometric_temperatures
 from molecular.dynamics.openmm_engine import OpenMMEngine
 from molecular.dynamics.replicas import MakeIntegrator, Replicas
 from molecular.energy import compile_system
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 
 TIMESTEP = 0.001
 SWAP_INTERVAL = 100
@@ -129,7 +130,7 @@ def main() -> None:
         for name, values in measured.items()
     ]
     print(f"Parallel tempering of {peptide}, {1000 * TIMESTEP:g} fs, swaps every {SWAP_INTERVAL} steps,")
-    print(f"kT {BOLTZMANN * peptide.temperature:.2f} kJ/mol; OpenMM with {arguments.threads} threads\n")
+    print(f"kT {MOLAR_GAS_CONSTANT * peptide.temperature:.2f} kJ/mol; OpenMM with {arguments.threads} threads\n")
     print(markdown_table(["engine", "simulated ps/s, median", "rounds", "times the fastest OpenMM"], rows))
 
 

@@ -85,9 +85,9 @@ class Describe:
     ) -> None:
         self.peptide = peptide
         self.energy = energy
-        self.backbone = backbone_torsions(peptide)
-        self.pairs = ramachandran_torsions(peptide)
-        self.heavy = heavy_torsions(peptide.elements, peptide.bonds)
+        self.backbone = backbone_torsions(peptide.topology)
+        self.pairs = ramachandran_torsions(peptide.topology)
+        self.heavy = heavy_torsions(peptide.topology.elements, peptide.topology.bonds)
         self.tica: TICA | None = None
         self.centres = torch.zeros(0, 2, dtype=torch.float64)
         trajectories = reference.trajectories()
@@ -118,7 +118,7 @@ class Describe:
             phi_psi=pairs,
             ramachandran=angle_bins(pairs),
             chirality=right_chirality(positions, self.peptide).double(),
-            bonds=intact_bonds(positions, self.peptide.elements, self.peptide.bonds).double(),
+            bonds=intact_bonds(positions, self.peptide.topology.elements, self.peptide.topology.bonds).double(),
             tica=tica,
             clusters=torch.zeros(len(used), dtype=torch.int64) if self.tica is None else nearest(tica, self.centres),
             num_clusters=len(self.centres),

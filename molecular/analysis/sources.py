@@ -14,7 +14,8 @@ import torch
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.data.ensembles import load_ensemble
 from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.peptide import MOLAR_GAS_CONSTANT, Peptide
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import effective_sample_size

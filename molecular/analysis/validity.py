@@ -9,30 +9,18 @@ from torch import Tensor
 
 from molecular.molecule.peptide import Peptide
 
-# Covalent radii of Cordero et al., Dalton Trans. 2832 (2008), nm.
-COVALENT_RADII = {"H": 0.031, "C": 0.076, "N": 0.071, "O": 0.066, "S": 0.105}
 # In units of the sum of both radii: bonded atoms are nearer than the second, and no two atoms nearer than the first.
 SHORTEST, LONGEST = 0.7, 1.3
 
-# Centres other than alpha carbons: atom, and three of its neighbours.
-_SIDE_CHAIN_CENTRES = {"ILE": ("CB", "CA", "CG1", "CG2"), "THR": ("CB", "CA", "OG1", "CG2")}
 
+def covalent_radius(element: str) -> float:
+    """In nm, of Cordero et al., Dalton Trans. 2832 (2008); raises ValueError for what is no element."""
+    from rdkit import Chem
 
-def stereocentres(peptide: Peptide) -> Tensor:
-    """Centres and three neighbours each, (s, 4): every alpha carbon but glycine's, and the beta carbons of
-    isoleucine and threonine."""
-    residues: dict[int, dict[str, int]] = {}
-    names: dict[int, str] = {}
-    for atom, (index, residue) in enumerate(zip(peptide.residue_indices, peptide.residue_names, strict=True)):
-        residues.setdefault(index, {})[peptide.atom_names[atom]] = atom
-        names[index] = residue
-    centres = []
-    for index, atoms in residues.items():
-        if "CA" in atoms and "CB" in atoms:
-            centres.append([atoms[name] for name in ("CA", "N", "C", "CB")])
-        if names[index] in _SIDE_CHAIN_CENTRES:
-            centres.append([atoms[name] for name in _SIDE_CHAIN_CENTRES[names[index]]])
-    return torch.tensor(centres, dtype=torch.int64).reshape(-1, 4)
+    try:
+        return float(Chem.GetPeriodicTable().GetRcovalent(element)) / 10.0
+    except RuntimeError as error:
+        raise ValueError(f"no covalent radius of {element!r} is known.") from error
 
 
 def handedness(positions: Tensor, centres: Tensor) -> Tensor:
@@ -43,7 +31,7 @@ def handedness(positions: Tensor, centres: Tensor) -> Tensor:
 
 def right_chirality(positions: Tensor, peptide: Peptide) -> Tensor:
     """(N,) bool: every centre has the hand that it has in the peptide's own structure, all L."""
-    centres = stereocentres(peptide)
+    centres = torch.tensor(peptide.topology.stereocentres, dtype=torch.int64).reshape(-1, 4)
     expected = handedness(torch.from_numpy(peptide.positions)[None], centres)
     return (handedness(positions.double(), centres) == expected).all(dim=1)
 
@@ -54,13 +42,9 @@ def intact_bonds(
     """(N,) bool: the bond graph read from the distances is the molecule's own.
 
     Two atoms count as bonded where they are nearer than 1.3 times the sum of their covalent radii; a conformation
-    with any two atoms nearer than 0.7 times that sum is not valid either. Raises ValueError for an element without
-    a radius here.
+    with any two atoms nearer than 0.7 times that sum is not valid either.
     """
-    unknown = sorted(set(elements) - COVALENT_RADII.keys())
-    if unknown:
-        raise ValueError(f"no covalent radius of {', '.join(unknown)} is known; the elements are H, C, N, O and S.")
-    radii = torch.tensor([COVALENT_RADII[element] for element in elements], dtype=positions.dtype)
+    radii = torch.tensor([covalent_radius(element) for element in elements], dtype=positions.dtype)
     first, second = torch.triu_indices(len(elements), len(elements), offset=1)
     sums = radii[first] + radii[second]
     bonded = torch.zeros(len(elements), len(elements), dtype=torch.bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,11 +82,6 @@ class LocalFrames(ClosedForm):
         parent = dict(zip(self.order.tolist(), self.references[:, 0].tolist(), strict=True))
         parent |= dict.fromkeys(self.order[1:3].tolist(), int(self.order[0]))
         return torch.tensor([s >= 0 and parent[s] == p for p, _, s in self.references.tolist()])
-
-    @classmethod
-    def from_peptide(cls, peptide: Any) -> LocalFrames:
-        """The frames of a `molecular.Peptide`, rooted at its first alpha carbon."""
-        return cls(peptide.bonds, peptide.num_atoms, peptide.elements, root=peptide.atom_names.index("CA"))
 
     def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
         return (output_shape[0] + 2, 3)

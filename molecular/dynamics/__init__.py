@@ -1,7 +1,7 @@
 """Langevin dynamics and parallel tempering of many copies of one molecule in a single batch."""
 
 from molecular.dynamics.frames import STORAGE, Frames, FrameWriter, list_shards, read_shard, write_shard
-from molecular.dynamics.langevin import BOLTZMANN, EnergyAndForce, Integrator, Langevin, maxwell_velocities
+from molecular.dynamics.langevin import EnergyAndForce, Integrator, Langevin, maxwell_velocities
 from molecular.dynamics.relax import relax
 from molecular.dynamics.replicas import TemperingSettings
 from molecular.dynamics.report import concerns, report_lines, torsion_statistics
@@ -9,7 +9,6 @@ from molecular.dynamics.starts import rotatable_bonds, start_structures
 from molecular.dynamics.tempering import Trajectories, geometric_temperatures, parallel_tempering
 
 __all__ = [
-    "BOLTZMANN",
     "STORAGE",
     "EnergyAndForce",
     "FrameWriter",

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from molecular.energy.threads import serial_operators
-
-BOLTZMANN = 0.00831446261815324
-"""Molar gas constant, kJ/mol/K: kT in kJ/mol is ``BOLTZMANN * temperature``."""
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 
 
 class EnergyAndForce(Protocol):
@@ -40,7 +38,7 @@ class Integrator(Protocol):
 
 def maxwell_velocities(masses: Tensor, temperatures: Tensor, generator: torch.Generator) -> Tensor:
     """Velocities (B, n, 3) in nm/ps from the Maxwell distribution: masses (n,) amu, temperatures (B,) K."""
-    scale = torch.sqrt(BOLTZMANN * temperatures[:, None] / masses)[..., None]
+    scale = torch.sqrt(MOLAR_GAS_CONSTANT * temperatures[:, None] / masses)[..., None]
     shape = (len(temperatures), len(masses), 3)
     return scale * torch.randn(shape, generator=generator, dtype=masses.dtype, device=masses.device)
 
@@ -65,7 +63,7 @@ class Langevin:
         self.kick_per_force = (timestep / masses)[:, None]
         self.damping = math.exp(-friction * timestep)
         strength = math.sqrt(-math.expm1(-2.0 * friction * timestep))
-        self.noise = strength * torch.sqrt(BOLTZMANN * temperatures[:, None] / masses)[..., None]
+        self.noise = strength * torch.sqrt(MOLAR_GAS_CONSTANT * temperatures[:, None] / masses)[..., None]
 
     def run(
         self,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from molecular.dynamics.frames import Frames
-from molecular.dynamics.langevin import BOLTZMANN, EnergyAndForce, Integrator, Langevin, maxwell_velocities
+from molecular.dynamics.langevin import EnergyAndForce, Integrator, Langevin, maxwell_velocities
 from molecular.dynamics.statistics import Statistics
 from molecular.energy.threads import serial_operators
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 
 MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
 """An integrator from masses (n,), temperatures (B,), time step and friction."""
@@ -74,7 +75,7 @@ class Replicas:
         self.masses = masses.to(device, dtype)
         self.mass_fraction = (self.masses / self.masses.sum())[:, None]
         ladder_temperatures = torch.tensor(settings.temperatures, dtype=torch.float64, device=device)
-        self.inverse_kt = 1.0 / (BOLTZMANN * ladder_temperatures)
+        self.inverse_kt = 1.0 / (MOLAR_GAS_CONSTANT * ladder_temperatures)
         self.root_temperature = ladder_temperatures.sqrt().to(dtype).repeat(settings.num_ladders)
         self.temperatures = ladder_temperatures.to(dtype).repeat(settings.num_ladders)
         self.integrator = integrator(self.masses, self.temperatures, settings.timestep, settings.friction)
@@ -105,7 +106,7 @@ class Replicas:
     def kinetic_temperature(self) -> Tensor:
         """(B,) in K."""
         twice_kinetic = (self.v.square().sum(-1) * self.masses).sum(-1)
-        return twice_kinetic / (BOLTZMANN * self.degrees_of_freedom)
+        return twice_kinetic / (MOLAR_GAS_CONSTANT * self.degrees_of_freedom)
 
     def restart_broken(self, check_heat: bool) -> None:
         """Give replicas that are not finite, or impossibly hot, the state of a sound one.

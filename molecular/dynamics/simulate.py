@@ -27,6 +27,7 @@ from molecular.dynamics import (
 )
 from molecular.dynamics.checkpoint import CHECKPOINT
 from molecular.dynamics.replicas import MakeIntegrator
+from molecular.molecule.torsions import phi_psi_torsions
 from nflib.io import complete_folder, write_json
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def simulate(
     if (output / CHECKPOINT).exists():
         start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
     else:
-        start = start_structures(structure, peptide.bonds, num_ladders, minimise, _start_generator(seed))
+        start = start_structures(structure, peptide.topology.bonds, num_ladders, minimise, _start_generator(seed))
     start = start - start.mean(dim=1, keepdim=True)
     result = parallel_tempering(
         energy,
@@ -181,23 +182,22 @@ def reported_torsions(peptide: "Peptide") -> dict[str, NDArray[np.int64]]:
     The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2".
     """
     named: dict[str, NDArray[np.int64]] = {}
-    phi, psi = peptide.phi_psi_indices()
+    phi, psi = phi_psi_torsions(peptide.topology)
     for name, rows in (("phi", phi), ("psi", psi)):
         named |= {f"{name} {number}": row for number, row in enumerate(rows, start=1)}
     backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
-    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(peptide.elements) if element != "H"}
-    for i, j in peptide.bonds:
+    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(peptide.topology.elements) if element != "H"}
+    for i, j in peptide.topology.bonds:
         if i in heavy and j in heavy:
             heavy[i].append(j)
             heavy[j].append(i)
-    for i, j, _ in rotatable_bonds(len(peptide.positions), peptide.bonds):
+    for i, j, _ in rotatable_bonds(len(peptide.positions), peptide.topology.bonds):
         i, j = sorted((i, j))
         if frozenset((i, j)) in backbone or i not in heavy or j not in heavy:
             continue
         before, after = [a for a in heavy[i] if a != j], [a for a in heavy[j] if a != i]
         if before and after:
-            residue = f"{peptide.residue_names[i]} {peptide.residue_indices[i] + 1}"
-            name = f"{peptide.atom_names[i]}-{peptide.atom_names[j]} of {residue}"
+            name = f"{peptide.topology.atom_names[i]}-{peptide.topology.label(j)}"
             named[name] = np.array([before[0], i, j, after[0]])
     return named
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from molecular.energy.units import MOLAR_GAS_CONSTANT
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 
 
 class PotentialEnergy(nn.Module):

@@ -11,7 +11,6 @@ ELEMENTARY_CHARGE = unit.elementary_charge
 
 # OpenMM's Coulomb constant 1 / (4 pi eps0) in kJ nm / (mol e^2), from the CODATA 2018 constants it uses.
 COULOMB = 138.93545764438198
-MOLAR_GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K, CODATA 2018
 
 
 def plain(value: Any, in_unit: Any) -> float:

@@ -11,16 +11,14 @@ from molecular.coordinates.internal import coordinate_kinds
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import PeriodicTorsions, Spherical
 from molecular.molecule.features import ATOM_TYPES
-from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column, bonds_of
+from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from molecular.molecule.orderings import ordering
+from molecular.molecule.topology import Topology
 from nflib.flows import Flow, GivenFlow
 from nflib.transforms import Permute
 
 if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
-
-    from molecular.molecule.peptide import Peptide
+    from molecular.molecule.topology import AnyTopology
 
 
 class GivenMolecule(GivenFlow):
@@ -28,11 +26,11 @@ class GivenMolecule(GivenFlow):
 
     flow: Any
 
-    def __init__(self, flow: Any, context: Tensor, molecule: Peptide | app.Topology | mdtraj.Topology):
+    def __init__(self, flow: Any, context: Tensor, molecule: AnyTopology):
         super().__init__(flow, context, (context.shape[1], 3))
         self._atoms = ordering(molecule, "n2c_residue-by-residue_standard")
         place = self._atoms.argsort().tolist()
-        self._bonds = [(place[a], place[b]) for a, b in bonds_of(molecule)]
+        self._bonds = [(place[a], place[b]) for a, b in Topology.of(molecule).bonds]
 
     def split_coordinates(self) -> tuple[Transform, GivenFlow]:
         """The fixed map from positions to internal coordinates ``(B, n - 2, 3)``, and the flow on those.

@@ -37,10 +37,7 @@ from nflib.transforms import (
 )
 
 if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
-
-    from molecular.molecule.peptide import Peptide
+    from molecular.molecule.topology import AnyTopology
 
 CONDITIONALS = ("affine", "spline")
 
@@ -158,7 +155,7 @@ class InternalProse(Flow):
         """The maps between tokens of Gaussianised coordinates and noise, in the order in which data passes them."""
         return self._blocks
 
-    def context(self, *molecules: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+    def context(self, *molecules: AnyTopology) -> Tensor:
         """The context of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
 
         Raises ValueError for no molecule, or one that `molecular.molecule.orderings.named_residues` refuses.

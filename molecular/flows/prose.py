@@ -32,10 +32,7 @@ from nflib.networks.transformer import transformer_layers
 from nflib.transforms import AutoregressiveTransform, ClosedForm, PermuteByContext
 
 if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
-
-    from molecular.molecule.peptide import Peptide
+    from molecular.molecule.topology import AnyTopology
 
 
 class Prose(Flow):
@@ -123,7 +120,7 @@ class Prose(Flow):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def context(self, *molecules: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+    def context(self, *molecules: AnyTopology) -> Tensor:
         """The context ``(len(molecules), n_max, 4 + len(orderings))`` of molecules, padded, on the flow's device.
 
         Raises ValueError for no molecule, or one that `molecular.molecule.orderings.named_residues` refuses.

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from molecular.molecule.internal_context import bonds_of
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.symmetry import methyl_rotations
+from molecular.molecule.topology import Topology
 
 if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
-
-    from molecular.molecule.peptide import Peptide
+    from molecular.molecule.topology import AnyTopology
 
 # Pairs that half a turn about a bond exchanges, between atoms of the same parameters: aromatic rings, carboxylates.
 _RING = (("CD1", "CD2"), ("CE1", "CE2"), ("HD1", "HD2"), ("HE1", "HE2"))
@@ -26,7 +23,7 @@ _HALF_TURNS = {"PHE": _RING, "TYR": _RING, "ASP": (("OD1", "OD2"),), "GLU": (("O
 _ROWS = 6
 
 
-def symmetry_groups(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[Tensor]:
+def symmetry_groups(molecule: AnyTopology) -> list[Tensor]:
     """The groups of atoms of an uncapped peptide that change places without a change of energy or of handedness.
 
     Rotations of methyl and ammonium groups, half turns of the rings of phenylalanine and tyrosine and of carboxylates.
@@ -39,7 +36,7 @@ def symmetry_groups(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[
     for residue in residues:
         elements |= {index: name[0] for name, index in residue.atoms.items()}
         turns.append(_HALF_TURNS.get(residue.name, ()))
-    groups = methyl_rotations([elements[index] for index in range(len(elements))], bonds_of(molecule))
+    groups = methyl_rotations([elements[index] for index in range(len(elements))], Topology.of(molecule).bonds)
     for residue, pairs in [*zip(residues, turns, strict=True), (residues[-1], (("O", "OXT"),))]:
         if pairs:
             there = [residue.atoms[name] for pair in pairs for name in pair]
@@ -48,13 +45,13 @@ def symmetry_groups(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[
     return groups
 
 
-def hydrogen_triples(molecule: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+def hydrogen_triples(molecule: AnyTopology) -> Tensor:
     """The methyl and ammonium groups of an uncapped peptide, ``(k, 4)``: the heavy atom, and its hydrogens by name."""
     names: dict[int, str] = {}
     for residue in named_residues(molecule):
         names |= {index: name for name, index in residue.atoms.items()}
     hydrogens: dict[int, list[int]] = {}
-    for pair in bonds_of(molecule):
+    for pair in Topology.of(molecule).bonds:
         for atom, other in (pair, pair[::-1]):
             if names[other].startswith("H"):
                 hydrogens.setdefault(atom, []).append(other)
@@ -62,7 +59,7 @@ def hydrogen_triples(molecule: Peptide | app.Topology | mdtraj.Topology) -> Tens
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
 
-def with_standard_hydrogens(positions: Tensor, molecule: Peptide | app.Topology | mdtraj.Topology) -> Tensor:
+def with_standard_hydrogens(positions: Tensor, molecule: AnyTopology) -> Tensor:
     """Positions ``(B, n, 3)`` of one peptide, named as `SymmetryTable.named` says: what a transferable flow knows.
 
     `Peptide` has these names; conformations of other programs may not, and then have next to no density.

@@ -15,10 +15,7 @@ from torch import Tensor
 from molecular.molecule.orderings import PROSE_ORDERINGS, SIDE_CHAINS, named_residues, ordering
 
 if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
-
-    from molecular.molecule.peptide import Peptide
+    from molecular.molecule.topology import AnyTopology
 
 # A code is the place in these alphabetical lists, counted from 1; 0 is padding.
 _ATOM_TYPES = """
@@ -40,7 +37,7 @@ class Encoding(NamedTuple):
     sequence_length: Tensor
 
 
-def encode(molecule: Peptide | app.Topology | mdtraj.Topology) -> Encoding:
+def encode(molecule: AnyTopology) -> Encoding:
     """The codes of each atom of an uncapped peptide of standard residues, in the topology's order of atoms.
 
     Atoms that a symmetry or a rotation exchanges share a type: HB2 and HB3 are HB, OD1 and OD2 of aspartate are OD.
@@ -66,9 +63,7 @@ def encode(molecule: Peptide | app.Topology | mdtraj.Topology) -> Encoding:
     return Encoding(*torch.tensor([rows[index] for index in range(len(rows))]).T.contiguous())
 
 
-def prose_context(
-    molecule: Peptide | app.Topology | mdtraj.Topology, orderings: Sequence[str] = PROSE_ORDERINGS
-) -> Tensor:
+def prose_context(molecule: AnyTopology, orderings: Sequence[str] = PROSE_ORDERINGS) -> Tensor:
     """What a Prose flow is told of a molecule of n atoms: (n, 4 + len(orderings)) int64.
 
     Columns: the four codes of `Encoding`, row i of atom i; then one column an ordering, whose row t is the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,13 +16,11 @@ from torch import Tensor
 from molecular.molecule.atom_types import ROOT, kind_number, place_of, site_number
 from molecular.molecule.features import Encoding, encode
 from molecular.molecule.orderings import named_residues, ordering
+from molecular.molecule.topology import Topology
 from molecular.molecule.z_matrix import z_matrix_order
 
 if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
-
-    from molecular.molecule.peptide import Peptide
+    from molecular.molecule.topology import AnyTopology
 
 ORDERINGS = ("walk", "walk_flip", "heavy-first", "heavy-first_flip", "residues", "residues_flip")
 
@@ -50,9 +48,7 @@ NUM_COLUMNS = len(Encoding._fields) + len(Column)
 ROWS_BEFORE_TOKENS = 2
 
 
-def internal_context(
-    molecule: Peptide | app.Topology | mdtraj.Topology, orderings: Sequence[str] = ORDERINGS[:2]
-) -> Tensor:
+def internal_context(molecule: AnyTopology, orderings: Sequence[str] = ORDERINGS[:2]) -> Tensor:
     """The context of a molecule of n atoms, (n, NUM_COLUMNS + len(orderings)) int64, as `pad` takes
     it.
 
@@ -68,7 +64,7 @@ def internal_context(
     names = {index: (name, number) for number, residue in enumerate(residues) for name, index in residue.atoms.items()}
     elements = [names[atom][0][0] for atom in atoms.tolist()]
     place = atoms.argsort().tolist()
-    bonds = [(place[a], place[b]) for a, b in bonds_of(molecule)]
+    bonds = [(place[a], place[b]) for a, b in Topology.of(molecule).bonds]
     walk = z_matrix_order(bonds, elements, root=place[residues[0].atoms["CA"]])
     row_of = walk.order.argsort().tolist()
     visited = atoms[walk.order]
@@ -92,13 +88,6 @@ def internal_context(
     }
     visits = [_visit(numbers, name) for name in orderings]
     return torch.cat([codes[visited], torch.tensor(rows), *visits], dim=-1)
-
-
-def bonds_of(molecule: Any) -> list[tuple[int, int]]:
-    """The bonds of a peptide or topology as pairs of atom indices."""
-    topology = getattr(molecule, "topology", molecule)
-    bonds = topology.bonds() if callable(topology.bonds) else topology.bonds
-    return [(bond[0].index, bond[1].index) for bond in bonds]
 
 
 def _visit(numbers: dict[str, list[int]], name: str) -> Tensor:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import mdtraj
-    from openmm import app
+from molecular.molecule.topology import Topology
 
-    from molecular.molecule.peptide import Peptide
+if TYPE_CHECKING:
+    from molecular.molecule.topology import AnyTopology
 
 # One ordering a block of the released model, in the order of its blocks.
 PROSE_ORDERINGS = (
@@ -75,7 +73,7 @@ class NamedResidue(NamedTuple):
     atoms: dict[str, int]
 
 
-def named_residues(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[NamedResidue]:
+def named_residues(molecule: AnyTopology) -> list[NamedResidue]:
     """The residues of an uncapped peptide, N- to C-terminus, each checked to have exactly its atoms.
 
     Histidine is HIE, the ends are charged: what `molecular.Peptide` builds.
@@ -84,22 +82,18 @@ def named_residues(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[N
         ValueError: no molecule or no residues, a residue that is not one of the 20 (caps included), a missing,
             unknown or doubled atom.
     """
-    topology: Any = getattr(molecule, "topology", molecule)
-    if not hasattr(topology, "residues"):
-        raise ValueError(f"expected a molecular.Peptide or a topology, got {molecule!r}.")
-    given = list(_items(topology.residues))
-    if not given:
-        raise ValueError("the topology has no residues.")
+    topology = Topology.of(molecule)
     residues = []
-    for number, residue in enumerate(given, start=1):
+    for number, (residue, atoms) in enumerate(zip(topology.residues, topology.atoms_by_name, strict=True), start=1):
         name = _ALIASES.get(residue.name, residue.name)
         if name not in SIDE_CHAINS:
             raise ValueError(
                 f"residue {number} of the topology is {residue.name}, which Prose's features do not know;"
                 f" the residues are {', '.join(SIDE_CHAINS)}, without caps."
             )
-        expected = Counter(_residue_atoms(name, first=number == 1, last=number == len(given)))
-        found = Counter(atom.name for atom in _items(residue.atoms))
+        expected = Counter(_residue_atoms(name, first=number == 1, last=number == len(topology.residues)))
+        members = (atom for atom, owner in enumerate(topology.residue_indices) if owner == number - 1)
+        found = Counter(topology.atom_names[atom] for atom in members)
         if found != expected:
             lacks, excess = sorted(expected - found), sorted(found - expected)
             raise ValueError(
@@ -107,11 +101,11 @@ def named_residues(molecule: Peptide | app.Topology | mdtraj.Topology) -> list[N
                 f" {', '.join(excess) or 'no atom'} beyond those of {name} at its place in a chain with charged"
                 " ends (histidine: HIE); rename or rebuild it, for example with molecular.Peptide."
             )
-        residues.append(NamedResidue(name, {atom.name: atom.index for atom in _items(residue.atoms)}))
+        residues.append(NamedResidue(name, atoms))
     return residues
 
 
-def ordering(molecule: Peptide | app.Topology | mdtraj.Topology, name: str) -> Tensor:
+def ordering(molecule: AnyTopology, name: str) -> Tensor:
     """The atoms of an uncapped peptide in the order of a visit, (n,) int64: entry t is the t-th atom's index.
 
     The name has up to four parts, joined by underscores: ``n2c`` or ``c2n``, the direction along the chain;
@@ -160,8 +154,3 @@ def _residue_atoms(name: str, first: bool, last: bool) -> list[str]:
     atoms += ["H2", "H3"] if first else []
     atoms += ["OXT"] if last else []
     return atoms
-
-
-def _items(members: Any) -> Iterator[Any]:
-    """OpenMM's topologies list their parts by a method, mdtraj's by a property."""
-    return iter(members() if callable(members) else members)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import random
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import mdtraj
 import numpy as np
 import openmm
 from numpy.typing import NDArray
@@ -18,8 +15,9 @@ from openmm import app, unit
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
+from molecular.molecule.molecule import Molecule
+
 SUPPORTED_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-MOLAR_GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K, CODATA 2018
 
 CAPPED_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
@@ -42,7 +40,7 @@ _CIS = {
 _REMOTENESS = "ABGDEZHNC"  # second letter of a side-chain atom's name; the backbone's N and C come last
 
 
-class Peptide:
+class Peptide(Molecule):
     """A peptide of natural L-amino acids: everything that simulation and learning need, from the sequence.
 
     Args:
@@ -56,13 +54,9 @@ class Peptide:
         hydrogen_mass: amu, for hydrogen mass repartition; None keeps natural masses.
 
     Attributes:
-        topology: `openmm.app.Topology`; atoms in OpenMM's order (each heavy atom, then its hydrogens).
-        positions: (num_atoms, 3) float64, nm, minimised in `system`. The same for the same arguments.
-        system: `openmm.System`. Histidine is HIE, the usual choice of AMBER; other groups are as at pH 7.
-        temperature, kT: K and kJ/mol.
-        masses: (num_atoms,) float64, amu, natural even where `hydrogen_mass` repartitions the system's.
-        atom_names, elements, residue_names, residue_indices: one entry an atom.
-        bonds: pairs (i, j) of atom indices, i < j, sorted.
+        those of `Molecule`; atoms in OpenMM's order (each heavy atom, then its hydrogens). Positions are minimised, the
+            same for the same arguments. Histidine is HIE, the usual choice of AMBER; other groups are as at pH 7.
+        sequence, residues, capped, force_field, cutoff, constraints, hydrogen_mass: of the arguments.
 
     Raises:
         ValueError: an empty sequence, an unknown or D-residue, an unknown cap, or a bad option.
@@ -85,9 +79,6 @@ class Peptide:
         self.sequence = sequence
         self.residues, self.capped = parse_sequence(sequence)
         self.force_field = tuple(force_field or (CAPPED_FORCE_FIELD if self.capped else UNCAPPED_FORCE_FIELD))
-        self.temperature = float((300.0 if self.capped else 310.0) if temperature is None else temperature)
-        if not self.temperature > 0.0:
-            raise ValueError(f"temperature is {temperature} K; give a positive number.")
         if isinstance(cutoff, str):
             if cutoff != "default":
                 raise ValueError(f"cutoff is {cutoff!r}; give a length in nm, None, or 'default'.")
@@ -99,69 +90,24 @@ class Peptide:
         self.cutoff: float | None = cutoff
         self.constraints = constraints
         self.hydrogen_mass = hydrogen_mass
-        self.kT = MOLAR_GAS_CONSTANT * self.temperature
-
         try:
             field = app.ForceField(*self.force_field)
         except ValueError as error:  # OpenMM's own sentence names the file it could not find
             raise ValueError(f"cannot load the force field {self.force_field}: {error}") from error
         for seed in _EMBEDDING_SEEDS:
-            self.topology, start = _build(self.residues, self.capped, field, seed)
-            if not _all_trans(self.topology, start):
+            topology, start = _build(self.residues, self.capped, field, seed)
+            if not _all_trans(topology, start):
                 continue
-            self.system = self._create_system(field)
-            self.positions = _minimise(self.system, start)
-            if _all_trans(self.topology, self.positions):
+            system = self._create_system(topology, field)
+            positions = _minimise(system, start)
+            if _all_trans(topology, positions):
                 break
         else:
             raise RuntimeError(f"no start structure of {sequence!r} has all its peptide bonds trans.")
+        temperature = (300.0 if self.capped else 310.0) if temperature is None else temperature
+        super().__init__(topology, system, positions, temperature, name=sequence)
 
-        atoms = list(self.topology.atoms())
-        self.num_atoms: int = len(atoms)
-        self.atom_names: list[str] = [atom.name for atom in atoms]
-        self.elements: list[str] = [atom.element.symbol for atom in atoms]
-        self.masses: NDArray[np.float64] = np.array([atom.element.mass.value_in_unit(unit.dalton) for atom in atoms])
-        self.residue_names: list[str] = [atom.residue.name for atom in atoms]
-        self.residue_indices: list[int] = [atom.residue.index for atom in atoms]
-        self.bonds: list[tuple[int, int]] = sorted(
-            (min(a.index, b.index), max(a.index, b.index)) for a, b in self.topology.bonds()
-        )
-
-    def __repr__(self) -> str:
-        return f"Peptide({self.sequence!r}, {self.num_atoms} atoms, {self.temperature:g} K)"
-
-    def mdtraj_topology(self) -> mdtraj.Topology:
-        """The topology for mdtraj, atoms in the same order."""
-        return mdtraj.Topology.from_openmm(self.topology)
-
-    def phi_psi_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Atom quadruples (k, 4) of the backbone torsions phi (C, N, CA, C) and psi (N, CA, C, N), in order.
-
-        A cap counts as a neighbour: ``Ace-A-Nme`` and ``AA`` have one of each.
-        """
-        residues = [{atom.name: atom.index for atom in residue.atoms()} for residue in self.topology.residues()]
-        phi, psi = [], []
-        for previous, this in pairwise(residues):
-            if "CA" in this:
-                phi.append([previous["C"], this["N"], this["CA"], this["C"]])
-            if "CA" in previous:
-                psi.append([previous["N"], previous["CA"], previous["C"], this["N"]])
-        return np.array(phi, dtype=np.int64).reshape(-1, 4), np.array(psi, dtype=np.int64).reshape(-1, 4)
-
-    def pdb_string(self, positions: Any = None) -> str:
-        """The structure as PDB text; `positions` (num_atoms, 3) in nm, by default the minimised ones."""
-        xyz = np.asarray(self.positions if positions is None else positions, dtype=np.float64)
-        if xyz.shape != (self.num_atoms, 3):
-            raise ValueError(f"positions have shape {xyz.shape}; {self.sequence} needs ({self.num_atoms}, 3), in nm.")
-        text = io.StringIO()
-        app.PDBFile.writeFile(self.topology, xyz * unit.nanometer, text, keepIds=True)
-        return text.getvalue()
-
-    def save_pdb(self, path: str | Path, positions: Any = None) -> None:
-        """Write `pdb_string(positions)` to a file."""
-        Path(path).write_text(self.pdb_string(positions))
-
-    def _create_system(self, field: app.ForceField) -> openmm.System:
+    def _create_system(self, topology: app.Topology, field: app.ForceField) -> openmm.System:
         options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
         if self.cutoff is not None:
             options = {
@@ -172,7 +118,7 @@ class Peptide:
             options["hydrogenMass"] = self.hydrogen_mass * unit.dalton
         # No CMMotionRemover: the target is the Boltzmann distribution of the forces alone.
         return field.createSystem(
-            self.topology,
+            topology,
             constraints=_CONSTRAINTS[self.constraints],
             rigidWater=False,
             removeCMMotion=False,

@@ -4,30 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.topology import Topology
 
 
-def backbone_torsions(peptide: Peptide) -> Tensor:
-    """Atom quadruples (k, 4) of every phi, then every psi."""
-    return torch.from_numpy(np.concatenate(peptide.phi_psi_indices()))
+def phi_psi_torsions(topology: Topology) -> tuple[Tensor, Tensor]:
+    """Quadruples (k, 4) of the backbone torsions phi (C, N, CA, C) and psi (N, CA, C, N), in the order of residues.
+
+    A cap counts as a neighbour: ``Ace-A-Nme`` and ``AA`` have one of each. Neighbours are told by their bonds.
+    """
+    phi, psi = [], []
+    atoms = topology.atoms_by_name
+    for own in atoms:
+        if "CA" not in own:
+            continue
+        nitrogen, alpha, carbon = own.get("N"), own["CA"], own.get("C")
+        if nitrogen is None or carbon is None:
+            continue
+        before = _neighbour(topology, nitrogen, "C", own)
+        after = _neighbour(topology, carbon, "N", own)
+        if before is not None:
+            phi.append([before, nitrogen, alpha, carbon])
+        if after is not None:
+            psi.append([nitrogen, alpha, carbon, after])
+    return torch.tensor(phi, dtype=torch.int64).reshape(-1, 4), torch.tensor(psi, dtype=torch.int64).reshape(-1, 4)
 
 
-def ramachandran_torsions(peptide: Peptide) -> Tensor:
+def _neighbour(topology: Topology, atom: int, name: str, own: dict[str, int]) -> int | None:
+    """The atom of that name, of another residue, that an atom is bonded to."""
+    for other in topology.neighbours[atom]:
+        if topology.atom_names[other] == name and own.get(name) != other:
+            return other
+    return None
+
+
+def backbone_torsions(topology: Topology) -> Tensor:
+    """Quadruples (k, 4) of every phi, then every psi."""
+    return torch.cat(phi_psi_torsions(topology))
+
+
+def ramachandran_torsions(topology: Topology) -> Tensor:
     """Quadruples (r, 2, 4) of phi and psi of every residue that has both.
 
     A zwitterionic dipeptide has no such residue; there psi of the first and phi of the second, which flank its one
     peptide bond, are taken together, as is the custom.
     """
-    phi, psi = peptide.phi_psi_indices()
-    by_alpha_carbon = {int(quadruple[1]): quadruple for quadruple in psi}
-    pairs = [(first, by_alpha_carbon[int(first[2])]) for first in phi if int(first[2]) in by_alpha_carbon]
-    if not pairs and len(phi) and len(psi):
+    phi, psi = (torsions.tolist() for torsions in phi_psi_torsions(topology))
+    by_alpha_carbon = {quadruple[1]: quadruple for quadruple in psi}
+    pairs = [(first, by_alpha_carbon[first[2]]) for first in phi if first[2] in by_alpha_carbon]
+    if not pairs and phi and psi:
         pairs = [(phi[0], psi[0])]
-    return torch.from_numpy(np.array(pairs, dtype=np.int64).reshape(-1, 2, 4))
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2, 4)
 
 
 def heavy_torsions(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> Tensor:

@@ -55,7 +55,7 @@ def equilibrate(sequence: str, options: argparse.Namespace) -> None:
     batch = options.num_ladders * options.num_temperatures
     generator = torch.Generator().manual_seed(seed_of(sequence, options.seed))
     structure = torch.as_tensor(peptide.positions, dtype=torch.float32)
-    start = start_structures(structure, peptide.bonds, batch, lambda x: relax(energy, x), generator)
+    start = start_structures(structure, peptide.topology.bonds, batch, lambda x: relax(energy, x), generator)
     start = start - start.mean(dim=1, keepdim=True)
 
     def steps(picoseconds: float) -> int:

@@ -19,6 +19,7 @@ from molecular.flows.peptide_flow import PeptideFlow
 from molecular.flows.prose import Prose
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
+from molecular.molecule.torsions import phi_psi_torsions
 from molecular.sampling.shipped_flows import shipped_flow
 from molecular.sampling.smc import SplitFlow, smc
 from molecular.sampling.targets import energy_for
@@ -102,7 +103,7 @@ def sample_to_folder(
         }
         samples.save(folder / "weights.npz")
         peptide.save_pdb(folder / "topology.pdb")
-        mdtraj.Trajectory(samples.x.numpy(), peptide.mdtraj_topology()).save_xtc(str(folder / "samples.xtc"))
+        mdtraj.Trajectory(samples.x.numpy(), peptide.topology.to_mdtraj()).save_xtc(str(folder / "samples.xtc"))
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         plot_torsions(peptide, samples, reference_positions(sequence, reference), folder / "ramachandran.png")
         written = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -201,7 +202,7 @@ def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.T
 
     Writes nothing for a peptide without a residue that has both torsions.
     """
-    phi, psi = peptide.phi_psi_indices()
+    phi, psi = phi_psi_torsions(peptide.topology)
     if not (len(phi) and len(psi)):
         return
     # psi of an uncapped chain begins at its first residue, phi at its second.

@@ -63,7 +63,7 @@ def train_from_folder(
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
     if initial is None:
         torch.manual_seed(config.seed)
-        flow = PeptideFlow(peptide.sequence, peptide.elements, peptide.bonds, **architecture)
+        flow = PeptideFlow(peptide.sequence, peptide.topology.elements, peptide.topology.bonds, **architecture)
         flow.fit_coordinates(training.positions)
     else:
         flow = PeptideFlow.from_pretrained(initial)
@@ -113,7 +113,7 @@ class Symmetries:
     """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation."""
 
     def __init__(self, peptide: Peptide):
-        self.groups = methyl_rotations(peptide.elements, peptide.bonds)
+        self.groups = methyl_rotations(peptide.topology.elements, peptide.topology.bonds)
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         return random_symmetry(positions, self.groups, generator)

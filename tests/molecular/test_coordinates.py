@@ -21,6 +21,12 @@ def peptides() -> dict[str, Peptide]:
     return {sequence: Peptide(sequence, force_field=["amber14-all.xml"]) for sequence in SEQUENCES}
 
 
+def frames_of(peptide):
+    """Rooted at the first alpha carbon."""
+    topology = peptide.topology
+    return LocalFrames(topology.bonds, topology.num_atoms, topology.elements, root=topology.atom_names.index("CA"))
+
+
 def conformations(peptide, batch, dtype, seed=0, noise=0.01):
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(peptide.positions)
@@ -61,7 +67,7 @@ def methanol_tokens(batch, seed=0):
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_positions_come_back_up_to_rigid_motion(peptides, sequence):
-    frames = LocalFrames.from_peptide(peptides[sequence])
+    frames = frames_of(peptides[sequence])
     x = conformations(peptides[sequence], 16, torch.float32)
     tokens, logabsdet = frames(x)
     assert tokens.shape == (16, x.shape[1] - 2, 3) and logabsdet.shape == (16,)
@@ -74,11 +80,11 @@ def test_positions_come_back_up_to_rigid_motion(peptides, sequence):
 @pytest.mark.parametrize("sequence", ["Ace-A-Nme", "PW"])
 def test_walk_is_a_chain_of_bonds(peptides, sequence):
     peptide = peptides[sequence]
-    frames = LocalFrames.from_peptide(peptide)
+    frames = frames_of(peptide)
     order, references = frames.order.tolist(), frames.references.tolist()
     assert sorted(order) == list(range(peptide.num_atoms))
-    assert peptide.atom_names[order[0]] == "CA"
-    bonded = {frozenset(bond) for bond in peptide.bonds}
+    assert peptide.topology.atom_names[order[0]] == "CA"
+    bonded = {frozenset(bond) for bond in peptide.topology.bonds}
     assert {order[0], order[1]} in bonded and {order[0], order[2]} in bonded
     for position in range(3, len(order)):
         p, q, s = references[position]
@@ -90,9 +96,9 @@ def test_walk_is_a_chain_of_bonds(peptides, sequence):
 def test_siblings_are_rigid_so_a_torsion_moves_one_token(peptides):
     """Turn the methyl of alanine about CA-CB: only the first of its hydrogens sees it."""
     peptide = peptides["Ace-A-Nme"]
-    frames = LocalFrames.from_peptide(peptide)
+    frames = frames_of(peptide)
     x = torch.from_numpy(peptide.positions)[None]
-    index = {name: i for i, name in enumerate(peptide.atom_names)}
+    index = {name: i for i, name in enumerate(peptide.topology.atom_names)}
     ca, cb = x[0, index["CA"]], x[0, index["CB"]]
     axis = (cb - ca) / (cb - ca).norm()
     cross = torch.linalg.cross(torch.eye(3, dtype=x.dtype), axis.expand(3, 3))
@@ -106,7 +112,7 @@ def test_siblings_are_rigid_so_a_torsion_moves_one_token(peptides):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tokens_do_not_see_rigid_motion(peptides, dtype):
-    frames = LocalFrames.from_peptide(peptides["PW"])
+    frames = frames_of(peptides["PW"])
     x = conformations(peptides["PW"], 8, dtype)
     moved = x @ rotations(8, dtype) + torch.tensor([0.3, -0.2, 0.5], dtype=dtype)
     (tokens, logabsdet), (moved_tokens, moved_logabsdet) = frames(x), frames(moved)
@@ -116,7 +122,7 @@ def test_tokens_do_not_see_rigid_motion(peptides, dtype):
 
 
 def test_mirror_image_has_other_tokens(peptides):
-    frames = LocalFrames.from_peptide(peptides["Ace-A-Nme"])
+    frames = frames_of(peptides["Ace-A-Nme"])
     x = conformations(peptides["Ace-A-Nme"], 4, torch.float64)
     mirrored = x * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
     tokens, other = frames(x)[0], frames(mirrored)[0]
@@ -230,16 +236,16 @@ def test_spherical_coordinates_mean_what_they_say():
 def test_azimuths_are_minus_the_iupac_torsions(peptides):
     mdtraj = pytest.importorskip("mdtraj")
     peptide = peptides["AAA"]
-    frames = LocalFrames.from_peptide(peptide)
+    frames = frames_of(peptide)
     x = conformations(peptide, 3, torch.float64)
     azimuth = Spherical()(frames(x)[0])[0][:, 1:, 2]
-    bonded = {frozenset(bond) for bond in peptide.bonds}
+    bonded = {frozenset(bond) for bond in peptide.topology.bonds}
     atoms = [
         (s, q, p, a) for a, (p, q, s) in zip(frames.order[3:].tolist(), frames.references[3:].tolist(), strict=True)
     ]
     proper = [k for k, (s, q, _, _) in enumerate(atoms) if {s, q} in bonded]
     assert len(proper) > 8
-    trajectory = mdtraj.Trajectory(x.numpy(), peptide.mdtraj_topology())
+    trajectory = mdtraj.Trajectory(x.numpy(), peptide.topology.to_mdtraj())
     torsions = mdtraj.compute_dihedrals(trajectory, np.array([atoms[k] for k in proper]), periodic=False)
     difference = azimuth[:, proper] + torch.from_numpy(torsions).double()
     assert (torch.cos(difference) > 1 - 1e-6).all()
@@ -284,7 +290,7 @@ def test_the_whole_map_composes(peptides):
     from nflows.transforms import CompositeTransform
 
     peptide = peptides["AAA"]
-    frames = LocalFrames.from_peptide(peptide)
+    frames = frames_of(peptide)
     x = conformations(peptide, 64, torch.float32)
     spherical = Spherical.fit(frames(x)[0])
     both = CompositeTransform([frames, spherical])
@@ -310,10 +316,19 @@ def energies(peptide, x):
 @pytest.mark.parametrize(("sequence", "groups"), [("Ace-A-Nme", 3), ("AAA", 4), ("MK", 3), ("Ace-I-Nme", 4)])
 def test_methyl_rotations_keep_energy_and_chirality(sequence, groups):
     peptide = Peptide(sequence)
-    found = methyl_rotations(peptide.elements, peptide.bonds)
+    found = methyl_rotations(peptide.topology.elements, peptide.topology.bonds)
     assert len(found) == groups
     for group in found:
-        assert len({peptide.bonds[k][0] for k in range(len(peptide.bonds)) if peptide.bonds[k][1] in group[0]}) == 1
+        assert (
+            len(
+                {
+                    peptide.topology.bonds[k][0]
+                    for k in range(len(peptide.topology.bonds))
+                    if peptide.topology.bonds[k][1] in group[0]
+                }
+            )
+            == 1
+        )
         assert all(sorted(row) == sorted(group[0].tolist()) for row in group.tolist())
     x = conformations(peptide, 6, torch.float64, noise=0.005)
     moved = random_symmetry(x, found, torch.Generator().manual_seed(1))
@@ -323,7 +338,7 @@ def test_methyl_rotations_keep_energy_and_chirality(sequence, groups):
     others[torch.stack(found)[:, 0].flatten()] = False
     torch.testing.assert_close(moved[:, others], x[:, others], rtol=0, atol=0)
 
-    frames = LocalFrames.from_peptide(peptide)
+    frames = frames_of(peptide)
     # A cycle keeps the handedness of the hydrogens: azimuths of siblings keep their signs.
     tokens, moved_tokens = frames(x)[0], frames(moved)[0]
     siblings = [

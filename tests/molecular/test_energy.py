@@ -487,7 +487,7 @@ def test_batches_are_split_by_memory(dialanine: CompiledEnergy, x: Tensor) -> No
 @pytest.mark.slow
 def test_fused_kernel_matches() -> None:
     field = app.ForceField("amber19/protein.ff19SB.xml", "implicit/gbn2.xml")
-    correction = field.createSystem(Peptide("AAA").topology)
+    correction = field.createSystem(Peptide("AAA").topology.to_openmm())
     systems = {"AA": peptide("AA").system, "Ace-A-Nme": peptide("Ace-A-Nme").system, "AAA": correction}
     before = torch.get_num_threads()
     try:
@@ -601,5 +601,5 @@ def test_wrong_shapes_are_refused(dialanine: CompiledEnergy, shape: tuple[int, .
 
 def test_obc2_file_of_openmm_is_recognised() -> None:
     field = app.ForceField("amber14-all.xml", "implicit/obc2.xml")
-    system = field.createSystem(peptide("AA").topology, nonbondedMethod=app.NoCutoff)
+    system = field.createSystem(peptide("AA").topology.to_openmm(), nonbondedMethod=app.NoCutoff)
     assert_matches(system, thermal("AA")[:2])

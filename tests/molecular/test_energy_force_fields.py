@@ -30,7 +30,7 @@ def peptide(sequence: str) -> Peptide:
 def system(sequence: str, force_field: tuple[str, ...], cutoff: float | None = None, **options: object):
     if cutoff is not None:
         options |= {"nonbondedMethod": app.CutoffNonPeriodic, "nonbondedCutoff": cutoff * unit.nanometer}
-    return app.ForceField(*force_field).createSystem(peptide(sequence).topology, **options)
+    return app.ForceField(*force_field).createSystem(peptide(sequence).topology.to_openmm(), **options)
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from molecular.analysis import Estimate, Evaluation, WeightedConformations, eval
 from molecular.analysis.compare import FLOOR
 from molecular.analysis.divergence import angle_bins, histogram, jensen_shannon
 from molecular.analysis.metrics import thin
-from molecular.analysis.validity import intact_bonds, right_chirality, stereocentres
+from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.data.ensembles import Ensemble
 from molecular.molecule.geometry import dihedrals
-from molecular.molecule.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
+from molecular.molecule.torsions import backbone_torsions, heavy_torsions, phi_psi_torsions, ramachandran_torsions
 from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 
@@ -35,9 +35,9 @@ def alanine() -> Peptide:
 def states(alanine):
     """Conformations A and B that differ by 2 rad in psi alone: (2, n, 3)."""
     start = torch.from_numpy(alanine.positions)
-    _, psi = alanine.phi_psi_indices()
+    _, psi = phi_psi_torsions(alanine.topology)
     _, alpha, carbonyl, _ = psi[0]
-    names = list(zip(alanine.residue_names, alanine.atom_names, strict=True))
+    names = list(zip(alanine.topology.residue_names, alanine.topology.atom_names, strict=True))
     moving = [i for i, (residue, name) in enumerate(names) if residue == "NME" or (residue, name) == ("ALA", "O")]
     turned = start.clone()
     turned[moving] = rotate(start[moving], start[alpha], start[carbonyl], 2.0)
@@ -66,7 +66,7 @@ def energy_of(states):
 
 
 def test_backbone_torsions_turn_as_told(alanine, states):
-    angles = dihedrals(states.double(), backbone_torsions(alanine))
+    angles = dihedrals(states.double(), backbone_torsions(alanine.topology))
     assert angles.shape == (2, 2)
     torch.testing.assert_close(angles[0, 0], angles[1, 0], rtol=0, atol=1e-5)
     assert abs(math.remainder((angles[1, 1] - angles[0, 1]).item(), 2 * math.pi)) == pytest.approx(2.0, abs=1e-5)
@@ -74,7 +74,7 @@ def test_backbone_torsions_turn_as_told(alanine, states):
 
 def test_ramachandran_pairs_share_a_residue():
     for sequence, residues in [("Ace-AG-Nme", 2), ("AAA", 1), ("AA", 1)]:
-        pairs = ramachandran_torsions(Peptide(sequence, force_field=VACUUM))
+        pairs = ramachandran_torsions(Peptide(sequence, force_field=VACUUM).topology)
         assert pairs.shape == (residues, 2, 4)
         if sequence != "AA":  # the alpha carbon is the third atom of phi and the second of psi
             assert (pairs[:, 0, 2] == pairs[:, 1, 1]).all()
@@ -82,8 +82,8 @@ def test_ramachandran_pairs_share_a_residue():
 
 def test_heavy_torsions(alanine):
     """Omega, phi, psi, omega: of alanine dipeptide's heavy bonds only four have neighbours on both sides."""
-    quadruples = heavy_torsions(alanine.elements, alanine.bonds)
-    bonds = [{alanine.atom_names[i] for i in quadruple[1:3].tolist()} for quadruple in quadruples]
+    quadruples = heavy_torsions(alanine.topology.elements, alanine.topology.bonds)
+    bonds = [{alanine.topology.atom_names[i] for i in quadruple[1:3].tolist()} for quadruple in quadruples]
     assert sorted(map(sorted, bonds)) == [["C", "CA"], ["C", "N"], ["C", "N"], ["CA", "N"]]
 
 
@@ -92,7 +92,7 @@ def test_heavy_torsions(alanine):
 
 def test_thermal_conformations_are_valid(alanine):
     positions = reference_positions("Ace-A-Nme")
-    assert intact_bonds(positions, alanine.elements, alanine.bonds).all()
+    assert intact_bonds(positions, alanine.topology.elements, alanine.topology.bonds).all()
     assert right_chirality(positions, alanine).all()
 
 
@@ -100,27 +100,27 @@ def test_all_residues_are_valid_as_built():
     for sequence in ("Ace-CDEFHKMNPQR-Nme", "ITSVWYLG"):
         peptide = Peptide(sequence, force_field=VACUUM)
         positions = torch.from_numpy(peptide.positions)[None]
-        assert intact_bonds(positions, peptide.elements, peptide.bonds).all()
+        assert intact_bonds(positions, peptide.topology.elements, peptide.topology.bonds).all()
         # All but glycine have an alpha carbon with a hand; isoleucine and threonine one centre more.
-        assert len(stereocentres(peptide)) == {"Ace-CDEFHKMNPQR-Nme": 11, "ITSVWYLG": 7 + 2}[sequence]
+        assert len(peptide.topology.stereocentres) == {"Ace-CDEFHKMNPQR-Nme": 11, "ITSVWYLG": 7 + 2}[sequence]
 
 
 def test_a_mirror_image_has_the_wrong_hand_and_the_right_bonds(alanine, states):
     mirrored = states * torch.tensor([1.0, 1.0, -1.0])
-    assert intact_bonds(mirrored, alanine.elements, alanine.bonds).all()
+    assert intact_bonds(mirrored, alanine.topology.elements, alanine.topology.bonds).all()
     assert right_chirality(states, alanine).all() and not right_chirality(mirrored, alanine).any()
 
 
 def test_one_wrong_side_chain_centre_is_found():
     peptide = Peptide("Ace-T-Nme", force_field=VACUUM)
     positions = torch.from_numpy(peptide.positions)[None].clone()
-    i, j = peptide.atom_names.index("CG2"), peptide.atom_names.index("HB")
+    i, j = peptide.topology.atom_names.index("CG2"), peptide.topology.atom_names.index("HB")
     positions[:, [i, j]] = positions[:, [j, i]]
     assert not right_chirality(positions, peptide).any()
 
 
 def test_broken_new_and_collapsed_bonds(alanine, states):
-    hydrogen, carbon = 0, alanine.bonds[0][1] if alanine.bonds[0][0] == 0 else 1
+    hydrogen, carbon = 0, alanine.topology.bonds[0][1] if alanine.topology.bonds[0][0] == 0 else 1
     broken, new, collapsed = (states[:1].clone() for _ in range(3))
     towards = broken[0, hydrogen] - broken[0, carbon]
     broken[0, hydrogen] += 0.8 * towards
@@ -128,13 +128,17 @@ def test_broken_new_and_collapsed_bonds(alanine, states):
     far = (new[0] - new[0, hydrogen]).norm(dim=-1).argmax()
     new[0, hydrogen] = new[0, far] + torch.tensor([0.09, 0.0, 0.0])
     for bad in (broken, new, collapsed):
-        assert not intact_bonds(bad, alanine.elements, alanine.bonds).any()
+        assert not intact_bonds(bad, alanine.topology.elements, alanine.topology.bonds).any()
     both = torch.cat([states, broken])
-    assert intact_bonds(both, alanine.elements, alanine.bonds, batch_size=2).tolist() == [True, True, False]
+    assert intact_bonds(both, alanine.topology.elements, alanine.topology.bonds, batch_size=2).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_unknown_element():
-    with pytest.raises(ValueError, match="no covalent radius of Xx"):
+    with pytest.raises(ValueError, match="no covalent radius of 'Xx'"):
         intact_bonds(torch.zeros(1, 2, 3), ["H", "Xx"], [(0, 1)])
 
 

@@ -10,6 +10,7 @@ from openmm import app, unit
 
 from molecular import Peptide
 from molecular.molecule.peptide import SUPPORTED_RESIDUES, parse_sequence
+from molecular.molecule.torsions import phi_psi_torsions
 
 # Atom orders of shared/golden/prose.json: those of the released Prose weights.
 AA = """N H H2 H3 CA HA C O CB HB1 HB2 HB3
@@ -27,9 +28,10 @@ def twenty() -> list[Peptide]:
 
 
 def by_residue(peptide):
+    topology = peptide.topology
     return [
-        (residue.name, {atom.name: peptide.positions[atom.index] for atom in residue.atoms()})
-        for residue in peptide.topology.residues()
+        (residue.name, {name: peptide.positions[atom] for name, atom in atoms.items()})
+        for residue, atoms in zip(topology.residues, topology.atoms_by_name, strict=True)
     ]
 
 
@@ -47,17 +49,17 @@ def torsion(a, b, c, d):
 @pytest.mark.parametrize(("sequence", "expected", "residues"), [("AA", AA, "ALA ALA"), ("GKW", GKW, "GLY LYS TRP")])
 def test_atom_order_is_that_of_the_released_weights(sequence, expected, residues):
     peptide = Peptide(sequence)
-    assert peptide.atom_names == expected.split()
+    assert list(peptide.topology.atom_names) == expected.split()
     lengths = [len(line.split()) for line in expected.splitlines()]
     expected_residues = [r for r, n in zip(residues.split(), lengths, strict=True) for _ in range(n)]
-    assert peptide.residue_names == expected_residues
-    assert peptide.residue_indices == [i for i, n in enumerate(lengths) for _ in range(n)]
+    assert list(peptide.topology.residue_names) == expected_residues
+    assert list(peptide.topology.residue_indices) == [i for i, n in enumerate(lengths) for _ in range(n)]
 
 
 def test_caps_and_defaults():
     capped, zwitterion = Peptide("Ace-A-Nme"), Peptide("AAA")
     assert capped.num_atoms == 22 and zwitterion.num_atoms == 33
-    assert capped.residue_names[::6] == ["ACE", "ALA", "ALA", "NME"]
+    assert capped.topology.residue_names[::6] == ("ACE", "ALA", "ALA", "NME")
     assert (capped.temperature, zwitterion.temperature) == (300.0, 310.0)
     assert zwitterion.kT == pytest.approx(0.00831446261815324 * 310.0, rel=1e-12)
     for peptide, method in (
@@ -76,7 +78,7 @@ def test_caps_and_defaults():
 
 def test_options_reach_the_system():
     peptide = Peptide("Ace-G-Nme", temperature=350, cutoff=1.5, constraints="HBonds", hydrogen_mass=3.0)
-    hydrogens = [i for i, element in enumerate(peptide.elements) if element == "H"]
+    hydrogens = [i for i, element in enumerate(peptide.topology.elements) if element == "H"]
     assert peptide.temperature == 350.0
     assert peptide.system.getNumConstraints() == len(hydrogens)
     assert peptide.system.getParticleMass(hydrogens[0]).value_in_unit(unit.dalton) == pytest.approx(3.0)
@@ -133,9 +135,15 @@ def test_side_chains_have_their_stereochemistry_and_names(twenty):
 
 def test_isoleucine_has_pdb_connectivity_and_order():
     peptide = Peptide("Ace-I-Nme")
-    heavy = [name for name, element in zip(peptide.atom_names, peptide.elements, strict=True) if element != "H"]
+    heavy = [
+        name
+        for name, element in zip(peptide.topology.atom_names, peptide.topology.elements, strict=True)
+        if element != "H"
+    ]
     assert heavy[3:11] == ["N", "CA", "C", "O", "CB", "CG1", "CG2", "CD1"]
-    names = {frozenset((peptide.atom_names[i], peptide.atom_names[j])) for i, j in peptide.bonds}
+    names = {
+        frozenset((peptide.topology.atom_names[i], peptide.topology.atom_names[j])) for i, j in peptide.topology.bonds
+    }
     assert frozenset(("CG1", "CD1")) in names and frozenset(("CG2", "CD1")) not in names
 
 
@@ -143,7 +151,7 @@ def test_bonds_are_those_of_the_force_field(twenty):
     for peptide in twenty:
         force = next(f for f in peptide.system.getForces() if isinstance(f, openmm.HarmonicBondForce))
         expected = sorted(tuple(sorted(force.getBondParameters(k)[:2])) for k in range(force.getNumBonds()))
-        assert peptide.bonds == expected
+        assert list(peptide.topology.bonds) == expected
 
 
 def test_positions_are_a_minimum_and_reproducible():
@@ -166,21 +174,21 @@ def test_phi_psi_and_mdtraj_agree():
     mdtraj = pytest.importorskip("mdtraj")
     for sequence in ("Ace-AG-Nme", "AAA"):
         peptide = Peptide(sequence)
-        topology = peptide.mdtraj_topology()
-        assert [atom.name for atom in topology.atoms] == peptide.atom_names
+        topology = peptide.topology.to_mdtraj()
+        assert [atom.name for atom in topology.atoms] == list(peptide.topology.atom_names)
         frame = mdtraj.Trajectory(peptide.positions[None], topology)
-        phi, psi = peptide.phi_psi_indices()
+        phi, psi = phi_psi_torsions(peptide.topology)
         np.testing.assert_array_equal(phi, mdtraj.compute_phi(frame)[0])
         np.testing.assert_array_equal(psi, mdtraj.compute_psi(frame)[0])
-    assert [peptide.atom_names[i] for i in phi[0]] == ["C", "N", "CA", "C"]
+    assert [peptide.topology.atom_names[i] for i in phi[0]] == ["C", "N", "CA", "C"]
 
 
 def test_pdb_round_trip(tmp_path):
     peptide = Peptide("AA")
     peptide.save_pdb(tmp_path / "aa.pdb")
     read = app.PDBFile(str(tmp_path / "aa.pdb"))
-    assert [atom.name for atom in read.topology.atoms()] == peptide.atom_names
-    assert read.topology.getNumBonds() == len(peptide.bonds)
+    assert [atom.name for atom in read.topology.atoms()] == list(peptide.topology.atom_names)
+    assert read.topology.getNumBonds() == len(peptide.topology.bonds)
     np.testing.assert_allclose(np.array(read.positions.value_in_unit(unit.nanometer)), peptide.positions, atol=6e-5)
     with pytest.raises(ValueError, match=r"\(23, 3\)"):
         peptide.pdb_string(np.zeros((3, 3)))

@@ -25,8 +25,8 @@ def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> Pepti
     torch.manual_seed(1)
     flow = PeptideFlow(
         peptide.sequence,
-        peptide.elements,
-        peptide.bonds,
+        peptide.topology.elements,
+        peptide.topology.bonds,
         coordinates,
         channels=32,
         num_blocks=2,
@@ -71,7 +71,7 @@ def test_saved_flow_is_bit_equal(peptide, frames, tmp_path):
 
 def test_mistakes(peptide, frames):
     with pytest.raises(ValueError, match="coordinates must be one of"):
-        PeptideFlow(peptide.sequence, peptide.elements, peptide.bonds, "polar")
+        PeptideFlow(peptide.sequence, peptide.topology.elements, peptide.topology.bonds, "polar")
     flow = make_flow(peptide, frames, "internal")
     with pytest.raises(ValueError, match="has 19 atoms"):
         flow.fit_coordinates(frames[:, :5])

@@ -77,14 +77,16 @@ def test_peptides_give_the_recorded_codes_and_orderings(peptides):
     sequences = peptides.keys() & RECORDED.keys()
     assert sequences == {"CKR", "HQY", "PYG", "YHP"}
     for sequence in sequences:
-        assert peptides[sequence].atom_names == " ".join(RECORDED[sequence]["atoms"]).split()
+        assert list(peptides[sequence].topology.atom_names) == " ".join(RECORDED[sequence]["atoms"]).split()
         assert_recorded(peptides[sequence], sequence)
 
 
 @pytest.mark.parametrize("sequence", PROSE["sequences"])
 def test_peptides_of_the_golden_file(golden, peptides, sequence):
     peptide = peptides[sequence]
-    labels = zip(peptide.residue_names, peptide.residue_indices, peptide.atom_names, strict=True)
+    labels = zip(
+        peptide.topology.residue_names, peptide.topology.residue_indices, peptide.topology.atom_names, strict=True
+    )
     assert [f"{residue}{index}:{atom}" for residue, index, atom in labels] == PROSE["atoms"][sequence]["atoms"]
     prefix = f"inputs/{sequence}/encoding/"
     assert_encoding(encode(peptide), {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)})
@@ -161,7 +163,7 @@ GLYCINES = ["N H H2 H3 CA HA2 HA3 C O", "N H CA HA2 HA3 C O OXT"]
         (["GLY", "GLY"], [GLYCINES[0] + " O", GLYCINES[1]], "lacks no atom and has O beyond"),
         (["GLY", "GLY"], [GLYCINES[0] + " CX", GLYCINES[1]], "lacks no atom and has CX beyond"),
         (["GLY", "HIS"], [GLYCINES[0], "N H CA HA C O CB HB2 HB3 CG ND1 HD1 CD2 HD2 CE1 HE1 NE2 OXT"], "has HD1"),
-        ([], [], "no residues"),
+        ([], [], "needs atoms"),
     ],
 )
 def test_what_is_not_a_standard_peptide_is_named(residues, atoms, message):
@@ -176,7 +178,7 @@ def test_bad_arguments():
     for name in ("n2c", "n2c_backbone-first", "n2c_backbone-first_standard_flip_flip", "c2n_sidechain-first_standard"):
         with pytest.raises(ValueError, match=f"unknown ordering '{name}'; the orderings are n2c_backbone-first_standa"):
             ordering(molecule, name)
-    with pytest.raises(ValueError, match="expected a molecular.Peptide or a topology, got 'AA'"):
+    with pytest.raises(ValueError, match="expected a molecule or a topology, got 'AA'"):
         encode("AA")
     with pytest.raises(ValueError, match="no contexts"):
         pad([])

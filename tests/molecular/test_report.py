@@ -190,7 +190,7 @@ def test_page_in_a_browser(output, tmp_path):
 
 def test_view(alanine, positions):
     """Conformations are drawn by weight, and turned onto one another; JSON cannot end the script that holds it."""
-    heavy = [atom for atom, element in enumerate(alanine.elements) if element != "H"]
+    heavy = [atom for atom, element in enumerate(alanine.topology.elements) if element != "H"]
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1))).Q
     turn *= torch.linalg.det(turn).sign()
     turned = positions[:8] @ turn.T + 1.0
@@ -206,7 +206,7 @@ def test_view(alanine, positions):
     text = view_data(alanine, views)
     content = json.loads(text)
     assert "<" not in text and content["ensembles"][1]["name"] == "a"
-    assert content["atoms"][alanine.atom_names.index("CA")] == "CA of ALA 2"
+    assert content["atoms"][alanine.topology.atom_names.index("CA")] == "CA of ALA 2"
 
 
 def test_distances(positions):

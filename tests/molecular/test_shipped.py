@@ -7,6 +7,7 @@ import torch
 from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
+from molecular.molecule.torsions import phi_psi_torsions
 from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
 
 SEQUENCE = "Ace-A-Nme"
@@ -29,7 +30,7 @@ def test_weights_reach_the_force_field(peptide):
 def test_reference_is_an_equilibrium_ensemble(peptide):
     positions = reference_positions(SEQUENCE)
     assert positions is not None
-    phi, psi = peptide.phi_psi_indices()
+    phi, psi = phi_psi_torsions(peptide.topology)
     angles = dihedrals(positions.double(), torch.as_tensor(np.concatenate([phi, psi])))
     assert 0.3 < ((angles[:, 1] > np.radians(-120)) & (angles[:, 1] < np.radians(50))).double().mean() < 0.6
     assert 0.005 < ((angles[:, 0] > 0) & (angles[:, 0] < np.radians(150))).double().mean() < 0.05
@@ -53,7 +54,7 @@ def test_dipeptides_that_were_not_trained_on(sequence):
     samples = sample(flow, peptide, 200, seed=1)
     assert samples.num_rejected == 0
     assert right_chirality(samples.x, peptide).float().mean() > 0.9
-    assert intact_bonds(samples.x, peptide.elements, peptide.bonds).float().mean() > 0.85
+    assert intact_bonds(samples.x, peptide.topology.elements, peptide.topology.bonds).float().mean() > 0.85
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=5e-3, rtol=1e-4)
 

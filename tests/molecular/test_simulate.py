@@ -13,7 +13,6 @@ from torch import Tensor
 
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
 from molecular.dynamics import (
-    BOLTZMANN,
     Frames,
     FrameWriter,
     Langevin,
@@ -26,6 +25,8 @@ from molecular.dynamics import (
     torsion_statistics,
 )
 from molecular.dynamics.simulate import simulate
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from molecular.molecule.topology import Residue, Topology
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ class TiltedDoubleWell:
 
     def share_right(self, temperature: float) -> float:
         grid = np.linspace(-2.5, 2.5, 20001)
-        weight = np.exp(-self.profile(grid) / (BOLTZMANN * temperature))
+        weight = np.exp(-self.profile(grid) / (MOLAR_GAS_CONSTANT * temperature))
         return float(weight[grid > 0].sum() / weight.sum())
 
 
@@ -135,7 +136,7 @@ def test_maxwell_velocities_have_the_variance_of_their_mass_and_temperature():
     v = maxwell_velocities(MASSES, temperatures, generator())
     for k, temperature in enumerate((300.0, 900.0)):
         measured = v[k * 20000 : (k + 1) * 20000].var(dim=(0, 2))
-        torch.testing.assert_close(measured, BOLTZMANN * temperature / MASSES, rtol=0.03, atol=0.0)
+        torch.testing.assert_close(measured, MOLAR_GAS_CONSTANT * temperature / MASSES, rtol=0.03, atol=0.0)
 
 
 def test_step_is_baoab():
@@ -154,7 +155,7 @@ def test_step_is_baoab():
         v = v + 0.5 * dt * energy.energy_and_force(x)[1] / m
         x = x + 0.5 * dt * v
         xi = torch.randn(v.shape, generator=noise, dtype=v.dtype)
-        v = c * v + torch.sqrt((1 - c * c) * BOLTZMANN * temperatures[:, None, None] / m) * xi
+        v = c * v + torch.sqrt((1 - c * c) * MOLAR_GAS_CONSTANT * temperatures[:, None, None] / m) * xi
         x = x + 0.5 * dt * v
         v = v + 0.5 * dt * energy.energy_and_force(x)[1] / m
     torch.testing.assert_close(x_ours, x, rtol=0, atol=1e-13)
@@ -185,13 +186,13 @@ def test_harmonic_variances_are_exact_at_every_temperature(swap_interval):
     for k, temperature in enumerate(temperatures):
         x = result.frames.positions[result.frames.temperature_index == k]
         assert len(x) == 64 * 300
-        ratio = (x.astype(np.float64) ** 2).mean(axis=(0, 2)) / (BOLTZMANN * temperature / 1000.0)
+        ratio = (x.astype(np.float64) ** 2).mean(axis=(0, 2)) / (MOLAR_GAS_CONSTANT * temperature / 1000.0)
         np.testing.assert_allclose(ratio, 1.0, atol=0.04)
     kinetic = result.report["kinetic_temperature_K"]
     np.testing.assert_allclose(np.array(kinetic) / temperatures, 1.0, atol=0.02)
-    expected = 4.5 * BOLTZMANN * np.array(temperatures)
+    expected = 4.5 * MOLAR_GAS_CONSTANT * np.array(temperatures)
     np.testing.assert_allclose(np.array(result.report["energy_mean_kJ_per_mol"]) / expected, 1.0, atol=0.03)
-    deviation = math.sqrt(4.5) * BOLTZMANN * np.array(temperatures)
+    deviation = math.sqrt(4.5) * MOLAR_GAS_CONSTANT * np.array(temperatures)
     np.testing.assert_allclose(np.array(result.report["energy_std_kJ_per_mol"]) / deviation, 1.0, atol=0.05)
 
 
@@ -247,7 +248,7 @@ def test_swap_acceptance_matches_the_closed_form():
     rng = np.random.default_rng(0)
     temperatures = (300.0, 400.0, 550.0)
     for pair, measured in enumerate(result.report["swap_acceptance"]):
-        kt = BOLTZMANN * np.array(temperatures[pair : pair + 2])
+        kt = MOLAR_GAS_CONSTANT * np.array(temperatures[pair : pair + 2])
         e = rng.gamma(4.5, size=(400000, 2)) * kt
         expected = np.minimum(1.0, np.exp((1 / kt[0] - 1 / kt[1]) * (e[:, 0] - e[:, 1]))).mean()
         assert measured == pytest.approx(expected, abs=0.02)
@@ -408,13 +409,14 @@ class Bead:
 
     sequence, temperature = "beads", 300.0
     positions = np.random.default_rng(0).normal(size=(4, 3)) * 0.05
-    elements, atom_names = ["C"] * 4, ["C"] * 4
-    residue_names, residue_indices = ["ALA"] * 4, [0] * 4
+    topology = Topology(
+        ("C", "N", "CA", "C"),
+        tuple("CNCC"),
+        (Residue("ACE"), Residue("ALA", "2")),
+        (0, 1, 1, 1),
+        ((0, 1), (1, 2), (2, 3)),
+    )
     force_field, cutoff, constraints, hydrogen_mass = (), None, None, None
-
-    @property
-    def bonds(self) -> list[tuple[int, int]]:
-        return []
 
     def __init__(self, constraints: int = 0) -> None:
         mass = SimpleNamespace(value_in_unit=lambda _: 12.0)
@@ -424,9 +426,6 @@ class Bead:
 
     def save_pdb(self, path: Path) -> None:
         Path(path).write_text("END\n")
-
-    def phi_psi_indices(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([[0, 1, 2, 3]]), np.zeros((0, 4), dtype=np.int64)
 
 
 def simulate_beads(folder: Path, peptide: Bead | None = None, **changes) -> Trajectories:

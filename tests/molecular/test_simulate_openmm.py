@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import BOLTZMANN, Langevin, maxwell_velocities, parallel_tempering
+from molecular.dynamics import Langevin, maxwell_velocities, parallel_tempering
 from molecular.dynamics.openmm_engine import OpenMMEngine
 from molecular.dynamics.simulate import reported_torsions, simulate
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.peptide import Peptide
 
 STIFFNESS = 1000.0
@@ -73,7 +74,7 @@ def test_ensemble_of_harmonic_wells():
     assert frames is not None and frames.positions.dtype == np.float32 and result.report["replicas_restarted"] == 0
     for k, temperature in enumerate((300.0, 400.0)):
         measured = frames.positions[frames.temperature_index == k].var()
-        assert measured == pytest.approx(BOLTZMANN * temperature / STIFFNESS, rel=0.1)
+        assert measured == pytest.approx(MOLAR_GAS_CONSTANT * temperature / STIFFNESS, rel=0.1)
     assert result.report["kinetic_temperature_K"] == pytest.approx([300.0, 400.0], rel=0.05)
     energy = 0.5 * STIFFNESS * (frames.positions.astype(np.float64) ** 2).sum(axis=(1, 2))
     np.testing.assert_allclose(frames.energies, energy, rtol=1e-4)
@@ -156,5 +157,5 @@ def test_side_chain_torsions_have_names():
     named = reported_torsions(peptide)
     assert list(named)[:2] == ["phi 1", "psi 1"]
     assert {"CA-CB of VAL 1", "CA-CB of SER 2", "CA-C of SER 2"} == set(named) - {"phi 1", "psi 1"}
-    atoms = [peptide.atom_names[i] for i in named["CA-CB of VAL 1"]]
-    assert atoms[1:3] == ["CA", "CB"] and "H" not in {peptide.elements[i] for i in named["CA-CB of VAL 1"]}
+    atoms = [peptide.topology.atom_names[i] for i in named["CA-CB of VAL 1"]]
+    assert atoms[1:3] == ["CA", "CB"] and "H" not in {peptide.topology.elements[i] for i in named["CA-CB of VAL 1"]}

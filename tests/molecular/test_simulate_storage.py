@@ -72,7 +72,6 @@ def test_what_no_checkpoint_vouches_for_is_removed(tmp_path):
         writer.add(make_frames(seed=seed))
         writer.flush()
     (tmp_path / "frames-000002.xtc").write_bytes(b"an .xtc whose .npz was never written")
-    (tmp_path / "frames-000000.npz.partial").write_bytes(b"half")
     (tmp_path / "frames-notes.txt").write_text("mine")
     FrameWriter(tmp_path, 1, "xtc")
     names = {path.name for path in tmp_path.iterdir()}

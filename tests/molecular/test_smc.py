@@ -15,6 +15,7 @@ from molecular.commands import main
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.peptide_flow import PeptideFlow
 from molecular.molecule.peptide import Peptide
+from molecular.molecule.torsions import phi_psi_torsions
 from molecular.sampling.sample import CHECKPOINT, load_flow, reference_positions, sample
 from molecular.sampling.smc import move_at_target, smc
 from nflib.montecarlo import (
@@ -50,8 +51,8 @@ def small_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> Pept
     torch.manual_seed(1)
     flow = PeptideFlow(
         peptide.sequence,
-        peptide.elements,
-        peptide.bonds,
+        peptide.topology.elements,
+        peptide.topology.bonds,
         coordinates,
         channels=16,
         num_blocks=2,
@@ -242,7 +243,7 @@ def test_poison_is_rejected_and_counted(peptide, flow):
 
 def test_an_exactly_collinear_torsion_stops_nothing(peptide, flow):
     """OpenMM gives it a finite energy and NaN forces; here both are finite, and its bent angle leaves it no weight."""
-    phi, _ = peptide.phi_psi_indices()
+    phi, _ = phi_psi_torsions(peptide.topology)
     first, second, third, _ = phi[0].tolist()
     x = torch.tensor(np.asarray(peptide.positions), dtype=torch.float32).repeat(3, 1, 1)
     x[1, third], x[1, second], x[1, first] = torch.zeros(3), torch.tensor([0.125, 0, 0]), torch.tensor([0.25, 0, 0])

@@ -140,7 +140,9 @@ def test_hydrogens_are_named_clockwise_in_every_molecule():
         x = torch.from_numpy(peptide.positions)
         for atom, *hydrogens in rows.tolist():
             assert torch.linalg.det(x[hydrogens] - x[atom]) > 0
-            assert [peptide.atom_names[h] for h in hydrogens] == sorted(peptide.atom_names[h] for h in hydrogens)
+            assert [peptide.topology.atom_names[h] for h in hydrogens] == sorted(
+                peptide.topology.atom_names[h] for h in hydrogens
+            )
         molecules = torch.full((8,), molecule)
         right = torch.nn.functional.pad(x, (0, 0, 0, longest - len(x))).expand(8, -1, -1)
         assert torch.equal(table.named(right, molecules), right)
@@ -339,7 +341,7 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
     from openmm import app, unit
 
     with (capped / "topology.pdb").open("w") as file:
-        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file, keepIds=True)
+        app.PDBFile.writeFile(peptide.topology.to_openmm(), peptide.positions * unit.nanometer, file, keepIds=True)
     mismatched = shutil.copytree(corpus, tmp_path / "mismatched")
     shard = mismatched / "systems" / "GG" / "frames-000000.npz"
     arrays = dict(np.load(shard))

@@ -88,9 +88,10 @@ def draw_figures(described: Described, histories: Mapping[str, History], folder:
 
 def torsion_names(peptide: Peptide) -> list[tuple[str, str]]:
     """Names of the (phi, psi) pairs of `ramachandran_torsions`, by the residue of their alpha carbon: "φ of ALA 2"."""
+    residue = peptide.topology.residue_label
     names = []
-    for phi, psi in ramachandran_torsions(peptide).tolist():
-        names.append((f"φ of {_residue(peptide, phi[2])}", f"ψ of {_residue(peptide, psi[1])}"))
+    for phi, psi in ramachandran_torsions(peptide.topology).tolist():
+        names.append((f"φ of {residue(phi[2])}", f"ψ of {residue(psi[1])}"))
     return names
 
 
@@ -123,7 +124,7 @@ def _draw_energies(everything: Mapping[str, Descriptors], path: Path) -> None:
 
 
 def _draw_distances(everything: Mapping[str, Descriptors], peptide: Peptide, path: Path) -> None:
-    bonded = torch.tensor(peptide.bonds).T
+    bonded = torch.tensor(peptide.topology.bonds).T
     others = torch.ones(peptide.num_atoms, peptide.num_atoms).triu(1)
     others[bonded[0], bonded[1]] = 0
     first, second = torch.nonzero(others, as_tuple=True)
@@ -155,7 +156,3 @@ def _draw_history(history: History, path: Path) -> None:
                 axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
     figure.savefig(path, dpi=DOTS_PER_INCH)
-
-
-def _residue(peptide: Peptide, atom: int) -> str:
-    return f"{peptide.residue_names[atom]} {peptide.residue_indices[atom] + 1}"

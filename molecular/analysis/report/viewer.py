@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from molecular.analysis.descriptors import Descriptors
-from molecular.analysis.validity import COVALENT_RADII
+from molecular.analysis.validity import covalent_radius
 from molecular.molecule.peptide import Peptide
 from nflib.montecarlo import resample
 
@@ -38,7 +38,7 @@ def view_of(
     """Up to `num_conformations` of each ensemble, drawn by weight, superposed by heavy atoms on the first of `first`,
     which comes first."""
     order = [first, *(name for name in ensembles if name != first)]
-    heavy = [atom for atom, element in enumerate(peptide.elements) if element != "H"]
+    heavy = [atom for atom, element in enumerate(peptide.topology.elements) if element != "H"]
     views: dict[str, ViewedEnsemble] = {}
     target: mdtraj.Trajectory | None = None
     for name in order:
@@ -56,16 +56,13 @@ def view_of(
 def view_data(peptide: Peptide, views: Mapping[str, ViewedEnsemble]) -> str:
     """What `viewer.js` reads, as JSON that may stand inside a page's script."""
     content: dict[str, Any] = {
-        "elements": peptide.elements,
+        "elements": peptide.topology.elements,
         "colors": ELEMENT_COLORS,
-        "radii": {element: round(_SPHERE * radius, 5) for element, radius in COVALENT_RADII.items()},
-        "atoms": [
-            f"{name} of {residue} {index + 1}"
-            for name, residue, index in zip(
-                peptide.atom_names, peptide.residue_names, peptide.residue_indices, strict=True
-            )
-        ],
-        "bonds": peptide.bonds,
+        "radii": {
+            element: round(_SPHERE * covalent_radius(element), 5) for element in sorted(set(peptide.topology.elements))
+        },
+        "atoms": [peptide.topology.label(atom) for atom in range(peptide.num_atoms)],
+        "bonds": peptide.topology.bonds,
         "ensembles": [
             {"name": name, "captions": list(view.captions), "positions": np.round(view.positions, 4).tolist()}
             for name, view in views.items()

@@ -1,0 +1,134 @@
+"""A molecule: its topology, its force field as an OpenMM System, a structure and a temperature."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openmm
+from numpy.typing import ArrayLike, NDArray
+from openmm import app, unit
+
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from molecular.molecule.topology import Topology
+from nflib.io import complete_file
+
+if TYPE_CHECKING:
+    import mdtraj
+
+
+class Molecule:
+    """One molecule in a force field at a temperature: what simulation, learning and sampling need to know.
+
+    `Peptide` builds one from a sequence, `molecular.molecule.files` from files.
+
+    Args:
+        topology: a `Topology`, or OpenMM's or mdtraj's. One connected molecule of three atoms or more.
+        system: `openmm.System` of the same atoms. Constraints are for simulation by OpenMM alone.
+        positions: (n, 3) nm, a structure whose handedness and bonds are right.
+        temperature: K.
+        name: for messages, file names and figures.
+
+    Attributes:
+        topology, system, positions (float64), temperature, name: as given.
+        kT: kJ/mol.
+
+    Raises:
+        ValueError: parts that do not belong together, more than one molecule, virtual sites, a periodic system, a
+            structure that is not finite, or a temperature that is not positive.
+
+    >>> from molecular import Peptide
+    >>> peptide = Peptide("AA")
+    >>> Molecule(peptide.topology, peptide.system, peptide.positions, 350.0, name="my molecule")
+    Molecule('my molecule', 23 atoms, 350 K)
+    """
+
+    def __init__(
+        self,
+        topology: Topology | app.Topology | mdtraj.Topology,
+        system: openmm.System,
+        positions: ArrayLike,
+        temperature: float = 300.0,
+        *,
+        name: str = "molecule",
+    ) -> None:
+        self.topology = Topology.of(topology)
+        self.system = system
+        self.positions: NDArray[np.float64] = np.array(_in_nanometres(positions), dtype=np.float64)
+        self.temperature = float(temperature)
+        self.name = name
+        self.kT = MOLAR_GAS_CONSTANT * self.temperature
+        self._check()
+
+    def _check(self) -> None:
+        topology, system = self.topology, self.system
+        if not (np.isfinite(self.temperature) and self.temperature > 0.0):
+            raise ValueError(f"temperature is {self.temperature} K; give a positive number.")
+        if system.getNumParticles() != topology.num_atoms:
+            raise ValueError(
+                f"the System of {self.name} has {system.getNumParticles()} particles but its topology has "
+                f"{topology.num_atoms} atoms; they are of different molecules."
+            )
+        if self.positions.shape != (topology.num_atoms, 3):
+            raise ValueError(
+                f"positions of {self.name} have shape {self.positions.shape}; {topology.num_atoms} atoms need "
+                f"({topology.num_atoms}, 3), in nm."
+            )
+        if not np.isfinite(self.positions).all():
+            raise ValueError(f"positions of {self.name} are not finite; give a structure.")
+        if topology.num_atoms < 3:
+            raise ValueError(f"{self.name} has {topology.num_atoms} atoms; a molecule here has three or more.")
+        if len(topology.components) > 1:
+            raise ValueError(
+                f"{self.name} is {len(topology.components)} molecules; give one connected molecule, without water "
+                "and ions."
+            )
+        virtual = [i for i in range(topology.num_atoms) if system.isVirtualSite(i)]
+        if virtual:
+            raise ValueError(
+                f"{self.name} has a virtual site ({topology.label(virtual[0])}), which carries no density of its own; "
+                "choose a force field without virtual sites."
+            )
+        if system.usesPeriodicBoundaryConditions():
+            raise ValueError(
+                f"the System of {self.name} is periodic; a single molecule needs one without a box, such as "
+                "nonbondedMethod=NoCutoff gives."
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.num_atoms} atoms, {self.temperature:g} K)"
+
+    @property
+    def num_atoms(self) -> int:
+        """How many atoms."""
+        return self.topology.num_atoms
+
+    @property
+    def masses(self) -> NDArray[np.float64]:
+        """(n,) amu, natural even where hydrogen mass repartitioning changed those of the System."""
+        elements = [app.Element.getBySymbol(symbol) for symbol in self.topology.elements]
+        return np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
+
+    def at(self, temperature: float) -> Molecule:
+        """The same molecule at another temperature, K."""
+        return Molecule(self.topology, self.system, self.positions, temperature, name=self.name)
+
+    def pdb_string(self, positions: ArrayLike | None = None) -> str:
+        """A structure as PDB text; positions (n, 3) in nm, by default the molecule's own."""
+        xyz = self.positions if positions is None else np.asarray(_in_nanometres(positions), dtype=np.float64)
+        if xyz.shape != (self.num_atoms, 3):
+            raise ValueError(f"positions have shape {xyz.shape}; {self.name} needs ({self.num_atoms}, 3), in nm.")
+        text = io.StringIO()
+        app.PDBFile.writeFile(self.topology.to_openmm(), xyz * unit.nanometer, text, keepIds=True)
+        return text.getvalue()
+
+    def save_pdb(self, path: str | Path, positions: ArrayLike | None = None) -> None:
+        """Write `pdb_string(positions)` to a file, whole or not at all."""
+        with complete_file(path) as temporary:
+            temporary.write_text(self.pdb_string(positions))
+
+
+def _in_nanometres(positions: Any) -> Any:
+    return positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
