@@ -107,6 +107,34 @@ class Peptide(Molecule):
         temperature = (300.0 if self.capped else 310.0) if temperature is None else temperature
         super().__init__(topology, system, positions, temperature, name=sequence)
 
+    @classmethod
+    def of(
+        cls,
+        molecule: Molecule,
+        *,
+        sequence: str,
+        force_field: Sequence[str],
+        cutoff: float | None,
+        constraints: str | None,
+        hydrogen_mass: float | None,
+    ) -> Peptide:
+        """The peptide that a molecule is, of these arguments of the constructor, which is not asked to build it again.
+
+        >>> peptide = Peptide("AA")
+        >>> options = {"cutoff": 2.0, "constraints": None, "hydrogen_mass": None}
+        >>> Peptide.of(peptide.at(350.0), sequence="AA", force_field=peptide.force_field, **options)
+        Peptide('AA', 23 atoms, 350 K)
+        """
+        peptide = cls.__new__(cls)
+        Molecule.__init__(
+            peptide, molecule.topology, molecule.system, molecule.positions, molecule.temperature, name=molecule.name
+        )
+        peptide.sequence = sequence
+        peptide.residues, peptide.capped = parse_sequence(sequence)
+        peptide.force_field = tuple(force_field)
+        peptide.cutoff, peptide.constraints, peptide.hydrogen_mass = cutoff, constraints, hydrogen_mass
+        return peptide
+
     def _create_system(self, topology: app.Topology, field: app.ForceField) -> openmm.System:
         options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
         if self.cutoff is not None:
