@@ -21,7 +21,7 @@ from torch import Tensor
 
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import PeptideFlow
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import PUBLISHED_TRUNCATION
 from molecular.training.fit_molecule import SPLIT, SPLIT_SEED, Symmetries

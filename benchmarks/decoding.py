@@ -29,7 +29,7 @@ import torch
 from common import argument_parser, load_reference, markdown_table, median_seconds, prepare, random_tarflow
 from torch import Tensor, nn
 
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import PeptideFlow
 from nflib import Flow, decoding
 from nflib.flows import TARFlow
 from nflib.networks import KeyValueCache

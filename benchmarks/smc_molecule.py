@@ -29,7 +29,7 @@ from nflows.transforms import CompositeTransform, Transform
 from molecular.analysis import WeightedConformations, evaluate
 from molecular.analysis.compare import FLOOR
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import PeptideFlow
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, reference_positions, sample
 from molecular.sampling.smc import SplitFlow, smc

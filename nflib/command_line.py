@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import sys
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jsonargparse
 
@@ -20,12 +23,14 @@ def run_command(
     *,
     positional: Collection[str] = (),
     aliases: Mapping[str, str] | None = None,
+    groups: Collection[type] = (),
 ) -> None:
     """Run the command that `arguments` (default: those of the process) name, with the options they give.
 
     A user's mistake ends in one sentence on standard error and exit status 1. positional: commands whose required
     arguments need no option's name. aliases: words for options that are no names in Python, such as ``--continue``.
-    Options may be written with dashes or underscores.
+    groups: dataclasses whose fields are options of their own where a command has a parameter of such a type, so that
+    commands share them. Options may be written with dashes or underscores.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = jsonargparse.ArgumentParser(prog=program, description=description)
@@ -34,18 +39,30 @@ def run_command(
         summary = (function.__doc__ or "").split("\n\n")[0]
         command = jsonargparse.ArgumentParser(description=summary)
         command.add_argument("--config", action="config", help="a YAML file with these options")
-        command.add_function_arguments(function, as_positional=name in positional)
+        grouped = _grouped(function, groups)
+        command.add_function_arguments(function, as_positional=name in positional, skip=set(grouped))
+        for group in grouped.values():
+            command.add_class_arguments(group)
         subcommands.add_subcommand(name, command, help=summary)
     given = [_option(argument, aliases or {}) for argument in (sys.argv[1:] if arguments is None else arguments)]
     options = parser.instantiate_classes(parser.parse_args(given))
     chosen = dict(options[options.command].items())
     chosen.pop("config", None)
+    function = commands[options.command]
     try:
-        commands[options.command](**chosen)
+        for parameter, group in _grouped(function, groups).items():
+            chosen[parameter] = group(**{field.name: chosen.pop(field.name) for field in dataclasses.fields(group)})
+        function(**chosen)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # what can be kept has been written by then
         sys.exit(128 + signal.SIGINT)
+
+
+def _grouped(function: Callable[..., None], groups: Collection[type]) -> dict[str, Any]:
+    """The parameters of a function whose type is one of the groups."""
+    hints = typing.get_type_hints(function)
+    return {name: hint for name, hint in hints.items() if name != "return" and hint in groups}
 
 
 def _option(argument: str, aliases: Mapping[str, str]) -> str:

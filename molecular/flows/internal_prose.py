@@ -18,13 +18,14 @@ from molecular.flows.conditioning import (
     TokensExist,
     tokens_in_order,
 )
-from molecular.flows.internal_molecule import GivenMolecule
+from molecular.flows.conformations import ConformationFlow
+from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.local_environment import Surroundings
 from molecular.molecule.atom_types import KINDS
 from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad
 from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
 from nflib.distributions import PaddedNormal
-from nflib.flows import Flow, GivenFlow
+from nflib.flows import GivenFlow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 CONDITIONALS = ("affine", "spline")
 
 
-class InternalProse(Flow):
+class InternalProse(ConformationFlow):
     """A flow on the positions ``(B, n, 3)`` in nm of any uncapped peptide, modulo rigid motion, given its `context`.
 
     The context is one integer tensor (`molecular.molecule.internal_context.internal_context`, padded by
@@ -167,7 +168,7 @@ class InternalProse(Flow):
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
         if isinstance(context, Tensor):
             return super().given(context)
-        return GivenMolecule(self, self.context(context), context)
+        return GivenInternalMolecule(self, self.context(context), context)
 
 
 def _check_settings(

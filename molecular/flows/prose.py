@@ -12,6 +12,7 @@ from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
+from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.flows.prose_context import (
     NUM_CODES,
     AtomEmbedding,
@@ -23,8 +24,9 @@ from molecular.flows.prose_context import (
 from molecular.flows.rigid_motion import CentroidEnergy
 from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_context
 from molecular.molecule.orderings import ORDERINGS, PROSE_ORDERINGS
+from molecular.molecule.topology import Topology
 from nflib.distributions import PaddedNormal
-from nflib.flows import Flow, GivenFlow
+from nflib.flows import GivenFlow
 from nflib.networks import CausalTransformer, SinusoidalPositions
 from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
 from nflib.networks.norms import LayerNorm
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
 
-class Prose(Flow):
+class Prose(ConformationFlow):
     """A flow on the positions ``(B, n, 3)`` of any uncapped peptide's atoms, given what `context` says of it.
 
     The context is one integer tensor ``(B, n, 4 + len(orderings))`` (`prose_context`, batched and
@@ -129,7 +131,13 @@ class Prose(Flow):
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
-        return super().given(context if isinstance(context, Tensor) else self.context(context))
+        if isinstance(context, Tensor):
+            return super().given(context)
+        return GivenMolecule(self, self.context(context), Topology.of(context))
+
+    @property
+    def places_molecules(self) -> bool:
+        return True
 
     def with_placement(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
         """A reduced energy with that of the centroid that this flow was trained on, since its density places it too."""

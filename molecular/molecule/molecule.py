@@ -111,6 +111,17 @@ class Molecule:
         elements = [app.Element.getBySymbol(symbol) for symbol in self.topology.elements]
         return np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
 
+    def difference(self, other: Molecule) -> str | None:
+        """In what another molecule differs from this one, in words for a reader; None for the same atoms and forces.
+
+        Structure, temperature and name may differ.
+        """
+        difference = self.topology.difference(other.topology)
+        mine, theirs = (openmm.XmlSerializer.serialize(part.system) for part in (self, other))
+        if difference is None and mine != theirs:
+            return "its force field is another"
+        return difference
+
     def at(self, temperature: float) -> Molecule:
         """The same molecule at another temperature, K."""
         return Molecule(self.topology, self.system, self.positions, temperature, name=self.name)

@@ -141,7 +141,7 @@ class LikelihoodPerDimension:
     def augmented(self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The batch, turned and moved at random."""
         inputs = self.symmetries.turn(batch["inputs"], batch["system"], generator)
-        if isinstance(flow, Prose):
+        if flow.places_molecules:
             exists = atoms_exist(batch["context"])
             inputs = random_rigid_motion(inputs, exists, float(flow.config["scale"]), generator)  # type: ignore[index]
         return batch | {"inputs": inputs}
@@ -189,7 +189,7 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
 def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:
     """How many numbers each molecule's density is over, ``(B,)``: 3n, or 3n - 6 where rigid motion is removed."""
     atoms = atoms_exist(context).sum(-1)
-    return 3 * atoms - (0 if isinstance(flow, Prose) else 6)
+    return 3 * atoms - (0 if flow.places_molecules else 6)
 
 
 def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buckets: int = NUM_BUCKETS) -> Tensor:

@@ -25,7 +25,7 @@ CONFIG_NAME = "config.json"
 MODULES = {
     "Flow": "nflib",
     "TARFlow": "nflib.flows",
-    "PeptideFlow": "molecular.flows.peptide_flow",
+    "PeptideFlow": "molecular.flows.molecule_flow",
     "Prose": "molecular",
     "InternalProse": "molecular",
     "STARFlow": "video",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from molecular.commands import main
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import PeptideFlow
 from molecular.molecule.peptide import Peptide
 from nflib.montecarlo import WeightedSamples
 

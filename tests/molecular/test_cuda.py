@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import PeptideFlow
 from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
 
 DEVICE = "cuda"

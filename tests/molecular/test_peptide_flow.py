@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from molecular.flows.peptide_flow import COORDINATES, PeptideFlow
+from molecular.flows.molecule_flow import COORDINATES, PeptideFlow
 from molecular.molecule.peptide import Peptide
 
 

@@ -13,7 +13,7 @@ import torch
 
 from molecular.commands import main
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import PeptideFlow
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
 from molecular.sampling.sample import CHECKPOINT, load_flow, reference_positions, sample

@@ -1,0 +1,97 @@
+"""Molecules in folders: with every simulation, set of samples and flow lies the molecule that it is of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openmm
+
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.topology import Topology
+from nflib.io import complete_folder
+
+DESCRIPTION = "molecule.json"
+SYSTEM = "system.xml"
+STRUCTURE = "topology.pdb"
+# Where simulations of earlier versions have the sequence and the force field.
+SETTINGS = "settings.json"
+
+
+def save_molecule(molecule: Molecule, folder: str | Path) -> None:
+    """Write a molecule into a folder: molecule.json (atoms, positions, temperature), system.xml and topology.pdb.
+
+    Raises OSError where the folder cannot be written; it then keeps what it had.
+    """
+    content = {
+        "name": molecule.name,
+        "temperature_K": molecule.temperature,
+        "positions_nm": molecule.positions.tolist(),
+        "topology": molecule.topology.to_dict(),
+    }
+    with complete_folder(folder) as temporary:
+        (temporary / DESCRIPTION).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        (temporary / SYSTEM).write_text(openmm.XmlSerializer.serialize(molecule.system), encoding="utf-8")
+        (temporary / STRUCTURE).write_text(molecule.pdb_string(), encoding="utf-8")
+
+
+def load_molecule(folder: str | Path) -> Molecule:
+    """The molecule in a folder; of a simulation by an earlier version, the peptide that its settings.json names.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file is damaged, or the files are of different molecules.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return _earlier(folder)
+    content = _read_json(path)
+    try:
+        topology = Topology.from_dict(content["topology"])
+        positions, temperature, name = content["positions_nm"], float(content["temperature_K"]), str(content["name"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    try:
+        system = openmm.XmlSerializer.deserialize((folder / SYSTEM).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds {DESCRIPTION} but no {SYSTEM}.") from None
+    except (openmm.OpenMMException, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / SYSTEM} is no OpenMM System ({str(error).partition(chr(10))[0]}).") from error
+    if not isinstance(system, openmm.System):
+        raise ValueError(f"{folder / SYSTEM} holds a {type(system).__name__}, not an OpenMM System.")
+    try:
+        return Molecule(topology, system, positions, temperature, name=name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} and {SYSTEM} do not fit: {error}") from error
+
+
+def _earlier(folder: Path) -> Molecule:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {DESCRIPTION}; give one that `python -m molecular simulate` or `sample` wrote."
+        )
+    settings = _read_json(path)
+    from molecular.molecule.peptide import Peptide
+
+    try:
+        options = {
+            name: settings[name] for name in ("force_field", "constraints", "hydrogen_mass") if settings.get(name)
+        }
+        if "cutoff" in settings:
+            options["cutoff"] = settings["cutoff"]
+        return Peptide(settings["sequence"], temperature=float(settings["temperatures"][0]), **options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} does not name a peptide and its temperature ({error!r}).") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no object.")
+    return content
