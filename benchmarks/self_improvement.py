@@ -39,7 +39,7 @@ def main() -> None:
         raise SystemExit(f"error: improvement took {spent} energies; give more than that.")
     rows, sizes = [], []
     for name, model, before in (("teacher", arguments.teacher, 0), ("improved", arguments.improved / "model", spent)):
-        flow = load_flow(arguments.peptide, model)
+        flow = load_flow(Peptide(arguments.peptide), model)
         count = arguments.energies - before
         num_draws = min(arguments.num_samples or count, count)
         drawn = sample(flow, peptide, num_draws, batch_size=arguments.batch_size, seed=arguments.seed)

@@ -16,7 +16,7 @@ from molecular.data.ensembles import load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.peptide import parse_sequence, usual_temperature
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
@@ -128,7 +128,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
             )
         kept = WeightedConformations(positions)
         # Shipped references are of peptides as they are by default.
-        usual = Peptide(str(molecule.topology.sequence)).temperature
+        usual = usual_temperature(parse_sequence(str(molecule.topology.sequence))[1])
         if abs(usual - temperature) <= _SAME_TEMPERATURE:
             return kept, []
         energy = ReducedEnergy(molecule)

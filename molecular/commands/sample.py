@@ -80,8 +80,8 @@ def sample(
     flow = load_flow(target, model, device)
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
-    with complete_folder(output) as folder:  # what cannot be written is told before the work, not after it
-        save_molecule(target, folder)
+    with complete_folder(output):
+        pass  # a folder that cannot be written is told before the work, not after it
     if sampler == "smc":
         samples = smc(
             flow,
@@ -108,6 +108,7 @@ def sample(
     }
     # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
     with complete_folder(output) as folder:
+        save_molecule(target, folder)
         samples.save(folder / "weights.npz")
         write_json(folder / "summary.json", summary)
     checkpoint.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ class Peptide(Molecule):
                 break
         else:
             raise RuntimeError(f"no start structure of {sequence!r} has all its peptide bonds trans.")
-        temperature = (300.0 if self.capped else 310.0) if temperature is None else temperature
+        temperature = usual_temperature(self.capped) if temperature is None else temperature
         super().__init__(topology, system, positions, temperature, name=sequence)
 
     def _create_system(self, topology: app.Topology, field: app.ForceField) -> openmm.System:
@@ -124,6 +124,11 @@ class Peptide(Molecule):
             removeCMMotion=False,
             **options,
         )
+
+
+def usual_temperature(capped: bool) -> float:
+    """That of a peptide for which none is given, K."""
+    return 300.0 if capped else 310.0
 
 
 def parse_sequence(sequence: str) -> tuple[str, bool]:

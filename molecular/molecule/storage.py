@@ -15,8 +15,9 @@ from nflib.io import complete_folder
 DESCRIPTION = "molecule.json"
 SYSTEM = "system.xml"
 STRUCTURE = "topology.pdb"
-# Where simulations of earlier versions have the sequence and the force field.
-SETTINGS = "settings.json"
+# Where earlier versions have the sequence and, of simulations, the force field.
+SETTINGS, SUMMARY = "settings.json", "summary.json"
+EARLIER_OPTIONS = ("force_field", "cutoff", "constraints", "hydrogen_mass")
 
 
 def save_molecule(molecule: Molecule, folder: str | Path) -> None:
@@ -37,7 +38,7 @@ def save_molecule(molecule: Molecule, folder: str | Path) -> None:
 
 
 def load_molecule(folder: str | Path) -> Molecule:
-    """The molecule in a folder; of a simulation by an earlier version, the peptide that its settings.json names.
+    """The molecule in a folder; of an earlier version's, the peptide that settings.json or summary.json names.
 
     Raises:
         FileNotFoundError: there is none.
@@ -68,23 +69,23 @@ def load_molecule(folder: str | Path) -> Molecule:
 
 
 def _earlier(folder: Path) -> Molecule:
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no {DESCRIPTION}; give one that `python -m molecular simulate` or `sample` wrote."
-        )
-    settings = _read_json(path)
+    """The peptide of settings.json or summary.json, from before there was a molecule.json."""
     from molecular.molecule.peptide import Peptide
 
-    try:
-        options = {
-            name: settings[name] for name in ("force_field", "constraints", "hydrogen_mass") if settings.get(name)
-        }
-        if "cutoff" in settings:
-            options["cutoff"] = settings["cutoff"]
-        return Peptide(settings["sequence"], temperature=float(settings["temperatures"][0]), **options)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} does not name a peptide and its temperature ({error!r}).") from error
+    for path in (folder / SETTINGS, folder / SUMMARY):
+        if not path.is_file():
+            continue
+        content = _read_json(path)
+        try:
+            if path.name == SUMMARY:
+                return Peptide(content["peptide"], temperature=float(content["temperature_K"]))
+            options = {name: content[name] for name in EARLIER_OPTIONS if name in content}
+            return Peptide(content["sequence"], temperature=float(content["temperatures"][0]), **options)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} does not name a peptide and its temperature ({error!r}).") from error
+    raise FileNotFoundError(
+        f"{folder} holds no {DESCRIPTION}; give one that `python -m molecular simulate` or `sample` wrote."
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

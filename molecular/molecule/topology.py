@@ -6,15 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import mdtraj
     from openmm import app
 
-    from molecular.molecule.molecule import Molecule
+    class HasTopology(Protocol):
+        """Such as a `molecular.molecule.molecule.Molecule`."""
 
-    AnyTopology: TypeAlias = "Molecule | Topology | app.Topology | mdtraj.Topology"
+        topology: Topology
+
+    AnyTopology: TypeAlias = "HasTopology | Topology | app.Topology | mdtraj.Topology"
 
 _LETTERS = {
     **{"ALA": "A", "ARG": "R", "ASN": "N", "ASP": "D", "CYS": "C", "GLN": "Q", "GLU": "E", "GLY": "G", "HIS": "H"},

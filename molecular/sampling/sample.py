@@ -13,10 +13,11 @@ import torch
 from molecular.data.ensembles import load_ensemble
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.topology import Topology
 from molecular.sampling.shipped_flows import beyond_coverage, shipped_flow
 from molecular.sampling.targets import energy_for
 from nflib.flows import Flow
+from nflib.io import read_config
 from nflib.montecarlo import BoltzmannDensity, Proposal, SMCSamples, WeightedSamples, importance_sample
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -71,11 +72,12 @@ def reference_positions(molecule: Molecule, folder: str | Path | None = None) ->
     if folder is not None:
         return load_ensemble(folder).positions
     sequence = molecule.topology.sequence
-    path = SHIPPED / (sequence or molecule.name) / "reference.npz"
-    if sequence is None or not path.is_file():
+    path = SHIPPED / (sequence or "") / "reference.npz"
+    if not path.is_file():
         return None
-    # Of the same molecule a file may have the atoms in another order.
-    if Peptide(sequence).topology.difference(molecule.topology) is not None:
+    # A file may have the atoms of the same molecule in another order.
+    config = read_config(path.parent)["config"]
+    if Topology.from_dict(config["topology"]).difference(molecule.topology) is not None:
         return None
     with np.load(path, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays["positions"].astype(np.float32))

@@ -25,7 +25,7 @@ CONFIG_NAME = "config.json"
 MODULES = {
     "Flow": "nflib",
     "TARFlow": "nflib.flows",
-    "PeptideFlow": "molecular.flows.molecule_flow",
+    "PeptideFlow": "molecular",
     "Prose": "molecular",
     "InternalProse": "molecular",
     "STARFlow": "video",

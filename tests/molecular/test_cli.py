@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from molecular.commands import main
-from molecular.flows.molecule_flow import PeptideFlow
+from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from nflib.montecarlo import WeightedSamples
 
@@ -46,6 +46,8 @@ def test_simulate_train_sample(simulation, model, tmp_path):
     arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "600"]
     main([*arguments, "--output", str(output), "--reference", str(simulation), "--seed", "4"])
     assert {path.name for path in output.iterdir()} == {
+        "molecule.json",
+        "system.xml",
         "topology.pdb",
         "samples.xtc",
         "weights.npz",
@@ -58,7 +60,7 @@ def test_simulate_train_sample(simulation, model, tmp_path):
     np.testing.assert_allclose(trajectory.xyz, samples.x, atol=1e-3)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["effective_sample_size"] == pytest.approx(samples.effective_sample_size)
-    flow = PeptideFlow.from_pretrained(model)
+    flow = MoleculeFlow.from_pretrained(model)
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=5e-3, rtol=1e-4)
 
@@ -98,7 +100,7 @@ def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_pa
         ["train", "--data", str(simulation), "--output", str(tmp_path / "refined"), "--initial", str(model)]
         + [*TRAINING, "--training.refresh_interval", "2", "--energy_weight", "0.01"]
     )
-    assert PeptideFlow.from_pretrained(tmp_path / "refined" / "model").sequence == "Ace-G-Nme"
+    assert MoleculeFlow.from_pretrained(tmp_path / "refined" / "model").topology.sequence == "Ace-G-Nme"
 
 
 MISTAKES = {
@@ -117,10 +119,10 @@ MISTAKES = {
     "missing model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{tmp}/nowhere"], "config.json"),
     "model of another peptide": (
         ["sample", "--peptide", "Ace-A-Nme", "--model", "{model}"],
-        "trained on Ace-G-Nme",
+        "of another molecule: it has 22 atoms, not 19",
     ),
     "truncated model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{truncated}"], "truncated"),
-    "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "settings.json"),
+    "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "no molecule.json"),
 }
 
 

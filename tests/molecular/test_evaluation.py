@@ -91,7 +91,7 @@ def test_heavy_torsions(alanine):
 
 
 def test_thermal_conformations_are_valid(alanine):
-    positions = reference_positions("Ace-A-Nme")
+    positions = reference_positions(Peptide("Ace-A-Nme"))
     assert intact_bonds(positions, alanine.topology.elements, alanine.topology.bonds).all()
     assert right_chirality(positions, alanine).all()
 

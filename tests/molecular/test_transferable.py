@@ -260,10 +260,10 @@ def atom(topology, residue, name):
 
 def test_a_saved_flow_samples_the_peptide_that_is_asked_for(tmp_path):
     make_flow().save_pretrained(tmp_path)
-    samples = sample(load_flow("GG", tmp_path), Peptide("GG"), 20, seed=0)
+    samples = sample(load_flow(Peptide("GG"), tmp_path), Peptide("GG"), 20, seed=0)
     assert samples.x.shape == (20, Peptide("GG").num_atoms, 3)
     with pytest.raises(ValueError, match="caps"):
-        load_flow("Ace-A-Nme", tmp_path)
+        load_flow(Peptide("Ace-A-Nme"), tmp_path)
 
 
 def test_without_neighbours_a_chain_is_told_of_its_own_residue_alone():
