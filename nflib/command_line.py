@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import signal
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -45,11 +47,13 @@ def run_command(
             command.add_class_arguments(group)
         subcommands.add_subcommand(name, command, help=summary)
     given = [_option(argument, aliases or {}) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    options = parser.instantiate_classes(parser.parse_args(given))
-    chosen = dict(options[options.command].items())
-    chosen.pop("config", None)
-    function = commands[options.command]
+    parsed = parser.parse_args(given)
     try:
+        options = parser.instantiate_classes(parsed)
+        chosen = dict(options[options.command].items())
+        chosen.pop("config", None)
+        function = commands[options.command]
+        _refuse_empty_paths(function, given)
         for parameter, group in _grouped(function, groups).items():
             chosen[parameter] = group(**{field.name: chosen.pop(field.name) for field in dataclasses.fields(group)})
         function(**chosen)
@@ -57,6 +61,14 @@ def run_command(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # what can be kept has been written by then
         sys.exit(128 + signal.SIGINT)
+
+
+def _refuse_empty_paths(function: Callable[..., None], given: Sequence[str]) -> None:
+    """An empty path would be the present folder, which nobody means by it."""
+    hints = typing.get_type_hints(function)
+    for option, value in itertools.pairwise([*itertools.chain.from_iterable(a.split("=", 1) for a in given), "end"]):
+        if value == "" and option.startswith("--") and hints.get(option[2:]) in (Path, Path | None):
+            raise ValueError(f"{option} is empty; name a path.")
 
 
 def _grouped(function: Callable[..., None], groups: Collection[type]) -> dict[str, Any]:

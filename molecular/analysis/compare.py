@@ -72,7 +72,7 @@ def evaluate(
         ValueError: no ensembles, one named as the first row is, arrays of the wrong shape, or an option out of range.
         ImportError: POT is missing.
     """
-    check_options(num_bootstrap, transport_points)
+    check_options(num_bootstrap=num_bootstrap, transport_points=transport_points)
     import_pot()
     described = describe(
         ensembles, reference, molecule, energy=energy, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed
@@ -125,7 +125,7 @@ def compare(
     progress: bool = False,
 ) -> Evaluation:
     """The second half of `evaluate`. Raises ValueError for an option out of range and ImportError without POT."""
-    check_options(num_bootstrap, transport_points)
+    check_options(num_bootstrap=num_bootstrap, transport_points=transport_points)
     import_pot()
     pairs = {FLOOR: described.halves}
     pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
@@ -193,13 +193,12 @@ def _notes(metrics: list[Metric], tica: TICA | None, points: int, num_bootstrap:
     return tuple(notes)
 
 
-def check_options(num_bootstrap: int, transport_points: int) -> None:
+def check_options(**options: int) -> None:
     """Raise ValueError for options out of range."""
-    if num_bootstrap < 0 or transport_points < 2:
-        raise ValueError(
-            f"evaluate: num_bootstrap is {num_bootstrap} and transport_points {transport_points}; give 0 or more, and "
-            "2 or more."
-        )
+    least = {"num_bootstrap": 0, "transport_points": 2, "tica_lag": 1, "num_clusters": 2}
+    for name, value in options.items():
+        if value < least[name]:
+            raise ValueError(f"evaluate: {name} is {value}; give {least[name]} or more.")
 
 
 def _progress(total: int, show: bool) -> Any:

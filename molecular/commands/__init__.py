@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from molecular.commands.evaluate import evaluate
-from molecular.commands.improve import improve
-from molecular.commands.sample import sample
-from molecular.commands.simulate import simulate
-from molecular.commands.train import train
+from molecular.commands.evaluation import evaluate
+from molecular.commands.improvement import improve
+from molecular.commands.sampling import sample
+from molecular.commands.simulation import simulate
+from molecular.commands.training import train
 from molecular.molecule.options import MoleculeOptions
 from nflib.command_line import run_command
 

@@ -30,7 +30,8 @@ from molecular.dynamics.replicas import MakeIntegrator
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.molecule.torsions import phi_psi_torsions
-from nflib.io import complete_folder, write_json
+from nflib.devices import usable_device
+from nflib.io import complete_folder, only_run, write_json
 
 ENGINES = ("batched", "openmm")
 
@@ -81,10 +82,14 @@ def simulate(
 
     Raises:
         ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
+        OSError: the folder cannot be written, or another run is at work in it.
     """
     constraints = molecule.system.getNumConstraints()
     if engine not in ENGINES:
         raise ValueError(f"there is no engine {engine!r}; the engines are {', '.join(ENGINES)}.")
+    usable_device(device)
+    if not picoseconds > 0:
+        raise ValueError(f"picoseconds is {picoseconds}; simulate for a positive time.")
     if storage not in STORAGE:
         raise ValueError(f"frames are stored as {', '.join(STORAGE)}, not {storage!r}.")
     if constraints and engine == "batched":
@@ -120,55 +125,56 @@ def simulate(
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
     } | asdict(tempering)
-    _check_folder(output, settings, molecule)
+    with only_run(output):
+        _check_folder(output, settings, molecule)
 
-    make_integrator: MakeIntegrator = Langevin
-    degrees_of_freedom = None
-    if engine == "openmm":
-        from molecular.dynamics.openmm_engine import OpenMMEngine
+        make_integrator: MakeIntegrator = Langevin
+        degrees_of_freedom = None
+        if engine == "openmm":
+            from molecular.dynamics.openmm_engine import OpenMMEngine
 
-        reference = OpenMMEngine(molecule.system, platform)
-        energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
-        degrees_of_freedom = reference.degrees_of_freedom
-        dtype, device = torch.float64, "cpu"
-    else:
-        if energy is None:
-            from molecular.energy import compile_system
+            reference = OpenMMEngine(molecule.system, platform)
+            energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
+            degrees_of_freedom = reference.degrees_of_freedom
+            dtype, device = torch.float64, "cpu"
+        else:
+            if energy is None:
+                from molecular.energy import compile_system
 
-            energy = compile_system(molecule.system, compile=compile).to(device)
-        minimise, dtype = _descent(energy), torch.float32
-    # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
-    system = molecule.system
-    masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
+                energy = compile_system(molecule.system, compile=compile).to(device)
+            minimise, dtype = _descent(energy), torch.float32
+        # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
+        system = molecule.system
+        masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
 
-    with complete_folder(output) as folder:
-        save_molecule(molecule, folder)
-        write_json(folder / "settings.json", settings)
-    structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
-    if (output / CHECKPOINT).exists():
-        start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
-    else:
-        start = start_structures(structure, molecule.topology.bonds, num_ladders, minimise, _start_generator(seed))
-    start = start - start.mean(dim=1, keepdim=True)
-    result = parallel_tempering(
-        energy,
-        torch.tensor(masses, dtype=dtype, device=device),
-        start.repeat_interleave(num_temperatures, dim=0),
-        generator=torch.Generator(device).manual_seed(seed),
-        num_steps=num_steps,
-        progress=progress,
-        checkpoint=output,
-        checkpoint_seconds=checkpoint_seconds,
-        storage=storage,
-        integrator=make_integrator,
-        degrees_of_freedom=degrees_of_freedom,
-        **asdict(tempering),
-    )
-    result.report["molecule"], result.report["engine"] = molecule.name, engine
-    result.report["torsions"] = torsion_statistics(output, reported_torsions(molecule), save_ps)
-    result.report["concerns"] = concerns(result.report)
-    write_json(output / "report.json", result.report)
-    return result
+        with complete_folder(output) as folder:
+            save_molecule(molecule, folder)
+            write_json(folder / "settings.json", settings)
+        structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
+        if (output / CHECKPOINT).exists():
+            start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
+        else:
+            start = start_structures(structure, molecule.topology.bonds, num_ladders, minimise, _start_generator(seed))
+        start = start - start.mean(dim=1, keepdim=True)
+        result = parallel_tempering(
+            energy,
+            torch.tensor(masses, dtype=dtype, device=device),
+            start.repeat_interleave(num_temperatures, dim=0),
+            generator=torch.Generator(device).manual_seed(seed),
+            num_steps=num_steps,
+            progress=progress,
+            checkpoint=output,
+            checkpoint_seconds=checkpoint_seconds,
+            storage=storage,
+            integrator=make_integrator,
+            degrees_of_freedom=degrees_of_freedom,
+            **asdict(tempering),
+        )
+        result.report["molecule"], result.report["engine"] = molecule.name, engine
+        result.report["torsions"] = torsion_statistics(output, reported_torsions(molecule), save_ps)
+        result.report["concerns"] = concerns(result.report)
+        write_json(output / "report.json", result.report)
+        return result
 
 
 def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import mdtraj
@@ -18,6 +19,14 @@ from nflib.io import complete_file
 FORMATS = ("xtc", "dcd", "h5", "npz")
 # Beyond this, nm, an XTC file's integers overflow.
 FARTHEST = 1e5
+
+
+def check_format(suffix: str) -> None:
+    """Raise ValueError for a format that is none of `FORMATS`, ModuleNotFoundError for one that lacks its library."""
+    if suffix not in FORMATS:
+        raise ValueError(f"trajectories are written as {', '.join(FORMATS)}, not {suffix!r}.")
+    if suffix == "h5" and find_spec("tables") is None:
+        raise ModuleNotFoundError("HDF5 trajectories need PyTables: pip install tables, or choose another format.")
 
 
 def writable(positions: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -40,13 +49,13 @@ def write_trajectory(
         time: (N,) ps.
 
     Raises:
+        ModuleNotFoundError: HDF5 without PyTables.
         ValueError: another suffix, or conformations that are not `writable`.
         OSError: the file cannot be written; what was there stays.
     """
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise ValueError(f"{path} has no suffix of {', '.join(FORMATS)}, which are the formats of trajectories.")
+    check_format(suffix)
     if not writable(positions).all():
         raise ValueError(f"conformation {int(np.argmin(writable(positions)))} is not finite; leave it out of {path}.")
     positions = np.asarray(positions, dtype=np.float32)

@@ -8,7 +8,7 @@ import torch
 
 from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
-from molecular.commands.improve import RECORD
+from molecular.commands.improvement import RECORD
 from molecular.sampling.sample import sample
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import OwnSamples

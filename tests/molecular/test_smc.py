@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from molecular.commands import main
-from molecular.commands.sample import CHECKPOINT
+from molecular.commands.sampling import CHECKPOINT
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide

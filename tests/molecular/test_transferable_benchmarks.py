@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from molecular import Peptide
+from molecular.commands.improvement import RECORD
 from molecular.training.fit_corpus import train_on_corpus
-from molecular.training.self_training import RECORD
 from nflib.training import TrainingConfig
 from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
 

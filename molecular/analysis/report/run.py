@@ -46,7 +46,9 @@ def evaluate_to_folder(
     molecules or temperatures, or an option out of range.
     """
     import_pot()
-    check_options(num_bootstrap, transport_points)
+    check_options(
+        num_bootstrap=num_bootstrap, transport_points=transport_points, tica_lag=tica_lag, num_clusters=num_clusters
+    )
     if not samples:
         raise ValueError("there are no samples; name a folder with --samples.")
     if num_conformations < 1:

@@ -15,7 +15,7 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.options import MoleculeOptions
 from molecular.molecule.storage import save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
-from molecular.molecule.trajectories import FORMATS, writable, write_trajectory
+from molecular.molecule.trajectories import check_format, writable, write_trajectory
 from molecular.sampling.sample import describe, load_flow, reference_positions, summarize
 from molecular.sampling.sample import sample as draw
 from molecular.sampling.smc import smc
@@ -74,8 +74,7 @@ def sample(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-    if trajectory_format not in FORMATS:
-        raise ValueError(f"trajectories are written as {', '.join(FORMATS)}, not {trajectory_format!r}.")
+    check_format(trajectory_format)
     target = molecule.build()
     flow = load_flow(target, model, device)
     checkpoint = Path(output) / CHECKPOINT
