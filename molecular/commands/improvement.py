@@ -44,7 +44,7 @@ def improve(
         moves_per_round: steps by which particles go on in each round, an energy each, after one where they stand.
         batch_size: conformations decoded at once.
     """
-    target = molecule.build()
+    target = molecule.build(model)
     result = train_on_own_samples(
         load_flow(target, model).flow,
         target,

@@ -51,7 +51,7 @@ def sample(
 
     Args:
         output: folder for weights.npz, summary.json, the molecule, a trajectory and ramachandran.png.
-        molecule: what to sample; the temperature is the one that samples are weighted to.
+        molecule: what to sample, by default what the model was trained on; its temperature is the one weighted to.
         num_samples: how many conformations to draw.
         model: folder of a trained flow; default: the one shipped for this peptide, or for peptides like it.
         reference: folder of a simulation for the plot; default: the one shipped for this peptide, if any.
@@ -75,7 +75,7 @@ def sample(
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     check_format(trajectory_format)
-    target = molecule.build()
+    target = molecule.build(model)
     flow = load_flow(target, model, device)
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from nflows.transforms import Transform
 from torch import Tensor
 
+from molecular.molecule.features import pad
 from molecular.molecule.topology import Topology
 from nflib.flows import Flow, GivenFlow
 
@@ -37,6 +39,25 @@ class ConformationFlow(Flow):
     def with_placement(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A reduced energy of conformations, as one over the space that this flow's density is over."""
         return energy
+
+
+class TransferableFlow(ConformationFlow):
+    """A flow on conformations of any molecule that it is told of, by one integer tensor."""
+
+    @abstractmethod
+    def context_of(self, molecule: AnyTopology) -> Tensor:
+        """What the flow is told of a molecule, ``(n, k)`` int64; raises ValueError for one that it does not know."""
+
+    @abstractmethod
+    def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
+        """This flow, or one like it, with its fixed part fitted to conformations ("inputs", with their "context")."""
+
+    def context(self, *molecules: AnyTopology) -> Tensor:
+        """The contexts of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
+
+        Raises ValueError for no molecule, or one that the flow does not know.
+        """
+        return pad([self.context_of(molecule) for molecule in molecules]).to(next(self.parameters()).device)
 
 
 class GivenMolecule(GivenFlow):

@@ -69,7 +69,7 @@ class Molecule:
         topology, system = self.topology, self.system
         if not COLDEST <= self.temperature <= HOTTEST:
             raise ValueError(
-                f"temperature is {self.temperature:g} K; give one between {COLDEST:g} and {HOTTEST:g} K (a room has 298)."
+                f"temperature is {self.temperature:g} K; give one between {COLDEST:g} and {HOTTEST:g} K (a room: 298)."
             )
         if system.getNumParticles() != topology.num_atoms:
             raise ValueError(

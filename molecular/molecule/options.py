@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from molecular.molecule.storage import DESCRIPTION, load_molecule
 
 if TYPE_CHECKING:
     from molecular.molecule.molecule import Molecule
@@ -34,8 +36,15 @@ class MoleculeOptions:
     cutoff: float | None = None
     hydrogen_mass: float | None = None
 
-    def build(self) -> Molecule:
-        """The molecule; raises ValueError unless exactly one of peptide and structure is given, or as these do."""
+    def build(self, model: Path | None = None) -> Molecule:
+        """The molecule; where neither peptide nor structure is given, the one saved with a model, if there is one.
+
+        Raises ValueError for both, or neither and no such model, options that do not go together, and as the files do.
+        """
+        if self.peptide is None and self.structure is None and model is not None and (model / DESCRIPTION).is_file():
+            replace(self, temperature=None).check_unused("goes with --peptide or --structure")
+            molecule = load_molecule(model)
+            return molecule if self.temperature is None else molecule.at(self.temperature)
         if (self.peptide is None) == (self.structure is None):
             raise ValueError("give either --peptide or --structure.")
         if self.peptide is not None:

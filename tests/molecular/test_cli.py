@@ -254,3 +254,9 @@ def test_other_trajectories(model, tmp_path, suffix):
     else:
         read = mdtraj.load(str(tmp_path / f"samples.{suffix}"), top=str(tmp_path / "topology.pdb")).xyz
     np.testing.assert_allclose(read, positions, atol=1e-6)
+
+
+def test_a_model_knows_its_molecule(model, tmp_path):
+    main(["sample", "--model", str(model), "--num_samples", "20", "--temperature", "330", "--output", str(tmp_path)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["molecule"] == "Ace-G-Nme" and summary["temperature_K"] == 330

@@ -11,7 +11,6 @@ from molecular.coordinates.internal import InternalCoordinates
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import Spherical
 from molecular.flows.conditioning import SiteEmbedding
-from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS, ROOT
 from molecular.molecule.features import pad
 from molecular.molecule.internal_context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
@@ -46,7 +45,7 @@ def make_flow(**settings):
 @cache
 def fitted_state():
     flow = InternalProse(channels=2, num_blocks=1, layers_per_block=1, head_dim=2, marginal_bins=8)
-    fit_marginals(flow, batches())
+    flow.fitted(batches())
     return flow.coordinates.state_dict(), flow.marginals.state_dict()
 
 

@@ -14,6 +14,7 @@ from molecular.commands import main
 from molecular.data.corpus import ConformationStream, open_corpus
 from molecular.dynamics.simulate import simulate
 from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.prose import spread
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.molecule.equivalent_atoms import (
     SymmetryTable,
@@ -29,7 +30,6 @@ from molecular.training.fit_corpus import (
     LikelihoodPerDimension,
     bucketed_log_prob,
     num_dimensions,
-    spread,
 )
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig
