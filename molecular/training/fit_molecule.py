@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from molecular.data.corpus.open import is_corpus
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
+from molecular.energy import compile_system
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
@@ -111,10 +112,24 @@ def train_flow(
 
 
 class Symmetries:
-    """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation."""
+    """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation.
+
+    Of groups alone whose hydrogens the force field treats alike: a rotation must not change the energy.
+    """
 
     def __init__(self, molecule: Molecule):
-        self.groups = methyl_rotations(molecule.topology.elements, molecule.topology.bonds)
+        groups = methyl_rotations(molecule.topology.elements, molecule.topology.bonds)
+        energy = compile_system(molecule.system, torch.float64, fallback=True)
+        start = torch.from_numpy(molecule.positions)[None]
+        # Off the structure, which may be symmetric itself.
+        start = start + 0.005 * torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(0))
+        before = energy.energy(start)
+        self.groups = []
+        for group in groups:
+            turned = start.clone()
+            turned[:, group[0]] = start[:, group[1]]
+            if torch.allclose(energy.energy(turned), before, rtol=1e-9, atol=1e-6):
+                self.groups.append(group)
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         return random_symmetry(positions, self.groups, generator)
