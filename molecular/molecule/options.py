@@ -23,6 +23,7 @@ class MoleculeOptions:
         force_field: OpenMM force-field files, or XML files of your own; default: AMBER with implicit water.
         system: with a PDB or mmCIF file, an OpenMM System as XML in place of a force field.
         temperature: K; default 310 for peptides without caps, 300 for all else.
+        implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2; default: none, a vacuum.
         cutoff: of nonbonded interactions, nm; default 2 for peptides without caps, none for all else.
         hydrogen_mass: amu, taken from the bonded heavy atoms, so that longer steps are stable; natural without it.
     """
@@ -32,6 +33,7 @@ class MoleculeOptions:
     coordinates: Path | None = None
     force_field: list[str] | None = None
     system: Path | None = None
+    implicit_solvent: str | None = None
     temperature: float | None = None
     cutoff: float | None = None
     hydrogen_mass: float | None = None
@@ -50,7 +52,7 @@ class MoleculeOptions:
         if self.peptide is not None:
             from molecular.molecule.peptide import Peptide
 
-            for name in ("coordinates", "system"):
+            for name in ("coordinates", "system", "implicit_solvent"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name} goes with --structure, not with --peptide.")
             return Peptide(
@@ -66,8 +68,9 @@ class MoleculeOptions:
         return read_molecule(
             self.structure,
             coordinates=self.coordinates,
-            force_field=self.force_field or (),
+            force_field=self.force_field,
             system=self.system,
+            implicit_solvent=self.implicit_solvent,
             temperature=self.temperature,
             cutoff=self.cutoff,
             hydrogen_mass=self.hydrogen_mass,

@@ -99,7 +99,7 @@ class Peptide(Molecule):
             if not _all_trans(topology, start):
                 continue
             system = self._create_system(topology, field)
-            positions = _minimise(system, start)
+            positions = minimise(system, start)
             if _all_trans(topology, positions):
                 break
         else:
@@ -293,7 +293,8 @@ def _reference_platform() -> openmm.Platform:
     return openmm.Platform.getPlatformByName("Reference")
 
 
-def _minimise(system: openmm.System, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+def minimise(system: openmm.System, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions (n, 3) nm at a minimum of the System's energy, the same on every machine."""
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), _reference_platform())
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context)

@@ -54,18 +54,25 @@ def load_molecule(folder: str | Path) -> Molecule:
         positions, temperature, name = content["positions_nm"], float(content["temperature_K"]), str(content["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}).") from error
-    try:
-        system = openmm.XmlSerializer.deserialize((folder / SYSTEM).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds {DESCRIPTION} but no {SYSTEM}.") from None
-    except (openmm.OpenMMException, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / SYSTEM} is no OpenMM System ({str(error).partition(chr(10))[0]}).") from error
-    if not isinstance(system, openmm.System):
-        raise ValueError(f"{folder / SYSTEM} holds a {type(system).__name__}, not an OpenMM System.")
+    system = read_system(folder / SYSTEM)
     try:
         return Molecule(topology, system, positions, temperature, name=name)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} and {SYSTEM} do not fit: {error}") from error
+
+
+def read_system(path: str | Path) -> openmm.System:
+    """An OpenMM System from XML; raises FileNotFoundError, or ValueError for anything else in the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}, which should hold an OpenMM System as XML.")
+    try:
+        system = openmm.XmlSerializer.deserialize(path.read_text(encoding="utf-8"))
+    except (openmm.OpenMMException, ValueError) as error:  # no XML, or no text
+        raise ValueError(f"{path} is no OpenMM System as XML ({str(error).partition(chr(10))[0]}).") from error
+    if not isinstance(system, openmm.System):
+        raise ValueError(f"{path} holds a {type(system).__name__}, not an OpenMM System.")
+    return system
 
 
 def _earlier(folder: Path) -> Molecule:
