@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from common import argument_parser, markdown_table, prepare
 
+from molecular.commands.improvement import RECORD
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, sample
-from molecular.training.self_training import RECORD
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare(arguments)
     record = json.loads((arguments.improved / RECORD).read_text())
-    spent, peptide = record["num_energies"], Peptide(record["peptide"], temperature=record["temperature_K"])
-    if record["peptide"] != arguments.peptide:
-        raise SystemExit(f"error: {arguments.improved} was improved for {record['peptide']}, not {arguments.peptide}.")
+    spent, peptide = record["num_energies"], Peptide(record["molecule"], temperature=record["temperature_K"])
+    if record["molecule"] != arguments.peptide:
+        raise SystemExit(f"error: {arguments.improved} was improved for {record['molecule']}, not {arguments.peptide}.")
     if spent >= arguments.energies:
         raise SystemExit(f"error: improvement took {spent} energies; give more than that.")
     rows, sizes = [], []

@@ -78,6 +78,8 @@ def simulate(
         "compile": compile,
         "device": device,
     }
+    if [molecule.peptide, molecule.structure, sequences].count(None) != 2:
+        raise ValueError("give one of --peptide, --structure and --sequences.")
     if sequences is not None:
         others = replace(molecule, temperature=None, hydrogen_mass=None)
         others.check_unused("goes with one molecule, not with --sequences")

@@ -351,7 +351,7 @@ def test_other_mistakes(alanine, states):
         evaluate({}, states, alanine)
     with pytest.raises(ValueError, match="rename it"):
         evaluate({FLOOR: states}, states, alanine)
-    with pytest.raises(ValueError, match="transport_points 1"):
+    with pytest.raises(ValueError, match="transport_points is 1"):
         evaluate({"a": states}, states, alanine, transport_points=1)
     pytest.importorskip("ot")
     with pytest.raises(ValueError, match="the reference has 2 finite conformations"):
@@ -363,7 +363,7 @@ def test_other_mistakes(alanine, states):
 
 def test_table_prints_and_saves(tmp_path):
     table = Evaluation(
-        peptide="AA",
+        molecule="AA",
         rows={
             "proposal": {"energy_w1": Estimate(math.inf, math.nan), "torus_w2": Estimate(0.12345, 0.0056)},
             "SMC": {"energy_w1": Estimate(12.3456, 1.23)},

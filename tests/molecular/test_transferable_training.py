@@ -349,7 +349,7 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
     cases = (
         (mismatched, (), "a frame of GG has 16 atoms, but its PDB file has 17"),
         (empty, (), "holds no frames for train"),
-        (tmp_path / "none", (), "settings.json"),
+        (tmp_path / "none", (), "no molecule.json"),
         (corpus, ("--coordinates", "local_frames"), "coordinates must be one of"),
         (corpus, ("--energy_weight", "1"), "a multiple of 16"),
         (corpus, ("--energy_weight", "1", "--coordinates", "cartesian"), "flow on internal coordinates"),
