@@ -16,7 +16,8 @@ from molecular.data.ensembles import load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import parse_sequence, usual_temperature
+from molecular.molecule.peptide import usual_temperature
+from molecular.molecule.sequences import parse_sequence
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
@@ -128,7 +129,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
             )
         kept = WeightedConformations(positions)
         # Shipped references are of peptides as they are by default.
-        usual = usual_temperature(parse_sequence(str(molecule.topology.sequence))[1])
+        usual = usual_temperature(parse_sequence(str(molecule.topology.sequence)).capped)
         if abs(usual - temperature) <= _SAME_TEMPERATURE:
             return kept, []
         energy = ReducedEnergy(molecule)

@@ -78,6 +78,7 @@ def read_system(path: str | Path) -> openmm.System:
 def _earlier(folder: Path) -> Molecule:
     """The peptide of settings.json or summary.json, from before there was a molecule.json."""
     from molecular.molecule.peptide import Peptide
+    from molecular.molecule.sequences import parse_sequence
 
     for path in (folder / SETTINGS, folder / SUMMARY):
         if not path.is_file():
@@ -85,9 +86,14 @@ def _earlier(folder: Path) -> Molecule:
         content = _read_json(path)
         try:
             if path.name == SUMMARY:
-                return Peptide(content["peptide"], temperature=float(content["temperature_K"]))
+                sequence = parse_sequence(content["peptide"], letters=True)
+                return Peptide(sequence, temperature=float(content["temperature_K"]))
             options = {name: content[name] for name in EARLIER_OPTIONS if name in content}
-            return Peptide(content["sequence"], temperature=float(content["temperatures"][0]), **options)
+            return Peptide(
+                parse_sequence(content["sequence"], letters=True),
+                temperature=float(content["temperatures"][0]),
+                **options,
+            )
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path} does not name a peptide and its temperature ({error!r}).") from error
     raise FileNotFoundError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import parse_sequence
+from molecular.molecule.sequences import parse_sequence
 from nflib.io.pretrained import WEIGHTS_NAME
 
 # In the folder of a transferable flow; without it a folder holds the flow of the peptide it is named after.
@@ -36,8 +36,10 @@ class Coverage:
             ) from error
 
     def __contains__(self, sequence: str) -> bool:
-        letters, capped = parse_sequence(sequence)
-        return not capped and len(letters) in self.lengths and set(letters) <= set(self.residues)
+        parsed = parse_sequence(sequence)
+        if parsed.head or parsed.tail or not parsed.plain:
+            return False
+        return len(parsed.residues) in self.lengths and set(parsed.letters) <= set(self.residues)
 
     def __str__(self) -> str:
         lengths = " or ".join(map(str, self.lengths))

@@ -174,8 +174,8 @@ def test_split_mistakes(tmp_path):
     [
         ("", "has no sequences"),
         ("# nothing\n\n", "has no sequences"),
-        ("AA\nAa\n", "line 2: residue 2 of sequence 'Aa' is 'a', lowercase, a D-amino acid"),
-        ("AA\nAXA\n", "line 2: residue 2 .* is 'X', unknown"),
+        ("AA\nAa\n", "line 2: letter 2 .* is 'a', lowercase; write 'A', or 'dAla'"),
+        ("AA\nAXA\n", "line 2: letter 2 .* is 'X', unknown"),
         ("AA\nGG\nAA\n", "line 3: AA stands in line 1 already"),
     ],
 )

@@ -87,7 +87,7 @@ def test_sample_at_another_temperature(shipped, tmp_path):
 
 
 MISTAKES = {
-    "D-residue": ("nL", "lowercase, a D-amino acid"),
+    "D-residue": ("nL", "lowercase; write 'N', or 'dAsn'"),
     "unsupported residue": ("NX", "'X', unknown"),
     "too long for what is shipped": ("AAA", "no flow is shipped for AAA"),
     "too many atoms for the model": ("WW", "too long for this flow, which takes 20"),
