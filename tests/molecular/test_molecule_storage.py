@@ -4,7 +4,6 @@ import shutil
 import numpy as np
 import openmm
 import pytest
-from openmm import app
 
 from molecular import Peptide
 from molecular.molecule.molecule import Molecule
@@ -23,7 +22,6 @@ def folder(peptide, tmp_path):
 
 
 def assert_same(one, other):
-    assert type(one) is type(other)
     assert one.topology == other.topology
     assert one.positions.dtype == np.float64
     np.testing.assert_array_equal(one.positions, other.positions)
@@ -32,17 +30,9 @@ def assert_same(one, other):
     assert (one.temperature, one.name) == (other.temperature, other.name)
 
 
-def test_a_peptide_comes_back_to_the_last_bit(peptide, folder):
-    again = load_molecule(folder)
-    assert_same(again, peptide)
-    for name in ("sequence", "residues", "capped", "force_field", "cutoff", "constraints", "hydrogen_mass"):
-        assert getattr(again, name) == getattr(peptide, name)
-    assert sorted(path.name for path in folder.iterdir()) == ["molecule.json", "system.xml", "topology.pdb"]
-    read = app.PDBFile(str(folder / "topology.pdb"))
-    assert [atom.name for atom in read.topology.atoms()] == list(peptide.topology.atom_names)
-
-
 def test_any_molecule_comes_back_and_replaces_another(peptide, folder):
+    assert_same(load_molecule(folder), peptide)
+    assert sorted(path.name for path in folder.iterdir()) == ["molecule.json", "system.xml", "topology.pdb"]
     generator = np.random.default_rng(0)
     positions = peptide.positions + generator.normal(scale=1e-3, size=peptide.positions.shape)
     molecule = Molecule(peptide.topology, peptide.system, positions, 1 / 3 + 300, name="Größe ∞")
@@ -52,33 +42,30 @@ def test_any_molecule_comes_back_and_replaces_another(peptide, folder):
     assert_same(load_molecule(folder), molecule)
 
 
-def test_a_folder_without_molecule_json_has_its_peptide_built_anew(peptide, tmp_path):
-    settings = {
-        "sequence": "Ace-G-Nme",
-        "force_field": list(peptide.force_field),
-        "cutoff": None,
-        "constraints": "HBonds",
-        "hydrogen_mass": 3.0,
-        "temperatures": [333.3, 400.0],
-    }
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    assert_same(load_molecule(tmp_path), peptide)
-    for changed in ({"temperatures": []}, {"sequence": 3}, {"force_field": None}, {"cutoff": []}):
+def test_a_folder_without_a_checksum_is_read(peptide, folder):
+    content = json.loads((folder / "molecule.json").read_text())
+    del content["checksum"]
+    (folder / "molecule.json").write_text(json.dumps(content))
+    assert_same(load_molecule(folder), peptide)
+
+
+def test_settings_that_name_no_peptide(tmp_path):
+    settings = {"sequence": "Ace-G-Nme", "force_field": ["amber99sbildn.xml"], "temperatures": [333.3]}
+    for changed in (
+        {"temperatures": []},
+        {"sequence": 3},
+        {"force_field": 3},
+        {"cutoff": []},
+        {"temperatures": {}},
+        {"sequence": "Ace-B-Nme"},
+        {"temperatures": ["a"]},
+        {"hydrogen_mass": "a"},
+        {"constraints": []},
+    ):
         (tmp_path / "settings.json").write_text(json.dumps(settings | changed))
-        with pytest.raises(ValueError, match="describes no simulation of a peptide"):
+        with pytest.raises(ValueError) as error:
             load_molecule(tmp_path)
-    (tmp_path / "settings.json").write_text(json.dumps(settings | {"sequence": "Ace-B-Nme"}))
-    with pytest.raises(ValueError, match="residue 1"):
-        load_molecule(tmp_path)
-
-
-def test_no_molecule_is_said(tmp_path, folder):
-    for missing in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(FileNotFoundError, match="no molecule.json in"):
-            load_molecule(missing)
-    (folder / "system.xml").unlink()
-    with pytest.raises(FileNotFoundError, match="no system.xml in"):
-        load_molecule(folder)
+        assert "\n" not in str(error.value)
 
 
 def test_files_of_two_molecules_are_refused(folder, tmp_path):
@@ -104,7 +91,7 @@ def test_damage_is_one_sentence(peptide, folder, name):
         try:
             again = load_molecule(folder)
         except ValueError as error:
-            assert "\n" not in str(error) and str(folder) in str(error)
+            assert "\n" not in str(error) and name.partition(".")[0] in str(error)
         else:
             assert_same(again, peptide)  # such as another blank for a line's end
     (folder / name).write_bytes(good)
