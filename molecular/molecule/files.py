@@ -48,6 +48,8 @@ WrittenNames: TypeAlias = dict[tuple[str, str, str], str]
 # What `Peptide` takes for peptides without caps, nm.
 UNCAPPED_CUTOFF = 2.0
 
+LONGEST_REASON = 300  # characters of what another program's reader says
+
 log = logging.getLogger(__name__)
 
 
@@ -357,7 +359,8 @@ def _in_nanometres(positions: Any) -> NDArray[np.float64]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."
 
 
 STRUCTURE_FILES: dict[str, Callable[[str], Any]] = {
