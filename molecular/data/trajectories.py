@@ -40,6 +40,7 @@ SAME_ENERGY = 0.25
 """kT, root mean square: atoms whose exchange changes the energy by more are not equivalent in the force field."""
 GRIDS = (1e-2, 1e-3, 1e-4)
 SHARD = 10_000
+NOT_FINITE = "with positions that are not finite"
 
 
 @dataclass
@@ -166,7 +167,8 @@ def import_trajectory(
         np.concatenate(_ladders([len(part.time) for part in parts], num_parts)),
         np.repeat(np.arange(len(parts)), [len(part.time) for part in parts]),
     )
-    report.frames_read = len(frames.time)
+    if not len(frames.time):
+        raise _no_frame(report)
     _mend(molecule, frames, report, energy)
     _draw_constrained(molecule, frames, report, seed)
     written = _with_energies(frames, energy, molecule.kT, highest_energy, report)
@@ -255,12 +257,9 @@ def _read(molecule: Molecule, path: Path, topology: Topology | None, stride: int
     if topology is None and has_atoms(path):
         topology = read_atoms(path)
     num_atoms = molecule.num_atoms if topology is None else topology.num_atoms
-    sample = read_frames(path, num_atoms, most=SAMPLE)
-    finite = np.isfinite(sample.positions).all(axis=(1, 2))
-    if not finite.any():
-        raise ValueError(f"none of the first {len(finite)} frames of {path} is finite; give a trajectory that is.")
-    where = np.flatnonzero(finite)
-    sample = Part(sample.positions[where], sample.time[where], None if sample.box is None else sample.box[where])
+    sample = _finite(read_frames(path, num_atoms, most=SAMPLE))
+    if not len(sample.time):
+        raise ValueError(f"none of the first frames of {path} is finite; give a trajectory that is.")
     candidates = (
         list(range(num_atoms)) if topology is None else solute(topology, [r.name for r in molecule.topology.residues])
     )
@@ -270,12 +269,17 @@ def _read(molecule: Molecule, path: Path, topology: Topology | None, stride: int
     sample = _scaled(sample, scale)
     order, matched = _match(molecule, path, topology, candidates, sample, report)
     part = _scaled(read_frames(path, num_atoms, order, stride=stride), scale)
+    count = len(part.time)
+    report.frames_read += count
+    part = _finite(part)
+    if len(part.time) < count:
+        report.left_out[NOT_FINITE] = report.left_out.get(NOT_FINITE, 0) + count - len(part.time)
     positions, torn = _made_whole(part, molecule.topology)
     report.unwrapped += torn
     report.files.append(
         {
             "file": str(path),
-            "frames": len(positions),
+            "frames": count,
             "atoms": num_atoms,
             "unit": UNITS[scale],
             "matched": matched,
@@ -287,6 +291,10 @@ def _read(molecule: Molecule, path: Path, topology: Topology | None, stride: int
     if not (np.isfinite(time).all() and (time >= 0.0).all()):
         time = np.arange(len(time), dtype=np.float64)
     return Part(positions, time, None)
+
+
+def _finite(part: Part) -> Part:
+    return part.select(np.flatnonzero(np.isfinite(part.positions).all(axis=(1, 2))))
 
 
 def _scaled(part: Part, scale: float) -> Part:
@@ -436,7 +444,7 @@ def _made_whole(part: Part, topology: Topology) -> tuple[NDArray[np.float64], in
         for other in topology.neighbours[atom]:
             if other not in seen:
                 vectors = (positions[:, other] - positions[:, atom])[:, None]
-                images = np.round(np.nan_to_num(vectors @ inverse, posinf=0.0, neginf=0.0))
+                images = np.round(vectors @ inverse)
                 positions[:, other] -= (images @ box)[:, 0]
                 torn |= images.any(axis=(1, 2))
                 seen.add(other)
@@ -457,7 +465,6 @@ def _grid(positions: NDArray[np.float64]) -> float:
 def _mend(molecule: Molecule, frames: _Collected, report: ImportReport, energy: PotentialEnergy) -> None:
     """Leave out what cannot be mended, and name equivalent atoms as the molecule's structure does."""
     topology = molecule.topology
-    frames.keep(np.isfinite(frames.positions).all(axis=(1, 2)), "with positions that are not finite", report)
     frames.positions -= frames.positions.mean(axis=1, keepdims=True)
     ratio = lengths(frames.positions, topology.bonds) / lengths(molecule.positions[None], topology.bonds)
     whole = ((ratio > STRETCHED[0]) & (ratio < STRETCHED[1])).all(axis=1)

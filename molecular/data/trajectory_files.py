@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -15,14 +18,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.data import trajectory_worker
 from molecular.molecule.topology import Residue, Topology
 
-STREAMED = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
+BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
 WITH_ATOMS = (".h5", ".hdf5", ".pdb", ".pdb.gz", ".cif", ".mmcif", ".pdbx", ".gro")
-FORMATS = (*STREAMED, *WITH_ATOMS[2:], ".npz")
+FORMATS = (*BINARY, *WITH_ATOMS[2:], ".npz")
 TOPOLOGIES = (*WITH_ATOMS, ".prmtop", ".parm7", ".prm7", ".psf", ".mol2")
-CHUNK = 20_000_000
-"""Coordinates that are read at once."""
 
 _WATERS = frozenset(
     ("HOH", "WAT", "SOL", "H2O", "DOD", "SPC", "SPCE", "OPC", "OPC3", "TIP", "TIP2", "TIP3", "TIP4", "TIP5")
@@ -38,7 +40,7 @@ class Part:
     time: NDArray[np.float64]
     box: NDArray[np.float64] | None
 
-    def select(self, frames: slice, atoms: NDArray[np.integer] | slice = slice(None)) -> Part:
+    def select(self, frames: slice | NDArray[np.integer], atoms: NDArray[np.integer] | slice = slice(None)) -> Part:
         """These frames of these atoms."""
         box = None if self.box is None else self.box[frames]
         return Part(self.positions[frames][:, atoms], self.time[frames], box)
@@ -64,23 +66,17 @@ def read_frames(
     chosen = np.arange(num_atoms) if atoms is None else np.asarray(atoms)
     with _reading(path) as readable:
         suffix = _suffix(path)
-        if suffix in STREAMED:
-            parts = list(_stream(path, readable, suffix, num_atoms, chosen, stride, most))
+        if suffix in BINARY:
+            part = _read_apart(path, readable, num_atoms, chosen, stride, most)
         elif suffix == ".npz" or suffix in FORMATS:
-            whole = _read_npz(readable) if suffix == ".npz" else _part(_load(readable, suffix))
-            _check_atoms(path, whole.positions.shape[1], num_atoms)
-            parts = [whole.select(slice(None, most), chosen).select(slice(None, None, stride))]
+            part = _read_npz(readable) if suffix == ".npz" else _part(_load(readable, suffix))
+            _check_atoms(path, part.positions.shape[1], num_atoms)
+            part = part.select(slice(None, most), chosen).select(slice(None, None, stride))
         else:
             raise ValueError(f"the formats are {', '.join(FORMATS)}")
-        parts = [part for part in parts if len(part.positions)]
-        if not parts:
+        if not len(part.positions):
             raise ValueError("it has no frames")
-        boxes = [part.box for part in parts if part.box is not None]
-        return Part(
-            np.concatenate([part.positions for part in parts]),
-            np.concatenate([part.time for part in parts]),
-            np.concatenate(boxes) if len(boxes) == len(parts) else None,
-        )
+        return part
 
 
 def read_atoms(path: Path) -> Topology:
@@ -119,36 +115,35 @@ def solute(topology: Topology, own_residues: Sequence[str]) -> list[int]:
     return [atom for atom, residue in enumerate(topology.residue_indices) if residue not in left_out]
 
 
-def _stream(
-    path: Path,
-    readable: Path,
-    suffix: str,
-    num_atoms: int,
-    atoms: NDArray[np.integer],
-    stride: int,
-    most: int | None,
-) -> Iterator[Part]:
-    """A long trajectory in parts, of which only the wanted atoms stay in memory."""
-    import mdtraj
-
-    _check_tables(suffix)
-    order = np.sort(atoms)
-    back = np.searchsorted(order, atoms)
-    if suffix == ".xtc":
-        _check_xtc(path, readable, num_atoms)
-    with mdtraj.open(str(readable)) as file:
-        arguments = [_anonymous(num_atoms)]
-        if suffix in WITH_ATOMS:
-            arguments = []
-            _check_atoms(path, file.topology.n_atoms, num_atoms)
-        start = 0
-        while most is None or start < most:
-            number = min(max(1, CHUNK // (3 * num_atoms)), np.inf if most is None else most - start)
-            chunk = file.read_as_traj(*arguments, n_frames=int(number), atom_indices=order)
-            if not len(chunk):
-                return
-            yield _part(chunk).select(slice(-start % stride, None, stride), back)
-            start += len(chunk)
+def _read_apart(
+    path: Path, readable: Path, num_atoms: int, atoms: NDArray[np.integer], stride: int, most: int | None
+) -> Part:
+    """What `trajectory_worker` reads, in a process of its own."""
+    _check_tables(_suffix(path))
+    with tempfile.TemporaryDirectory() as folder:
+        request = {
+            "path": str(readable),
+            "num_atoms": num_atoms,
+            "atoms": atoms.tolist(),
+            "stride": stride,
+            "most": most,
+            "output": str(Path(folder) / "frames.npz"),
+        }
+        command = [sys.executable, "-P", trajectory_worker.__file__]  # -P: no modules from beside the script
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False)
+        said = done.stderr.strip().splitlines()
+        if done.returncode == trajectory_worker.WRONG_ATOMS:
+            _check_atoms(path, int(said[-1]), num_atoms)
+        if done.returncode == trajectory_worker.CANNOT_READ:
+            raise ValueError(said[-1])
+        if done.returncode < 0:
+            raise ValueError("it is damaged: its reader crashed")
+        if done.returncode:
+            raise RuntimeError(f"its reader ended with exit code {done.returncode}: {said[-1] if said else ''}")
+        with np.load(request["output"]) as stored:
+            if "positions" not in stored.files:
+                raise ValueError("it has no frames")
+            return Part(stored["positions"], stored["time"], stored["box"] if "box" in stored.files else None)
 
 
 def _part(trajectory: Any) -> Part:
@@ -211,15 +206,6 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], int, int]:
     return shape, dtype.itemsize, file.tell()
 
 
-def _check_xtc(path: Path, readable: Path, num_atoms: int) -> None:
-    """Refuse a wrong header before the reader in C takes memory for what it tells."""
-    with readable.open("rb") as file:
-        start = file.read(8)
-    if len(start) < 8 or int.from_bytes(start[:4], "big") not in (1995, 2023):
-        raise ValueError("it does not begin as an XTC file does")
-    _check_atoms(path, int.from_bytes(start[4:], "big"), num_atoms)
-
-
 def _check_atoms(path: Path, found: int, wanted: int) -> None:
     if found != wanted:
         raise _OtherAtoms(
@@ -243,16 +229,6 @@ def _check_tables(suffix: str) -> None:
 def _suffix(path: Path) -> str:
     name = path.name.lower()
     return ".pdb.gz" if name.endswith(".pdb.gz") else Path(name).suffix
-
-
-def _anonymous(num_atoms: int) -> Any:
-    import mdtraj
-
-    topology = mdtraj.Topology()
-    residue = topology.add_residue("UNK", topology.add_chain())
-    for _ in range(num_atoms):
-        topology.add_atom("X", mdtraj.element.virtual, residue)
-    return topology
 
 
 def _topology(found: Any) -> Topology:
