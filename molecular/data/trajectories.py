@@ -114,7 +114,7 @@ class ImportReport:
 
 def import_trajectory(
     molecule: Molecule,
-    trajectories: Sequence[str | Path],
+    trajectories: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     topology: str | Path | None = None,
@@ -134,8 +134,8 @@ def import_trajectory(
 
     Args:
         molecule: whose force field is flexible.
-        trajectories: XTC, TRR, DCD, NetCDF or H5 files, PDB models, or NPZ with positions (N, n, 3). They are taken for
-            independent.
+        trajectories: one file or several, which are taken for independent: XTC, TRR, DCD, NetCDF, H5, models of a PDB,
+            mmCIF or GRO file, or NPZ with positions (N, n, 3), and, if wanted, time (N,) and box (3, 3) or (N, 3, 3).
         output: a folder for topology.pdb, settings.json, frames-*.npz and import.json.
         topology: the atoms of the trajectories (PDB, mmCIF, GRO, prmtop, PSF, MOL2, H5). Without it, files
             that do not tell their atoms must have those of the molecule in its order.
@@ -153,7 +153,8 @@ def import_trajectory(
         ValueError: an option that makes no sense, a damaged file, another molecule, constraints that cannot be undone,
             or no frame that can be used; nothing is written then.
     """
-    output, files = Path(output), [Path(path) for path in trajectories]
+    output = Path(output)
+    files = [Path(path) for path in ([trajectories] if isinstance(trajectories, str | Path) else trajectories)]
     temperature = molecule.temperature if temperature is None else float(temperature)
     _check(files, output, temperature, highest_energy, stride, num_parts)
     molecule = molecule.at(temperature)
@@ -347,9 +348,11 @@ def _match(
     bonds = perceive_bonds(chosen.elements, distances, pairs)
     graph = Topology(chosen.atom_names, chosen.elements, chosen.residues, chosen.residue_indices, bonds)
     found = []
+    whole = _made_whole(sample.select(slice(1), np.array(candidates)), graph)[0][0]
     for component in graph.components:
         if len(component) == molecule.num_atoms:
-            order = match_bonds(molecule.topology, graph.select(component))
+            structures = molecule.positions, whole[list(component)]
+            order = match_bonds(molecule.topology, graph.select(component), structures)
             if order is not None:
                 found.append([candidates[component[atom]] for atom in order])
     if not found:
@@ -438,17 +441,20 @@ def _made_whole(part: Part, topology: Topology) -> tuple[NDArray[np.float64], in
     """Positions whose bonds are not torn by the box, and how many frames had been torn."""
     box, inverse = _boxes(part)
     positions, torn = part.positions.copy(), np.zeros(len(part.positions), dtype=bool)
-    queue, seen = deque([0]), {0}
-    while queue:
-        atom = queue.popleft()
-        for other in topology.neighbours[atom]:
-            if other not in seen:
-                vectors = (positions[:, other] - positions[:, atom])[:, None]
-                images = np.round(vectors @ inverse)
-                positions[:, other] -= (images @ box)[:, 0]
-                torn |= images.any(axis=(1, 2))
-                seen.add(other)
-                queue.append(other)
+    seen = set[int]()
+    for first in range(topology.num_atoms):
+        queue = deque([] if first in seen else [first])
+        while queue:
+            atom = queue.popleft()
+            seen.add(atom)
+            for other in topology.neighbours[atom]:
+                if other not in seen:
+                    vectors = (positions[:, other] - positions[:, atom])[:, None]
+                    images = np.round(vectors @ inverse)
+                    positions[:, other] -= (images @ box)[:, 0]
+                    torn |= images.any(axis=(1, 2))
+                    seen.add(other)
+                    queue.append(other)
     return positions, int(torn.sum())
 
 

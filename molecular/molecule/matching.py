@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.molecule.relabel import volumes
 from molecular.molecule.topology import Topology
 
 MOST_TRIALS = 10_000
@@ -32,12 +33,20 @@ def match_names(molecule: Topology, other: Topology) -> list[int] | None:
     return [place[key] for key in wanted]
 
 
-def match_bonds(molecule: Topology, other: Topology) -> list[int] | None:
+def match_bonds(
+    molecule: Topology,
+    other: Topology,
+    structures: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
+) -> list[int] | None:
     """The atoms of `other` in the order of `molecule`, by an isomorphism of their bonds and elements; None without one.
 
     Colours are refined until neighbours tell no more atoms apart; then one pair of atoms of the same colour is taken to
     be the same, those with equal names first, and so on (McKay, Congressus Numerantium 30, 1981). Names thus
     choose between atoms that the bonds cannot tell apart.
+
+    Args:
+        structures: (n, 3) nm of each, whose handedness is kept where an isomorphism can: the two stereocentres
+            of meso-tartaric acid have the same bonds.
     """
     if Counter(molecule.elements) != Counter(other.elements) or len(molecule.bonds) != len(other.bonds):
         return None
@@ -45,7 +54,11 @@ def match_bonds(molecule: Topology, other: Topology) -> list[int] | None:
     neighbours = [*molecule.neighbours, *(tuple(size + atom for atom in row) for row in other.neighbours)]
     names = [*_keys(molecule), *_keys(other)]
     # Individualised colours, still to be refined: a stack, so that a wrong choice is taken back.
-    stack: list[Sequence[Any]] = [[*molecule.elements, *other.elements]]
+    colours = _refined([*molecule.elements, *other.elements], neighbours)
+    stack: list[Sequence[Any]] = [colours]
+    if structures is not None:
+        # On top; without a match that keeps the handedness, one that does not is still to be found.
+        stack.append(_with_hands(colours, neighbours, np.concatenate(structures)))
     for _ in range(MOST_TRIALS):
         if not stack:
             return None
@@ -92,6 +105,18 @@ def _refined(colours: Sequence[Any], neighbours: Sequence[Sequence[int]]) -> lis
         if len(numbers) == count:
             return colours
         count = len(numbers)
+
+
+def _with_hands(
+    colours: Sequence[int], neighbours: Sequence[Sequence[int]], positions: NDArray[np.floating]
+) -> list[tuple[int, bool]]:
+    """Colours that tell the two hands of atoms apart whose four neighbours all differ."""
+    found = []
+    for colour, near in zip(colours, neighbours, strict=True):
+        corners = sorted(near, key=colours.__getitem__)
+        told = len({colours[atom] for atom in near}) == len(near) == 4
+        found.append((colour, told and bool(volumes(positions, corners) > 0.0)))
+    return found
 
 
 def _classes(colours: Sequence[int], offset: int) -> dict[int, list[int]]:

@@ -9,6 +9,8 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 
 from molecular import Peptide
 from molecular.data.constrained_bonds import constrained_bonds, draw_lengths, harmonic_bonds, lengths, thermal_lengths
@@ -17,7 +19,7 @@ from molecular.data.trajectories import import_trajectory
 from molecular.dynamics import Langevin, relax, start_structures
 from molecular.energy import compile_system
 from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
-from molecular.molecule.relabel import find_exchanges, relabel, swap
+from molecular.molecule.relabel import find_exchanges, relabel, swap, volumes
 from molecular.molecule.topology import Residue, Topology
 
 TRICLINIC = np.array([[1.9, 0.0, 0.0], [0.6, 1.8, 0.0], [-0.5, 0.7, 1.7]])
@@ -215,6 +217,20 @@ def test_a_spoilt_trajectory_gives_the_training_set_of_the_clean_one(name, clean
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["temperatures"] == [300.0]
     assert json.loads((tmp_path / "out" / "import.json").read_text())["frames_kept"] == len(ensemble)
     assert sum(len(part) for part in split_by_ladder(ensemble, (0.8, 0.2))) == 60
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "gro"])
+def test_a_topology_without_elements(suffix, clean, tmp_path):
+    trajectory, path = with_water(tmp_path, clean)
+    if suffix == "pdb":
+        text = "\n".join(line[:66] for line in path.read_text().splitlines())
+        path.write_text(text.replace(" H   ALA", " HN  ALA").replace(" HB1 ALA", "1HB  ALA"))
+    else:
+        mdtraj.load_frame(str(path), 0).save(str(tmp_path / "top.gro"))
+        path = tmp_path / "top.gro"
+        path.write_text(path.read_text().replace("    H    ", "   HN    "))
+    import_trajectory(clean.molecule, trajectory, tmp_path / "out", topology=path)
+    np.testing.assert_allclose(load_ensemble(tmp_path / "out").positions, clean.positions, atol=1e-6)
 
 
 def test_a_mirrored_trajectory_is_refused(clean, tmp_path):
@@ -453,6 +469,29 @@ def test_names_of_charmm_are_matched_by_bonds():
     assert [order[found[atom]] for atom in unique] == unique
     assert len(unique) > 20
     assert match_bonds(topology, Peptide("IH").topology) is None
+
+
+def test_matching_keeps_the_hands_of_centres_that_bonds_cannot_tell_apart():
+    acid = Chem.AddHs(Chem.MolFromSmiles("O[C@H]([C@H](O)C(O)=O)C(O)=O"))
+    rdDistGeom.EmbedMolecule(acid, randomSeed=1)
+    positions = acid.GetConformer().GetPositions() / 10
+    atoms = list(acid.GetAtoms())
+    bonds = tuple(sorted(tuple(sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx()))) for b in acid.GetBonds()))
+    elements = tuple(atom.GetSymbol() for atom in atoms)
+    names = tuple(f"{element}{index}" for index, element in enumerate(elements))
+    topology = Topology(names, elements, (Residue("TAR"),), (0,) * len(atoms), bonds)
+    assert len(topology.stereocentres) == 2
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        order = rng.permutation(len(atoms)).tolist()
+        other = topology.select(order)
+        other = Topology(tuple("X" * len(atoms)), other.elements, other.residues, other.residue_indices, other.bonds)
+        found = match_bonds(topology, other, (positions, positions[order]))
+        for corners in topology.stereocentres:
+            assert volumes(positions[order][found], corners) * volumes(positions, corners) > 0
+        mirrored = match_bonds(topology, other, (positions, -positions[order]))  # meso: its own mirror image
+        for corners in topology.stereocentres:
+            assert volumes(-positions[order][mirrored], corners) * volumes(positions, corners) > 0
 
 
 def test_matching_takes_back_choices_that_fail():
