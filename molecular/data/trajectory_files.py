@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molecular.data import trajectory_worker
-from molecular.molecule.topology import Residue, Topology
+from molecular.molecule.topology import Topology
 
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
 WITH_ATOMS = (".h5", ".hdf5", ".pdb", ".pdb.gz", ".cif", ".mmcif", ".pdbx", ".gro")
@@ -82,8 +82,7 @@ def read_frames(
 def read_atoms(path: Path) -> Topology:
     """The atoms and residues of a PDB, mmCIF, GRO, H5, prmtop, PSF or MOL2 file, without bonds.
 
-    An atom whose element is not told gets that of its name's first letter, which for a virtual site is none. Raises
-    ValueError for a damaged file or an unknown format.
+    Raises ValueError for a damaged file or an unknown format.
     """
     import mdtraj
 
@@ -91,12 +90,14 @@ def read_atoms(path: Path) -> Topology:
         suffix = _suffix(path)
         if suffix not in TOPOLOGIES:
             raise ValueError(f"the formats of a topology are {', '.join(TOPOLOGIES)}")
-        if suffix in WITH_ATOMS[2:]:
-            found = _load(readable, suffix).topology
-        else:
-            _check_tables(suffix)
-            found = mdtraj.load_topology(str(readable))
-        return _topology(found)
+        if suffix in BINARY:
+            with tempfile.TemporaryDirectory() as folder:
+                answer = Path(folder) / "topology.json"
+                _ask(path, {"path": str(readable), "topology": str(answer)})
+                return Topology.from_dict(json.loads(answer.read_text(encoding="utf-8")))
+        # Every reader of these is written in Python.
+        found = _load(readable, suffix).topology if suffix in FORMATS else mdtraj.load_topology(str(readable))
+        return Topology.from_dict(trajectory_worker.atoms_of(found))
 
 
 def has_atoms(path: Path) -> bool:
@@ -118,32 +119,31 @@ def solute(topology: Topology, own_residues: Sequence[str]) -> list[int]:
 def _read_apart(
     path: Path, readable: Path, num_atoms: int, atoms: NDArray[np.integer], stride: int, most: int | None
 ) -> Part:
-    """What `trajectory_worker` reads, in a process of its own."""
-    _check_tables(_suffix(path))
+    """What `trajectory_worker` reads."""
     with tempfile.TemporaryDirectory() as folder:
-        request = {
-            "path": str(readable),
-            "num_atoms": num_atoms,
-            "atoms": atoms.tolist(),
-            "stride": stride,
-            "most": most,
-            "output": str(Path(folder) / "frames.npz"),
-        }
-        command = [sys.executable, "-P", trajectory_worker.__file__]  # -P: no modules from beside the script
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False)
-        said = done.stderr.strip().splitlines()
-        if done.returncode == trajectory_worker.WRONG_ATOMS:
-            _check_atoms(path, int(said[-1]), num_atoms)
-        if done.returncode == trajectory_worker.CANNOT_READ:
-            raise ValueError(said[-1])
-        if done.returncode < 0:
-            raise ValueError("it is damaged: its reader crashed")
-        if done.returncode:
-            raise RuntimeError(f"its reader ended with exit code {done.returncode}: {said[-1] if said else ''}")
-        with np.load(request["output"]) as stored:
+        output = Path(folder) / "frames.npz"
+        request = {"num_atoms": num_atoms, "atoms": atoms.tolist(), "stride": stride, "most": most}
+        _ask(path, {"path": str(readable), "output": str(output)} | request)
+        with np.load(output) as stored:
             if "positions" not in stored.files:
                 raise ValueError("it has no frames")
             return Part(stored["positions"], stored["time"], stored["box"] if "box" in stored.files else None)
+
+
+def _ask(path: Path, request: dict[str, Any]) -> None:
+    """Let a process of its own answer a request."""
+    _check_tables(_suffix(path))
+    command = [sys.executable, "-P", trajectory_worker.__file__]  # -P: no modules from beside the script
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False)
+    said = done.stderr.strip().splitlines() or [""]
+    if done.returncode == trajectory_worker.WRONG_ATOMS:
+        _check_atoms(path, int(said[-1]), request["num_atoms"])
+    if done.returncode == trajectory_worker.CANNOT_READ:
+        raise ValueError(said[-1])
+    if done.returncode < 0:
+        raise ValueError("it is damaged: its reader crashed")
+    if done.returncode:
+        raise RuntimeError(f"its reader ended with exit code {done.returncode}: {said[-1]}")
 
 
 def _part(trajectory: Any) -> Part:
@@ -229,26 +229,6 @@ def _check_tables(suffix: str) -> None:
 def _suffix(path: Path) -> str:
     name = path.name.lower()
     return ".pdb.gz" if name.endswith(".pdb.gz") else Path(name).suffix
-
-
-def _topology(found: Any) -> Topology:
-    atoms = list(found.atoms)
-    residues = tuple(Residue(residue.name, str(residue.resSeq), str(residue.chain.index)) for residue in found.residues)
-    return Topology(
-        tuple(atom.name for atom in atoms),
-        tuple(_element(atom) for atom in atoms),
-        residues,
-        tuple(atom.residue.index for atom in atoms),
-        (),
-    )
-
-
-def _element(atom: Any) -> str:
-    symbol = getattr(atom.element, "symbol", "")
-    if symbol not in ("", "VS"):
-        return symbol
-    letters = atom.name.lstrip("0123456789")[:1].upper()
-    return letters if letters in ("H", "C", "N", "O", "S", "P", "F") else "X"
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The process that reads binary trajectories for `trajectory_files`; run as a script, it needs mdtraj and numpy alone.
 
 Readers in C may write where they should not when a file is damaged: they then end this process and no other.
-The request is JSON on standard input: "path", "num_atoms", "atoms" in any order, "stride", "most" frames or null, and
-"output", an .npz of positions (N, m, 3) nm, time (N,) ps and, where every frame has one, box (N, 3, 3) nm.
+The request is JSON on standard input: "path", and either "topology", the JSON file for the atoms that the trajectory
+tells, or "num_atoms", "atoms" to keep in any order, "stride", "most" frames or null, and "output", the .npz for
+positions (N, m, 3) nm, time (N,) ps and, where every frame has one, box (N, 3, 3) nm.
 """
 
 import json
@@ -51,6 +52,31 @@ def read(request: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
 
 
+def atoms_of(topology: mdtraj.Topology) -> dict[str, list]:
+    """The atoms of a topology as `molecular.molecule.topology.Topology.from_dict` takes them, without bonds.
+
+    An atom whose element is not told gets that of its name's first letter, and "X" if that is none, as a virtual
+    site's.
+    """
+    atoms = list(topology.atoms)
+    return {
+        "atom_names": [atom.name for atom in atoms],
+        "elements": [element_of(atom) for atom in atoms],
+        "residues": [[each.name, str(each.resSeq), str(each.chain.index)] for each in topology.residues],
+        "residue_indices": [atom.residue.index for atom in atoms],
+        "bonds": [],
+    }
+
+
+def element_of(atom: Any) -> str:
+    """The symbol of an atom's element."""
+    symbol = getattr(atom.element, "symbol", "")
+    if symbol not in ("", "VS"):
+        return symbol
+    letter = atom.name.lstrip("0123456789")[:1].upper()
+    return letter if letter in ("H", "C", "N", "O", "S", "P", "F") else "X"
+
+
 def anonymous(num_atoms: int) -> mdtraj.Topology:
     """So many atoms without a name."""
     topology = mdtraj.Topology()
@@ -72,12 +98,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     request = json.load(sys.stdin)
     try:
-        check_header(request)
-        arrays = read(request)
+        if "topology" in request:
+            content = atoms_of(mdtraj.load_topology(request["path"]))
+        else:
+            check_header(request)
+            arrays = read(request)
     except Exception as error:  # the readers of many formats raise whatever comes
         print("".join(str(error).splitlines()[:1]) or type(error).__name__, file=sys.stderr)  # noqa: T201
         sys.exit(CANNOT_READ)
-    np.savez(request["output"], allow_pickle=False, **arrays)
+    if "topology" in request:
+        with open(request["topology"], "w", encoding="utf-8") as file:
+            json.dump(content, file)
+    else:
+        np.savez(request["output"], allow_pickle=False, **arrays)
 
 
 def check_header(request: dict[str, Any]) -> None:
