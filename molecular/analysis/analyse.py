@@ -219,7 +219,7 @@ def analyse(
     series = [_as_angle(variable, values) for variable, values in named.found()]
     series += [math.pi * mask.double() for mask in inside.values()]
     shares, refusal = shares_of(conformations, series)
-    if refusal:
+    if refusal and not any(refusal in note for note in notes):
         notes.append(refusal)
 
     def surface(variables: Sequence[CollectiveVariable], default: int) -> FreeEnergy:
