@@ -25,6 +25,7 @@ from molecular.energy import PotentialEnergy, compile_system
 from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.relabel import Exchange, find_exchanges, relabel, swap, volumes
+from molecular.molecule.storage import save_molecule
 from molecular.molecule.topology import Topology
 from nflib.io import complete_folder, write_json
 
@@ -176,11 +177,11 @@ def import_trajectory(
     report.frames_kept, report.ladders = len(written), len(np.unique(written.ladder))
     report.energy_mean, report.energy_deviation = float(written.energies.mean()), float(written.energies.std())
     with complete_folder(output) as folder:
-        molecule.save_pdb(folder / "topology.pdb")
+        save_molecule(molecule, folder)
         write_json(
             folder / "settings.json",
             {
-                "sequence": molecule.name,
+                "molecule": molecule.name,
                 "num_atoms": molecule.num_atoms,
                 "temperatures": [temperature],
                 "imported": [str(path) for path in files],
