@@ -55,9 +55,9 @@ def find_exchanges(topology: Topology) -> list[Exchange]:
         (one, two), branches = min(alike, key=lambda item: (len(item[1][0]), (-item[0][0], -item[0][1])))
         others = [atom for atom in near if atom not in (one, two)]
         if len(near) == 4:
-            found.append(Exchange(*branches, (one, two, others[0], others[1]), handed=True))
+            found.append(Exchange(branches[0], branches[1], (one, two, others[0], others[1]), handed=True))
         elif len(near) == 3 and (far := _across(topology, centre, others[0])) is not None:
-            found.append(Exchange(*branches, (one, centre, others[0], far), handed=False))
+            found.append(Exchange(branches[0], branches[1], (one, centre, others[0], far), handed=False))
     return sorted(found, key=lambda exchange: -len(exchange.first))
 
 
