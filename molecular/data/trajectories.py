@@ -352,9 +352,9 @@ def _match(
     for component in graph.components:
         if len(component) == molecule.num_atoms:
             structures = molecule.positions, whole[list(component)]
-            order = match_bonds(molecule.topology, graph.select(component), structures)
-            if order is not None:
-                found.append([candidates[component[atom]] for atom in order])
+            by_bonds = match_bonds(molecule.topology, graph.select(component), structures)
+            if by_bonds is not None:
+                found.append([candidates[component[atom]] for atom in by_bonds])
     if not found:
         raise ValueError(_other_molecule(molecule, path, graph))
     if len(found) > 1:
@@ -404,7 +404,7 @@ def _boxes(part: Part) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     count = len(part.positions)
     box = np.zeros((count, 3, 3)) if part.box is None else part.box
-    sound = np.isfinite(box).all(axis=(1, 2))
+    sound: NDArray[np.bool_] = np.asarray(np.isfinite(box).all(axis=(1, 2)))
     volume = np.where(sound, np.abs(np.linalg.det(np.where(sound[:, None, None], box, 0.0))), 0.0)
     sound &= volume > NARROWEST_BOX**3
     box = np.where(sound[:, None, None], box, np.eye(3))
@@ -437,7 +437,7 @@ def _near_pairs(sample: Part, candidates: list[int], cutoff: float = 0.35) -> ND
     return pairs[pairs[:, 0] < pairs[:, 1]].reshape(-1, 2)
 
 
-def _made_whole(part: Part, topology: Topology) -> tuple[NDArray[np.float64], int]:
+def _made_whole(part: Part, topology: Topology) -> tuple[NDArray[np.floating], int]:
     """Positions whose bonds are not torn by the box, and how many frames had been torn."""
     box, inverse = _boxes(part)
     positions, torn = part.positions.copy(), np.zeros(len(part.positions), dtype=bool)
@@ -458,7 +458,7 @@ def _made_whole(part: Part, topology: Topology) -> tuple[NDArray[np.float64], in
     return positions, int(torn.sum())
 
 
-def _grid(positions: NDArray[np.float64]) -> float:
+def _grid(positions: NDArray[np.floating]) -> float:
     """The nm that positions were rounded to, 0 if they were not."""
     finite = positions[np.isfinite(positions)][:10_000]
     for grid in GRIDS:
@@ -473,7 +473,7 @@ def _mend(molecule: Molecule, frames: _Collected, report: ImportReport, energy: 
     topology = molecule.topology
     frames.positions -= frames.positions.mean(axis=1, keepdims=True)
     ratio = lengths(frames.positions, topology.bonds) / lengths(molecule.positions[None], topology.bonds)
-    whole = ((ratio > STRETCHED[0]) & (ratio < STRETCHED[1])).all(axis=1)
+    whole = np.asarray(((ratio > STRETCHED[0]) & (ratio < STRETCHED[1])).all(axis=1))
     frames.keep(whole, "with bonds that are torn or crossed", report)
     right = np.ones(len(frames.time), dtype=bool)
     for corners in topology.stereocentres:
@@ -511,7 +511,7 @@ def _draw_constrained(molecule: Molecule, frames: _Collected, report: ImportRepo
         file["drawn_bonds"] = len(bonds)
 
 
-def _first_of_their_kind(positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _first_of_their_kind(positions: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Whether no frame before each one is the same, to 1e-6 nm."""
     seen, first = set[bytes](), np.zeros(len(positions), dtype=bool)
     for index, frame in enumerate(positions):
@@ -522,7 +522,7 @@ def _first_of_their_kind(positions: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _equivalent(
-    molecule: Molecule, positions: NDArray[np.float64], report: ImportReport, energy: PotentialEnergy
+    molecule: Molecule, positions: NDArray[np.floating], report: ImportReport, energy: PotentialEnergy
 ) -> list[Exchange]:
     """The exchanges that the force field allows: those that leave the energy as it is, to a small part of kT."""
     sample = positions[:: max(1, len(positions) // SAMPLE)]
@@ -564,7 +564,7 @@ def _amides(topology: Topology) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _is_cis(positions: NDArray[np.float64], corners: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+def _is_cis(positions: NDArray[np.floating], corners: tuple[int, int, int, int]) -> NDArray[np.bool_]:
     a, b, c, d = (positions[:, atom] for atom in corners)
     return (np.cross(a - b, c - b) * np.cross(d - c, c - b)).sum(-1) > 0.0
 
