@@ -353,9 +353,9 @@ def _match(
     for component in graph.components:
         if len(component) == molecule.num_atoms:
             structures = molecule.positions, whole[list(component)]
-            placed = match_bonds(molecule.topology, graph.select(component), structures)
-            if placed is not None:
-                found.append([candidates[component[atom]] for atom in placed])
+            by_bonds = match_bonds(molecule.topology, graph.select(component), structures)
+            if by_bonds is not None:
+                found.append([candidates[component[atom]] for atom in by_bonds])
     if not found:
         raise ValueError(_other_molecule(molecule, path, graph))
     if len(found) > 1:
@@ -405,7 +405,7 @@ def _boxes(part: Part) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     count = len(part.positions)
     box = np.zeros((count, 3, 3)) if part.box is None else part.box
-    sound = np.asarray(np.isfinite(box).all(axis=(1, 2)))
+    sound: NDArray[np.bool_] = np.asarray(np.isfinite(box).all(axis=(1, 2)))
     volume = np.where(sound, np.abs(np.linalg.det(np.where(sound[:, None, None], box, 0.0))), 0.0)
     sound &= volume > NARROWEST_BOX**3
     box = np.where(sound[:, None, None], box, np.eye(3))

@@ -108,7 +108,9 @@ def _across(topology: Topology, centre: int, atom: int) -> int | None:
     return min(beyond, key=lambda other: (classes.count(topology.symmetry_classes[other]), other))
 
 
-def _corresponding(topology: Topology, centre: int, one: int, two: int) -> tuple[tuple[int, ...], ...] | None:
+def _corresponding(
+    topology: Topology, centre: int, one: int, two: int
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The atoms of two branches of `centre`, those that correspond in the same places; None if they share a ring."""
     place: dict[int, int] = {one: two}
     queue = [(one, two)]

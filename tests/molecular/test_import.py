@@ -7,8 +7,10 @@ from itertools import combinations
 
 import mdtraj
 import numpy as np
+import openmm
 import pytest
 import torch
+from openmm import unit
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
@@ -19,6 +21,7 @@ from molecular.data.trajectories import import_trajectory
 from molecular.dynamics import Langevin, relax, start_structures
 from molecular.energy import compile_system
 from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
+from molecular.molecule.molecule import Molecule
 from molecular.molecule.relabel import find_exchanges, relabel, swap, volumes
 from molecular.molecule.topology import Residue, Topology
 
@@ -440,6 +443,37 @@ def test_cis_amides_are_counted_and_kept(clean, tmp_path):
     report = import_trajectory(clean.molecule, [tmp_path / "run.npz"], tmp_path / "out", highest_energy=1e9)
     assert report.cis_amides == {"C of ACE 1 - N of ALA 2": 10}
     assert report.frames_kept == 70
+
+
+def test_atoms_that_the_force_field_tells_apart_are_not_exchanged(clean, tmp_path):
+    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(clean.molecule.system))
+    (nonbonded,) = (force for force in system.getForces() if isinstance(force, openmm.NonbondedForce))
+    atom = clean.molecule.topology.atoms_by_name[1]["HB3"]
+    charge, radius, depth = nonbonded.getParticleParameters(atom)
+    nonbonded.setParticleParameters(atom, charge + 0.2 * unit.elementary_charge, radius, depth)
+    molecule = Molecule(clean.molecule.topology, system, clean.molecule.positions)
+    (exchange,) = (each for each in find_exchanges(molecule.topology) if atom in (each.first[0], each.second[0]))
+    spoilt = clean.positions.copy()
+    spoilt[::2] = swap(spoilt[::2], exchange)
+    np.savez(tmp_path / "run.npz", positions=spoilt)
+    report = import_trajectory(molecule, tmp_path / "run.npz", tmp_path / "out", highest_energy=1e9)
+    assert list(report.not_equivalent) == ["HB2/HB3 of ALA 2"]
+    assert report.relabelled == 0
+    assert "Not exchanged: HB2/HB3 of ALA 2" in "\n".join(report.lines())
+    np.testing.assert_allclose(load_ensemble(tmp_path / "out").positions, spoilt, atol=1e-6)
+
+
+def test_the_first_of_two_like_molecules_is_taken_and_told(clean, tmp_path):
+    own = clean.molecule.topology
+    residues = own.residues + tuple(Residue(r.name, str(int(r.number) + 10)) for r in own.residues)
+    indices = own.residue_indices + tuple(index + len(own.residues) for index in own.residue_indices)
+    two = Topology(own.atom_names * 2, own.elements * 2, residues, indices, ())
+    together = np.concatenate([clean.positions, clean.positions[::-1] + 2.0], axis=1)
+    write_pdb(tmp_path / "top.pdb", two, together[:1])
+    np.savez(tmp_path / "run.npz", positions=together)
+    report = import_trajectory(clean.molecule, tmp_path / "run.npz", tmp_path / "out", topology=tmp_path / "top.pdb")
+    assert "has 2 molecules like Ace-A-Nme; the first was taken." in report.warnings[0]
+    np.testing.assert_allclose(load_ensemble(tmp_path / "out").positions, clean.positions, atol=1e-6)
 
 
 CHARMM = {
