@@ -192,8 +192,9 @@ class ReverseKL:
             deviation = integrand.detach()[finite] - _total(value) / draws
             others = (draws - 1).clamp(min=1)  # a mean over the others has n / (n - 1) times the deviation
             variance = _total(deviation.square().sum()) / others
-            score = draws / others * (deviation * log_q[finite]).sum()
-            surrogate = (variance * surrogate + score) / (1 + variance)
+            share = 1 / (1 + variance)  # zero where the variance overflows
+            score = (share * draws / others * deviation * log_q[finite]).sum()
+            surrogate = (1 - share) * surrogate + score
         # The value of the one, the gradient of the other; none finite anywhere: 0 / 0, a step to skip.
         loss = (value + surrogate - surrogate.detach()) / count
         return loss, {"reverse_kl": loss.detach(), "rejected_energies": 1 - finite.to(loss.dtype).mean()}
