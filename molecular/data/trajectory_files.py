@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from molecular.data import trajectory_worker
 from molecular.molecule.topology import Topology
+from molecular.molecule.trajectories import ascii_name
 
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
 WITH_ATOMS = (".h5", ".hdf5", ".pdb", ".pdb.gz", ".cif", ".mmcif", ".pdbx", ".gro")
@@ -236,17 +236,10 @@ def _reading(path: Path) -> Iterator[Path]:
     """A name of plain letters for a file, which some readers need; whatever a reader says becomes one sentence."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a trajectory or a topology.")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with ascii_name(path.resolve()) as readable, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        readable = path.resolve()
-        if not str(readable).isascii():
-            readable = Path(folder) / f"file{_suffix(path)}"
-            try:
-                readable.symlink_to(path.resolve())
-            except OSError:  # Windows without the right to
-                shutil.copyfile(path, readable)
         try:
-            yield readable
+            yield Path(readable)
         except (_OtherAtoms, FileNotFoundError):
             raise
         except Exception as error:  # the readers of eight formats raise whatever comes
