@@ -7,7 +7,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
-from molecular.molecule.topology import Topology
+from molecular.molecule.topology import Topology, beyond_bond
 
 FEWEST_FRAMES = 20
 """Fewer cannot tell a constraint from chance."""
@@ -72,7 +72,7 @@ def draw_lengths(
                 "but the force field has no harmonic bond there to draw it from; simulate without constraints."
             )
         i, j = bond
-        beyond = _side(topology, i, j)
+        beyond = beyond_bond(topology.neighbours, i, j)
         if i in beyond:
             raise ValueError(
                 f"the simulation held the bond {topology.label(i)} - {topology.label(j)} of a ring at one length, "
@@ -151,14 +151,3 @@ def _cosines(positions: NDArray[np.floating], angles: list[tuple[int, int, int]]
     index = np.array(angles)
     one, two = (positions[:, index[:, end]] - positions[:, index[:, 1]] for end in (0, 2))
     return (one * two).sum(-1) / (np.linalg.norm(one, axis=-1) * np.linalg.norm(two, axis=-1))
-
-
-def _side(topology: Topology, i: int, j: int) -> set[int]:
-    """Atoms reached from j without crossing the bond to i; i is among them where the bond is in a ring."""
-    reached, edge = {j}, [atom for atom in topology.neighbours[j] if atom != i]
-    while edge:
-        atom = edge.pop()
-        if atom not in reached:
-            reached.add(atom)
-            edge += [other for other in topology.neighbours[atom] if other not in reached]
-    return reached

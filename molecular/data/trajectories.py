@@ -92,7 +92,8 @@ class ImportReport:
             if file["drawn_bonds"]:
                 yield (
                     f"    {file['drawn_bonds']} bonds were constrained; their lengths were drawn from the force "
-                    f"field's thermal distribution at {self.temperature:g} K."
+                    f"field's thermal distribution at {self.temperature:g} K, each on its own, which leaves energies a "
+                    "little high where bonds between heavy atoms are among them."
                 )
         yield f"{self.frames_kept} of {self.frames_read} frames kept, in {self.ladders} parts."
         for reason, count in self.left_out.items():
