@@ -305,12 +305,12 @@ def test_thermal_lengths_have_the_moments_of_their_density():
 def constrained(positions, topology, bonds, length=0.13):
     """Frames whose bonds all have one length, branches moved as a whole."""
     positions = positions.copy()
-    from molecular.data.constrained_bonds import _side
+    from molecular.molecule.topology import beyond_bond
 
     for i, j in bonds:
         arm = positions[:, j] - positions[:, i]
         shift = (length / np.linalg.norm(arm, axis=-1, keepdims=True) - 1) * arm
-        positions[:, sorted(_side(topology, i, j))] += shift[:, None]
+        positions[:, sorted(beyond_bond(topology.neighbours, i, j))] += shift[:, None]
     return positions
 
 
