@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import openmm
@@ -14,15 +16,35 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD, minimise, usual_temperature
+from molecular.molecule.peptide import (
+    CAPPED_FORCE_FIELD,
+    UNCAPPED_FORCE_FIELD,
+    add_hydrogens,
+    minimise,
+    usual_temperature,
+)
+from molecular.molecule.sequences import LETTERS
 from molecular.molecule.storage import read_system
-from molecular.molecule.topology import Topology
+from molecular.molecule.topology import D_NAMES, Topology
 
 SOLVENTS = {"HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GBn": app.GBn, "GBn2": app.GBn2}
 WATER_AND_IONS = {
     *("HOH", "WAT", "TIP3", "SOL", "H2O"),
     *("NA", "CL", "K", "MG", "CA", "ZN", "LI", "RB", "CS", "NA+", "CL-", "K+", "SOD", "CLA", "POT"),
 }
+# Residues whose names say more than those that OpenMM knows the bonds and hydrogens of: protonation, in the words of
+# AMBER and CHARMM, and D-residues.
+PROTONATIONS = {
+    **{name: name for name in ("HID", "HIE", "HIP", "ASH", "GLH", "LYN", "CYX")},
+    **{"HSD": "HID", "HSE": "HIE", "HSP": "HIP", "CYM": "CYX"},  # neither has a hydrogen at its sulphur
+}
+MIRRORED = {name: LETTERS[letter].upper() for letter, name in D_NAMES.items()}
+STANDARD = MIRRORED | {
+    **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
+    **{"ASH": "ASP", "GLH": "GLU", "LYN": "LYS", "CYX": "CYS", "CYM": "CYS"},
+}
+# Names in the file by chain, number and insertion code, of residues that were read under a standard one.
+WrittenNames: TypeAlias = dict[tuple[str, str, str], str]
 # What `Peptide` takes for peptides without caps, nm.
 UNCAPPED_CUTOFF = 2.0
 
@@ -40,12 +62,15 @@ def read_molecule(
     cutoff: float | None = None,
     hydrogen_mass: float | None = None,
     name: str | None = None,
+    ph: float = 7.0,
 ) -> Molecule:
     """A molecule from a structure file and a force field.
 
     Args:
         structure: PDB or mmCIF (the first model), Amber prmtop, or GROMACS top. Water and ions are stripped from the
-            first two, and hydrogens that are missing are added, for which the structure is then minimised.
+            first two, and hydrogens that are missing are added, for which the structure is then minimised; heavy atoms
+            too, if pdbfixer is installed. Names that say a protonation (HID, HIE, HIP, ASH, GLH, LYN, CYM) are heeded
+            in PDB files.
         coordinates: of a prmtop (inpcrd, rst7, PDB) or a top (gro, PDB).
         force_field: with PDB or mmCIF, OpenMM force-field files; default for peptides: those of `Peptide`.
         system: with PDB or mmCIF, an OpenMM System as XML in place of a force field.
@@ -54,6 +79,7 @@ def read_molecule(
         cutoff: nm; default none, but 2 for peptides without caps in their default force field.
         hydrogen_mass: amu, see `Peptide`.
         name: default: the structure's file name without its suffix.
+        ph: for the protonation of residues whose hydrogens are missing and whose names do not say it.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -90,23 +116,29 @@ def read_molecule(
             f"coordinates and implicit_solvent go with a prmtop or top, not with {path.name}; for that a solvent is a "
             "force_field file, such as implicit/obc2.xml."
         )
-    modeller = _read_structure(path)
+    modeller, written = _read_structure(path)
     if system is not None:
         if force_field or cutoff is not None or hydrogen_mass is not None:
             raise ValueError("a System is complete; leave force_field, cutoff and hydrogen_mass out.")
-        return _with_system(modeller, read_system(system), 300.0 if temperature is None else temperature, name)
-    return _with_force_field(modeller, force_field, options, temperature, name)
+        return _with_system(modeller, read_system(system), 300.0 if temperature is None else temperature, name, written)
+    return _with_force_field(modeller, force_field, options, temperature, name, written, ph)
 
 
 def _with_force_field(
-    modeller: app.Modeller, files: Sequence[str] | None, options: dict[str, Any], temperature: float | None, name: str
+    modeller: app.Modeller,
+    files: Sequence[str] | None,
+    options: dict[str, Any],
+    temperature: float | None,
+    name: str,
+    written: WrittenNames,
+    ph: float,
 ) -> Molecule:
     water = [residue for residue in modeller.topology.residues() if residue.name.upper() in WATER_AND_IONS]
     if water:
         log.info("%d residues of water and ions are left out of %s.", len(water), name)
         modeller.delete(water)
     residues = {residue.name for residue in modeller.topology.residues()}
-    capped = bool(residues & {"ACE", "NME", "NHE"})
+    capped = "ACE" in residues and bool(residues & {"NME", "NHE", "NH2"})  # at both ends, as `Peptide` has it
     is_peptide = any(atom.name == "CA" for atom in modeller.topology.atoms())
     if not files:
         if not is_peptide:
@@ -121,35 +153,75 @@ def _with_force_field(
         field = app.ForceField(*files)
     except (ValueError, OSError, SyntaxError) as error:  # OpenMM's own sentence names the file it could not find
         raise ValueError(f"cannot load the force field {', '.join(files)}: {_first_line(error)}") from error
-    created, added = _create(field, modeller, options, name)
+    modeller, created, added = _create(field, modeller, options, name, written, ph)
     positions = _in_nanometres(modeller.positions)
     if added:
-        log.info("%d hydrogens were missing in %s and are added.", added, name)
+        log.info("%d atoms were missing in %s and are added.", added, name)
         positions = minimise(created, positions)
     if temperature is None:
         temperature = usual_temperature(capped or not is_peptide)
+    _name_as_written(modeller.topology, written)
     return Molecule(modeller.topology, created, positions, temperature, name=name)
 
 
 def _create(
-    field: app.ForceField, modeller: app.Modeller, options: dict[str, Any], name: str
-) -> tuple[openmm.System, int]:
-    """The System, and how many hydrogens had to be added."""
+    field: app.ForceField,
+    modeller: app.Modeller,
+    options: dict[str, Any],
+    name: str,
+    written: WrittenNames,
+    ph: float,
+) -> tuple[app.Modeller, openmm.System, int]:
+    """The atoms, their System, and how many atoms had to be added."""
     before = modeller.topology.getNumAtoms()
+    hint = ""
     try:
-        return field.createSystem(modeller.topology, **options), 0
+        return modeller, field.createSystem(modeller.topology, **options), 0
     except ValueError as error:
-        reason = error
-    try:
-        modeller.addHydrogens(field, platform=openmm.Platform.getPlatformByName("Reference"))
-        return field.createSystem(modeller.topology, **options), modeller.topology.getNumAtoms() - before
-    except (ValueError, KeyError, openmm.OpenMMException):
-        raise ValueError(
-            f"the force field does not know all of {name}, and adding hydrogens does not help: {_first_line(reason)}."
-        ) from reason
+        reason: Exception = error
+    for complete in (lambda: modeller, lambda: _with_missing_heavy_atoms(modeller, written)):
+        try:
+            completed = complete()
+            variants = [PROTONATIONS.get(written.get(_key(r), "")) for r in completed.topology.residues()]
+            add_hydrogens(completed, field, variants, seed=1, ph=ph)
+            system = field.createSystem(completed.topology, **options)
+            return completed, system, completed.topology.getNumAtoms() - before
+        except ImportError:
+            hint = " (if heavy atoms are missing: `pip install pdbfixer`, which adds them)"
+        except (ValueError, KeyError, openmm.OpenMMException) as error:
+            reason = error
+    # OpenMM's sentences of advice follow after two blanks.
+    told = re.split(r"\s+(?:You may|For more|Is the|This might|Perhaps)", _first_line(reason))[0].rstrip(".")
+    raise ValueError(
+        f"the force field does not know all of {name}, and adding hydrogens does not help: {told}{hint}."
+    ) from reason
 
 
-def _with_system(modeller: app.Modeller, system: openmm.System, temperature: float, name: str) -> Molecule:
+def _with_missing_heavy_atoms(modeller: app.Modeller, written: WrittenNames) -> app.Modeller:
+    """Completed by pdbfixer, residues that are not standard replaced; raises ImportError where it is not installed."""
+    from pdbfixer import PDBFixer
+
+    if set(written.values()) & MIRRORED.keys():
+        raise ValueError("heavy atoms of a peptide with D-residues cannot be added, as pdbfixer would make them L")
+    text = io.StringIO()
+    app.PDBFile.writeFile(modeller.topology, modeller.positions, text, keepIds=True)
+    text.seek(0)
+    fixer = PDBFixer(pdbfile=text)
+    fixer.missingResidues = {}  # whole residues are not made up
+    fixer.findNonstandardResidues()
+    for residue, standard in fixer.nonstandardResidues:
+        log.warning("Residue %s %s is not standard; taken as %s.", residue.name, residue.id, standard)
+    fixer.replaceNonstandardResidues()
+    fixer.findMissingAtoms()
+    fixer.addMissingAtoms(seed=1)
+    for chain, made in zip(modeller.topology.chains(), fixer.topology.chains(), strict=True):
+        made.id = chain.id  # a blank one is lost in a PDB file
+    return app.Modeller(fixer.topology, fixer.positions)
+
+
+def _with_system(
+    modeller: app.Modeller, system: openmm.System, temperature: float, name: str, written: WrittenNames
+) -> Molecule:
     count = modeller.topology.getNumAtoms()
     if system.getNumParticles() != count:
         raise ValueError(
@@ -159,12 +231,31 @@ def _with_system(modeller: app.Modeller, system: openmm.System, temperature: flo
     for atom in modeller.topology.atoms():
         if atom.element is None:  # no column for it, and no name to guess by
             atom.element = app.Element.getByMass(system.getParticleMass(atom.index))
+    _name_as_written(modeller.topology, written)
     topology = Topology.of(modeller.topology)
-    bonds = _bonds(system)
+    positions = _in_nanometres(modeller.positions)
+    # Files of small molecules often have no CONECT records; their System knows what is bonded, or else the distances.
     if len(topology.components) > 1:
-        # Files of small molecules often have no CONECT records; their System knows what is bonded.
-        topology = replace(topology, bonds=tuple(sorted({*topology.bonds, *bonds})))
-    return Molecule(topology, system, _in_nanometres(modeller.positions), temperature, name=name)
+        topology = replace(topology, bonds=tuple(sorted({*topology.bonds, *_bonds(system)})))
+    if len(topology.components) > 1:
+        topology = replace(topology, bonds=tuple(sorted({*topology.bonds, *_near_atoms(topology, positions)})))
+    return Molecule(topology, system, positions, temperature, name=name)
+
+
+def _near_atoms(topology: Topology, positions: NDArray[np.float64]) -> set[tuple[int, int]]:
+    """Pairs as near as their covalent radii let bonded atoms be."""
+    from rdkit import Chem
+    from rdkit.Chem import rdDetermineBonds
+    from rdkit.Geometry import Point3D
+
+    molecule = Chem.RWMol()
+    conformer = Chem.Conformer(topology.num_atoms)
+    for index, (element, place) in enumerate(zip(topology.elements, positions, strict=True)):
+        molecule.AddAtom(Chem.Atom(element))
+        conformer.SetAtomPosition(index, Point3D(*map(float, 10.0 * place)))  # Angstrom
+    molecule.AddConformer(conformer)
+    rdDetermineBonds.DetermineConnectivity(molecule)
+    return {(min(i, j), max(i, j)) for i, j in ((b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in molecule.GetBonds())}
 
 
 def _bonds(system: openmm.System) -> set[tuple[int, int]]:
@@ -180,16 +271,42 @@ def _bonds(system: openmm.System) -> set[tuple[int, int]]:
     return {(int(i), int(j)) for i, j in pairs}
 
 
-def _read_structure(path: Path) -> app.Modeller:
-    reader = STRUCTURE_FILES[path.suffix.lower()]
+def _read_structure(path: Path) -> tuple[app.Modeller, WrittenNames]:
+    written: WrittenNames = {}
     try:
-        file = reader(str(path))
+        if path.suffix.lower() in (".pdb", ".ent"):
+            file = app.PDBFile(_standard_names(path.read_text(encoding="utf-8", errors="replace"), written))
+        else:
+            file = STRUCTURE_FILES[path.suffix.lower()](str(path))
         topology, positions = file.topology, file.getPositions()
     except Exception as error:  # readers of foreign formats raise whatever they stumble over
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({_first_line(error)}).") from error
     if not topology.getNumAtoms():
         raise ValueError(f"{path} holds no atoms.")
-    return app.Modeller(topology, positions)
+    return app.Modeller(topology, positions), written
+
+
+def _standard_names(text: str, written: WrittenNames) -> io.StringIO:
+    """A PDB file in which residues have names whose bonds OpenMM knows; their own are put into `written`."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        name = line[17:20]
+        if line.startswith(("ATOM", "HETATM")) and name in STANDARD:
+            written[line[21:22].strip(), line[22:26].strip(), line[26:27].strip()] = name
+            lines[number] = line[:17] + STANDARD[name] + line[20:]
+    return io.StringIO("\n".join(lines) + "\n")
+
+
+def _key(residue: Any) -> tuple[str, str, str]:
+    return residue.chain.id.strip(), residue.id.strip(), residue.insertionCode.strip()
+
+
+def _name_as_written(topology: app.Topology, written: WrittenNames) -> None:
+    """D-residues by their own names; protonation is told by the atoms, under one name."""
+    for residue in topology.residues():
+        name = written.get(_key(residue), "")
+        if name in MIRRORED:
+            residue.name = name
 
 
 def _positions(path: Path) -> NDArray[np.float64]:

@@ -169,12 +169,7 @@ def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple
     modeller = app.Modeller(topology, xyz[list(placed)] * unit.nanometer)
     wanted = [None] * bool(sequence.head) + list(sequence.residues) + [None] * bool(sequence.tail)
     variants = [None if residue is None else _variant(residue) for residue in wanted]
-    state = random.getstate()  # addHydrogens draws start positions from Python's global generator
-    random.seed(seed)
-    try:
-        modeller.addHydrogens(field, variants=variants, platform=_reference_platform())
-    finally:
-        random.setstate(state)
+    add_hydrogens(modeller, field, variants, seed)
     positions = _standard_labels(
         modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
     )
@@ -182,6 +177,18 @@ def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple
         if residue is not None and residue.is_d:
             made.name = D_NAMES[residue.letter]
     return modeller.topology, positions
+
+
+def add_hydrogens(
+    modeller: app.Modeller, field: app.ForceField, variants: list[str | None], seed: int, ph: float = 7.0
+) -> None:
+    """OpenMM's, the same for the same seed; variants by their names, None as the pH has it."""
+    state = random.getstate()  # addHydrogens draws start positions from Python's global generator
+    random.seed(seed)
+    try:
+        modeller.addHydrogens(field, pH=ph, variants=variants, platform=_reference_platform())
+    finally:
+        random.setstate(state)
 
 
 def _graph(sequence: PeptideSequence) -> Chem.Mol:

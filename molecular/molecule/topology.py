@@ -185,7 +185,7 @@ class Topology:
         """
         names = [residue.name for residue in self.residues]
         head = "Ace" if names[0] == "ACE" else None
-        tail = {"NME": "Nme", "NHE": "NH2"}.get(names[-1])
+        tail = {"NME": "Nme", "NHE": "NH2", "NH2": "NH2"}.get(names[-1])  # the amide's name in AMBER and in the PDB
         inner = range(int(head is not None), len(names) - int(tail is not None))
         found = [self._sequence_residue(index) for index in inner]
         residues = tuple(residue for residue in found if residue is not None)
