@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from molecular.analysis.ensembles import WeightedConformations
-from molecular.data.ensembles import load_ensemble
+from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
@@ -70,6 +70,18 @@ def read_samples(entry: str) -> SampleFolder:
             "sample again."
         )
     return SampleFolder(folder, name, molecule, samples, summary, history)
+
+
+def read_ensemble(folder: str | Path, start_time: float = 0.0) -> tuple[WeightedSamples | Ensemble, Molecule]:
+    """The samples or, from `start_time` (ps) on, the frames at the lowest temperature in a folder, and their molecule.
+
+    Raises FileNotFoundError for a folder that holds neither, and ValueError for a damaged file.
+    """
+    if (Path(folder) / "weights.npz").is_file():
+        read = read_samples(str(folder))
+        return read.samples, read.molecule
+    molecule = load_molecule(folder)
+    return load_ensemble(folder, num_atoms=molecule.num_atoms, start_time=start_time), molecule
 
 
 def check_same_system(folders: list[SampleFolder]) -> Molecule:

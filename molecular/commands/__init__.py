@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from molecular.commands.analysis import analyse
 from molecular.commands.evaluation import evaluate
 from molecular.commands.improvement import improve
 from molecular.commands.sampling import sample
 from molecular.commands.simulation import simulate
 from molecular.commands.training import train
+from molecular.commands.trajectories import import_trajectory
 from molecular.molecule.options import MoleculeOptions
 from nflib.command_line import run_command
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "simulate": simulate,
+    "import": import_trajectory,
     "train": train,
     "sample": sample,
     "improve": improve,
     "evaluate": evaluate,
+    "analyse": analyse,
 }
+
+
+# Options of lists, which are given again to append to them.
+LISTS = ("samples", "force_field", "trajectory", "variables", "basins")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,7 +37,6 @@ def main(arguments: list[str] | None = None) -> None:
         "Equilibrium ensembles of molecules.",
         COMMANDS,
         arguments,
-        # An option of a list, given again, appends to it.
-        aliases={"--samples": "--samples+", "--force_field": "--force_field+"},
+        aliases={f"--{name}": f"--{name}+" for name in LISTS},
         groups=[MoleculeOptions],
     )

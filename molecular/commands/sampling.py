@@ -118,7 +118,7 @@ def sample(
         if isinstance(samples, SMCSamples):
             plot_history(samples.history, folder / "history.png")
         plot_torsions(target, samples, reference_positions(target, reference), folder / "ramachandran.png")
-        written = ", ".join(sorted(path.name for path in folder.iterdir()))
+        written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
     for line in describe(summary):
         log.info(line)
     if not kept.all():

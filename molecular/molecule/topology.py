@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -318,6 +318,17 @@ class Topology:
         import mdtraj
 
         return mdtraj.Topology.from_openmm(self.to_openmm())
+
+
+def beyond_bond(neighbours: Sequence[Collection[int]], i: int, j: int) -> set[int]:
+    """Atoms reached from j without crossing the bond to i; i is among them where the bond is in a ring."""
+    reached, edge = {j}, [atom for atom in neighbours[j] if atom != i]
+    while edge:
+        atom = edge.pop()
+        if atom not in reached:
+            reached.add(atom)
+            edge += [other for other in neighbours[atom] if other not in reached]
+    return reached
 
 
 def _pair(i: int, j: int) -> tuple[int, int]:

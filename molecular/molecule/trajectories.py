@@ -78,11 +78,14 @@ def write_trajectory(
 
 @contextmanager
 def ascii_name(path: str | Path) -> Iterator[str]:
-    """The file under a name that mdtraj can read: its own, or that of a link to it."""
+    """The file under a name that mdtraj can read: its own, or that of a link to it, or of a copy."""
     if str(path).isascii():
         yield str(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / f"file{Path(path).suffix}"
-        link.symlink_to(Path(path).resolve())
+        link = Path(folder) / f"file{''.join(Path(path).suffixes[-2:])}"
+        try:
+            link.symlink_to(Path(path).resolve())
+        except OSError:  # Windows without the right to
+            shutil.copyfile(path, link)
         yield str(link)

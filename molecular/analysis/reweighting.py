@@ -1,0 +1,121 @@
+"""An ensemble weighted to another temperature or another force field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from molecular.analysis.ensembles import WeightedConformations
+from molecular.energy import compile_system
+from molecular.molecule.molecule import Molecule
+from nflib.montecarlo import WeightedSamples
+
+_BATCH = 1024
+# Below this share of the effective size it had, an ensemble has lost most of what it was worth.
+_FEW = 0.1
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """What `reweight` gives.
+
+    Attributes:
+        conformations: the same, with new weights.
+        effective_sample_size: Kish's, of the new weights, a count of conformations.
+        pareto_k: shape of the tail of the new weights (`nflib.montecarlo.diagnostics.pareto_k`).
+        warning: what must be known before an estimate is used, in a sentence; None where nothing is the matter.
+    """
+
+    conformations: WeightedConformations
+    effective_sample_size: float
+    pareto_k: float
+    warning: str | None
+
+
+def reweight(
+    conformations: WeightedConformations,
+    present: Tensor | Callable[[Tensor], Tensor],
+    wanted: Tensor | Callable[[Tensor], Tensor],
+) -> Reweighted:
+    """Weights times `exp(present - wanted)`: to another reduced energy.
+
+    The new distribution must be positive only where the present one is, and not far from it, which the warning tells.
+
+    Args:
+        present, wanted: reduced energies U / kT of the conformations (N,), or functions of positions (B, n, 3), nm,
+            that return them (B,): of what the weights are for, and of what they shall be for. A conformation whose
+            energies are not finite gets no weight.
+
+    Raises:
+        ValueError: energies of another shape, or no conformation with a weight.
+
+    >>> frames = WeightedConformations(torch.randn(4000, 3, 3, generator=torch.Generator().manual_seed(0)))
+    >>> spring = lambda x: 0.5 * x.square().sum(dim=(1, 2))
+    >>> colder = reweight(frames, spring, lambda x: spring(x) * 300 / 280)
+    >>> mean = (colder.conformations.weights() * spring(frames.positions)).sum().item()
+    >>> abs(mean - 4.5 * 280 / 300) < 0.1
+    True
+    """
+    before, after = (_energies(conformations, energies) for energies in (present, wanted))
+    old = torch.zeros(len(conformations)) if conformations.log_weights is None else conformations.log_weights
+    log_weights = old.double() + before - after
+    log_weights = torch.where(torch.isfinite(log_weights), log_weights, -torch.inf)
+    if log_weights.max() == -torch.inf:
+        raise ValueError("reweight: no conformation keeps a weight, for no energy is finite; check the molecule.")
+    # Frames of a trajectory are not a family of one ancestor; how correlated they are is told with each estimate.
+    ancestors = conformations.groups if conformations.time is None else None
+    samples = [WeightedSamples(old, weights, ancestors=ancestors) for weights in (old, log_weights)]
+    was, size = (one.effective_num_ancestors for one in samples)
+    warning = samples[1].refusal
+    if warning is None and size < _FEW * was:
+        warning = (
+            f"The new weights leave {size:.0f} of {was:.0f} conformations; sample or simulate at the new temperature, "
+            "or in the new force field."
+        )
+    weighted = replace(conformations, log_weights=log_weights)
+    return Reweighted(weighted, samples[1].effective_sample_size, samples[1].pareto_k, warning)
+
+
+def reweight_to(
+    conformations: WeightedConformations, molecule: Molecule, target: Molecule, energies: Tensor | None = None
+) -> Reweighted:
+    """From a molecule's temperature and force field to those of another one of the same atoms.
+
+    Args:
+        molecule: at the temperature and in the force field that the weights are for.
+        target: such as `molecule.at(330.0)`, or a `Molecule` with another System.
+        energies: (N,) kJ/mol, of `molecule`; None: computed.
+
+    Raises:
+        ValueError: another molecule.
+    """
+    other = molecule.topology.difference(target.topology)
+    if other:
+        raise ValueError(f"{target.name} is another molecule than {molecule.name}: {other}.")
+    if energies is None:
+        energies = _potential(molecule, conformations.positions)
+    same = target.system is molecule.system
+    wanted = energies if same else _potential(target, conformations.positions)
+    return reweight(conformations, energies / molecule.kT, wanted / target.kT)
+
+
+@torch.no_grad()
+def _potential(molecule: Molecule, positions: Tensor) -> Tensor:
+    """Potential energies (N,), kJ/mol, float64."""
+    energy = compile_system(molecule.system)
+    return torch.cat([energy.energy(part).cpu().double() for part in positions.split(_BATCH)])
+
+
+@torch.no_grad()
+def _energies(conformations: WeightedConformations, energies: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
+    if callable(energies):
+        energies = torch.cat([energies(part).detach().cpu() for part in conformations.positions.split(_BATCH)])
+    if energies.shape != (len(conformations),):
+        raise ValueError(
+            f"reweight: energies have shape {tuple(energies.shape)} for {len(conformations)} conformations; give "
+            f"({len(conformations)},), in kT."
+        )
+    return energies.detach().cpu().double()

@@ -1,0 +1,155 @@
+"""Shares of an ensemble in cells, and errors of their logarithms that cover: weighted, correlated or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from molecular.analysis.ensembles import WeightedConformations
+from molecular.dynamics.autocorrelation import mixing
+from nflib.montecarlo import WeightedSamples
+
+# Cells worth fewer independent conformations have errors that cannot be told from the sample itself.
+MIN_EFFECTIVE_COUNT = 10.0
+# With fewer trajectories than that, their blocks are what is taken to be independent.
+ENOUGH_TRAJECTORIES = 20
+# Length of a block, in autocorrelation times; a mean over it has 95 % of the variance that independence needs.
+BLOCK = 20.0
+
+
+@dataclass(frozen=True)
+class CellShares:
+    """Of C cells: shares (C,), standard errors of their logarithms (C,), infinite where none can be told, and how many
+    independent conformations each is worth (C,)."""
+
+    shares: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    effective_counts: NDArray[np.float64]
+
+
+class Shares:
+    """Weights of N conformations, and which of them are independent.
+
+    The error of a log-share, or of the logarithm of a ratio of two, is the delta method's over independent families.
+    Studentised, a log-share has half the skewness of a share, so that half of the factor for skewness in Hall's
+    Edgeworth expansion (The Bootstrap and Edgeworth Expansion, 1992; see `nflib.montecarlo.diagnostics`), at one
+    standard error `1 + |g| / 4`, makes it cover. A bootstrap over families covers as well as the delta method alone
+    and no better (benchmarks/free_energy_coverage.py measures).
+
+    Args:
+        weights: (N,), which sum to one.
+        families: (N,) integers: conformations of one number may be correlated. None: all are independent.
+        trusted: whether any error can be told; otherwise all are infinite.
+    """
+
+    def __init__(self, weights: Tensor, families: Tensor | None = None, *, trusted: bool = True) -> None:
+        self.weights: NDArray[np.float64] = weights.double().numpy()
+        count = len(self.weights)
+        self.families: NDArray[np.int64] = np.arange(count)
+        if families is not None:
+            self.families = families.unique(return_inverse=True)[1].numpy()
+        self.family_weights = np.bincount(self.families, self.weights)
+        self.trusted = trusted
+
+    @property
+    def num_families(self) -> int:
+        """How many groups of conformations are independent of each other."""
+        return len(self.family_weights)
+
+    def of_cells(self, cells: Tensor, num_cells: int) -> CellShares:
+        """Shares in cells (N,), of which -1 is none."""
+        inside = (cells >= 0).numpy()
+        cell, weights = cells.numpy()[inside], self.weights[inside]
+        shares = np.bincount(cell, weights, num_cells)
+        # What each family has in each cell, where it has something.
+        pairs, pair = np.unique(self.families[inside] * num_cells + cell, return_inverse=True)
+        family, pair_cell = np.divmod(pairs, num_cells)
+        mass = np.bincount(pair, weights, len(pairs))
+        squares = np.bincount(pair_cell, mass**2, num_cells)
+        effective = np.divide(shares**2, squares, out=np.zeros(num_cells), where=squares > 0)
+
+        def moment(order: int, parts: NDArray, place: NDArray, of: NDArray, total: NDArray) -> NDArray[np.float64]:
+            """Sums over all families of `(mass / share - family's weight)^order`; most have no mass in the cell."""
+            shifted = (parts / shares[place] - of) ** order - (-of) ** order
+            return np.bincount(place, shifted, num_cells) + ((-total) ** order).sum()
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            second = moment(2, mass, pair_cell, self.family_weights[family], self.family_weights)
+            third = moment(3, mass, pair_cell, self.family_weights[family], self.family_weights)
+            alone = moment(2, weights, cell, weights, self.weights)
+            errors = self._error(second, third, alone)
+        errors[(effective < MIN_EFFECTIVE_COUNT) | (not self.trusted)] = np.inf
+        return CellShares(np.asarray(shares, dtype=np.float64), errors, effective)
+
+    def log_ratio(self, first: Tensor, second: Tensor) -> tuple[float, float]:
+        """`log(share of first / share of second)` of boolean masks (N,), and its error; infinite where either is worth
+        too little."""
+        both = [self.of_cells(mask.long() - 1, 1) for mask in (first, second)]
+        shares = [float(one.shares[0]) for one in both]
+        if not all(shares):
+            return (np.inf if shares[0] else -np.inf if shares[1] else np.nan), np.inf
+        one, two = (mask.numpy() / share for mask, share in zip((first, second), shares, strict=True))
+        deviations = self.weights * (one - two)
+        families = np.bincount(self.families, deviations)
+        error = np.inf
+        if self.trusted and all(one.effective_counts[0] >= MIN_EFFECTIVE_COUNT for one in both):
+            moments = ((families**2).sum(), (families**3).sum(), (deviations**2).sum())
+            error = float(self._error(*map(np.asarray, moments)))
+        return float(np.log(shares[0] / shares[1])), error
+
+    def _error(self, second: NDArray, third: NDArray, alone: NDArray) -> NDArray[np.float64]:
+        """From sums over families of squared and cubed deviations, and of squares over conformations."""
+        families = self.num_families
+        with np.errstate(divide="ignore", invalid="ignore"):
+            skewness = np.nan_to_num(np.abs(third) / second**1.5, nan=0.0, posinf=0.0)
+            variance = np.maximum(second * families / (families - 1), alone) if families > 1 else np.inf * second
+        return np.sqrt(variance) * (1.0 + skewness / 4.0)
+
+
+def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) -> tuple[Shares, str | None]:
+    """The shares of an ensemble, and why no error can be told where that is so, in a sentence.
+
+    Args:
+        series: angles (N,), rad, of what is analysed: how long they are correlated says what is independent in few
+            trajectories.
+    """
+    families = independent_families(conformations, series)
+    count = len(conformations)
+    log_weights = conformations.log_weights
+    if log_weights is None:
+        log_weights = torch.zeros(count, dtype=torch.float64)
+    # The refusal is that of every other estimate from weights.
+    samples = WeightedSamples(torch.zeros(count), log_weights, ancestors=families)
+    refusal = samples.refusal
+    if refusal and conformations.time is not None and samples.effective_num_ancestors < MIN_EFFECTIVE_COUNT:
+        refusal = (
+            f"No error can be told, for the trajectories are worth {samples.effective_num_ancestors:.1f} independent "
+            f"parts of {BLOCK:g} autocorrelation times: simulate for longer, or more of them."
+        )
+    return Shares(conformations.weights(), families, trusted=refusal is None), refusal
+
+
+def independent_families(conformations: WeightedConformations, series: Sequence[Tensor]) -> Tensor | None:
+    """Numbers (N,) of groups of conformations that are independent of each other; None where all are.
+
+    Groups are taken as they are, unless they are few trajectories: these are cut into blocks of 20 autocorrelation
+    times of the slowest series, and stay whole where they are too short to tell it.
+    """
+    trajectories = conformations.trajectories()
+    if trajectories is None or len(trajectories) >= ENOUGH_TRAJECTORIES:
+        return conformations.groups
+    shortest = min(map(len, trajectories))
+    found = [mixing(torch.stack([one[index[:shortest]] for index in trajectories]).numpy()) for one in series]
+    slowest = max((one.time if one.resolved else np.inf for one in found if one is not None), default=np.inf)
+    families = torch.empty(len(conformations), dtype=torch.int64)
+    number = 0
+    for index in trajectories:
+        blocks = max(1, int(len(index) / (BLOCK * slowest)))
+        families[index] = number + torch.arange(len(index)) * blocks // len(index)
+        number += blocks
+    return families
