@@ -49,6 +49,7 @@ def test_a_peptide_comes_back_from_its_pdb(sequence, tmp_path):
     energies = [compile_system(part.system, torch.float64).energy(x) for part in (peptide, molecule)]
     torch.testing.assert_close(*energies, rtol=1e-9, atol=1e-6)
     assert molecule.temperature == peptide.temperature
+    assert_energies_are_openmms(molecule)
 
 
 @pytest.mark.parametrize(
