@@ -30,7 +30,16 @@ setup(
     install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
     extras_require={
         "metrics": METRICS,
-        "molecular": [*TRAINING, *SCRIPTS, *METRICS, "openmm>=8.1", "mdtraj>=1.10", "rdkit>=2024.3", "plotly>=6"],
+        "molecular": [
+            *TRAINING,
+            *SCRIPTS,
+            *METRICS,
+            "mdtraj>=1.10",
+            "openmm>=8.1",
+            "pdbfixer>=1.12",
+            "plotly>=6",
+            "rdkit>=2024.3",
+        ],
         "video": [
             *TRAINING,
             *SCRIPTS,
