@@ -19,7 +19,7 @@ from molecular.molecule.trajectories import check_format, writable, write_trajec
 from molecular.sampling.sample import describe, load_flow, reference_positions, summarize
 from molecular.sampling.sample import sample as draw
 from molecular.sampling.smc import smc
-from nflib.io import complete_folder, write_json
+from nflib.io import complete_folder, only_run, write_json
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples
 from nflib.montecarlo.plots import plot_history
 
@@ -70,6 +70,7 @@ def sample(
 
     Raises:
         FileNotFoundError: no flow is shipped for the molecule, or files are missing.
+        OSError: the folder cannot be written, or another run is at work in it.
         ValueError: a flow of another molecule, an option out of range, or a checkpoint of other settings.
     """
     if sampler not in SAMPLERS:
@@ -79,46 +80,47 @@ def sample(
     flow = load_flow(target, model, device)
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
-    with complete_folder(output):
-        pass  # a folder that cannot be written is told before the work, not after it
-    if sampler == "smc":
-        samples = smc(
-            flow,
-            target,
-            num_samples,
-            kernel=kernel,
-            temperatures=AdaptiveTemperatures(conditional_ess),
-            moves=moves,
-            final_moves=final_moves,
-            num_draws=num_draws,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            checkpoint=checkpoint,
-            progress=True,
-        )
-    else:
-        samples = draw(flow, target, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
-    summary = summarize(samples) | {
-        "molecule": target.name,
-        "temperature_K": target.temperature,
-        "sampler": sampler,
-        "seed": seed,
-    }
-    # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
-    with complete_folder(output) as folder:
-        save_molecule(target, folder)
-        samples.save(folder / "weights.npz")
-        write_json(folder / "summary.json", summary)
-    checkpoint.unlink(missing_ok=True)
-    with complete_folder(output) as folder:
-        positions = samples.x.numpy()
-        kept = writable(positions)
-        write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], target.topology)
-        if isinstance(samples, SMCSamples):
-            plot_history(samples.history, folder / "history.png")
-        plot_torsions(target, samples, reference_positions(target, reference), folder / "ramachandran.png")
-        written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
+    with only_run(output):
+        with complete_folder(output):
+            pass  # a folder that cannot be written is told before the work, not after it
+        if sampler == "smc":
+            samples = smc(
+                flow,
+                target,
+                num_samples,
+                kernel=kernel,
+                temperatures=AdaptiveTemperatures(conditional_ess),
+                moves=moves,
+                final_moves=final_moves,
+                num_draws=num_draws,
+                batch_size=batch_size,
+                seed=seed,
+                device=device,
+                checkpoint=checkpoint,
+                progress=True,
+            )
+        else:
+            samples = draw(flow, target, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
+        summary = summarize(samples) | {
+            "molecule": target.name,
+            "temperature_K": target.temperature,
+            "sampler": sampler,
+            "seed": seed,
+        }
+        # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
+        with complete_folder(output) as folder:
+            save_molecule(target, folder)
+            samples.save(folder / "weights.npz")
+            write_json(folder / "summary.json", summary)
+        checkpoint.unlink(missing_ok=True)
+        with complete_folder(output) as folder:
+            positions = samples.x.numpy()
+            kept = writable(positions)
+            write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], target.topology)
+            if isinstance(samples, SMCSamples):
+                plot_history(samples.history, folder / "history.png")
+            plot_torsions(target, samples, reference_positions(target, reference), folder / "ramachandran.png")
+            written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
     for line in describe(summary):
         log.info(line)
     if not kept.all():

@@ -208,10 +208,19 @@ def test_names_of_any_script(model, simulation, tmp_path):
     assert (output / "é" / "report.html").is_file()
 
 
-def test_two_runs_in_one_folder(tmp_path):
-    arguments = ["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "0.01", "--output", str(tmp_path)]
-    with only_run(tmp_path), pytest.raises(SystemExit, match="error: .*another run is at work in .*another folder"):
-        main(arguments)
+@pytest.mark.parametrize("command", ["simulate", "corpus", "train", "sample"])
+def test_two_runs_in_one_folder(command, model, simulation, tmp_path):
+    sequences = tmp_path / "sequences.txt"
+    sequences.write_text("GG\n")
+    arguments = {
+        "simulate": ["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "0.01"],
+        "corpus": ["simulate", "--sequences", str(sequences), "--picoseconds", "0.01"],
+        "train": ["train", "--data", str(simulation), *SMALL, *TRAINING],
+        "sample": ["sample", "--model", str(model), "--num_samples", "5"],
+    }[command]
+    output = tmp_path / "output"
+    with only_run(output), pytest.raises(SystemExit, match="error: .*another run is at work in .*another folder"):
+        main([*arguments, "--output", str(output)])
 
 
 def test_what_is_not_finite_costs_nothing_else(model, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from molecular.dynamics import report_lines
 from molecular.dynamics.simulate import simulate
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.sequences import parse_sequence
-from nflib.io import write_json
+from nflib.io import only_run, write_json
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def simulate_corpus(
         tar: pack the frames for streaming as well (`molecular.data.corpus.pack`).
 
     Raises ValueError for no sequences, or a corpus in ``output`` whose sequences are missing here or, without a
-    ``split``, belong to another seed; and what `simulate` raises.
+    ``split``, belong to another seed; OSError where another run is at work in the folder; and what `simulate` raises.
     """
     if not sequences:
         raise ValueError("no sequences to simulate; give at least one.")
@@ -64,25 +64,26 @@ def simulate_corpus(
         raise ValueError(f"the split has no place for {min(unplaced)}; put it into one of {', '.join(PARTS)}.")
     write_json(folder / DESCRIPTION, {"seed": seed, "split": {part: list(split.get(part, [])) for part in PARTS}})
 
-    for number, sequence in enumerate(sequences, start=1):
-        system = folder / "systems" / sequence
-        build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
-        wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
-        finished = system / FINISHED
-        if finished.is_file() and _same(json.loads(finished.read_text()), wanted):
-            continue
-        finished.unlink(missing_ok=True)
-        log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
-        result = simulate(
-            Peptide(parse_sequence(sequence, letters=True), **build),
-            system,
-            seed=seed_of(sequence, seed),
-            storage=storage,
-            **options,
-        )
-        for line in report_lines(result.report):
-            log.info("%s", line)
-        write_json(finished, wanted)
+    with only_run(folder):
+        for number, sequence in enumerate(sequences, start=1):
+            system = folder / "systems" / sequence
+            build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
+            wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
+            finished = system / FINISHED
+            if finished.is_file() and _same(json.loads(finished.read_text()), wanted):
+                continue
+            finished.unlink(missing_ok=True)
+            log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
+            result = simulate(
+                Peptide(parse_sequence(sequence, letters=True), **build),
+                system,
+                seed=seed_of(sequence, seed),
+                storage=storage,
+                **options,
+            )
+            for line in report_lines(result.report):
+                log.info("%s", line)
+            write_json(finished, wanted)
     corpus = Corpus(folder)
     if tar:
         paths = pack(corpus, "float16" if storage == "float16" else "float32", seed=seed)
