@@ -14,6 +14,8 @@ from molecular.analysis.free_energy import FreeEnergy
 from molecular.analysis.plots import COLORS, DEEPEST, DOTS_PER_INCH, REFERENCE_COLOR
 
 _CONTOURS = 8
+# The axis of a profile ends this many kT above its lowest bin.
+_HIGHEST = 12.0
 
 
 def draw(surface: FreeEnergy, path: str | Path, *, title: str = "") -> None:
@@ -35,6 +37,8 @@ def _draw_profile(surface: FreeEnergy, path: str | Path, title: str) -> None:
     axes.stairs(np.where(known, values, np.nan), edges, baseline=None, color=COLORS[1], linewidth=1.5)
     axes.plot(centres[~known], values[~known], ".", color=REFERENCE_COLOR, markersize=4, label="too few to tell errors")
     axes.set(xlabel=variable.label, ylabel=f"free energy / {surface.unit}", xlim=(edges[0], edges[-1]), title=title)
+    highest = min(np.nanmax(values, initial=surface.scale), _HIGHEST * surface.scale)
+    axes.set_ylim(-0.05 * highest, 1.1 * highest)
     if (~known & np.isfinite(values)).any():
         axes.legend(frameon=False, fontsize="small")
     if variable.period is not None and math.isclose(variable.period, 360.0):

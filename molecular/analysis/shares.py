@@ -13,9 +13,12 @@ from torch import Tensor
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.dynamics.autocorrelation import mixing
 from nflib.montecarlo import WeightedSamples
+from nflib.montecarlo.weighted_samples import MIN_EFFECTIVE
 
-# Cells worth fewer independent conformations have errors that cannot be told from the sample itself.
-MIN_EFFECTIVE_COUNT = 10.0
+# Cells worth fewer independent conformations have errors that cannot be told from the sample itself. A higher bound
+# would select, of runs with heavy weights, those that missed the heaviest in the cell: it states errors for fewer
+# cells, of which fewer are covered (benchmarks/free_energy_coverage.py).
+MIN_EFFECTIVE_COUNT = 5.0
 # With fewer trajectories than that, their blocks are what is taken to be independent.
 ENOUGH_TRAJECTORIES = 20
 # Length of a block, in autocorrelation times; a mean over it has 95 % of the variance that independence needs.
@@ -38,8 +41,8 @@ class Shares:
     The error of a log-share, or of the logarithm of a ratio of two, is the delta method's over independent families.
     Studentised, a log-share has half the skewness of a share, so that half of the factor for skewness in Hall's
     Edgeworth expansion (The Bootstrap and Edgeworth Expansion, 1992; see `nflib.montecarlo.diagnostics`), at one
-    standard error `1 + |g| / 4`, makes it cover. A bootstrap over families covers as well as the delta method alone
-    and no better (benchmarks/free_energy_coverage.py measures).
+    standard error `1 + |g| / 4`, makes it cover. A bootstrap over families covers as the delta method alone does,
+    a little too seldom.
 
     Args:
         weights: (N,), which sum to one.
@@ -65,7 +68,7 @@ class Shares:
         """Shares in cells (N,), of which -1 is none."""
         inside = (cells >= 0).numpy()
         cell, weights = cells.numpy()[inside], self.weights[inside]
-        shares = np.bincount(cell, weights, num_cells)
+        shares: NDArray[np.float64] = np.bincount(cell, weights, num_cells).astype(np.float64)
         # What each family has in each cell, where it has something.
         pairs, pair = np.unique(self.families[inside] * num_cells + cell, return_inverse=True)
         family, pair_cell = np.divmod(pairs, num_cells)
@@ -126,7 +129,7 @@ def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) ->
     # The refusal is that of every other estimate from weights.
     samples = WeightedSamples(torch.zeros(count), log_weights, ancestors=families)
     refusal = samples.refusal
-    if refusal and conformations.time is not None and samples.effective_num_ancestors < MIN_EFFECTIVE_COUNT:
+    if refusal and conformations.time is not None and samples.effective_num_ancestors < MIN_EFFECTIVE:
         refusal = (
             f"No error can be told, for the trajectories are worth {samples.effective_num_ancestors:.1f} independent "
             f"parts of {BLOCK:g} autocorrelation times: simulate for longer, or more of them."
