@@ -21,7 +21,7 @@ from torch import Tensor
 
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import PUBLISHED_TRUNCATION
 from molecular.training.fit_molecule import SPLIT, SPLIT_SEED, Symmetries
@@ -79,11 +79,9 @@ def main() -> None:
     for coordinates in ("internal", "local_frames", "cartesian"):
         torch.manual_seed(arguments.seed)
         cartesian = coordinates == "cartesian"
-        flow = PeptideFlow(
-            peptide.sequence,
-            peptide.topology.elements,
-            peptide.topology.bonds,
-            coordinates,
+        flow = MoleculeFlow.of(
+            peptide,
+            coordinates=coordinates,
             channels=arguments.channels,
             num_blocks=arguments.num_blocks,
             layers_per_block=arguments.layers_per_block,

@@ -91,7 +91,7 @@ def main() -> None:
         print(known, flush=True)
         truth[temperature] = figures(known)
     scores = {temperature: {name: Scores() for name in found} for temperature, found in truth.items()}
-    flow = load_flow(SEQUENCE)
+    flow = load_flow(Peptide(SEQUENCE))
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         with torch.no_grad():
             samples = sample(flow, peptide, arguments.num_samples, seed=seed)

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from common import argument_parser, markdown_table, prepare
 
+from molecular.commands.improvement import RECORD
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, sample
-from molecular.training.self_training import RECORD
 
 
 def main() -> None:
@@ -32,14 +32,14 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare(arguments)
     record = json.loads((arguments.improved / RECORD).read_text())
-    spent, peptide = record["num_energies"], Peptide(record["peptide"], temperature=record["temperature_K"])
-    if record["peptide"] != arguments.peptide:
-        raise SystemExit(f"error: {arguments.improved} was improved for {record['peptide']}, not {arguments.peptide}.")
+    spent, peptide = record["num_energies"], Peptide(record["molecule"], temperature=record["temperature_K"])
+    if record["molecule"] != arguments.peptide:
+        raise SystemExit(f"error: {arguments.improved} was improved for {record['molecule']}, not {arguments.peptide}.")
     if spent >= arguments.energies:
         raise SystemExit(f"error: improvement took {spent} energies; give more than that.")
     rows, sizes = [], []
     for name, model, before in (("teacher", arguments.teacher, 0), ("improved", arguments.improved / "model", spent)):
-        flow = load_flow(arguments.peptide, model)
+        flow = load_flow(Peptide(arguments.peptide), model)
         count = arguments.energies - before
         num_draws = min(arguments.num_samples or count, count)
         drawn = sample(flow, peptide, num_draws, batch_size=arguments.batch_size, seed=arguments.seed)

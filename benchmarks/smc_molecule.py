@@ -29,7 +29,7 @@ from nflows.transforms import CompositeTransform, Transform
 from molecular.analysis import WeightedConformations, evaluate
 from molecular.analysis.compare import FLOOR
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, reference_positions, sample
 from molecular.sampling.smc import SplitFlow, smc
@@ -75,13 +75,13 @@ SETTINGS = {
 class WidenedFlow(Flow):
     """A flow whose base normal is `factor` times as wide, by a last transform `z / factor`; weights are shared."""
 
-    def __init__(self, flow: PeptideFlow, factor: float) -> None:
+    def __init__(self, flow: MoleculeFlow, factor: float) -> None:
         widen = Standardize(torch.zeros(flow._distribution.event_shape(None)), torch.tensor(factor))
         super().__init__(CompositeTransform([flow._transform, widen]), flow._distribution)
         self.flow, self.widen = flow, widen
 
     def split_coordinates(self) -> tuple[Transform, Flow]:
-        """As `PeptideFlow.split_coordinates`, which the widening leaves as it is."""
+        """As `MoleculeFlow.split_coordinates`, which the widening leaves as it is."""
         fixed, rest = self.flow.split_coordinates()
         return fixed, Flow(CompositeTransform([rest._transform, self.widen]), rest._distribution)
 
@@ -172,7 +172,9 @@ def repeat_rows(
     return rows
 
 
-def repeat(flow: PeptideFlow | WidenedFlow, peptide: Peptide, arguments: Namespace) -> dict[str, list[WeightedSamples]]:
+def repeat(
+    flow: MoleculeFlow | WidenedFlow, peptide: Peptide, arguments: Namespace
+) -> dict[str, list[WeightedSamples]]:
     """Every sampler's runs, which take turns."""
     runners: dict[str, Callable[[int], WeightedSamples]] = {
         IMPORTANCE: lambda seed: sample(flow, peptide, arguments.evaluations, seed=seed)  # type: ignore[arg-type]
@@ -198,8 +200,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     prepare(arguments)
-    peptide, shipped, reference = Peptide(SEQUENCE), load_flow(SEQUENCE), reference_positions(SEQUENCE)
-    assert reference is not None and isinstance(shipped, PeptideFlow)
+    peptide = Peptide(SEQUENCE)
+    shipped, reference = load_flow(peptide).flow, reference_positions(peptide)
+    assert reference is not None
     rows: list[list[object]] = []
     wholes: dict[float, object] = {}
     for widening in arguments.widening:

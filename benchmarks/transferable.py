@@ -143,7 +143,7 @@ def reference(sequence: str, corpus: Corpus, arguments: Namespace) -> Ensemble:
 
 def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
-    peptide, flow = Peptide(sequence), load_flow(sequence, model)
+    peptide, flow = Peptide(sequence), load_flow(Peptide(sequence), model)
     frames = reference(sequence, corpus, arguments)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     drawn = sample(flow, peptide, arguments.num_samples, **options)
@@ -182,7 +182,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
 
 def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
-    peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(sequence, model))
+    peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), model))
     frames = reference(sequence, corpus, arguments)
     positions = with_standard_hydrogens(frames.positions, peptide)
     values = torch.cat(

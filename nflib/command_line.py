@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import logging
 import signal
 import sys
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
@@ -20,12 +25,14 @@ def run_command(
     *,
     positional: Collection[str] = (),
     aliases: Mapping[str, str] | None = None,
+    groups: Collection[type] = (),
 ) -> None:
     """Run the command that `arguments` (default: those of the process) name, with the options they give.
 
     A user's mistake ends in one sentence on standard error and exit status 1. positional: commands whose required
     arguments need no option's name. aliases: words for options that are no names in Python, such as ``--continue``.
-    Options may be written with dashes or underscores.
+    groups: dataclasses whose fields are options of their own where a command has a parameter of such a type, so that
+    commands share them. Options may be written with dashes or underscores.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = jsonargparse.ArgumentParser(prog=program, description=description)
@@ -34,18 +41,40 @@ def run_command(
         summary = (function.__doc__ or "").split("\n\n")[0]
         command = jsonargparse.ArgumentParser(description=summary)
         command.add_argument("--config", action="config", help="a YAML file with these options")
-        command.add_function_arguments(function, as_positional=name in positional)
+        grouped = _grouped(function, groups)
+        command.add_function_arguments(function, as_positional=name in positional, skip=set(grouped))
+        for group in grouped.values():
+            command.add_class_arguments(group)
         subcommands.add_subcommand(name, command, help=summary)
     given = [_option(argument, aliases or {}) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    options = parser.instantiate_classes(parser.parse_args(given))
-    chosen = dict(options[options.command].items())
-    chosen.pop("config", None)
+    parsed = parser.parse_args(given)
     try:
-        commands[options.command](**chosen)
+        options = parser.instantiate_classes(parsed)
+        chosen = dict(options[options.command].items())
+        chosen.pop("config", None)
+        function = commands[options.command]
+        _refuse_empty_paths(function, given)
+        for parameter, group in _grouped(function, groups).items():
+            chosen[parameter] = group(**{field.name: chosen.pop(field.name) for field in dataclasses.fields(group)})
+        function(**chosen)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # what can be kept has been written by then
         sys.exit(128 + signal.SIGINT)
+
+
+def _refuse_empty_paths(function: Callable[..., None], given: Sequence[str]) -> None:
+    """An empty path would be the present folder, which nobody means by it."""
+    hints = typing.get_type_hints(function)
+    for option, value in itertools.pairwise([*itertools.chain.from_iterable(a.split("=", 1) for a in given), "end"]):
+        if value == "" and option.startswith("--") and hints.get(option[2:]) in (Path, Path | None):
+            raise ValueError(f"{option} is empty; name a path.")
+
+
+def _grouped(function: Callable[..., None], groups: Collection[type]) -> dict[str, Any]:
+    """The parameters of a function whose type is one of the groups."""
+    hints = typing.get_type_hints(function)
+    return {name: hint for name, hint in hints.items() if name != "return" and hint in groups}
 
 
 def _option(argument: str, aliases: Mapping[str, str]) -> str:

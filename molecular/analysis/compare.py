@@ -1,4 +1,4 @@
-"""Ensembles of a peptide beside a reference ensemble, in one table."""
+"""Ensembles of a molecule beside a reference ensemble, in one table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from molecular.analysis.metrics import Metric, available_metrics
 from molecular.analysis.table import Estimate, Evaluation
 from molecular.analysis.tica import TICA
 from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 from nflib.metrics.transport import import_pot
 
 FLOOR = "reference, half to half"
@@ -25,7 +25,7 @@ FLOOR = "reference, half to half"
 class Described:
     """Ensembles by name, their reference and its halves, as what is compared; and what follows from the options."""
 
-    peptide: Peptide
+    molecule: Molecule
     ensembles: Mapping[str, Descriptors]
     reference: Descriptors
     halves: tuple[Descriptors, Descriptors]
@@ -36,7 +36,7 @@ class Described:
 def evaluate(
     ensembles: Mapping[str, Any],
     reference: Any,
-    peptide: Peptide,
+    molecule: Molecule,
     *,
     energy: Callable[[Tensor], Tensor] | None = None,
     num_bootstrap: int = 20,
@@ -61,7 +61,7 @@ def evaluate(
             or `WeightedConformations`. Conformations that are not finite are left out and counted.
         reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, as
             families of particles with one ancestor are.
-        energy: positions (B, n, 3) -> reduced energies (B,), kT; default: the peptide's own.
+        energy: positions (B, n, 3) -> reduced energies (B,), kT; default: the molecule's own.
         num_bootstrap: resamples of ensemble and reference together, weights kept with the conformations; the error
             is the standard deviation over them. 0 for none.
         transport_points: torus_w2 and tica_w2 are exact between at most so many points; larger ensembles are
@@ -72,10 +72,10 @@ def evaluate(
         ValueError: no ensembles, one named as the first row is, arrays of the wrong shape, or an option out of range.
         ImportError: POT is missing.
     """
-    check_options(num_bootstrap, transport_points)
+    check_options(num_bootstrap=num_bootstrap, transport_points=transport_points)
     import_pot()
     described = describe(
-        ensembles, reference, peptide, energy=energy, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed
+        ensembles, reference, molecule, energy=energy, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed
     )
     return compare(
         described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=progress
@@ -85,7 +85,7 @@ def evaluate(
 def describe(
     ensembles: Mapping[str, Any],
     reference: Any,
-    peptide: Peptide,
+    molecule: Molecule,
     *,
     energy: Callable[[Tensor], Tensor] | None = None,
     tica_lag: int = 10,
@@ -98,16 +98,16 @@ def describe(
     if FLOOR in ensembles:
         raise ValueError(f"evaluate: an ensemble is named {FLOOR!r}, which is the name of a row of ours; rename it.")
     sources = {
-        name: WeightedConformations.of(f"ensemble {name!r}", source, peptide.num_atoms)
+        name: WeightedConformations.of(f"ensemble {name!r}", source, molecule.num_atoms)
         for name, source in ensembles.items()
     }
-    truth = WeightedConformations.of("the reference", reference, peptide.num_atoms).usable()
+    truth = WeightedConformations.of("the reference", reference, molecule.num_atoms).usable()
     if len(truth) < 4:
         raise ValueError(f"the reference has {len(truth)} finite conformations; it needs 4 or more.")
-    descriptors = Describe(peptide, energy or ReducedEnergy(peptide), truth, tica_lag, num_clusters, seed)
+    descriptors = Describe(molecule, energy or ReducedEnergy(molecule), truth, tica_lag, num_clusters, seed)
     first, second = truth.halves()
     return Described(
-        peptide=peptide,
+        molecule=molecule,
         ensembles={name: descriptors(source) for name, source in sources.items()},
         reference=descriptors(truth),
         halves=(descriptors(first), descriptors(second)),
@@ -125,7 +125,7 @@ def compare(
     progress: bool = False,
 ) -> Evaluation:
     """The second half of `evaluate`. Raises ValueError for an option out of range and ImportError without POT."""
-    check_options(num_bootstrap, transport_points)
+    check_options(num_bootstrap=num_bootstrap, transport_points=transport_points)
     import_pot()
     pairs = {FLOOR: described.halves}
     pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
@@ -135,13 +135,13 @@ def compare(
         for name, (sample, against) in pairs.items():
             rows[name] = _estimates(sample, against, metrics, num_bootstrap, transport_points, seed, steps)
     return Evaluation(
-        peptide=described.peptide.sequence,
+        molecule=described.molecule.name,
         rows=rows,
         units={metric.name: metric.unit for metric in metrics},
         num_samples={name: sample.num_samples for name, (sample, _) in pairs.items()},
         num_rejected={name: sample.num_rejected for name, (sample, _) in pairs.items()},
         settings={
-            "temperature_K": described.peptide.temperature,
+            "temperature_K": described.molecule.temperature,
             "reference_samples": len(described.reference.weights),
             "num_bootstrap": num_bootstrap,
             "transport_points": transport_points,
@@ -193,13 +193,12 @@ def _notes(metrics: list[Metric], tica: TICA | None, points: int, num_bootstrap:
     return tuple(notes)
 
 
-def check_options(num_bootstrap: int, transport_points: int) -> None:
+def check_options(**options: int) -> None:
     """Raise ValueError for options out of range."""
-    if num_bootstrap < 0 or transport_points < 2:
-        raise ValueError(
-            f"evaluate: num_bootstrap is {num_bootstrap} and transport_points {transport_points}; give 0 or more, and "
-            "2 or more."
-        )
+    least = {"num_bootstrap": 0, "transport_points": 2, "tica_lag": 1, "num_clusters": 2}
+    for name, value in options.items():
+        if value < least[name]:
+            raise ValueError(f"evaluate: {name} is {value}; give {least[name]} or more.")
 
 
 def _progress(total: int, show: bool) -> Any:

@@ -13,7 +13,7 @@ from molecular.analysis.ensembles import WeightedConformations
 from molecular.analysis.tica import TICA, fit_tica, kmeans, nearest, torsion_features
 from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.molecule.geometry import dihedrals
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
 
 _BATCH = 1024
@@ -76,18 +76,18 @@ class Describe:
 
     def __init__(
         self,
-        peptide: Peptide,
+        molecule: Molecule,
         energy: Callable[[Tensor], Tensor],
         reference: WeightedConformations,
         tica_lag: int,
         num_clusters: int,
         seed: int,
     ) -> None:
-        self.peptide = peptide
+        self.molecule = molecule
         self.energy = energy
-        self.backbone = backbone_torsions(peptide.topology)
-        self.pairs = ramachandran_torsions(peptide.topology)
-        self.heavy = heavy_torsions(peptide.topology.elements, peptide.topology.bonds)
+        self.backbone = backbone_torsions(molecule.topology)
+        self.pairs = ramachandran_torsions(molecule.topology)
+        self.heavy = heavy_torsions(molecule.topology.elements, molecule.topology.bonds)
         self.tica: TICA | None = None
         self.centres = torch.zeros(0, 2, dtype=torch.float64)
         trajectories = reference.trajectories()
@@ -117,8 +117,8 @@ class Describe:
             torsions=_angles(positions, self.backbone),
             phi_psi=pairs,
             ramachandran=angle_bins(pairs),
-            chirality=right_chirality(positions, self.peptide).double(),
-            bonds=intact_bonds(positions, self.peptide.topology.elements, self.peptide.topology.bonds).double(),
+            chirality=right_chirality(positions, self.molecule).double(),
+            bonds=intact_bonds(positions, self.molecule.topology.elements, self.molecule.topology.bonds).double(),
             tica=tica,
             clusters=torch.zeros(len(used), dtype=torch.int64) if self.tica is None else nearest(tica, self.centres),
             num_clusters=len(self.centres),

@@ -104,7 +104,7 @@ class WeightedConformations:
         if len(shape) != 3 or shape[1:] != (num_atoms, 3) or shape[0] < 2:
             raise ValueError(
                 f"{name} has positions of shape {shape}; pass (N, {num_atoms}, 3) in nm, N at least 2: does it belong "
-                "to this peptide?"
+                "to this molecule?"
             )
         for label in ("log_weights", "groups", "time"):
             column = getattr(self, label)

@@ -26,7 +26,7 @@ class Metric:
 
 
 def available_metrics(reference: Descriptors) -> list[Metric]:
-    """Those of `METRICS` that this peptide and this reference allow."""
+    """Those of `METRICS` that this molecule and this reference allow."""
     absent = set()
     if reference.torsions.shape[1] == 0:
         absent |= {"torus_w2"}

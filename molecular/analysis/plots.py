@@ -1,4 +1,4 @@
-"""Figures of peptide ensembles."""
+"""Figures of ensembles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

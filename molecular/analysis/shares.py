@@ -87,7 +87,7 @@ class Shares:
             alone = moment(2, weights, cell, weights, self.weights)
             errors = self._error(second, third, alone)
         errors[(effective < MIN_EFFECTIVE_COUNT) | (not self.trusted)] = np.inf
-        return CellShares(shares, errors, effective)
+        return CellShares(np.asarray(shares, dtype=np.float64), errors, effective)
 
     def log_ratio(self, first: Tensor, second: Tensor) -> tuple[float, float]:
         """`log(share of first / share of second)` of boolean masks (N,), and its error; infinite where either is worth

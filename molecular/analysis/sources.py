@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from molecular.analysis.ensembles import WeightedConformations
-from molecular.data.ensembles import load_ensemble
+from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.peptide import usual_temperature
+from molecular.molecule.sequences import parse_sequence
+from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import effective_sample_size
@@ -34,19 +37,10 @@ class SampleFolder:
 
     path: Path
     name: str
+    molecule: Molecule
     samples: WeightedSamples
     summary: Mapping[str, Any]
     history: History | None
-
-    @property
-    def sequence(self) -> str:
-        """Of the peptide."""
-        return str(self.summary["peptide"])
-
-    @property
-    def temperature(self) -> float:
-        """That the samples are weighted to, K."""
-        return float(self.summary["temperature_K"])
 
     @property
     def sequential(self) -> bool:
@@ -63,47 +57,49 @@ def read_samples(entry: str) -> SampleFolder:
     folder = Path(place if equals else entry)
     name = name if equals else ""
     _check_folder(folder, "weights.npz", "python -m molecular sample")
-    summary = _read_json(folder, "summary.json", ("peptide", "temperature_K"), "python -m molecular sample")
+    summary = _read_json(folder, "summary.json", ("temperature_K",), "python -m molecular sample")
     try:
         samples = WeightedSamples.load(folder / "weights.npz")
         history = None if "history" not in summary else History.from_summary(summary["history"])
     except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"{folder} has a damaged file ({error}); sample again.") from error
-    return SampleFolder(folder, name, samples, summary, history)
+    molecule = load_molecule(folder)
+    if molecule.num_atoms != samples.x.shape[1]:
+        raise ValueError(
+            f"{folder} holds positions of {samples.x.shape[1]} atoms, but its molecule has {molecule.num_atoms}; "
+            "sample again."
+        )
+    return SampleFolder(folder, name, molecule, samples, summary, history)
 
 
-def check_same_system(folders: list[SampleFolder]) -> None:
-    """Raise ValueError unless all samples are of one peptide at one temperature."""
+def read_ensemble(folder: str | Path, start_time: float = 0.0) -> tuple[WeightedSamples | Ensemble, Molecule]:
+    """The samples or, from `start_time` (ps) on, the frames at the lowest temperature in a folder, and their molecule.
+
+    Raises FileNotFoundError for a folder that holds neither, and ValueError for a damaged file.
+    """
+    if (Path(folder) / "weights.npz").is_file():
+        read = read_samples(str(folder))
+        return read.samples, read.molecule
+    molecule = load_molecule(folder)
+    return load_ensemble(folder, num_atoms=molecule.num_atoms, start_time=start_time), molecule
+
+
+def check_same_system(folders: list[SampleFolder]) -> Molecule:
+    """The molecule of all samples; raises ValueError unless it is one, in one force field, at one temperature."""
     first = folders[0]
     for other in folders[1:]:
-        if other.sequence != first.sequence:
+        difference = first.molecule.difference(other.molecule)
+        if difference is not None:
             raise ValueError(
-                f"{other.path} holds samples of {other.sequence} and {first.path} of {first.sequence}; evaluate one "
-                "peptide at a time."
+                f"{other.path} holds samples of another molecule than {first.path}: {difference}; evaluate one "
+                "molecule at a time."
             )
-        if abs(other.temperature - first.temperature) > _SAME_TEMPERATURE:
+        if abs(other.molecule.temperature - first.molecule.temperature) > _SAME_TEMPERATURE:
             raise ValueError(
-                f"{other.path} holds samples at {other.temperature:g} K and {first.path} at {first.temperature:g} K; "
-                "evaluate one temperature at a time."
+                f"{other.path} holds samples at {other.molecule.temperature:g} K and {first.path} at "
+                f"{first.molecule.temperature:g} K; evaluate one temperature at a time."
             )
-
-
-def check_atoms(folder: Path, peptide: Peptide, num_atoms: int) -> None:
-    """Raise ValueError unless the positions, and topology.pdb if there is one, have the atoms of the peptide."""
-    path = folder / "topology.pdb"
-    expected = _atoms(peptide.pdb_string())
-    found = _atoms(path.read_text(errors="replace")) if path.is_file() else expected
-    if found != expected:
-        shared = sum(a == b for a, b in zip(found, expected, strict=False))
-        raise ValueError(
-            f"{path} has {len(found)} atoms, of which {shared} are those of {peptide.sequence}, which has "
-            f"{len(expected)}; is it of another molecule?"
-        )
-    if num_atoms != peptide.num_atoms:
-        raise ValueError(
-            f"{folder} holds positions of {num_atoms} atoms, but {peptide.sequence} has {peptide.num_atoms}; is it of "
-            "another molecule?"
-        )
+    return first.molecule
 
 
 def name_ensembles(folders: list[SampleFolder]) -> dict[str, WeightedConformations]:
@@ -129,38 +125,41 @@ def name_ensembles(folders: list[SampleFolder]) -> dict[str, WeightedConformatio
     return named
 
 
-def read_reference(folder: str | Path | None, peptide: Peptide) -> tuple[WeightedConformations, list[str]]:
-    """A simulation's frames, or the ensemble shipped for the peptide, and what a reader must know of it.
+def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[WeightedConformations, list[str]]:
+    """A simulation's frames, or the ensemble shipped for the molecule, and what a reader must know of it.
 
-    Frames simulated at the peptide's temperature are taken where there are some; otherwise those of the lowest
+    Frames simulated at the molecule's temperature are taken where there are some; otherwise those of the lowest
     temperature are reweighted to it. Raises FileNotFoundError without a reference, and ValueError for one of another
-    peptide.
+    molecule.
     """
-    sequence, temperature = peptide.sequence, peptide.temperature
+    temperature = molecule.temperature
     if folder is None:
-        positions = reference_positions(sequence)
+        positions = reference_positions(molecule)
         if positions is None:
             raise FileNotFoundError(
-                f"no reference is shipped for {sequence}; name the folder of a simulation with --reference."
+                f"no reference is shipped for {molecule.name}; name the folder of a simulation with --reference."
             )
         kept = WeightedConformations(positions)
-        simulated = Peptide(sequence).temperature
-        if abs(simulated - temperature) <= _SAME_TEMPERATURE:
+        # Shipped references are of peptides as they are by default.
+        usual = usual_temperature(parse_sequence(str(molecule.topology.sequence)).capped)
+        if abs(usual - temperature) <= _SAME_TEMPERATURE:
             return kept, []
-        energy = ReducedEnergy(peptide)
-        energies = torch.cat([energy(part) for part in positions.split(1024)]) * peptide.kT
-        return _reweighted(kept, energies, simulated, temperature)
+        energy = ReducedEnergy(molecule)
+        energies = torch.cat([energy(part) for part in positions.split(1024)]) * molecule.kT
+        return _reweighted(kept, energies, usual, temperature)
     folder = Path(folder)
     _check_folder(folder, "settings.json", "python -m molecular simulate")
-    settings = _read_json(folder, "settings.json", ("sequence", "temperatures"), "python -m molecular simulate")
-    if settings["sequence"] != sequence:
+    settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
+    simulated = load_molecule(folder)
+    difference = molecule.topology.difference(simulated.topology)
+    if difference is not None:
         raise ValueError(
-            f"{folder} is a simulation of {settings['sequence']}, but the samples are of {sequence}; give a reference "
-            f"of {sequence}."
+            f"{folder} is a simulation of another molecule than {molecule.name}: {difference}; give a reference of it."
         )
-    notes = _other_physics(settings, peptide)
-    ensemble = load_ensemble(folder, temperature_index=None)
-    check_atoms(folder, peptide, ensemble.num_atoms)
+    notes = []
+    if molecule.difference(simulated) is not None:
+        notes.append("The reference was simulated in another force field than that which the samples are weighted to.")
+    ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms)
     ladder = [float(value) for value in settings["temperatures"]]
     saved = ensemble.temperature_index.unique().tolist()
     index = min(saved, key=lambda index: (abs(ladder[index] - temperature) > _SAME_TEMPERATURE, index))
@@ -183,22 +182,6 @@ def _reweighted(
         f"{share:.3f} of its frames."
     )
     return WeightedConformations(frames.positions, log_weights, frames.groups, frames.time), [note]
-
-
-def _other_physics(settings: Mapping[str, Any], peptide: Peptide) -> list[str]:
-    field, cutoff = settings.get("force_field"), settings.get("cutoff")
-    if field in (None, list(peptide.force_field)) and cutoff == peptide.cutoff:
-        return []
-    return [
-        f"The reference was simulated with {field} and cutoff {cutoff} nm, the samples are weighted to "
-        f"{list(peptide.force_field)} and cutoff {peptide.cutoff} nm."
-    ]
-
-
-def _atoms(pdb: str) -> list[tuple[str, str]]:
-    """Name and residue of each atom."""
-    lines = (line for line in pdb.splitlines() if line.startswith(("ATOM", "HETATM")))
-    return [(line[12:16].strip(), line[17:20].strip()) for line in lines]
 
 
 def _check_folder(folder: Path, file: str, command: str) -> None:

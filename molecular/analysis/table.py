@@ -37,7 +37,7 @@ class Evaluation:
     """Rows of ensembles, columns of metrics.
 
     Attributes:
-        peptide: its sequence.
+        molecule: its name.
         rows: ensemble -> metric -> `Estimate`, in the order of printing. A row may lack a metric.
         units: metric -> unit, "" for none; also the order of the columns.
         num_samples, num_rejected: ensemble -> how many conformations it has, and how many of them carry no weight.
@@ -51,7 +51,7 @@ class Evaluation:
     | flow |       9 |        0 |    2.04 ± 0.13 |
     """
 
-    peptide: str
+    molecule: str
     rows: Mapping[str, Mapping[str, Estimate]]
     units: Mapping[str, str]
     num_samples: Mapping[str, int]
@@ -69,7 +69,7 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """The table, and the notes below it."""
-        cells = [[self.peptide, "samples", "rejected", *(_label(name, unit) for name, unit in self.units.items())]]
+        cells = [[self.molecule, "samples", "rejected", *(_label(name, unit) for name, unit in self.units.items())]]
         for row, estimates in self.rows.items():
             counts = [str(self.num_samples[row]), str(self.num_rejected.get(row, 0))]
             cells.append([row, *counts, *(str(estimates[name]) if name in estimates else "–" for name in self.units)])
@@ -92,7 +92,7 @@ class Evaluation:
 
     def _write_json(self, path: Path) -> None:
         content = {
-            "peptide": self.peptide,
+            "molecule": self.molecule,
             "settings": dict(self.settings),
             "notes": list(self.notes),
             "units": dict(self.units),

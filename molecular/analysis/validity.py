@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 
 # In units of the sum of both radii: bonded atoms are nearer than the second, and no two atoms nearer than the first.
 SHORTEST, LONGEST = 0.7, 1.3
@@ -29,10 +29,10 @@ def handedness(positions: Tensor, centres: Tensor) -> Tensor:
     return (torch.linalg.cross(a, b) * c).sum(-1).sign()
 
 
-def right_chirality(positions: Tensor, peptide: Peptide) -> Tensor:
-    """(N,) bool: every centre has the hand that it has in the peptide's own structure, all L."""
-    centres = torch.tensor(peptide.topology.stereocentres, dtype=torch.int64).reshape(-1, 4)
-    expected = handedness(torch.from_numpy(peptide.positions)[None], centres)
+def right_chirality(positions: Tensor, molecule: Molecule) -> Tensor:
+    """(N,) bool: every centre has the hand that it has in the molecule's own structure."""
+    centres = torch.tensor(molecule.topology.stereocentres, dtype=torch.int64).reshape(-1, 4)
+    expected = handedness(torch.from_numpy(molecule.positions)[None], centres)
     return (handedness(positions.double(), centres) == expected).all(dim=1)
 
 

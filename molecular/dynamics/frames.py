@@ -9,6 +9,7 @@ import mdtraj
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.molecule.trajectories import ascii_name, write_trajectory
 from nflib.io import complete_file
 
 STORAGE = ("float32", "float16", "xtc")
@@ -74,7 +75,7 @@ def write_shard(path: Path, frames: Frames, storage: str = "float32") -> None:
     if storage == "float16":
         arrays["positions"] = frames.positions.astype(np.float16)
     if storage == "xtc":
-        _save_xtc(path.with_suffix(".xtc"), arrays.pop("positions"), frames.time)
+        write_trajectory(path.with_suffix(".xtc"), arrays.pop("positions"), time=frames.time)
     # The .npz comes last: it is what makes a shard.
     save_npz(path, arrays)
 
@@ -85,7 +86,10 @@ def read_shard(path: Path) -> Frames:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in FIELDS if name in stored.files or name != "positions"}
         if "positions" not in arrays:
-            with mdtraj.formats.XTCTrajectoryFile(str(path.with_suffix(".xtc"))) as trajectory:
+            with (
+                ascii_name(path.with_suffix(".xtc")) as name,
+                mdtraj.formats.XTCTrajectoryFile(name) as trajectory,
+            ):
                 arrays["positions"] = trajectory.read()[0]
             if len(arrays["positions"]) != len(arrays["energies"]):
                 raise ValueError(
@@ -146,11 +150,3 @@ class FrameWriter:
         stored = [] if self.folder is None else [read_shard(shard_path(self.folder, i)) for i in range(self.num_shards)]
         parts = stored + self.pending
         return concatenate(parts) if parts else None
-
-
-def _save_xtc(path: Path, positions: NDArray[np.float32], time: NDArray[np.float64]) -> None:
-    with (
-        complete_file(path) as temporary,
-        mdtraj.formats.XTCTrajectoryFile(str(temporary), "w") as trajectory,
-    ):
-        trajectory.write(positions.astype(np.float32), time=time.astype(np.float32))

@@ -1,9 +1,9 @@
-"""Simulate one peptide by parallel tempering, into a folder."""
+"""Simulate one molecule by parallel tempering, into a folder."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ from molecular.dynamics import (
 )
 from molecular.dynamics.checkpoint import CHECKPOINT
 from molecular.dynamics.replicas import MakeIntegrator
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.molecule.torsions import phi_psi_torsions
-from nflib.io import complete_folder, write_json
-
-if TYPE_CHECKING:
-    from molecular.molecule.peptide import Peptide
+from nflib.devices import usable_device
+from nflib.io import complete_folder, only_run, write_json
 
 ENGINES = ("batched", "openmm")
 
@@ -40,7 +40,7 @@ MAY_CHANGE = {"picoseconds", "num_steps", "device", "torch", "num_threads", "com
 
 
 def simulate(
-    peptide: "Peptide",
+    molecule: Molecule,
     output: str | Path,
     *,
     picoseconds: float,
@@ -63,7 +63,7 @@ def simulate(
     progress: bool = True,
     checkpoint_seconds: float = 60.0,
 ) -> Trajectories:
-    """Parallel tempering of ``peptide`` from its temperature to ``highest_temperature``; see
+    """Parallel tempering of a molecule from its temperature to ``highest_temperature``; see
     `parallel_tempering`.
 
     Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`),
@@ -78,22 +78,26 @@ def simulate(
         storage: of the frames: "float32", "float16" or "xtc" (`molecular.dynamics.frames.write_shard`).
         engine: "batched", all replicas as tensors on ``device`` (with ``compile``, fused by `torch.compile`), or
             "openmm", the reference: OpenMM's own integrator on ``platform``, one replica after the other.
-        energy: for the batched engine, another energy than ``compile_system(peptide.system)``.
+        energy: for the batched engine, another energy than ``compile_system(molecule.system)``.
 
     Raises:
         ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
+        OSError: the folder cannot be written, or another run is at work in it.
     """
-    constraints = peptide.system.getNumConstraints()
+    constraints = molecule.system.getNumConstraints()
     if engine not in ENGINES:
         raise ValueError(f"there is no engine {engine!r}; the engines are {', '.join(ENGINES)}.")
+    usable_device(device)
+    if not picoseconds > 0:
+        raise ValueError(f"picoseconds is {picoseconds}; simulate for a positive time.")
     if storage not in STORAGE:
         raise ValueError(f"frames are stored as {', '.join(STORAGE)}, not {storage!r}.")
     if constraints and engine == "batched":
         raise ValueError(
-            f"the system of {peptide.sequence} has {constraints} constraints but this integrator has none;"
-            " build the peptide with constraints=None, or use engine='openmm'."
+            f"the System of {molecule.name} has {constraints} constraints but this integrator has none;"
+            " build it without constraints, or use engine='openmm'."
         )
-    temperatures = geometric_temperatures(peptide.temperature, highest_temperature, num_temperatures)
+    temperatures = geometric_temperatures(molecule.temperature, highest_temperature, num_temperatures)
     tempering = TemperingSettings(
         temperatures=temperatures,
         num_ladders=num_ladders,
@@ -108,12 +112,8 @@ def simulate(
     num_steps = _steps(picoseconds, timestep, "picoseconds")
     output = Path(output)
     settings = {
-        "sequence": peptide.sequence,
-        "num_atoms": len(peptide.positions),
-        "force_field": list(peptide.force_field),
-        "cutoff": peptide.cutoff,
-        "constraints": peptide.constraints,
-        "hydrogen_mass": peptide.hydrogen_mass,
+        "molecule": molecule.name,
+        "num_atoms": molecule.num_atoms,
         "engine": engine,
         "storage": storage,
         "seed": seed,
@@ -125,79 +125,81 @@ def simulate(
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
     } | asdict(tempering)
-    _check_folder(output, settings)
+    with only_run(output):
+        _check_folder(output, settings, molecule)
 
-    make_integrator: MakeIntegrator = Langevin
-    degrees_of_freedom = None
-    if engine == "openmm":
-        from molecular.dynamics.openmm_engine import OpenMMEngine
+        make_integrator: MakeIntegrator = Langevin
+        degrees_of_freedom = None
+        if engine == "openmm":
+            from molecular.dynamics.openmm_engine import OpenMMEngine
 
-        reference = OpenMMEngine(peptide.system, platform)
-        energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
-        degrees_of_freedom = reference.degrees_of_freedom
-        dtype, device = torch.float64, "cpu"
-    else:
-        if energy is None:
-            from molecular.energy import compile_system
+            reference = OpenMMEngine(molecule.system, platform)
+            energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
+            degrees_of_freedom = reference.degrees_of_freedom
+            dtype, device = torch.float64, "cpu"
+        else:
+            if energy is None:
+                from molecular.energy import compile_system
 
-            energy = compile_system(peptide.system, compile=compile).to(device)
-        minimise, dtype = _descent(energy), torch.float32
-    # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
-    system = peptide.system
-    masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
+                energy = compile_system(molecule.system, compile=compile).to(device)
+            minimise, dtype = _descent(energy), torch.float32
+        # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
+        system = molecule.system
+        masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
 
-    with complete_folder(output) as folder:
-        peptide.save_pdb(folder / "topology.pdb")
-        write_json(folder / "settings.json", settings)
-    structure = torch.as_tensor(np.asarray(peptide.positions), dtype=dtype, device=device)
-    if (output / CHECKPOINT).exists():
-        start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
-    else:
-        start = start_structures(structure, peptide.topology.bonds, num_ladders, minimise, _start_generator(seed))
-    start = start - start.mean(dim=1, keepdim=True)
-    result = parallel_tempering(
-        energy,
-        torch.tensor(masses, dtype=dtype, device=device),
-        start.repeat_interleave(num_temperatures, dim=0),
-        generator=torch.Generator(device).manual_seed(seed),
-        num_steps=num_steps,
-        progress=progress,
-        checkpoint=output,
-        checkpoint_seconds=checkpoint_seconds,
-        storage=storage,
-        integrator=make_integrator,
-        degrees_of_freedom=degrees_of_freedom,
-        **asdict(tempering),
-    )
-    result.report["sequence"], result.report["engine"] = peptide.sequence, engine
-    result.report["torsions"] = torsion_statistics(output, reported_torsions(peptide), save_ps)
-    result.report["concerns"] = concerns(result.report)
-    write_json(output / "report.json", result.report)
-    return result
+        with complete_folder(output) as folder:
+            save_molecule(molecule, folder)
+            write_json(folder / "settings.json", settings)
+        structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
+        if (output / CHECKPOINT).exists():
+            start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
+        else:
+            start = start_structures(structure, molecule.topology.bonds, num_ladders, minimise, _start_generator(seed))
+        start = start - start.mean(dim=1, keepdim=True)
+        result = parallel_tempering(
+            energy,
+            torch.tensor(masses, dtype=dtype, device=device),
+            start.repeat_interleave(num_temperatures, dim=0),
+            generator=torch.Generator(device).manual_seed(seed),
+            num_steps=num_steps,
+            progress=progress,
+            checkpoint=output,
+            checkpoint_seconds=checkpoint_seconds,
+            storage=storage,
+            integrator=make_integrator,
+            degrees_of_freedom=degrees_of_freedom,
+            **asdict(tempering),
+        )
+        result.report["molecule"], result.report["engine"] = molecule.name, engine
+        result.report["torsions"] = torsion_statistics(output, reported_torsions(molecule), save_ps)
+        result.report["concerns"] = concerns(result.report)
+        write_json(output / "report.json", result.report)
+        return result
 
 
-def reported_torsions(peptide: "Peptide") -> dict[str, NDArray[np.int64]]:
+def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:
     """Atom quadruples of what should mix, by name: "phi 1", "psi 1" and so on, then each side chain's torsions.
 
     The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2".
     """
     named: dict[str, NDArray[np.int64]] = {}
-    phi, psi = phi_psi_torsions(peptide.topology)
+    phi, psi = phi_psi_torsions(molecule.topology)
     for name, rows in (("phi", phi), ("psi", psi)):
         named |= {f"{name} {number}": row for number, row in enumerate(rows, start=1)}
     backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
-    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(peptide.topology.elements) if element != "H"}
-    for i, j in peptide.topology.bonds:
+    topology = molecule.topology
+    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(topology.elements) if element != "H"}
+    for i, j in topology.bonds:
         if i in heavy and j in heavy:
             heavy[i].append(j)
             heavy[j].append(i)
-    for i, j, _ in rotatable_bonds(len(peptide.positions), peptide.topology.bonds):
+    for i, j, _ in rotatable_bonds(topology.num_atoms, topology.bonds):
         i, j = sorted((i, j))
         if frozenset((i, j)) in backbone or i not in heavy or j not in heavy:
             continue
         before, after = [a for a in heavy[i] if a != j], [a for a in heavy[j] if a != i]
         if before and after:
-            name = f"{peptide.topology.atom_names[i]}-{peptide.topology.label(j)}"
+            name = f"{topology.atom_names[i]}-{topology.label(j)}"
             named[name] = np.array([before[0], i, j, after[0]])
     return named
 
@@ -225,7 +227,7 @@ def _steps(picoseconds: float, timestep: float, name: str) -> int:
     return steps
 
 
-def _check_folder(output: Path, settings: dict[str, object]) -> None:
+def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule) -> None:
     """Refuse to go on with another molecule, seed or method than a folder was started with."""
     path = output / "settings.json"
     if not path.exists() or not (output / CHECKPOINT).exists():
@@ -233,7 +235,10 @@ def _check_folder(output: Path, settings: dict[str, object]) -> None:
     before = json.loads(path.read_text())
     # Through JSON, so that a tuple equals the list it was stored as.
     for name, value in json.loads(json.dumps(settings)).items():
-        if name not in MAY_CHANGE and before.get(name) != value:
+        if name not in MAY_CHANGE and name in before and before[name] != value:
             raise ValueError(
                 f"{output} holds a simulation with {name} {before.get(name)}, not {value}; use another folder."
             )
+    difference = load_molecule(output).difference(molecule)
+    if difference is not None:
+        raise ValueError(f"{output} holds a simulation of another molecule: {difference}; use another folder.")

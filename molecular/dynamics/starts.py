@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from molecular.molecule.geometry import dihedrals
+from molecular.molecule.topology import beyond_bond
 
 LONGEST_BOND = 1.2
 """Bonds stretched beyond this multiple of their given length tell of a chain threaded through a ring."""
@@ -22,7 +23,7 @@ def rotatable_bonds(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[tu
     for i, j in bonds:
         if min(len(neighbours[i]), len(neighbours[j])) < 2 or max(len(neighbours[i]), len(neighbours[j])) < 4:
             continue
-        beyond = _side(neighbours, i, j)
+        beyond = beyond_bond(neighbours, i, j)
         if i in beyond:
             continue
         if 2 * len(beyond) > num_atoms:
@@ -40,7 +41,7 @@ def rigid_torsions(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> Tensor:
     rows = []
     for i, j in bonds:
         before, after = sorted(neighbours[i] - {j}), sorted(neighbours[j] - {i})
-        if before and after and max(len(before), len(after)) < 3 and i not in _side(neighbours, i, j):
+        if before and after and max(len(before), len(after)) < 3 and i not in beyond_bond(neighbours, i, j):
             rows.append([before[0], i, j, after[0]])
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
@@ -121,14 +122,3 @@ def _neighbours(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[set[in
         neighbours[i].add(j)
         neighbours[j].add(i)
     return neighbours
-
-
-def _side(neighbours: list[set[int]], i: int, j: int) -> set[int]:
-    """Atoms reached from ``j`` without crossing the bond to ``i``; ``i`` is among them when the bond is in a ring."""
-    reached, edge = {j}, [atom for atom in neighbours[j] if atom != i]
-    while edge:
-        atom = edge.pop()
-        if atom not in reached:
-            reached.add(atom)
-            edge += neighbours[atom] - reached
-    return reached

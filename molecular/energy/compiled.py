@@ -82,7 +82,8 @@ def compile_system(
             the log that names it, instead of raising ValueError.
 
     Raises:
-        ValueError: names the first force, constraint or virtual site that is not supported.
+        ValueError: no System is given, or one with a force, constraint or virtual site that is not supported: the first
+            is named.
 
     Example:
         >>> from molecular import Peptide
@@ -95,6 +96,8 @@ def compile_system(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give a positive number of conformations.")
+    if not isinstance(system, openmm.System):
+        raise ValueError(f"expected an openmm.System, got {system!r}; read one from XML by openmm.XmlSerializer.")
     refuse_constraints(system)
     try:
         forces = _sort_forces(system)

@@ -1,4 +1,4 @@
-"""The Boltzmann distribution of a peptide, as a reduced energy."""
+"""The Boltzmann distribution of a molecule, as a reduced energy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from molecular.energy import compile_system
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 
 # In training with energies as labels, residuals of log q + u beyond this many kT pull with a bounded force.
 CLIP = 4.0
@@ -15,16 +15,16 @@ HIGHEST_ENERGY = 40.0
 
 
 class ReducedEnergy:
-    """``u(x) = U(x) / kT`` of a peptide, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not.
+    """``u(x) = U(x) / kT`` of a molecule, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not.
 
     Energies and forces are computed in `dtype`. Differentiable once where positions require a gradient.
     """
 
     def __init__(
-        self, peptide: Peptide, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self, molecule: Molecule, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.energy = compile_system(peptide.system, dtype).to(device)
-        self.kT = peptide.kT
+        self.energy = compile_system(molecule.system, dtype).to(device)
+        self.kT = molecule.kT
 
     def __call__(self, positions: Tensor) -> Tensor:
         return self.energy.energy(positions).double() / self.kT

@@ -10,6 +10,7 @@ from torch import Tensor
 from molecular.coordinates.internal import coordinate_kinds
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import PeriodicTorsions, Spherical
+from molecular.flows.conformations import GivenMolecule
 from molecular.molecule.features import ATOM_TYPES
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from molecular.molecule.orderings import ordering
@@ -21,13 +22,11 @@ if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
 
-class GivenMolecule(GivenFlow):
+class GivenInternalMolecule(GivenMolecule):
     """A flow on internal coordinates (`InternalProse`) given one molecule: a distribution of positions ``(n, 3)``."""
 
-    flow: Any
-
     def __init__(self, flow: Any, context: Tensor, molecule: AnyTopology):
-        super().__init__(flow, context, (context.shape[1], 3))
+        super().__init__(flow, context, Topology.of(molecule))
         self._atoms = ordering(molecule, "n2c_residue-by-residue_standard")
         place = self._atoms.argsort().tolist()
         self._bonds = [(place[a], place[b]) for a, b in Topology.of(molecule).bonds]

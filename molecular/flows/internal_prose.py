@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
@@ -18,13 +18,15 @@ from molecular.flows.conditioning import (
     TokensExist,
     tokens_in_order,
 )
-from molecular.flows.internal_molecule import GivenMolecule
+from molecular.flows.conformations import TransferableFlow
+from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.local_environment import Surroundings
+from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS
-from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES
 from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
 from nflib.distributions import PaddedNormal
-from nflib.flows import Flow, GivenFlow
+from nflib.flows import GivenFlow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 CONDITIONALS = ("affine", "spline")
 
 
-class InternalProse(Flow):
+class InternalProse(TransferableFlow):
     """A flow on the positions ``(B, n, 3)`` in nm of any uncapped peptide, modulo rigid motion, given its `context`.
 
     The context is one integer tensor (`molecular.molecule.internal_context.internal_context`, padded by
@@ -155,19 +157,20 @@ class InternalProse(Flow):
         """The maps between tokens of Gaussianised coordinates and noise, in the order in which data passes them."""
         return self._blocks
 
-    def context(self, *molecules: AnyTopology) -> Tensor:
-        """The context of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
+    def context_of(self, molecule: AnyTopology) -> Tensor:
+        """See `internal_context`."""
+        return internal_context(molecule, self.orderings)
 
-        Raises ValueError for no molecule, or one that `molecular.molecule.orderings.named_residues` refuses.
-        """
-        contexts = [internal_context(molecule, self.orderings) for molecule in molecules]
-        return pad(contexts).to(self.coordinates.offsets.device)
+    def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
+        """This flow, with the cuts of its circles and the marginals of every kind fitted (`fit_marginals`)."""
+        fit_marginals(self.coordinates, self.marginals, batches)
+        return self
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
         if isinstance(context, Tensor):
             return super().given(context)
-        return GivenMolecule(self, self.context(context), context)
+        return GivenInternalMolecule(self, self.context(context), context)
 
 
 def _check_settings(

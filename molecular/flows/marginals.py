@@ -1,17 +1,19 @@
-"""Fits the fixed part of an `InternalProse` flow, kind by kind, to conformations of many molecules."""
+"""Fits the fixed part of a flow on internal coordinates, kind by kind, to conformations of many molecules."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
+from molecular.coordinates.internal import InternalCoordinates
 from molecular.coordinates.spherical import torsion_cuts, wrapped
-from molecular.flows.internal_prose import InternalProse
 from molecular.molecule.atom_types import KINDS, ROOT, fallbacks
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
+from nflib.transforms import GaussianizeByKind
 
 # Share of the samples whose torsion may be anything: small, as 3n - 6 coordinates each take it, yet never zero.
 UNIFORM_FRACTION = 1e-4
@@ -21,54 +23,56 @@ MAX_DATA = 8_000
 
 
 @torch.no_grad()
-def fit_marginals(flow: InternalProse, batches: list[dict[str, Tensor]]) -> int:
+def fit_marginals(
+    coordinates: InternalCoordinates, marginals: GaussianizeByKind, batches: Sequence[dict[str, Tensor]]
+) -> int:
     """Cut the circles and fit the marginals of every kind to conformations ("inputs", with their "context").
 
     Kinds without data, of residues or places that the corpus lacks, get the maps of their closest relatives. Returns
     how many of the kinds had data of their own. Raises ValueError for no data at all.
     """
-    flow.coordinates.offsets.zero_()
-    values = _by_kind(flow, batches)
+    coordinates.offsets.zero_()
+    values = _by_kind(coordinates, batches)
     if not values:
         raise ValueError("there are no conformations to fit the marginals to; give some of each molecule.")
     fitted: dict[tuple[int, ...], int] = {}
     for kind in range(len(KINDS)):
         sources = (kind,) if kind in values else _closest(kind, values)
         if sources in fitted:
-            _copy(flow, fitted[sources], kind)
+            _copy(coordinates, marginals, fitted[sources], kind)
             continue
         share = -(-MAX_DATA // len(sources))
-        _fit(flow, kind, torch.cat([values[source][:share] for source in sources]))
+        _fit(coordinates, marginals, kind, torch.cat([values[source][:share] for source in sources]))
         fitted[sources] = kind
     return len(values)
 
 
-def _fit(flow: InternalProse, kind: int, data: Tensor) -> None:
+def _fit(coordinates: InternalCoordinates, marginals: GaussianizeByKind, kind: int, data: Tensor) -> None:
     """Fit one kind to coordinates ``(N, 3)``, its circle not yet cut."""
     has_torsion = KINDS[kind][2] != ROOT
     if has_torsion:
-        flow.coordinates.offsets[kind] = torsion_cuts(data[:, 2:])[0]
-        torsion = wrapped(data[:, 2] - flow.coordinates.offsets[kind])
+        coordinates.offsets[kind] = torsion_cuts(data[:, 2:])[0]
+        torsion = wrapped(data[:, 2] - coordinates.offsets[kind])
         data = torch.stack([data[:, 0], data[:, 1], torsion], dim=-1)
     for coordinate in range(TOKEN_SIZE):
         interval = (-math.pi, math.pi) if has_torsion and coordinate == 2 else None
-        flow.marginals.fit_kind(
+        marginals.fit_kind(
             TOKEN_SIZE * kind + coordinate, data[:, coordinate], interval, uniform_fraction=UNIFORM_FRACTION
         )
 
 
-def _copy(flow: InternalProse, source: int, target: int) -> None:
-    flow.coordinates.offsets[target] = flow.coordinates.offsets[source]
+def _copy(coordinates: InternalCoordinates, marginals: GaussianizeByKind, source: int, target: int) -> None:
+    coordinates.offsets[target] = coordinates.offsets[source]
     for coordinate in range(TOKEN_SIZE):
-        flow.marginals.copy_kind(TOKEN_SIZE * source + coordinate, TOKEN_SIZE * target + coordinate)
+        marginals.copy_kind(TOKEN_SIZE * source + coordinate, TOKEN_SIZE * target + coordinate)
 
 
-def _by_kind(flow: InternalProse, batches: list[dict[str, Tensor]]) -> dict[int, Tensor]:
+def _by_kind(coordinates: InternalCoordinates, batches: Sequence[dict[str, Tensor]]) -> dict[int, Tensor]:
     """Coordinates ``(N, 3)`` of the kinds that have enough of them."""
     found: list[Tensor] = []
     kinds: list[Tensor] = []
     for batch in batches:
-        tokens, _ = flow.coordinates(batch["inputs"], batch["context"])
+        tokens, _ = coordinates(batch["inputs"], batch["context"])
         kind = batch["context"][:, ROWS_BEFORE_TOKENS:, Column.KIND]
         exists = batch["context"][:, ROWS_BEFORE_TOKENS:, 0] > 0
         found.append(tokens[exists])

@@ -12,6 +12,7 @@ from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
+from molecular.flows.conformations import GivenMolecule, TransferableFlow
 from molecular.flows.prose_context import (
     NUM_CODES,
     AtomEmbedding,
@@ -21,10 +22,11 @@ from molecular.flows.prose_context import (
     atoms_in_order,
 )
 from molecular.flows.rigid_motion import CentroidEnergy
-from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_context
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, atoms_exist, prose_context
 from molecular.molecule.orderings import ORDERINGS, PROSE_ORDERINGS
+from molecular.molecule.topology import Topology
 from nflib.distributions import PaddedNormal
-from nflib.flows import Flow, GivenFlow
+from nflib.flows import GivenFlow
 from nflib.networks import CausalTransformer, SinusoidalPositions
 from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
 from nflib.networks.norms import LayerNorm
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
 
-class Prose(Flow):
+class Prose(TransferableFlow):
     """A flow on the positions ``(B, n, 3)`` of any uncapped peptide's atoms, given what `context` says of it.
 
     The context is one integer tensor ``(B, n, 4 + len(orderings))`` (`prose_context`, batched and
@@ -115,25 +117,39 @@ class Prose(Flow):
         self.orderings = tuple(orderings)
         self.scale = scale
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+    def context_of(self, molecule: AnyTopology) -> Tensor:
+        """See `prose_context`, ``(n, 4 + len(orderings))``."""
+        return prose_context(molecule, self.orderings)
 
-    def context(self, *molecules: AnyTopology) -> Tensor:
-        """The context ``(len(molecules), n_max, 4 + len(orderings))`` of molecules, padded, on the flow's device.
-
-        Raises ValueError for no molecule, or one that `molecular.molecule.orderings.named_residues` refuses.
-        """
-        return pad([prose_context(molecule, self.orderings) for molecule in molecules]).to(self.device)
+    def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Prose:
+        """A new flow of the same settings, whose scale is the spread of the atoms about their centroids."""
+        return Prose(**(self.config or {}) | {"scale": spread(batches)})
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
-        return super().given(context if isinstance(context, Tensor) else self.context(context))
+        if isinstance(context, Tensor):
+            return super().given(context)
+        return GivenMolecule(self, self.context(context), Topology.of(context))
+
+    @property
+    def places_molecules(self) -> bool:
+        return True
 
     def with_placement(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
         """A reduced energy with that of the centroid that this flow was trained on, since its density places it too."""
         return CentroidEnergy(energy, self.scale)
+
+
+def spread(batches: Sequence[dict[str, Tensor]]) -> float:
+    """The standard deviation of the atoms' coordinates about their molecules' centroids."""
+    total, count = 0.0, 0
+    for batch in batches:
+        exists = atoms_exist(batch["context"])
+        centred = batch["inputs"].masked_fill(~exists.unsqueeze(-1), 0.0)
+        mean = centred.sum(1, keepdim=True) / exists.sum(1)[:, None, None]
+        total += float((centred - mean)[exists].double().square().sum())
+        count += 3 * int(exists.sum())
+    return (total / count) ** 0.5
 
 
 class ScaleAtoms(ClosedForm):

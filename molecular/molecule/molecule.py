@@ -18,6 +18,9 @@ from nflib.io import complete_file
 if TYPE_CHECKING:
     import mdtraj
 
+# Beyond these it is no temperature of a molecule in a force field, but degrees Celsius or a slip.
+COLDEST, HOTTEST = 50.0, 5000.0
+
 
 class Molecule:
     """One molecule in a force field at a temperature: what simulation, learning and sampling need to know.
@@ -37,7 +40,7 @@ class Molecule:
 
     Raises:
         ValueError: parts that do not belong together, more than one molecule, virtual sites, a periodic system, a
-            structure that is not finite, or a temperature that is not positive.
+            structure that is not finite, or a temperature out of range.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("AA")
@@ -64,8 +67,10 @@ class Molecule:
 
     def _check(self) -> None:
         topology, system = self.topology, self.system
-        if not (np.isfinite(self.temperature) and self.temperature > 0.0):
-            raise ValueError(f"temperature is {self.temperature} K; give a positive number.")
+        if not COLDEST <= self.temperature <= HOTTEST:
+            raise ValueError(
+                f"temperature is {self.temperature:g} K; give one between {COLDEST:g} and {HOTTEST:g} K (a room: 298)."
+            )
         if system.getNumParticles() != topology.num_atoms:
             raise ValueError(
                 f"the System of {self.name} has {system.getNumParticles()} particles but its topology has "
@@ -110,6 +115,17 @@ class Molecule:
         """(n,) amu, natural even where hydrogen mass repartitioning changed those of the System."""
         elements = [app.Element.getBySymbol(symbol) for symbol in self.topology.elements]
         return np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
+
+    def difference(self, other: Molecule) -> str | None:
+        """In what another molecule differs from this one, in words for a reader; None for the same atoms and forces.
+
+        Structure, temperature and name may differ.
+        """
+        difference = self.topology.difference(other.topology)
+        mine, theirs = (openmm.XmlSerializer.serialize(part.system) for part in (self, other))
+        if difference is None and mine != theirs:
+            return "its force field is another"
+        return difference
 
     def at(self, temperature: float) -> Molecule:
         """The same molecule at another temperature, K."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import random
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,8 +16,8 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from molecular.molecule.molecule import Molecule
-
-SUPPORTED_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+from molecular.molecule.sequences import PeptideSequence, SequenceResidue, parse_sequence
+from molecular.molecule.topology import D_NAMES
 
 CAPPED_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
@@ -25,7 +25,7 @@ UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
 _CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
 _EMBEDDING_SEEDS = range(1, 33)
 
-_CAPS = ("ACE", "NME")
+_CAPS = ("ACE", "NME", "NHE")
 # Atoms that only geometry tells apart; see _standard_labels.
 _BRANCHES = {"VAL": ("CB", "CG1", "CG2", "HB"), "LEU": ("CG", "CD1", "CD2", "HG")}
 _CIS = {
@@ -37,25 +37,30 @@ _CIS = {
     "ASN": (("CB", "CG", "ND2", "HD21", "HD22"),),
     "GLN": (("CG", "CD", "NE2", "HE21", "HE22"),),
 }
+# OpenMM has no hydrogens for the amide at a C-terminus; the names are AMBER's.
+_AMIDE_HYDROGENS = """<Residues><Residue name="NHE">
+<H name="HN1" parent="N"/><H name="HN2" parent="N"/>
+</Residue></Residues>"""
 _REMOTENESS = "ABGDEZHNC"  # second letter of a side-chain atom's name; the backbone's N and C come last
 
 
 class Peptide(Molecule):
-    """A peptide of natural L-amino acids: everything that simulation and learning need, from the sequence.
+    """A peptide of natural amino acids: everything that simulation and learning need, from the sequence.
 
     Args:
-        sequence: one-letter codes, ``"AAA"`` (zwitterionic ends), or with an acetyl and an N-methyl cap,
-            ``"Ace-A-Nme"``, ``"Ace-AAG-Nme"``, ``"Ace-A-A-Nme"``.
-        force_field: OpenMM force-field files. Default with caps: amber99sbildn.xml + amber99_obc.xml;
-            without: amber14-all.xml + implicit/obc1.xml.
-        temperature: kelvin. Default 300 with caps, 310 without.
-        cutoff: nonbonded cutoff in nm, None for no cutoff. ``"default"``: None with caps, 2 nm without.
+        sequence: one-letter codes, ``"AAA"`` (zwitterionic ends), or with caps, ``"Ace-A-Nme"``, ``"Ace-AAG-NH2"``;
+            with other protonation, disulfides or D-residues, ``"Ace-Hip-Nme"``, ``"Ace-Cyx-GG-Cyx-Nme"``,
+            ``"Ace-dAla-Nme"``: see `molecular.molecule.sequences.parse_sequence`.
+        force_field: OpenMM force-field files. Default with both caps: amber99sbildn.xml + amber99_obc.xml;
+            else: amber14-all.xml + implicit/obc1.xml.
+        temperature: kelvin. Default 300 with both caps, else 310.
+        cutoff: nonbonded cutoff in nm, None for no cutoff. ``"default"``: None with both caps, else 2 nm.
         constraints: None (flexible), "HBonds", "AllBonds" or "HAngles".
         hydrogen_mass: amu, for hydrogen mass repartition; None keeps natural masses.
 
     Attributes:
         those of `Molecule`; atoms in OpenMM's order (each heavy atom, then its hydrogens). Positions are minimised, the
-            same for the same arguments. Histidine is HIE, the usual choice of AMBER; other groups are as at pH 7.
+            same for the same arguments. Plain histidine is HIE, the usual choice of AMBER; other groups are as at pH 7.
         sequence, residues, capped, force_field, cutoff, constraints, hydrogen_mass: of the arguments.
 
     Raises:
@@ -68,7 +73,7 @@ class Peptide(Molecule):
 
     def __init__(
         self,
-        sequence: str,
+        sequence: str | PeptideSequence,
         *,
         force_field: Sequence[str] | None = None,
         temperature: float | None = None,
@@ -76,8 +81,9 @@ class Peptide(Molecule):
         constraints: str | None = None,
         hydrogen_mass: float | None = None,
     ) -> None:
-        self.sequence = sequence
-        self.residues, self.capped = parse_sequence(sequence)
+        self.sequence = str(sequence)
+        parsed = parse_sequence(sequence) if isinstance(sequence, str) else sequence
+        self.residues, self.capped = parsed.letters, parsed.capped
         self.force_field = tuple(force_field or (CAPPED_FORCE_FIELD if self.capped else UNCAPPED_FORCE_FIELD))
         if isinstance(cutoff, str):
             if cutoff != "default":
@@ -95,17 +101,21 @@ class Peptide(Molecule):
         except ValueError as error:  # OpenMM's own sentence names the file it could not find
             raise ValueError(f"cannot load the force field {self.force_field}: {error}") from error
         for seed in _EMBEDDING_SEEDS:
-            topology, start = _build(self.residues, self.capped, field, seed)
-            if not _all_trans(topology, start):
-                continue
-            system = self._create_system(topology, field)
-            positions = _minimise(system, start)
+            try:
+                topology, start = _build(parsed, field, seed)
+                if not _all_trans(topology, start):
+                    continue
+                system = self._create_system(topology, field)
+            except ValueError as error:
+                reason = str(error).partition(".  ")[0]
+                raise ValueError(f"the force field does not know all of {self.sequence}: {reason}.") from error
+            positions = minimise(system, start)
             if _all_trans(topology, positions):
                 break
         else:
-            raise RuntimeError(f"no start structure of {sequence!r} has all its peptide bonds trans.")
-        temperature = (300.0 if self.capped else 310.0) if temperature is None else temperature
-        super().__init__(topology, system, positions, temperature, name=sequence)
+            raise RuntimeError(f"no start structure of {self.sequence!r} has all its peptide bonds trans.")
+        temperature = usual_temperature(self.capped) if temperature is None else temperature
+        super().__init__(topology, system, positions, temperature, name=self.sequence)
 
     def _create_system(self, topology: app.Topology, field: app.ForceField) -> openmm.System:
         options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
@@ -126,59 +136,25 @@ class Peptide(Molecule):
         )
 
 
-def parse_sequence(sequence: str) -> tuple[str, bool]:
-    """One-letter residues and whether the peptide is capped; ValueError says what is wrong and where."""
-    parts = sequence.strip().split("-")
-    head = parts[0] if _looks_like_cap(parts[0]) else None
-    tail = parts[-1] if len(parts) > 1 and _looks_like_cap(parts[-1]) else None
-    if head not in (None, "Ace"):
-        raise ValueError(f"unknown N-terminal cap {head!r} in sequence {sequence!r}; the supported cap is 'Ace'.")
-    if tail not in (None, "Nme"):
-        raise ValueError(f"unknown C-terminal cap {tail!r} in sequence {sequence!r}; the supported cap is 'Nme'.")
-    residues = "".join(parts[1 if head else 0 : len(parts) - 1 if tail else len(parts)])
-    for position, letter in enumerate(residues, start=1):
-        if letter in SUPPORTED_RESIDUES:
-            continue
-        if letter.upper() in SUPPORTED_RESIDUES:
-            raise ValueError(
-                f"residue {position} of sequence {sequence!r} is {letter!r}, lowercase, a D-amino acid; "
-                f"only the L-amino acids {SUPPORTED_RESIDUES} are supported."
-            )
-        raise ValueError(
-            f"residue {position} of sequence {sequence!r} is {letter!r}, unknown; "
-            f"the supported residues are {SUPPORTED_RESIDUES}."
-        )
-    if not residues:
-        raise ValueError(f"sequence {sequence!r} has no residues; give one-letter codes such as 'AAA' or 'Ace-A-Nme'.")
-    if (head is None) != (tail is None):
-        raise ValueError(f"sequence {sequence!r} has one cap; give both, as in 'Ace-{residues}-Nme', or none.")
-    if head is None and len(residues) == 1:
-        raise ValueError(
-            f"sequence {sequence!r} is one residue without caps, for which the AMBER force fields have no "
-            f"parameters; use 'Ace-{residues}-Nme' or a longer sequence."
-        )
-    return residues, head is not None
+def usual_temperature(capped: bool) -> float:
+    """That of a peptide for which none is given, K."""
+    return 300.0 if capped else 310.0
 
 
-def _looks_like_cap(part: str) -> bool:
-    return re.fullmatch(r"[A-Z][a-z]{2,}", part) is not None
-
-
-def _build(residues: str, capped: bool, field: app.ForceField, seed: int) -> tuple[app.Topology, NDArray[np.float64]]:
+def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple[app.Topology, NDArray[np.float64]]:
     """Topology with hydrogens and positions in nm: RDKit embeds the heavy atoms, OpenMM adds hydrogens."""
-    # A cap is a glycine of a longer peptide that lost atoms, so its geometry is right from the start.
-    molecule = Chem.AddHs(Chem.MolFromSequence(f"G{residues}G" if capped else residues))
+    molecule = Chem.AddHs(_graph(sequence))
     parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = seed
     if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
         parameters.useRandomCoords = True
         if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
-            raise RuntimeError(f"RDKit found no structure of {residues!r} with seed {seed}.")
+            raise RuntimeError(f"RDKit found no structure of {str(sequence)!r} with seed {seed}.")
     xyz = molecule.GetConformer().GetPositions() / 10.0  # Angstrom to nm
 
     topology, by_number, placed = app.Topology(), {}, {}
     chain = topology.addChain("A")
-    for number, residue_name, name, index in _heavy_atoms(molecule, capped):
+    for number, residue_name, name, index in _heavy_atoms(molecule, sequence):
         if number not in by_number:
             by_number[number] = topology.addResidue(residue_name, chain)
         element = app.Element.getByAtomicNumber(molecule.GetAtomWithIdx(index).GetAtomicNum())
@@ -188,19 +164,69 @@ def _build(residues: str, capped: bool, field: app.ForceField, seed: int) -> tup
         if i in placed and j in placed:
             topology.addBond(placed[i], placed[j])
 
+    if sequence.tail == "NH2":
+        app.Modeller.loadHydrogenDefinitions(io.StringIO(_AMIDE_HYDROGENS))
     modeller = app.Modeller(topology, xyz[list(placed)] * unit.nanometer)
-    variants = ["HIE" if residue.name == "HIS" else None for residue in topology.residues()]
+    wanted = [None] * bool(sequence.head) + list(sequence.residues) + [None] * bool(sequence.tail)
+    variants = [None if residue is None else _variant(residue) for residue in wanted]
+    add_hydrogens(modeller, field, variants, seed)
+    positions = _standard_labels(
+        modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+    )
+    for residue, made in zip(wanted, modeller.topology.residues(), strict=True):
+        if residue is not None and residue.is_d:
+            made.name = D_NAMES[residue.letter]
+    return modeller.topology, positions
+
+
+def add_hydrogens(
+    modeller: app.Modeller, field: app.ForceField, variants: list[str | None], seed: int, ph: float = 7.0
+) -> None:
+    """OpenMM's, the same for the same seed; variants by their names, None as the pH has it."""
     state = random.getstate()  # addHydrogens draws start positions from Python's global generator
     random.seed(seed)
     try:
-        modeller.addHydrogens(field, variants=variants, platform=_reference_platform())
+        modeller.addHydrogens(field, pH=ph, variants=variants, platform=_reference_platform())
     finally:
         random.setstate(state)
-    positions = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
-    return modeller.topology, _standard_labels(modeller.topology, positions)
 
 
-def _heavy_atoms(molecule: Chem.Mol, capped: bool) -> list[tuple[int, str, str, int]]:
+def _graph(sequence: PeptideSequence) -> Chem.Mol:
+    """Heavy atoms and bonds, with the hand of D-residues and with disulfides.
+
+    A cap is a glycine of a longer peptide that lost atoms, so its geometry is right from the start.
+    """
+    first = 2 if sequence.head else 1
+    molecule = Chem.MolFromSequence("G" * bool(sequence.head) + sequence.letters + "G" * bool(sequence.tail))
+    by_name = {
+        (atom.GetPDBResidueInfo().GetResidueNumber(), atom.GetPDBResidueInfo().GetName().strip()): atom
+        for atom in molecule.GetAtoms()
+    }
+    bridged = []
+    for number, residue in enumerate(sequence.residues, start=first):
+        if residue.is_d:
+            for centre in ("CA", "CB") if residue.letter in "IT" else ("CA",):
+                by_name[number, centre].InvertChirality()
+        if residue.variant == "Cyx":
+            bridged.append(by_name[number, "SG"].GetIdx())
+    if not bridged:
+        return molecule
+    editable = Chem.RWMol(molecule)
+    for one, other in zip(bridged[::2], bridged[1::2], strict=True):
+        editable.AddBond(one, other, Chem.BondType.SINGLE)
+    joined = editable.GetMol()
+    Chem.SanitizeMol(joined)
+    return joined
+
+
+def _variant(residue: SequenceResidue) -> str | None:
+    """The name by which OpenMM adds its hydrogens."""
+    if residue.variant is not None:
+        return residue.variant.upper()
+    return "HIE" if residue.letter == "H" else None
+
+
+def _heavy_atoms(molecule: Chem.Mol, sequence: PeptideSequence) -> list[tuple[int, str, str, int]]:
     """Residue number, residue name, atom name and RDKit index of every heavy atom to keep, in PDB order."""
     heavy = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 1]
     last = max(atom.GetPDBResidueInfo().GetResidueNumber() for atom in heavy)
@@ -209,10 +235,12 @@ def _heavy_atoms(molecule: Chem.Mol, capped: bool) -> list[tuple[int, str, str, 
         info, place = atom.GetPDBResidueInfo(), atom.GetIdx()
         number, residue_name = info.GetResidueNumber(), info.GetResidueName().strip()
         name = info.GetName().strip()
-        if capped and number == 1:
+        if sequence.head and number == 1:
             residue_name, name = "ACE", {"CA": "CH3", "C": "C", "O": "O"}.get(name, "")
-        elif capped and number == last:
+        elif sequence.tail == "Nme" and number == last:
             residue_name, name = "NME", {"N": "N", "CA": "C"}.get(name, "")
+        elif sequence.tail == "NH2" and number == last:
+            residue_name, name = "NHE", {"N": "N"}.get(name, "")
         elif residue_name == "ILE" and name in ("CG1", "CG2"):
             # RDKit 2026.09 bonds CD1 to CG2; in the PDB's isoleucine the longer branch is CG1.
             bonded = [other.GetPDBResidueInfo() for other in atom.GetNeighbors() if other.GetAtomicNum() > 1]
@@ -273,7 +301,8 @@ def _all_trans(topology: app.Topology, positions: NDArray[np.float64]) -> bool:
     residues = [{atom.name: atom.index for atom in residue.atoms()} for residue in topology.residues()]
     for previous, this in pairwise(residues):
         before, after = previous.get("CA", previous.get("CH3")), this.get("CA", this.get("C"))
-        if _is_cis(*positions[[before, previous["C"], this["N"], after]]):
+        # The nitrogen of an amide at the end has hydrogens alone.
+        if after is not None and _is_cis(*positions[[before, previous["C"], this["N"], after]]):
             return False
     return True
 
@@ -288,7 +317,8 @@ def _reference_platform() -> openmm.Platform:
     return openmm.Platform.getPlatformByName("Reference")
 
 
-def _minimise(system: openmm.System, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+def minimise(system: openmm.System, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions (n, 3) nm at a minimum of the System's energy, the same on every machine."""
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), _reference_platform())
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from molecular.molecule.sequences import LETTERS, VARIANTS, PeptideSequence, SequenceResidue
 
 if TYPE_CHECKING:
     import mdtraj
     from openmm import app
 
-    from molecular.molecule.molecule import Molecule
+    class HasTopology(Protocol):
+        """Such as a `molecular.molecule.molecule.Molecule`."""
 
-    AnyTopology: TypeAlias = "Molecule | Topology | app.Topology | mdtraj.Topology"
+        topology: Topology
 
-_LETTERS = {
-    **{"ALA": "A", "ARG": "R", "ASN": "N", "ASP": "D", "CYS": "C", "GLN": "Q", "GLU": "E", "GLY": "G", "HIS": "H"},
-    **{"HIE": "H", "ILE": "I", "LEU": "L", "LYS": "K", "MET": "M", "PHE": "F", "PRO": "P", "SER": "S", "THR": "T"},
-    **{"TRP": "W", "TYR": "Y", "VAL": "V"},
+    AnyTopology: TypeAlias = "HasTopology | Topology | app.Topology | mdtraj.Topology"
+
+# Of D-residues by the letter of their mirror image, as the PDB has them.
+D_NAMES = {
+    **{"A": "DAL", "C": "DCY", "D": "DAS", "E": "DGL", "F": "DPN", "H": "DHI", "I": "DIL", "K": "DLY", "L": "DLE"},
+    **{"M": "MED", "N": "DSG", "P": "DPR", "Q": "DGN", "R": "DAR", "S": "DSN", "T": "DTH", "V": "DVA", "W": "DTR"},
+    **{"Y": "DTY"},
 }
+_RESIDUES = {name.upper(): SequenceResidue(letter) for letter, name in LETTERS.items()}
+_RESIDUES |= {name: SequenceResidue(letter, is_d=True) for letter, name in D_NAMES.items()}
+_RESIDUES |= {name.upper(): SequenceResidue(letter) for name, letter in VARIANTS.items()}
 
 
 @dataclass(frozen=True)
@@ -170,14 +179,53 @@ class Topology:
 
     @property
     def sequence(self) -> str | None:
-        """That of `Peptide`, such as "AAA" or "Ace-A-Nme", if this is a linear peptide of standard residues."""
+        """That of `Peptide`, such as "AAA" or "Ace-A-Nme", if this is a linear peptide of residues that it knows.
+
+        D-residues are told by their names, and protonation by the atoms.
+        """
         names = [residue.name for residue in self.residues]
-        capped = len(names) > 2 and (names[0], names[-1]) == ("ACE", "NME")
-        letters = [_LETTERS.get(name) for name in (names[1:-1] if capped else names)]
-        if None in letters:
+        head = "Ace" if names[0] == "ACE" else None
+        tail = {"NME": "Nme", "NHE": "NH2", "NH2": "NH2"}.get(names[-1])  # the amide's name in AMBER and in the PDB
+        inner = range(int(head is not None), len(names) - int(tail is not None))
+        found = [self._sequence_residue(index) for index in inner]
+        residues = tuple(residue for residue in found if residue is not None)
+        if not residues or len(residues) < len(found) or not self._is_linear():
             return None
-        text = "".join(letter for letter in letters if letter)
-        return f"Ace-{text}-Nme" if capped else text
+        return str(PeptideSequence(residues, head, tail))
+
+    def _sequence_residue(self, index: int) -> SequenceResidue | None:
+        atoms = self.atoms_by_name[index]
+        known = _RESIDUES.get(self.residues[index].name)
+        if known is None or "CA" not in atoms:
+            return None
+        variant = None
+        match known.letter:
+            case "H":
+                variant = {(True, True): "Hip", (True, False): "Hid"}.get(("HD1" in atoms, "HE2" in atoms))
+            case "D":
+                variant = "Ash" if "HD2" in atoms else None
+            case "E":
+                variant = "Glh" if "HE2" in atoms else None
+            case "K":
+                variant = None if {"HZ1", "HZ2", "HZ3"} <= atoms.keys() else "Lyn"
+            case "C" if "HG" not in atoms:
+                bridged = any(self.atom_names[other] == "SG" for other in self.neighbours[atoms["SG"]])
+                if not bridged:  # a thiolate, which `Peptide` does not build
+                    return None
+                variant = "Cyx"
+        return replace(known, variant=variant)
+
+    def _is_linear(self) -> bool:
+        """Whether residues are bonded to the next ones alone, and disulfides as `parse_sequence` pairs them."""
+        between = {
+            (self.residue_indices[i], self.residue_indices[j], self.atom_names[i])
+            for i, j in self.bonds
+            if self.residue_indices[i] != self.residue_indices[j]
+        }
+        chain = sorted((a, b) for a, b, name in between if name != "SG")
+        bridged = sorted((a, b) for a, b, name in between if name == "SG")
+        ends = [residue for bridge in bridged for residue in bridge]
+        return chain == [(k, k + 1) for k in range(len(self.residues) - 1)] and ends == sorted(ends)
 
     def label(self, atom: int) -> str:
         """An atom for a reader, such as "CA of ALA 2"."""
@@ -270,6 +318,17 @@ class Topology:
         import mdtraj
 
         return mdtraj.Topology.from_openmm(self.to_openmm())
+
+
+def beyond_bond(neighbours: Sequence[Collection[int]], i: int, j: int) -> set[int]:
+    """Atoms reached from j without crossing the bond to i; i is among them where the bond is in a ring."""
+    reached, edge = {j}, [atom for atom in neighbours[j] if atom != i]
+    while edge:
+        atom = edge.pop()
+        if atom not in reached:
+            reached.add(atom)
+            edge += [other for other in neighbours[atom] if other not in reached]
+    return reached
 
 
 def _pair(i: int, j: int) -> tuple[int, int]:

@@ -1,122 +1,38 @@
-"""Weighted equilibrium samples of a peptide, from a flow's exact likelihoods, into a folder."""
+"""Weighted equilibrium samples of a molecule, from a flow's exact likelihoods."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import mdtraj
 import numpy as np
 import torch
 
-from molecular.analysis.plots import ramachandran
 from molecular.data.ensembles import load_ensemble
-from molecular.flows import InternalProse
-from molecular.flows.peptide_flow import PeptideFlow
-from molecular.flows.prose import Prose
-from molecular.molecule.geometry import dihedrals
-from molecular.molecule.peptide import Peptide
-from molecular.molecule.torsions import phi_psi_torsions
-from molecular.sampling.shipped_flows import shipped_flow
-from molecular.sampling.smc import SplitFlow, smc
+from molecular.flows.conformations import ConformationFlow, GivenMolecule
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.topology import Topology
+from molecular.sampling.shipped_flows import beyond_coverage, shipped_flow
 from molecular.sampling.targets import energy_for
-from nflib.flows import Flow, GivenFlow
-from nflib.io import complete_folder
-from nflib.montecarlo import (
-    AdaptiveTemperatures,
-    BoltzmannDensity,
-    SMCSamples,
-    WeightedSamples,
-    importance_sample,
-)
-from nflib.montecarlo.plots import plot_history
+from nflib.flows import Flow
+from nflib.io import read_config
+from nflib.montecarlo import BoltzmannDensity, Proposal, SMCSamples, WeightedSamples, importance_sample
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 # Published codes remove this share of the largest weights before they report an effective sample size.
 PUBLISHED_TRUNCATION = 0.002
-SAMPLERS = ("importance", "smc")
-# What `smc` goes on from when it was stopped; it lies in the output folder until the run is over.
-CHECKPOINT = "smc-checkpoint.npz"
+# Below so many effective samples, or above such a Pareto k, no error bar can be trusted.
+FEWEST = 50
+LARGEST_K = 0.7
 
 log = logging.getLogger(__name__)
 
 
-def sample_to_folder(
-    sequence: str,
-    output: str | Path,
-    num_samples: int,
-    *,
-    model: str | Path | None = None,
-    reference: str | Path | None = None,
-    sampler: str = "importance",
-    kernel: str = "mala",
-    moves: int = 1,
-    final_moves: int = 0,
-    num_draws: int | None = None,
-    conditional_ess: float = 0.9,
-    batch_size: int = 1000,
-    temperature: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-) -> WeightedSamples:
-    """Draw, weight and write; the arguments are those of the command line.
-
-    Writes topology.pdb, samples.xtc, weights.npz (positions in nm, log-weights, log-densities), summary.json and
-    ramachandran.png, of the sampler "smc" history.png as well, all of them or none. An smc that was stopped goes on
-    where it was. Raises FileNotFoundError where no flow is shipped for the peptide, and ValueError for a flow of
-    another peptide, num_samples < 1, an unknown sampler or kernel, or a checkpoint of other settings.
-    """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-    peptide = Peptide(sequence, temperature=temperature)
-    flow = load_flow(sequence, model, device)
-    checkpoint = Path(output) / CHECKPOINT
-    with complete_folder(output) as folder:
-        samples: WeightedSamples
-        if sampler == "smc":
-            samples = smc(
-                cast(SplitFlow, flow),  # if it is none, that is what smc says
-                peptide,
-                num_samples,
-                kernel=kernel,
-                temperatures=AdaptiveTemperatures(conditional_ess),
-                moves=moves,
-                final_moves=final_moves,
-                num_draws=num_draws,
-                batch_size=batch_size,
-                seed=seed,
-                device=device,
-                checkpoint=checkpoint,
-                progress=True,
-            )
-            plot_history(samples.history, folder / "history.png")
-        else:
-            samples = sample(flow, peptide, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
-        summary = summarize(samples) | {
-            "peptide": sequence,
-            "temperature_K": peptide.temperature,
-            "sampler": sampler,
-            "seed": seed,
-        }
-        samples.save(folder / "weights.npz")
-        peptide.save_pdb(folder / "topology.pdb")
-        mdtraj.Trajectory(samples.x.numpy(), peptide.topology.to_mdtraj()).save_xtc(str(folder / "samples.xtc"))
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        plot_torsions(peptide, samples, reference_positions(sequence, reference), folder / "ramachandran.png")
-        written = ", ".join(sorted(path.name for path in folder.iterdir()))
-    checkpoint.unlink(missing_ok=True)
-    for line in describe(summary):
-        log.info(line)
-    log.info("Written to %s: %s.", output, written)
-    return samples
-
-
 def sample(
-    flow: PeptideFlow | GivenFlow,
-    peptide: Peptide,
+    flow: Proposal,
+    molecule: Molecule,
     num_samples: int,
     *,
     batch_size: int = 1000,
@@ -124,33 +40,44 @@ def sample(
     device: str = "cpu",
     progress: bool = False,
 ) -> WeightedSamples:
-    """Samples of the flow, weighted to the Boltzmann distribution of the peptide's System at its temperature."""
-    target = BoltzmannDensity(energy_for(flow, peptide, device))
+    """Samples of the flow, weighted to the Boltzmann distribution of the molecule's System at its temperature.
+
+    Raises ValueError for a flow that was given another molecule.
+    """
+    check = getattr(flow, "check", None)
+    if check is not None:
+        check(molecule)
+    target = BoltzmannDensity(energy_for(flow, molecule, device))
     return importance_sample(flow, target, num_samples, batch_size=batch_size, seed=seed, progress=progress)
 
 
-def load_flow(sequence: str, model: str | Path | None = None, device: str = "cpu") -> PeptideFlow | GivenFlow:
-    """The flow saved in `model`, or the shipped one (`shipped_flows`): of this peptide alone, or of many.
+def load_flow(molecule: Molecule, model: str | Path | None = None, device: str = "cpu") -> GivenMolecule:
+    """The flow saved in `model`, or the shipped one (`shipped_flow`): of this molecule alone, or of many, given it.
 
-    Raises FileNotFoundError where there is none, ValueError for a flow of another peptide, or that does not take it.
+    Raises FileNotFoundError where there is none, ValueError for a flow of another molecule, or that does not take it.
     """
     if model is None:
-        model = shipped_flow(sequence, SHIPPED)
+        model = shipped_flow(molecule, SHIPPED)
     flow = Flow.from_pretrained(model, device)
-    if isinstance(flow, InternalProse | Prose):
-        return flow.given(Peptide(sequence))
-    if not isinstance(flow, PeptideFlow):
-        raise ValueError(f"{model} holds a {type(flow).__name__}, which is no flow of a peptide; choose another model.")
-    flow.check_sequence(sequence)
-    return flow
+    if not isinstance(flow, ConformationFlow):
+        raise ValueError(f"{model} holds a {type(flow).__name__}, which is no flow of molecules; choose another model.")
+    beyond = beyond_coverage(molecule, Path(model))
+    if beyond is not None:
+        log.warning(beyond)
+    return cast(GivenMolecule, flow.given(molecule))
 
 
-def reference_positions(sequence: str, folder: str | Path | None = None) -> torch.Tensor | None:
-    """Positions of a reference ensemble: a simulation's folder, or the one shipped for `sequence`, if there is one."""
+def reference_positions(molecule: Molecule, folder: str | Path | None = None) -> torch.Tensor | None:
+    """Positions of a reference ensemble: a simulation's folder, or the one shipped for the molecule, if any."""
     if folder is not None:
         return load_ensemble(folder).positions
-    path = SHIPPED / sequence / "reference.npz"
+    sequence = molecule.topology.sequence
+    path = SHIPPED / (sequence or "") / "reference.npz"
     if not path.is_file():
+        return None
+    # A file may have the atoms of the same molecule in another order.
+    config = read_config(path.parent)["config"]
+    if Topology.from_dict(config["topology"]).difference(molecule.topology) is not None:
         return None
     with np.load(path, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays["positions"].astype(np.float32))
@@ -172,12 +99,12 @@ def summarize(samples: WeightedSamples) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> Iterator[str]:
     """A summary as sentences."""
+    k = "unknown" if summary["pareto_k"] is None else f"{summary['pareto_k']:.2f}"
     yield (
-        f"{summary['num_samples']} samples of {summary['peptide']} at {summary['temperature_K']:g} K: effective sample "
-        f"size {summary['effective_sample_size']:.0f} ({summary['effective_sample_size_fraction']:.3f} of them), worth "
-        f"{summary['effective_num_ancestors']:.0f} independent draws, "
-        f"Pareto k {'unknown' if summary['pareto_k'] is None else format(summary['pareto_k'], '.2f')}, "
-        f"{summary['num_rejected']} rejected."
+        f"{summary['num_samples']} samples of {summary['molecule']} at {summary['temperature_K']:g} K: effective "
+        f"sample size {summary['effective_sample_size']:.0f} "
+        f"({summary['effective_sample_size_fraction']:.3f} of them), worth "
+        f"{summary['effective_num_ancestors']:.0f} independent draws, Pareto k {k}, {summary['num_rejected']} rejected."
     )
     if "history" in summary:
         history = summary["history"]
@@ -194,29 +121,19 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
         )
     if summary["warning"]:
         yield summary["warning"]
+    yield verdict(summary)
 
 
-def plot_torsions(peptide: Peptide, samples: WeightedSamples, reference: torch.Tensor | None, path: str | Path) -> None:
-    """Free-energy maps of the first residue's (phi, psi): the flow, its samples reweighted, and the reference; of
-    sequential Monte Carlo, the moved samples instead of the first two.
-
-    Writes nothing for a peptide without a residue that has both torsions.
-    """
-    phi, psi = phi_psi_torsions(peptide.topology)
-    if not (len(phi) and len(psi)):
-        return
-    # psi of an uncapped chain begins at its first residue, phi at its second.
-    quadruples = torch.as_tensor(np.stack([phi[0], psi[min(len(psi) - 1, 0 if peptide.capped else 1)]]))
-
-    def angles(positions: torch.Tensor) -> np.ndarray:
-        return dihedrals(positions, quadruples).numpy()
-
-    own = angles(samples.x)
-    panels: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
-    if isinstance(samples, SMCSamples):
-        panels["sequential Monte Carlo"] = (own, samples.weights.numpy())
-    else:
-        panels = {"flow": (own, None), "reweighted": (own, samples.weights.numpy())}
-    if reference is not None:
-        panels["reference"] = (angles(reference), None)
-    ramachandran(panels, path, title=peptide.sequence, temperature=peptide.temperature)
+def verdict(summary: dict[str, Any]) -> str:
+    """Whether the weights can be used, and if not, which command helps; a sentence or two."""
+    size, k = summary["effective_sample_size"], summary["pareto_k"]
+    if size >= FEWEST and k is not None and k <= LARGEST_K:
+        return "The weights can be used: averages over them have errors that can be trusted."
+    sequential = "history" in summary
+    reason = f"Pareto k is above {LARGEST_K}" if size >= FEWEST else f"fewer than {FEWEST} effective samples"
+    if sequential:
+        return f"The samples cannot be relied on ({reason}): run smc with more --num_draws, --moves or --final_moves."
+    return (
+        f"The weights cannot be used ({reason}): move the samples to the force field with --sampler smc, draw more, or "
+        "fit the flow to this molecule with `python -m molecular improve`."
+    )

@@ -7,7 +7,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from molecular.molecule.peptide import parse_sequence
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.sequences import parse_sequence
 from nflib.io.pretrained import WEIGHTS_NAME
 
 # In the folder of a transferable flow; without it a folder holds the flow of the peptide it is named after.
@@ -35,21 +36,23 @@ class Coverage:
             ) from error
 
     def __contains__(self, sequence: str) -> bool:
-        letters, capped = parse_sequence(sequence)
-        return not capped and len(letters) in self.lengths and set(letters) <= set(self.residues)
+        parsed = parse_sequence(sequence)
+        if parsed.head or parsed.tail or not parsed.plain:
+            return False
+        return len(parsed.residues) in self.lengths and set(parsed.letters) <= set(self.residues)
 
     def __str__(self) -> str:
         lengths = " or ".join(map(str, self.lengths))
         return f"uncapped peptides of {lengths} residues out of {self.residues}"
 
 
-def shipped_flow(sequence: str, shipped: Path) -> Path:
-    """The folder in `shipped` of the flow for a peptide: of this one alone if there is one, else one that covers it.
+def shipped_flow(molecule: Molecule, shipped: Path) -> Path:
+    """The folder in `shipped` of the flow for a molecule: of this one alone if there is one, else one that covers it.
 
-    Raises FileNotFoundError, naming what is shipped and what it covers, where there is none; ValueError for a sequence
-    that is none.
+    Raises FileNotFoundError, naming what is shipped and what it covers, where there is none.
     """
-    own = shipped / sequence
+    sequence = molecule.topology.sequence
+    own = shipped / (sequence or molecule.name)
     if _holds_flow(own) and not (own / COVERAGE).is_file():
         return own
     described = []
@@ -60,14 +63,24 @@ def shipped_flow(sequence: str, shipped: Path) -> Path:
             described.append(f"{folder.name} (this peptide alone)")
             continue
         coverage = Coverage.read(folder / COVERAGE)
-        if sequence in coverage:
+        if sequence is not None and sequence in coverage:
             log.info("No flow is shipped for %s alone; taking %s, made for %s.", sequence, folder.name, coverage)
             return folder
         described.append(f"{folder.name} ({coverage})")
     raise FileNotFoundError(
-        f"no flow is shipped for {sequence} (shipped: {', '.join(described) or 'none'}); name one with --model, or "
-        "train one."
+        f"no flow is shipped for {molecule.name} (shipped: {', '.join(described) or 'none'}); name one with "
+        "--model, or train one."
     )
+
+
+def beyond_coverage(molecule: Molecule, model: Path) -> str | None:
+    """A sentence for the user where the flow in a folder was made for other molecules than this one; else None."""
+    if not (model / COVERAGE).is_file():
+        return None
+    coverage, sequence = Coverage.read(model / COVERAGE), molecule.topology.sequence
+    if sequence is not None and sequence in coverage:
+        return None
+    return f"{model} was made for {coverage}; {molecule.name} is beyond that, so its weights may be of no use."
 
 
 def _holds_flow(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo from a flow to a peptide's Boltzmann distribution, in the flow's own coordinates."""
+"""Sequential Monte Carlo from a flow to a molecule's Boltzmann distribution, in the flow's own coordinates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor
 
 from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 from nflib import montecarlo
 from nflib.montecarlo import (
     HMC,
@@ -50,7 +50,7 @@ SCALE_DRAWS = 100
 
 
 class SplitFlow(Protocol):
-    """A flow on conformations modulo rigid motion that can be taken apart, such as `PeptideFlow`."""
+    """A flow on conformations modulo rigid motion that can be taken apart, such as `MoleculeFlow`."""
 
     def split_coordinates(self) -> tuple[Transform, Proposal]:
         """A fixed map from positions ``(B, n, 3)`` in nm to unconstrained coordinates, and the flow on those."""
@@ -59,7 +59,7 @@ class SplitFlow(Protocol):
 
 def smc(
     flow: SplitFlow,
-    peptide: Peptide,
+    molecule: Molecule,
     num_samples: int,
     *,
     kernel: Kernel | str = "mala",
@@ -75,7 +75,7 @@ def smc(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> SMCSamples:
-    """Move `num_samples` draws of the flow to the Boltzmann distribution of the peptide's System at its temperature.
+    """Move `num_samples` draws of the flow to the Boltzmann distribution of the molecule's System at its temperature.
 
     A conformation's density is taken modulo rigid motion, so particles move in the unconstrained coordinates y of
     `flow.split_coordinates()`, each divided by its length in the flow's density (`nflib.montecarlo.score_scales`): from
@@ -87,7 +87,7 @@ def smc(
     be split, and what `nflib.montecarlo.smc` refuses.
     """
     kernel = _kernel(kernel)
-    fixed, proposal, target = _in_own_coordinates(flow, peptide, torch.Generator().manual_seed(seed), device)
+    fixed, proposal, target = _in_own_coordinates(flow, molecule, torch.Generator().manual_seed(seed), device)
     samples = montecarlo.smc(
         proposal,
         target,
@@ -109,7 +109,7 @@ def smc(
 
 def move_at_target(
     flow: SplitFlow,
-    peptide: Peptide,
+    molecule: Molecule,
     positions: Tensor,
     num_steps: int,
     *,
@@ -123,7 +123,7 @@ def move_at_target(
     What represents the Boltzmann distribution still does so afterwards, with the weights it had. Of the result, x are
     positions in nm and log_target is minus their reduced energy. Raises ValueError as `smc` and `run_chains` do.
     """
-    fixed, _, target = _in_own_coordinates(flow, peptide, generator, device)
+    fixed, _, target = _in_own_coordinates(flow, molecule, generator, device)
     with torch.no_grad():
         y = torch.cat([fixed(part.to(device))[0] for part in positions.split(batch_size)])
     chains = run_chains(target, y, num_steps, kernel=_kernel(kernel), chunk_size=batch_size, generator=generator)
@@ -142,7 +142,7 @@ def _kernel(kernel: Kernel | str) -> Kernel:
 
 
 def _in_own_coordinates(
-    flow: SplitFlow, peptide: Peptide, generator: torch.Generator, device: str
+    flow: SplitFlow, molecule: Molecule, generator: torch.Generator, device: str
 ) -> tuple[Transform, Proposal, TransformedTarget]:
     """The map from positions to the coordinates that particles move in, and there the flow and the target."""
     if not hasattr(flow, "split_coordinates"):
@@ -154,5 +154,5 @@ def _in_own_coordinates(
     scales = score_scales(proposal, SCALE_DRAWS, generator)
     scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
     fixed = CompositeTransform([fixed, scaled])
-    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide, device)), fixed)
+    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(molecule, device)), fixed)
     return fixed, TransformedProposal(proposal, scaled), target

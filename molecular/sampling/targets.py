@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 
 
-def energy_for(flow: object, peptide: Peptide, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
+def energy_for(flow: object, molecule: Molecule, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
     """The reduced energy whose Boltzmann density is over the same space as the flow's: its samples are weighted to it.
 
-    Modulo rigid motion u itself; a flow whose density also places the molecule, alone or given a molecule, adds the
-    density of that by its method `with_placement`.
+    Modulo rigid motion u itself; a flow whose density also places the molecule adds the energy of that by its method
+    `with_placement`, as `molecular.flows.conformations.ConformationFlow` has it.
     """
-    energy = ReducedEnergy(peptide, device)
-    with_placement = getattr(getattr(flow, "flow", flow), "with_placement", None)
+    energy = ReducedEnergy(molecule, device)
+    with_placement = getattr(flow, "with_placement", None)
     return energy if with_placement is None else with_placement(energy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from molecular.data.corpus import CorpusLayout, open_corpus
 from molecular.data.corpus.folder import Corpus
 from molecular.energy.reduced import CLIP
+from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_prose import InternalProse
-from molecular.flows.marginals import fit_marginals
 from molecular.flows.prose import Prose
 from molecular.flows.rigid_motion import random_rigid_motion
 from molecular.molecule.equivalent_atoms import SymmetryTable, hydrogen_triples, symmetry_groups
-from molecular.molecule.features import atoms_exist, prose_context
-from molecular.molecule.internal_context import internal_context
-from molecular.training.batches import Context, Rows, Window, training_source, validation_source
+from molecular.molecule.features import atoms_exist
+from molecular.training.batches import Rows, Window, training_source, validation_source
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig, TrainingResult, fit
 from nflib.training.objectives import huber_location, squared_or_clipped
@@ -34,8 +32,6 @@ VALIDATION_FRAMES = 256
 NUM_BUCKETS = 4
 # Conformations that scales and marginals are fitted to.
 FITTED_FRAMES = 60_000
-
-TransferableFlow = InternalProse | Prose
 
 
 def train_on_corpus(
@@ -65,34 +61,28 @@ def train_on_corpus(
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
     flow: TransferableFlow = kind(**architecture) if initial is None else kind.from_pretrained(initial)
-    context: Context = partial(context_of(flow), orderings=flow.orderings)
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
     table = symmetry_table(corpus, molecules, flow)
-    training = training_source(corpus, context, config.seed)
-    validation = validation_source(corpus, context, len(corpus.sequences("train")), VALIDATION_FRAMES)
+    training = training_source(corpus, flow.context_of, config.seed)
+    validation = validation_source(corpus, flow.context_of, len(corpus.sequences("train")), VALIDATION_FRAMES)
     if initial is None:
         flow = _fitted(flow, training, table, config.seed)
     if not energy_weight:
         objective = LikelihoodPerDimension(table)
         return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
-    if not isinstance(corpus, Corpus) or not isinstance(flow, InternalProse):
+    if not isinstance(corpus, Corpus) or flow.places_molecules:
         raise ValueError(
             "energy_weight needs a corpus written by `python -m molecular simulate`, and a flow on internal "
             "coordinates."
         )
     return fit(
         flow,
-        LabelledFrames(corpus, context, config.seed),
+        LabelledFrames(corpus, flow.context_of, config.seed),
         validation,
         config=config,
         objective=LikelihoodAndEnergies(table, energy_weight, CLIP),
         output=Path(output),
     )
-
-
-def context_of(flow: TransferableFlow) -> Any:
-    """The function that tells this flow of a molecule, (molecule, orderings) -> (n, k)."""
-    return internal_context if isinstance(flow, InternalProse) else prose_context
 
 
 def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> SymmetryTable:
@@ -141,7 +131,7 @@ class LikelihoodPerDimension:
     def augmented(self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The batch, turned and moved at random."""
         inputs = self.symmetries.turn(batch["inputs"], batch["system"], generator)
-        if isinstance(flow, Prose):
+        if flow.places_molecules:
             exists = atoms_exist(batch["context"])
             inputs = random_rigid_motion(inputs, exists, float(flow.config["scale"]), generator)  # type: ignore[index]
         return batch | {"inputs": inputs}
@@ -189,7 +179,7 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
 def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:
     """How many numbers each molecule's density is over, ``(B,)``: 3n, or 3n - 6 where rigid motion is removed."""
     atoms = atoms_exist(context).sum(-1)
-    return 3 * atoms - (0 if isinstance(flow, Prose) else 6)
+    return 3 * atoms - (0 if flow.places_molecules else 6)
 
 
 def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buckets: int = NUM_BUCKETS) -> Tensor:
@@ -212,20 +202,5 @@ def _fitted(flow: TransferableFlow, training: Rows | Window, table: SymmetryTabl
     for indices in chosen.split(4096):
         batch = training.batch(indices)
         batches.append(batch | {"inputs": table.turn(batch["inputs"], batch["system"], generator)})
-    if isinstance(flow, InternalProse):
-        fit_marginals(flow, batches)
-        return flow
     torch.manual_seed(seed)
-    return Prose(**(flow.config or {}) | {"scale": spread(batches)})
-
-
-def spread(batches: list[dict[str, Tensor]]) -> float:
-    """The standard deviation of the atoms' coordinates about their molecules' centroids."""
-    total, count = 0.0, 0
-    for batch in batches:
-        exists = atoms_exist(batch["context"])
-        centred = batch["inputs"].masked_fill(~exists.unsqueeze(-1), 0.0)
-        mean = centred.sum(1, keepdim=True) / exists.sum(1)[:, None, None]
-        total += float((centred - mean)[exists].double().square().sum())
-        count += 3 * int(exists.sum())
-    return (total / count) ** 0.5
+    return flow.fitted(batches)

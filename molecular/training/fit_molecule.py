@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ from torch import Tensor, nn
 
 from molecular.data.corpus.open import is_corpus
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
+from molecular.energy import compile_system
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
-from molecular.molecule.peptide import Peptide
+from molecular.flows.molecule_flow import MoleculeFlow
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.molecule.symmetry import methyl_rotations, random_symmetry
+from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
 
 SPLIT = (0.9, 0.05, 0.05)
@@ -54,26 +56,26 @@ def train_from_folder(
             f"{', '.join(only_for_a_corpus)}: only flows of a corpus know this, but the data are of one peptide; leave "
             "it out."
         )
-    settings_path = Path(data) / "settings.json"
-    if not settings_path.is_file():
-        raise FileNotFoundError(f"there is no settings.json in {data}; give the output folder of a simulation.")
-    settings = json.loads(settings_path.read_text())
-    peptide = Peptide(settings["sequence"], temperature=settings["temperatures"][0])
-    ensemble = load_ensemble(data, num_atoms=peptide.num_atoms)
+    molecule = load_molecule(data)
+    ensemble = load_ensemble(data, num_atoms=molecule.num_atoms)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
     if initial is None:
         torch.manual_seed(config.seed)
-        flow = PeptideFlow(peptide.sequence, peptide.topology.elements, peptide.topology.bonds, **architecture)
+        flow = MoleculeFlow.of(molecule, **architecture)
         flow.fit_coordinates(training.positions)
     else:
-        flow = PeptideFlow.from_pretrained(initial)
-        flow.check_sequence(peptide.sequence)
-    return train_flow(flow, peptide, training, validation, output, config, energy_weight=energy_weight)
+        flow = MoleculeFlow.from_pretrained(initial)
+        flow.given(molecule)
+    result = train_flow(flow, molecule, training, validation, output, config, energy_weight=energy_weight)
+    # So that sampling needs the model alone.
+    with complete_folder(result.model) as folder:
+        save_molecule(molecule, folder)
+    return result
 
 
 def train_flow(
-    flow: PeptideFlow,
-    peptide: Peptide,
+    flow: MoleculeFlow,
+    molecule: Molecule,
     training: Ensemble,
     validation: Ensemble,
     output: str | Path,
@@ -95,9 +97,9 @@ def train_flow(
             config=config,
             objective=maximum_likelihood,
             output=Path(output),
-            augment=Symmetries(peptide),
+            augment=Symmetries(molecule),
         )
-    reduced = ReducedEnergy(peptide)
+    reduced = ReducedEnergy(molecule)
     return fit(
         flow,
         FramesAndSamples(training, reduced),
@@ -105,15 +107,29 @@ def train_flow(
         config=config,
         objective=LogVariance(energy_weight=energy_weight, clip=CLIP),
         output=Path(output),
-        augment=Symmetries(peptide),
+        augment=Symmetries(molecule),
     )
 
 
 class Symmetries:
-    """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation."""
+    """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation.
 
-    def __init__(self, peptide: Peptide):
-        self.groups = methyl_rotations(peptide.topology.elements, peptide.topology.bonds)
+    Of groups alone whose hydrogens the force field treats alike: a rotation must not change the energy.
+    """
+
+    def __init__(self, molecule: Molecule):
+        groups = methyl_rotations(molecule.topology.elements, molecule.topology.bonds)
+        energy = compile_system(molecule.system, torch.float64, fallback=True)
+        start = torch.from_numpy(molecule.positions)[None]
+        # Off the structure, which may be symmetric itself.
+        start = start + 0.005 * torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(0))
+        before = energy.energy(start)
+        self.groups = []
+        for group in groups:
+            turned = start.clone()
+            turned[:, group[0]] = start[:, group[1]]
+            if torch.allclose(energy.energy(turned), before, rtol=1e-9, atol=1e-6):
+                self.groups.append(group)
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         return random_symmetry(positions, self.groups, generator)

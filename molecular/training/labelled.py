@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from molecular.data.corpus.buckets import Item, collate
 from molecular.data.corpus.folder import Corpus
 from molecular.energy.reduced import HIGHEST_ENERGY, ReducedEnergy
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.storage import load_molecule
 from molecular.training.batches import Context
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class LabelledFrames:
     "system" as those of a corpus, "energy" in kT (infinite where it is no label) and "is_data", 1 for frames and 0 for
     samples. `refresh` draws samples_per_molecule anew for each molecule; before the first, all rows are frames.
 
-    Raises ValueError for a corpus without frames, and what `Peptide` raises.
+    Raises ValueError for a corpus without frames, and what `load_molecule` raises.
     """
 
     def __init__(self, corpus: Corpus, context: Context, seed: int, samples_per_molecule: int = 64):
@@ -46,8 +45,7 @@ class LabelledFrames:
         generator = torch.Generator().manual_seed(seed)
         log.info("Preparing the energies of %d molecules.", len(self.systems))
         for sequence in self.systems:
-            settings = json.loads((corpus.system(sequence) / "settings.json").read_text())
-            reduced = ReducedEnergy(Peptide(sequence, temperature=settings["temperatures"][0]))
+            reduced = ReducedEnergy(load_molecule(corpus.system(sequence)))
             ensemble = corpus.ensemble(sequence)
             order = torch.randperm(len(ensemble), generator=generator)
             self.reduced.append(reduced)

@@ -1,8 +1,7 @@
-"""Self-improvement: a flow is trained further for one peptide on its own weighted samples, without simulation."""
+"""Self-improvement: a flow is trained further for one molecule on its own weighted samples, without simulation."""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from molecular.energy.reduced import CLIP
-from molecular.flows import InternalProse
-from molecular.flows.peptide_flow import PeptideFlow
-from molecular.flows.prose import Prose
+from molecular.flows.conformations import ConformationFlow
 from molecular.flows.rigid_motion import random_rigid_motion
 from molecular.molecule.equivalent_atoms import SymmetryTable, symmetry_groups
-from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow
+from molecular.molecule.molecule import Molecule
 from molecular.sampling.smc import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
 from molecular.training.fit_molecule import Symmetries
@@ -28,7 +24,6 @@ from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.seeds import REFRESH, derived_generator
 
-RECORD = "improvement.json"
 # The better draws of the flow become particles. Draws are cheap beside moves.
 DRAWS_PER_PARTICLE = 3
 
@@ -45,41 +40,9 @@ class Improvement:
     num_energies: int
 
 
-def improve_to_folder(
-    sequence: str,
-    output: str | Path,
-    config: TrainingConfig,
-    *,
-    model: str | Path | None = None,
-    temperature: float | None = None,
-    **options: Any,
-) -> Improvement:
-    """Improve the flow in `model`, or the shipped one, for a peptide; the arguments are those of the command line.
-
-    Writes `model/`, `checkpoints/` and `logs/` as training does, and improvement.json with the rounds and the number of
-    energies. Raises FileNotFoundError and ValueError as `molecular.sampling.sample.load_flow` and `improve` do.
-    """
-    peptide = Peptide(sequence, temperature=temperature)
-    loaded = load_flow(sequence, model)
-    flow = loaded if isinstance(loaded, PeptideFlow) else cast(InternalProse | Prose, loaded.flow)
-    result = improve(flow, peptide, output, config, **options)
-    record = {
-        "peptide": sequence,
-        "temperature_K": peptide.temperature,
-        "num_energies": result.num_energies,
-        "rounds": result.rounds,
-    }
-    (Path(output) / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    sizes = ", ".join(f"{part['effective_sample_size_fraction']:.3g}" for part in result.rounds)
-    log.info("%d energies in %d rounds.", result.num_energies, len(result.rounds))
-    log.info("Effective sample size before each round's training, as a fraction: %s.", sizes)
-    log.info("The improved flow is in %s; sample it with --model.", result.training.model)
-    return result
-
-
 def improve(
-    flow: PeptideFlow | InternalProse | Prose,
-    peptide: Peptide,
+    flow: ConformationFlow,
+    molecule: Molecule,
     output: str | Path,
     config: TrainingConfig,
     *,
@@ -90,7 +53,7 @@ def improve(
     moves_per_round: int = 10,
     batch_size: int = 1000,
 ) -> Improvement:
-    """Train a flow, in place, for one peptide on samples that it draws and weights itself; run again, it goes on.
+    """Train a flow, in place, for one molecule on samples that it draws and weights itself; run again, it goes on.
 
     A round draws samples_per_round conformations, evaluates their energies, and resamples all rounds' by their exact
     importance weights (`OwnSamples`); `config.refresh_interval` steps of training follow. With p the target so
@@ -109,7 +72,7 @@ def improve(
     The last part (`nflib.training.LogVariance`) compares log q with the energies of all rows, resampled or not: each
     energy is a label even where its weight is nothing; 0 leaves it out.
 
-    Rows are turned by the exact symmetries of the peptide, as in training. Raises ValueError for numbers out of range,
+    Rows are turned by the exact symmetries of the molecule, as in training. Raises ValueError for numbers out of range,
     a flow whose samples have no finite energies, or particles of a flow that `molecular.sampling.smc` cannot move.
     """
     if samples_per_round < 2 or batch_size < 1:
@@ -125,18 +88,18 @@ def improve(
         raise ValueError(f"teacher_weight must be zero or more, not {teacher_weight}.")
     objective = LogVariance(energy_weight=energy_weight, clip=CLIP)
     source = OwnSamples(
-        lambda student: _proposal(student, peptide),
-        _Energy(flow, peptide),
+        lambda student: _proposal(student, molecule),
+        _Energy(flow, molecule),
         samples_per_round,
         teacher_weight=teacher_weight,
         labelled=energy_weight > 0,
-        context=None if isinstance(flow, PeptideFlow) else flow.context(peptide),
-        particles=_Particles(peptide, num_particles, moves_per_round, batch_size) if num_particles else None,
+        context=flow.context(molecule),
+        particles=_Particles(molecule, num_particles, moves_per_round, batch_size) if num_particles else None,
         batch_size=batch_size,
     )
     # A run that goes on has its rounds in the checkpoint.
     if latest_checkpoint(Path(output) / "checkpoints") is None:
-        log.info("Drawing %d samples of %s.", samples_per_round, peptide.sequence)
+        log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)
         source.refresh(flow.eval(), 0, derived_generator(config.seed, REFRESH, 0))
     result = fit(
         flow,
@@ -144,27 +107,27 @@ def improve(
         config=config,
         objective=objective,
         output=Path(output),
-        augment=_augmentation(flow, peptide),
+        augment=_augmentation(flow, molecule),
     )
     return Improvement(result, source.rounds(), source.num_energies)
 
 
-def _proposal(student: nn.Module, peptide: Peptide) -> Proposal:
-    """The flow in training, given the peptide where it needs to be told."""
-    return cast(Proposal, student.given(peptide) if isinstance(student, InternalProse | Prose) else student)
+def _proposal(student: nn.Module, molecule: Molecule) -> Proposal:
+    """The flow in training, given the molecule."""
+    return cast(Proposal, cast(ConformationFlow, student).given(molecule))
 
 
 class _Energy:
     """`energy_for` a flow, on whichever device its samples are: training moves the flow."""
 
-    def __init__(self, flow: PeptideFlow | InternalProse | Prose, peptide: Peptide):
-        self.flow, self.peptide = flow, peptide
+    def __init__(self, flow: ConformationFlow, molecule: Molecule):
+        self.flow, self.molecule = flow, molecule
         self.made: dict[torch.device, Any] = {}
 
     def __call__(self, positions: Tensor) -> Tensor:
         device = positions.device
         if device not in self.made:
-            self.made[device] = energy_for(self.flow, self.peptide, device)
+            self.made[device] = energy_for(self.flow, self.molecule, device)
         energies: Tensor = self.made[device](positions)
         return energies
 
@@ -173,7 +136,7 @@ class _Energy:
 class _Particles:
     """Particles from the flow in training, and then moved on, as `OwnSamples` asks for them."""
 
-    peptide: Peptide
+    molecule: Molecule
     count: int
     moves: int
     batch_size: int
@@ -181,12 +144,12 @@ class _Particles:
     def __call__(
         self, flow: nn.Module, last: WeightedSamples | None, generator: torch.Generator
     ) -> tuple[WeightedSamples, int]:
-        proposal = cast(SplitFlow, _proposal(flow, self.peptide))
+        proposal = cast(SplitFlow, _proposal(flow, self.molecule))
         device = str(next(flow.parameters()).device)
         if last is None:
             drawn = smc(
                 proposal,
-                self.peptide,
+                self.molecule,
                 self.count,
                 num_draws=DRAWS_PER_PARTICLE * self.count,
                 final_moves=self.moves,
@@ -199,7 +162,7 @@ class _Particles:
         alive = torch.isfinite(last.log_weights)
         moved = move_at_target(
             proposal,
-            self.peptide,
+            self.molecule,
             last.x[alive],
             self.moves,
             batch_size=self.batch_size,
@@ -214,8 +177,8 @@ class _Turned:
     """Augmentation for a transferable flow: random symmetries and, on plain positions, a random rotation about the
     centroid, which stays where it is: the energy label belongs to its place."""
 
-    def __init__(self, peptide: Peptide, rotate: bool):
-        self.table = SymmetryTable([symmetry_groups(peptide)], peptide.num_atoms)
+    def __init__(self, molecule: Molecule, rotate: bool):
+        self.table = SymmetryTable([symmetry_groups(molecule)], molecule.num_atoms)
         self.rotate = rotate
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
@@ -227,7 +190,7 @@ class _Turned:
         return random_rigid_motion(turned, exists, 0.0, generator) + turned.mean(1, keepdim=True)
 
 
-def _augmentation(flow: PeptideFlow | InternalProse | Prose, peptide: Peptide) -> Any:
-    if isinstance(flow, PeptideFlow):
-        return Symmetries(peptide)
-    return _Turned(peptide, rotate=isinstance(flow, Prose))
+def _augmentation(flow: ConformationFlow, molecule: Molecule) -> Any:
+    if flow.context(molecule) is None:
+        return Symmetries(molecule)
+    return _Turned(molecule, rotate=flow.places_molecules)

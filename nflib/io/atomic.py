@@ -104,6 +104,31 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+@contextmanager
+def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """While the block lasts, other processes that ask for the same folder so are refused; it is made if need be.
+
+    For runs that go on from what they find in a folder. A process that is killed holds nothing. Where there are no file
+    locks (Windows, some network disks) all are let in.
+
+    Raises:
+        OSError: another run is at work in the folder, or it cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make {folder} ({error.strerror}); choose another folder.") from error
+    lock, is_taken = _try_lock(folder)
+    if is_taken:
+        raise OSError(errno.EBUSY, f"another run is at work in {folder}; wait for it, or choose another folder.")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def _is_of_the_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in DISK
@@ -160,18 +185,23 @@ def _remove_left_overs(folder: Path) -> None:
 
 def _lock(folder: Path) -> int | None:
     """A lock on a folder, or None where another process holds it, or there are no locks (Windows)."""
+    return _try_lock(folder)[0]
+
+
+def _try_lock(folder: Path) -> tuple[int | None, bool]:
+    """A lock on a folder if there can be one, and whether another process holds it."""
     if fcntl is None:
-        return None
+        return None, False
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        return None
-    return descriptor
+        return None, isinstance(error, BlockingIOError)
+    return descriptor, False
 
 
 def _synchronise(path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nflib.devices import usable_device
 from nflib.io.arguments import keep_arguments, kept_arguments
 from nflib.io.atomic import complete_folder
 from nflib.io.bounded import at_most
@@ -25,7 +26,7 @@ CONFIG_NAME = "config.json"
 MODULES = {
     "Flow": "nflib",
     "TARFlow": "nflib.flows",
-    "PeptideFlow": "molecular.flows.peptide_flow",
+    "PeptideFlow": "molecular",
     "Prose": "molecular",
     "InternalProse": "molecular",
     "STARFlow": "video",
@@ -101,8 +102,10 @@ class Pretrained(nn.Module):
 
         Raises:
             FileNotFoundError: the model, or one of its two files, is not there.
-            ValueError: the files are damaged, hold another model, or a class whose module must be imported first.
+            ValueError: the files are damaged, hold another model, or a class whose module must be imported first, or
+                there is no such device.
         """
+        device = usable_device(device)
         folder = local_folder(model, [CONFIG_NAME, WEIGHTS_NAME], revision)
         path = folder / CONFIG_NAME
         document = read_config(folder)

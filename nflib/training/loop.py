@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import nflib.training.checkpoints as checkpoints
 import nflib.training.seeds as seeds
+from nflib.io import only_run
 from nflib.training.config import TrainingConfig
 from nflib.training.data import Batch, Preparation, as_source, name_of
 from nflib.training.ema import ExponentialMovingAverage
@@ -72,7 +74,7 @@ def fit(
         ValueError: For data that do not fit, naming the row or key, a folder that cannot be written, or a checkpoint
             that is damaged or of another model or configuration.
         RuntimeError: Where loss or gradient stay non-finite.
-        OSError: Where the disk is full.
+        OSError: Where the disk is full, or another run is at work in the folder.
 
     >>> import tempfile
     >>> from nflows import distributions, flows, transforms
@@ -86,7 +88,8 @@ def fit(
     run = _Run(flow, train, validation, config, objective, Path(output), augment, callbacks)
     # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
     devices = [run.device] if run.device.type == "cuda" else []
-    with run.interruption, torch.random.fork_rng(devices=devices):
+    alone = only_run(output) if run.rank == 0 else nullcontext()
+    with alone, run.interruption, torch.random.fork_rng(devices=devices):
         try:
             return run.train()
         finally:

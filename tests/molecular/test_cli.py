@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from molecular.commands import main
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import sample
+from nflib.io import only_run
 from nflib.montecarlo import WeightedSamples
 
 TRAINING = ["--training.max_steps", "3", "--training.batch_size", "8", "--training.progress_bar", "false"]
@@ -46,6 +48,8 @@ def test_simulate_train_sample(simulation, model, tmp_path):
     arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "600"]
     main([*arguments, "--output", str(output), "--reference", str(simulation), "--seed", "4"])
     assert {path.name for path in output.iterdir()} == {
+        "molecule.json",
+        "system.xml",
         "topology.pdb",
         "samples.xtc",
         "weights.npz",
@@ -58,7 +62,7 @@ def test_simulate_train_sample(simulation, model, tmp_path):
     np.testing.assert_allclose(trajectory.xyz, samples.x, atol=1e-3)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["effective_sample_size"] == pytest.approx(samples.effective_sample_size)
-    flow = PeptideFlow.from_pretrained(model)
+    flow = MoleculeFlow.from_pretrained(model)
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=5e-3, rtol=1e-4)
 
@@ -98,7 +102,7 @@ def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_pa
         ["train", "--data", str(simulation), "--output", str(tmp_path / "refined"), "--initial", str(model)]
         + [*TRAINING, "--training.refresh_interval", "2", "--energy_weight", "0.01"]
     )
-    assert PeptideFlow.from_pretrained(tmp_path / "refined" / "model").sequence == "Ace-G-Nme"
+    assert MoleculeFlow.from_pretrained(tmp_path / "refined" / "model").topology.sequence == "Ace-G-Nme"
 
 
 MISTAKES = {
@@ -117,10 +121,18 @@ MISTAKES = {
     "missing model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{tmp}/nowhere"], "config.json"),
     "model of another peptide": (
         ["sample", "--peptide", "Ace-A-Nme", "--model", "{model}"],
-        "trained on Ace-G-Nme",
+        "of another molecule: it has 22 atoms, not 19",
     ),
     "truncated model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{truncated}"], "truncated"),
-    "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "settings.json"),
+    "no such device": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--device", "mtia:9"], "no device"),
+    "no end of training": (["train", "--data", "{tmp}"], "max_steps or max_seconds"),
+    "bad training": (["train", "--data", "{tmp}", "--training.max_steps", "-3"], "max_steps"),
+    "no time": (["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "0"], "picoseconds is 0"),
+    "degrees Celsius": (["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "1", "--temperature", "27"], "27 K"),
+    "an empty path": (["sample", "--peptide", "Ace-G-Nme", "--model", ""], "--model is empty"),
+    "peptide and structure": (["sample", "--peptide", "AA", "--structure", "a.pdb"], "either --peptide or --structure"),
+    "a system for a peptide": (["sample", "--peptide", "AA", "--system", "a.xml"], "--system goes with --structure"),
+    "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "no molecule.json"),
 }
 
 
@@ -179,3 +191,72 @@ def test_data_with_nan_is_refused(simulation, tmp_path):
     np.savez(shard, **arrays)
     with pytest.raises(SystemExit, match="error: .*frame 3"):
         main(["train", "--data", str(poisoned), "--output", str(tmp_path / "output"), *SMALL, *TRAINING])
+
+
+def test_an_output_of_no_name(model):
+    with pytest.raises(SystemExit, match="error: --output is empty"):
+        main(["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--output="])
+
+
+def test_names_of_any_script(model, simulation, tmp_path):
+    """mdtraj takes ASCII names alone."""
+    output = tmp_path / "ünï cödé 模型"
+    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "60"]
+    main([*arguments, "--output", str(output), "--reference", str(simulation)])
+    assert (output / "samples.xtc").stat().st_size > 0
+    main(["evaluate", "--samples", str(output), "--reference", str(simulation), "--output", str(output / "é")])
+    assert (output / "é" / "report.html").is_file()
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    arguments = ["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "0.01", "--output", str(tmp_path)]
+    with only_run(tmp_path), pytest.raises(SystemExit, match="error: .*another run is at work in .*another folder"):
+        main(arguments)
+
+
+def test_what_is_not_finite_costs_nothing_else(model, tmp_path, monkeypatch):
+    """A conformation that no trajectory can hold is left out of it, and told; weights hold all."""
+
+    def broken(*arguments, **options):
+        samples = sample(*arguments, **options)
+        samples.x[3, 0, 0], samples.x[5, 1, 1], samples.log_weights[[3, 5]] = torch.nan, 1e9, -torch.inf
+        return samples
+
+    monkeypatch.setattr("molecular.commands.sampling.draw", broken)
+    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "50"]
+    main([*arguments, "--output", str(tmp_path / "output")])
+    topology = str(tmp_path / "output" / "topology.pdb")
+    assert mdtraj.load(str(tmp_path / "output" / "samples.xtc"), top=topology).n_frames == 48
+    assert len(WeightedSamples.load(tmp_path / "output" / "weights.npz")) == 50
+
+
+def test_results_outlive_a_writer_that_fails(model, tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("molecular.commands.sampling.write_trajectory", fails)
+    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "50"]
+    with pytest.raises(SystemExit, match="error: .*No space left"):
+        main([*arguments, "--output", str(tmp_path)])
+    assert len(WeightedSamples.load(tmp_path / "weights.npz")) == 50
+    assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("suffix", ["dcd", "h5", "npz"])
+def test_other_trajectories(model, tmp_path, suffix):
+    if suffix == "h5":
+        pytest.importorskip("tables")
+    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "20"]
+    main([*arguments, "--output", str(tmp_path), "--trajectory_format", suffix])
+    positions = WeightedSamples.load(tmp_path / "weights.npz").x.numpy()
+    if suffix == "npz":
+        read = np.load(tmp_path / "samples.npz")["positions"]
+    else:
+        read = mdtraj.load(str(tmp_path / f"samples.{suffix}"), top=str(tmp_path / "topology.pdb")).xyz
+    np.testing.assert_allclose(read, positions, atol=1e-6)
+
+
+def test_a_model_knows_its_molecule(model, tmp_path):
+    main(["sample", "--model", str(model), "--num_samples", "20", "--temperature", "330", "--output", str(tmp_path)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["molecule"] == "Ace-G-Nme" and summary["temperature_K"] == 330

@@ -57,7 +57,7 @@ def test_a_corpus_by_the_command_line(made):
     for sequence in ("AG", "GA", "GG"):
         ensemble = corpus.ensemble(sequence)
         assert len(ensemble) == 20 and ensemble.num_atoms == corpus.topology(sequence).getNumAtoms()
-        assert json.loads((corpus.system(sequence) / "report.json").read_text())["sequence"] == sequence
+        assert json.loads((corpus.system(sequence) / "report.json").read_text())["molecule"] == sequence
     with np.load(corpus.system("GG") / "frames-000000.npz") as stored:
         assert stored["positions"].dtype == np.float16
 
@@ -174,8 +174,8 @@ def test_split_mistakes(tmp_path):
     [
         ("", "has no sequences"),
         ("# nothing\n\n", "has no sequences"),
-        ("AA\nAa\n", "line 2: residue 2 of sequence 'Aa' is 'a', lowercase, a D-amino acid"),
-        ("AA\nAXA\n", "line 2: residue 2 .* is 'X', unknown"),
+        ("AA\nAa\n", "line 2: letter 2 .* is 'a', lowercase; write 'A', or 'dAla'"),
+        ("AA\nAXA\n", "line 2: letter 2 .* is 'X', unknown"),
         ("AA\nGG\nAA\n", "line 3: AA stands in line 1 already"),
     ],
 )
@@ -206,6 +206,6 @@ def test_a_corpus_is_not_mixed_up_with_another(made, tmp_path):
 
 @pytest.mark.parametrize("arguments", [[], ["--peptide", "GG", "--sequences", "file"]])
 def test_peptide_or_sequences(arguments, tmp_path):
-    with pytest.raises(SystemExit, match="error: give either --peptide or --sequences"):
+    with pytest.raises(SystemExit, match="error: give one of --peptide, --structure and --sequences"):
         main(["simulate", *arguments, "--picoseconds", "1", "--output", str(tmp_path / "output")])
     assert not (tmp_path / "output").exists()

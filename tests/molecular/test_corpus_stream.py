@@ -233,7 +233,7 @@ def test_mismatched_structures(copy, peptides):
 
 def test_d_residues(copy, peptides):
     write_tar(tar(copy, 0), [("Ga_0", peptides["AG"].positions)])
-    with pytest.raises(ValueError, match="lowercase, a D-amino acid"):
+    with pytest.raises(ValueError, match="lowercase; write 'A', or 'dAla'"):
         list(stream(copy, batch_size=4))
     write_tar(tar(copy, 0), [("AA_0", peptides["AA"].positions)])
     path = copy / "pdbs/train/AA.pdb"

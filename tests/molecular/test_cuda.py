@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import MoleculeFlow
 from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
 
 DEVICE = "cuda"
@@ -35,9 +35,9 @@ def test_energies_and_forces(sequence, dtype, tolerance):
 
 @torch.no_grad()
 def test_a_shipped_flow():
-    flow = PeptideFlow.from_pretrained(SHIPPED)
+    flow = MoleculeFlow.from_pretrained(SHIPPED)
     x, log_prob = flow.sample_and_log_prob(64, seed=0)
-    other = PeptideFlow.from_pretrained(SHIPPED, DEVICE)
+    other = MoleculeFlow.from_pretrained(SHIPPED, DEVICE)
     found = other.log_prob(x.to(DEVICE))
     assert found.device.type == DEVICE
     torch.testing.assert_close(found.cpu(), log_prob, rtol=0, atol=0.05)  # of hundreds of nats

@@ -91,7 +91,7 @@ def test_heavy_torsions(alanine):
 
 
 def test_thermal_conformations_are_valid(alanine):
-    positions = reference_positions("Ace-A-Nme")
+    positions = reference_positions(Peptide("Ace-A-Nme"))
     assert intact_bonds(positions, alanine.topology.elements, alanine.topology.bonds).all()
     assert right_chirality(positions, alanine).all()
 
@@ -351,7 +351,7 @@ def test_other_mistakes(alanine, states):
         evaluate({}, states, alanine)
     with pytest.raises(ValueError, match="rename it"):
         evaluate({FLOOR: states}, states, alanine)
-    with pytest.raises(ValueError, match="transport_points 1"):
+    with pytest.raises(ValueError, match="transport_points is 1"):
         evaluate({"a": states}, states, alanine, transport_points=1)
     pytest.importorskip("ot")
     with pytest.raises(ValueError, match="the reference has 2 finite conformations"):
@@ -363,7 +363,7 @@ def test_other_mistakes(alanine, states):
 
 def test_table_prints_and_saves(tmp_path):
     table = Evaluation(
-        peptide="AA",
+        molecule="AA",
         rows={
             "proposal": {"energy_w1": Estimate(math.inf, math.nan), "torus_w2": Estimate(0.12345, 0.0056)},
             "SMC": {"energy_w1": Estimate(12.3456, 1.23)},

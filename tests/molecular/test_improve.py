@@ -8,10 +8,11 @@ import torch
 
 from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
+from molecular.commands.improvement import RECORD
 from molecular.sampling.sample import sample
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import OwnSamples
-from molecular.training.self_training import RECORD, _Turned
+from molecular.training.self_training import _Turned
 from nflib.flows import TARFlow
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
 from nflib.montecarlo.diagnostics import effective_sample_size

@@ -9,8 +9,9 @@ import pytest
 from openmm import app, unit
 
 from molecular import Peptide
-from molecular.molecule.peptide import SUPPORTED_RESIDUES, parse_sequence
+from molecular.molecule.sequences import SUPPORTED_RESIDUES, parse_sequence
 from molecular.molecule.torsions import phi_psi_torsions
+from tests.molecular.test_molecule_files import assert_energies_are_openmms
 
 # Atom orders of shared/golden/prose.json: those of the released Prose weights.
 AA = """N H H2 H3 CA HA C O CB HB1 HB2 HB3
@@ -88,8 +89,8 @@ def test_options_reach_the_system():
 
 
 def test_caps_may_be_written_with_hyphens_between_residues():
-    assert parse_sequence("Ace-A-G-Nme") == parse_sequence("Ace-AG-Nme") == ("AG", True)
-    assert parse_sequence("ACE") == ("ACE", False)  # alanine, cysteine, glutamate
+    assert parse_sequence("Ace-A-G-Nme") == parse_sequence("Ace-AG-Nme")
+    assert parse_sequence("ACE").letters == "ACE"  # alanine, cysteine, glutamate
 
 
 def test_all_twenty_residues_are_l_and_trans(twenty):
@@ -195,26 +196,6 @@ def test_pdb_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sequence", "words"),
-    [
-        ("", "no residues"),
-        ("Ace-Nme", "no residues"),
-        ("AXA", r"residue 2 .*'X'.*ACDEFGHIKLMNPQRSTVWY"),
-        ("Ace-AZ-Nme", "residue 2 .*'Z'"),
-        ("AaA", "residue 2 .*'a'.*D-amino"),
-        ("Boc-A-Nme", "cap 'Boc'.*'Ace'"),
-        ("Ace-A-Nhe", "cap 'Nhe'.*'Nme'"),
-        ("Ace-AA", "one cap"),
-        ("A", "Ace-A-Nme"),
-    ],
-)
-def test_bad_sequences_are_explained(sequence, words):
-    with pytest.raises(ValueError, match=words) as error:
-        Peptide(sequence)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
     ("option", "words"),
     [
         ({"temperature": 0.0}, "temperature"),
@@ -232,3 +213,81 @@ def test_bad_options_are_explained(option, words):
 def test_importing_the_package_does_not_load_openmm():
     code = "import sys, molecular; sys.exit('openmm' in sys.modules or 'rdkit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        *("Ace-Hip-Nme", "Ace-Hid-Nme", "Hip-A", "A-Hid", "Ace-dAla-Nme", "Ace-Cyx-GG-Cyx-Nme", "AA-NH2", "Ace-AA"),
+        *(
+            "AA-Nme",
+            "Ace-dIle-Nme",
+            "dThr-A",
+            "Ace-Ash-Glh-Nme",
+            "Ace-Lyn-Nme",
+            "S-E-R",
+            "Ace-dVal-A-NH2",
+        ),
+    ],
+)
+def test_other_residues_ends_and_bridges(sequence):
+    """Their energies are OpenMM's, their sequence comes back from their atoms, and D-residues are mirrored."""
+    peptide = Peptide(sequence, force_field=["amber14-all.xml"])
+    assert peptide.topology.sequence == sequence
+    assert peptide.topology == Peptide(peptide.topology.sequence, force_field=["amber14-all.xml"]).topology
+    assert_energies_are_openmms(peptide)
+    for residue, atoms in zip(peptide.topology.residues, by_residue(peptide), strict=True):
+        if "CB" in atoms[1]:
+            assert (volume(atoms[1], "CA", "C", "CB", "N") > 1e-4) == (not residue.name.startswith("D")), residue
+    # Isoleucine and threonine are mirrored at both centres.
+    residues = dict(by_residue(peptide))
+    if "DIL" in residues:
+        assert volume(residues["DIL"], "CB", "CA", "CG1", "CG2") < -1e-4
+    if "DTH" in residues:
+        assert volume(residues["DTH"], "CB", "OG1", "CA", "CG2") > 1e-4
+
+
+def test_a_disulfide_is_a_bond():
+    topology = Peptide("Ace-Cyx-GG-Cyx-Nme", force_field=["amber14-all.xml"]).topology
+    first, second = (atom for atom, name in enumerate(topology.atom_names) if name == "SG")
+    assert (first, second) in topology.bonds
+
+
+@pytest.mark.parametrize(
+    ("sequence", "words"),
+    [
+        ("ALA", "write 'Ala' for Ala, or 'A-L-A' for its letters"),
+        ("A-GLY", "'GLY' in sequence 'A-GLY' may be one residue or three"),
+        ("aa", "in lower case; write 'AA', or for D-amino acids 'dAla-dAla'"),
+        ("my.pdb", "--structure"),
+        ("cyclo-AA", "--structure"),
+        ("aA", "'dAla' as a part of its own"),
+        ("XA", "letter 1 .*'X', unknown.*ACDEFGHIKLMNPQRSTVWY"),
+        ("Ace-AZ-Nme", "letter 2 of 'AZ' .*'Z'"),
+        ("Ace-Nme", "no residues|no cap at this end"),
+        ("Boc-A-Nme", "'Boc' .*'Ace' before"),
+        ("Ace-A-Nhe", "'Nhe' .*'Nme'"),
+        ("A", "use 'Ace-A-Nme'"),
+        ("Ala", "use 'Ace-A-Nme'"),
+        ("Ace-A-Xyz", "'Xyz' .* is no residue"),
+        ("A-", "a hyphen that joins nothing"),
+        ("Ace-Cyx-G-Nme", "has 1 Cyx"),
+        ("", "has no residues"),
+    ],
+)
+def test_what_is_no_sequence(sequence, words):
+    with pytest.raises(ValueError, match=words) as error:
+        Peptide(sequence)
+    assert "\n" not in str(error.value)
+
+
+def test_usual_spellings():
+    for text in ("Ace-A-Nme", "Ac-A-NHMe", "ACE-A-NME", "Ac-Ala-NMe", " Ace-A-Nme "):
+        assert str(parse_sequence(text)) == "Ace-A-Nme"
+    assert str(parse_sequence("SER", letters=True)) == "S-E-R" == str(parse_sequence("S-E-R"))
+    assert str(parse_sequence("Ace-Hie-Nme")) == "Ace-H-Nme"
+
+
+def test_a_variant_that_the_force_field_lacks():
+    with pytest.raises(ValueError, match=r"does not know all of A-Lyn: No template .*LYS"):
+        Peptide("A-Lyn")

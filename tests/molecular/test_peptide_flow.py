@@ -1,12 +1,14 @@
 """The flow of one peptide: exact densities modulo rigid motion, in every choice of coordinates."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from molecular.flows.peptide_flow import COORDINATES, PeptideFlow
+from molecular.flows.molecule_flow import COORDINATES, MoleculeFlow
 from molecular.molecule.peptide import Peptide
+from nflib import Flow
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +23,11 @@ def frames(peptide: Peptide) -> torch.Tensor:
     return start + 0.004 * torch.randn(500, *start.shape, generator=generator)
 
 
-def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> PeptideFlow:
+def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> MoleculeFlow:
     torch.manual_seed(1)
-    flow = PeptideFlow(
-        peptide.sequence,
-        peptide.topology.elements,
-        peptide.topology.bonds,
-        coordinates,
+    flow = MoleculeFlow.of(
+        peptide,
+        coordinates=coordinates,
         channels=32,
         num_blocks=2,
         layers_per_block=1,
@@ -63,18 +63,33 @@ def test_density_does_not_change_under_rigid_motion(peptide, frames, coordinates
 def test_saved_flow_is_bit_equal(peptide, frames, tmp_path):
     flow = make_flow(peptide, frames, "internal")
     flow.save_pretrained(tmp_path / "model")
-    again = PeptideFlow.from_pretrained(tmp_path / "model")
+    again = MoleculeFlow.from_pretrained(tmp_path / "model")
     with torch.no_grad():
         assert torch.equal(again.log_prob(frames), flow.log_prob(frames))
-    assert again.sequence == "Ace-G-Nme"
+    assert again.topology == peptide.topology
 
 
 def test_mistakes(peptide, frames):
     with pytest.raises(ValueError, match="coordinates must be one of"):
-        PeptideFlow(peptide.sequence, peptide.topology.elements, peptide.topology.bonds, "polar")
+        MoleculeFlow.of(peptide, coordinates="polar")
     flow = make_flow(peptide, frames, "internal")
-    with pytest.raises(ValueError, match="has 19 atoms"):
+    with pytest.raises(ValueError, match="of 19 atoms"):
         flow.fit_coordinates(frames[:, :5])
-    with pytest.raises(ValueError, match="trained on Ace-G-Nme, not on AAA"):
-        flow.check_sequence("AAA")
+    with pytest.raises(ValueError, match="of another molecule: it has 33 atoms, not 19"):
+        flow.given(Peptide("AAA"))
     assert math.isfinite(flow.log_prob(frames[:1]).item())
+
+
+def test_flows_of_earlier_versions_load(peptide, frames, tmp_path):
+    """They hold a sequence, elements and bonds in place of a topology."""
+    flow = make_flow(peptide, frames, "internal")
+    flow.save_pretrained(tmp_path)
+    document = json.loads((tmp_path / "config.json").read_text())
+    topology = document["config"].pop("topology")
+    earlier = {"sequence": "Ace-G-Nme", "elements": topology["elements"], "bonds": topology["bonds"]}
+    document = {"architecture": "PeptideFlow", "config": earlier | document["config"]}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    again = Flow.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again.log_prob(frames), flow.log_prob(frames))
+    assert again.topology == peptide.topology

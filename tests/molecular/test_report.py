@@ -44,7 +44,7 @@ def alanine():
 
 @pytest.fixture(scope="module")
 def positions():
-    return reference_positions("Ace-A-Nme")[::10]  # (400, 22, 3)
+    return reference_positions(Peptide("Ace-A-Nme"))[::10]  # (400, 22, 3)
 
 
 def write_samples(folder, peptide, x, *, seed=0, **more):

@@ -19,7 +19,7 @@ def peptide() -> Peptide:
 
 
 def test_weights_reach_the_force_field(peptide):
-    flow = load_flow(SEQUENCE)
+    flow = load_flow(Peptide(SEQUENCE))
     samples = sample(flow, peptide, 1000, seed=1)
     assert samples.effective_sample_size_fraction > 0.05
     assert samples.num_rejected == 0
@@ -28,7 +28,7 @@ def test_weights_reach_the_force_field(peptide):
 
 
 def test_reference_is_an_equilibrium_ensemble(peptide):
-    positions = reference_positions(SEQUENCE)
+    positions = reference_positions(Peptide(SEQUENCE))
     assert positions is not None
     phi, psi = phi_psi_torsions(peptide.topology)
     angles = dihedrals(positions.double(), torch.as_tensor(np.concatenate([phi, psi])))
@@ -42,7 +42,7 @@ def test_it_is_small():
 
 @pytest.mark.slow
 def test_effective_sample_size_of_ten_thousand(peptide):
-    samples = sample(load_flow(SEQUENCE), peptide, 10_000, seed=0)
+    samples = sample(load_flow(Peptide(SEQUENCE)), peptide, 10_000, seed=0)
     assert samples.effective_sample_size_fraction >= 0.05
     assert samples.truncate(0.002).effective_sample_size_fraction >= 0.15
 
@@ -50,7 +50,7 @@ def test_effective_sample_size_of_ten_thousand(peptide):
 @pytest.mark.parametrize("sequence", ["NL", "FS"])
 def test_dipeptides_that_were_not_trained_on(sequence):
     """Both are among the held-out ones of molecular/recipes/held_out_dipeptides.txt."""
-    peptide, flow = Peptide(sequence), load_flow(sequence)
+    peptide, flow = Peptide(sequence), load_flow(Peptide(sequence))
     samples = sample(flow, peptide, 200, seed=1)
     assert samples.num_rejected == 0
     assert right_chirality(samples.x, peptide).float().mean() > 0.9

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,12 @@ from molecular.sampling.shipped_flows import COVERAGE, shipped_flow
 from tests.molecular.tiny_flow import make_tiny_flow
 
 TWENTY = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def named(sequence):
+    """A molecule as far as `shipped_flow` looks at it."""
+    is_peptide = sequence != "dipeptides"
+    return SimpleNamespace(name=sequence, topology=SimpleNamespace(sequence=sequence if is_peptide else None))
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +43,16 @@ def shipped(folder, monkeypatch):
 
 def test_a_peptide_gets_its_own_flow_or_one_that_covers_it(folder, caplog):
     caplog.set_level("INFO")
-    assert shipped_flow("GA", folder) == folder / "GA"
+    assert shipped_flow(named("GA"), folder) == folder / "GA"
     assert not caplog.messages
-    assert shipped_flow("NL", folder) == folder / "dipeptides"
+    assert shipped_flow(named("NL"), folder) == folder / "dipeptides"
     assert "No flow is shipped for NL alone; taking dipeptides" in caplog.text
 
 
 @pytest.mark.parametrize("sequence", ["AAA", "Ace-A-Nme", "Ace-AA-Nme", "dipeptides"])
 def test_peptides_that_nothing_covers(folder, sequence):
     with pytest.raises((FileNotFoundError, ValueError)) as error:
-        shipped_flow(sequence, folder)
+        shipped_flow(named(sequence), folder)
     if sequence != "dipeptides":
         words = (
             f"no flow is shipped for {sequence} (shipped: GA (this peptide alone), dipeptides (uncapped peptides of 2"
@@ -56,15 +63,15 @@ def test_peptides_that_nothing_covers(folder, sequence):
 
 def test_nothing_shipped_and_a_damaged_description(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="shipped: none"):
-        shipped_flow("NL", tmp_path / "nowhere")
+        shipped_flow(named("NL"), tmp_path / "nowhere")
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "dipeptides" / COVERAGE).write_text("{}")
     with pytest.raises(ValueError, match="does not say what the flow covers"):
-        shipped_flow("NL", copy)
+        shipped_flow(named("NL"), copy)
 
 
 def test_the_flow_is_loaded_for_the_peptide(shipped):
-    flow = load_flow("AG")
+    flow = load_flow(Peptide("AG"))
     assert isinstance(flow.flow, InternalProse)
     assert flow.sample((2,), seed=0).shape == (2, Peptide("AG").num_atoms, 3)
 
@@ -80,7 +87,7 @@ def test_sample_at_another_temperature(shipped, tmp_path):
 
 
 MISTAKES = {
-    "D-residue": ("nL", "lowercase, a D-amino acid"),
+    "D-residue": ("nL", "lowercase; write 'N', or 'dAsn'"),
     "unsupported residue": ("NX", "'X', unknown"),
     "too long for what is shipped": ("AAA", "no flow is shipped for AAA"),
     "too many atoms for the model": ("WW", "too long for this flow, which takes 20"),
@@ -97,6 +104,6 @@ def test_mistakes_end_in_one_sentence(name, shipped, tmp_path):
 
 def test_capped_peptides_are_refused_by_a_transferable_flow(folder):
     with pytest.raises(ValueError, match="ACE|Ace|cap"):
-        load_flow("Ace-G-Nme", folder / "dipeptides")
+        load_flow(Peptide("Ace-G-Nme"), folder / "dipeptides")
     with torch.no_grad(), pytest.raises(ValueError, match="expected values"):
-        load_flow("GG", folder / "dipeptides").log_prob(torch.zeros(1, 5, 3))
+        load_flow(Peptide("GG"), folder / "dipeptides").log_prob(torch.zeros(1, 5, 3))

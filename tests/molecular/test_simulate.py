@@ -4,9 +4,9 @@ import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import openmm
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from molecular.dynamics import (
 )
 from molecular.dynamics.simulate import simulate
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Residue, Topology
 
 
@@ -405,9 +406,9 @@ def test_impossible_ladders_and_starts():
 
 
 class Bead:
-    """What `simulate` asks of a peptide, for four beads in harmonic wells."""
+    """What `simulate` asks of a molecule, for four beads in harmonic wells."""
 
-    sequence, temperature = "beads", 300.0
+    name, temperature, num_atoms = "beads", 300.0, 4
     positions = np.random.default_rng(0).normal(size=(4, 3)) * 0.05
     topology = Topology(
         ("C", "N", "CA", "C"),
@@ -416,16 +417,19 @@ class Bead:
         (0, 1, 1, 1),
         ((0, 1), (1, 2), (2, 3)),
     )
-    force_field, cutoff, constraints, hydrogen_mass = (), None, None, None
 
     def __init__(self, constraints: int = 0) -> None:
-        mass = SimpleNamespace(value_in_unit=lambda _: 12.0)
-        self.system = SimpleNamespace(
-            getNumConstraints=lambda: constraints, getNumParticles=lambda: 4, getParticleMass=lambda _: mass
-        )
+        self.system = openmm.System()
+        for _ in range(4):
+            self.system.addParticle(12.0)
+        for _ in range(constraints):
+            self.system.addConstraint(0, 1, 0.1)
 
-    def save_pdb(self, path: Path) -> None:
-        Path(path).write_text("END\n")
+    def pdb_string(self) -> str:
+        return "END\n"
+
+    def difference(self, other: Molecule) -> str | None:
+        return None
 
 
 def simulate_beads(folder: Path, peptide: Bead | None = None, **changes) -> Trajectories:
@@ -446,7 +450,8 @@ def simulate_beads(folder: Path, peptide: Bead | None = None, **changes) -> Traj
 def test_simulate_writes_the_folder(tmp_path):
     result = simulate_beads(tmp_path, seed=7)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"topology.pdb", "settings.json", "report.json", "checkpoint.npz", "frames-000000.npz"}
+    molecule = {"molecule.json", "system.xml", "topology.pdb"}
+    assert names == molecule | {"settings.json", "report.json", "checkpoint.npz", "frames-000000.npz"}
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert settings["seed"] == 7 and settings["timestep"] == 0.002 and settings["save_interval"] == 20
     assert settings["temperatures"] == pytest.approx([300.0, math.sqrt(300.0 * 900.0), 900.0])

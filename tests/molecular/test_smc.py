@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from molecular.commands import main
+from molecular.commands.sampling import CHECKPOINT
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.peptide_flow import PeptideFlow
+from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
-from molecular.sampling.sample import CHECKPOINT, load_flow, reference_positions, sample
+from molecular.sampling.sample import load_flow, reference_positions, sample
 from molecular.sampling.smc import move_at_target, smc
 from nflib.montecarlo import (
     BoltzmannDensity,
@@ -36,24 +37,22 @@ def peptide() -> Peptide:
 
 
 @pytest.fixture(scope="module")
-def flow() -> PeptideFlow:
-    return load_flow(SEQUENCE)
+def flow() -> MoleculeFlow:
+    return load_flow(Peptide(SEQUENCE)).flow
 
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
-    positions = reference_positions(SEQUENCE)
+    positions = reference_positions(Peptide(SEQUENCE))
     assert positions is not None
     return positions
 
 
-def small_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> PeptideFlow:
+def small_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> MoleculeFlow:
     torch.manual_seed(1)
-    flow = PeptideFlow(
-        peptide.sequence,
-        peptide.topology.elements,
-        peptide.topology.bonds,
-        coordinates,
+    flow = MoleculeFlow.of(
+        peptide,
+        coordinates=coordinates,
         channels=16,
         num_blocks=2,
         layers_per_block=1,
@@ -209,7 +208,7 @@ def test_particles_move_on_at_the_target(peptide, flow):
 class Poisoned:
     """A flow whose draws are spoilt now and then: NaN, infinite, one atom on another."""
 
-    def __init__(self, flow: PeptideFlow, every: int) -> None:
+    def __init__(self, flow: MoleculeFlow, every: int) -> None:
         self.flow, self.every = flow, every
 
     def split_coordinates(self):
@@ -259,6 +258,8 @@ def test_command_line(peptide, tmp_path):
     arguments += ["--conditional_ess", "0.5", "--kernel", "mala"]
     main(arguments)
     assert {path.name for path in output.iterdir()} == {
+        "molecule.json",
+        "system.xml",
         "topology.pdb",
         "samples.xtc",
         "weights.npz",

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow
 
 
 def test_widened_flow(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    flow = load_flow("Ace-A-Nme")
+    flow = load_flow(Peptide("Ace-A-Nme")).flow
     widened = import_module("smc_molecule").WidenedFlow(flow, 1.25)
     x, log_prob = widened.sample_and_log_prob(6, seed=0)
     torch.testing.assert_close(widened.log_prob(x), log_prob, atol=2e-3, rtol=1e-5)

@@ -11,7 +11,6 @@ from molecular.coordinates.internal import InternalCoordinates
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import Spherical
 from molecular.flows.conditioning import SiteEmbedding
-from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS, ROOT
 from molecular.molecule.features import pad
 from molecular.molecule.internal_context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
@@ -46,7 +45,7 @@ def make_flow(**settings):
 @cache
 def fitted_state():
     flow = InternalProse(channels=2, num_blocks=1, layers_per_block=1, head_dim=2, marginal_bins=8)
-    fit_marginals(flow, batches())
+    flow.fitted(batches())
     return flow.coordinates.state_dict(), flow.marginals.state_dict()
 
 
@@ -260,10 +259,10 @@ def atom(topology, residue, name):
 
 def test_a_saved_flow_samples_the_peptide_that_is_asked_for(tmp_path):
     make_flow().save_pretrained(tmp_path)
-    samples = sample(load_flow("GG", tmp_path), Peptide("GG"), 20, seed=0)
+    samples = sample(load_flow(Peptide("GG"), tmp_path), Peptide("GG"), 20, seed=0)
     assert samples.x.shape == (20, Peptide("GG").num_atoms, 3)
     with pytest.raises(ValueError, match="caps"):
-        load_flow("Ace-A-Nme", tmp_path)
+        load_flow(Peptide("Ace-A-Nme"), tmp_path)
 
 
 def test_without_neighbours_a_chain_is_told_of_its_own_residue_alone():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from molecular import Peptide
+from molecular.commands.improvement import RECORD
 from molecular.training.fit_corpus import train_on_corpus
-from molecular.training.self_training import RECORD
 from nflib.training import TrainingConfig
 from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
 
@@ -63,7 +63,7 @@ def test_the_table_of_held_out_peptides(places, tmp_path, monkeypatch, capsys):
 
 def test_self_improvement_at_equal_energies(places, tmp_path, monkeypatch, capsys):
     make_tiny_flow(Peptide("GG")).save_pretrained(tmp_path / "model")
-    (tmp_path / RECORD).write_text(json.dumps({"peptide": "GG", "temperature_K": 310.0, "num_energies": 10}))
+    (tmp_path / RECORD).write_text(json.dumps({"molecule": "GG", "temperature_K": 310.0, "num_energies": 10}))
     options = ["--peptide", "GG", "--teacher", places / "model", "--improved", tmp_path]
     run("self_improvement.py", *options, "--energies", "30", monkeypatch=monkeypatch)
     assert "times the effective sample size" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from molecular.commands import main
 from molecular.data.corpus import ConformationStream, open_corpus
 from molecular.dynamics.simulate import simulate
 from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.prose import spread
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.molecule.equivalent_atoms import (
     SymmetryTable,
@@ -29,7 +30,6 @@ from molecular.training.fit_corpus import (
     LikelihoodPerDimension,
     bucketed_log_prob,
     num_dimensions,
-    spread,
 )
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig
@@ -349,7 +349,7 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
     cases = (
         (mismatched, (), "a frame of GG has 16 atoms, but its PDB file has 17"),
         (empty, (), "holds no frames for train"),
-        (tmp_path / "none", (), "settings.json"),
+        (tmp_path / "none", (), "no molecule.json"),
         (corpus, ("--coordinates", "local_frames"), "coordinates must be one of"),
         (corpus, ("--energy_weight", "1"), "a multiple of 16"),
         (corpus, ("--energy_weight", "1", "--coordinates", "cartesian"), "flow on internal coordinates"),

@@ -9,10 +9,9 @@ SETTINGS = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4
 
 def make_tiny_flow(peptide, **settings):
     """An untrained `InternalProse` whose marginals are those of small noise about the peptide's own structure."""
-    from molecular.flows.marginals import fit_marginals
 
     torch.manual_seed(0)
     flow = InternalProse(**SETTINGS, condition_channels=8, units=4, marginal_bins=8, **settings)
     x = torch.from_numpy(peptide.positions).float() + 0.003 * torch.randn(200, peptide.num_atoms, 3)
-    fit_marginals(flow, [{"inputs": x, "context": flow.context(peptide).expand(200, -1, -1)}])
+    flow.fitted([{"inputs": x, "context": flow.context(peptide).expand(200, -1, -1)}])
     return flow.eval()

@@ -1,4 +1,4 @@
-"""Training by an energy alone: the reverse Kullback-Leibler divergence and its two estimators of the gradient."""
+"""Training by an energy alone: the reverse Kullback-Leibler divergence and its estimators of the gradient."""
 
 from __future__ import annotations
 
@@ -79,8 +79,42 @@ def test_the_path_derivative_leaves_the_parameters_of_the_density_alone() -> Non
     torch.testing.assert_close(loss, ReverseKL(BoltzmannDensity(wavy), 16, "total")(flow, {}, generator())[0])
 
 
-@pytest.mark.parametrize("estimator", ["path", "total"])
-def test_both_estimate_the_gradient_of_the_divergence(estimator: str) -> None:
+def modes(x: Tensor) -> Tensor:
+    """Of two normals a long way from each other, with next to nothing between, that hold 1/4 and 3/4."""
+    logits = torch.stack([-(x - 20).square().sum(1) / 2, -(x + 20).square().sum(1) / 2 + math.log(3)])
+    return -logits.logsumexp(0)
+
+
+class Mixture(nn.Module):
+    """The same two normals; the one parameter is the logit of the first one's share. Its samples cannot follow it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def rsample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        shares = torch.rand(num_samples, 1, generator=generator, dtype=torch.float64)
+        centre = torch.where(shares < self.logit.detach().sigmoid(), 20.0, -20.0)
+        return centre + torch.randn(num_samples, 2, generator=generator, dtype=torch.float64) + 0 * self.logit
+
+    def log_prob(self, x: Tensor, context: None = None) -> Tensor:
+        share = torch.where(x[:, 0] > 0, self.logit, -self.logit)
+        return nn.functional.logsigmoid(share) - (x.abs() - 20).square().sum(1) / 2 - math.log(2 * math.pi)
+
+
+def test_mixed_moves_mass_between_modes_where_paths_do_not() -> None:
+    flow, count = Mixture(), 100_000
+    path, _ = ReverseKL(BoltzmannDensity(modes), count)(flow, {}, generator())
+    assert gradients(path, flow).abs() < 1e-12
+    loss, _ = ReverseKL(BoltzmannDensity(modes), count, "mixed")(flow, {}, generator())
+    # KL of (s, 1 - s) from (1/4, 3/4), s = sigmoid(logit); the paths' gradient here is not that of the divergence,
+    # so that the score's is the derivative at 1/2, log(3) / 4, times its weight. Var(w) is (log(3) / 2)^2.
+    expected = math.log(3) / 4 / (1 + (math.log(3) / 2) ** 2)
+    assert float(gradients(loss, flow)) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("estimator", ["path", "total", "mixed"])
+def test_all_estimate_the_gradient_of_the_divergence(estimator: str) -> None:
     flow, count = gaussian(), 200_000
     loss, _ = ReverseKL(BoltzmannDensity(energy), count, estimator)(flow, {}, generator())
     # KL(N(m, s) | N(M, S)) = log(S / s) + (s^2 + (m - M)^2) / (2 S^2) - 1/2 a coordinate
@@ -127,6 +161,31 @@ def test_draws_without_a_finite_energy_are_left_out(estimator: str, value: float
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients(loss, flow), gradients(expected, flow))
     assert float(scalars["rejected_energies"]) == pytest.approx(1 - kept.double().mean())
+
+
+@pytest.mark.parametrize("energy", [wavy, cliff(math.inf), cliff(1.0)])
+def test_mixed_is_the_mean_of_path_and_score_by_the_variance_of_their_difference(
+    energy: Callable[[Tensor], Tensor],
+) -> None:
+    flow, frozen = gaussian(), gaussian()
+    x = flow.rsample(32, generator=generator())
+    x = x if energy is wavy else x[x[:, 0] <= 0.5]
+    path = gradients((frozen.log_prob(x) + energy(x)).mean(), flow)
+    log_q = flow.log_prob(x.detach())
+    w = (log_q + energy(x)).detach()
+    others = torch.stack([w[torch.arange(len(w)) != i].mean() for i in range(len(w))])
+    score = gradients(((w - others) * log_q).mean(), flow)
+    loss, _ = ReverseKL(BoltzmannDensity(energy), 32, "mixed")(flow, {}, generator())
+    torch.testing.assert_close(loss, w.mean())
+    torch.testing.assert_close(gradients(loss, flow), (w.var() * path + score) / (1 + w.var()))
+
+
+def test_mixed_is_path_where_the_variance_overflows() -> None:
+    flow, target = Gaussian(), BoltzmannDensity(lambda x: 1e25 * energy(x))
+    expected = gradients(ReverseKL(target, 32)(flow, {}, generator())[0], flow)
+    loss, _ = ReverseKL(target, 32, "mixed")(flow, {}, generator())
+    assert expected.isfinite().all()
+    torch.testing.assert_close(gradients(loss, flow), expected)
 
 
 def test_fit_reaches_a_target_without_any_data(tmp_path: Path) -> None:
@@ -184,8 +243,9 @@ def test_a_step_without_any_finite_energy_is_skipped(tmp_path: Path) -> None:
         fit(Gaussian(), config=config, objective=ReverseKL(nowhere, 8), output=tmp_path)
 
 
-def test_processes_share_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = []
+@pytest.mark.parametrize("estimator", ["path", "mixed"])
+def test_processes_share_the_draws(monkeypatch: pytest.MonkeyPatch, estimator: str) -> None:
+    counts, flow = [], gaussian()
 
     class Counts(Gaussian):
         def rsample(self, num_samples: int, *args: object, **options: object) -> Tensor:
@@ -194,10 +254,16 @@ def test_processes_share_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(objectives, "_world_size", lambda: 4)
     monkeypatch.setattr(objectives, "_total", lambda value: 4 * value)  # all alike
-    loss, _ = ReverseKL(BoltzmannDensity(energy), 8)(Counts(), {}, generator())
+    shared = Counts().double()
+    shared.load_state_dict(flow.state_dict())
+    loss, _ = ReverseKL(BoltzmannDensity(energy), 8, estimator)(shared, {}, generator())
     monkeypatch.undo()
     assert counts == [2]
-    torch.testing.assert_close(loss, ReverseKL(BoltzmannDensity(energy), 2)(Gaussian(), {}, generator())[0])
+    x = flow.rsample(2, generator=generator()).repeat(4, 1)
+    flow.rsample = lambda *args, **options: x  # type: ignore[method-assign]
+    alone, _ = ReverseKL(BoltzmannDensity(energy), 8, estimator)(flow, {}, generator())
+    torch.testing.assert_close(loss, alone)
+    torch.testing.assert_close(gradients(loss, shared), gradients(alone, flow))
     monkeypatch.setattr(objectives, "_world_size", lambda: 3)
     with pytest.raises(ValueError, match="num_samples=8 cannot be shared evenly by 3 processes"):
         ReverseKL(BoltzmannDensity(energy), 8)(Gaussian(), {}, generator())
@@ -207,10 +273,12 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     target = BoltzmannDensity(energy)
     with pytest.raises(ValueError, match=r"function\) has no log_prob; wrap a reduced energy"):
         ReverseKL(energy)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'path' or 'total', not 'reinforce'"):
+    with pytest.raises(ValueError, match="'path', 'total' or 'mixed', not 'reinforce'"):
         ReverseKL(target, estimator="reinforce")
-    with pytest.raises(ValueError, match="num_samples must be positive"):
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
         ReverseKL(target, 0)
+    with pytest.raises(ValueError, match="num_samples must be at least 2"):
+        ReverseKL(target, 1, "mixed")
     with pytest.raises(ValueError, match="temperature must be a positive number, not 0"):
         ReverseKL(target, temperature=0)
     with pytest.raises(ValueError, match="annealing is a share of the run"):

@@ -16,7 +16,7 @@ from molecular.analysis.compare import Described
 from molecular.analysis.descriptors import Descriptors
 from molecular.analysis.divergence import RAMACHANDRAN_BINS
 from molecular.analysis.plots import DOTS_PER_INCH, Curve, curves, plane, ramachandran_grid
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from nflib.montecarlo.history import History
 from nflib.montecarlo.plots import plot_history
@@ -41,7 +41,7 @@ class DrawnFigure:
 def draw_figures(described: Described, histories: Mapping[str, History], folder: Path) -> list[DrawnFigure]:
     """Draw all that the ensembles allow into `folder`: ramachandran.png, energies.png, tica.png, distances.png, and
     history.png, or history-1.png and so on, of each run of sequential Monte Carlo."""
-    peptide = described.peptide
+    molecule = described.molecule
     everything = {REFERENCE: described.reference, **described.ensembles}
     weights = {name: one.mass.numpy() for name, one in everything.items()}
     figures = []
@@ -53,11 +53,11 @@ def draw_figures(described: Described, histories: Mapping[str, History], folder:
         panels = {name: (one.phi_psi.numpy(), weights[name]) for name, one in everything.items()}
         ramachandran_grid(
             panels,
-            torsion_names(peptide),
+            torsion_names(molecule),
             folder / "ramachandran.png",
             bins=RAMACHANDRAN_BINS,
             zero=REFERENCE,
-            temperature=peptide.temperature,
+            temperature=molecule.temperature,
         )
         cells = "Free energy of φ and ψ above the reference's minimum, in the cells of the divergence in the table."
         keep("ramachandran.png", "Ramachandran maps", cells)
@@ -71,11 +71,11 @@ def draw_figures(described: Described, histories: Mapping[str, History], folder:
             labels=("slowest coordinate", "second slowest coordinate"),
             bins=TICA_BINS,
             zero=REFERENCE,
-            temperature=peptide.temperature,
+            temperature=molecule.temperature,
         )
         coordinates = "Free energy of the reference's two slowest coordinates, each as wide as it is slow."
         keep("tica.png", "TICA plane", coordinates)
-    _draw_distances(everything, peptide, folder / "distances.png")
+    _draw_distances(everything, molecule, folder / "distances.png")
     distances = "Left: all bonds; right: all other pairs of atoms; below, less the reference."
     keep("distances.png", "Interatomic distances", distances)
     for number, (name, history) in enumerate(histories.items(), start=1):
@@ -86,11 +86,11 @@ def draw_figures(described: Described, histories: Mapping[str, History], folder:
     return figures
 
 
-def torsion_names(peptide: Peptide) -> list[tuple[str, str]]:
+def torsion_names(molecule: Molecule) -> list[tuple[str, str]]:
     """Names of the (phi, psi) pairs of `ramachandran_torsions`, by the residue of their alpha carbon: "φ of ALA 2"."""
-    residue = peptide.topology.residue_label
+    residue = molecule.topology.residue_label
     names = []
-    for phi, psi in ramachandran_torsions(peptide.topology).tolist():
+    for phi, psi in ramachandran_torsions(molecule.topology).tolist():
         names.append((f"φ of {residue(phi[2])}", f"ψ of {residue(psi[1])}"))
     return names
 
@@ -123,9 +123,9 @@ def _draw_energies(everything: Mapping[str, Descriptors], path: Path) -> None:
     curves([(edges, drawn)], path, labels=[("energy / kT", "density / (1/kT)")], reference=REFERENCE)
 
 
-def _draw_distances(everything: Mapping[str, Descriptors], peptide: Peptide, path: Path) -> None:
-    bonded = torch.tensor(peptide.topology.bonds).T
-    others = torch.ones(peptide.num_atoms, peptide.num_atoms).triu(1)
+def _draw_distances(everything: Mapping[str, Descriptors], molecule: Molecule, path: Path) -> None:
+    bonded = torch.tensor(molecule.topology.bonds).T
+    others = torch.ones(molecule.num_atoms, molecule.num_atoms).triu(1)
     others[bonded[0], bonded[1]] = 0
     first, second = torch.nonzero(others, as_tuple=True)
     pairs = [(bonded[0], bonded[1]), (first, second)]

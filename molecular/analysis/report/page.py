@@ -12,7 +12,7 @@ from molecular.analysis.plots import DOTS_PER_INCH
 from molecular.analysis.report.figures import DrawnFigure
 from molecular.analysis.report.viewer import SCRIPT, ViewedEnsemble, view_data
 from molecular.analysis.table import Evaluation
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 
 _ABBREVIATIONS = {"w1": "W1", "w2": "W2", "jsd": "JSD", "tica": "TICA", "ramachandran": "Ramachandran"}
 STYLE = Path(__file__).with_name("page.css")
@@ -34,7 +34,7 @@ name.</figcaption></figure>"""
 def write_page(
     path: str | Path,
     evaluation: Evaluation,
-    peptide: Peptide,
+    molecule: Molecule,
     settings: Mapping[str, object],
     figures: Sequence[DrawnFigure],
     views: Mapping[str, ViewedEnsemble],
@@ -51,17 +51,17 @@ def write_page(
     ]
     scripts = [
         f"<script>{_plotly()}</script>",
-        f'<script id="view-data" type="application/json">{view_data(peptide, views)}</script>',
+        f'<script id="view-data" type="application/json">{view_data(molecule, views)}</script>',
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     ]
-    title = f"Ensembles of {html.escape(evaluation.peptide)}"
+    title = f"Ensembles of {html.escape(evaluation.molecule)}"
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n'
         f"<title>{title}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
         f"<body>\n<h1>{title}</h1>\n"
-        f"<p>{html.escape(_summary(evaluation, peptide))}</p>\n{chr(10).join(sections)}\n{chr(10).join(scripts)}\n"
+        f"<p>{html.escape(_summary(evaluation, molecule))}</p>\n{chr(10).join(sections)}\n{chr(10).join(scripts)}\n"
         "</body>\n</html>\n"
     )
     path = Path(path)
@@ -77,9 +77,9 @@ def _plotly() -> str:
     return str(get_plotlyjs())
 
 
-def _summary(evaluation: Evaluation, peptide: Peptide) -> str:
+def _summary(evaluation: Evaluation, molecule: Molecule) -> str:
     names = [name for name in evaluation.rows if not name.startswith("reference")]
-    return f"{', '.join(names)} beside a reference; {peptide.num_atoms} atoms, {peptide.temperature:g} K."
+    return f"{', '.join(names)} beside a reference; {molecule.num_atoms} atoms, {molecule.temperature:g} K."
 
 
 def _settings(settings: Mapping[str, object]) -> str:

@@ -13,14 +13,12 @@ from molecular.analysis.report.page import write_page
 from molecular.analysis.report.viewer import view_of
 from molecular.analysis.sources import (
     SampleFolder,
-    check_atoms,
     check_same_system,
     name_ensembles,
     read_reference,
     read_samples,
 )
 from molecular.analysis.table import Evaluation
-from molecular.molecule.peptide import Peptide
 from nflib.io import complete_folder
 from nflib.metrics.transport import import_pot
 from nflib.montecarlo.history import History
@@ -44,24 +42,23 @@ def evaluate_to_folder(
     """Compare samples with a reference and write; the arguments are those of the command line.
 
     Writes evaluation.json, evaluation.md, report.html and its figures, all of them or none. Raises FileNotFoundError
-    where folders or files are missing, and ValueError for damaged ones, samples or a reference of different peptides or
-    temperatures, or an option out of range.
+    where folders or files are missing, and ValueError for damaged ones, samples or a reference of different
+    molecules or temperatures, or an option out of range.
     """
     import_pot()
-    check_options(num_bootstrap, transport_points)
+    check_options(
+        num_bootstrap=num_bootstrap, transport_points=transport_points, tica_lag=tica_lag, num_clusters=num_clusters
+    )
     if not samples:
         raise ValueError("there are no samples; name a folder with --samples.")
     if num_conformations < 1:
         raise ValueError(f"num_conformations is {num_conformations}; show 1 or more.")
     folders = [read_samples(entry) for entry in samples]
-    check_same_system(folders)
-    peptide = Peptide(folders[0].sequence, temperature=folders[0].temperature)
-    for folder in folders:
-        check_atoms(folder.path, peptide, folder.samples.x.shape[1])
+    molecule = check_same_system(folders)
     ensembles = name_ensembles(folders)
-    frames, notes = read_reference(reference, peptide)
+    frames, notes = read_reference(reference, molecule)
     with complete_folder(output) as made:
-        described = describe(ensembles, frames, peptide, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed)
+        described = describe(ensembles, frames, molecule, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed)
         evaluation = compare(
             described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=progress
         )
@@ -74,9 +71,9 @@ def evaluate_to_folder(
         histories = _histories(folders, list(ensembles))
         figures = draw_figures(described, histories, made)
         everything = {REFERENCE: described.reference, **described.ensembles}
-        views = view_of(peptide, everything, _shown_first(list(described.ensembles)), num_conformations, seed)
+        views = view_of(molecule, everything, _shown_first(list(described.ensembles)), num_conformations, seed)
         settings = {name.replace("_", " "): value for name, value in evaluation.settings.items()}
-        write_page(made / "report.html", evaluation, peptide, settings | _seeds(folders), figures, views)
+        write_page(made / "report.html", evaluation, molecule, settings | _seeds(folders), figures, views)
     log.info("%s", evaluation)
     log.info("Written to %s: report.html, evaluation.json, evaluation.md and the figures.", output)
     return evaluation

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from molecular.analysis.descriptors import Descriptors
 from molecular.analysis.validity import covalent_radius
-from molecular.molecule.peptide import Peptide
+from molecular.molecule.molecule import Molecule
 from nflib.montecarlo import resample
 
 SCRIPT = Path(__file__).with_name("viewer.js")
@@ -33,12 +33,12 @@ class ViewedEnsemble:
 
 
 def view_of(
-    peptide: Peptide, ensembles: Mapping[str, Descriptors], first: str, num_conformations: int, seed: int = 0
+    molecule: Molecule, ensembles: Mapping[str, Descriptors], first: str, num_conformations: int, seed: int = 0
 ) -> dict[str, ViewedEnsemble]:
     """Up to `num_conformations` of each ensemble, drawn by weight, superposed by heavy atoms on the first of `first`,
     which comes first."""
     order = [first, *(name for name in ensembles if name != first)]
-    heavy = [atom for atom, element in enumerate(peptide.topology.elements) if element != "H"]
+    heavy = [atom for atom, element in enumerate(molecule.topology.elements) if element != "H"]
     views: dict[str, ViewedEnsemble] = {}
     target: mdtraj.Trajectory | None = None
     for name in order:
@@ -53,16 +53,16 @@ def view_of(
     return views
 
 
-def view_data(peptide: Peptide, views: Mapping[str, ViewedEnsemble]) -> str:
+def view_data(molecule: Molecule, views: Mapping[str, ViewedEnsemble]) -> str:
     """What `viewer.js` reads, as JSON that may stand inside a page's script."""
     content: dict[str, Any] = {
-        "elements": peptide.topology.elements,
+        "elements": molecule.topology.elements,
         "colors": ELEMENT_COLORS,
         "radii": {
-            element: round(_SPHERE * covalent_radius(element), 5) for element in sorted(set(peptide.topology.elements))
+            element: round(_SPHERE * covalent_radius(element), 5) for element in sorted(set(molecule.topology.elements))
         },
-        "atoms": [peptide.topology.label(atom) for atom in range(peptide.num_atoms)],
-        "bonds": peptide.topology.bonds,
+        "atoms": [molecule.topology.label(atom) for atom in range(molecule.num_atoms)],
+        "bonds": molecule.topology.bonds,
         "ensembles": [
             {"name": name, "captions": list(view.captions), "positions": np.round(view.positions, 4).tolist()}
             for name, view in views.items()

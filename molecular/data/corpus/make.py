@@ -12,6 +12,7 @@ from molecular.data.corpus.sequences import PARTS, Split, seed_of, split_by_sequ
 from molecular.dynamics import report_lines
 from molecular.dynamics.simulate import simulate
 from molecular.molecule.peptide import Peptide
+from molecular.molecule.sequences import parse_sequence
 from nflib.io import write_json
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,13 @@ def simulate_corpus(
             continue
         finished.unlink(missing_ok=True)
         log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
-        result = simulate(Peptide(sequence, **build), system, seed=seed_of(sequence, seed), storage=storage, **options)
+        result = simulate(
+            Peptide(parse_sequence(sequence, letters=True), **build),
+            system,
+            seed=seed_of(sequence, seed),
+            storage=storage,
+            **options,
+        )
         for line in report_lines(result.report):
             log.info("%s", line)
         write_json(finished, wanted)

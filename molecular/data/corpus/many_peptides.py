@@ -17,7 +17,7 @@ from molecular.data.corpus.layout import check_part
 from molecular.data.corpus.sequences import seed_of
 from molecular.data.corpus.shards import ArrayShard, Shard, TarShard
 from molecular.data.corpus.structure import read_structure
-from molecular.molecule.peptide import parse_sequence
+from molecular.molecule.sequences import parse_sequence
 from nflib.io import complete_file, write_json
 
 FRAMES = "webdatasets/single_frames"
@@ -103,7 +103,7 @@ def pack(corpus: Corpus, storage: str = "float32", shard_megabytes: float = 64.0
             with complete_file(folder / STRUCTURES / directory / f"{sequence}.pdb") as path:
                 path.write_text(text)
             if part != "train":
-                name = f"{len(parse_sequence(sequence)[0])}AA/{sequence}{_SUFFIX}"
+                name = f"{len(parse_sequence(sequence, letters=True).residues)}AA/{sequence}{_SUFFIX}"
                 with complete_file(folder / TRAJECTORIES / directory / name) as path:
                     np.savez(path, allow_pickle=False, positions=corpus.ensemble(sequence).positions.numpy())
     _pack_frames(shards["train"], folder / FRAMES, storage, shard_megabytes, seed)

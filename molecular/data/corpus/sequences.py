@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from molecular.molecule.peptide import parse_sequence
+from molecular.molecule.sequences import parse_sequence
 
 PARTS = ("train", "validation", "test")
 Split = dict[str, list[str]]
@@ -26,7 +26,7 @@ def read_sequences(path: str | Path) -> list[str]:
         if not sequence:
             continue
         try:
-            parse_sequence(sequence)
+            parse_sequence(sequence, letters=True)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if sequence in lines:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from openmm import app, unit
 
-from molecular.molecule.peptide import parse_sequence
+from molecular.molecule.sequences import parse_sequence
 
 _NAMES = "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR"
 _VARIANTS = {"HIE": "H", "HID": "H", "HIP": "H", "CYX": "C"}
@@ -21,7 +21,7 @@ def read_structure(path: Path, sequence: str) -> app.Topology:
     Raises FileNotFoundError for no such file; ValueError for one that is no PDB file, for another sequence than the one
     it is to be, and for D-residues, by their letters, names or handedness.
     """
-    wanted, capped = parse_sequence(sequence)
+    parsed = parse_sequence(sequence, letters=True)
     if not path.is_file():
         raise FileNotFoundError(f"there is no structure {path} of {sequence}; frames need their PDB file.")
     try:
@@ -36,7 +36,7 @@ def read_structure(path: Path, sequence: str) -> app.Topology:
             caps += 1
             continue
         letters.append(_LETTERS.get(residue.name, "?"))
-    if "".join(letters) != wanted or caps != 2 * capped:
+    if "".join(letters) != parsed.letters or caps != bool(parsed.head) + bool(parsed.tail):
         raise ValueError(f"{path} holds the residues {''.join(letters)}, not those of {sequence}.")
     positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
     for residue in file.topology.residues():

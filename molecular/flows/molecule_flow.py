@@ -1,9 +1,9 @@
-"""A flow over the conformations of one peptide."""
+"""A flow over the conformations of one molecule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from nflows.transforms import CompositeTransform, Transform
@@ -12,9 +12,14 @@ from torch import Tensor
 from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import PeriodicTorsions, Spherical
+from molecular.flows.conformations import ConformationFlow, GivenMolecule
+from molecular.molecule.topology import Topology
 from nflib.distributions import StandardNormal
 from nflib.flows import Flow, autoregressive_blocks
 from nflib.transforms import GaussianizeMarginals, Permute, Standardize, VectorPatches
+
+if TYPE_CHECKING:
+    from molecular.molecule.topology import AnyTopology
 
 COORDINATES = ("internal", "local_frames", "cartesian")
 NUM_BINS = 32
@@ -22,8 +27,8 @@ NUM_BINS = 32
 UNIFORM_FRACTION = 1e-4
 
 
-class PeptideFlow(Flow):
-    """A TARFlow on all-atom positions ``(B, n, 3)`` in nm of one molecule.
+class MoleculeFlow(ConformationFlow):
+    """A TARFlow on all-atom positions ``(B, n, 3)`` in nm of one molecule, whose topology it holds.
 
     coordinates says what the transformer sees, each standardised on training data:
 
@@ -34,13 +39,19 @@ class PeptideFlow(Flow):
 
     The first two are densities of conformations modulo rigid motion (see `LocalFrames` for the
     measure), the last one a density on all 3n coordinates. A new flow must be fitted to data by `fit_coordinates`.
+
+    Args:
+        topology: as `Topology.to_dict` gives it; `MoleculeFlow.of` takes a molecule.
+        coordinates: see above.
+        channels, num_blocks, layers_per_block, head_dim, expansion: of the transformers.
+
+    Raises:
+        ValueError: unknown coordinates, a topology that is none, or settings that do not fit.
     """
 
     def __init__(
         self,
-        sequence: str,
-        elements: Sequence[str],
-        bonds: Sequence[Sequence[int]],
+        topology: Mapping[str, Any],
         coordinates: str = "internal",
         channels: int = 128,
         num_blocks: int = 6,
@@ -50,7 +61,9 @@ class PeptideFlow(Flow):
     ):
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
-        num_tokens = len(elements) if coordinates == "cartesian" else len(elements) - 2
+        known = Topology.from_dict(topology)
+        num_atoms = known.num_atoms
+        num_tokens = num_atoms if coordinates == "cartesian" else num_atoms - 2
         blocks = autoregressive_blocks(
             (num_tokens, TOKEN_SIZE),
             channels=channels,
@@ -59,21 +72,31 @@ class PeptideFlow(Flow):
             head_dim=head_dim,
             expansion=expansion,
         )
-        steps = _fixed_steps(coordinates, LocalFrames([(i, j) for i, j in bonds], len(elements), list(elements)))
+        steps = _fixed_steps(coordinates, LocalFrames(known.bonds, known.num_atoms, known.elements))
         super().__init__(
             CompositeTransform([*(step.transform for step in steps), *blocks]),
             StandardNormal((num_tokens, TOKEN_SIZE)),
         )
-        self.sequence = sequence
-        self.num_atoms = len(elements)
+        self.topology = known
+        self.num_atoms = num_atoms
         self.coordinates = coordinates
         self._fixed = steps
         self._blocks = blocks
 
-    def check_sequence(self, sequence: str) -> None:
-        """Raise ValueError unless this flow was made for the peptide `sequence`."""
-        if sequence != self.sequence:
-            raise ValueError(f"this flow was trained on {self.sequence}, not on {sequence}; choose another model.")
+    @classmethod
+    def of(cls, molecule: AnyTopology, **settings: Any) -> Self:
+        """A new flow for a molecule; settings: of the constructor."""
+        return cls(Topology.of(molecule).to_dict(), **settings)
+
+    def given(self, context: Any = None) -> GivenMolecule:
+        """This flow as a distribution of positions ``(n, 3)``; raises ValueError unless it was made for the molecule.
+
+        Without a molecule there is nothing to check.
+        """
+        given = GivenMolecule(self, None, self.topology)
+        if context is not None:
+            given.check(context)
+        return given
 
     def fit_coordinates(self, positions: Tensor) -> None:
         """Fit the fixed, elementwise part of the map to training positions ``(N, n, 3)``.
@@ -82,8 +105,7 @@ class PeptideFlow(Flow):
         """
         if positions.shape[1:] != (self.num_atoms, 3):
             raise ValueError(
-                f"positions of shape {tuple(positions.shape)} do not belong to {self.sequence}, which has "
-                f"{self.num_atoms} atoms."
+                f"positions have shape {tuple(positions.shape)}, but this flow is of {self.num_atoms} atoms."
             )
         outputs = positions
         with torch.no_grad():
@@ -115,6 +137,22 @@ class PeptideFlow(Flow):
             num_fixed += 1
         rest = CompositeTransform([*steps[num_fixed:], *self._blocks])
         return CompositeTransform(steps[:num_fixed]), Flow(rest, self._distribution)
+
+
+class PeptideFlow(MoleculeFlow):
+    """A `MoleculeFlow` as earlier versions saved it, with a sequence in place of a topology."""
+
+    def __init__(
+        self, sequence: str, elements: Sequence[str], bonds: Sequence[Sequence[int]], *args: Any, **settings: Any
+    ):
+        from molecular.molecule.peptide import Peptide
+
+        topology = Peptide(sequence).topology
+        if list(topology.elements) != list(elements) or [list(bond) for bond in topology.bonds] != sorted(
+            map(list, bonds)
+        ):
+            raise ValueError(f"elements and bonds are not those of {sequence}.")
+        super().__init__(topology.to_dict(), *args, **settings)
 
 
 class _Step(NamedTuple):

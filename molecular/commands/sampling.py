@@ -1,0 +1,154 @@
+"""Weighted equilibrium samples, into a folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molecular.analysis.plots import ramachandran
+from molecular.molecule.geometry import dihedrals
+from molecular.molecule.molecule import Molecule
+from molecular.molecule.options import MoleculeOptions
+from molecular.molecule.storage import save_molecule
+from molecular.molecule.torsions import ramachandran_torsions
+from molecular.molecule.trajectories import check_format, writable, write_trajectory
+from molecular.sampling.sample import describe, load_flow, reference_positions, summarize
+from molecular.sampling.sample import sample as draw
+from molecular.sampling.smc import smc
+from nflib.io import complete_folder, write_json
+from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples
+from nflib.montecarlo.plots import plot_history
+
+SAMPLERS = ("importance", "smc")
+# What `smc` goes on from when it was stopped; it lies in the output folder until the run is over.
+CHECKPOINT = "smc-checkpoint.npz"
+
+log = logging.getLogger(__name__)
+
+
+def sample(
+    output: Path,
+    molecule: MoleculeOptions,
+    num_samples: int = 10_000,
+    model: Path | None = None,
+    reference: Path | None = None,
+    sampler: str = "importance",
+    kernel: str = "mala",
+    moves: int = 1,
+    final_moves: int = 0,
+    num_draws: int | None = None,
+    conditional_ess: float = 0.9,
+    batch_size: int = 1000,
+    trajectory_format: str = "xtc",
+    seed: int = 0,
+    device: str = "cpu",
+) -> WeightedSamples:
+    """Draw weighted equilibrium samples: exact likelihoods from a flow, reweighted to the force field or moved to it.
+
+    Args:
+        output: folder for weights.npz, summary.json, the molecule, a trajectory and ramachandran.png.
+        molecule: what to sample, by default what the model was trained on; its temperature is the one weighted to.
+        num_samples: how many conformations to draw.
+        model: folder of a trained flow; default: the one shipped for this peptide, or for peptides like it.
+        reference: folder of a simulation for the plot; default: the one shipped for this peptide, if any.
+        sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
+            Monte Carlo; the folder also gets history.png, and a run that was stopped goes on.
+        kernel: of smc: mala, hmc, ula or independent.
+        moves: of smc: steps of the kernel at each intermediate temperature.
+        final_moves: of smc: further steps in the force field alone, which cost no pass through the flow.
+        num_draws: of smc: how many to draw, of which the better num_samples are kept early on; default num_samples.
+        conditional_ess: of smc: effective samples kept from one temperature to the next, a fraction; closer to 1, more
+            temperatures.
+        batch_size: conformations decoded at once.
+        trajectory_format: of the samples: xtc (rounded to 0.001 nm), dcd, h5 or npz; weights.npz has them in full.
+        seed: of the random numbers.
+        device: cpu, cuda or mps.
+
+    Raises:
+        FileNotFoundError: no flow is shipped for the molecule, or files are missing.
+        ValueError: a flow of another molecule, an option out of range, or a checkpoint of other settings.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+    check_format(trajectory_format)
+    target = molecule.build(model)
+    flow = load_flow(target, model, device)
+    checkpoint = Path(output) / CHECKPOINT
+    samples: WeightedSamples
+    with complete_folder(output):
+        pass  # a folder that cannot be written is told before the work, not after it
+    if sampler == "smc":
+        samples = smc(
+            flow,
+            target,
+            num_samples,
+            kernel=kernel,
+            temperatures=AdaptiveTemperatures(conditional_ess),
+            moves=moves,
+            final_moves=final_moves,
+            num_draws=num_draws,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            progress=True,
+        )
+    else:
+        samples = draw(flow, target, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
+    summary = summarize(samples) | {
+        "molecule": target.name,
+        "temperature_K": target.temperature,
+        "sampler": sampler,
+        "seed": seed,
+    }
+    # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
+    with complete_folder(output) as folder:
+        save_molecule(target, folder)
+        samples.save(folder / "weights.npz")
+        write_json(folder / "summary.json", summary)
+    checkpoint.unlink(missing_ok=True)
+    with complete_folder(output) as folder:
+        positions = samples.x.numpy()
+        kept = writable(positions)
+        write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], target.topology)
+        if isinstance(samples, SMCSamples):
+            plot_history(samples.history, folder / "history.png")
+        plot_torsions(target, samples, reference_positions(target, reference), folder / "ramachandran.png")
+        written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
+    for line in describe(summary):
+        log.info(line)
+    if not kept.all():
+        log.info("%d conformations are not finite and were left out of samples.%s.", (~kept).sum(), trajectory_format)
+    if trajectory_format == "xtc":
+        log.info("samples.xtc is rounded to 0.001 nm, which moves a log-density by tenths; weights.npz has all digits.")
+    log.info("Written to %s: weights.npz, summary.json, the molecule, %s.", output, written)
+    return samples
+
+
+def plot_torsions(molecule: Molecule, samples: WeightedSamples, reference: torch.Tensor | None, path: Path) -> None:
+    """Free-energy map of the first residue's (phi, psi): the flow, its samples reweighted, and the reference; of
+    sequential Monte Carlo, the moved samples instead of the first two.
+
+    Writes nothing for a molecule without a residue that has both torsions.
+    """
+    pairs = ramachandran_torsions(molecule.topology)
+    if not len(pairs):
+        return
+
+    def angles(positions: torch.Tensor) -> np.ndarray:
+        return dihedrals(positions, pairs[0]).numpy()
+
+    finite = torch.from_numpy(writable(samples.x.numpy()))
+    own, weights = angles(samples.x[finite]), samples.weights[finite].numpy()
+    panels: dict[str, tuple[np.ndarray, Any]] = {}
+    if isinstance(samples, SMCSamples):
+        panels["sequential Monte Carlo"] = (own, weights)
+    else:
+        panels = {"flow": (own, None), "reweighted": (own, weights)}
+    if reference is not None:
+        panels["reference"] = (angles(reference), None)
+    ramachandran(panels, path, title=molecule.name, temperature=molecule.temperature)

@@ -1,0 +1,248 @@
+"""Trajectory files of any program: atoms, positions in the file's own length, time and periodic box."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molecular.data import trajectory_worker
+from molecular.molecule.topology import Topology
+from molecular.molecule.trajectories import ascii_name
+
+BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
+WITH_ATOMS = (".h5", ".hdf5", ".pdb", ".pdb.gz", ".cif", ".mmcif", ".pdbx", ".gro")
+FORMATS = (*BINARY, *WITH_ATOMS[2:], ".npz")
+TOPOLOGIES = (*WITH_ATOMS, ".prmtop", ".parm7", ".prm7", ".psf", ".mol2")
+
+_WATERS = frozenset(
+    ("HOH", "WAT", "SOL", "H2O", "DOD", "SPC", "SPCE", "OPC", "OPC3", "TIP", "TIP2", "TIP3", "TIP4", "TIP5")
+    + ("TP3", "TP4", "TP5", "TIP3P", "TIP4P", "T3P", "T4P", "T4E")
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some frames as their file has them: positions (N, m, 3); time (N,) ps; box (N, 3, 3), rows its edges, or None."""
+
+    positions: NDArray[np.floating]
+    time: NDArray[np.float64]
+    box: NDArray[np.float64] | None
+
+    def select(self, frames: slice | NDArray[np.integer], atoms: NDArray[np.integer] | slice = slice(None)) -> Part:
+        """These frames of these atoms."""
+        box = None if self.box is None else self.box[frames]
+        return Part(self.positions[frames][:, atoms], self.time[frames], box)
+
+
+def read_frames(
+    path: Path, num_atoms: int, atoms: Sequence[int] | None = None, *, stride: int = 1, most: int | None = None
+) -> Part:
+    """The frames of a file.
+
+    Args:
+        path: XTC, TRR, DCD, NetCDF or H5, models of a PDB, mmCIF or GRO file, or an NPZ of positions (N, m, 3), and, if
+            wanted, time (N,) and box (3, 3) or (N, 3, 3).
+        num_atoms: how many atoms it has.
+        atoms: those to keep, in this order; by default all.
+        stride: keep every so many-th frame.
+        most: read no more frames than these.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, one without frames or of another number of atoms, or an unknown format.
+    """
+    chosen = np.arange(num_atoms) if atoms is None else np.asarray(atoms)
+    with _reading(path) as readable:
+        suffix = _suffix(path)
+        if suffix in BINARY:
+            part = _read_apart(path, readable, num_atoms, chosen, stride, most)
+        elif suffix == ".npz" or suffix in FORMATS:
+            part = _read_npz(readable) if suffix == ".npz" else _part(_load(readable, suffix))
+            _check_atoms(path, part.positions.shape[1], num_atoms)
+            part = part.select(slice(None, most), chosen).select(slice(None, None, stride))
+        else:
+            raise ValueError(f"the formats are {', '.join(FORMATS)}")
+        if not len(part.positions):
+            raise ValueError("it has no frames")
+        return part
+
+
+def read_atoms(path: Path) -> Topology:
+    """The atoms and residues of a PDB, mmCIF, GRO, H5, prmtop, PSF or MOL2 file, without bonds.
+
+    Raises ValueError for a damaged file or an unknown format.
+    """
+    import mdtraj
+
+    with _reading(path) as readable:
+        suffix = _suffix(path)
+        if suffix not in TOPOLOGIES:
+            raise ValueError(f"the formats of a topology are {', '.join(TOPOLOGIES)}")
+        if suffix in BINARY:
+            with tempfile.TemporaryDirectory() as folder:
+                answer = Path(folder) / "topology.json"
+                _ask(path, {"path": str(readable), "topology": str(answer)})
+                return Topology.from_dict(json.loads(answer.read_text(encoding="utf-8")))
+        # Every reader of these is written in Python.
+        found = _load(readable, suffix).topology if suffix in FORMATS else mdtraj.load_topology(str(readable))
+        return Topology.from_dict(trajectory_worker.atoms_of(found))
+
+
+def has_atoms(path: Path) -> bool:
+    """Whether a trajectory of this format tells its own atoms."""
+    return _suffix(path) in WITH_ATOMS
+
+
+def solute(topology: Topology, own_residues: Sequence[str]) -> list[int]:
+    """The atoms that are neither water nor ions by the names of their residues; `own_residues` never are."""
+    sizes = np.bincount(topology.residue_indices, minlength=len(topology.residues))
+    left_out = {
+        index
+        for index, residue in enumerate(topology.residues)
+        if residue.name not in own_residues and (residue.name.upper() in _WATERS or sizes[index] == 1)
+    }
+    return [atom for atom, residue in enumerate(topology.residue_indices) if residue not in left_out]
+
+
+def _read_apart(
+    path: Path, readable: Path, num_atoms: int, atoms: NDArray[np.integer], stride: int, most: int | None
+) -> Part:
+    """What `trajectory_worker` reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "frames.npz"
+        request = {"num_atoms": num_atoms, "atoms": atoms.tolist(), "stride": stride, "most": most}
+        _ask(path, {"path": str(readable), "output": str(output)} | request)
+        with np.load(output) as stored:
+            if "positions" not in stored.files:
+                raise ValueError("it has no frames")
+            return Part(stored["positions"], stored["time"], stored["box"] if "box" in stored.files else None)
+
+
+def _ask(path: Path, request: dict[str, Any]) -> None:
+    """Let a process of its own answer a request."""
+    _check_tables(_suffix(path))
+    command = [sys.executable, "-P", trajectory_worker.__file__]  # -P: no modules from beside the script
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False)
+    said = done.stderr.strip().splitlines() or [""]
+    if done.returncode == trajectory_worker.WRONG_ATOMS:
+        _check_atoms(path, int(said[-1]), request["num_atoms"])
+    if done.returncode == trajectory_worker.CANNOT_READ:
+        raise ValueError(said[-1])
+    if done.returncode < 0:
+        raise ValueError("it is damaged: its reader crashed")
+    if done.returncode:
+        raise RuntimeError(f"its reader ended with exit code {done.returncode}: {said[-1]}")
+
+
+def _part(trajectory: Any) -> Part:
+    box = trajectory.unitcell_vectors
+    return Part(
+        trajectory.xyz,
+        np.asarray(trajectory.time, dtype=np.float64),
+        None if box is None else np.asarray(box, dtype=np.float64),
+    )
+
+
+def _load(readable: Path, suffix: str) -> Any:
+    import mdtraj
+
+    if suffix.startswith(".pdb") and suffix != ".pdbx":
+        return mdtraj.load_pdb(str(readable), standard_names=False)
+    return mdtraj.load(str(readable))
+
+
+def _read_npz(path: Path) -> Part:
+    _check_npz(path)
+    with np.load(path, allow_pickle=False) as stored:
+        names = list(stored.files)
+        name = next((name for name in ("positions", "xyz", "coordinates") if name in names), None)
+        if name is None:
+            raise ValueError(f"it holds {', '.join(names) or 'nothing'} but no array 'positions'")
+        positions = stored[name]
+        time = stored["time"] if "time" in names else None
+        box = stored["box"] if "box" in names else None
+    if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
+        raise ValueError(f"its positions are {positions.dtype} of shape {positions.shape}, not numbers (frames, n, 3)")
+    count = len(positions)
+    if time is None:
+        time = np.arange(count)
+    if time.shape != (count,) or time.dtype.kind not in "fiu":
+        raise ValueError(f"its time is {time.dtype} of shape {time.shape}, not numbers ({count},)")
+    if box is not None:
+        if box.shape not in ((3, 3), (count, 3, 3)) or box.dtype.kind not in "fiu":
+            raise ValueError(f"its box is {box.dtype} of shape {box.shape}, not numbers (3, 3) or ({count}, 3, 3)")
+        box = np.broadcast_to(box.astype(np.float64), (count, 3, 3))
+    if positions.dtype.kind != "f":
+        positions = positions.astype(np.float64)
+    return Part(positions, time.astype(np.float64), box)
+
+
+def _check_npz(path: Path) -> None:
+    """Refuse arrays whose headers tell of more bytes than the file has, before memory is taken for them."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                shape, itemsize, header = _npy_header(file)
+            if int(np.prod([float(size) for size in shape])) * itemsize + header > member.file_size:
+                raise ValueError(f"its {member.filename} has fewer bytes than an array of shape {shape} needs")
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], int, int]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype.itemsize, file.tell()
+
+
+def _check_atoms(path: Path, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise _OtherAtoms(
+            f"{path} has {found} atoms but {wanted} were expected; give the topology that belongs to it, with every "
+            "atom of its frames."
+        )
+
+
+class _OtherAtoms(ValueError):
+    """A sentence that is complete."""
+
+
+def _check_tables(suffix: str) -> None:
+    if suffix in (".h5", ".hdf5"):
+        try:
+            import tables  # noqa: F401
+        except ImportError as error:
+            raise ValueError("H5 needs PyTables: pip install tables") from error
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return ".pdb.gz" if name.endswith(".pdb.gz") else Path(name).suffix
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """A name of plain letters for a file, which some readers need; whatever a reader says becomes one sentence."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give a trajectory or a topology.")
+    with ascii_name(path.resolve()) as readable, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield Path(readable)
+        except (_OtherAtoms, FileNotFoundError):
+            raise
+        except Exception as error:  # the readers of eight formats raise whatever comes
+            lines = str(error).strip().splitlines()
+            reason = lines[0].rstrip(".") if lines else type(error).__name__
+            raise ValueError(f"{path} cannot be read ({reason}); give it whole, in its own format.") from error

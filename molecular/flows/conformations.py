@@ -1,0 +1,92 @@
+"""What all flows on conformations of molecules have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from nflows.transforms import Transform
+from torch import Tensor
+
+from molecular.molecule.features import pad
+from molecular.molecule.topology import Topology
+from nflib.flows import Flow, GivenFlow
+
+if TYPE_CHECKING:
+    from molecular.molecule.topology import AnyTopology
+
+
+class ConformationFlow(Flow):
+    """A flow on positions ``(B, n, 3)`` in nm of one molecule, or of any that it is given."""
+
+    def given(self, context: Any = None) -> GivenFlow:
+        """This flow for one molecule: a distribution of positions ``(n, 3)``.
+
+        Raises ValueError for a molecule that it does not take.
+        """
+        return super().given(context)
+
+    def context(self, *molecules: AnyTopology) -> Tensor | None:
+        """What the flow is told of molecules, padded, ``(len(molecules), n_max, k)``; None for a flow of one alone."""
+        return None
+
+    @property
+    def places_molecules(self) -> bool:
+        """Whether the density is over position and orientation as well, 3n numbers in place of 3n - 6."""
+        return False
+
+    def with_placement(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A reduced energy of conformations, as one over the space that this flow's density is over."""
+        return energy
+
+
+class TransferableFlow(ConformationFlow):
+    """A flow on conformations of any molecule that it is told of, by one integer tensor."""
+
+    @abstractmethod
+    def context_of(self, molecule: AnyTopology) -> Tensor:
+        """What the flow is told of a molecule, ``(n, k)`` int64; raises ValueError for one that it does not know."""
+
+    @abstractmethod
+    def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
+        """This flow, or one like it, with its fixed part fitted to conformations ("inputs", with their "context")."""
+
+    def context(self, *molecules: AnyTopology) -> Tensor:
+        """The contexts of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
+
+        Raises ValueError for no molecule, or one that the flow does not know.
+        """
+        return pad([self.context_of(molecule) for molecule in molecules]).to(next(self.parameters()).device)
+
+
+class GivenMolecule(GivenFlow):
+    """A flow given one molecule: a distribution of its positions ``(n, 3)`` in nm."""
+
+    flow: Any
+
+    def __init__(self, flow: ConformationFlow, context: Tensor | None, topology: Topology):
+        super().__init__(flow, context, (topology.num_atoms, 3))
+        self.topology = topology
+
+    def check(self, molecule: AnyTopology) -> None:
+        """Raise ValueError unless this is the molecule that the flow was given."""
+        difference = self.topology.difference(Topology.of(molecule))
+        if difference is not None:
+            raise ValueError(f"the flow is of another molecule: {difference}; choose another model.")
+
+    def with_placement(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """See `ConformationFlow.with_placement`."""
+        return cast(Callable[[Tensor], Tensor], self.flow.with_placement(energy))
+
+    def split_coordinates(self) -> tuple[Transform, Flow | GivenFlow]:
+        """A fixed map from positions ``(B, n, 3)`` to unconstrained coordinates, and the flow on those.
+
+        Raises ValueError for a flow that cannot be taken apart so.
+        """
+        if not hasattr(self.flow, "split_coordinates"):
+            raise ValueError(
+                f"a {type(self.flow).__name__} has no split_coordinates, so its samples cannot be moved; use "
+                "importance sampling."
+            )
+        return cast(tuple[Transform, Flow], self.flow.split_coordinates())

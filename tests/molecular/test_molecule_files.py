@@ -1,0 +1,267 @@
+"""Molecules from files of other programs, and in folders of our own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from molecular import Molecule, Peptide
+from molecular.energy import compile_system
+from molecular.molecule.files import read_molecule
+from molecular.molecule.options import MoleculeOptions
+from molecular.molecule.storage import load_molecule, save_molecule
+from tests.molecular.small_molecules import SMILES, build, write
+
+VACUUM = ["amber14-all.xml"]
+
+
+def assert_energies_are_openmms(molecule: Molecule) -> None:
+    """Energies and forces of perturbed structures, float64, against the Reference platform."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(molecule.positions)[None]
+    x = x + 0.005 * torch.randn(4, *x.shape[1:], generator=generator, dtype=torch.float64)
+    energy, force = compile_system(molecule.system, torch.float64).energy_and_force(x)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(molecule.system, openmm.VerletIntegrator(0.001), platform)
+    for row, found, forces in zip(x, energy, force, strict=True):
+        context.setPositions(row.numpy())
+        state = context.getState(energy=True, forces=True)
+        expected = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        reference = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+        np.testing.assert_allclose(forces.numpy(), reference, rtol=1e-6, atol=1e-6 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("name", SMILES)
+@pytest.mark.parametrize("connect", [False, True])
+def test_small_molecule_from_pdb_and_system(name, connect, tmp_path):
+    structure, system = write(name, tmp_path, connect)
+    molecule = read_molecule(structure, system=system)
+    topology, _, x = build(name)
+    bonds = sorted(tuple(sorted((a.index, b.index))) for a, b in topology.bonds())
+    assert list(molecule.topology.bonds) == bonds
+    np.testing.assert_allclose(molecule.positions, x, atol=1e-4)
+    assert molecule.name == name and molecule.temperature == 300.0
+    assert molecule.topology.sequence is None
+    assert_energies_are_openmms(molecule)
+
+
+@pytest.mark.parametrize("sequence", ["Ace-A-Nme", "AL"])
+def test_peptide_from_its_own_pdb(sequence, tmp_path):
+    """With the default force field it is the same molecule, whichever way it came in."""
+    peptide = Peptide(sequence)
+    peptide.save_pdb(tmp_path / "x.pdb")
+    molecule = read_molecule(tmp_path / "x.pdb")
+    assert peptide.topology.difference(molecule.topology) is None
+    assert molecule.topology.sequence == sequence and molecule.temperature == peptide.temperature
+    x = torch.from_numpy(peptide.positions)[None]
+    energies = [compile_system(part.system, torch.float64).energy(x) for part in (peptide, molecule)]
+    torch.testing.assert_close(*energies, rtol=1e-9, atol=1e-6)
+    text = tmp_path / "x.cif"
+    with text.open("w") as file:
+        app.PDBxFile.writeFile(peptide.topology.to_openmm(), peptide.positions * unit.nanometer, file)
+    assert peptide.topology.difference(read_molecule(text).topology) is None
+
+
+def test_missing_hydrogens_and_water(tmp_path):
+    peptide = Peptide("Ace-A-Nme")
+    lines = peptide.pdb_string().splitlines()
+    heavy = [line for line in lines if not (line.startswith("ATOM") and line[76:78].strip() == "H")]
+    water = "HETATM  900  O   HOH B   1      20.000  20.000  20.000  1.00  0.00           O"
+    at = next(number for number, line in enumerate(heavy) if line.startswith(("TER", "CONECT", "END")))
+    text = [line for line in [*heavy[:at], water, *heavy[at:]] if not line.startswith("CONECT")]
+    (tmp_path / "bare.pdb").write_text("\n".join(text) + "\n")
+    molecule = read_molecule(tmp_path / "bare.pdb", name="alanine")
+    assert sorted(molecule.topology.atom_names) == sorted(peptide.topology.atom_names)
+    assert molecule.name == "alanine"
+    assert_energies_are_openmms(molecule)
+    context = openmm.Context(molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("CPU"))
+    context.setPositions(molecule.positions)
+    assert context.getState(energy=True).getPotentialEnergy()._value < 0
+
+
+GROMACS = """
+[ defaults ]
+1 2 yes 0.5 0.8333
+[ atomtypes ]
+c 12.011 0.0 A 0.35 0.28
+h 1.008 0.0 A 0.25 0.12
+[ moleculetype ]
+propane 3
+[ atoms ]
+1 c 1 MOL C1 1 -0.18 12.011
+2 c 1 MOL C2 2 -0.12 12.011
+3 c 1 MOL C3 3 -0.18 12.011
+4 h 1 MOL H1 4 0.06 1.008
+5 h 1 MOL H2 5 0.06 1.008
+6 h 1 MOL H3 6 0.06 1.008
+7 h 1 MOL H4 7 0.06 1.008
+8 h 1 MOL H5 8 0.06 1.008
+9 h 1 MOL H6 9 0.06 1.008
+10 h 1 MOL H7 10 0.06 1.008
+11 h 1 MOL H8 11 0.06 1.008
+[ bonds ]
+1 2 1 0.153 250000
+2 3 1 0.153 250000
+1 4 1 0.109 280000
+1 5 1 0.109 280000
+1 6 1 0.109 280000
+2 7 1 0.109 280000
+2 8 1 0.109 280000
+3 9 1 0.109 280000
+3 10 1 0.109 280000
+3 11 1 0.109 280000
+[ angles ]
+1 2 3 1 112.0 400
+4 1 2 1 110.0 400
+9 3 2 1 110.0 400
+[ dihedrals ]
+4 1 2 3 9 0.0 0.65 3
+9 3 2 1 9 0.0 0.65 3
+[ system ]
+propane
+[ molecules ]
+propane 1
+"""
+
+
+def test_gromacs(tmp_path):
+    (tmp_path / "propane.top").write_text(GROMACS)
+    names = ["C1", "C2", "C3", *(f"H{k}" for k in range(1, 9))]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(11, 3)) * 0.1 + np.linspace(0, 1, 11)[:, None]
+    rows = [f"    1MOL  {name:>5}{k + 1:5d}" + "".join(f"{v:8.3f}" for v in x[k]) for k, name in enumerate(names)]
+    (tmp_path / "propane.gro").write_text("\n".join(["propane", "11", *rows, "   9.0 9.0 9.0"]) + "\n")
+    molecule = read_molecule(tmp_path / "propane.top", coordinates=tmp_path / "propane.gro")
+    assert molecule.num_atoms == 11 and len(molecule.topology.bonds) == 10
+    np.testing.assert_allclose(molecule.positions, x, atol=6e-4)
+    assert_energies_are_openmms(molecule)
+
+
+# --- folders
+
+
+def test_a_molecule_comes_back_bit_for_bit(tmp_path):
+    peptide = Peptide("Ace-A-Nme", hydrogen_mass=3.0)
+    save_molecule(peptide, tmp_path / "ünï")
+    again = load_molecule(tmp_path / "ünï")
+    assert again.difference(peptide) is None and again.name == "Ace-A-Nme" and again.temperature == 300.0
+    np.testing.assert_array_equal(again.positions, peptide.positions)
+    assert again.topology == peptide.topology
+    np.testing.assert_array_equal(again.masses, peptide.masses)
+
+
+def test_folders_of_earlier_versions(tmp_path):
+    settings = {"sequence": "Ace-G-Nme", "temperatures": [320.0, 400.0], "force_field": VACUUM, "cutoff": 1.5}
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"constraints": None, "hydrogen_mass": 3.0}))
+    molecule = load_molecule(tmp_path)
+    expected = Peptide("Ace-G-Nme", temperature=320.0, force_field=VACUUM, cutoff=1.5, hydrogen_mass=3.0)
+    assert molecule.difference(expected) is None and molecule.temperature == 320.0
+
+
+# --- mistakes
+
+
+def damage(folder, file, content):
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("molecule.json", b"{", "molecule.json is damaged"),
+        ("molecule.json", b"[]", "molecule.json is damaged"),
+        ("molecule.json", b"{}", "molecule.json is damaged"),
+        ("molecule.json", b"\xff\xfe\x00", "molecule.json is damaged"),
+        ("system.xml", b"", "system.xml is no OpenMM System"),
+        ("system.xml", b"<System/>", "system.xml"),
+        ("system.xml", b"\xff\xfe", "system.xml"),
+        ("system.xml", None, "there is no .*system.xml"),
+        ("molecule.json", None, "holds no molecule.json"),
+    ],
+)
+def test_damaged_folders(file, content, words, tmp_path):
+    save_molecule(Peptide("Ace-G-Nme", force_field=VACUUM), tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        load_molecule(damage(tmp_path, file, content))
+    assert "\n" not in str(error.value)
+
+
+def test_the_system_of_another_molecule(tmp_path):
+    save_molecule(Peptide("Ace-G-Nme", force_field=VACUUM), tmp_path / "a")
+    save_molecule(Peptide("Ace-A-Nme", force_field=VACUUM), tmp_path / "b")
+    shutil.copy(tmp_path / "b" / "system.xml", tmp_path / "a")
+    with pytest.raises(ValueError, match="22 particles .* 19 atoms"):
+        load_molecule(tmp_path / "a")
+
+
+def test_mistakes(tmp_path):
+    structure, system = write("butane", tmp_path)
+    (tmp_path / "x.xyz").write_text("")
+    (tmp_path / "x.prmtop").write_text("hello")
+    (tmp_path / "x.inpcrd").write_text("hello")
+    (tmp_path / "empty.pdb").write_text("")
+    (tmp_path / "propane.top").write_text(GROMACS)
+    _, glycol = write("glycol", tmp_path)
+    two = tmp_path / "two.pdb"
+    lines = structure.read_text().splitlines()
+    two.write_text("\n".join([*lines[:-1], lines[-2].replace(" MOL ", " MOL ")]) + "\n")
+    for arguments, words in (
+        ({"structure": tmp_path / "none.pdb"}, "there is no file"),
+        ({"structure": structure}, "no peptide, so that it has no default force field"),
+        ({"structure": structure, "force_field": ["amber14-all.xml"]}, "does not know all of butane"),
+        ({"structure": structure, "force_field": ["no.xml"]}, "cannot load the force field no.xml"),
+        ({"structure": structure, "system": glycol}, "10 particles but butane has 14 atoms"),
+        ({"structure": structure, "system": structure}, "is no OpenMM System"),
+        ({"structure": structure, "system": system, "cutoff": 1.0}, "a System is complete"),
+        ({"structure": structure, "system": system, "coordinates": structure}, "go with a prmtop"),
+        ({"structure": structure, "force_field": ["a.xml"], "cutoff": -1.0}, "cutoff is -1.0 nm"),
+        ({"structure": tmp_path / "x.xyz"}, "no suffix of a structure"),
+        ({"structure": tmp_path / "empty.pdb", "system": system}, "empty.pdb"),
+        ({"structure": tmp_path / "x.prmtop"}, "holds no positions"),
+        ({"structure": tmp_path / "x.prmtop", "coordinates": structure}, "cannot be read as an Amber prmtop"),
+        (
+            {"structure": tmp_path / "x.prmtop", "coordinates": structure, "implicit_solvent": "X"},
+            "implicit_solvent is",
+        ),
+        ({"structure": tmp_path / "propane.top", "coordinates": tmp_path / "x.inpcrd"}, "x.inpcrd cannot be read"),
+        ({"structure": tmp_path / "x.prmtop", "coordinates": structure, "force_field": ["a"]}, "its own force field"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+            read_molecule(**arguments)
+        assert "\n" not in str(error.value), arguments
+
+
+def test_what_is_no_molecule():
+    topology, system, x = build("butane")
+    with pytest.raises(ValueError, match=r"shape \(13, 3\)"):
+        Molecule(topology, system, x[:13])
+    with pytest.raises(ValueError, match="not finite"):
+        Molecule(topology, system, np.full_like(x, np.nan))
+    lonely = app.Topology()
+    residue = lonely.addResidue("MOL", lonely.addChain())
+    for atom in topology.atoms():
+        lonely.addAtom(atom.name, atom.element, residue)
+    with pytest.raises(ValueError, match="14 molecules"):
+        Molecule(lonely, system, x)
+    system.setDefaultPeriodicBoxVectors((3, 0, 0), (0, 3, 0), (0, 0, 3))
+    system.getForce(3).setNonbondedMethod(openmm.NonbondedForce.PME)
+    with pytest.raises(ValueError, match="periodic"):
+        Molecule(topology, system, x)
+
+
+def test_options():
+    with pytest.raises(ValueError, match="either --peptide or --structure"):
+        MoleculeOptions().build()
+    with pytest.raises(ValueError, match="--coordinates goes with --structure"):
+        MoleculeOptions(peptide="AA", coordinates="a.gro").build()

@@ -1,0 +1,192 @@
+"""Peptides from PDB files as other programs and people write them."""
+
+import logging
+import random
+import sys
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from molecular import Molecule, Peptide
+from molecular.energy import compile_system
+from molecular.molecule.files import read_molecule
+from tests.molecular.small_molecules import build, write
+from tests.molecular.test_molecule_files import VACUUM, assert_energies_are_openmms
+
+
+def atoms_of(line):
+    return line.startswith(("ATOM", "HETATM"))
+
+
+def write_pdb(path, text, keep=lambda line: True, names=()):
+    """The atoms for which `keep` holds, without CONECT records, residues renamed."""
+    lines = [line for line in text.splitlines() if not line.startswith("CONECT") and (not atoms_of(line) or keep(line))]
+    for old, new in names:
+        lines = [line[:17] + line[17:20].replace(old, new) + line[20:] if atoms_of(line) else line for line in lines]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def is_heavy(line):
+    return line[76:78].strip() != "H"
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    ["Ace-Hip-Nme", "Ace-Hid-Nme", "Ace-dAla-Nme", "Ace-Cyx-GG-Cyx-Nme", "Ace-A-NH2", "Ace-AA", "Ace-Glh-Nme", "Hip-A"],
+)
+def test_a_peptide_comes_back_from_its_pdb(sequence, tmp_path):
+    peptide = Peptide(sequence)
+    peptide.save_pdb(tmp_path / "x.pdb")
+    molecule = read_molecule(tmp_path / "x.pdb")
+    assert molecule.topology.sequence == sequence
+    assert molecule.topology.elements == peptide.topology.elements and molecule.topology.bonds == peptide.topology.bonds
+    # The same force field, cutoff and temperature as those of the peptide.
+    x = torch.from_numpy(peptide.positions)[None]
+    energies = [compile_system(part.system, torch.float64).energy(x) for part in (peptide, molecule)]
+    torch.testing.assert_close(*energies, rtol=1e-9, atol=1e-6)
+    assert molecule.temperature == peptide.temperature
+
+
+@pytest.mark.parametrize(
+    ("sequence", "names"),
+    [
+        ("Ace-Hip-Nme", [("HIS", "HIP")]),
+        ("Ace-Hip-Nme", [("HIS", "HSP")]),
+        ("Ace-Hid-Nme", [("HIS", "HID")]),
+        ("Ace-H-Nme", [("HIS", "HIE")]),
+        ("Ace-H-Nme", [("HIS", "HSE")]),
+        ("Ace-Ash-Nme", [("ASP", "ASH")]),
+        ("Ace-Glh-Nme", [("GLU", "GLH")]),
+        ("Ace-Lyn-Nme", [("LYS", "LYN")]),
+        ("Ace-Cyx-GG-Cyx-Nme", [("CYS", "CYX")]),
+        ("Ace-Cyx-GG-Cyx-Nme", []),
+        ("Ace-dAla-Nme", []),
+        ("Ace-dIle-A-Nme", []),
+        ("Hip-A", [("HIS", "HIP")]),
+        ("Ace-A-NH2", [("NH2", "NHE"), ("NHE", "NHE")]),
+    ],
+)
+def test_hydrogens_are_added_as_names_say(sequence, names, tmp_path):
+    peptide = Peptide(sequence, force_field=VACUUM)
+    path = write_pdb(tmp_path / "bare.pdb", peptide.pdb_string(), is_heavy, names)
+    molecule = read_molecule(path, force_field=VACUUM)
+    assert molecule.topology.sequence == sequence
+    assert sorted(molecule.topology.atom_names) == sorted(peptide.topology.atom_names)
+    assert_energies_are_openmms(molecule)
+    for one, other in zip(molecule.topology.atoms_by_name, peptide.topology.atoms_by_name, strict=True):
+        if {"CB", "HA"} <= one.keys():
+            centre = ["CA", "N", "C", "CB", "HA"]
+            hands = []
+            for part, atoms in ((molecule, one), (peptide, other)):
+                x = part.positions[[atoms[name] for name in centre]]
+                hands += [np.sign(np.linalg.det(x[1:4] - x[0])), np.sign(np.linalg.det(x[[1, 2, 4]] - x[0]))]
+            assert hands[:2] == hands[2:]
+
+
+def test_the_names_of_a_peptide_with_all_hydrogens_do_not_matter(tmp_path):
+    """Programs write HIP, GLH and LYN, with all their atoms and no CONECT records."""
+    peptide = Peptide("Ace-Hip-Glh-Lyn-Nme", force_field=VACUUM)
+    names = [("HIS", "HIP"), ("GLU", "GLH"), ("LYS", "LYN")]
+    molecule = read_molecule(write_pdb(tmp_path / "x.pdb", peptide.pdb_string(), names=names), force_field=VACUUM)
+    assert molecule.topology.sequence == "Ace-Hip-Glh-Lyn-Nme"
+    assert peptide.topology.difference(molecule.topology) is None
+
+
+def test_thiolates(tmp_path):
+    """CYM has no hydrogen and no bridge; `Peptide` has no word for it, so that it has no sequence."""
+    peptide = Peptide("Ace-C-Nme", force_field=VACUUM)
+    path = write_pdb(tmp_path / "x.pdb", peptide.pdb_string(), is_heavy, [("CYS", "CYM")])
+    molecule = read_molecule(path, force_field=VACUUM)
+    assert molecule.num_atoms == peptide.num_atoms - 1 and "HG" not in molecule.topology.atom_names
+    assert molecule.topology.sequence is None
+    assert_energies_are_openmms(molecule)
+
+
+def test_ph_decides_what_names_do_not(tmp_path):
+    path = write_pdb(tmp_path / "x.pdb", Peptide("Ace-H-Nme", force_field=VACUUM).pdb_string(), is_heavy)
+    assert read_molecule(path, force_field=VACUUM, ph=4.0).topology.sequence == "Ace-Hip-Nme"
+    assert read_molecule(path, force_field=VACUUM).topology.sequence in ("Ace-H-Nme", "Ace-Hid-Nme")
+
+
+def test_reading_is_reproducible_and_leaves_the_global_generator(tmp_path):
+    path = write_pdb(tmp_path / "x.pdb", Peptide("Ace-A-Nme", force_field=VACUUM).pdb_string(), is_heavy)
+    random.seed(3)
+    expected = random.Random(3).random()
+    one, other = (read_molecule(path, force_field=VACUUM) for _ in range(2))
+    np.testing.assert_array_equal(one.positions, other.positions)
+    assert random.random() == expected
+
+
+def test_the_first_of_several_models(tmp_path):
+    peptide = Peptide("Ace-G-Nme", force_field=VACUUM)
+    text = ""
+    for number in (1, 2):
+        atoms = [line for line in peptide.pdb_string(peptide.positions * number).splitlines() if atoms_of(line)]
+        text += "\n".join([f"MODEL     {number:4d}", *atoms, "ENDMDL\n"])
+    (tmp_path / "x.pdb").write_text(text + "END\n")
+    molecule = read_molecule(tmp_path / "x.pdb", force_field=VACUUM)
+    np.testing.assert_allclose(molecule.positions, peptide.positions, atol=1e-4)
+
+
+def without_beta_carbon(path, chain="A"):
+    text = Peptide("Ace-Hip-L-Nme", force_field=VACUUM).pdb_string()
+    text = "\n".join(f"{line[:21]}{chain}{line[22:]}" if atoms_of(line) else line for line in text.splitlines())
+    keep = lambda line: is_heavy(line) and line[12:16].strip() not in ("CB", "CG")  # noqa: E731
+    return write_pdb(path, text, keep, [("HIS", "HIP")])
+
+
+@pytest.mark.parametrize("chain", ["A", " "])
+def test_missing_heavy_atoms_are_added_by_pdbfixer(chain, tmp_path, caplog):
+    pytest.importorskip("pdbfixer")
+    caplog.set_level(logging.INFO)
+    molecule = read_molecule(without_beta_carbon(tmp_path / "x.pdb", chain), force_field=VACUUM)
+    assert molecule.topology.sequence == "Ace-Hip-L-Nme"
+    assert "atoms were missing" in caplog.text
+    assert_energies_are_openmms(molecule)
+    for atoms in molecule.topology.atoms_by_name[1:-1]:
+        x = molecule.positions[[atoms[name] for name in ("CA", "C", "CB", "N")]]
+        assert np.linalg.det(x[1:] - x[0]) > 1e-4  # L
+
+
+def test_missing_heavy_atoms_without_pdbfixer(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pdbfixer", None)
+    with pytest.raises(ValueError, match=r"does not know all of x.*HIS.*pip install pdbfixer") as error:
+        read_molecule(without_beta_carbon(tmp_path / "x.pdb"), force_field=VACUUM)
+    assert "\n" not in str(error.value)
+
+
+def test_heavy_atoms_of_d_residues_are_not_made_up(tmp_path):
+    pytest.importorskip("pdbfixer")
+    text = Peptide("Ace-dAla-Nme", force_field=VACUUM).pdb_string()
+    path = write_pdb(tmp_path / "x.pdb", text, lambda line: is_heavy(line) and line[12:16].strip() != "CB")
+    with pytest.raises(ValueError, match="would make them L"):
+        read_molecule(path, force_field=VACUUM)
+
+
+@pytest.mark.parametrize("name", ["butane", "glycol"])
+def test_bonds_by_distance_where_the_system_has_none(name, tmp_path):
+    structure, path = write(name, tmp_path)
+    system = openmm.XmlSerializer.deserialize(path.read_text())
+    bonds, *_ = (index for index, force in enumerate(system.getForces()) if "Bond" in force.getName())
+    system.removeForce(bonds)
+    path.write_text(openmm.XmlSerializer.serialize(system))
+    expected, *_ = build(name)
+    molecule = read_molecule(structure, system=path)
+    assert isinstance(molecule, Molecule)
+    assert list(molecule.topology.bonds) == sorted(
+        tuple(sorted((one.index, other.index))) for one, other in expected.bonds()
+    )
+
+
+def test_two_molecules_are_refused(tmp_path):
+    peptide = Peptide("Ace-G-Nme", force_field=VACUUM)
+    modeller = app.Modeller(peptide.topology.to_openmm(), peptide.positions * unit.nanometer)
+    modeller.add(peptide.topology.to_openmm(), (peptide.positions + 2.0) * unit.nanometer)
+    with (tmp_path / "x.pdb").open("w") as file:
+        app.PDBFile.writeFile(modeller.topology, modeller.positions, file)
+    with pytest.raises(ValueError, match="is 2 molecules"):
+        read_molecule(tmp_path / "x.pdb", force_field=VACUUM)
