@@ -86,7 +86,7 @@ class Shares:
             third = moment(3, mass, pair_cell, self.family_weights[family], self.family_weights)
             alone = moment(2, weights, cell, weights, self.weights)
             errors = self._error(second, third, alone)
-        errors[(effective < MIN_EFFECTIVE_COUNT) | (not self.trusted)] = np.inf
+        errors[~_enough(effective) | (not self.trusted)] = np.inf
         return CellShares(np.asarray(shares, dtype=np.float64), errors, effective)
 
     def log_ratio(self, first: Tensor, second: Tensor) -> tuple[float, float]:
@@ -100,7 +100,7 @@ class Shares:
         deviations = self.weights * (one - two)
         families = np.bincount(self.families, deviations)
         error = np.inf
-        if self.trusted and all(one.effective_counts[0] >= MIN_EFFECTIVE_COUNT for one in both):
+        if self.trusted and all(_enough(one.effective_counts).all() for one in both):
             moments = ((families**2).sum(), (families**3).sum(), (deviations**2).sum())
             error = float(self._error(*map(np.asarray, moments)))
         return float(np.log(shares[0] / shares[1])), error
@@ -112,6 +112,11 @@ class Shares:
             skewness = np.nan_to_num(np.abs(third) / second**1.5, nan=0.0, posinf=0.0)
             variance = np.maximum(second * families / (families - 1), alone) if families > 1 else np.inf * second
         return np.sqrt(variance) * (1.0 + skewness / 4.0)
+
+
+def _enough(effective_counts: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which cells have an error; five equal weights are five, whatever rounding says."""
+    return effective_counts > MIN_EFFECTIVE_COUNT * (1.0 - 1e-9)
 
 
 def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) -> tuple[Shares, str | None]:
