@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from molecular.analysis.ensembles import WeightedConformations
-from molecular.energy import compile_system
+from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.molecule import Molecule
 from nflib.montecarlo import WeightedSamples
 
@@ -95,18 +95,9 @@ def reweight_to(
     other = molecule.topology.difference(target.topology)
     if other:
         raise ValueError(f"{target.name} is another molecule than {molecule.name}: {other}.")
-    if energies is None:
-        energies = _potential(molecule, conformations.positions)
+    present = _energies(conformations, ReducedEnergy(molecule)) if energies is None else energies / molecule.kT
     same = target.system is molecule.system
-    wanted = energies if same else _potential(target, conformations.positions)
-    return reweight(conformations, energies / molecule.kT, wanted / target.kT)
-
-
-@torch.no_grad()
-def _potential(molecule: Molecule, positions: Tensor) -> Tensor:
-    """Potential energies (N,), kJ/mol, float64."""
-    energy = compile_system(molecule.system)
-    return torch.cat([energy.energy(part).cpu().double() for part in positions.split(_BATCH)])
+    return reweight(conformations, present, present * molecule.kT / target.kT if same else ReducedEnergy(target))
 
 
 @torch.no_grad()

@@ -13,9 +13,12 @@ from torch import Tensor
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.dynamics.autocorrelation import mixing
 from nflib.montecarlo import WeightedSamples
+from nflib.montecarlo.weighted_samples import MIN_EFFECTIVE
 
-# Cells worth fewer independent conformations have errors that cannot be told from the sample itself.
-MIN_EFFECTIVE_COUNT = 10.0
+# Cells worth fewer independent conformations have errors that cannot be told from the sample itself. Coverage of
+# profiles and maps hardly differs between bounds of 3, 5 and 10; a higher one states errors for fewer cells, and those,
+# of runs with heavy weights, are the cells whose heaviest conformations happen to be missing.
+MIN_EFFECTIVE_COUNT = 5.0
 # With fewer trajectories than that, their blocks are what is taken to be independent.
 ENOUGH_TRAJECTORIES = 20
 # Length of a block, in autocorrelation times; a mean over it has 95 % of the variance that independence needs.
@@ -38,8 +41,8 @@ class Shares:
     The error of a log-share, or of the logarithm of a ratio of two, is the delta method's over independent families.
     Studentised, a log-share has half the skewness of a share, so that half of the factor for skewness in Hall's
     Edgeworth expansion (The Bootstrap and Edgeworth Expansion, 1992; see `nflib.montecarlo.diagnostics`), at one
-    standard error `1 + |g| / 4`, makes it cover. A bootstrap over families covers as well as the delta method alone
-    and no better (benchmarks/free_energy_coverage.py measures).
+    standard error `1 + |g| / 4`, makes it cover. A bootstrap over families covers as the delta method alone does,
+    a little too seldom.
 
     Args:
         weights: (N,), which sum to one.
@@ -65,7 +68,7 @@ class Shares:
         """Shares in cells (N,), of which -1 is none."""
         inside = (cells >= 0).numpy()
         cell, weights = cells.numpy()[inside], self.weights[inside]
-        shares = np.bincount(cell, weights, num_cells)
+        shares: NDArray[np.float64] = np.bincount(cell, weights, num_cells).astype(np.float64)
         # What each family has in each cell, where it has something.
         pairs, pair = np.unique(self.families[inside] * num_cells + cell, return_inverse=True)
         family, pair_cell = np.divmod(pairs, num_cells)
@@ -83,7 +86,7 @@ class Shares:
             third = moment(3, mass, pair_cell, self.family_weights[family], self.family_weights)
             alone = moment(2, weights, cell, weights, self.weights)
             errors = self._error(second, third, alone)
-        errors[(effective < MIN_EFFECTIVE_COUNT) | (not self.trusted)] = np.inf
+        errors[~_enough(effective) | (not self.trusted)] = np.inf
         return CellShares(np.asarray(shares, dtype=np.float64), errors, effective)
 
     def log_ratio(self, first: Tensor, second: Tensor) -> tuple[float, float]:
@@ -97,7 +100,7 @@ class Shares:
         deviations = self.weights * (one - two)
         families = np.bincount(self.families, deviations)
         error = np.inf
-        if self.trusted and all(one.effective_counts[0] >= MIN_EFFECTIVE_COUNT for one in both):
+        if self.trusted and all(_enough(one.effective_counts).all() for one in both):
             moments = ((families**2).sum(), (families**3).sum(), (deviations**2).sum())
             error = float(self._error(*map(np.asarray, moments)))
         return float(np.log(shares[0] / shares[1])), error
@@ -109,6 +112,11 @@ class Shares:
             skewness = np.nan_to_num(np.abs(third) / second**1.5, nan=0.0, posinf=0.0)
             variance = np.maximum(second * families / (families - 1), alone) if families > 1 else np.inf * second
         return np.sqrt(variance) * (1.0 + skewness / 4.0)
+
+
+def _enough(effective_counts: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which cells have an error; five equal weights are five, whatever rounding says."""
+    return effective_counts > MIN_EFFECTIVE_COUNT * (1.0 - 1e-9)
 
 
 def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) -> tuple[Shares, str | None]:
@@ -126,7 +134,7 @@ def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) ->
     # The refusal is that of every other estimate from weights.
     samples = WeightedSamples(torch.zeros(count), log_weights, ancestors=families)
     refusal = samples.refusal
-    if refusal and conformations.time is not None and samples.effective_num_ancestors < MIN_EFFECTIVE_COUNT:
+    if refusal and conformations.time is not None and samples.effective_num_ancestors < MIN_EFFECTIVE:
         refusal = (
             f"No error can be told, for the trajectories are worth {samples.effective_num_ancestors:.1f} independent "
             f"parts of {BLOCK:g} autocorrelation times: simulate for longer, or more of them."
