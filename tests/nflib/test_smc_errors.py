@@ -47,7 +47,7 @@ def test_standard_errors_are_calibrated(name, sampler):
         f"{errors.std():.3f}, within 3: {(np.abs(score) < 3).sum()}"
     )
     assert (np.abs(score) < 3).mean() >= 0.95
-    # For the heavy weights of annealed importance sampling (k near 0.65) errors are up to twice too wide, so as to cover.
+    # With the heavy weights of annealed importance sampling (k near 0.65) errors are up to twice too wide.
     assert (0.5 if sampler == "ais" else 0.7) < score.std() < 1.35
 
 
