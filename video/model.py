@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import video.rollout as rollout
 from nflib.decoding import Decoder
 from nflib.flows import Flow
 from nflib.transforms import ProductGuidance
-from video import rollout
 from video.decoding import FramesAtOnce
 from video.denoiser import UNIT
 from video.latents import Latents, load_latents

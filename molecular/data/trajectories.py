@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from molecular.data.constrained_bonds import FEWEST_FRAMES, constrained_bonds, draw_lengths, lengths
+from molecular.data.import_report import ImportReport
 from molecular.data.trajectory_files import Part, has_atoms, read_atoms, read_frames, solute
 from molecular.dynamics.frames import Frames, list_shards, shard_path, write_shard
 from molecular.energy import PotentialEnergy, compile_system
@@ -42,76 +42,6 @@ SAME_ENERGY = 0.25
 GRIDS = (1e-2, 1e-3, 1e-4)
 SHARD = 10_000
 NOT_FINITE = "with positions that are not finite"
-
-
-@dataclass
-class ImportReport:
-    """What `import_trajectory` found and did; `lines` tells it to a reader.
-
-    Args:
-        molecule: its name. temperature: K.
-        files: of each trajectory "file", "frames", "atoms", "unit" of length, how the atoms were "matched", "rounding"
-            of positions in nm, 0 for floating point, and how many "drawn_bonds" were constrained and drawn anew.
-        frames_read, frames_kept: in all. left_out: frames by the reason.
-        unwrapped: frames that were made whole across a periodic box.
-        relabelled: frames in which equivalent atoms changed places. exchanged: how often, by the pair.
-        unequal_energies: kT (root mean square) that exchanging a pair changes the energy by, where that is not zero.
-        not_equivalent: the same of pairs that were left as they are for it.
-        cis_amides: frames with each cis amide bond.
-        ladders: parts for training and validation.
-        energy_mean, energy_deviation: kJ/mol.
-        warnings: sentences on what else should be known.
-    """
-
-    molecule: str
-    temperature: float
-    files: list[dict[str, Any]] = field(default_factory=list)
-    frames_read: int = 0
-    frames_kept: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    unwrapped: int = 0
-    relabelled: int = 0
-    exchanged: dict[str, int] = field(default_factory=dict)
-    unequal_energies: dict[str, float] = field(default_factory=dict)
-    not_equivalent: dict[str, float] = field(default_factory=dict)
-    cis_amides: dict[str, int] = field(default_factory=dict)
-    ladders: int = 0
-    energy_mean: float = math.nan
-    energy_deviation: float = math.nan
-    warnings: list[str] = field(default_factory=list)
-
-    def lines(self) -> Iterator[str]:
-        """The report for a reader, line by line."""
-        for file in self.files:
-            yield (
-                f"{file['file']}: {file['frames']} frames of {file['atoms']} atoms in {file['unit']}; "
-                f"{self.molecule} found by {file['matched']}."
-            )
-            if file["rounding"]:
-                yield f"    Positions were stored to {file['rounding']:g} nm, which energies and densities feel."
-            if file["drawn_bonds"]:
-                yield (
-                    f"    {file['drawn_bonds']} bonds were constrained; their lengths were drawn from the force "
-                    f"field's thermal distribution at {self.temperature:g} K, each on its own, which leaves energies a "
-                    "little high where bonds between heavy atoms are among them."
-                )
-        yield f"{self.frames_kept} of {self.frames_read} frames kept, in {self.ladders} parts."
-        for reason, count in self.left_out.items():
-            yield f"Left out: {count} {reason}."
-        if self.unwrapped:
-            yield f"Made whole across the periodic box: {self.unwrapped} frames."
-        if self.relabelled:
-            pairs = ", ".join(f"{pair} ({count})" for pair, count in self.exchanged.items())
-            yield f"Equivalent atoms exchanged in {self.relabelled} frames: {pairs}."
-        for pair, change in self.unequal_energies.items():
-            yield f"Exchanging {pair} changes the energy by {change:.2g} kT: the force field tells them apart a little."
-        for pair, change in self.not_equivalent.items():
-            yield f"Not exchanged: {pair}, which the force field tells apart by {change:.2g} kT."
-        for bond, count in self.cis_amides.items():
-            yield f"Cis amide {bond}: {count} frames, kept."
-        if self.frames_kept:
-            yield f"Energy: {self.energy_mean:.1f} ± {self.energy_deviation:.1f} kJ/mol (mean, standard deviation)."
-        yield from (f"Note: {sentence}" for sentence in self.warnings)
 
 
 def import_trajectory(

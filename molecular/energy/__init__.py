@@ -1,4 +1,4 @@
-"""Batched potential energies and forces of peptides."""
+"""Batched potential energies and forces of molecules."""
 
 from molecular.energy.compiled import CompiledEnergy, compile_system
 from molecular.energy.openmm_energy import OpenMMEnergy

@@ -17,7 +17,7 @@ import openmm
 import torch
 from torch import Tensor
 
-from molecular.energy import openmm_worker as worker
+import molecular.energy.openmm_worker as worker
 from molecular.energy.potential import PotentialEnergy
 from molecular.energy.unsupported import refuse_constraints
 

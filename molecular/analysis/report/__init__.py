@@ -2,7 +2,6 @@
 
 from molecular.analysis.report.figures import DrawnFigure, draw_figures
 from molecular.analysis.report.page import write_page
-from molecular.analysis.report.run import evaluate_to_folder
 from molecular.analysis.report.viewer import ViewedEnsemble, view_of
 
-__all__ = ["DrawnFigure", "ViewedEnsemble", "draw_figures", "evaluate_to_folder", "view_of", "write_page"]
+__all__ = ["DrawnFigure", "ViewedEnsemble", "draw_figures", "view_of", "write_page"]
