@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from molecular.training.fit_molecule import train_from_folder
+from molecular.data.corpus.open import is_corpus
+from molecular.training.fit_corpus import train_on_corpus
+from molecular.training.fit_molecule import train_on_ensemble
 from nflib.training import TrainingResult
 from nflib.training.config import TrainingConfig
 
@@ -24,12 +26,12 @@ def train(
     initial: Path | None = None,
     energy_weight: float = 0.0,
 ) -> TrainingResult:
-    """Train a flow on a simulated ensemble; run again, it goes on from its last checkpoint.
+    """Train a flow on an ensemble; run again, it goes on from its last checkpoint.
 
     On a corpus of many peptides, one flow for all of them is trained, conditioned on the molecule (Prose).
 
     Args:
-        data: folder written by simulate: one peptide's simulation, or a corpus.
+        data: folder written by simulate or import: of one molecule, or a corpus.
         output: folder for the model, checkpoints and logs.
         training: length, learning rate and everything else of the loop.
         coordinates: what the flow sees: internal, local_frames (not on a corpus) or cartesian.
@@ -46,17 +48,21 @@ def train(
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
-    only_for_a_corpus = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
-    return train_from_folder(
-        data,
-        output,
-        training,
-        initial=initial,
-        energy_weight=energy_weight,
-        only_for_a_corpus={name: value for name, value in only_for_a_corpus.items() if value is not None},
-        coordinates=coordinates,
-        channels=channels,
-        num_blocks=num_blocks,
-        layers_per_block=layers_per_block,
-        head_dim=head_dim,
-    )
+    architecture = {
+        "coordinates": coordinates,
+        "channels": channels,
+        "num_blocks": num_blocks,
+        "layers_per_block": layers_per_block,
+        "head_dim": head_dim,
+    }
+    others = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
+    of_a_corpus = {name: value for name, value in others.items() if value is not None}
+    run = train_on_ensemble
+    if is_corpus(data):
+        run = train_on_corpus
+    elif of_a_corpus:
+        raise ValueError(
+            f"{', '.join(of_a_corpus)}: only flows of a corpus know this, but the data are of one molecule; "
+            "leave it out."
+        )
+    return run(data, output, training, initial=initial, energy_weight=energy_weight, **architecture, **of_a_corpus)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molecular.data.corpus.open import is_corpus
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
 from molecular.energy import compile_system
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
@@ -23,39 +22,21 @@ SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
 
 
-def train_from_folder(
+def train_on_ensemble(
     data: str | Path,
     output: str | Path,
     config: TrainingConfig,
     *,
     initial: str | Path | None = None,
     energy_weight: float = 0.0,
-    only_for_a_corpus: dict[str, Any] | None = None,
     **architecture: Any,
 ) -> TrainingResult:
-    """Train on a folder written by `python -m molecular simulate`; the arguments are those of the command line.
+    """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
 
-    A corpus of many peptides trains one flow for all (`molecular.training.fit_corpus.train_on_corpus`), which alone
-    knows the settings in `only_for_a_corpus`. Raises FileNotFoundError or ValueError for a folder without a simulation,
-    an initial flow of another molecule, or settings that do not fit.
+    initial: folder of a trained flow to start from; architecture: of a new one. See `train_flow`. Raises
+    FileNotFoundError or ValueError for a folder without frames, an initial flow of another molecule, or settings that
+    do not fit.
     """
-    if is_corpus(data):
-        from molecular.training.fit_corpus import train_on_corpus
-
-        return train_on_corpus(
-            data,
-            output,
-            config,
-            initial=initial,
-            energy_weight=energy_weight,
-            **architecture,
-            **(only_for_a_corpus or {}),
-        )
-    if only_for_a_corpus:
-        raise ValueError(
-            f"{', '.join(only_for_a_corpus)}: only flows of a corpus know this, but the data are of one peptide; leave "
-            "it out."
-        )
     molecule = load_molecule(data)
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
