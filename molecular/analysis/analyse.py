@@ -1,14 +1,11 @@
-"""Free energies of an ensemble: profiles, maps and basins, with errors, as objects and as files."""
+"""Free energies of an ensemble: profiles, maps and basins, with errors."""
 
 from __future__ import annotations
 
-import csv
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +22,14 @@ from molecular.analysis.free_energy import (
     free_energy,
     population,
 )
-from molecular.analysis.free_energy_plots import draw
 from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.reweighting import reweight_to
 from molecular.analysis.shares import Shares, shares_of
 from molecular.analysis.table import Estimate
 from molecular.dynamics.simulate import reported_torsions
+from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_torsions
-from nflib.io import complete_folder, write_json
 from nflib.montecarlo.archives import finite_or_none
 from nflib.montecarlo.diagnostics import effective_sample_size
 
@@ -45,8 +41,6 @@ MAP_BINS = 36
 ELSEWHERE = "elsewhere"
 # Of an ensemble outside of the bins: more is worth a note.
 _OUTSIDE = 0.005
-_NO_LETTERS = re.compile(r"\W+")
-_LONGEST_NAME = 50  # characters, of which file systems hold 63 of the longest
 
 
 @dataclass(frozen=True)
@@ -56,11 +50,13 @@ class Analysis:
     Attributes:
         molecule: its name.
         temperature: K.
+        source_temperature: K, at which the conformations were drawn; the same unless they are weighted to another.
         unit: of free energies.
         num_samples: conformations, those without a weight included.
         effective_sample_size: Kish's, of the weights.
         num_independent: how many conformations, or groups of correlated ones, the errors take to be independent.
         profiles, maps: by the names of their variables: "phi 1", "phi 1, psi 1".
+        conditions: of each basin, as text; "" for a function.
         populations: share of each basin.
         differences: free energy of the first basin less that of the second, which is `ELSEWHERE` for all else.
         notes: what a reader must know, in sentences.
@@ -68,12 +64,14 @@ class Analysis:
 
     molecule: str
     temperature: float
+    source_temperature: float
     unit: str
     num_samples: int
     effective_sample_size: float
     num_independent: int
     profiles: Mapping[str, FreeEnergy]
     maps: Mapping[str, FreeEnergy]
+    conditions: Mapping[str, str]
     populations: Mapping[str, Estimate]
     differences: Mapping[tuple[str, str], Estimate]
     notes: tuple[str, ...] = ()
@@ -90,33 +88,22 @@ class Analysis:
         ]
         return "\n".join([*lines, *self.notes])
 
-    def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write analysis.json, a CSV file and a PNG of each profile and map, and basins.csv: all of them or none.
-
-        Returns:
-            The figures by the names of their variables, for a report.
-        """
-        title = f"{self.molecule}, {self.temperature:g} K"
-        surfaces = {**self.profiles, **self.maps}
-        files = dict(zip(surfaces, _file_names(list(surfaces.values())), strict=True))
-        with complete_folder(folder) as temporary:
-            for name, surface in surfaces.items():
-                surface.write_csv(temporary / f"{files[name]}.csv")
-                draw(surface, temporary / f"{files[name]}.png", title=title)
-            if self.populations:
-                self._write_basins(temporary / "basins.csv")
-            write_json(temporary / "analysis.json", self.summary() | {"files": files})
-        return {name: Path(folder) / f"{file}.png" for name, file in files.items()}
+    @property
+    def kT(self) -> float:
+        """kJ/mol."""
+        return MOLAR_GAS_CONSTANT * self.temperature
 
     def summary(self) -> dict[str, Any]:
         """As JSON holds it: populations and differences with errors, None where no error can be told."""
         return {
             "molecule": self.molecule,
             "temperature_K": self.temperature,
+            "source_temperature_K": self.source_temperature,
             "unit": self.unit,
             "num_samples": self.num_samples,
             "effective_sample_size": self.effective_sample_size,
             "num_independent": self.num_independent,
+            "conditions": dict(self.conditions),
             "populations": {name: _plain(estimate) for name, estimate in self.populations.items()},
             "differences": [
                 {"first": first, "second": second} | _plain(estimate)
@@ -125,20 +112,6 @@ class Analysis:
             "outside": {name: surface.outside for name, surface in {**self.profiles, **self.maps}.items()},
             "notes": list(self.notes),
         }
-
-    def _write_basins(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["quantity", "basin", "less", "value", "standard error", "unit"])
-            rows: list[tuple[str, str, str, Estimate, str]] = [
-                ("population", name, "", estimate, "") for name, estimate in self.populations.items()
-            ]
-            rows += [
-                ("free energy", first, second, estimate, self.unit)
-                for (first, second), estimate in self.differences.items()
-            ]
-            for quantity, first, second, estimate, unit in rows:
-                writer.writerow([quantity, first, second, f"{estimate.value:.7g}", f"{estimate.error:.3g}", unit])
 
 
 def analyse(
@@ -153,7 +126,6 @@ def analyse(
     bins: int | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
     unit: str = "kJ/mol",
-    output: str | Path | None = None,
 ) -> Analysis:
     """Free-energy profiles, maps and basins of an ensemble, each with a standard error that covers.
 
@@ -173,7 +145,9 @@ def analyse(
         limits: name of a variable -> (low, high) of its axis; default: its period, or what holds all but 0.2 % of the
             weight.
         unit: of free energies: "kJ/mol", "kcal/mol" or "kT".
-        output: a folder to write to (`Analysis.save`).
+
+    Returns:
+        What `molecular.analysis.report.free_energies.save_analysis` writes into a folder.
 
     Raises:
         ValueError: an unknown variable, atom, basin or unit, arrays of the wrong shape, or no conformation with a
@@ -198,8 +172,10 @@ def analyse(
         changed = reweight_to(conformations, molecule, target, energies)
         conformations = changed.conformations
         share = changed.effective_sample_size / len(conformations)
+        temperatures = f"{molecule.temperature:g} K to {target.temperature:g} K"
+        other = "" if target.system is molecule.system else ", in another force field"
         notes.append(
-            f"Weighted from {molecule!r} to {target!r}: effective sample size {share:.3f} of the conformations, "
+            f"Weighted from {temperatures}{other}: effective sample size {share:.3f} of the conformations, "
             f"Pareto k {changed.pareto_k:.2f}." + (f" {changed.warning}" if changed.warning else "")
         )
     num_samples, conformations = len(conformations), conformations.usable()
@@ -235,22 +211,21 @@ def analyse(
     for name, one in {**made, **made_maps}.items():
         if one.outside > _OUTSIDE:
             notes.append(f"{100 * one.outside:.1f} % of the ensemble lie outside of the bins of {name}.")
-    analysis = Analysis(
+    return Analysis(
         molecule=at.name,
         temperature=at.temperature,
+        source_temperature=molecule.temperature,
         unit=unit,
         num_samples=num_samples,
         effective_sample_size=_effective_size(conformations),
         num_independent=shares.num_families,
         profiles=made,
         maps=made_maps,
+        conditions={name: str(region) for name, region in regions.items()},
         populations={name: population(shares, mask) for name, mask in inside.items()},
         differences=_differences(shares, inside, at.kT, unit),
         notes=tuple(notes),
     )
-    if output is not None:
-        analysis.save(output)
-    return analysis
 
 
 class _Named:
@@ -306,19 +281,6 @@ def _differences(shares: Shares, inside: Mapping[str, Tensor], kT: float, unit: 
 def _effective_size(conformations: WeightedConformations) -> float:
     log_weights = conformations.log_weights
     return float(len(conformations)) if log_weights is None else effective_sample_size(log_weights)
-
-
-def _file_names(surfaces: Sequence[FreeEnergy]) -> list[str]:
-    """ "profile-phi-1", "map-phi-1-psi-1"; numbered where two would be one."""
-    names: list[str] = []
-    for surface in surfaces:
-        kind = "profile" if len(surface.variables) == 1 else "map"
-        name = f"{kind}-{_NO_LETTERS.sub('-', surface.name).strip('-')[:_LONGEST_NAME] or 'variable'}"
-        number = 1
-        while (numbered := name if number == 1 else f"{name}-{number}").lower() in map(str.lower, names):
-            number += 1
-        names.append(numbered)
-    return names
 
 
 def _plain(estimate: Estimate) -> dict[str, float | None]:

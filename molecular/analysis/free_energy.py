@@ -186,6 +186,10 @@ class Basin:
             found.append((variable, (low, high)))
         return cls(name, tuple(found))
 
+    def __str__(self) -> str:
+        """The intervals as `of` reads them: "0 < phi 1 < 150, psi 1 < 50"; "" for a function."""
+        return ", ".join(_interval(variable.name, *limits) for variable, limits in self.intervals)
+
     @torch.no_grad()
     def __call__(self, positions: Tensor) -> Tensor:
         """Which of conformations (N, n, 3), nm, are in it, (N,) booleans."""
@@ -248,6 +252,12 @@ def difference(shares: Shares, first: Tensor, second: Tensor, kT: float, unit: s
     scale = energy_unit(unit, kT)
     log_ratio, error = shares.log_ratio(first, second)
     return Estimate(-scale * log_ratio, scale * error)
+
+
+def _interval(name: str, low: float | None, high: float | None) -> str:
+    if low is not None and high is None:
+        return f"{name} > {low:g}"
+    return (f"{low:g} < " if low is not None else "") + name + (f" < {high:g}" if high is not None else "")
 
 
 def _of(unit: str) -> str:

@@ -1,10 +1,12 @@
 """Figures of ensembles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,11 +17,29 @@ BINS = 60
 DOTS_PER_INCH = 150
 DEEPEST = 8.0  # kT above the minimum, the end of the colour scale
 REFERENCE_COLOR = "#8c8c8c"
+INK = "#222222"
 # Okabe and Ito's, which colour-blind readers tell apart.
 COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
 Panels = Mapping[str, tuple[NDArray, NDArray | None]]
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """How all figures are drawn, for as long as the block lasts."""
+    with matplotlib.rc_context(
+        {
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            # Names of molecules and ensembles may hold a dollar sign, which begins no formula.
+            "text.parse_math": False,
+        }
+    ):
+        yield
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,7 @@ def ramachandran(
     ramachandran_grid(grid, [("φ", "ψ")], path, title=title, temperature=temperature)
 
 
+@drawing_style()
 def ramachandran_grid(
     panels: Panels,
     torsions: Sequence[tuple[str, str]],
@@ -77,6 +98,7 @@ def ramachandran_grid(
     _finish(figure, rows, image, path, title, temperature)
 
 
+@drawing_style()
 def plane(
     panels: Panels,
     path: str | Path,
@@ -102,6 +124,7 @@ def plane(
     _finish(figure, rows, image, path, title, temperature)
 
 
+@drawing_style()
 def curves(
     panels: Sequence[tuple[NDArray, Mapping[str, Curve]]],
     path: str | Path,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,20 +66,24 @@ class Evaluation:
         return self.rows[row][metric]
 
     def __str__(self) -> str:
-        return self.to_markdown()
+        return self._lines(str)
 
     def to_markdown(self) -> str:
-        """The table, and the notes below it."""
+        """The table, and the notes below it; names begin no HTML and no column of their own."""
+        return self._lines(lambda text: html.escape(text, quote=False).replace("|", "&#124;"))
+
+    def _lines(self, clean: Callable[[str], str]) -> str:
         cells = [[self.molecule, "samples", "rejected", *(_label(name, unit) for name, unit in self.units.items())]]
         for row, estimates in self.rows.items():
             counts = [str(self.num_samples[row]), str(self.num_rejected.get(row, 0))]
             cells.append([row, *counts, *(str(estimates[name]) if name in estimates else "–" for name in self.units)])
+        cells = [list(map(clean, row)) for row in cells]
         widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells
         ]
         rule = "|" + "-" * (widths[0] + 2) + "|" + "|".join("-" * (width + 1) + ":" for width in widths[1:]) + "|"
-        notes = [""] * bool(self.notes) + [f"- {note}" for note in self.notes]
+        notes = [""] * bool(self.notes) + [f"- {clean(note)}" for note in self.notes]
         return "\n".join([lines[0], rule, *lines[1:], *notes])
 
     def save(self, path: str | Path) -> None:

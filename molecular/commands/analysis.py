@@ -7,6 +7,7 @@ from pathlib import Path
 
 from molecular.analysis.analyse import Analysis
 from molecular.analysis.analyse import analyse as run
+from molecular.analysis.report.free_energies import save_analysis
 from molecular.analysis.sources import read_ensemble
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import read_system
@@ -25,11 +26,11 @@ def analyse(
     unit: str = "kJ/mol",
     start_ps: float = 0.0,
 ) -> Analysis:
-    """Free-energy profiles and maps, populations and differences of basins, with errors: CSV, PNG and JSON.
+    """Free-energy profiles and maps, populations and differences of basins, with errors: CSV, PNG, JSON and HTML.
 
     Args:
         data: folder that sample, simulate or import wrote.
-        output: folder for analysis.json, basins.csv, and a CSV file and a figure of each profile and map.
+        output: folder for report.html, analysis.json, basins.csv, and a CSV file and a figure of each profile and map.
         variables: of the profiles: "phi 1", "psi 2", "rg", or two, three or four atoms, each an index from 0 or
             NAME:RESIDUE, as in "C:1 N:2 CA:2 C:2"; may be given again; default: all phi and psi with their maps, or all
             torsions.
@@ -56,8 +57,9 @@ def analyse(
             molecule.temperature if temperature is None else temperature,
             name=molecule.name,
         )
-    found = run(source, molecule, variables, basins=regions, target=target, bins=bins, unit=unit, output=output)
+    found = run(source, molecule, variables, basins=regions, target=target, bins=bins, unit=unit)
+    save_analysis(found, output)
     for line in str(found).splitlines():
         log.info("%s", line)
-    log.info("Written to %s.", output)
+    log.info("Written to %s: report.html, analysis.json, CSV files and figures.", output)
     return found

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from molecular.analysis.compare import check_options, compare, describe
+from molecular.analysis.report.evaluation import write_evaluation
 from molecular.analysis.report.figures import REFERENCE, draw_figures
-from molecular.analysis.report.page import write_page
 from molecular.analysis.report.viewer import view_of
 from molecular.analysis.sources import (
     SampleFolder,
@@ -83,7 +83,7 @@ def evaluate(
         everything = {REFERENCE: described.reference, **described.ensembles}
         views = view_of(molecule, everything, _shown_first(list(described.ensembles)), num_conformations, seed)
         settings = {name.replace("_", " "): value for name, value in evaluation.settings.items()}
-        write_page(made / "report.html", evaluation, molecule, settings | _seeds(folders), figures, views)
+        write_evaluation(made / "report.html", evaluation, molecule, settings | _seeds(folders), figures, views)
     log.info("%s", evaluation)
     log.info("Written to %s: report.html, evaluation.json, evaluation.md and the figures.", output)
     return evaluation

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
@@ -15,6 +16,7 @@ from molecular.analysis import Estimate, Evaluation, WeightedConformations, eval
 from molecular.analysis.compare import FLOOR
 from molecular.analysis.divergence import angle_bins, histogram, jensen_shannon
 from molecular.analysis.metrics import thin
+from molecular.analysis.plots import Curve, curves, ramachandran
 from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.data.ensembles import Ensemble
 from molecular.molecule.geometry import dihedrals
@@ -409,3 +411,20 @@ def test_table_prints_and_saves(tmp_path):
 )
 def test_estimates_print_to_their_error(estimate, text):
     assert str(estimate) == text
+
+
+def test_markdown_takes_names_as_text():
+    """A folder's name begins no HTML and no column of its own; on the screen it is as it was given."""
+    table = Evaluation("m", {"<script>a</script>|b": {"x": Estimate(1.0)}}, {"x": ""}, {"<script>a</script>|b": 2})
+    assert table.to_markdown().splitlines()[2] == "| &lt;script&gt;a&lt;/script&gt;&#124;b |       2 |        0 |   1 |"
+    assert "<script>a</script>|b" in str(table)
+
+
+def test_figures_take_names_as_text(tmp_path):
+    """What LaTeX would call an unknown symbol is a name like any other."""
+    heights = Curve(np.ones(4))
+    name = r"x $\foo$ y"
+    path = tmp_path / "curves.png"
+    curves([(np.linspace(0, 1, 5), {"r": heights, name: heights})], path, labels=[(name, name)], reference="r")
+    ramachandran({name: (np.zeros((5, 2)), None)}, tmp_path / "map.png", title=name)
+    assert path.stat().st_size > 1000

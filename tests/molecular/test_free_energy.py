@@ -24,6 +24,7 @@ from molecular.analysis.free_energy import (
     within,
 )
 from molecular.analysis.observables import CollectiveVariable
+from molecular.analysis.report import save_analysis
 from molecular.analysis.reweighting import reweight, reweight_to
 from molecular.analysis.shares import Shares, shares_of
 from molecular.molecule.molecule import Molecule
@@ -325,6 +326,12 @@ def test_profile_of_a_wrapped_normal():
     assert surface.values.argmin() in (0, 35)
 
 
+@pytest.mark.parametrize("text", ["0 < phi 1 < 150", "rg > 0.3, phi 1 < -12.5", "-180 < psi 1 < 1e-05"])
+def test_basins_say_what_they_are(alanine, text):
+    assert str(Basin.of("mine", text, alanine)) == text
+    assert str(Basin("mine", function=lambda x: x[:, 0, 0] > 0)) == ""
+
+
 def test_intervals_from_text():
     assert parse_intervals(" -1.5e1< C:1 N:2 CA:2 C:2 <20 ,rg>.3") == {
         "C:1 N:2 CA:2 C:2": (-15.0, 20.0),
@@ -418,7 +425,7 @@ def test_analysis_for_another_temperature_and_force_field(constant, temperature)
     assert known.sum() > 20
     assert np.abs(scores).max() < 4.0
     assert 0.5 < np.mean(scores**2) < 2.0
-    assert (analysis.temperature, analysis.unit) == (temperature, "kJ/mol")
+    assert (analysis.temperature, analysis.source_temperature, analysis.unit) == (temperature, 300.0, "kJ/mol")
     assert "Pareto k" in analysis.notes[0]
     given = reweight_to(WeightedConformations(positions), molecule, target, energies)
     computed = reweight_to(WeightedConformations(positions), molecule, target)
@@ -462,8 +469,8 @@ def test_analysis_of_a_peptide(alanine, turned, tmp_path):
         alanine,
         basins={"left": "phi 1 > 0", "right": {"phi 1": (None, 0)}, "all": lambda x: x[:, 0, 0] == x[:, 0, 0]},
         unit="kT",
-        output=folder,
     )
+    save_analysis(analysis, folder)
     assert list(analysis.profiles) == ["phi 1", "psi 1"]
     assert list(analysis.maps) == ["phi 1, psi 1"]
     assert analysis.maps["phi 1, psi 1"].values.shape == (36, 36)
@@ -489,6 +496,7 @@ def test_analysis_of_a_peptide(alanine, turned, tmp_path):
         "profile-phi-1.png",
         "profile-psi-1.csv",
         "profile-psi-1.png",
+        "report.html",
     ]
     rows = list(csv.reader((folder / "profile-phi-1.csv").open(encoding="utf-8")))
     assert rows[0] == [
@@ -558,16 +566,19 @@ def test_mistakes_are_told(alanine, turned, options, message):
 
 def test_files_of_like_names_are_kept_apart(alanine, turned, tmp_path):
     one, two = (CollectiveVariable(name, lambda x: x[:, 8, 0]) for name in ("a/b", "A b"))
-    files = analyse(turned[0][:200], alanine, [one, two, "rg"], output=tmp_path)
+    analysis = analyse(turned[0][:200], alanine, [one, two, "rg"])
+    files = save_analysis(analysis, tmp_path)
+    assert files["a/b"] == tmp_path / "profile-a-b.png"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "profile-A-b-2.png",
         "profile-a-b.png",
         "profile-rg.png",
     ]
-    assert not files.maps
+    assert not analysis.maps
 
 
 def test_one_value_alone_has_a_profile(alanine, tmp_path):
     positions = torch.as_tensor(alanine.positions).repeat(30, 1, 1)
-    analysis = analyse(positions, alanine, ["rg", "phi 1"], maps=[("rg", "phi 1")], output=tmp_path)
+    analysis = analyse(positions, alanine, ["rg", "phi 1"], maps=[("rg", "phi 1")])
+    save_analysis(analysis, tmp_path)
     assert analysis.profiles["rg"].outside == pytest.approx(0.0)

@@ -1,132 +1,115 @@
-"""The page itself: one file of HTML that needs no other, and no network."""
+"""One file of HTML that needs no other, and no network: the page and its parts, each of which escapes what it shows."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from molecular.analysis.metrics import METRICS
-from molecular.analysis.plots import DOTS_PER_INCH
-from molecular.analysis.report.figures import DrawnFigure
-from molecular.analysis.report.viewer import SCRIPT, ViewedEnsemble, view_data
-from molecular.analysis.table import Evaluation
-from molecular.molecule.molecule import Molecule
+import matplotlib
+from matplotlib.figure import Figure
 
-_ABBREVIATIONS = {"w1": "W1", "w2": "W2", "jsd": "JSD", "tica": "TICA", "ramachandran": "Ramachandran"}
+from molecular.analysis.plots import COLORS, DOTS_PER_INCH, INK
+
 STYLE = Path(__file__).with_name("page.css")
-# Nothing may be fetched from anywhere. plotly compiles its shaders' loops with Function, hence unsafe-eval.
-POLICY = (
-    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; "
-    "font-src data:; worker-src blob:"
-)
-VIEWER = """<figure><div id="view" role="img" aria-label="Rotatable view of conformations"></div>
-<div id="steps"><label>Ensemble <select id="ensemble"></select></label>
-<button id="previous" type="button" aria-label="previous conformation">◀</button>
-<button id="next" type="button" aria-label="next conformation">▶</button>
-<input id="step" type="range" min="0" max="0" value="0" step="1" aria-label="conformation">
-<output id="view-caption"></output></div>
-<figcaption>Drawn by weight and superposed by heavy atoms. Drag to rotate, scroll to zoom, point at an atom for its
-name.</figcaption></figure>"""
+# Nothing may be fetched from anywhere.
+POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"
+# plotly compiles its shaders' loops with Function, hence unsafe-eval.
+SCRIPT_POLICY = "; script-src 'unsafe-inline' 'unsafe-eval'; font-src data:; worker-src blob:"
+# Colours of drawings that are other ones in the dark: see page.css.
+_THEMED = {INK: "var(--ink)", COLORS[1]: "var(--line)"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, and what stands below it as HTML."""
+
+    heading: str
+    content: str
 
 
 def write_page(
-    path: str | Path,
-    evaluation: Evaluation,
-    molecule: Molecule,
-    settings: Mapping[str, object],
-    figures: Sequence[DrawnFigure],
-    views: Mapping[str, ViewedEnsemble],
+    path: str | Path, title: str, summary: str, sections: Sequence[Section], scripts: Sequence[str] = ()
 ) -> Path:
-    """Write the page: settings, table, a rotatable view of conformations, figures.
-
-    Raises ModuleNotFoundError without plotly.
-    """
-    sections = [
-        _section("Settings", _settings(settings)),
-        _section("Comparison with the reference", _table(evaluation)),
-        _section("Conformations", VIEWER),
-        *(_section(figure.heading, _figure(figure)) for figure in figures),
-    ]
-    scripts = [
-        f"<script>{_plotly()}</script>",
-        f'<script id="view-data" type="application/json">{view_data(molecule, views)}</script>',
-        f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
-    ]
-    title = f"Ensembles of {html.escape(evaluation.molecule)}"
+    """Write a page; `scripts` are whole elements, which stand at its end."""
+    body = [f"<section><h2>{html.escape(one.heading)}</h2>\n{one.content}</section>" for one in sections]
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{SCRIPT_POLICY if scripts else ""}">\n'
         f'<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body>\n<h1>{title}</h1>\n"
-        f"<p>{html.escape(_summary(evaluation, molecule))}</p>\n{chr(10).join(sections)}\n{chr(10).join(scripts)}\n"
-        "</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
+        f"<body>\n<h1>{html.escape(title)}</h1>\n<p>{html.escape(summary)}</p>\n"
+        f"{chr(10).join([*body, *scripts])}\n</body>\n</html>\n"
     )
     path = Path(path)
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the report needs plotly: pip install plotly.") from error
-    return str(get_plotlyjs())
+def paragraph(text: str) -> str:
+    """A paragraph."""
+    return f"<p>{html.escape(text)}</p>\n"
 
 
-def _summary(evaluation: Evaluation, molecule: Molecule) -> str:
-    names = [name for name in evaluation.rows if not name.startswith("reference")]
-    return f"{', '.join(names)} beside a reference; {molecule.num_atoms} atoms, {molecule.temperature:g} K."
+def bullets(lines: Sequence[str]) -> str:
+    """A list of sentences."""
+    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>\n"
 
 
-def _settings(settings: Mapping[str, object]) -> str:
-    items = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in settings.items()
-    )
-    return f"<dl>{items}</dl>"
+def definitions(items: Mapping[str, object]) -> str:
+    """Names, and what they stand for."""
+    pairs = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in items.items())
+    return f"<dl>{''.join(pairs)}</dl>\n"
 
 
-def _table(evaluation: Evaluation) -> str:
-    """Metrics down, ensembles across: there are more of the former."""
-    meanings = {metric.name: metric.meaning for metric in METRICS}
-    head = "".join(f"<th>{html.escape(row)}</th>" for row in evaluation.rows)
-    lines = [
-        _line("samples", "", [str(evaluation.num_samples[row]) for row in evaluation.rows]),
-        _line("rejected", "without a weight", [str(evaluation.num_rejected.get(row, 0)) for row in evaluation.rows]),
-    ]
-    for name, unit in evaluation.units.items():
-        cells = [str(row[name]) if name in row else "–" for row in evaluation.rows.values()]
-        words = [_ABBREVIATIONS.get(word, word) for word in name.split("_")]
-        label = " ".join(words) + (f" / {unit}" if unit else "")
-        lines.append(_line(label, meanings.get(name, ""), cells))
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in evaluation.notes)
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], details: Sequence[str] = ()) -> str:
+    """Cells of text, the first of each row its name; `details`: of each row, below its name in small letters."""
+    lines = []
+    for (name, *cells), detail in zip(rows, details or [""] * len(rows), strict=True):
+        small = f"<small>{html.escape(detail)}</small>" if detail else ""
+        columns = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr><th>{html.escape(name)}{small}</th>{columns}</tr>\n")
+    columns = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     return (
-        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table>'
-        f"</div>\n<ul>{notes}</ul>"
+        f'<div class="wide"><table><thead><tr>{columns}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table></div>\n'
     )
 
 
-def _line(label: str, meaning: str, cells: Sequence[str]) -> str:
-    small = f"<small>{html.escape(meaning)}</small>" if meaning else ""
-    return (
-        f"<tr><th>{html.escape(label)}{small}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>\n"
-    )
+def picture(path: Path, name: str, caption: str) -> str:
+    """A PNG file, as large as its letters are in every other one."""
+    pixels = path.read_bytes()
+    source = "data:image/png;base64," + base64.b64encode(pixels).decode()
+    # Pixels are smaller than the page's: bytes 16 to 19 are the width.
+    width = round(int.from_bytes(pixels[16:20], "big") * 96 / DOTS_PER_INCH)
+    return _figure(f'<img alt="{html.escape(name)}" src="{source}" style="width: {width}px">', caption)
 
 
-def _figure(figure: DrawnFigure) -> str:
-    picture = figure.path.read_bytes()
-    source = "data:image/png;base64," + base64.b64encode(picture).decode()
-    alt = html.escape(figure.heading, quote=True)
-    # Pixels are smaller than the page's, so that letters are as large in every figure: bytes 16 to 19 are the width.
-    width = round(int.from_bytes(picture[16:20], "big") * 96 / DOTS_PER_INCH)
-    return (
-        f'<figure><img alt="{alt}" src="{source}" style="width: {width}px">'
-        f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
-    )
+def drawing(figures: Sequence[Figure], name: str, caption: str) -> str:
+    """Figures side by side, or below each other on a narrow screen, in the colours of the page by day and night."""
+    return _figure(f'<div class="panels">{"".join(_svg(figure, name) for figure in figures)}</div>', caption)
 
 
-def _section(heading: str, content: str) -> str:
-    return f"<section><h2>{html.escape(heading)}</h2>\n{content}</section>"
+def grid(parts: Iterable[str]) -> str:
+    """Figures beside each other where there is room."""
+    return f'<div class="grid">{"".join(parts)}</div>\n'
+
+
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    file = io.StringIO()
+    # Letters are those of the page; names of parts do not change from run to run.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nflib"}):
+        figure.savefig(file, format="svg", transparent=True, dpi=DOTS_PER_INCH, metadata={"Date": None})
+    text = file.getvalue()
+    for colour, variable in _THEMED.items():
+        text = text.replace(colour, variable)
+    # The names of groups, which nothing refers to, are the same in all figures.
+    text = re.sub(r'<g id="\w+">', "<g>", text[text.index("<svg") :])
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)

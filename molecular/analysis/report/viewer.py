@@ -22,6 +22,14 @@ SCRIPT = Path(__file__).with_name("viewer.js")
 # As in most viewers of molecules.
 ELEMENT_COLORS = {"H": "#f2f2f2", "C": "#5a5a5a", "N": "#3050f8", "O": "#e0201b", "S": "#e6c84b"}
 _SPHERE = 0.42  # of a covalent radius, so that sticks show between the balls
+VIEWER = """<figure><div id="view" role="img" aria-label="Rotatable view of conformations"></div>
+<div id="steps"><label>Ensemble <select id="ensemble"></select></label>
+<button id="previous" type="button" aria-label="previous conformation">◀</button>
+<button id="next" type="button" aria-label="next conformation">▶</button>
+<input id="step" type="range" min="0" max="0" value="0" step="1" aria-label="conformation">
+<output id="view-caption"></output></div>
+<figcaption>Drawn by weight and superposed by heavy atoms. Drag to rotate, scroll to zoom, point at an atom for its
+name.</figcaption></figure>"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,22 @@ def view_of(
         energies = one.energy[drawn].tolist()
         views[name] = ViewedEnsemble(trajectory.xyz, [f"energy {energy:.1f} kT" for energy in energies])
     return views
+
+
+def viewer_scripts(molecule: Molecule, views: Mapping[str, ViewedEnsemble]) -> list[str]:
+    """The elements that bring `VIEWER` to life.
+
+    Raises ModuleNotFoundError without plotly.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the report needs plotly: pip install plotly.") from error
+    return [
+        f"<script>{get_plotlyjs()}</script>",
+        f'<script id="view-data" type="application/json">{view_data(molecule, views)}</script>',
+        f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+    ]
 
 
 def view_data(molecule: Molecule, views: Mapping[str, ViewedEnsemble]) -> str:

@@ -1,0 +1,57 @@
+"""The page of an evaluation: settings, table, a rotatable view of conformations, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from molecular.analysis.metrics import METRICS
+from molecular.analysis.report.figures import DrawnFigure
+from molecular.analysis.report.page import Section, bullets, definitions, picture, table, write_page
+from molecular.analysis.report.viewer import VIEWER, ViewedEnsemble, viewer_scripts
+from molecular.analysis.table import Evaluation
+from molecular.molecule.molecule import Molecule
+
+_ABBREVIATIONS = {"w1": "W1", "w2": "W2", "jsd": "JSD", "tica": "TICA", "ramachandran": "Ramachandran"}
+
+
+def write_evaluation(
+    path: str | Path,
+    evaluation: Evaluation,
+    molecule: Molecule,
+    settings: Mapping[str, object],
+    figures: Sequence[DrawnFigure],
+    views: Mapping[str, ViewedEnsemble],
+) -> Path:
+    """Write the page.
+
+    Raises ModuleNotFoundError without plotly.
+    """
+    names = [name for name in evaluation.rows if not name.startswith("reference")]
+    return write_page(
+        path,
+        f"Ensembles of {evaluation.molecule}",
+        f"{', '.join(names)} beside a reference; {molecule.num_atoms} atoms, {molecule.temperature:g} K.",
+        [
+            Section("Settings", definitions(settings)),
+            Section("Comparison with the reference", _table(evaluation) + bullets(evaluation.notes)),
+            Section("Conformations", VIEWER),
+            *(Section(one.heading, picture(one.path, one.heading, one.caption)) for one in figures),
+        ],
+        viewer_scripts(molecule, views),
+    )
+
+
+def _table(evaluation: Evaluation) -> str:
+    """Metrics down, ensembles across: there are more of the former."""
+    rows = [
+        ["samples", *(str(evaluation.num_samples[row]) for row in evaluation.rows)],
+        ["rejected", *(str(evaluation.num_rejected.get(row, 0)) for row in evaluation.rows)],
+    ]
+    for name, unit in evaluation.units.items():
+        words = [_ABBREVIATIONS.get(word, word) for word in name.split("_")]
+        label = " ".join(words) + (f" / {unit}" if unit else "")
+        rows.append([label, *(str(row[name]) if name in row else "–" for row in evaluation.rows.values())])
+    meanings = {metric.name: metric.meaning for metric in METRICS}
+    details = ["", "without a weight", *(meanings.get(name, "") for name in evaluation.units)]
+    return table(["", *evaluation.rows], rows, details)
