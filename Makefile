@@ -11,7 +11,7 @@ GPU_OUTPUT ?= runs/gpu.json
 GPU_OPTIONS ?=
 GPU_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON)
 
-.PHONY: demo demo-peptide test test-slow gpu lint clean
+.PHONY: demo demo-peptide test test-slow gpu docs lint clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m molecular sample --peptide Ace-A-Nme --num_samples 10000 --seed 0 --output runs/demo
@@ -35,6 +35,10 @@ gpu:
 	$(GPU_RUN) benchmarks/gpu.py --output $(GPU_OUTPUT) $(GPU_OPTIONS) || failed=1; \
 	exit $$failed
 
+# Into build/site; needs no network once it is installed.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -47,5 +51,9 @@ $(STAMP): setup.py constraints.txt
 	$(PIP) -e ".[molecular,video,dev]"
 	touch $@
 
+$(VENV)/.installed-docs: $(STAMP)
+	$(PIP) -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build/site

@@ -51,6 +51,7 @@ setup(
         ],
         "gpu": ["xformers>=0.0.29"],
         "hub": HUB,
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "dev": [
             *HUB,
             "pytest>=8",

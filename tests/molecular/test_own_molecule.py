@@ -1,7 +1,8 @@
-"""A user's own molecule by the command line alone: from a PDB file to a free-energy profile."""
+"""One's own molecule by the command line alone: docs/molecules.md and docs/trajectories.md, at smaller sizes."""
 
 import csv
 import json
+import os
 
 import mdtraj
 import numpy as np
@@ -13,50 +14,70 @@ from molecular.commands import main
 from molecular.data.ensembles import load_ensemble
 from nflib.montecarlo import WeightedSamples
 from tests.molecular.small_molecules import build, write
+from tests.pages import commands
 
-TRAINING = ["--training.max_steps", "30", "--training.batch_size", "16", "--training.progress_bar", "false"]
-SMALL = ["--channels", "16", "--num_blocks", "2", "--layers_per_block", "1", "--head_dim", "16"]
-
-
-def run(*arguments):
-    main([str(argument) for argument in arguments])
-
-
-def finish(folder, data):
-    """Train, sample and analyse; what is written is all about butane."""
-    run("train", "--data", data, "--output", folder / "flow", *SMALL, *TRAINING)
-    run("sample", "--model", folder / "flow" / "model", "--num_samples", "60", "--output", folder / "samples")
-    torsion = "C1:1 C2:1 C3:1 C4:1"
-    for source in (folder / "samples", data):
-        output = folder / f"analysis of {source.name}"
-        arguments = ["analyse", "--data", source, "--output", output, "--variables", torsion]
-        run(*arguments, "--basins", f"trans={torsion} > 120", "--bins", "12")
-        found = json.loads((output / "analysis.json").read_text())
-        assert found["molecule"] == "butane" and found["temperature_K"] == 300.0
-        assert 0 <= found["populations"]["trans"]["value"] <= 1
-        (profile,) = output.glob("profile-*.csv")
-        with profile.open() as file:
-            assert len(list(csv.reader(file))) >= 12
-        assert profile.with_suffix(".png").stat().st_size > 1000
-    return WeightedSamples.load(folder / "samples" / "weights.npz")
+# What makes the commands of the pages short; the last of an option given twice is heeded.
+SMALLER = {
+    "simulate": "--picoseconds 0.5 --save_ps 0.01 --equilibration_ps 0.1 --num_ladders 4 --num_temperatures 2",
+    "train": "--training.max_steps 30 --training.batch_size 16 --training.progress_bar false --channels 16 "
+    "--num_blocks 2 --head_dim 16",
+    "sample": "--num_samples 60",
+    "analyse": "--bins 12",
+}
+TORSION = "C1:1 C2:1 C3:1 C4:1"
 
 
-def test_by_simulation(tmp_path):
-    structure, system = write("butane", tmp_path)
-    arguments = ["--structure", structure, "--system", system, "--picoseconds", "0.5", "--save_ps", "0.01"]
-    options = ["--equilibration_ps", "0.1", "--num_ladders", "4", "--num_temperatures", "2"]
-    run("simulate", *arguments, *options, "--output", tmp_path / "simulation")
-    samples = finish(tmp_path, tmp_path / "simulation")
-    assert samples.x.shape == (60, 14, 3)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the commands are typed."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words):
+    main([*map(str, words), *SMALLER.get(words[0], "").split()])
+
+
+def shown(page, *names):
+    """The commands of a page that have these names."""
+    found = [words[3:] for words in commands(page) if words[:3] == ["python", "-m", "molecular"]]
+    return [words for words in found if words[0] in names]
+
+
+def check(analysis):
+    """What `analyse` wrote is all about butane."""
+    found = json.loads((analysis / "analysis.json").read_text())
+    assert found["molecule"] == "butane" and found["temperature_K"] == 300.0
+    assert 0 <= found["populations"]["gauche"]["value"] <= 1
+    (profile,) = analysis.glob("profile-*.csv")
+    with profile.open() as file:
+        assert len(list(csv.reader(file))) == 13
+    assert profile.with_suffix(".png").stat().st_size > 1000
+    assert "Free energies of butane" in (analysis / "report.html").read_text(encoding="utf-8")
+
+
+def test_page_of_molecules(folder):
+    """Four commands, as they stand there, after the one that writes the files."""
+    writing = [words[2] for words in commands("docs/molecules.md") if words[:2] == ["python", "-c"]]
+    exec(compile(writing[0], "docs/molecules.md", "exec"), {})
+    four = shown("docs/molecules.md", "simulate", "train", "sample", "analyse")
+    assert [words[0] for words in four] == ["simulate", "train", "sample", "analyse"]
+    for words in four:
+        run(*words)
+    assert WeightedSamples.load("runs/butane_samples/weights.npz").x.shape == (60, 14, 3)
+    check(folder / "runs" / "butane_analysis")
+    basins = ["--basins", f"gauche=-120 < {TORSION} < 120"]
+    run("analyse", "--data", "runs/butane", "--output", "simulated", "--variables", TORSION, *basins)
+    check(folder / "simulated")
     with pytest.raises(SystemExit, match="another molecule: it has 10 atoms, not 14"):
-        glycol = write("glycol", tmp_path)
-        model = ["--model", tmp_path / "flow" / "model"]
-        run("sample", "--structure", glycol[0], "--system", glycol[1], *model, "--output", tmp_path / "wrong")
+        glycol = write("glycol", folder)
+        model = ["--model", "runs/butane_flow/model"]
+        run("sample", "--structure", glycol[0], "--system", glycol[1], *model, "--output", "wrong")
 
 
-def test_by_a_trajectory(tmp_path):
-    """Of OpenMM's own making, in ångström as DCD files are."""
-    structure, system_file = write("butane", tmp_path)
+def test_page_of_trajectories(folder):
+    """One of OpenMM's own making, in ångström as DCD files are, is imported as shown, and a flow trained on it."""
+    write("butane", folder)
     _, system, x = build("butane")
     integrator = openmm.LangevinMiddleIntegrator(300, 5.0, 0.001)
     integrator.setRandomNumberSeed(1)
@@ -68,9 +89,11 @@ def test_by_a_trajectory(tmp_path):
         integrator.step(20)
         frames.append(context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer))
     trajectory = mdtraj.Trajectory(np.array(frames), mdtraj.Topology.from_openmm(build("butane")[0]))
-    trajectory.save_dcd(str(tmp_path / "run.dcd"))
-    molecule = ["--structure", structure, "--system", system_file]
-    run("import", *molecule, "--trajectory", tmp_path / "run.dcd", "--output", tmp_path / "imported")
-    ensemble = load_ensemble(tmp_path / "imported")
+    trajectory.save_dcd("run.dcd")
+    run(*shown("docs/trajectories.md", "import")[0])
+    ensemble = load_ensemble("runs/imported")
     assert len(ensemble) > 100 and ensemble.num_atoms == 14
-    finish(tmp_path, tmp_path / "imported")
+    os.rename("runs/imported", "runs/butane")
+    for words in shown("docs/molecules.md", "train", "sample", "analyse"):
+        run(*words)
+    check(folder / "runs" / "butane_analysis")
