@@ -48,7 +48,7 @@ def _panels(surface: FreeEnergy) -> list[Callable[[Figure, Axes], None]]:
 
 
 def _figure(panels: list[Callable[[Figure, Axes], None]], title: str = "") -> Figure:
-    figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="compressed")  # maps are square
     FigureCanvasAgg(figure)
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         panel(figure, axes)

@@ -13,6 +13,7 @@ import torch
 
 from molecular import Peptide
 from molecular.analysis.analyse import ELSEWHERE, analyse
+from molecular.analysis.free_energy_plots import figures
 from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.report import save_analysis
 from molecular.molecule.molecule import Molecule
@@ -141,6 +142,16 @@ def test_drawings_take_their_colours_from_the_page(page, folder):
     drawings = "".join(re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(encoding="utf-8"), re.DOTALL))
     assert "var(--ink)" in drawings and "var(--line)" in drawings
     assert "#222222" not in drawings and "#000000" not in drawings
+
+
+def test_nothing_reaches_out_of_a_drawing(analysis):
+    for surface in (*analysis.profiles.values(), *analysis.maps.values()):
+        for figure in figures(surface):
+            figure.canvas.draw()
+            whole = figure.bbox
+            for axes in figure.axes:
+                box = axes.get_tightbbox()
+                assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.width and box.y1 <= whole.height
 
 
 PROBE = """<script>
