@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from molecular.data.corpus.open import is_corpus
 from molecular.training.fit_corpus import train_on_corpus
@@ -74,6 +75,6 @@ def train(
         "num_bins": num_bins,
         **(of_a_corpus if corpus else of_one_molecule),
     }
-    given = {name: value for name, value in settings.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     run = train_on_corpus if corpus else train_on_ensemble
     return run(data, output, training, coordinates=coordinates, initial=initial, energy_weight=energy_weight, **given)

@@ -48,7 +48,7 @@ def simulate(
     highest_temperature: float = 900.0,
     num_temperatures: int = 8,
     num_ladders: int = 32,
-    timestep: float = 0.001,
+    timestep_ps: float = 0.001,
     friction: float = 1.0,
     swap_ps: float = 0.1,
     save_ps: float = 1.0,
@@ -73,12 +73,28 @@ def simulate(
     its own (`start_structures`).
 
     Args:
-        picoseconds: production time of each replica. equilibration_ps: before it, not saved.
-        timestep: ps. friction: 1/ps. swap_ps, save_ps: intervals, whole multiples of the time step.
-        storage: of the frames: "float32", "float16" or "xtc" (`molecular.dynamics.frames.write_shard`).
-        engine: "batched", all replicas as tensors on ``device`` (with ``compile``, fused by `torch.compile`), or
-            "openmm", the reference: OpenMM's own integrator on ``platform``, one replica after the other.
+        molecule: at the lowest temperature.
+        output: folder.
+        picoseconds: production time of each replica.
+        equilibration_ps: time before production, not saved.
+        highest_temperature: top of the temperature ladder, K.
+        num_temperatures: temperatures in each ladder.
+        num_ladders: independent ladders, simulated in one batch, each from a structure of its own.
+        timestep_ps: integration step; the intervals are whole multiples of it.
+        friction: of the Langevin thermostat, 1/ps.
+        swap_ps: time between attempts to swap neighbouring temperatures.
+        save_ps: time between saved frames.
+        saved_temperatures: how many, from the lowest on, have their frames saved.
+        storage: of the frames' positions: float32 or float16 (npz), or xtc (`molecular.dynamics.frames.write_shard`).
+        seed: of the random numbers.
+        engine: batched (all replicas as tensors, on the device) or openmm (the reference, OpenMM's own integrator, one
+            replica after the other).
+        device: cpu, cuda or mps, of the batched engine.
+        platform: of the openmm engine: CPU, Reference, CUDA ...
+        compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
         energy: for the batched engine, another energy than ``compile_system(molecule.system)``.
+        progress: show a bar.
+        checkpoint_seconds: wall-clock time between checkpoints.
 
     Raises:
         ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
@@ -101,15 +117,15 @@ def simulate(
     tempering = TemperingSettings(
         temperatures=temperatures,
         num_ladders=num_ladders,
-        timestep=timestep,
+        timestep=timestep_ps,
         friction=friction,
-        swap_interval=_steps(swap_ps, timestep, "swap_ps"),
-        save_interval=_steps(save_ps, timestep, "save_ps"),
-        equilibration_steps=_steps(equilibration_ps, timestep, "equilibration_ps"),
+        swap_interval=_steps(swap_ps, timestep_ps, "swap_ps"),
+        save_interval=_steps(save_ps, timestep_ps, "save_ps"),
+        equilibration_steps=_steps(equilibration_ps, timestep_ps, "equilibration_ps"),
         saved_temperatures=saved_temperatures,
         recentre=True,
     )
-    num_steps = _steps(picoseconds, timestep, "picoseconds")
+    num_steps = _steps(picoseconds, timestep_ps, "picoseconds")
     output = Path(output)
     settings = {
         "molecule": molecule.name,

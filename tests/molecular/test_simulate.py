@@ -438,7 +438,7 @@ def simulate_beads(folder: Path, peptide: Bead | None = None, **changes) -> Traj
         "equilibration_ps": 0.1,
         "num_ladders": 6,
         "num_temperatures": 3,
-        "timestep": 0.002,
+        "timestep_ps": 0.002,
         "swap_ps": 0.02,
         "save_ps": 0.04,
         "progress": False,
