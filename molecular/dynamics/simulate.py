@@ -44,9 +44,10 @@ def simulate(
     output: str | Path,
     *,
     picoseconds: float,
+    hot_ps: float = 20.0,
     equilibration_ps: float = 20.0,
-    highest_temperature: float = 900.0,
-    num_temperatures: int = 8,
+    highest_temperature: float = 700.0,
+    num_temperatures: int = 6,
     num_ladders: int = 32,
     timestep_ps: float = 0.001,
     friction: float = 1.0,
@@ -69,17 +70,18 @@ def simulate(
     Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`),
     checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
     (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
-    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each ladder starts from a structure of
+    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each replica starts from a structure of
     its own (`start_structures`).
 
     Args:
         molecule: at the lowest temperature.
         output: folder.
         picoseconds: production time of each replica.
-        equilibration_ps: time before production, not saved.
-        highest_temperature: top of the temperature ladder, K.
+        hot_ps: time that all replicas first spend at the highest temperature, to cross barriers.
+        equilibration_ps: time in the ladder before production, not saved either.
+        highest_temperature: top of the temperature ladder, K; beyond 700 K amide bonds turn over.
         num_temperatures: temperatures in each ladder.
-        num_ladders: independent ladders, simulated in one batch, each from a structure of its own.
+        num_ladders: independent ladders, simulated in one batch.
         timestep_ps: integration step; the intervals are whole multiples of it.
         friction: of the Langevin thermostat, 1/ps.
         swap_ps: time between attempts to swap neighbouring temperatures.
@@ -121,6 +123,7 @@ def simulate(
         friction=friction,
         swap_interval=_steps(swap_ps, timestep_ps, "swap_ps"),
         save_interval=_steps(save_ps, timestep_ps, "save_ps"),
+        hot_steps=_steps(hot_ps, timestep_ps, "hot_ps"),
         equilibration_steps=_steps(equilibration_ps, timestep_ps, "equilibration_ps"),
         saved_temperatures=saved_temperatures,
         recentre=True,
@@ -166,16 +169,17 @@ def simulate(
         with complete_folder(output) as folder:
             save_molecule(molecule, folder)
             write_json(folder / "settings.json", settings)
+        num_replicas = num_ladders * num_temperatures
         structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
         if (output / CHECKPOINT).exists():
-            start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
+            start = structure.expand(num_replicas, -1, -1)  # the checkpoint knows better
         else:
-            start = start_structures(structure, molecule.topology.bonds, num_ladders, minimise, _start_generator(seed))
+            start = start_structures(structure, molecule.topology.bonds, num_replicas, minimise, _start_generator(seed))
         start = start - start.mean(dim=1, keepdim=True)
         result = parallel_tempering(
             energy,
             torch.tensor(masses, dtype=dtype, device=device),
-            start.repeat_interleave(num_temperatures, dim=0),
+            start,
             generator=torch.Generator(device).manual_seed(seed),
             num_steps=num_steps,
             progress=progress,

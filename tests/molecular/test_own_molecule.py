@@ -44,7 +44,7 @@ def finish(folder, data):
 def test_by_simulation(tmp_path):
     structure, system = write("butane", tmp_path)
     arguments = ["--structure", structure, "--system", system, "--picoseconds", "0.5", "--save_ps", "0.01"]
-    options = ["--equilibration_ps", "0.1", "--num_ladders", "4", "--num_temperatures", "2"]
+    options = ["--hot_ps", "0.05", "--equilibration_ps", "0.1", "--num_ladders", "4", "--num_temperatures", "2"]
     run("simulate", *arguments, *options, "--output", tmp_path / "simulation")
     samples = finish(tmp_path, tmp_path / "simulation")
     assert samples.x.shape == (60, 14, 3)
