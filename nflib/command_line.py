@@ -26,13 +26,14 @@ def run_command(
     positional: Collection[str] = (),
     aliases: Mapping[str, str] | None = None,
     groups: Collection[type] = (),
+    hidden: Collection[str] = (),
 ) -> None:
     """Run the command that `arguments` (default: those of the process) name, with the options they give.
 
     A user's mistake ends in one sentence on standard error and exit status 1. positional: commands whose required
     arguments need no option's name. aliases: words for options that are no names in Python, such as ``--continue``.
     groups: dataclasses whose fields are options of their own where a command has a parameter of such a type, so that
-    commands share them. Options may be written with dashes or underscores.
+    commands share them. hidden: parameters that are no options. Options may be written with dashes or underscores.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = jsonargparse.ArgumentParser(prog=program, description=description)
@@ -42,7 +43,7 @@ def run_command(
         command = jsonargparse.ArgumentParser(description=summary)
         command.add_argument("--config", action="config", help="a YAML file with these options")
         grouped = _grouped(function, groups)
-        command.add_function_arguments(function, as_positional=name in positional, skip=set(grouped))
+        command.add_function_arguments(function, as_positional=name in positional, skip={*grouped, *hidden})
         for group in grouped.values():
             command.add_class_arguments(group)
         subcommands.add_subcommand(name, command, help=summary)

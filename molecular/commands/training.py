@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from molecular.data.corpus.open import is_corpus
 from molecular.training.fit_corpus import train_on_corpus
@@ -16,19 +17,23 @@ def train(
     output: Path,
     training: TrainingConfig,
     coordinates: str = "internal",
-    channels: int = 128,
-    num_blocks: int = 6,
-    layers_per_block: int = 2,
-    head_dim: int = 32,
+    channels: int | None = None,
+    num_blocks: int | None = None,
+    layers_per_block: int | None = None,
+    head_dim: int | None = None,
+    conditional: str | None = None,
+    num_bins: int | None = None,
     dropout: float | None = None,
     neighbours: bool | None = None,
     surroundings: bool | None = None,
+    start_time: float | None = None,
     initial: Path | None = None,
     energy_weight: float = 0.0,
 ) -> TrainingResult:
     """Train a flow on an ensemble; run again, it goes on from its last checkpoint.
 
-    On a corpus of many peptides, one flow for all of them is trained, conditioned on the molecule (Prose).
+    On a corpus of many peptides, one flow for all of them is trained, conditioned on the molecule (Prose). What is not
+    said of the architecture has the default of the flow that is trained.
 
     Args:
         data: folder written by simulate or import: of one molecule, or a corpus.
@@ -39,30 +44,37 @@ def train(
         num_blocks: autoregressive maps.
         layers_per_block: transformer layers of each.
         head_dim: channels of an attention head.
-        dropout: on a corpus, of the layers' updates; default 0.
+        conditional: map of each number of a token, spline (given those before it in the token) or affine.
+        num_bins: pieces of each spline.
+        dropout: on a corpus, of the layers' updates.
         neighbours: on a corpus and internal coordinates, whether an atom's conditions tell the residues before and
-            behind its own, which a flow learns by heart where sequences are few; default true.
+            behind its own, which a flow learns by heart where sequences are few.
         surroundings: on a corpus and internal coordinates, whether each atom's step is shown the atoms placed before it
-            in its own local frame; default true.
+            in its own local frame.
+        start_time: of one molecule: drop frames before it, in ps.
         initial: folder of a trained flow to start from; its architecture then holds.
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
-    architecture = {
-        "coordinates": coordinates,
+    of_a_corpus = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
+    of_one_molecule = {"start_time": start_time}
+    corpus = is_corpus(data)
+    other = of_one_molecule if corpus else of_a_corpus
+    misplaced = [name for name, value in other.items() if value is not None]
+    if misplaced:
+        raise ValueError(
+            f"{', '.join(misplaced)}: only for {'one molecule' if corpus else 'a corpus'}, but the data are of "
+            f"{'a corpus' if corpus else 'one molecule'}; leave it out."
+        )
+    settings = {
         "channels": channels,
         "num_blocks": num_blocks,
         "layers_per_block": layers_per_block,
         "head_dim": head_dim,
+        "conditional": conditional,
+        "num_bins": num_bins,
+        **(of_a_corpus if corpus else of_one_molecule),
     }
-    others = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
-    of_a_corpus = {name: value for name, value in others.items() if value is not None}
-    run = train_on_ensemble
-    if is_corpus(data):
-        run = train_on_corpus
-    elif of_a_corpus:
-        raise ValueError(
-            f"{', '.join(of_a_corpus)}: only flows of a corpus know this, but the data are of one molecule; "
-            "leave it out."
-        )
-    return run(data, output, training, initial=initial, energy_weight=energy_weight, **architecture, **of_a_corpus)
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    run = train_on_corpus if corpus else train_on_ensemble
+    return run(data, output, training, coordinates=coordinates, initial=initial, energy_weight=energy_weight, **given)

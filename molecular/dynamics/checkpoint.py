@@ -42,6 +42,7 @@ def load_checkpoint(folder: Path, settings: Settings) -> tuple[dict[str, Tensor]
         raise ValueError(f"{path} cannot be read ({error}); delete the folder or simulate into another.") from error
     # Through JSON, so that a tuple equals the list it was stored as.
     now = json.loads(json.dumps(settings))
+    before.setdefault("hot_steps", 0)  # earlier versions had no hot stage
     changed = [name for name in sorted(now | before) if now.get(name) != before.get(name)]
     if changed:
         differences = ", ".join(f"{name} {before.get(name)} then, {now.get(name)} now" for name in changed)

@@ -22,7 +22,7 @@ MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
 class TemperingSettings:
     """What defines a simulation apart from its length; a checkpoint is only resumed with the same ones.
 
-    timestep ps, friction 1/ps, intervals and equilibration in steps; ``saved_temperatures`` counts from the
+    timestep ps, friction 1/ps, intervals, hot stage and equilibration in steps; ``saved_temperatures`` counts from the
     lowest; ``recentre`` keeps the centre of mass at the origin (for energies that do not depend on it).
     """
 
@@ -35,13 +35,14 @@ class TemperingSettings:
     equilibration_steps: int
     saved_temperatures: int
     recentre: bool
+    hot_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_ladders", "timestep", "swap_interval", "save_interval", "saved_temperatures"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        if self.friction < 0 or self.equilibration_steps < 0:
-            raise ValueError("friction and equilibration_steps must not be negative.")
+        if min(self.friction, self.equilibration_steps, self.hot_steps) < 0:
+            raise ValueError("friction, equilibration_steps and hot_steps must not be negative.")
         increasing = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
         if not self.temperatures or not increasing or self.temperatures[0] <= 0:
             raise ValueError(f"temperatures must be positive and increase along the ladder, not {self.temperatures}.")
@@ -78,7 +79,10 @@ class Replicas:
         self.inverse_kt = 1.0 / (MOLAR_GAS_CONSTANT * ladder_temperatures)
         self.root_temperature = ladder_temperatures.sqrt().to(dtype).repeat(settings.num_ladders)
         self.temperatures = ladder_temperatures.to(dtype).repeat(settings.num_ladders)
-        self.integrator = integrator(self.masses, self.temperatures, settings.timestep, settings.friction)
+        self.integrator, self.hot_integrator = (
+            integrator(self.masses, temperatures, settings.timestep, settings.friction)
+            for temperatures in (self.temperatures, torch.full_like(self.temperatures, settings.temperatures[-1]))
+        )
         # Laurent and Massart's bound: a chi-squared with d degrees of freedom exceeds this with probability <
         # e^-60.
         self.degrees_of_freedom = d = degrees_of_freedom or start[0].numel()
@@ -94,14 +98,17 @@ class Replicas:
         self.walker = torch.arange(len(start), device=device)
         self.statistics = Statistics.zeros(*shape, device)
 
-    def advance(self, num_steps: int) -> None:
-        """Integrate ``num_steps``."""
-        self.potential, self.force = self.integrator.run(
-            self.energy, self.x, self.v, self.force, num_steps, self.generator
-        )
+    def advance(self, num_steps: int, hot: bool = False) -> None:
+        """Integrate ``num_steps``, each replica at its own temperature, or all at the highest."""
+        integrator = self.hot_integrator if hot else self.integrator
+        self.potential, self.force = integrator.run(self.energy, self.x, self.v, self.force, num_steps, self.generator)
         if self.settings.recentre:
             with serial_operators():
                 self.x.sub_((self.x * self.mass_fraction).sum(dim=1, keepdim=True))
+
+    def cool(self) -> None:
+        """Give every replica velocities of its own temperature."""
+        self.v = maxwell_velocities(self.masses, self.temperatures, self.generator)
 
     def kinetic_temperature(self) -> Tensor:
         """(B,) in K."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 
 from molecular.dynamics.autocorrelation import mixing
 from molecular.dynamics.frames import list_shards, read_shard
@@ -16,9 +17,15 @@ POSITIVE_PHI = (0.0, np.deg2rad(150.0))
 """The left-handed basin of alanine dipeptide, separated from the rest by its highest barrier, rad."""
 HELICAL_PSI = (np.deg2rad(-120.0), np.deg2rad(50.0))
 
+ROTAMERS = tuple((np.deg2rad(low), np.deg2rad(low + 120.0)) for low in (-120.0, 0.0, 120.0))
+"""Thirds of the circle about -60, 60 and 180 degrees, for torsions without a basin of their own."""
+
+FALSE_ALARMS = 0.01
+"""Chance that a simulation in equilibrium is said to drift in some torsion."""
 TEMPERATURE_TOLERANCE = 0.01
 LOWEST_SWAP_ACCEPTANCE = 0.1
 FEWEST_SAMPLES = 50
+FEWEST_LADDERS = 4
 
 
 def torsion_statistics(
@@ -29,7 +36,8 @@ def torsion_statistics(
     A row has the frames, the autocorrelation time in ps and the effective sample size (`mixing`; None where there are
     too few frames, or the torsion never moves). For names that begin with phi (or psi) also the share of frames in the
     left-handed (or helical) basin with its standard error over ladders, and jumps between in and out from one saved
-    frame of a ladder to the next.
+    frame of a ladder to the next. "drift": what changes most between the halves of the simulation, of that basin or of
+    the rotamers (`_drift`).
     """
     angles, ladder_parts = [], []
     quadruples = torch.tensor(np.array([list(row) for row in torsions.values()], dtype=np.int64).reshape(-1, 4))
@@ -57,9 +65,33 @@ def torsion_statistics(
             "resolved": mixed is not None and mixed.resolved,
         }
         if name.startswith(("phi", "psi")):
-            row |= _basin(angle, POSITIVE_PHI if name.startswith("phi") else HELICAL_PSI)
+            basin = POSITIVE_PHI if name.startswith("phi") else HELICAL_PSI
+            row |= _basin(angle, basin) | {"drift": _drift(angle, [basin])}
+        else:
+            row["drift"] = _drift(angle, ROTAMERS)
         rows.append(row)
     return rows
+
+
+def _drift(angle: NDArray[np.floating], basins: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    """The share ``(L, T)`` of angles in a basin over the first and the second half, where these differ the most.
+
+    p_value: how often independent ladders differ so much or more without a drift (a t-test of the paired differences),
+    in any of the basins; None where there are too few ladders or frames to tell.
+    """
+    ladders, length = angle.shape
+    if ladders < FEWEST_LADDERS or length < 2:
+        return None
+    found = []
+    for low, high in basins:
+        inside = (angle - low) % (2 * np.pi) < high - low
+        first, second = (half.mean(axis=1) for half in np.array_split(inside, 2, axis=1))
+        difference = second - first
+        error = difference.std(ddof=1) / np.sqrt(ladders)
+        score = abs(difference.mean()) / error if error > 0 else 0.0
+        p_value = min(1.0, len(basins) * 2 * float(special.stdtr(ladders - 1, -score)))
+        found.append({"first_half": float(first.mean()), "second_half": float(second.mean()), "p_value": p_value})
+    return min(found, key=lambda drift: drift["p_value"])
 
 
 def _basin(angle: NDArray[np.floating], limits: tuple[float, float]) -> dict[str, Any]:
@@ -101,6 +133,13 @@ def concerns(report: Mapping[str, Any]) -> list[str]:
         if size is not None and (size < FEWEST_SAMPLES or not row["resolved"]):
             known = f"{size:.0f} independent samples" if row["resolved"] else "an unknown number of independent samples"
             sentences.append(f"{row['torsion']} has {known} in {row['frames']} frames; simulate for longer")
+    drifts_by_torsion = {row["torsion"]: row["drift"] for row in report.get("torsions", []) if row.get("drift")}
+    for name, drift in drifts_by_torsion.items():
+        if drift["p_value"] < FALSE_ALARMS / len(drifts_by_torsion):
+            sentences.append(
+                f"{name} drifts: {drift['first_half']:.1%} of the first half and {drift['second_half']:.1%} of the "
+                "second lie in one basin; equilibrate for longer, or leave out the beginning"
+            )
     if report["replicas_restarted"]:
         sentences.append(f"{report['replicas_restarted']} replicas blew up and were restarted; shorten the step")
     return sentences

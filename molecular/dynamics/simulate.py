@@ -44,11 +44,12 @@ def simulate(
     output: str | Path,
     *,
     picoseconds: float,
+    hot_ps: float = 20.0,
     equilibration_ps: float = 20.0,
-    highest_temperature: float = 900.0,
-    num_temperatures: int = 8,
+    highest_temperature: float = 700.0,
+    num_temperatures: int = 6,
     num_ladders: int = 32,
-    timestep: float = 0.001,
+    timestep_ps: float = 0.001,
     friction: float = 1.0,
     swap_ps: float = 0.1,
     save_ps: float = 1.0,
@@ -69,16 +70,33 @@ def simulate(
     Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`),
     checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
     (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
-    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each ladder starts from a structure of
+    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each replica starts from a structure of
     its own (`start_structures`).
 
     Args:
-        picoseconds: production time of each replica. equilibration_ps: before it, not saved.
-        timestep: ps. friction: 1/ps. swap_ps, save_ps: intervals, whole multiples of the time step.
-        storage: of the frames: "float32", "float16" or "xtc" (`molecular.dynamics.frames.write_shard`).
-        engine: "batched", all replicas as tensors on ``device`` (with ``compile``, fused by `torch.compile`), or
-            "openmm", the reference: OpenMM's own integrator on ``platform``, one replica after the other.
+        molecule: at the lowest temperature.
+        output: folder.
+        picoseconds: production time of each replica.
+        hot_ps: time that all replicas first spend at the highest temperature, to cross barriers.
+        equilibration_ps: time in the ladder before production, not saved either.
+        highest_temperature: top of the temperature ladder, K; beyond 700 K amide bonds turn over.
+        num_temperatures: temperatures in each ladder.
+        num_ladders: independent ladders, simulated in one batch.
+        timestep_ps: integration step; the intervals are whole multiples of it.
+        friction: of the Langevin thermostat, 1/ps.
+        swap_ps: time between attempts to swap neighbouring temperatures.
+        save_ps: time between saved frames.
+        saved_temperatures: how many, from the lowest on, have their frames saved.
+        storage: of the frames' positions: float32 or float16 (npz), or xtc (`molecular.dynamics.frames.write_shard`).
+        seed: of the random numbers.
+        engine: batched (all replicas as tensors, on the device) or openmm (the reference, OpenMM's own integrator, one
+            replica after the other).
+        device: cpu, cuda or mps, of the batched engine.
+        platform: of the openmm engine: CPU, Reference, CUDA ...
+        compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
         energy: for the batched engine, another energy than ``compile_system(molecule.system)``.
+        progress: show a bar.
+        checkpoint_seconds: wall-clock time between checkpoints.
 
     Raises:
         ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
@@ -101,15 +119,16 @@ def simulate(
     tempering = TemperingSettings(
         temperatures=temperatures,
         num_ladders=num_ladders,
-        timestep=timestep,
+        timestep=timestep_ps,
         friction=friction,
-        swap_interval=_steps(swap_ps, timestep, "swap_ps"),
-        save_interval=_steps(save_ps, timestep, "save_ps"),
-        equilibration_steps=_steps(equilibration_ps, timestep, "equilibration_ps"),
+        swap_interval=_steps(swap_ps, timestep_ps, "swap_ps"),
+        save_interval=_steps(save_ps, timestep_ps, "save_ps"),
+        hot_steps=_steps(hot_ps, timestep_ps, "hot_ps"),
+        equilibration_steps=_steps(equilibration_ps, timestep_ps, "equilibration_ps"),
         saved_temperatures=saved_temperatures,
         recentre=True,
     )
-    num_steps = _steps(picoseconds, timestep, "picoseconds")
+    num_steps = _steps(picoseconds, timestep_ps, "picoseconds")
     output = Path(output)
     settings = {
         "molecule": molecule.name,
@@ -150,16 +169,17 @@ def simulate(
         with complete_folder(output) as folder:
             save_molecule(molecule, folder)
             write_json(folder / "settings.json", settings)
+        num_replicas = num_ladders * num_temperatures
         structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
         if (output / CHECKPOINT).exists():
-            start = structure.expand(num_ladders, -1, -1)  # the checkpoint knows better
+            start = structure.expand(num_replicas, -1, -1)  # the checkpoint knows better
         else:
-            start = start_structures(structure, molecule.topology.bonds, num_ladders, minimise, _start_generator(seed))
+            start = start_structures(structure, molecule.topology.bonds, num_replicas, minimise, _start_generator(seed))
         start = start - start.mean(dim=1, keepdim=True)
         result = parallel_tempering(
             energy,
             torch.tensor(masses, dtype=dtype, device=device),
-            start.repeat_interleave(num_temperatures, dim=0),
+            start,
             generator=torch.Generator(device).manual_seed(seed),
             num_steps=num_steps,
             progress=progress,

@@ -48,6 +48,7 @@ def parallel_tempering(
     friction: float = 1.0,
     swap_interval: int = 100,
     save_interval: int = 1000,
+    hot_steps: int = 0,
     equilibration_steps: int = 0,
     saved_temperatures: int = 1,
     recentre: bool = False,
@@ -64,8 +65,9 @@ def parallel_tempering(
 
     Every ``swap_interval`` steps neighbours i, j exchange conformations with probability
     ``min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j)))`` (even and odd pairs in turn), velocities scaled by the root
-    of the temperature ratio. Every ``save_interval`` steps after ``equilibration_steps`` the
-    ``saved_temperatures`` lowest temperatures are saved. A replica that blows up is restarted from a sound
+    of the temperature ratio. Before that all replicas spend ``hot_steps`` at the highest temperature, without swaps.
+    Every ``save_interval`` steps after ``hot_steps + equilibration_steps`` the ``saved_temperatures`` lowest
+    temperatures are saved. A replica that blows up is restarted from a sound
     one and counted in the report.
 
     Args:
@@ -94,6 +96,7 @@ def parallel_tempering(
         equilibration_steps=equilibration_steps,
         saved_temperatures=saved_temperatures,
         recentre=recentre,
+        hot_steps=hot_steps,
     )
     batch = num_ladders * len(settings.temperatures)
     if start.dim() == 2:
@@ -114,7 +117,8 @@ def parallel_tempering(
     elif checkpoint is not None and list_shards(checkpoint):
         raise ValueError(f"{checkpoint} holds frames but no checkpoint to go on from; simulate into another folder.")
     writer = FrameWriter(checkpoint, num_shards, storage)
-    total = equilibration_steps + num_steps
+    unsaved = hot_steps + equilibration_steps
+    total = unsaved + num_steps
     began = last_saved = time.monotonic()
 
     def save() -> None:
@@ -130,18 +134,20 @@ def parallel_tempering(
     with tqdm(total=total, initial=step, unit="step", disable=not progress, mininterval=1.0) as bar:
         while step < total:
             following = _next_event(step, total, settings)
-            replicas.advance(following - step)
+            replicas.advance(following - step, hot=step < hot_steps)
             bar.update(following - step)
             step = following
             with serial_operators():
-                produced = step - equilibration_steps
+                produced = step - unsaved
                 replicas.restart_broken(check_heat=produced > 0)
                 if produced > 0:
                     replicas.measure(produced * timestep)
                     if produced % save_interval == 0:
                         writer.add(replicas.frames(produced * timestep))
-                if step % swap_interval == 0:
-                    replicas.swap((step // swap_interval) % 2, count=produced > 0)
+                if step == hot_steps:
+                    replicas.cool()
+                elif step > hot_steps and (step - hot_steps) % swap_interval == 0:
+                    replicas.swap(((step - hot_steps) // swap_interval) % 2, count=produced > 0)
             overdue = time.monotonic() - last_saved >= checkpoint_seconds
             if step < total and checkpoint is not None and (overdue or writer.pending_frames > max_pending):
                 save()
@@ -162,9 +168,12 @@ def parallel_tempering(
 
 def _next_event(step: int, total: int, settings: TemperingSettings) -> int:
     """The first step after ``step`` at which something is to be done other than integrating."""
-    swap = (step // settings.swap_interval + 1) * settings.swap_interval
-    produced = step - settings.equilibration_steps
-    if produced < 0:
-        return min(swap, settings.equilibration_steps, total)
-    save = settings.equilibration_steps + (produced // settings.save_interval + 1) * settings.save_interval
+    hot, unsaved = settings.hot_steps, settings.hot_steps + settings.equilibration_steps
+    if step < hot:
+        # Replicas that blew up are looked for as often as they are swapped later.
+        return min(step + settings.swap_interval, hot)
+    swap = hot + ((step - hot) // settings.swap_interval + 1) * settings.swap_interval
+    if step < unsaved:
+        return min(swap, unsaved, total)
+    save = unsaved + ((step - unsaved) // settings.save_interval + 1) * settings.save_interval
     return min(swap, save, total)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
 COORDINATES = ("internal", "local_frames", "cartesian")
-NUM_BINS = 32
+MARGINAL_BINS = 32
 # Share of the samples whose torsion may be anything: small, as 3n - 6 coordinates each take it, yet never zero.
 UNIFORM_FRACTION = 1e-4
 
@@ -33,7 +33,7 @@ class MoleculeFlow(ConformationFlow):
     coordinates says what the transformer sees, each standardised on training data:
 
     - ``"internal"``: local frames, then the spherical coordinates of each atom in its frame, with Gaussianised
-      marginals; tokens hold three coordinates of one kind from distant atoms, torsions first, then angles, then bonds.
+      marginals.
     - ``"local_frames"``: Cartesian positions in local frames, one atom a token.
     - ``"cartesian"``: plain positions, one atom a token; neither translation nor rotation is removed.
 
@@ -44,6 +44,11 @@ class MoleculeFlow(ConformationFlow):
         topology: as `Topology.to_dict` gives it; `MoleculeFlow.of` takes a molecule.
         coordinates: see above.
         channels, num_blocks, layers_per_block, head_dim, expansion: of the transformers.
+        conditional: how a token's numbers are mapped given the tokens before. "spline": each by a rational-quadratic
+            spline of `num_bins` pieces given those before it in its own token too; a token is then an atom, and few
+            deep blocks are best. "affine": independently of each other, and tokens of internal coordinates are dealt
+            so that they nearly are: three of one kind from distant atoms, torsions first, then angles, then lengths.
+        num_bins: pieces of each spline.
 
     Raises:
         ValueError: unknown coordinates, a topology that is none, or settings that do not fit.
@@ -53,11 +58,13 @@ class MoleculeFlow(ConformationFlow):
         self,
         topology: Mapping[str, Any],
         coordinates: str = "internal",
-        channels: int = 128,
-        num_blocks: int = 6,
-        layers_per_block: int = 2,
+        channels: int = 96,
+        num_blocks: int = 1,
+        layers_per_block: int = 10,
         head_dim: int = 32,
         expansion: float = 4,
+        conditional: str = "spline",
+        num_bins: int = 16,
     ):
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
@@ -71,8 +78,13 @@ class MoleculeFlow(ConformationFlow):
             layers_per_block=layers_per_block,
             head_dim=head_dim,
             expansion=expansion,
+            # Affine maps leave the first token to its marginals, which are Gaussian already.
+            start_token=conditional == "spline",
+            conditional=conditional,
+            num_bins=num_bins,
         )
-        steps = _fixed_steps(coordinates, LocalFrames(known.bonds, known.num_atoms, known.elements))
+        frames = LocalFrames(known.bonds, known.num_atoms, known.elements)
+        steps = _fixed_steps(coordinates, frames, dealt=conditional == "affine")
         super().__init__(
             CompositeTransform([*(step.transform for step in steps), *blocks]),
             StandardNormal((num_tokens, TOKEN_SIZE)),
@@ -152,7 +164,7 @@ class PeptideFlow(MoleculeFlow):
             map(list, bonds)
         ):
             raise ValueError(f"elements and bonds are not those of {sequence}.")
-        super().__init__(topology.to_dict(), *args, **settings)
+        super().__init__(topology.to_dict(), *args, **{"conditional": "affine", **settings})
 
 
 class _Step(NamedTuple):
@@ -162,7 +174,7 @@ class _Step(NamedTuple):
     fit: Callable[[Tensor], Transform] | None = None
 
 
-def _fixed_steps(coordinates: str, frames: LocalFrames) -> list[_Step]:
+def _fixed_steps(coordinates: str, frames: LocalFrames, dealt: bool) -> list[_Step]:
     if coordinates == "cartesian":
         shape = (frames.num_atoms, TOKEN_SIZE)
         one_scale = Standardize(torch.zeros(shape), torch.ones(shape))
@@ -171,10 +183,15 @@ def _fixed_steps(coordinates: str, frames: LocalFrames) -> list[_Step]:
     shape = (num_tokens, TOKEN_SIZE)
     if coordinates == "local_frames":
         return [_Step(frames), _Step(Standardize(torch.zeros(shape), torch.ones(shape)), Standardize.fit)]
-    return [
+    steps = [
         _Step(frames),
         _Step(Spherical(torch.zeros(num_tokens)), Spherical.fit),
-        _Step(GaussianizeMarginals(shape, NUM_BINS), _fit_marginals),
+        _Step(GaussianizeMarginals(shape, MARGINAL_BINS), _fit_marginals),
+    ]
+    if not dealt:
+        return steps
+    return [
+        *steps,
         _Step(VectorPatches(shape, 1)),
         _Step(Permute(_by_kind(frames))),
         _Step(VectorPatches((num_tokens * TOKEN_SIZE, 1), TOKEN_SIZE)),
@@ -184,7 +201,7 @@ def _fixed_steps(coordinates: str, frames: LocalFrames) -> list[_Step]:
 def _fit_marginals(data: Tensor) -> Transform:
     is_torsion = torch.zeros(data.shape[1:], dtype=torch.bool)
     is_torsion[1:, 2] = True
-    return GaussianizeMarginals.fit(data, is_torsion, num_bins=NUM_BINS, uniform_fraction=UNIFORM_FRACTION)
+    return GaussianizeMarginals.fit(data, is_torsion, num_bins=MARGINAL_BINS, uniform_fraction=UNIFORM_FRACTION)
 
 
 def _by_kind(frames: LocalFrames) -> Tensor:

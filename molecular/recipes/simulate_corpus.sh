@@ -14,11 +14,9 @@ corpus() {
     set -- "$1" "$2" "$3" "$OUTPUT/$1"
     mkdir -p "$4"
     grep -v '^#' "$RECIPES/corpus_sequences_$1.txt" | head -n "$3" > "$4/sequences.txt"
-    options="--num_temperatures $2 --highest_temperature 700 --num_ladders 32 --equilibration_ps 10 --save_ps 0.2
-        --timestep_ps 0.002 --hydrogen_mass 3 --seed 0"
-    $PYTHON "$RECIPES/equilibrate.py" --sequences "$4/sequences.txt" --output "$4/systems" --hot_ps 40 $options &&
     $PYTHON -m molecular simulate --sequences "$4/sequences.txt" --output "$4" --picoseconds "$PICOSECONDS" \
-        --validation_fraction 0.05 --test_fraction 0 --compile true $options ||
+        --hot_ps 40 --equilibration_ps 10 --num_temperatures "$2" --num_ladders 32 --save_ps 0.2 --timestep_ps 0.002 \
+        --hydrogen_mass 3 --validation_fraction 0.05 --test_fraction 0 --compile true --seed 0 ||
     echo "Peptides of $1 residues failed; going on with others." >&2
 }
 

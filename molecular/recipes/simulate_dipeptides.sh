@@ -4,7 +4,7 @@ set -e
 export OMP_NUM_THREADS=1
 RECIPES=molecular/recipes
 SIMULATE=".venv/bin/python -m molecular simulate --num_temperatures 5 --highest_temperature 700 --save_ps 0.1
-    --hydrogen_mass 3 --timestep_ps 0.002 --seed 0"
+    --hot_ps 0 --hydrogen_mass 3 --timestep_ps 0.002 --seed 0"
 $SIMULATE --sequences $RECIPES/dipeptides.txt --split $RECIPES/dipeptides_split.json --num_ladders 24 \
     --equilibration_ps 5 --picoseconds 8 --output runs/dipeptides/corpus
 $SIMULATE --sequences $RECIPES/held_out_dipeptides.txt --split $RECIPES/held_out_split.json --num_ladders 48 \

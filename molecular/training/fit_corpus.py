@@ -54,7 +54,7 @@ def train_on_corpus(
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
-    for name in ("neighbours", "surroundings"):
+    for name in ("conditional", "num_bins", "neighbours", "surroundings"):
         if coordinates == "cartesian" and name in architecture:
             raise ValueError(f"{name} is a setting of flows on internal coordinates; leave it out.")
     corpus = open_corpus(data)

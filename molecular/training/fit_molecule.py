@@ -27,18 +27,19 @@ def train_on_ensemble(
     output: str | Path,
     config: TrainingConfig,
     *,
+    start_time: float = 0.0,
     initial: str | Path | None = None,
     energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
     """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
 
-    initial: folder of a trained flow to start from; architecture: of a new one. See `train_flow`. Raises
-    FileNotFoundError or ValueError for a folder without frames, an initial flow of another molecule, or settings that
-    do not fit.
+    start_time: drop frames before it, ps. initial: folder of a trained flow to start from; architecture: of a new one.
+    See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow of another
+    molecule, or settings that do not fit.
     """
     molecule = load_molecule(data)
-    ensemble = load_ensemble(data, num_atoms=molecule.num_atoms)
+    ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
     if initial is None:
         torch.manual_seed(config.seed)

@@ -55,25 +55,39 @@ def improve(
 ) -> Improvement:
     """Train a flow, in place, for one molecule on samples that it draws and weights itself; run again, it goes on.
 
-    A round draws samples_per_round conformations, evaluates their energies, and resamples all rounds' by their exact
-    importance weights (`OwnSamples`); `config.refresh_interval` steps of training follow. With p the target so
-    resampled and T the teacher, the flow as it was given, the loss of the student q is
+    A round draws conformations, evaluates their energies, and resamples all rounds' by their exact importance weights
+    (`OwnSamples`); `config.refresh_interval` steps of training follow. With p the target so resampled and T the
+    teacher, the flow as it was given, the loss of the student q is
 
-        E_p[-log q] + teacher_weight E_T[-log q], over 1 + teacher_weight,  + energy_weight log-variance,
-
-    num_particles: with these p is also represented by particles, which sequential Monte Carlo brings from the flow to
-    the force field (`molecular.sampling.smc`) in the first round, and which go on by moves_per_round steps in each, to
-    conformations that training has not seen. Where few draws carry all the weight they are the better part of p.
+        E_p[-log q] + teacher_weight E_T[-log q], over 1 + teacher_weight,  + energy_weight log-variance.
 
     The loss's first part is, but for a constant, the divergence KL(m | q) from the mixture m of p and T in their
     shares. Hence the regulariser is a likelihood of unweighted teacher samples: q = m keeps every mode the teacher has,
     its importance weights p / m are at most 1 + teacher_weight, and the many teacher samples outvote the few
     conformations of large weight that likelihood alone would learn by heart. A penalty on parameters bounds neither.
     The last part (`nflib.training.LogVariance`) compares log q with the energies of all rows, resampled or not: each
-    energy is a label even where its weight is nothing; 0 leaves it out.
+    energy is a label even where its weight is nothing.
 
-    Rows are turned by the exact symmetries of the molecule, as in training. Raises ValueError for numbers out of range,
-    a flow whose samples have no finite energies, or particles of a flow that `molecular.sampling.smc` cannot move.
+    Particles represent p beside the draws where few of these carry all the weight: sequential Monte Carlo brings them
+    from the flow to the force field (`molecular.sampling.smc`) in the first round, and they go on by steps in each, to
+    conformations that training has not seen. Rows are turned by the exact symmetries of the molecule, as in training.
+
+    Args:
+        flow: to train.
+        molecule: what it is of, at the temperature that samples are weighted to.
+        output: folder for the model, checkpoints and logs.
+        config: of the training.
+        samples_per_round: conformations drawn, and energies evaluated, in each round.
+        teacher_weight: of the likelihood of the first flow's own samples beside that of the resampled ones, which keeps
+            the flow from forgetting and from learning single conformations by heart.
+        energy_weight: of the log-variance of the importance weights, with energies as labels; 0 for likelihood alone.
+        num_particles: brought to the force field by sequential Monte Carlo, to learn from beside weighted draws.
+        moves_per_round: steps by which particles go on in each round, an energy each, after one where they stand.
+        batch_size: conformations decoded at once.
+
+    Raises:
+        ValueError: numbers out of range, a flow whose samples have no finite energies, or particles of a flow that
+            `molecular.sampling.smc` cannot move.
     """
     if samples_per_round < 2 or batch_size < 1:
         raise ValueError(

@@ -64,7 +64,7 @@ class TARFlow(Flow):
             drops.
         conditional: how a token's numbers are mapped given the tokens before: "affine", or "spline", each number by a
             rational-quadratic spline given all numbers before it, those of its own token included (a richer family, and
-            slower to invert).
+            slower to invert). num_bins: pieces of each spline.
 
     Raises:
         ValueError: settings that do not fit.
@@ -97,6 +97,7 @@ class TARFlow(Flow):
         soft_clip: float = 0.0,
         dropout: float = 0.0,
         conditional: str = "affine",
+        num_bins: int = 8,
     ):
         event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(n) for n in event_shape)
         context_shape = _context_shape(context_shape)
@@ -125,6 +126,7 @@ class TARFlow(Flow):
             "soft_clip": soft_clip,
             "dropout": dropout,
             "conditional": conditional,
+            "num_bins": num_bins,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
         super().__init__(
@@ -154,6 +156,7 @@ def autoregressive_blocks(
     soft_clip: float = 0.0,
     dropout: float = 0.0,
     conditional: str = "affine",
+    num_bins: int = 8,
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
     """The maps of a TARFlow on tokens ``(B, *token_shape)``, in the order in which data passes through them.
@@ -220,7 +223,7 @@ def autoregressive_blocks(
         reverse = index % 2 == 1
         block: Transform
         if conditional == "spline":
-            token_map = InnerAutoregressive(RationalQuadraticSpline(), token_size, dropout=dropout)
+            token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), token_size, dropout=dropout)
             block = TokenwiseAutoregressive(network(depth, reverse, token_map.parameters_per_token), token_map)
         else:
             block = AutoregressiveTransform(network(depth, reverse, 2 * token_size), make_scale())

@@ -1,7 +1,18 @@
-"""Distances between samples: exact Wasserstein, on tori too, and sliced Wasserstein with control variates."""
+"""Distances between samples: Wasserstein, exact, on tori and sliced; of features, Fréchet and kernel distance."""
 
+from nflib.metrics.features import PrecisionRecall, frechet_distance, kernel_distance, precision_recall
 from nflib.metrics.one_dimensional import wasserstein_1d
 from nflib.metrics.sliced import SlicedWasserstein, sliced_wasserstein
 from nflib.metrics.transport import torus, wasserstein
 
-__all__ = ["SlicedWasserstein", "sliced_wasserstein", "torus", "wasserstein", "wasserstein_1d"]
+__all__ = [
+    "PrecisionRecall",
+    "SlicedWasserstein",
+    "frechet_distance",
+    "kernel_distance",
+    "precision_recall",
+    "sliced_wasserstein",
+    "torus",
+    "wasserstein",
+    "wasserstein_1d",
+]

@@ -32,7 +32,20 @@ def simulation(tmp_path_factory):
         "--save_ps",
         "0.01",
     ]
-    main(["simulate", *arguments, "--equilibration_ps", "0.1", "--num_ladders", "4", "--num_temperatures", "2"])
+    main(
+        [
+            "simulate",
+            *arguments,
+            "--hot_ps",
+            "0.05",
+            "--equilibration_ps",
+            "0.1",
+            "--num_ladders",
+            "4",
+            "--num_temperatures",
+            "2",
+        ]
+    )
     return folder
 
 

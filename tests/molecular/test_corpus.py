@@ -20,8 +20,8 @@ from molecular.data.corpus import (
 )
 
 OPTIONS = {
-    "picoseconds": 0.02, "equilibration_ps": 0.0, "num_ladders": 2, "num_temperatures": 2, "swap_ps": 0.01,
-    "save_ps": 0.002, "progress": False,
+    "picoseconds": 0.02, "hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 2, "num_temperatures": 2,
+    "swap_ps": 0.01, "save_ps": 0.002, "progress": False,
 }  # fmt: skip
 
 
@@ -38,8 +38,19 @@ def made(tmp_path_factory):
     """Made by the command line, float16, packed."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "sequences.txt").write_text("# two dipeptides and their elder\nGG\nGA # reversed below\n\nAG\n")
-    arguments = ["--picoseconds", "0.02", "--equilibration_ps", "0", "--num_ladders", "2", "--num_temperatures", "2"]
-    arguments += ["--save_ps", "0.002", "--frames", "float16", "--tar", "true", "--validation_fraction", "0"]
+    arguments = [
+        "--picoseconds",
+        "0.02",
+        "--hot_ps",
+        "0",
+        "--equilibration_ps",
+        "0",
+        "--num_ladders",
+        "2",
+        "--num_temperatures",
+        "2",
+    ]
+    arguments += ["--save_ps", "0.002", "--storage", "float16", "--tar", "true", "--validation_fraction", "0"]
     arguments += ["--sequences", str(folder / "sequences.txt"), "--test_fraction", "0.4"]
     main(["simulate", *arguments, "--output", str(folder / "corpus")])
     return folder / "corpus"

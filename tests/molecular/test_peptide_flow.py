@@ -23,7 +23,7 @@ def frames(peptide: Peptide) -> torch.Tensor:
     return start + 0.004 * torch.randn(500, *start.shape, generator=generator)
 
 
-def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> MoleculeFlow:
+def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str, conditional: str = "spline") -> MoleculeFlow:
     torch.manual_seed(1)
     flow = MoleculeFlow.of(
         peptide,
@@ -32,6 +32,7 @@ def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> Molec
         num_blocks=2,
         layers_per_block=1,
         head_dim=16,
+        conditional=conditional,
     )
     flow.fit_coordinates(frames)
     for parameter in flow.parameters():
@@ -39,9 +40,10 @@ def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> Molec
     return flow.eval()
 
 
+@pytest.mark.parametrize("conditional", ["spline", "affine"])
 @pytest.mark.parametrize("coordinates", COORDINATES)
-def test_density_of_samples_is_their_log_prob(peptide, frames, coordinates):
-    flow = make_flow(peptide, frames, coordinates).double()
+def test_density_of_samples_is_their_log_prob(peptide, frames, coordinates, conditional):
+    flow = make_flow(peptide, frames, coordinates, conditional).double()
     samples, log_prob = flow.sample_and_log_prob(64, seed=3)
     assert samples.shape == (64, peptide.num_atoms, 3)
     with torch.no_grad():
@@ -82,11 +84,12 @@ def test_mistakes(peptide, frames):
 
 def test_flows_of_earlier_versions_load(peptide, frames, tmp_path):
     """They hold a sequence, elements and bonds in place of a topology."""
-    flow = make_flow(peptide, frames, "internal")
+    flow = make_flow(peptide, frames, "internal", "affine")
     flow.save_pretrained(tmp_path)
     document = json.loads((tmp_path / "config.json").read_text())
     topology = document["config"].pop("topology")
     earlier = {"sequence": "Ace-G-Nme", "elements": topology["elements"], "bonds": topology["bonds"]}
+    del document["config"]["conditional"], document["config"]["num_bins"]
     document = {"architecture": "PeptideFlow", "config": earlier | document["config"]}
     (tmp_path / "config.json").write_text(json.dumps(document))
     again = Flow.from_pretrained(tmp_path)

@@ -288,6 +288,22 @@ def test_recentre_keeps_the_centre_of_mass_at_the_origin():
         assert (np.abs(centre).max() < 1e-4) == recentre
 
 
+def test_replicas_are_at_the_highest_temperature_before_they_are_at_their_own():
+    """A hot stage, and the first frames after it: of a harmonic oscillator, whose energies tell temperatures."""
+    common = {"num_ladders": 400, "num_steps": 1, "save_interval": 1, "saved_temperatures": 3, "swap_interval": 10_000}
+    common |= {"equilibration_steps": 0, "friction": 5.0, "timestep": 0.001}
+    hot = short_run(Harmonic(), hot_steps=2000, **common).frames
+    settled = short_run(Harmonic(), hot_steps=2000, **common | {"equilibration_steps": 2000}).frames
+    assert hot is not None and settled is not None
+
+    def temperatures(frames: Frames) -> list[float]:
+        means = [frames.energies[frames.temperature_index == k].mean() for k in range(3)]
+        return [float(mean / (4.5 * MOLAR_GAS_CONSTANT)) for mean in means]  # of nine coordinates
+
+    assert temperatures(hot) == pytest.approx([550.0] * 3, rel=0.08)
+    assert temperatures(settled) == pytest.approx([300.0, 400.0, 550.0], rel=0.08)
+
+
 # Broken replicas
 
 
@@ -314,12 +330,13 @@ def test_sound_replicas_are_never_restarted():
 # Checkpoints
 
 
+@pytest.mark.parametrize("hot_steps", [0, 97])
 @pytest.mark.parametrize("after", [3, 60, 217, 449])
-def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, after):
-    whole = short_run(Harmonic())
+def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, after, hot_steps):
+    whole = short_run(Harmonic(), hot_steps=hot_steps)
     with pytest.raises(KeyboardInterrupt):
-        short_run(Killed(after), tmp_path)
-    resumed = short_run(Harmonic(), tmp_path)
+        short_run(Killed(after), tmp_path, hot_steps=hot_steps)
+    resumed = short_run(Harmonic(), tmp_path, hot_steps=hot_steps)
     assert_same_frames(whole.frames, resumed.frames)
     for name in (
         "kinetic_temperature_K",
@@ -435,10 +452,12 @@ class Bead:
 def simulate_beads(folder: Path, peptide: Bead | None = None, **changes) -> Trajectories:
     options = {
         "picoseconds": 0.4,
+        "hot_ps": 0.0,
+        "highest_temperature": 900.0,
         "equilibration_ps": 0.1,
         "num_ladders": 6,
         "num_temperatures": 3,
-        "timestep": 0.002,
+        "timestep_ps": 0.002,
         "swap_ps": 0.02,
         "save_ps": 0.04,
         "progress": False,

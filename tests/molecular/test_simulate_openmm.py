@@ -131,8 +131,8 @@ def test_unknown_platform_and_engine(tmp_path):
 def test_simulate_with_either_engine_writes_the_same_kind_of_folder(tmp_path):
     peptide = Peptide("Ace-A-Nme")
     options = {
-        "picoseconds": 0.1, "equilibration_ps": 0.02, "num_ladders": 2, "num_temperatures": 2, "swap_ps": 0.01,
-        "save_ps": 0.02, "progress": False,
+        "picoseconds": 0.1, "hot_ps": 0.01, "equilibration_ps": 0.02, "num_ladders": 2, "num_temperatures": 2,
+        "swap_ps": 0.01, "save_ps": 0.02, "progress": False,
     }  # fmt: skip
     first: dict[str, np.ndarray] = {}
     for engine in ("batched", "openmm"):

@@ -8,6 +8,7 @@ import torch
 
 from molecular.dynamics import concerns, parallel_tempering, report_lines
 from molecular.dynamics.autocorrelation import mixing
+from molecular.dynamics.report import POSITIVE_PHI, ROTAMERS, _drift
 from molecular.dynamics.statistics import Statistics
 
 
@@ -96,6 +97,31 @@ def test_equilibrated_run_has_no_drift_and_one_from_the_minimum_has():
     assert concerns(calm) == []
     cold = run(60, 0, num_ladders=64)  # begins at the minimum
     assert any("drifts by" in sentence for sentence in concerns(cold))
+
+
+def jumping(num_series: int, length: int, shares: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Angles of two states, 60 and -80 degrees, that are left one frame in 20; shares: of the first, frame by frame."""
+    rng = np.random.default_rng(seed)
+    inside = rng.random((num_series, length)) < shares
+    for t in range(1, length):
+        stays = rng.random(num_series) > 0.05
+        inside[stays, t] = inside[stays, t - 1]
+    return np.deg2rad(np.where(inside, 60.0, -80.0))
+
+
+def test_a_rare_torsion_that_drifts_is_told():
+    """From 11 to 2 % of phi > 0, as where replicas begin with random torsions; a constant share raises no alarm."""
+    length = 1600
+    falling = 0.02 + 0.09 * np.exp(-np.arange(length) / 600)
+    assert _drift(jumping(64, length, falling), [POSITIVE_PHI])["p_value"] < 1e-4
+    assert _drift(jumping(64, length, falling), ROTAMERS)["p_value"] < 1e-4
+    alarms = [_drift(jumping(64, length, np.full(length, 0.03), seed), ROTAMERS)["p_value"] for seed in range(40)]
+    assert np.mean(np.array(alarms) < 0.05) <= 0.15
+    assert _drift(jumping(3, length, falling), ROTAMERS) is None
+    row = {"torsion": "phi 1", "frames": 25600, "effective_sample_size": 900.0, "resolved": True}
+    row["drift"] = {"first_half": 0.08, "second_half": 0.03, "p_value": 1e-5}
+    (sentence,) = concerns(run(4000, 1000) | {"torsions": [row]})
+    assert "phi 1 drifts: 8.0% of the first half and 3.0% of the second" in sentence
 
 
 def test_report_is_a_short_table():

@@ -58,8 +58,8 @@ def corpus(tmp_path_factory):
     for sequence in SEQUENCES:
         system = folder / "systems" / sequence
         simulate(
-            Peptide(sequence), system, picoseconds=0.02, equilibration_ps=0.0, num_ladders=1, num_temperatures=2,
-            save_ps=0.002, progress=False,
+            Peptide(sequence), system, picoseconds=0.02, hot_ps=0.0, equilibration_ps=0.0, num_ladders=1,
+            num_temperatures=2, save_ps=0.002, progress=False,
         )  # fmt: skip
         shard = system / "frames-000000.npz"
         arrays = {name: np.repeat(array, 20, axis=0) for name, array in np.load(shard).items()}
@@ -385,7 +385,7 @@ def test_regularization_is_for_flows_that_know_it(corpus, tmp_path):
     assert (config["dropout"], config["neighbours"]) == (0.2, False)
     for data, options, message in (
         (corpus, ("--coordinates", "cartesian", "--neighbours", "false"), "internal coordinates"),
-        (corpus / "systems" / "GG", ("--dropout", "0.2"), "dropout: only flows of a corpus"),
+        (corpus / "systems" / "GG", ("--dropout", "0.2"), "dropout: only for a corpus"),
     ):
         with pytest.raises(SystemExit) as stop:
             train(data, tmp_path / "none", *options, "--training.max_steps", "1")
