@@ -24,6 +24,7 @@ from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.relabel import find_exchanges, relabel, swap, volumes
 from molecular.molecule.topology import Residue, Topology
+from tests.damage import damaged
 
 TRICLINIC = np.array([[1.9, 0.0, 0.0], [0.6, 1.8, 0.0], [-0.5, 0.7, 1.7]])
 GROMACS = {
@@ -596,24 +597,6 @@ def test_what_relabelling_covers():
     assert ("CD1", "CD2 of PHE 7", 4) not in pairs
 
 
-def damaged(content, rng):
-    """A file cut short, with bytes changed, with a run of zeros, or of something else."""
-    choice = rng.integers(4)
-    if choice == 0:
-        return content[: rng.integers(len(content))]
-    changed = bytearray(content)
-    if choice == 1:
-        for place in rng.integers(len(content), size=rng.integers(1, 9)):
-            changed[place] = rng.integers(256)
-    elif choice == 2:
-        start = rng.integers(len(content))
-        changed[start : start + 64] = bytes(len(changed[start : start + 64]))
-    else:
-        start = rng.integers(min(len(content), 200))
-        changed[start : start + 8] = rng.bytes(8)
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("suffix", ["xtc", "dcd", "trr", "nc", "npz", "pdb"])
 def test_damaged_files_are_told_in_one_sentence(suffix, clean, tmp_path):
     told_or_right(suffix, clean, tmp_path, 4)
@@ -635,7 +618,13 @@ def told_or_right(suffix, clean, tmp_path, number):
     content = whole.read_bytes()
     rng = np.random.default_rng(0)
     bad, out = tmp_path / f"bad.{suffix}", tmp_path / "out"
-    texts = [b"", b"text", content[: len(content) // 2], content[:40], *(damaged(content, rng) for _ in range(number))]
+    texts = [
+        b"",
+        b"text",
+        content[: len(content) // 2],
+        content[:40],
+        *(damaged(bad.name, content, [], rng) for _ in range(number)),
+    ]
     refused = 0
     for text in texts:
         bad.write_bytes(text)
