@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from nflib.io import read_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"
 MESSAGE = "{path} cannot be read ({reason}); delete the folder or simulate into another."
-COUNTERS = {"step": int, "num_shards": int, "wall_seconds": (int, float)}
+COUNTERS: dict[str, Any] = {"step": int, "num_shards": int, "wall_seconds": (int, float)}
 Settings = dict[str, object]
 
 

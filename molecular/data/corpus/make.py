@@ -72,7 +72,6 @@ def simulate_corpus(
             finished = system / FINISHED
             if finished.is_file() and _same(read_json(finished, "delete it to go on"), wanted):
                 continue
-            finished.unlink(missing_ok=True)
             log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
             result = simulate(
                 Peptide(parse_sequence(sequence, letters=True), **build),
