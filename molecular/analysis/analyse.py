@@ -30,7 +30,7 @@ from molecular.dynamics.simulate import reported_torsions
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_torsions
-from nflib.montecarlo.archives import finite_or_none
+from nflib.io.documents import finite_or_none
 from nflib.montecarlo.diagnostics import effective_sample_size
 
 Variable = str | Callable[[Tensor], Tensor] | CollectiveVariable

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from molecular.molecule.peptide import usual_temperature
 from molecular.molecule.sequences import parse_sequence
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
+from nflib.io import read_json
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import effective_sample_size
 from nflib.montecarlo.history import History
@@ -61,13 +60,13 @@ def read_samples(entry: str) -> SampleFolder:
     try:
         samples = WeightedSamples.load(folder / "weights.npz")
         history = None if "history" not in summary else History.from_summary(summary["history"])
-    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError, OSError) as error:
+    except ValueError as error:
         raise ValueError(f"{folder} has a damaged file ({error}); sample again.") from error
     molecule = load_molecule(folder)
-    if molecule.num_atoms != samples.x.shape[1]:
+    if samples.x.shape[1:] != (molecule.num_atoms, 3):
         raise ValueError(
-            f"{folder} holds positions of {samples.x.shape[1]} atoms, but its molecule has {molecule.num_atoms}; "
-            "sample again."
+            f"{folder} holds positions of shape {tuple(samples.x.shape)}, but its molecule has {molecule.num_atoms} "
+            "atoms; sample again."
         )
     return SampleFolder(folder, name, molecule, samples, summary, history)
 
@@ -160,8 +159,10 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
     if molecule.difference(simulated) is not None:
         notes.append("The reference was simulated in another force field than that which the samples are weighted to.")
     ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms)
-    ladder = [float(value) for value in settings["temperatures"]]
-    saved = ensemble.temperature_index.unique().tolist()
+    saved, ladder = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
+    kelvins = isinstance(ladder, list) and all(isinstance(T, (int, float)) and 0 < T < torch.inf for T in ladder)
+    if not kelvins or not 0 <= saved[0] <= saved[-1] < len(ladder):
+        raise ValueError(f"{folder / 'settings.json'} is damaged: its temperatures are not those of the frames.")
     index = min(saved, key=lambda index: (abs(ladder[index] - temperature) > _SAME_TEMPERATURE, index))
     ensemble = ensemble.select(ensemble.temperature_index == index)
     kept = WeightedConformations(ensemble.positions, groups=ensemble.ladder, time=ensemble.time)
@@ -192,13 +193,10 @@ def _check_folder(folder: Path, file: str, command: str) -> None:
 
 
 def _read_json(folder: Path, file: str, names: tuple[str, ...], command: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / file).read_text())
-        missing = [name for name in names if name not in content]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that `{command}` wrote.") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / file} is damaged ({error}); run `{command}` again.") from error
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that `{command}` wrote.")
+    content = read_json(folder / file, f"run `{command}` again")
+    missing = [name for name in names if name not in content]
     if missing:
         raise ValueError(f"{folder / file} lacks {', '.join(missing)}; run `{command}` again.")
-    return dict(content)
+    return content

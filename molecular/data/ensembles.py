@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molecular.dynamics.frames import concatenate, list_shards, read_shard
+from molecular.dynamics.frames import concatenate, list_shards, read_shards
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def load_ensemble(
 
     Raises:
         FileNotFoundError: no such folder, or no frames in it.
-        ValueError: a wrong number of atoms, positions that are not finite (the message names file and
-            frame), a damaged file, or nothing left after selection.
+        ValueError: a wrong number of atoms, positions, energies or times that are not finite (the message names file
+            and frame), a damaged file, or nothing left after selection.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -64,28 +64,7 @@ def load_ensemble(
     shards = list_shards(folder)
     if not shards:
         raise FileNotFoundError(f"{folder} holds no frames-*.npz; run `python -m molecular simulate` into it first.")
-    parts = []
-    for path in shards:
-        frames = read_shard(path)
-        shape = frames.positions.shape
-        expected = shape[1] if num_atoms is None and len(shape) == 3 else num_atoms
-        if len(shape) != 3 or shape[2] != 3 or shape[1] != expected:
-            raise ValueError(
-                f"{path} holds positions of shape {shape} but (frames, {expected or 'atoms'}, 3) is needed;"
-                " is it the simulation of another molecule?"
-            )
-        num_atoms = shape[1]
-        lengths = {name: len(array) for name, array in frames.arrays().items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"{path} holds arrays of different lengths {lengths}; delete it or simulate again.")
-        finite = np.isfinite(frames.positions).all(axis=(1, 2))
-        if not finite.all():
-            raise ValueError(
-                f"{path}: positions of frame {int(np.argmin(finite))} are not finite"
-                f" ({int((~finite).sum())} such frames in the file); remove them or simulate again."
-            )
-        parts.append(frames)
-    frames = concatenate(parts)
+    frames = concatenate(read_shards(shards, num_atoms))
     ensemble = Ensemble(
         positions=torch.from_numpy(frames.positions.astype(np.float32, copy=False)),
         energies=torch.from_numpy(frames.energies.astype(np.float64, copy=False)),

@@ -27,7 +27,7 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.relabel import Exchange, find_exchanges, relabel, swap, volumes
 from molecular.molecule.storage import save_molecule
 from molecular.molecule.topology import Topology
-from nflib.io import complete_folder, write_json
+from nflib.io import complete_folder, only_run, write_json
 
 UNITS = {1.0: "nm", 0.1: "ångström", 1e-3: "pm", 10.0: "10 nm, an ångström converted twice"}
 """Lengths of files, in nm, that are told by the distances of bonded atoms."""
@@ -82,6 +82,7 @@ def import_trajectory(
 
     Raises:
         FileNotFoundError: a file that is not there.
+        OSError: the folder cannot be written, or another run is at work in it.
         ValueError: an option that makes no sense, a damaged file, another molecule, constraints that cannot be undone,
             or no frame that can be used; nothing is written then.
     """
@@ -107,7 +108,8 @@ def import_trajectory(
     written = _with_energies(frames, energy, molecule.kT, highest_energy, report)
     report.frames_kept, report.ladders = len(written), len(np.unique(written.ladder))
     report.energy_mean, report.energy_deviation = float(written.energies.mean()), float(written.energies.std())
-    with complete_folder(output) as folder:
+    with only_run(output), complete_folder(output) as folder:
+        _check_output(output)  # another import may have ended meanwhile
         save_molecule(molecule, folder)
         write_json(
             folder / "settings.json",
@@ -168,6 +170,10 @@ def _check(
     for name, value in (("stride", stride), ("num_parts", num_parts)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give a positive whole number.")
+    _check_output(output)
+
+
+def _check_output(output: Path) -> None:
     if output.is_dir() and (list_shards(output) or (output / "settings.json").exists()):
         raise ValueError(f"{output} holds frames already; give another folder.")
     if output.exists() and not output.is_dir():

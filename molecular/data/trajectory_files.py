@@ -7,12 +7,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from molecular.data import trajectory_worker
 from molecular.molecule.topology import Topology
 from molecular.molecule.trajectories import ascii_name
+from nflib.io import read_arrays
 
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
 WITH_ATOMS = (".h5", ".hdf5", ".pdb", ".pdb.gz", ".cif", ".mmcif", ".pdbx", ".gro")
@@ -164,15 +164,11 @@ def _load(readable: Path, suffix: str) -> Any:
 
 
 def _read_npz(path: Path) -> Part:
-    _check_npz(path)
-    with np.load(path, allow_pickle=False) as stored:
-        names = list(stored.files)
-        name = next((name for name in ("positions", "xyz", "coordinates") if name in names), None)
-        if name is None:
-            raise ValueError(f"it holds {', '.join(names) or 'nothing'} but no array 'positions'")
-        positions = stored[name]
-        time = stored["time"] if "time" in names else None
-        box = stored["box"] if "box" in names else None
+    arrays = read_arrays(path, message="{reason}")
+    name = next((name for name in ("positions", "xyz", "coordinates") if name in arrays), None)
+    if name is None:
+        raise ValueError(f"it holds {', '.join(arrays) or 'nothing'} but no array 'positions'")
+    positions, time, box = arrays[name], arrays.get("time"), arrays.get("box")
     if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
         raise ValueError(f"its positions are {positions.dtype} of shape {positions.shape}, not numbers (frames, n, 3)")
     count = len(positions)
@@ -187,23 +183,6 @@ def _read_npz(path: Path) -> Part:
     if positions.dtype.kind != "f":
         positions = positions.astype(np.float64)
     return Part(positions, time.astype(np.float64), box)
-
-
-def _check_npz(path: Path) -> None:
-    """Refuse arrays whose headers tell of more bytes than the file has, before memory is taken for them."""
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            with archive.open(member) as file:
-                shape, itemsize, header = _npy_header(file)
-            if int(np.prod([float(size) for size in shape])) * itemsize + header > member.file_size:
-                raise ValueError(f"its {member.filename} has fewer bytes than an array of shape {shape} needs")
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], int, int]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype.itemsize, file.tell()
 
 
 def _check_atoms(path: Path, found: int, wanted: int) -> None:

@@ -1,17 +1,19 @@
 """The state of a simulation on disk, complete enough to go on bit for bit; plain arrays, nothing pickled."""
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from molecular.dynamics.frames import save_npz
+from nflib.io import read_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"
+MESSAGE = "{path} cannot be read ({reason}); delete the folder or simulate into another."
+COUNTERS: dict[str, Any] = {"step": int, "num_shards": int, "wall_seconds": (int, float)}
 Settings = dict[str, object]
 
 
@@ -22,24 +24,30 @@ def save_checkpoint(
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     arrays["counters"] = np.array(json.dumps(dict(counters)))
     arrays["settings"] = np.array(json.dumps(settings))
-    save_npz(folder / CHECKPOINT, arrays)
+    write_arrays(folder / CHECKPOINT, arrays)
 
 
-def load_checkpoint(folder: Path, settings: Settings) -> tuple[dict[str, Tensor], dict[str, float]] | None:
+def load_checkpoint(
+    folder: Path, settings: Settings, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, float]] | None:
     """Tensors and counters of the checkpoint of ``folder``, or None when there is none.
 
-    Raises ValueError when it cannot be read, or was made with settings other than ``settings``.
+    Raises ValueError when it cannot be read, was made with settings other than ``settings``, or its tensors have other
+    names, shapes or dtypes than those expected, or numbers that are not finite.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
+    arrays = read_arrays(path, {"counters": "U", "settings": "U"}, message=MESSAGE)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        counters = json.loads(str(arrays.pop("counters")))
-        before = json.loads(str(arrays.pop("settings")))
-    except (KeyError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete the folder or simulate into another.") from error
+        counters, before = (json.loads(str(arrays.pop(name))) for name in ("counters", "settings"))
+        numbers = {name: counters[name] for name in COUNTERS}
+        if not all(isinstance(numbers[name], kind) and numbers[name] >= 0 for name, kind in COUNTERS.items()):
+            raise TypeError("its counters are none")
+        if not isinstance(before, dict):
+            raise TypeError("its settings are none")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(MESSAGE.format(path=path, reason=repr(error))) from error
     # Through JSON, so that a tuple equals the list it was stored as.
     now = json.loads(json.dumps(settings))
     before.setdefault("hot_steps", 0)  # earlier versions had no hot stage
@@ -47,4 +55,19 @@ def load_checkpoint(folder: Path, settings: Settings) -> tuple[dict[str, Tensor]
     if changed:
         differences = ", ".join(f"{name} {before.get(name)} then, {now.get(name)} now" for name in changed)
         raise ValueError(f"{path} belongs to a simulation with other settings ({differences}); use another folder.")
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, counters
+    lacking = expected.keys() - arrays.keys()
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}: another version wrote it; use another folder.")
+    tensors = {}
+    for name, current in expected.items():
+        if arrays[name].dtype.kind not in "fiub":
+            raise ValueError(f"{path} holds {name} as {arrays[name].dtype}, which are no numbers; use another folder.")
+        stored = tensors[name] = torch.from_numpy(arrays[name])
+        if stored.shape != current.shape or stored.dtype != current.dtype:
+            raise ValueError(
+                f"{path} holds {name} {tuple(stored.shape)} {stored.dtype} but this simulation"
+                f" has {tuple(current.shape)} {current.dtype}; use another folder."
+            )
+        if not bool(torch.isfinite(stored).all()):
+            raise ValueError(f"{path} is damaged: its {name} is not finite; use another folder.")
+    return tensors, numbers

@@ -1,7 +1,7 @@
 """Frames of a simulation: in memory, and as numbered shards that are written atomically."""
 
-import zipfile
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molecular.molecule.trajectories import ascii_name, write_trajectory
-from nflib.io import complete_file
+from nflib.io import read_arrays, write_arrays
 
 STORAGE = ("float32", "float16", "xtc")
 """How positions are stored; see `write_shard`."""
@@ -43,13 +43,11 @@ def concatenate(parts: list[Frames]) -> Frames:
     return Frames(**{name: np.concatenate([part.arrays()[name] for part in parts]) for name in FIELDS})
 
 
-FIELDS = tuple(Frames.__dataclass_fields__)
-
-
-def save_npz(path: Path, arrays: Mapping[str, NDArray]) -> None:
-    """Write an .npz so that a reader, or a restart after a crash, sees the whole file or none of it."""
-    with complete_file(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **dict(arrays))
+FIELDS = {"positions": "f", "energies": "f", "temperature_index": "iu", "ladder": "iu", "time": "f"}
+"""Of the arrays of a shard, the kinds of numbers (`nflib.io.read_arrays`)."""
+MESSAGE = "{path} is not a shard of frames ({reason}); delete it or simulate again."
+CHECKSUM = "xtc_sha256"
+OPTIONAL = {"positions": FIELDS["positions"], CHECKSUM: "U"}
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -76,29 +74,65 @@ def write_shard(path: Path, frames: Frames, storage: str = "float32") -> None:
         arrays["positions"] = frames.positions.astype(np.float16)
     if storage == "xtc":
         write_trajectory(path.with_suffix(".xtc"), arrays.pop("positions"), time=frames.time)
+        arrays[CHECKSUM] = np.array(_checksum(path.with_suffix(".xtc")))
     # The .npz comes last: it is what makes a shard.
-    save_npz(path, arrays)
+    write_arrays(path, arrays)
 
 
 def read_shard(path: Path) -> Frames:
     """The frames of one shard; raises ValueError naming the file when it is not one."""
+    arrays = read_arrays(path, {name: kind for name, kind in FIELDS.items() if name != "positions"}, OPTIONAL, MESSAGE)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in FIELDS if name in stored.files or name != "positions"}
-        if "positions" not in arrays:
-            with (
-                ascii_name(path.with_suffix(".xtc")) as name,
-                mdtraj.formats.XTCTrajectoryFile(name) as trajectory,
-            ):
-                arrays["positions"] = trajectory.read()[0]
-            if len(arrays["positions"]) != len(arrays["energies"]):
+        positions = arrays["positions"] if "positions" in arrays else _read_xtc(path.with_suffix(".xtc"), arrays)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(MESSAGE.format(path=path, reason=error)) from error
+    frames = Frames(**{name: arrays[name] for name in FIELDS if name != "positions"}, positions=positions)
+    if positions.ndim != 3 or positions.shape[2] != 3:
+        raise ValueError(f"{path} holds positions of shape {positions.shape} but (frames, atoms, 3) is needed.")
+    shapes = {name: array.shape[:1] if name == "positions" else array.shape for name, array in frames.arrays().items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"{path} holds arrays of different lengths {shapes}; delete it or simulate again.")
+    return replace(frames, positions=positions.astype(np.float32, copy=False))
+
+
+def read_shards(paths: Iterable[Path], num_atoms: int | None = None) -> list[Frames]:
+    """The frames of shards of one simulation, of num_atoms, by default as many as the first one has.
+
+    Raises ValueError, naming the file and where it can the frame, for another number of atoms, and for positions,
+    energies or times that are not finite.
+    """
+    parts: list[Frames] = []
+    for path in paths:
+        frames = read_shard(path)
+        shape = frames.positions.shape
+        num_atoms = shape[1] if num_atoms is None else num_atoms
+        if shape[1] != num_atoms:
+            raise ValueError(
+                f"{path} holds positions of shape {shape} but (frames, {num_atoms}, 3) is needed;"
+                " is it the simulation of another molecule?"
+            )
+        for name in ("positions", "energies", "time"):
+            finite = np.isfinite(frames.arrays()[name]).reshape(len(frames), -1).all(axis=1)
+            if not finite.all():
                 raise ValueError(
-                    f"{len(arrays['positions'])} frames in {path.stem}.xtc, {len(arrays['energies'])} here"
+                    f"{path}: {name} of frame {int(np.argmin(finite))} are not finite"
+                    f" ({int((~finite).sum())} such frames in the file); remove them or simulate again."
                 )
-    except (KeyError, zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a shard of frames ({error}); delete it or simulate again.") from error
-    frames = Frames(**arrays)
-    return replace(frames, positions=frames.positions.astype(np.float32, copy=False))
+        parts.append(frames)
+    return parts
+
+
+def _read_xtc(path: Path, arrays: Mapping[str, NDArray]) -> NDArray[np.float32]:
+    # Its reader may take the process down where a byte is wrong. Shards of a while ago have no checksum.
+    if CHECKSUM in arrays and str(arrays[CHECKSUM]) != _checksum(path):
+        raise ValueError(f"{path.name} is not as it was written")
+    with ascii_name(path) as name, mdtraj.formats.XTCTrajectoryFile(name) as trajectory:
+        return trajectory.read()[0]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FrameWriter:
@@ -147,6 +181,7 @@ class FrameWriter:
 
     def frames(self) -> Frames | None:
         """Everything written so far, from disk and memory; None when there are no frames."""
-        stored = [] if self.folder is None else [read_shard(shard_path(self.folder, i)) for i in range(self.num_shards)]
+        folder = self.folder
+        stored = [] if folder is None else read_shards(shard_path(folder, index) for index in range(self.num_shards))
         parts = stored + self.pending
         return concatenate(parts) if parts else None

@@ -199,21 +199,15 @@ class Replicas:
         return state | statistics | {"generator": self.generator.get_state()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the state of a checkpoint."""
+        """Take over `tensors` of a checkpoint; raises ValueError where walkers or generator are in no state."""
         device = self.x.device
-        lacking = self.tensors().keys() - tensors.keys()
-        if lacking:
-            raise ValueError(
-                f"the checkpoint lacks {', '.join(sorted(lacking))}: another version wrote it; use another folder."
-            )
+        if not torch.equal(tensors["walker"].sort().values, torch.arange(len(self.x))):
+            raise ValueError("its walkers are not all different ones.")
         for name in ("x", "v", "force", "potential", "walker"):
-            stored, current = tensors[name], getattr(self, name)
-            if stored.shape != current.shape or stored.dtype != current.dtype:
-                raise ValueError(
-                    f"the checkpoint holds {name} {tuple(stored.shape)} {stored.dtype} but this simulation"
-                    f" has {tuple(current.shape)} {current.dtype}; use another folder."
-                )
-            setattr(self, name, stored.to(device))
+            setattr(self, name, tensors[name].to(device))
         values = {name: tensors[f"statistics.{name}"].to(device) for name in self.statistics.tensors()}
         self.statistics = Statistics(**values)
-        self.generator.set_state(tensors["generator"])
+        try:
+            self.generator.set_state(tensors["generator"])
+        except RuntimeError as error:
+            raise ValueError(str(error).partition("\n")[0]) from error

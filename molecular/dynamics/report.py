@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from molecular.dynamics.autocorrelation import mixing
-from molecular.dynamics.frames import list_shards, read_shard
+from molecular.dynamics.frames import list_shards, read_shards
 from molecular.molecule.geometry import dihedrals
 
 POSITIVE_PHI = (0.0, np.deg2rad(150.0))
@@ -41,15 +41,20 @@ def torsion_statistics(
     """
     angles, ladder_parts = [], []
     quadruples = torch.tensor(np.array([list(row) for row in torsions.values()], dtype=np.int64).reshape(-1, 4))
-    for path in list_shards(folder):
-        frames = read_shard(path)
+    for frames in read_shards(list_shards(folder)):
         lowest = frames.temperature_index == 0
         angles.append(dihedrals(torch.from_numpy(frames.positions[lowest]), quadruples).numpy())
         ladder_parts.append(frames.ladder[lowest])
     if not ladder_parts or not len(quadruples):
         return []
     ladder = np.concatenate(ladder_parts)
-    num_ladders = len(np.unique(ladder))
+    lengths = np.unique(ladder, return_counts=True)[1]
+    if len(set(lengths.tolist())) != 1:
+        raise ValueError(
+            f"{folder} holds {min(lengths)} frames of one ladder and {max(lengths)} of another, though all were saved "
+            "together; a shard is damaged or lost: simulate into another folder."
+        )
+    num_ladders = len(lengths)
     # Sorted by ladder and, because the sort is stable and shards are in order, by time inside each.
     order = np.argsort(ladder, kind="stable")
     series = np.concatenate(angles)[order].reshape(num_ladders, -1, len(quadruples))

@@ -31,7 +31,7 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.molecule.torsions import phi_psi_torsions
 from nflib.devices import usable_device
-from nflib.io import complete_folder, only_run, write_json
+from nflib.io import complete_folder, only_run, read_json, write_json
 
 ENGINES = ("batched", "openmm")
 
@@ -252,7 +252,7 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
     path = output / "settings.json"
     if not path.exists() or not (output / CHECKPOINT).exists():
         return
-    before = json.loads(path.read_text())
+    before = read_json(path, "simulate into another folder")
     # Through JSON, so that a tuple equals the list it was stored as.
     for name, value in json.loads(json.dumps(settings)).items():
         if name not in MAY_CHANGE and name in before and before[name] != value:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from molecular.dynamics.checkpoint import load_checkpoint, save_checkpoint
+from molecular.dynamics.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from molecular.dynamics.frames import Frames, FrameWriter, list_shards
 from molecular.dynamics.langevin import EnergyAndForce, Langevin
 from molecular.dynamics.replicas import MakeIntegrator, Replicas, TemperingSettings
@@ -106,9 +106,14 @@ def parallel_tempering(
     replicas = Replicas(energy, masses, start, settings, generator, integrator, degrees_of_freedom)
 
     step, wall, num_shards = 0, 0.0, 0
-    stored = load_checkpoint(checkpoint, asdict(settings)) if checkpoint is not None else None
-    if stored is not None:
-        replicas.restore(stored[0])
+    stored = None
+    if checkpoint is not None:
+        stored = load_checkpoint(checkpoint, asdict(settings), replicas.tensors())
+    if checkpoint is not None and stored is not None:
+        try:
+            replicas.restore(stored[0])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint / CHECKPOINT} is damaged: {error}") from error
         step, num_shards, wall = (
             int(stored[1]["step"]),
             int(stored[1]["num_shards"]),

@@ -15,6 +15,8 @@ SUPPORTED_RESIDUES = "".join(LETTERS)
 VARIANTS = {
     **{"Hid": "H", "Hie": "H", "Hip": "H", "Ash": "D", "Glh": "E", "Lyn": "K", "Cyx": "C"},
 }
+# More letters than any peptide that can be simulated in implicit solvent: some file's content.
+LONGEST = 1000
 NAMES = {name: letter for letter, name in LETTERS.items()} | VARIANTS
 HEADS = {"Ace": "Ace", "Ac": "Ace", "ACE": "Ace"}
 TAILS = {"Nme": "Nme", "NMe": "Nme", "NHMe": "Nme", "NME": "Nme", "NH2": "NH2", "Nh2": "NH2"}
@@ -93,6 +95,8 @@ def parse_sequence(sequence: str, *, letters: bool = False) -> PeptideSequence:
     'CGGC'
     """
     text = sequence.strip()
+    if len(text) > LONGEST:
+        raise ValueError(f"sequence {text[:20] + '...'!r} has {len(text)} letters, which are more than {LONGEST}.")
     if re.search(r"\.\w{2,6}$", text):
         raise ValueError(f"sequence {sequence!r} is the name of a file; give it as --structure.")
     if text.lower().startswith(("cyclo", "c(")):

@@ -11,7 +11,7 @@ import openmm
 
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
-from nflib.io import complete_folder
+from nflib.io import complete_folder, read_json
 
 DESCRIPTION = "molecule.json"
 SYSTEM = "system.xml"
@@ -52,7 +52,7 @@ def load_molecule(folder: str | Path) -> Molecule:
     path = folder / DESCRIPTION
     if not path.is_file():
         return _earlier(folder)
-    content = _read_json(path)
+    content = read_json(path)
     text = _read_system_text(folder / SYSTEM)
     checksum = content.pop(CHECKSUM, None)  # folders of a while ago have none
     expected = _checksum(content, text)
@@ -112,7 +112,7 @@ def _earlier(folder: Path) -> Molecule:
     for path in (folder / SETTINGS, folder / SUMMARY):
         if not path.is_file():
             continue
-        content = _read_json(path)
+        content = read_json(path)
         try:
             if path.name == SUMMARY:
                 sequence = parse_sequence(content["peptide"], letters=True)
@@ -128,13 +128,3 @@ def _earlier(folder: Path) -> Molecule:
     raise FileNotFoundError(
         f"{folder} holds no {DESCRIPTION}; give one that `python -m molecular simulate` or `sample` wrote."
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, or no text
-        raise ValueError(f"{path} is damaged ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no object.")
-    return content

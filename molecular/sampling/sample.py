@@ -64,7 +64,10 @@ def load_flow(molecule: Molecule, model: str | Path | None = None, device: str =
     beyond = beyond_coverage(molecule, Path(model))
     if beyond is not None:
         log.warning(beyond)
-    return cast(GivenMolecule, flow.given(molecule))
+    try:
+        return cast(GivenMolecule, flow.given(molecule))
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from error
 
 
 def reference_positions(molecule: Molecule, folder: str | Path | None = None) -> torch.Tensor | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.sequences import parse_sequence
+from nflib.io import read_json
 from nflib.io.pretrained import WEIGHTS_NAME
 
 # In the folder of a transferable flow; without it a folder holds the flow of the peptide it is named after.
@@ -28,9 +28,9 @@ class Coverage:
     def read(cls, path: Path) -> Coverage:
         """From a JSON file with "lengths" and "residues"; raises ValueError for another content."""
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             return cls(tuple(map(int, content["lengths"])), str(content["residues"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} does not say what the flow covers ({error!r}); install the package again."
             ) from error

@@ -167,6 +167,13 @@ class OwnSamples:
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the samples of a checkpoint; raises TypeError for what is no state of these rounds."""
+        count, rounds = len(state["positions"]), len(state["steps"])
+        rows = dict.fromkeys(("energies", "log_weights", "sets", "labels"), (count,)) | {"rows": (sum(self.sizes),)}
+        wrong = [name for name, shape in rows.items() if state[name].shape != shape]
+        known = not wrong and rounds == len(state["spent"]) and set(state["rows"].tolist()) <= set(range(count))
+        if not known or not all(isinstance(number, int) for number in [*state["steps"], *state["spent"]]):
+            raise TypeError(f"its {', '.join(wrong) or 'rows'} do not belong to {count} samples of {rounds} rounds")
         for name in _STATE:
             setattr(self, name, state[name])
 

@@ -1,7 +1,9 @@
 """Models and files on disk: whole or not at all, described by what their constructors got, and never unpickled."""
 
 from nflib.io.arguments import keep_arguments
-from nflib.io.atomic import complete_file, complete_folder, only_run, write_json
+from nflib.io.arrays import read_arrays, write_arrays
+from nflib.io.atomic import complete_file, complete_folder, only_run
+from nflib.io.documents import read_json, write_json
 from nflib.io.pretrained import Pretrained, read_config
 from nflib.io.state_dicts import load_renamed, read_state_dict
 
@@ -12,7 +14,10 @@ __all__ = [
     "keep_arguments",
     "load_renamed",
     "only_run",
+    "read_arrays",
     "read_config",
+    "read_json",
     "read_state_dict",
+    "write_arrays",
     "write_json",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -96,12 +94,6 @@ def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with complete_folder(path.parent) as temporary:
         yield temporary / path.name
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON that a person can read; see `complete_file`."""
-    with complete_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -216,6 +217,8 @@ class _Rebuilder:
     def value(self, value: Any, largest: int | None) -> Any:
         if isinstance(value, int) and largest is not None and abs(value) > largest:
             raise ValueError(f"{value} is no size that fits weights of this number.")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("NaN is no argument of anything.")
         if isinstance(value, list):
             return [self.value(item, largest) for item in value]
         if not isinstance(value, dict):

@@ -18,7 +18,9 @@ from nflib.io.arguments import keep_arguments, kept_arguments
 from nflib.io.atomic import complete_folder
 from nflib.io.bounded import at_most
 from nflib.io.descriptions import TENSOR, CannotDescribe, describe, find_class, name_of, rebuild
+from nflib.io.documents import read_json
 from nflib.io.hub import local_folder, upload
+from nflib.io.state_dicts import not_finite
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -162,6 +164,9 @@ class Pretrained(nn.Module):
                 f"{path} belongs to another model: {len(missing)} tensors are missing, {len(unexpected)} unknown and "
                 f"{len(reshaped)} of another shape, for example {example!r}."
             )
+        spoilt = not_finite(state, self)
+        if spoilt is not None:
+            raise ValueError(f"{path} is damaged: its tensor {spoilt!r} is not finite; fetch or save it again.")
         if any(own[name].dtype != tensor.dtype for name, tensor in state.items()):
             # A model saved in float64 comes back in float64, but it is one dtype for all that are no integers.
             first = next((name for name, _ in self.named_parameters()), None)
@@ -249,10 +254,4 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"there is no {CONFIG_NAME} in {Path(folder)}; name the folder of a saved model.")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch or save it again.") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} must hold a JSON object; fetch or save it again.")
-    return document
+    return read_json(path, "fetch or save it again")

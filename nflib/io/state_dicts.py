@@ -32,6 +32,16 @@ def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
+def not_finite(state: Mapping[str, Tensor], module: nn.Module) -> str | None:
+    """The name of a tensor that holds NaN, or among the module's parameters infinity: no model is saved so."""
+    parameters = dict(module.named_parameters())
+    for name, tensor in state.items():
+        # Of other tensors, such as the edges of bins, some may well be infinite.
+        if bool((~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)).any()):
+            return name
+    return None
+
+
 @torch.no_grad()
 def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
     """Copy the tensors of `state` into the parameters of `module`, all of them, renamed part by part.

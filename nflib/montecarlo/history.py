@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.archives import finite_or_none
+from nflib.io.documents import finite_or_none
 
 __all__ = ["History"]
 
@@ -78,7 +78,8 @@ class History:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, list[Any]]) -> History:
-        """The history that `summary` was called on, without the parents. Raises TypeError for other names."""
+        """The history that `summary` was called on, without the parents. Raises ValueError for anything else."""
+        _check(summary)
         columns: dict[str, Any] = {
             name: [math.nan if value is None else value for value in values] for name, values in summary.items()
         }
@@ -94,6 +95,24 @@ class History:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any]) -> History:
-        """The history that `arrays` was called on."""
-        values = {item.name: arrays[item.name].tolist() for item in dataclasses.fields(cls) if item.name != "parents"}
-        return cls(**values, parents=list(torch.from_numpy(arrays["parents"])))
+        """The history that `arrays` was called on. Raises ValueError for anything else."""
+        values = {name: value.tolist() for name, value in arrays.items() if name != "parents"}
+        _check(values)
+        history = cls(**values, parents=list(torch.from_numpy(arrays["parents"])))
+        indices = arrays["parents"]
+        if indices.ndim != 2 or indices.dtype.kind not in "iu" or len(indices) != sum(history.resampled):
+            raise ValueError("the history's parents are not those of its resamplings.")
+        return history
+
+
+def _check(columns: Mapping[str, list[Any]]) -> None:
+    """Raise ValueError unless these are lists of numbers with the names and lengths of a history, but for parents."""
+    names = {item.name for item in dataclasses.fields(History)} - {"parents"}
+    if not isinstance(columns, Mapping) or columns.keys() != names:
+        raise ValueError(f"a history has {', '.join(sorted(names))}, and nothing else.")
+    for name, values in columns.items():
+        if not isinstance(values, list) or not all(isinstance(value, (int, float, type(None))) for value in values):
+            raise ValueError(f"the history's {name} is no list of numbers.")
+        # Of step sizes there may be several a temperature.
+        if len(values) != len(columns["inverse_temperatures"]) and name != "step_sizes":
+            raise ValueError(f"the history's {name} has {len(values)} entries, unlike its inverse_temperatures.")

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import nflib.montecarlo.diagnostics as diagnostics
-from nflib.montecarlo.archives import finite_or_none, save_archive
+from nflib.io.arrays import read_arrays, write_arrays
+from nflib.io.documents import finite_or_none
 from nflib.montecarlo.densities import Target, as_target, finite_rows, log_prob_where
 from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
 from nflib.montecarlo.resampling import resample
 
 __all__ = ["WeightedSamples"]
 
-OPTIONAL_ARRAYS = ("log_prob", "log_target", "ancestors")
+ARRAYS = {"x": "f", "log_weights": "f", "num_rejected": "iu", "clipped": "fiu"}
+OPTIONAL_ARRAYS = {"log_prob": "f", "log_target": "f", "ancestors": "iu"}
 # Above this shape of the weights' tail, or below this many independent draws, no error is told (Vehtari et al. 2024).
 MAX_PARETO_K = 0.7
 MIN_EFFECTIVE = 10
@@ -307,34 +308,31 @@ class WeightedSamples:
         arrays |= {
             f"resamplings.{name}": value for name, value in dataclasses.asdict(source.resamplings).items() if value
         }
-        save_archive(Path(path), arrays | {"num_rejected": source.num_rejected, "clipped": self.clipped})
+        write_arrays(path, arrays | {"num_rejected": source.num_rejected, "clipped": self.clipped})
 
     @classmethod
     def load(cls, path: str | Path) -> WeightedSamples:
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another kind of file."""
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError for a damaged or another kind of file."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"WeightedSamples.load: there is no file {path}; check the path.")
-        with Path(path).open("rb") as file:
-            if file.read(2) != b"PK":
-                raise ValueError(f"WeightedSamples.load: {path} is no .npz file; pass one written by save.")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = dict(archive)
-        missing = {"x", "log_weights", "num_rejected", "clipped"} - arrays.keys()
-        if missing:
-            raise ValueError(f"WeightedSamples.load: {path} lacks {', '.join(sorted(missing))}; save it again.")
-        optional = {name: torch.from_numpy(arrays[name]) for name in OPTIONAL_ARRAYS if name in arrays}
-        of_resamplings = {
-            name.partition(".")[2]: value.item() for name, value in arrays.items() if name.startswith("resamplings.")
-        }
-        samples = cls(
-            x=torch.from_numpy(arrays["x"]),
-            log_weights=torch.from_numpy(arrays["log_weights"]),
-            log_prob=optional.get("log_prob"),
-            log_target=optional.get("log_target"),
-            num_rejected=int(arrays["num_rejected"]),
-            ancestors=optional.get("ancestors"),
-            resamplings=Resamplings(**of_resamplings),
-        )
-        clipped = float(arrays["clipped"])
-        return samples.truncate(clipped) if clipped else samples
+        arrays = read_arrays(path, ARRAYS, OPTIONAL_ARRAYS)
+        optional: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in OPTIONAL_ARRAYS if name in arrays}
+        try:
+            of_resamplings = {
+                name.partition(".")[2]: value.item()
+                for name, value in arrays.items()
+                if name.startswith("resamplings.")
+            }
+            samples = cls(
+                x=torch.from_numpy(arrays["x"]),
+                log_weights=torch.from_numpy(arrays["log_weights"]),
+                num_rejected=int(arrays["num_rejected"]),
+                resamplings=Resamplings(**of_resamplings),
+                **optional,
+            )
+            if not finite_rows(samples.x[samples.log_weights > -torch.inf]).all():
+                raise ValueError("samples that are not finite have a weight")
+            clipped = float(arrays["clipped"])
+            return samples.truncate(clipped) if clipped else samples
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"WeightedSamples.load: {path} is damaged ({error}); save it again.") from error

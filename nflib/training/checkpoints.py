@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nflib.io.state_dicts import not_finite
 from nflib.training.ema import ExponentialMovingAverage
 from nflib.training.state import RECORDED
 
@@ -28,6 +29,7 @@ RECORD: dict[str, Any] = {
     "optimizer": {"state": dict, "param_groups": list},
     "ema_updates": int,
 }
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -152,10 +154,10 @@ def read_checkpoint(
         weights = load_file(path / WEIGHTS)
         record: dict[str, Any] = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in errors of every kind
-        raise _damaged(path, str(error) or type(error).__name__) from error
+        raise damaged(path, str(error) or type(error).__name__) from error
     wrong = next(_misfits(record, RECORD, TRAINING), None)
     if wrong is not None:
-        raise _damaged(path, f"{wrong} is missing or of another kind")
+        raise damaged(path, f"{wrong} is missing or of another kind")
     changed = [name for name in fixed if record["config"].get(name) != fixed[name]]
     if changed:
         name = changed[0]
@@ -172,23 +174,29 @@ def read_checkpoint(
             f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown or of another "
             f"shape or dtype, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
         )
-    flow.load_state_dict({name.removeprefix(MODEL): t for name, t in weights.items() if name.startswith(MODEL)})
+    state = {name.removeprefix(MODEL): tensor for name, tensor in weights.items() if name.startswith(MODEL)}
+    averages = {name: weights[AVERAGE + name] for name in ema.average}
+    spoilt = not_finite(state, flow) or not_finite(averages, flow)
+    if spoilt is not None:
+        raise damaged(path, f"{spoilt} is not finite")
+    flow.load_state_dict(state)
     for name, average in ema.average.items():
-        average.copy_(weights[AVERAGE + name])
+        average.copy_(averages[name])
     ema.updates = record["ema_updates"]
     try:
-        optimizer.load_state_dict(record["optimizer"])
-        moments = [
-            (parameter, value)
+        # How it goes on is the configuration's to say.
+        own_groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict(record["optimizer"] | {"param_groups": own_groups})
+        fits = all(
+            set(state) == MOMENTS
+            and all(value.shape == (() if name == "step" else parameter.shape) for name, value in state.items())
+            and all(bool(torch.isfinite(value).all()) for value in state.values())
             for parameter, state in optimizer.state.items()
-            for name, value in state.items()
-            if name != "step"
-        ]
-        fits = all(parameter.shape == value.shape for parameter, value in moments)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise _damaged(path, f"the optimiser's state: {error}") from error
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise damaged(path, f"the optimiser's state: {str(error) or type(error).__name__}") from error
     if not fits:
-        raise _damaged(path, "the optimiser's state has other shapes than the weights")
+        raise damaged(path, "the optimiser's state does not belong to the weights")
     return record
 
 
@@ -201,7 +209,7 @@ def _misfits(record: object, kind: Any, name: str) -> Iterator[str]:
             yield from _misfits(record[key], inner, f"{name}/{key}") if key in record else [f"{name}/{key}"]
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
+def damaged(path: Path, reason: str) -> ValueError:
     """The error that tells of a damaged checkpoint."""
     reason = reason.strip().splitlines()[0].rstrip(".")
     return ValueError(f"the checkpoint {path} is damaged ({reason}); remove that folder to use an earlier one.")

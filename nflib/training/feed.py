@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
@@ -87,6 +87,11 @@ class Feed:
         """Continue there; raises ValueError where the data now have another number of rows."""
         restore = getattr(self.source, "load_state_dict", None)
         if restore is not None and state["source"] is not None:
+            own = self.source.state_dict()
+            names = sorted(own.keys() | state["source"].keys())
+            unlike = [name for name in names if not _alike(name, own, state["source"])]
+            if unlike:
+                raise TypeError(f"{unlike[0]} is missing, unknown or of another kind")
             restore(state["source"])
         else:
             self.stale = self.config.refresh_interval is not None
@@ -96,3 +101,12 @@ class Feed:
                 f"the run was begun with {self.order.length} rows of training data, not {self._length()}; "
                 "resume with the same data, or choose another output folder."
             )
+
+
+def _alike(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    """Whether a name stands for values of one kind: lengths may differ, since sources grow."""
+    if name not in own or name not in stored or type(own[name]) is not type(stored[name]):
+        return False
+    if not isinstance(own[name], Tensor):
+        return True
+    return own[name].dtype == stored[name].dtype and not bool(stored[name].isnan().any())

@@ -141,7 +141,10 @@ class _Run:
         if found is not None:
             record = checkpoints.read_checkpoint(found, flow, self.ema, optimizer, config.fixed())
             state.restore(record["state"])
-            self.feed.load_state_dict(record["feed"])
+            try:
+                self.feed.load_state_dict(record["feed"])
+            except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+                raise checkpoints.damaged(found, f"the state of the data: {error!r}") from error
         self.has_checkpoint = found is not None
         self.fabric.barrier()  # nobody writes a checkpoint before all have read theirs
         self.log = RunLog(output, config, active=self.rank == 0, step=state.step, seconds=state.seconds)

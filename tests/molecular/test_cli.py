@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from molecular.commands import main
+from molecular.data.ensembles import load_ensemble
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import sample
@@ -221,7 +222,7 @@ def test_names_of_any_script(model, simulation, tmp_path):
     assert (output / "é" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("command", ["simulate", "corpus", "train", "sample"])
+@pytest.mark.parametrize("command", ["simulate", "corpus", "train", "sample", "improve", "import"])
 def test_two_runs_in_one_folder(command, model, simulation, tmp_path):
     sequences = tmp_path / "sequences.txt"
     sequences.write_text("GG\n")
@@ -230,7 +231,10 @@ def test_two_runs_in_one_folder(command, model, simulation, tmp_path):
         "corpus": ["simulate", "--sequences", str(sequences), "--picoseconds", "0.01"],
         "train": ["train", "--data", str(simulation), *SMALL, *TRAINING],
         "sample": ["sample", "--model", str(model), "--num_samples", "5"],
+        "improve": ["improve", "--model", str(model), "--samples_per_round", "8", *TRAINING],
+        "import": ["import", "--peptide", "Ace-G-Nme", "--trajectory", str(tmp_path / "run.npz")],
     }[command]
+    np.savez(tmp_path / "run.npz", positions=load_ensemble(simulation).positions.numpy())
     output = tmp_path / "output"
     with only_run(output), pytest.raises(SystemExit, match="error: .*another run is at work in .*another folder"):
         main([*arguments, "--output", str(output)])

@@ -111,7 +111,7 @@ MISTAKES = {
     "damaged summary": (["{tmp}/scribbled"], [], "is damaged"),
     "summary without a peptide": (["{tmp}/anonymous"], [], "lacks temperature_K"),
     "two peptides": (["{tmp}/good", "{tmp}/glycine"], [], "evaluate one molecule at a time"),
-    "too few atoms": (["{tmp}/short"], [], "positions of 20 atoms"),
+    "too few atoms": (["{tmp}/short"], [], "positions of shape (100, 20, 3)"),
     "twice the same": (["{tmp}/good", "{tmp}/good"], [], "two ensembles are called"),
     "nothing shipped": (["{tmp}/glycine"], [], "no reference is shipped for Ace-G-Nme"),
     "no reference folder": (["{tmp}/good"], ["--reference", "{tmp}/nowhere"], "is not a folder"),

@@ -1,7 +1,11 @@
 """Trajectories in: one trajectory, spoilt in many ways, gives the ensemble of the clean one, or one sentence."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,6 +19,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from molecular import Peptide
+from molecular.data import trajectory_files, trajectory_worker
 from molecular.data.constrained_bonds import constrained_bonds, draw_lengths, harmonic_bonds, lengths, thermal_lengths
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.data.trajectories import import_trajectory
@@ -24,6 +29,7 @@ from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.relabel import find_exchanges, relabel, swap, volumes
 from molecular.molecule.topology import Residue, Topology
+from tests.damage import damaged
 
 TRICLINIC = np.array([[1.9, 0.0, 0.0], [0.6, 1.8, 0.0], [-0.5, 0.7, 1.7]])
 GROMACS = {
@@ -596,33 +602,43 @@ def test_what_relabelling_covers():
     assert ("CD1", "CD2 of PHE 7", 4) not in pairs
 
 
-def damaged(content, rng):
-    """A file cut short, with bytes changed, with a run of zeros, or of something else."""
-    choice = rng.integers(4)
-    if choice == 0:
-        return content[: rng.integers(len(content))]
-    changed = bytearray(content)
-    if choice == 1:
-        for place in rng.integers(len(content), size=rng.integers(1, 9)):
-            changed[place] = rng.integers(256)
-    elif choice == 2:
-        start = rng.integers(len(content))
-        changed[start : start + 64] = bytes(len(changed[start : start + 64]))
-    else:
-        start = rng.integers(min(len(content), 200))
-        changed[start : start + 8] = rng.bytes(8)
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("suffix", ["xtc", "dcd", "trr", "nc", "npz", "pdb"])
 def test_damaged_files_are_told_in_one_sentence(suffix, clean, tmp_path):
     told_or_right(suffix, clean, tmp_path, 4)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("suffix", ["xtc", "dcd", "trr", "nc", "npz", "pdb"])
-def test_many_damaged_files_are_told_in_one_sentence(suffix, clean, tmp_path):
+def test_many_damaged_files_are_told_in_one_sentence(suffix, clean, tmp_path, monkeypatch):
+    """The reader's process is a fork of this one, which need not import everything again for each file."""
+    monkeypatch.setattr(trajectory_files.subprocess, "run", forked)
     told_or_right(suffix, clean, tmp_path, 300)
+
+
+def forked(command, *, input, **options):
+    """As `subprocess.run` of the reader."""
+    assert command[-1] == trajectory_worker.__file__
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as said:
+        asked.write(input)
+        asked.seek(0)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(asked.fileno(), 0)
+                os.dup2(said.fileno(), 2)
+                sys.stdin, sys.stderr = open(0, closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+                trajectory_worker.main()
+                code = 0
+            except SystemExit as end:
+                code = end.code
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return subprocess.CompletedProcess(command, code, "", said.read())
 
 
 def told_or_right(suffix, clean, tmp_path, number):
@@ -635,7 +651,13 @@ def told_or_right(suffix, clean, tmp_path, number):
     content = whole.read_bytes()
     rng = np.random.default_rng(0)
     bad, out = tmp_path / f"bad.{suffix}", tmp_path / "out"
-    texts = [b"", b"text", content[: len(content) // 2], content[:40], *(damaged(content, rng) for _ in range(number))]
+    texts = [
+        b"",
+        b"text",
+        content[: len(content) // 2],
+        content[:40],
+        *(damaged(bad.name, content, [], rng) for _ in range(number)),
+    ]
     refused = 0
     for text in texts:
         bad.write_bytes(text)

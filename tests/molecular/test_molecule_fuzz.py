@@ -1,6 +1,5 @@
 """Damaged files of every format that `read_molecule` and `load_molecule` read: one sentence, or a molecule."""
 
-import re
 import shutil
 import warnings
 
@@ -12,6 +11,7 @@ from openmm import unit
 from molecular import Molecule, Peptide
 from molecular.molecule.files import read_molecule
 from molecular.molecule.storage import load_molecule, save_molecule
+from tests.damage import damaged
 from tests.molecular.amber_files import write_amber
 from tests.molecular.small_molecules import write
 from tests.molecular.test_molecule_files import GROMACS, VACUUM
@@ -64,37 +64,6 @@ def read(folder, name):
     return load_molecule(folder)
 
 
-def damaged(content, others, generator):
-    """One of eight kinds of damage."""
-    size = len(content)
-    place, end = sorted(generator.integers(size, size=2))
-    match int(generator.integers(8)):
-        case 0:
-            return content[:place]
-        case 1:
-            flipped = bytearray(content)
-            for index in generator.integers(size, size=generator.integers(1, 4)):
-                flipped[index] ^= 1 << generator.integers(8)
-            return bytes(flipped)
-        case 2:
-            return b""
-        case 3:
-            return others[generator.integers(len(others))]
-        case 4:  # a number of another type, or none
-            numbers = list(re.finditer(rb"-?\d+(\.\d+)?", content))
-            number = numbers[generator.integers(len(numbers))]
-            new = [b"nan", b"inf", b"-1", b"1e999", b"x", b"", b"99999999", b"null"][generator.integers(8)]
-            return content[: number.start()] + new + content[number.end() :]
-        case 5:  # NaN everywhere
-            return re.sub(rb"-?\d+\.\d+", b"NaN", content)
-        case 6:  # a part is lost
-            return content[:place] + content[end:]
-        case _:
-            lines = content.split(b"\n")
-            generator.shuffle(lines)
-            return b"\n".join(lines)
-
-
 def check(whole, folder, name, count):
     shutil.copytree(whole, folder, dirs_exist_ok=True)
     assert isinstance(read(folder, name), Molecule)
@@ -102,7 +71,7 @@ def check(whole, folder, name, count):
     others = [(whole / other).read_bytes() for other in FILES if other != name]
     wrong = []
     for seed in range(count):
-        content = damaged(good, others, np.random.default_rng(seed))
+        content = damaged(name, good, others, np.random.default_rng(seed))
         (folder / name).write_bytes(content)
         try:
             with warnings.catch_warnings(action="ignore"):

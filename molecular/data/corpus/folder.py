@@ -1,7 +1,7 @@
 """Corpora on disk, in the layout that `simulate_corpus` writes."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from openmm import app
 
@@ -11,9 +11,28 @@ from molecular.data.corpus.shards import Shard, SimulationShard
 from molecular.data.corpus.structure import read_structure
 from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.dynamics.frames import list_shards
+from molecular.molecule.sequences import parse_sequence
+from nflib.io import read_json
 
 DESCRIPTION = "corpus.json"
 FINISHED = "finished.json"
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The seed of a corpus, an integer, and its split; raises ValueError for a file that cannot be read."""
+    content = read_json(path, "use another folder")
+    split = content.get("split")
+    lists = [split.get(part) for part in PARTS] if isinstance(split, dict) else [None]
+    names = [name for names in lists if isinstance(names, list) for name in names]
+    whole = all(isinstance(each, list) for each in lists) and isinstance(content.get("seed"), int)
+    try:
+        for name in names:
+            parse_sequence(name, letters=True)  # folders have these names
+    except (AttributeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} cannot be read (it holds no seed and split of sequences); use another folder.")
+    return content
 
 
 class Corpus:
@@ -34,10 +53,7 @@ class Corpus:
             raise FileNotFoundError(
                 f"there is no {path}; give the output folder of `python -m molecular simulate --sequences FILE`."
             )
-        try:
-            self.split: Split = {part: list(json.loads(path.read_text())["split"][part]) for part in PARTS}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error!r}); simulate into the folder again.") from error
+        self.split: Split = read_description(path)["split"]
 
     def system(self, sequence: str) -> Path:
         """The folder of one sequence."""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from molecular.data.corpus.folder import DESCRIPTION, FINISHED, Corpus
+from molecular.data.corpus.folder import DESCRIPTION, FINISHED, Corpus, read_description
 from molecular.data.corpus.many_peptides import pack
 from molecular.data.corpus.sequences import PARTS, Split, seed_of, split_by_sequence
 from molecular.dynamics import report_lines
 from molecular.dynamics.simulate import simulate
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.sequences import parse_sequence
-from nflib.io import only_run, write_json
+from nflib.io import only_run, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def simulate_corpus(
     if not sequences:
         raise ValueError("no sequences to simulate; give at least one.")
     folder = Path(output)
-    known: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text()) if (folder / DESCRIPTION).is_file() else {}
+    known: dict[str, Any] = read_description(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
     if known and known.get("seed") != seed:
         raise ValueError(f"{folder} holds a corpus with seed {known.get('seed')}, not {seed}; use another folder.")
     lacking = {name for part in known.get("split", {}).values() for name in part} - set(sequences)
@@ -70,9 +70,8 @@ def simulate_corpus(
             build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
             wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
             finished = system / FINISHED
-            if finished.is_file() and _same(json.loads(finished.read_text()), wanted):
+            if finished.is_file() and _same(read_json(finished, "delete it to go on"), wanted):
                 continue
-            finished.unlink(missing_ok=True)
             log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
             result = simulate(
                 Peptide(parse_sequence(sequence, letters=True), **build),

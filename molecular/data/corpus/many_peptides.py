@@ -1,7 +1,6 @@
 """The layout of the public ManyPeptidesMD data: tar shards of single frames beside PDB files."""
 
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from tqdm import tqdm
 from molecular.data.corpus.folder import Corpus
 from molecular.data.corpus.layout import check_part
 from molecular.data.corpus.sequences import seed_of
-from molecular.data.corpus.shards import ArrayShard, Shard, TarShard
+from molecular.data.corpus.shards import ArrayShard, DamagedShard, Shard, TarShard
 from molecular.data.corpus.structure import read_structure
 from molecular.molecule.sequences import parse_sequence
-from nflib.io import complete_file, write_json
+from nflib.io import complete_file, read_json, write_json
 
 FRAMES = "webdatasets/single_frames"
 STRUCTURES = "pdbs"
@@ -68,7 +67,11 @@ class ManyPeptides:
         path = self._trajectories(part).get(sequence)
         if path is None:
             raise FileNotFoundError(f"{self.folder} has no trajectory of {sequence} among those for {part}.")
-        return torch.from_numpy(np.stack([item.positions for item in ArrayShard(path, sequence).conformations()]))
+        rows = [torch.from_numpy(item.positions) for item in ArrayShard(path, sequence).conformations()]
+        positions = torch.stack(rows) if rows else torch.zeros(0)
+        if positions.shape[1:] != (self.topology(sequence).getNumAtoms(), 3) or not bool(positions.isfinite().all()):
+            raise DamagedShard(f"{path} holds no finite positions of {sequence}, but {tuple(positions.shape)}.")
+        return positions
 
     def _trajectories(self, part: str) -> dict[str, Path]:
         paths = sorted((self.folder / TRAJECTORIES / _DIRECTORIES[check_part(part)]).glob(f"*/*{_SUFFIX}"))
@@ -92,7 +95,7 @@ def pack(corpus: Corpus, storage: str = "float32", shard_megabytes: float = 64.0
         "seed": seed,
         "shards": {part: [_identity(shard.path) for shard in found] for part, found in shards.items()},
     }
-    if (folder / PACKED).is_file() and json.loads((folder / PACKED).read_text()) == record:
+    if (folder / PACKED).is_file() and read_json(folder / PACKED, "delete it to pack again") == record:
         return sorted((folder / FRAMES).glob("*.tar"))
     (folder / PACKED).unlink(missing_ok=True)
     if not shards["train"]:

@@ -1,11 +1,11 @@
 """Which sequences a corpus has, and which of them are for training, validation and test."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from molecular.molecule.sequences import parse_sequence
+from nflib.io import read_json
 
 PARTS = ("train", "validation", "test")
 Split = dict[str, list[str]]
@@ -21,7 +21,11 @@ def read_sequences(path: str | Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a text file with one sequence a line.")
     lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}); write one sequence a line.") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         sequence = line.partition("#")[0].strip()
         if not sequence:
             continue
@@ -46,11 +50,8 @@ def read_split(path: str | Path, sequences: Sequence[str]) -> Split:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a JSON file with lists of train, validation and test.")
-    try:
-        given = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file ({error}).") from error
-    if not isinstance(given, dict) or not all(part in PARTS and isinstance(given[part], list) for part in given):
+    given = read_json(path, "write lists of train, validation and test")
+    if not all(part in PARTS and isinstance(given[part], list) for part in given):
         raise ValueError(f"{path} must hold an object of lists named {', '.join(PARTS)}.")
     place: dict[str, str] = {}
     for part, members in given.items():

@@ -2,8 +2,6 @@
 
 import io
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from molecular.dynamics.frames import read_shard
+from nflib.io import read_arrays
+
+MESSAGE = "{path} holds no positions that can be read ({reason})."
 
 
 class DamagedShard(ValueError):
@@ -67,10 +68,9 @@ class ArrayShard:
 
     def conformations(self, generator: torch.Generator | None = None) -> Iterator[Conformation]:
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                positions = stored["positions"].astype(np.float32)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DamagedShard(f"{self.path} holds no positions that can be read ({error}).") from error
+            positions = read_arrays(self.path, {"positions": "f"}, message=MESSAGE)["positions"].astype(np.float32)
+        except (OSError, ValueError) as error:
+            raise DamagedShard(str(error)) from error
         if positions.ndim != 3 or positions.shape[2] != 3:
             raise DamagedShard(f"{self.path} holds positions of shape {positions.shape}, not (frames, atoms, 3).")
         yield from _in_order(self.sequence, positions, generator)

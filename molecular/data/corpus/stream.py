@@ -111,7 +111,11 @@ class ConformationStream(IterableDataset[dict[str, Tensor]]):
     def context_of(self, sequence: str) -> Tensor:
         """The context (n, k) of a peptide of the corpus."""
         if sequence not in self._contexts:
-            self._contexts[sequence] = self.context(self.corpus.topology(sequence))
+            topology = self.corpus.topology(sequence)
+            try:
+                self._contexts[sequence] = self.context(topology)
+            except ValueError as error:
+                raise ValueError(f"{sequence} of {self.corpus.folder}: {error}") from error
         return self._contexts[sequence]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

@@ -27,7 +27,8 @@ def read_structure(path: Path, sequence: str) -> app.Topology:
     try:
         file = app.PDBFile(str(path))
     except Exception as error:  # the parser fails in as many ways as files are broken
-        raise ValueError(f"{path} is no PDB file that can be read ({error}).") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no PDB file that can be read ({reason}).") from error
     letters, caps = [], 0
     for residue in file.topology.residues():
         if residue.name in _MIRRORED.split():

@@ -1,0 +1,39 @@
+"""JSON documents: written whole or not at all; whatever cannot be read becomes one sentence that names the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from nflib.io.atomic import complete_file
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON that a person can read; see `complete_file`."""
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def finite_or_none(value: float) -> float | None:
+    """The number, or None where it is not finite: JSON has neither NaN nor Infinity."""
+    return value if math.isfinite(value) else None
+
+
+def read_json(path: str | os.PathLike[str], advice: str = "fetch or write it again") -> dict[str, Any]:
+    """The object in a JSON file; advice: what the user can do where it is damaged.
+
+    Raises FileNotFoundError, or ValueError for what is no JSON, or no object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; {advice}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors
+        raise ValueError(f"{path} is damaged ({error}); {advice}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds no object); {advice}.")
+    return content
