@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from nflib.decoding import Decoder, Sequential
-from video.decoding import FramesAtOnce
+from video.flows.decoding import FramesAtOnce
 from video.gallery import Entry, write_gallery
 from video.media import check_suffix, read_clip, read_image, write_clip
-from video.model import VideoModel
-from video.settings import SETTINGS
+from video.pipeline import Pipeline
+from video.pipeline_settings import SETTINGS
 
 SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
 # Side of a picture in pixels that is easy to see.
@@ -24,11 +24,11 @@ VISIBLE = 128
 log = logging.getLogger(__name__)
 
 
-def load_model(folder: str | Path | None = None, device: str = "cpu") -> VideoModel:
+def load_model(folder: str | Path | None = None, device: str = "cpu") -> Pipeline:
     """The model in `folder`, or the shipped one of moving digits."""
     if folder is None and not (SHIPPED / SETTINGS).is_file():
         raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model, or train one.")
-    return VideoModel.load(SHIPPED if folder is None else folder, device)
+    return Pipeline.load(SHIPPED if folder is None else folder, device)
 
 
 def generate_to_files(
@@ -57,27 +57,27 @@ def generate_to_files(
     _check_outputs(out, gallery)
     if first_frame is not None and continue_clip is not None:
         raise ValueError("a clip begins with --first-frame or continues --continue, not both.")
-    video = load_model(model, device)
-    shape = video.settings.clip_shape[1:]
+    pipeline = load_model(model, device)
+    shape = pipeline.settings.clip_shape[1:]
     given = None
     if first_frame is not None:
         given = read_image(first_frame, shape)
     elif continue_clip is not None:
         given = read_clip(continue_clip, shape)
-    length = _length(video, frames, given)
-    clips = video.generate(
+    length = _length(pipeline, frames, given)
+    clips = pipeline.generate(
         prompts,
-        video.latents.latent_shape((length, *shape))[0],
+        pipeline.latents.latent_shape((length, *shape))[0],
         None if given is None else given.unsqueeze(0),
         guidance=guidance,
         denoise=denoise,
         overlap=overlap,
         candidates=candidates,
         seed=seed,
-        decoding=decoder(decoding, video),
+        decoding=decoder(decoding, pipeline),
     )
     heading = {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
-    return write_files(video, clips, prompts, out, gallery, seed=seed, heading=heading)
+    return write_files(pipeline, clips, prompts, out, gallery, seed=seed, heading=heading)
 
 
 def edit_to_files(
@@ -97,14 +97,14 @@ def edit_to_files(
     seed: int = 0,
     device: str = "cpu",
 ) -> list[Path]:
-    """`VideoModel.edit` of the clip in a file, once for each prompt; a gallery shows the clip itself first.
+    """`Pipeline.edit` of the clip in a file, once for each prompt; a gallery shows the clip itself first.
 
     All else as for `generate_to_files`, which raises the same.
     """
     _check_outputs(out, gallery)
-    video = load_model(model, device)
-    given = read_clip(clip, video.settings.clip_shape[1:]).unsqueeze(0)
-    clips = video.edit(
+    pipeline = load_model(model, device)
+    given = read_clip(clip, pipeline.settings.clip_shape[1:]).unsqueeze(0)
+    clips = pipeline.edit(
         given,
         [source_prompt] * len(prompts),
         prompts,
@@ -114,15 +114,17 @@ def edit_to_files(
         denoise=denoise,
         overlap=overlap,
         seed=seed,
-        decoding=decoder(decoding, video),
+        decoding=decoder(decoding, pipeline),
     )
     heading = {"clip": str(clip), "source prompt": repr(source_prompt), "kept frames": keep_frames, "new noise": fresh}
     heading |= {"seed": seed, "guidance": guidance, "denoising": denoise, "model": str(model or "shipped")}
-    return write_files(video, clips, prompts, out, gallery, seed=seed, heading=heading, source=(given, source_prompt))
+    return write_files(
+        pipeline, clips, prompts, out, gallery, seed=seed, heading=heading, source=(given, source_prompt)
+    )
 
 
 def write_files(
-    video: VideoModel,
+    pipeline: Pipeline,
     clips: Tensor,
     prompts: Sequence[str],
     out: str | Path | None,
@@ -134,7 +136,7 @@ def write_files(
 ) -> list[Path]:
     """Write the clips, numbered if there are several, and a gallery; source: a clip to show first, and its prompt."""
     enlarge = max(VISIBLE // clips.shape[-1], 1)
-    rate, written = video.settings.frame_rate, []
+    rate, written = pipeline.settings.frame_rate, []
     if out is not None:
         out = Path(out)
         for number, clip in enumerate(clips, 1):
@@ -144,14 +146,14 @@ def write_files(
     if gallery is not None:
         if source is not None:
             clips, prompts = torch.cat([source[0].to(clips), clips]), [source[1], *prompts]
-        nats = nats_per_dim(video, clips, prompts, seed=seed)
+        nats = nats_per_dim(pipeline, clips, prompts, seed=seed)
         entries = [Entry(prompt, clip, values) for prompt, clip, values in zip(prompts, clips, nats, strict=True)]
         written.append(write_gallery(entries, gallery, rate, heading, enlarge=enlarge))
         log.info("Written %s: %d clips.", gallery, len(clips))
     return written
 
 
-def decoder(name: str, model: VideoModel) -> Decoder:
+def decoder(name: str, model: Pipeline) -> Decoder:
     """How the flow is inverted: "auto" is the model's own way, the faster of the other two.
 
     "sequential": token by token; "jacobi": a few frames at once, from the one before (`FramesAtOnce`). Raises
@@ -167,7 +169,7 @@ def decoder(name: str, model: VideoModel) -> Decoder:
     return decoders[name]
 
 
-def nats_per_dim(model: VideoModel, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+def nats_per_dim(model: Pipeline, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
     """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``, in nats."""
     size = torch.Size((model.flow.config or {})["event_shape"][1:]).numel()
     return -model.log_prob_of_frames(clips, prompts, seed=seed) / size
@@ -177,9 +179,9 @@ def likelihood_of_file(
     clip: str | Path, prompt: str = "", *, model: str | Path | None = None, seed: int = 0, device: str = "cpu"
 ) -> Tensor:
     """`nats_per_dim` of the clip in a file, ``(latent frames,)``."""
-    video = load_model(model, device)
-    frames = read_clip(clip, video.settings.clip_shape[1:])
-    return nats_per_dim(video, frames.unsqueeze(0), [prompt], seed=seed)[0]
+    pipeline = load_model(model, device)
+    frames = read_clip(clip, pipeline.settings.clip_shape[1:])
+    return nats_per_dim(pipeline, frames.unsqueeze(0), [prompt], seed=seed)[0]
 
 
 def _check_outputs(out: str | Path | None, gallery: str | Path | None) -> None:
@@ -193,9 +195,9 @@ def _check_outputs(out: str | Path | None, gallery: str | Path | None) -> None:
             raise FileNotFoundError(f"there is no folder {Path(path).parent} for {Path(path).name}; make it first.")
 
 
-def _length(video: VideoModel, frames: int | None, given: Tensor | None) -> int:
+def _length(pipeline: Pipeline, frames: int | None, given: Tensor | None) -> int:
     """How many frames are wanted: as in training, and as many more as were given to be continued."""
     if frames is not None:
         return frames
-    own = video.settings.clip_shape[0]
+    own = pipeline.settings.clip_shape[0]
     return own if given is None or len(given) == 1 else own + len(given)

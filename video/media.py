@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from video.latents import first_line
+from video.errors import first_line
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

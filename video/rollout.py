@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nflib.decoding import Decoder
 from nflib.flows import Flow
-from video.deep_shallow import DeepShallow
-from video.patches import FrameNoise
+from video.flows.deep_shallow import DeepShallow
+from video.flows.patches import FrameNoise
 
 
 @torch.no_grad()

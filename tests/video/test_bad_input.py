@@ -9,9 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
+from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import tiny_latents, tiny_model
 from video.cli import main
-from video.data import MovingDigits
 from video.media import write_clip
 
 

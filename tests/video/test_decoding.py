@@ -5,7 +5,7 @@ import torch
 
 from nflib import decoding
 from tests.video.tiny import SEVEN, tiny_model
-from video.decoding import FramesAtOnce
+from video.flows.decoding import FramesAtOnce
 from video.generate import decoder
 
 

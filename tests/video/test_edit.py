@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import SEVEN, tiny_model
 from video.cli import main
-from video.data import MovingDigits
 from video.media import read_clip, write_clip
 
 TWO = "a two moving left, slowly"

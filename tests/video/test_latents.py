@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from examples.moving_digits.train import Frames
 from nflib.training import TrainingConfig
 from tests.video.tiny import tiny_latents
-from video.autoencoder import Frames, set_scale, train_autoencoder
-from video.latents import Latents, WanLatents, load_latents
+from video.latents.autoencoder import set_scale
+from video.latents.latents import Latents, WanLatents, load_latents
+from video.training import train_autoencoder
 
 STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
 
@@ -58,19 +60,19 @@ def test_wan(tmp_path):
 
 def test_training_and_decoder_alone(tmp_path):
     config = TrainingConfig(batch_size=4, max_steps=2, progress_bar=False, tensorboard=False)
-    settings = {"latent_channels": 2, "channels": (4, 4)}
-    train_autoencoder(tmp_path / "first", config, **settings)
+    frames = Frames("train", 2048), Frames("validation", 8)
+    train_autoencoder(*frames, tmp_path / "first", config, latent_channels=2, channels=(4, 4))
     folder = tmp_path / "first" / "autoencoder"
     first = load_latents(folder)
-    z = first.encode(Frames("train", 2048, config.seed + 2).batch(torch.arange(256))["inputs"].unsqueeze(1))
+    z = first.encode(frames[0].batch(torch.arange(256))["inputs"].unsqueeze(1))
     assert abs(float(z.mean())) < 0.1 and abs(float(z.std()) - 1) < 0.1
-    train_autoencoder(tmp_path / "second", config, initial=str(folder), decoder_only=True)
+    train_autoencoder(*frames, tmp_path / "second", config, initial=str(folder), decoder_only=True)
     second = load_latents(tmp_path / "second" / "autoencoder")
     clips = torch.rand(1, 1, 1, 32, 32)
     assert torch.equal(first.encode(clips), second.encode(clips))
     assert not torch.equal(first.decode(z[:1]), second.decode(z[:1]))
     with pytest.raises(ValueError, match="needs an autoencoder to begin with"):
-        train_autoencoder(tmp_path / "third", config, decoder_only=True)
+        train_autoencoder(*frames, tmp_path / "third", config, decoder_only=True)
 
 
 def test_set_scale():

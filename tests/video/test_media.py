@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from video.data import MovingDigits
+from examples.moving_digits.data import MovingDigits
 from video.media import as_bytes, read_clip, read_image, write_clip
 
 SHAPE = (1, 32, 32)

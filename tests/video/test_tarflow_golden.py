@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from nflib.decoding import Jacobi, Sequential
 from nflib.transforms import LinearGuidance
-from video.checkpoints import load_tarflow, tarflow_from_state_dict
+from video.conversion.released import load_tarflow, tarflow_from_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATCH = json.loads((GOLDEN / "tarflow_cond.json").read_text())["config"]["patch_size"]
