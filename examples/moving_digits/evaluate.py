@@ -27,7 +27,6 @@ from examples.moving_digits.data import (
     sharp_light,
 )
 from nflib.io import write_json
-from video.generate import load_model
 from video.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -230,7 +229,7 @@ def evaluate(
         seed: of the random numbers.
         device: cpu, cuda or mps.
     """
-    pipeline = load_model(model, device)
+    pipeline = Pipeline.load(model, device)
     denoisers = ["score", "none"] + (["learned"] if pipeline.flow.denoiser is not None else [])
     settings: dict[str, Any] = {"num_clips": num_clips, "roll_outs": roll_outs, "guidance": guidance}
     settings |= {"overlap": overlap, "candidates": candidates, "seed": seed}

@@ -28,7 +28,6 @@ from examples.moving_digits.data import (
     velocities,
 )
 from nflib.io import complete_file
-from video.generate import load_model
 from video.pipeline import Pipeline, Window
 
 NAMES = ("inputs", "context", "num_given", "is_anchored")
@@ -75,7 +74,7 @@ def recovery(
     """
     if clips < 1 or windows < 1:
         raise ValueError(f"recovery clips take one clip and one window at least, got {clips} and {windows}.")
-    pipeline = load_model(model)
+    pipeline = Pipeline.load(model)
     half = pipeline.window // 2
     num_frames = pipeline.window + (windows - 1) * half
     beginnings = MovingDigits("train", clips, 1, cuts=0.0, seed=seed)

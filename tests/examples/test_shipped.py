@@ -4,7 +4,7 @@ import pytest
 
 from examples.moving_digits.data import MovingDigits
 from examples.moving_digits.evaluate import spoiled
-from video.generate import SHIPPED, load_model
+from video.pipeline import SHIPPED, Pipeline
 from video.pipeline_settings import SETTINGS
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / SETTINGS).is_file(), reason="no model is shipped")
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not (SHIPPED / SETTINGS).is_file(), reason="no m
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model()
+    return Pipeline.load()
 
 
 def test_size():

@@ -5,7 +5,8 @@ import torch
 
 from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import SEVEN, tiny_model
-from video.cli import main
+from video import commands
+from video.commands import main, options
 from video.media import read_clip, write_clip
 from video.pipeline import Pipeline
 
@@ -45,6 +46,30 @@ def test_image_to_video_and_continuation(folder, tmp_path):
         assert len(read_clip(tmp_path / "b.gif")) == length
 
 
+@pytest.mark.parametrize("text", [SEVEN + "; a two", "a: b", "[a, b]", "null", "3", "", "- a"])
+def test_prompts_are_text(folder, text, monkeypatch):
+    """Whatever they mean in YAML, one by one, or after an equals sign."""
+    taken = []
+    monkeypatch.setitem(commands.COMMANDS, "generate", lambda prompt=None: taken.extend(prompt))
+    commands.COMMANDS["generate"].__annotations__ = {"prompt": list[str] | None}
+    main(["generate", "--prompt", text, "--prompt", "a two", f"--prompt={text}"])
+    assert taken == [text, "a two", text]
+
+
+def test_a_file_of_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{SEVEN}\n\n a two \n")
+    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "a.gif")]
+    main(["generate", "--model", folder, *arguments, "--prompt", "a six"])
+    assert {path.name for path in tmp_path.glob("*.gif")} == {"a-1.gif", "a-2.gif", "a-3.gif"}
+    assert options.read_prompts(["a six"], tmp_path / "prompts.txt") == ["a six", SEVEN, "a two"]
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has no prompt"):
+        options.read_prompts(None, tmp_path / "none.txt")
+    (tmp_path / "none.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        options.read_prompts(None, tmp_path / "none.txt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
@@ -54,6 +79,13 @@ def test_image_to_video_and_continuation(folder, tmp_path):
         (["generate", "--out", "a.gif", "--frames", "9", "--overlap", "0"], "9 frames are more than the 4"),
         (["generate", "--out", "a.gif", "--first-frame", "none.png"], "there is no file none.png"),
         (["generate", "--out", "a.gif", "--decoding", "magic"], "decoding must be one of auto, sequential, jacobi"),
+        (["generate", "--out", "a.gif", "--prompts", "none.txt"], "there is no file none.txt"),
+        (["generate", "--out", "a.gif", "--prompt", SEVEN, "--guidance", "1e30"], "1 of 1 clips overflow"),
+        (
+            ["generate", "--out", "a.gif", "--prompt", SEVEN, "--guidance", "1e30", "--candidates", "2"],
+            "clips overflow",
+        ),
+        (["likelihood", "none.mp4", "--prompt", "a", "--prompt", "b"], "given one prompt, got 2"),
         (["likelihood", "none.mp4"], "there is no file none.mp4"),
     ],
 )

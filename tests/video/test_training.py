@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from examples.moving_digits.data import ON_AND_ON, MovingDigits
+from nflib.training import TrainingConfig, fit
+from tests.video.recorded import small_image_flow
 from tests.video.tiny import SEVEN, tiny_model
 from video.data import encode_clips
 from video.flows.denoiser import UNIT
@@ -14,6 +16,7 @@ from video.flows.grown import with_more_layers
 from video.training import NoisyLikelihood
 
 NOISE = 0.1
+QUIET = {"progress_bar": False, "tensorboard": False}
 ON = f"moving {ON_AND_ON}"
 
 
@@ -25,7 +28,7 @@ def model():
 @pytest.fixture
 def batch(model):
     generator = torch.Generator().manual_seed(0)
-    context = model.context([SEVEN, "a two"])
+    context = model.condition([SEVEN, "a two"])
     return {
         "inputs": torch.randn(2, 3, 2, 4, 4, generator=generator),
         "context": context,
@@ -35,7 +38,7 @@ def batch(model):
 
 
 def loss_of(model, batch, noise=NOISE):
-    objective = NoisyLikelihood(noise, 0.1, model.context(["", ON]))
+    objective = NoisyLikelihood(noise, 0.1, model.condition(["", ON]))
     return objective(model.flow, batch, torch.Generator().manual_seed(1))
 
 
@@ -61,7 +64,7 @@ def test_the_denoiser_learns_the_flows_score(model, batch):
 
 def test_a_denoiser_that_is_not_to_learn_costs_nothing(model, batch):
     clips = {name: batch[name] for name in ("inputs", "context")}
-    objective = NoisyLikelihood(NOISE, 0.1, model.context(["", ON]), learn_denoiser=False)
+    objective = NoisyLikelihood(NOISE, 0.1, model.condition(["", ON]), learn_denoiser=False)
     loss, metrics = objective(model.flow, clips, torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss.detach(), loss_of(model, clips)[1]["nats_per_dim"])
     assert set(metrics) == {"nats_per_dim"}
@@ -72,7 +75,7 @@ def test_a_denoiser_that_is_not_to_learn_costs_nothing(model, batch):
 
 def test_frames_that_are_given_are_read_and_not_learnt(model, batch):
     clips = {name: batch[name] for name in ("inputs", "context")} | {"num_given": torch.tensor([0, 2])}
-    objective = NoisyLikelihood(NOISE, 0.0, model.context(["", ON]), learn_denoiser=False)
+    objective = NoisyLikelihood(NOISE, 0.0, model.condition(["", ON]), learn_denoiser=False)
     loss, _ = objective(model.flow, clips, torch.Generator().manual_seed(1))
     noisy = clips["inputs"] + NOISE * torch.randn(clips["inputs"].shape, generator=torch.Generator().manual_seed(1))
     noisy[1, :2] = clips["inputs"][1, :2]
@@ -93,7 +96,7 @@ def test_given_frames_but_an_anchor_have_more_noise(model):
 
     flow = SimpleNamespace(training=False, denoiser=None, log_prob_of_frames=log_prob_of_frames)
     batch = {"inputs": clips, "context": clips, "num_given": torch.full((500,), 2)}
-    objective = NoisyLikelihood(NOISE, 0.0, model.context(["", ON]), learn_denoiser=False, context_noise=0.9)
+    objective = NoisyLikelihood(NOISE, 0.0, model.condition(["", ON]), learn_denoiser=False, context_noise=0.9)
     is_anchored = torch.arange(500) < 250
     for anchors in ({}, {"is_anchored": is_anchored}):
         objective(flow, batch | anchors, torch.Generator().manual_seed(1))
@@ -107,7 +110,7 @@ def test_given_frames_but_an_anchor_have_more_noise(model):
 
 def test_dropped_prompts_of_anchored_clips_say_that_they_are(model, batch):
     clips = {name: batch[name] for name in ("inputs", "context")} | {"is_anchored": torch.tensor([False, True])}
-    unconditional = model.context(["", ON])
+    unconditional = model.condition(["", ON])
     flow = model.flow.train()
     try:
         dropped, _ = NoisyLikelihood(0.0, 1.0, unconditional, learn_denoiser=False)(flow, clips, torch.Generator())
@@ -135,3 +138,20 @@ def test_new_layers_change_nothing_at_first(model, batch):
     torch.testing.assert_close(
         deeper.denoiser(batch["inputs"], batch["context"]), model.flow.denoiser(batch["inputs"], batch["context"])
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"text_length": 0, "text_channels": 0}, {"denoiser": {"num_layers": 1}}])
+def test_images(settings, tmp_path):
+    """Of an image flow, the loss is its nats per dimension."""
+    flow = small_image_flow(**settings)
+    images = torch.randn(3, 2, 4, 4)
+    batch = {"inputs": images} | ({} if "text_length" in settings else {"context": torch.randn(3, 3, 10)})
+    objective = NoisyLikelihood(0.0, 0.1, torch.zeros(2, 3, 10))
+    _, metrics = objective(flow, batch, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = -flow.log_prob(images, batch.get("context")).mean() / 32
+    torch.testing.assert_close(metrics["nats_per_dim"], expected)
+    result = fit(
+        flow, batch, config=TrainingConfig(batch_size=3, max_steps=2, **QUIET), objective=objective, output=tmp_path
+    )
+    assert result.steps == 2

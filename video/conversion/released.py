@@ -74,9 +74,7 @@ def _of_tarflow(is_reversed: bool) -> Conversion:
     return convert
 
 
-def load_starflow(
-    config: Config, checkpoint: str | os.PathLike[str], *, num_frames: int | None = None
-) -> STARFlow | STARFlowV:
+def load_starflow(config: Config, checkpoint: str | os.PathLike[str], *, num_frames: int | None = None) -> STARFlowV:
     """A released STARFlow or STARFlow-V (apple/ml-starflow) as ours, in evaluation mode.
 
     config: its YAML file (or JSON, or a mapping of the same arguments). checkpoint: its `.pth` or `.safetensors` state
@@ -89,14 +87,14 @@ def load_starflow(
 
 def starflow_from_state_dict(
     config: Config, state: Mapping[str, Tensor], *, num_frames: int | None = None
-) -> STARFlow | STARFlowV:
+) -> STARFlowV:
     """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
     arguments = read_released_config(config)
     projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]
     text_channels = arguments.get("txt_dim") or (state[projections[0]].shape[1] if projections else 0)
     settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames)
     with torch.device("meta"):  # the state dict brings the weights
-        flow = (STARFlowV if len(settings["event_shape"]) == 4 else STARFlow)(**settings)
+        flow: STARFlowV = (STARFlowV if len(settings["event_shape"]) == 4 else STARFlow)(**settings)
     networks = _networks(flow)
     patch_size = settings["patch_size"]
     parts = [
@@ -104,9 +102,8 @@ def starflow_from_state_dict(
         for index, network in enumerate(networks[:-1])
     ]
     parts.append(Part(f"blocks.{len(parts)}.", networks[-1], _of_starflow(networks[-1], patch_size, top_has_halves)))
-    denoiser = getattr(flow, "denoiser", None)
-    if denoiser is not None:
-        parts.append(Part(DENOISER, denoiser, _of_starflow(denoiser, patch_size, has_halves)))
+    if flow.denoiser is not None:
+        parts.append(Part(DENOISER, flow.denoiser, _of_starflow(flow.denoiser, patch_size, has_halves)))
     fill(parts, state)
     return flow.eval()
 
@@ -149,6 +146,6 @@ def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _networks(flow: TARFlow | STARFlow | STARFlowV) -> list[CausalTransformer]:
+def _networks(flow: TARFlow | STARFlowV) -> list[CausalTransformer]:
     """The networks of a flow's blocks, in the order in which data passes through them."""
     return [block.network for block in flow.modules() if isinstance(block, AutoregressiveTransform)]

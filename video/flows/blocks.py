@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nflib.flows.tarflow import MLPS, NORMS
 from nflib.networks import CausalTransformer, HeadwiseNorm, RMSNorm, SoftClip
 from nflib.networks.transformer import transformer_layers
+from video.flows.positions import POSITIONS
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class LayerSettings:
     num_heads defaults to ``channels / head_dim``; num_key_value_heads < num_heads shares key heads among query heads.
     norm: "layer_norm" or "rms_norm"; mlp: "gelu" or "gated"; query_key_norm: an RMS norm of each head's queries and
     keys; post_norm: an RMS norm after attention and MLP; final_norm: one before the output layer; positions: "axial"
-    (height, width, time) or "line" (counted along the sequence). Raises ValueError for settings that do not fit.
+    (height, width, time), "picture" (height, width) or "line" (counted along the sequence). Raises
+    ValueError for settings that do not fit.
     """
 
     channels: int
@@ -39,7 +41,7 @@ class LayerSettings:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        choices = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": ("axial", "line")}
+        choices = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": tuple(POSITIONS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

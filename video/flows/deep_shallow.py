@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from nflows.transforms import CompositeTransform, IdentityTransform, Transform
 from torch import Tensor, nn
 
-from nflib.flows import Flow
 from nflib.flows.tarflow import SCALES
 from nflib.interfaces import Decoder, Inversion
-from nflib.networks import Rotary
 from nflib.transforms import Autoregressive, AutoregressiveTransform, Framewise, Reverse
 from video.flows.blocks import LayerSettings, TextPrefix, causal_network
-from video.flows.patches import FrameNoise
-from video.flows.positions import axial_coordinates, line_rotary
+from video.flows.positions import POSITIONS, axial_coordinates
 
 
 class DeepShallow(Transform):
@@ -49,6 +44,11 @@ class DeepShallow(Transform):
     @property
     def uses_context(self) -> bool:
         return self.deep.uses_context
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)``."""
+        return tuple(self.patches.input_shape((self.frame_length, self.deep.token_size)))[-3:]
 
     def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
         return self.patches.input_shape(output_shape)
@@ -107,7 +107,6 @@ def deep_shallow(
     patches: Any,
     grid: tuple[int, int],
     max_frames: int,
-    rotary: Callable[[Tensor, int], Rotary],
     layer: LayerSettings,
     *,
     layers_per_block: Sequence[int],
@@ -120,10 +119,7 @@ def deep_shallow(
     scale: str,
     soft_clip: float,
 ) -> DeepShallow:
-    """`DeepShallow` by transformers over frames of ``grid`` patches; arguments as for `video.STARFlow`.
-
-    rotary: makes axial positions from coordinates and a head_dim.
-    """
+    """`DeepShallow` by transformers over frames of ``grid`` patches; arguments as for `video.STARFlowV`."""
     depths = list(layers_per_block)
     if not depths or min(depths) < 1:
         raise ValueError(f"layers_per_block must give each block at least 1 layer, got {depths}.")
@@ -135,12 +131,11 @@ def deep_shallow(
 
     def block(depth: int, settings: LayerSettings, frames: int, words: int) -> AutoregressiveTransform:
         coordinates = axial_coordinates(words, frames, *grid, span)
-        positions = line_rotary if settings.positions == "line" else rotary
         network = causal_network(
             depth,
             token_size,
             settings,
-            positions(coordinates, settings.head_dim),
+            POSITIONS[settings.positions](coordinates, settings.head_dim),
             prefix=TextPrefix(words, text_channels, settings.channels, project_text) if words else None,
             soft_clip=soft_clip,
         )
@@ -160,40 +155,6 @@ def deep_shallow(
         frame_length,
         max_frames,
     )
-
-
-class DeepShallowFlow(Flow):
-    """What STARFlow and STARFlow-V have in common: one `DeepShallow` transform, and weights that fit any size."""
-
-    _transform: DeepShallow
-
-    def __init__(
-        self,
-        patches: Any,
-        grid: tuple[int, int],
-        max_frames: int,
-        rotary: Callable[[Tensor, int], Rotary],
-        layer: LayerSettings,
-        *,
-        span: float | None,
-        **architecture: Any,
-    ):
-        """As for `deep_shallow`; span: None for the side of the square that the grid's patches fill."""
-        span = math.sqrt(math.prod(grid)) if span is None else span
-        transform = deep_shallow(patches, grid, max_frames, rotary, layer, span=span, **architecture)
-        super().__init__(transform, FrameNoise(max_frames, *patches.token_shape))
-        self.span = span
-
-    def resized(self, event_shape: Sequence[int]) -> Self:
-        """This flow for events of another height, width or number of frames: on the very same weights, shared.
-
-        Positions are made anew, over the same span, so that frames of any size cover the same area.
-        """
-        with torch.device("meta"):  # weights that are replaced at once need no memory
-            other = type(self)(**{**(self.config or {}), "event_shape": list(event_shape), "span": self.span})
-        share_weights(self, other)
-        weight = next(self.parameters())
-        return other.to(device=weight.device, dtype=weight.dtype).train(self.training)
 
 
 def share_weights(source: nn.Module, target: nn.Module) -> None:

@@ -11,7 +11,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from nflib.networks import CausalSelfAttention, Step, TransformerLayer
 from nflib.networks.step import WHOLE_SEQUENCE
 from video.flows.blocks import LayerSettings, TextPrefix
-from video.flows.patches import VideoPatches
 from video.flows.positions import axial_coordinates, axial_rotary
 
 # The standard deviation of noise with which predictions are in units of it, in released models at any noise.
@@ -96,7 +95,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        patches: VideoPatches,
+        patches: Any,
         grid: tuple[int, int],
         max_frames: int,
         layer: LayerSettings,
@@ -117,6 +116,7 @@ class Denoiser(nn.Module):
         rotary = axial_rotary(axial_coordinates(words, max_frames, *grid, span), layer.head_dim)
         self.patches = patches
         self.max_frames = max_frames
+        self.frame_length = frame_length
         self.proj_in = nn.Linear(token_size, layer.channels)
         self.prefix = TextPrefix(words, text_channels, layer.channels) if words else None
         self.layers = nn.ModuleList(
@@ -144,9 +144,10 @@ class Denoiser(nn.Module):
 
     def forward(self, clips: Tensor, context: Tensor | None = None) -> Tensor:
         tokens, _ = self.patches(clips)
-        if clips.shape[1] > self.max_frames:
+        if tokens.shape[1] > self.max_frames * self.frame_length:
             raise ValueError(
-                f"{clips.shape[1]} frames are more than the {self.max_frames} that this denoiser has positions for."
+                f"{tokens.shape[1] // self.frame_length} frames are more than the {self.max_frames} that this denoiser "
+                "has positions for."
             )
         x = self.proj_in(tokens)
         if self.prefix is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def axial_rotary(coordinates: Tensor, head_dim: int) -> Rotary:
 
 
 def picture_rotary(coordinates: Tensor, head_dim: int) -> Rotary:
-    """Rotary positions over height and width alone, for images without text."""
+    """Rotary positions over height and width alone."""
     return Rotary(coordinates[:, :2], head_dim)
 
 
@@ -58,3 +59,10 @@ def line_rotary(coordinates: Tensor, head_dim: int) -> Rotary:
     """Rotary positions of tokens counted along one line, text first, as language models have them."""
     line = torch.arange(len(coordinates), dtype=coordinates.dtype, device=coordinates.device)
     return Rotary(line.unsqueeze(-1), head_dim)
+
+
+POSITIONS: dict[str, Callable[[Tensor, int], Rotary]] = {
+    "axial": axial_rotary,
+    "picture": picture_rotary,
+    "line": line_rotary,
+}

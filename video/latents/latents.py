@@ -19,15 +19,22 @@ KINDS = ("AutoencoderKL", "AutoencoderKLWan")
 class Latents(nn.Module):
     """Clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)`` of mean 0 and deviation 1, and back.
 
-    autoencoder: of diffusers; this class takes an `AutoencoderKL`, which codes each frame for itself. Its
-    scaling_factor and shift_factor are ``latents = (z - shift) * scaling``. `encode` gives the posterior's mean, in the
-    autoencoder's dtype; coded are at most `batch_size` frames at once. Raises ValueError for clips of another shape.
+    `encode` gives the posterior's mean, in the autoencoder's dtype. Raises ValueError for clips of another shape.
+
+    Args:
+        autoencoder: of diffusers; this class takes an `AutoencoderKL`, which codes each frame for itself. Latents are
+            ``(z - shift_factor) * scaling_factor``, or ``(z - latents_mean) * scaling_factor / latents_std`` where its
+            configuration has these.
+        batch_size: frames coded at once.
+        later_scale: times which every latent frame but the first is taken (released STARFlow-Vs).
     """
 
-    def __init__(self, autoencoder: Any, batch_size: int = 64):
+    def __init__(self, autoencoder: Any, batch_size: int = 64, later_scale: float = 1.0):
         super().__init__()
         self.autoencoder = autoencoder
         self.batch_size = batch_size
+        self.later_scale = later_scale
+        self._statistics(torch.zeros(()))
 
     @property
     def in_channels(self) -> int:
@@ -64,12 +71,19 @@ class Latents(nn.Module):
         if clips.dim() != 5:
             raise ValueError(f"expected clips of shape (batch, frames, channels, height, width), got {clips.shape}.")
         self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]
-        return self._encode(clips.to(self._like()))
+        z = self._encode(clips.to(self._like()))
+        mean, deviation = self._statistics(z)
+        return self._rescaled((z - mean) / deviation, self.later_scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The clips of latents, clamped to -1 … 1."""
-        return self._decode(latents.to(self._like())).clamp(-1, 1)
+        latents = self._rescaled(latents.to(self._like()), 1 / self.later_scale)
+        mean, deviation = self._statistics(latents)
+        return self._decode(latents * deviation + mean).clamp(-1, 1)
+
+    def _rescaled(self, latents: Tensor, scale: float) -> Tensor:
+        return latents if scale == 1 else torch.cat([latents[:, :1], latents[:, 1:] * scale], dim=1)
 
     def _like(self) -> Tensor:
         return next(self.autoencoder.parameters())
@@ -77,15 +91,29 @@ class Latents(nn.Module):
     def _latent_channels(self) -> int:
         return int(self.autoencoder.config.latent_channels)
 
-    def _encode(self, clips: Tensor) -> Tensor:
-        config = self.autoencoder.config
-        mean = self._by_frames(lambda frames: self.autoencoder.encode(frames).latent_dist.mode(), clips)
-        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of what the autoencoder makes, each one number or one a channel, ``(c, 1, 1)``.
 
-    def _decode(self, latents: Tensor) -> Tensor:
+        Raises ValueError for a damaged configuration.
+        """
         config = self.autoencoder.config
-        latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        return self._by_frames(lambda frames: self.autoencoder.decode(frames).sample, latents)
+        scale = config.get("scaling_factor") or 1.0
+        mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None or deviation is None:
+            return like.new_tensor(config.get("shift_factor") or 0.0), like.new_tensor(1 / scale)
+        if len(mean) != self._latent_channels() or len(deviation) != len(mean):
+            raise ValueError(
+                f"the autoencoder's latents_mean and latents_std have {len(mean)} and {len(deviation)} numbers for "
+                f"{self._latent_channels()} channels; fetch its configuration again."
+            )
+        mean, deviation = (like.new_tensor(value).view(-1, 1, 1) for value in (mean, deviation))
+        return mean, deviation / scale
+
+    def _encode(self, clips: Tensor) -> Tensor:
+        return self._by_frames(lambda frames: self.autoencoder.encode(frames).latent_dist.mode(), clips)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self._by_frames(lambda frames: self.autoencoder.decode(frames).sample, z)
 
     def _by_frames(self, function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         pieces = [function(piece) for piece in clips.flatten(0, 1).split(self.batch_size)]
@@ -95,45 +123,49 @@ class Latents(nn.Module):
 class WanLatents(Latents):
     """The same by an `AutoencoderKLWan`, which codes four frames after the first at a time, causally.
 
-    Its latents_mean and latents_std, one a channel, take the place of the scaling factor; coded is one clip at a time.
+    Coded is one clip at a time. Where its patch_size is not 1 (Wan 2.2), its channels are those of patches of pixels.
     """
 
     @property
     def in_channels(self) -> int:
-        return int(getattr(self.autoencoder.config, "in_channels", 3))
+        return int(self.autoencoder.config.in_channels) // self._patch_size() ** 2
 
     @property
     def spatial_factor(self) -> int:
-        return int(2 ** (len(self.autoencoder.config.dim_mult) - 1)) * int(self.autoencoder.config.patch_size or 1)
+        return int(2 ** (len(self.autoencoder.config.dim_mult) - 1)) * self._patch_size()
 
     @property
     def temporal_factor(self) -> int:
         return int(2 ** sum(self.autoencoder.config.temperal_downsample))
 
+    def _patch_size(self) -> int:
+        return int(self.autoencoder.config.patch_size or 1)
+
     def _latent_channels(self) -> int:
         return int(self.autoencoder.config.z_dim)
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.autoencoder.config
-        mean, deviation = (like.new_tensor(value).view(-1, 1, 1) for value in (config.latents_mean, config.latents_std))
-        return mean, deviation
-
     def _encode(self, clips: Tensor) -> Tensor:
-        mean, deviation = self._statistics(clips)
         coded = [self.autoencoder.encode(clip.transpose(1, 2)).latent_dist.mode() for clip in clips.split(1)]
-        return (torch.cat(coded).transpose(1, 2) - mean) / deviation
+        return torch.cat(coded).transpose(1, 2)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        mean, deviation = self._statistics(latents)
-        latents = (latents * deviation + mean).transpose(1, 2)
-        return torch.cat([self.autoencoder.decode(one).sample for one in latents.split(1)]).transpose(1, 2)
+    def _decode(self, z: Tensor) -> Tensor:
+        return torch.cat([self.autoencoder.decode(one).sample for one in z.transpose(1, 2).split(1)]).transpose(1, 2)
 
 
-def load_latents(source: str | os.PathLike[str], subfolder: str | None = None, device: str = "cpu") -> Latents:
+def load_latents(
+    source: str | os.PathLike[str], subfolder: str | None = None, device: str = "cpu", later_scale: float = 1.0
+) -> Latents:
     """The autoencoder of a hub name ("stabilityai/sd-vae-ft-mse") or a local folder, in evaluation mode.
 
-    subfolder: where it lies in there ("vae"). Raises FileNotFoundError where there is none or the hub cannot be
-    reached, ValueError for an autoencoder of another kind or a damaged one.
+    Args:
+        source: name or folder.
+        subfolder: where it lies in there ("vae").
+        device: where it is put.
+        later_scale: as for `Latents`.
+
+    Raises:
+        FileNotFoundError: there is none, or the hub cannot be reached.
+        ValueError: an autoencoder of another kind, or a damaged one.
     """
     diffusers = import_diffusers()
     keywords = {} if subfolder is None else {"subfolder": subfolder}
@@ -150,7 +182,7 @@ def load_latents(source: str | os.PathLike[str], subfolder: str | None = None, d
             "save_pretrained wrote, or a name on the hub while it can be reached."
         ) from error
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    return WanLatents(autoencoder) if kind == "AutoencoderKLWan" else Latents(autoencoder)
+    return (WanLatents if kind == "AutoencoderKLWan" else Latents)(autoencoder, later_scale=later_scale)
 
 
 def import_diffusers() -> Any:

@@ -12,9 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nflib.io import complete_folder, write_json
 from video.errors import first_line
 
 VOCABULARY = "vocabulary.json"
+LENGTH = "length.json"
+LONGEST = 100_000  # words of a prompt: more is no prompt, and much memory
 
 
 class TextEncoder(Protocol):
@@ -39,8 +42,10 @@ class Words:
     """
 
     def __init__(self, words: Sequence[str], length: int):
-        if length < 1 or not words or len(set(words)) != len(words):
-            raise ValueError("a vocabulary is a list of distinct words, and its prompts have at least one word.")
+        if type(length) is not int or not 0 < length <= LONGEST:
+            raise ValueError(f"prompts have 1 … {LONGEST} words, got {length!r}.")
+        if isinstance(words, str) or not words or len({*words}) != len(words) or not all(type(w) is str for w in words):
+            raise ValueError("a vocabulary is a list of distinct words.")
         self.words = list(words)
         self.length = length
         self.channels = len(self.words) + 1
@@ -62,9 +67,7 @@ class Words:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write vocabulary.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        document = {"words": self.words, "length": self.length}
-        (Path(folder) / VOCABULARY).write_text(json.dumps(document, indent=1) + "\n")
+        write_json(Path(folder) / VOCABULARY, {"words": self.words, "length": self.length})
 
 
 class T5Text:
@@ -90,9 +93,10 @@ class T5Text:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write encoder and tokenizer as transformers does."""
-        self.encoder.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        (Path(folder) / "length.json").write_text(json.dumps(self.length) + "\n")
+        with complete_folder(folder) as temporary:
+            self.encoder.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            write_json(temporary / LENGTH, self.length)
 
 
 def load_text(source: str | os.PathLike[str], length: int | None = None, device: str = "cpu") -> TextEncoder:
@@ -104,16 +108,15 @@ def load_text(source: str | os.PathLike[str], length: int | None = None, device:
     path = Path(source) / VOCABULARY
     if path.is_file():
         try:
-            return Words(**json.loads(path.read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+            return Words(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
     try:
         from transformers import AutoTokenizer, T5EncoderModel
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('T5 takes transformers: pip install "nflib[video]".') from error
     if length is None:
-        saved = Path(source) / "length.json"
-        length = json.loads(saved.read_text()) if saved.is_file() else 128
+        length = _saved_length(Path(source) / LENGTH)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
         encoder: Any = T5EncoderModel.from_pretrained(str(source))
@@ -123,6 +126,19 @@ def load_text(source: str | os.PathLike[str], length: int | None = None, device:
             "that holds both, or a name on the hub while it can be reached."
         ) from error
     return T5Text(encoder.to(device), tokenizer, length)
+
+
+def _saved_length(path: Path) -> int:
+    """The length in a file, or 128 where there is none; raises ValueError for what is no length."""
+    if not path.is_file():
+        return 128
+    try:
+        length = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
+    if type(length) is not int or not 0 < length <= LONGEST:
+        raise ValueError(f"{path} must hold a number of words in 1 … {LONGEST}, got {length!r}.")
+    return length
 
 
 def released_prompt(

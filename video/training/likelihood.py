@@ -19,10 +19,11 @@ class NoisyLikelihood:
     The denoiser's target is Tweedie's noise ``-noise² d log p(x) / dx`` in units of `video.flows.denoiser.UNIT`, of the
     flow as it is (STARFlow-V, arXiv 2511.20462); its loss leaves the flow alone.
 
-    A batch has "inputs", clips ``(B, T, c, h, w)``, and their "context". Where it has "num_given" ``(B,)``, so many
-    first frames of each clip are taken as they are, without noise, and how likely they are is not learnt. Where it has
-    "stills" ``(B, n, c, h, w)`` and "stills_context", single frames beside each clip, their nats per dimension are
-    added: in a clip, what a frame looks like that follows no other is a small part of the loss.
+    A batch has "inputs", clips ``(B, T, c, h, w)`` or, of a `STARFlow`, images ``(B, c, h, w)``, and their "context",
+    unless the flow takes none. Where it has "num_given" ``(B,)``, so many first frames of each clip are taken as they
+    are, without noise, and how likely they are is not learnt. Where it has "stills" ``(B, n, c, h, w)`` and
+    "stills_context", single frames beside each clip, their nats per dimension are added: in a clip, what a frame looks
+    like that follows no other is a small part of the loss.
 
     Args:
         noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276).
@@ -46,8 +47,8 @@ class NoisyLikelihood:
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         clips = batch["inputs"]
-        noisy, context = self._noisy(flow, clips, batch["context"], generator, batch.get("is_anchored"))
-        weights = torch.ones(clips.shape[:2], device=clips.device)
+        noisy, context = self._noisy(flow, clips, batch.get("context"), generator, batch.get("is_anchored"))
+        weights = None
         if "num_given" in batch:
             num_given = batch["num_given"][:, None]
             frames = torch.arange(clips.shape[1], device=clips.device)
@@ -59,8 +60,8 @@ class NoisyLikelihood:
         loss, metrics = self._of_clips(flow, noisy, context, weights)
         if "stills" in batch:
             stills, prompts = batch["stills"].flatten(0, 1).unsqueeze(1), batch["stills_context"].flatten(0, 1)
-            noisy, prompts = self._noisy(flow, stills, prompts, generator)
-            likelihood = -_log_prob_of_frames(flow, noisy, prompts).mean() / stills[0].numel()
+            noisy, context = self._noisy(flow, stills, prompts, generator)
+            likelihood = -_log_prob_of_frames(flow, noisy, context).mean() / stills[0].numel()
             loss, metrics = loss + likelihood, metrics | {"stills_nats_per_dim": likelihood.detach()}
         return loss, metrics
 
@@ -68,13 +69,13 @@ class NoisyLikelihood:
         self,
         flow: nn.Module,
         latents: Tensor,
-        context: Tensor,
+        context: Tensor | None,
         generator: torch.Generator,
         is_anchored: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Latents with noise, and contexts of which, in training, some are those of no prompt."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        if self.dropout and flow.training:
+        if context is not None and self.dropout and flow.training:
             is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
             unconditional = self.unconditional.to(context)
             replaced = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
@@ -89,7 +90,7 @@ class NoisyLikelihood:
         return given + self.context_noise * deviation * noise
 
     def _of_clips(
-        self, flow: nn.Module, noisy: Tensor, context: Tensor, weights: Tensor
+        self, flow: nn.Module, noisy: Tensor, context: Tensor | None, weights: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         denoiser: Any = flow.denoiser
         learns_denoiser = denoiser is not None and self.learn_denoiser
@@ -97,7 +98,8 @@ class NoisyLikelihood:
         with torch.set_grad_enabled(torch.is_grad_enabled() or learns_denoiser):
             noisy.requires_grad_(learns_denoiser)
             log_prob = _log_prob_of_frames(flow, noisy, context)
-            likelihood = -(weights * log_prob).sum() / (weights.sum() * noisy[0, 0].numel())
+            weights = torch.ones_like(log_prob) if weights is None else weights
+            likelihood = -(weights * log_prob).sum() / (weights.sum() * noisy.shape[-3:].numel())
             metrics = {"nats_per_dim": likelihood.detach()}
             if not learns_denoiser:
                 return likelihood, metrics
@@ -107,6 +109,6 @@ class NoisyLikelihood:
         return likelihood + error, metrics | {"denoiser_error": error.detach()}
 
 
-def _log_prob_of_frames(flow: nn.Module, latents: Tensor, context: Tensor) -> Tensor:
+def _log_prob_of_frames(flow: nn.Module, latents: Tensor, context: Tensor | None) -> Tensor:
     log_prob: Tensor = flow.log_prob_of_frames(latents, context)  # type: ignore[operator]
     return log_prob
