@@ -22,7 +22,7 @@ from video.training.autoencoder import train_autoencoder as train_on_frames
 from video.training.clips import train_on_clips
 
 FRAME_RATE = 8.0
-# What a clip's later windows are told: directions in prompts are those of a clip's beginning.
+# The prompts of a clip's later windows: directions in prompts are those of a clip's beginning.
 LATER = (r"moving (?:up|down|left|right)(?: and (?:left|right))?", "moving on")
 # The same of windows that have the clip's first frame, whatever the prompt says of the motion, if anything.
 ANCHORED = (r"(?: ?moving (?:up|down|left|right|on)(?: and (?:left|right|on))?)?(?=,|$)", f" moving {ON_AND_ON}")

@@ -96,3 +96,42 @@ def test_mistakes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(ValueError, match="holds a VQModel"):
         load_latents(tmp_path)
+
+
+@torch.no_grad()
+def test_wan_in_patches_of_pixels():
+    """The layout of Wan 2.2: a patch's pixels are channels."""
+    torch.manual_seed(0)
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, -0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    sizes = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+    autoencoder = AutoencoderKLWan(**sizes, **statistics).eval()
+    latents = WanLatents(autoencoder, later_scale=0.6)
+    clips = torch.rand(1, 5, 3, 32, 32) * 2 - 1
+    z = latents.encode(clips)
+    assert z.shape == (1, 2, 4, 2, 2) == (1, *latents.latent_shape((5, 3, 32, 32)))
+    mean, deviation = (torch.tensor(value).view(4, 1, 1) for value in statistics.values())
+    raw = autoencoder.encode(clips.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+    expected = (raw - mean) / deviation
+    torch.testing.assert_close(z[:, 0], expected[:, 0], atol=1e-5, rtol=0)  # a single picture is not scaled
+    torch.testing.assert_close(z[:, 1], 0.6 * expected[:, 1], atol=1e-5, rtol=0)
+    decoded = autoencoder.decode(raw.transpose(1, 2)).sample.transpose(1, 2).clamp(-1, 1)
+    torch.testing.assert_close(latents.decode(z), decoded, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        latents.encode(clips[..., :24])
+
+
+@pytest.mark.parametrize("shift", [None, 0.7])
+@torch.no_grad()
+def test_statistics_of_channels(shift):
+    """As diffusers' own pipelines take them, the shift is then not used."""
+    autoencoder = tiny_latents().autoencoder
+    autoencoder.register_to_config(latents_mean=[0.5, -0.5], latents_std=[2.0, 4.0], shift_factor=shift)
+    latents, frames = Latents(autoencoder), torch.rand(3, 1, 1, 32, 32)
+    raw = autoencoder.encode(frames[:, 0]).latent_dist.mode()
+    z = latents.encode(frames)
+    expected = (raw - torch.tensor([0.5, -0.5]).view(2, 1, 1)) * 2.0 / torch.tensor([2.0, 4.0]).view(2, 1, 1)
+    torch.testing.assert_close(z[:, 0], expected)
+    torch.testing.assert_close(latents.decode(z)[:, 0], autoencoder.decode(raw).sample.clamp(-1, 1))
+    autoencoder.register_to_config(latents_mean=[0.5])
+    with pytest.raises(ValueError, match="have 1 and 2 numbers for 2 channels"):
+        Latents(autoencoder)

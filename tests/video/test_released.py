@@ -9,7 +9,7 @@ from tests.video.recorded import GOLDEN, recorded
 from video import STARFlow, load_starflow
 from video.conversion.layouts import BUFFERS
 from video.conversion.released import starflow_from_state_dict, tarflow_from_state_dict
-from video.conversion.released_config import read_released_config, starflow_settings
+from video.conversion.released_config import read_released_config, released_autoencoder, starflow_settings
 
 LAYOUTS = {
     name: layout
@@ -147,3 +147,63 @@ def test_wrong_files(tmp_path):
         read_released_config(tmp_path / "list.json")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_starflow(recorded("starflow_v").document["config"], tmp_path / "nowhere.pth")
+
+
+def test_swapped_arguments(tmp_path):
+    golden = recorded("starflow_t2i")
+    config, weights = tmp_path / "config.yaml", tmp_path / "released.pth"
+    config.write_text(json.dumps(golden.document["config"]))
+    torch.save(golden.weights, weights)
+    with pytest.raises(ValueError, match="is a file of weights: pass the configuration"):
+        load_starflow(weights, config)
+    with pytest.raises(ValueError, match="is a configuration, not weights"):
+        load_starflow(config, config)
+    binary = tmp_path / "config.txt"
+    binary.write_bytes(weights.read_bytes())
+    with pytest.raises(ValueError, match="is no text"):
+        load_starflow(binary, weights)
+
+
+@pytest.mark.parametrize("name", ["starflow_t2i", "starflow_v"])
+def test_half_precision(name):
+    """Positions are not rounded; contexts and clips are cast as tokens are; densities stay near those in float32."""
+    golden = recorded(name)
+    flow = starflow_from_state_dict(golden.document["config"], golden.weights, num_frames=3)
+    tables = [buffer.clone() for key, buffer in flow.named_buffers() if key.endswith("phase")]
+    x, y = golden.inputs["x"], golden.inputs["y"]
+    with torch.no_grad():
+        exact = flow.log_prob(x, y)
+        denoised = None if flow.denoiser is None else flow.denoiser(x, y)
+        flow.bfloat16()
+        assert tables and all(
+            torch.equal(buffer, table)
+            for buffer, table in zip((b for k, b in flow.named_buffers() if k.endswith("phase")), tables, strict=True)
+        )
+        near = flow.log_prob(x, y)
+        assert near.dtype == torch.float32
+        torch.testing.assert_close(near, exact, atol=0.02 * x[0].numel(), rtol=0)
+        torch.testing.assert_close(flow.log_prob(x, y.bfloat16()), near)
+        if denoised is not None:
+            for clips, text in ((x, y), (x.bfloat16(), y), (x, y.bfloat16())):
+                predicted = flow.denoiser(clips, text)
+                assert predicted.dtype == clips.dtype
+                torch.testing.assert_close(predicted.float(), denoised, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("vae", "expected"),
+    [
+        ("Wan-AI/Wan2.2-TI2V-5B-Diffusers:0.6", ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", 0.6)),
+        ("stabilityai/sd-vae-ft-mse", ("stabilityai/sd-vae-ft-mse", 1.0)),
+        ("none", (None, 1.0)),
+        (None, (None, 1.0)),
+    ],
+)
+def test_released_autoencoders(vae, expected):
+    assert released_autoencoder({"vae": vae}) == expected
+
+
+def test_scales_that_are_none():
+    for scale in ("x", "0", "-1", "nan", "inf"):
+        with pytest.raises(ValueError, match="is no positive number"):
+            released_autoencoder({"vae": f"Wan2.2:{scale}"})

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
-from nflib.io.state_dicts import read_state_dict
 from nflib.networks import CausalTransformer
 from nflib.transforms import AutoregressiveTransform
 from video.conversion.layouts import DENOISER
 from video.conversion.released_config import Config, read_released_config, starflow_settings
 from video.conversion.state_dicts import Conversion, Part, fill
+from video.conversion.weights import read_released_weights, unwrapped
 from video.flows.starflow import STARFlow
 from video.flows.starflow_v import STARFlowV
 
@@ -28,11 +28,12 @@ def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_di
     Every size but the patch and the head is read off the weights; images are square. Raises FileNotFoundError, or
     ValueError for a damaged file, a missing or unknown key, or a patch size that does not fit.
     """
-    return tarflow_from_state_dict(read_state_dict(checkpoint), patch_size, head_dim=head_dim)
+    return tarflow_from_state_dict(read_released_weights(checkpoint), patch_size, head_dim=head_dim)
 
 
 def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64) -> TARFlow:
     """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+    state = unwrapped(state)
     depths: list[int] = []
     while f"blocks.{len(depths)}.proj_in.weight" in state:
         prefix = f"blocks.{len(depths)}.attn_blocks."
@@ -47,6 +48,11 @@ def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, hea
             f"the weights are for {num_tokens} tokens of {token_size} numbers, which are no square image in patches of "
             f"{patch_size} × {patch_size}; pass the patch size that the model was trained with."
         )
+    if len(state.get("blocks.0.proj_out.weight", ())) == token_size:
+        raise ValueError(
+            "the TARFlow is volume-preserving (nvp off): its blocks shift and do not scale, which ours always do; take "
+            "a checkpoint of one that scales."
+        )
     classes = state.get("blocks.0.class_embed")
     with torch.device("meta"):  # the state dict brings the weights
         flow = TARFlow(
@@ -59,9 +65,44 @@ def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, hea
             head_dim=head_dim,
             final_norm=False,
         )
-    flow._distribution = StandardNormal((num_tokens, token_size))
+    flow._distribution = _prior(state.get("var"), (num_tokens, token_size))
     fill((Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))), state)
     return flow.eval()
+
+
+class ScaledNormal(StandardNormal):
+    """Independent normal numbers of mean 0 and given variances: what a TARFlow's noise is drawn from.
+
+    Its variances are saved with a flow's weights.
+    """
+
+    def __init__(self, variance: Tensor):
+        super().__init__(variance.shape)
+        self.register_buffer("deviation", variance.sqrt())
+
+    deviation: Tensor
+
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        deviation = self.deviation.to(torch.promote_types(inputs.dtype, torch.float32))
+        if tuple(inputs.shape[1:]) == self.shape:
+            inputs = inputs / deviation
+        return super().log_prob(inputs, context) - deviation.log().sum()
+
+    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        return super().draw(num_samples, context, generator) * self.deviation
+
+
+def _prior(variance: Tensor | None, shape: tuple[int, int]) -> StandardNormal:
+    """What z is drawn from, by the buffer `var` of a state dict; raises ValueError for one that is no variance."""
+    if variance is None or variance.device.type == "meta":
+        return StandardNormal(shape)
+    if tuple(variance.shape) != shape or not ((variance > 0) & variance.isfinite()).all():
+        raise ValueError(
+            f"the state dict is damaged or no TARFlow's: its 'var' of shape {tuple(variance.shape)} holds no variances "
+            f"of {shape[0]} tokens of {shape[1]} numbers."
+        )
+    variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
+    return StandardNormal(shape) if bool((variance == 1).all()) else ScaledNormal(variance)
 
 
 def _of_tarflow(is_reversed: bool) -> Conversion:
@@ -82,14 +123,15 @@ def load_starflow(config: Config, checkpoint: str | os.PathLike[str], *, num_fra
     and widths than the configuration's square come from `resized`. Raises FileNotFoundError, ModuleNotFoundError for
     YAML without PyYAML, or ValueError for damaged files, another configuration's weights, or what we do not have.
     """
-    return starflow_from_state_dict(config, read_state_dict(checkpoint), num_frames=num_frames)
+    arguments = read_released_config(config)  # which is quicker to find a mistake in
+    return starflow_from_state_dict(arguments, read_released_weights(checkpoint), num_frames=num_frames)
 
 
 def starflow_from_state_dict(
     config: Config, state: Mapping[str, Tensor], *, num_frames: int | None = None
 ) -> STARFlowV:
     """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
-    arguments = read_released_config(config)
+    arguments, state = read_released_config(config), unwrapped(state)
     projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]
     text_channels = arguments.get("txt_dim") or (state[projections[0]].shape[1] if projections else 0)
     settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from video.conversion.layouts import DOWNSAMPLING, LANGUAGE_MODELS, LAYER_SETTINGS, REQUIRED, YAML_NAMES
 
+WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 Config = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -29,7 +31,12 @@ def read_released_config(config: Config) -> dict[str, Any]:
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration {path}; give the path of a .yaml or .json file.")
-    text = path.read_text()
+    if path.suffix in WEIGHTS or path.name.endswith(".index.json"):
+        raise ValueError(f"{path} is a file of weights: pass the configuration (.yaml) first, then the checkpoint.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: give the configuration, a .yaml or .json file.") from error
     if path.suffix == ".json":
         try:
             document = json.loads(text)
@@ -114,6 +121,25 @@ def starflow_settings(
     return settings, has_halves, top_has_halves
 
 
+def released_autoencoder(arguments: Mapping[str, Any]) -> tuple[str | None, float]:
+    """The name of a released configuration's autoencoder, and the scale of its latent frames but the first.
+
+    Their `vae` is such as "Wan-AI/Wan2.2-TI2V-5B-Diffusers:0.6"; see `later_scale` of `video.latents.Latents`. Raises
+    ValueError for a scale that is none.
+
+    >>> released_autoencoder({"vae": "Wan-AI/Wan2.2-TI2V-5B-Diffusers:0.6"})
+    ('Wan-AI/Wan2.2-TI2V-5B-Diffusers', 0.6)
+    """
+    name, _, scale = str(arguments.get("vae") or "none").partition(":")
+    try:
+        value = float(scale or 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"the scale behind the colon of vae {arguments['vae']!r} is no positive number.")
+    return None if name == "none" else name, value
+
+
 def _check(arguments: Mapping[str, Any]) -> None:
     needed = ("in_channels", "img_size", "patch_size", "channels", "layers_per_block")
     missing = [name for name in needed if arguments.get(name) is None]
@@ -137,8 +163,8 @@ def _latent_size(arguments: Mapping[str, Any]) -> tuple[int, int | None]:
     """Side of the latents, and number of their frames or None; with `vae`, sizes are given in pixels and frames."""
     side = int(arguments["img_size"])
     frames = int(str(arguments["vid_size"]).split(":")[0]) if arguments.get("vid_size") else None
-    name = arguments.get("vae")
-    if name in (None, "none"):
+    name, _ = released_autoencoder(arguments)
+    if name is None:
         return side, frames
     factors = [value for part, value in DOWNSAMPLING.items() if part in name]
     if not factors:

@@ -101,7 +101,9 @@ class TextPrefix(nn.Module):
         if not isinstance(context, Tensor) or tuple(context.shape[1:]) != self.text_shape:
             got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
             raise ValueError(f"expected text of shape (batch, {self.text_shape[0]}, {self.text_shape[1]}), got {got}.")
-        return self.projection(context)
+        # As tokens are cast, whatever the encoder of the text computes in.
+        weight = getattr(self.projection, "weight", None)
+        return self.projection(context if weight is None else context.to(weight.dtype))
 
 
 def causal_network(

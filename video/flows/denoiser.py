@@ -149,13 +149,13 @@ class Denoiser(nn.Module):
                 f"{tokens.shape[1] // self.frame_length} frames are more than the {self.max_frames} that this denoiser "
                 "has positions for."
             )
-        x = self.proj_in(tokens)
+        x = self.proj_in(tokens.to(self.proj_in.weight.dtype))
         if self.prefix is not None:
             x = torch.cat([self.prefix(context).to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         for layer in self.layers:
             x = layer(x, WHOLE_SEQUENCE)
         x = self.proj_out(self.final_norm(x[:, x.shape[1] - tokens.shape[1] :]))
-        return self.patches.inverse(x)[0]
+        return self.patches.inverse(x.to(clips.dtype))[0]
 
     def denoise(self, clips: Tensor, context: Tensor | None = None) -> Tensor:
         """The clips without the noise that is predicted in them: their posterior mean, by a perfect denoiser."""
