@@ -381,7 +381,7 @@ def materialise(flow: nn.Module, device: torch.device, dtype: torch.dtype, gener
 def starflow_3b(part: Part) -> None:
     """Densities and samples of a STARFlow of 3.9 billion weights in bfloat16."""
     from video import STARFlow
-    from video.released_config import read_released_config, starflow_settings
+    from video.conversion.released_config import read_released_config, starflow_settings
 
     config = json.loads(LAYOUTS.read_text())["starflow_3B_t2i_256x256"]["config"]
     if part.tiny:

@@ -24,14 +24,14 @@ import torch
 from common import argument_parser, markdown_table, prepare
 from torch import Tensor, nn
 
+from examples.moving_digits.data import WORDS
 from nflib import decoding
 from nflib.transforms import AutoregressiveTransform
 from video import STARFlowV
-from video.data import WORDS
-from video.decoding import TOLERANCE, FramesAtOnce
-from video.model import VideoModel
-from video.settings import SETTINGS
-from video.text import TextEncoder, Words
+from video.flows.decoding import TOLERANCE, FramesAtOnce
+from video.pipeline import Pipeline
+from video.pipeline_settings import SETTINGS
+from video.text.encoders import TextEncoder, Words
 
 PROMPTS = ("a seven moving up and right, fast", "a three moving down, slowly", "a zero moving left, fast")
 PARAMETER_SIZE = 0.1
@@ -62,7 +62,7 @@ def load(arguments: argparse.Namespace) -> tuple[STARFlowV, TextEncoder]:
     if arguments.random:
         return random_weights()
     if (arguments.model / SETTINGS).is_file():
-        model = VideoModel.load(arguments.model)
+        model = Pipeline.load(arguments.model)
         return model.flow, model.text
     return STARFlowV.from_pretrained(arguments.model).eval(), Words(WORDS, 8)  # a checkpoint of training
 

@@ -1,9 +1,8 @@
 """Images and video: STARFlow and STARFlow-V on the engine of nflib."""
 
-from video.checkpoints import load_starflow, load_tarflow
-from video.denoiser import Denoiser
-from video.model import VideoModel
-from video.starflow import STARFlow
-from video.starflow_v import STARFlowV
+from video.conversion import load_starflow, load_tarflow
+from video.flows import Denoiser, STARFlow, STARFlowV
+from video.pipeline import Pipeline
+from video.pipeline_settings import PipelineSettings
 
-__all__ = ["Denoiser", "STARFlow", "STARFlowV", "VideoModel", "load_starflow", "load_tarflow"]
+__all__ = ["Denoiser", "Pipeline", "PipelineSettings", "STARFlow", "STARFlowV", "load_starflow", "load_tarflow"]

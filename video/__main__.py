@@ -1,6 +1,6 @@
-"""``python -m video <train|train_autoencoder|generate|likelihood|evaluate>``."""
+"""``python -m video <generate|edit|likelihood>``."""
 
-from video.cli import main
+from video.commands import main
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nflib.io import complete_file
 from video.media import write_clip
 
 STYLE = """
@@ -56,9 +57,9 @@ def write_gallery(
         "mean over its frames, and frame by frame, on one scale for all clips.</p>\n"
         f"<main>\n{figures}\n</main>\n</body>\n</html>\n"
     )
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
+    with complete_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 def _figure(entry: Entry, frame_rate: float, enlarge: int, scale: tuple[float, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from video.latents import first_line
+from nflib.io import complete_file
+from video.errors import first_line
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -34,18 +36,21 @@ def write_clip(
     enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart. codec: FFmpeg's name (default:
     the first of H.264's that is there, at a quality that the eye cannot tell from the clip, else MPEG-4's). Raises
     ValueError for clips of another shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file
-    cannot be written.
+    cannot be written; what was there then stays.
     """
     path = check_suffix(path)
+    if not 0 < frame_rate < math.inf:
+        raise ValueError(f"frame_rate must be positive, got {frame_rate!r}.")
     frames = as_bytes(clip, enlarge)
-    if path.suffix == ".gif":
-        pictures = [Image.fromarray(frame) for frame in frames]
-        duration = max(round(1000 / frame_rate), 20)
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
-    elif path.suffix == ".png":
-        Image.fromarray(_strip(frames, enlarge // 2)).save(path)
-    else:
-        _write_video(frames, path, frame_rate, codec)
+    with complete_file(path) as temporary:
+        if path.suffix == ".gif":
+            pictures = [Image.fromarray(frame) for frame in frames]
+            duration = max(round(1000 / frame_rate), 20)
+            pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+        elif path.suffix == ".png":
+            Image.fromarray(_strip(frames, enlarge // 2)).save(temporary)
+        else:
+            _write_video(frames, path, temporary, frame_rate, codec)
     return path
 
 
@@ -143,7 +148,8 @@ def _encodes(av: Any, name: str) -> bool:
         return False
 
 
-def _write_video(frames: np.ndarray, path: Path, frame_rate: float, codec: str | None) -> None:
+def _write_video(frames: np.ndarray, path: Path, temporary: Path, frame_rate: float, codec: str | None) -> None:
+    """Write to a temporary path what is to be at `path`."""
     av = _import_av()
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -151,11 +157,9 @@ def _write_video(frames: np.ndarray, path: Path, frame_rate: float, codec: str |
             f"{path} cannot have frames of {width} × {height}: videos have even sizes; enlarge them twice, or choose a "
             ".gif or a .png."
         )
-    if not frame_rate > 0:
-        raise ValueError(f"frame_rate must be positive, got {frame_rate!r}.")
     name = _codec(av, codec, path)
     try:
-        with av.open(str(path), "w") as container:
+        with av.open(str(temporary), "w") as container:
             stream = container.add_stream(name, rate=Fraction(frame_rate).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.options = {"crf": "12"} if name == "libx264" else {"qscale": "2"} if name == "mpeg4" else {}
@@ -163,7 +167,14 @@ def _write_video(frames: np.ndarray, path: Path, frame_rate: float, codec: str |
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
     except av.FFmpegError as error:
-        raise OSError(f"{path} cannot be written ({first_line(error)}); choose another file.") from error
+        raise OSError(
+            f"{path} cannot be written ({_reason(error)}), and keeps what it had; make room or choose another file."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Of an error of FFmpeg's, without the name of a temporary file."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _read_video(path: Path) -> list[np.ndarray]:
@@ -185,5 +196,9 @@ def _read_pictures(path: Path) -> list[np.ndarray]:
                 picture.seek(index)
                 frames.append(np.asarray(picture.convert("RGB")))
             return frames
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path} is larger than any image that is read ({first_line(error)}); give a smaller one."
+        ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as an image ({first_line(error)}); it is damaged or none.") from error

@@ -2,15 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nflib.decoding import Decoder
 from nflib.flows import Flow
-from video.deep_shallow import DeepShallow
-from video.patches import FrameNoise
+from video.flows.deep_shallow import DeepShallow
+from video.flows.patches import FrameNoise
+
+
+class Span(NamedTuple):
+    """A window: frames first … stop of a clip, known up to done; if anchored, its first frame is the clip's first."""
+
+    first: int
+    done: int
+    stop: int
+    is_anchored: bool = False
+
+    @property
+    def num_frames(self) -> int:
+        return self.stop - self.first
+
+    @property
+    def num_known(self) -> int:
+        return self.done - self.first
+
+    def of(self, frames: Tensor) -> Tensor:
+        """What there is of it in the frames ``(B, T, …)`` of a clip."""
+        own = frames[:, self.first : self.stop]
+        return torch.cat([frames[:, :1], own[:, 1:]], dim=1) if self.is_anchored else own
+
+
+def spans(
+    num_frames: int, num_known: int, window: int, overlap: int | None = None, *, is_anchored: bool = False
+) -> Iterator[Span]:
+    """The windows, one after the other, of a clip whose first frames are known.
+
+    Args:
+        num_frames: of the clip.
+        num_known: of these.
+        window: frames of a window.
+        overlap: known frames of every window but the first (default: half of it). 0 gives windows that know nothing.
+        is_anchored: whether later windows have the clip's first frame in the place of the oldest that they know; a
+            single known frame has to be the last one, which tells where things are.
+
+    Raises:
+        ValueError: an overlap that leaves no new frame.
+
+    >>> [span[:3] for span in spans(9, 1, 4)]
+    [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 9)]
+    """
+    overlap = window // 2 if overlap is None else overlap
+    if not 0 <= overlap < window:
+        raise ValueError(f"overlap must lie in 0 … {window - 1}, fewer frames than a window's, got {overlap!r}.")
+
+    def following() -> Iterator[Span]:
+        done = num_known
+        while done < num_frames:
+            first = 0 if done < window else done - overlap
+            stop = min(first + window, num_frames)
+            yield Span(first, done, stop, is_anchored and first > 0 and done - first > 1)
+            done = stop
+
+    return following()
+
+
+def roll_out(known: Tensor, windows: Iterable[Span], make: Callable[[Span, Tensor], Tensor]) -> Tensor:
+    """The known frames ``(B, n, …)`` and what each window adds to them.
+
+    make: (window, its known frames) -> all frames of the window.
+    """
+    for span in windows:
+        known = torch.cat([known, make(span, span.of(known))[:, span.num_known :]], dim=1)
+    return known
 
 
 @torch.no_grad()
@@ -28,10 +95,17 @@ def generate(
 ) -> Tensor:
     """Clips ``(B, num_frames, C, H, W)``, one for each row of the context, that begin with the given frames.
 
-    flow: a `STARFlowV`, or what its `guided` returns. given: the first frames ``(B or 1, n, C, H, W)``, which come
-    back unchanged: one for image to video, more to continue a clip (None: all frames are generated; B is then 1
-    without a context). window, overlap, decoding: as for `decode`; generator, seed: as for `Flow.sample`. Raises
-    ValueError for settings or shapes that do not fit.
+    Args:
+        flow: a `STARFlowV`, or what its `guided` returns.
+        num_frames: of the clips.
+        context: one row a clip.
+        given: the first frames ``(B or 1, n, C, H, W)``, which come back unchanged: one for image to video, more to
+            continue a clip. None: all frames are generated; B is then 1 without a context.
+        window, overlap, decoding: as for `decode`.
+        generator, seed: as for `Flow.sample`.
+
+    Raises:
+        ValueError: settings or shapes that do not fit.
 
     >>> import torch
     >>> from video import STARFlowV, rollout
@@ -45,12 +119,17 @@ def generate(
         raise ValueError("pass either a generator or a seed to generate, not both.")
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
-    transform = _transform(flow)
     rows = len(context) if context is not None else len(given) if given is not None else 1
-    base = FrameNoise(num_frames, transform.frame_length, transform.deep.token_size)
-    location = flow._distribution.get_buffer("location")
-    noise = base.to(device=location.device, dtype=location.dtype).draw(rows, None, generator)
+    noise = new_noise(flow, rows, num_frames, generator)
     return decode(flow, noise, context, given, window=window, overlap=overlap, decoding=decoding)
+
+
+def new_noise(flow: Flow, rows: int, num_frames: int, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal tokens ``(rows, num_frames * frame_length, C)``, as `decode` takes them."""
+    transform = _transform(flow)
+    location = flow._distribution.get_buffer("location")
+    base = FrameNoise(num_frames, transform.frame_length, transform.deep.token_size)
+    return base.to(device=location.device, dtype=location.dtype).draw(rows, None, generator)
 
 
 @torch.no_grad()
@@ -66,72 +145,56 @@ def decode(
 ) -> Tensor:
     """The clips that begin with the given frames and whose other frames come from `noise`.
 
-    noise: tokens of all frames ``(B, T * frame_length, C)``, as `Flow.decode` takes them; those of given frames are not
-    read. The deep map is inverted over `window` frames at a time (default, and at most: what the flow has positions
-    for); every window but the first is a clip of its own, whose first `overlap` frames are the last known ones
-    (default: half a window; STARFlow-V, arXiv 2511.20462). With T up to `window` this is the flow's own conditional
-    distribution. Raises ValueError for settings or shapes that do not fit.
+    Args:
+        flow, context, given: as for `generate`.
+        noise: tokens of all frames ``(B, T * frame_length, C)``, as `Flow.decode` takes them; those of given frames are
+            not read.
+        window: frames decoded at a time (default, and at most: what the flow has positions for). Every window but the
+            first is a clip of its own that begins with the last frames before it (STARFlow-V, arXiv 2511.20462). With T
+            up to `window` this is the flow's own conditional distribution.
+        overlap: how many (default: half a window).
+        decoding: of the maps.
+
+    Raises:
+        ValueError: settings or shapes that do not fit.
     """
     transform = _transform(flow)
+    length = transform.frame_length
     window = transform.max_frames if window is None else window
-    overlap = window // 2 if overlap is None else overlap
     if not 1 <= window <= transform.max_frames:
         raise ValueError(f"window must lie in 1 … {transform.max_frames}, what the flow is made for, got {window!r}.")
-    if not 0 <= overlap < window:
-        raise ValueError(f"overlap must lie in 0 … {window - 1}, fewer frames than the window's, got {overlap!r}.")
-    if noise.dim() != 3 or noise.shape[1] % transform.frame_length or not noise.shape[1]:
-        raise ValueError(
-            f"noise of shape {tuple(noise.shape)} does not fill frames of {transform.frame_length} tokens."
-        )
+    if noise.dim() != 3 or noise.shape[1] % length or not noise.shape[1]:
+        raise ValueError(f"noise of shape {tuple(noise.shape)} does not fill frames of {length} tokens.")
     if context is not None and len(context) != len(noise):
         raise ValueError(f"noise of {len(noise)} clips needs a context of as many rows, got {len(context)}.")
-    if given is not None and (given.dim() != 5 or len(given) not in (1, len(noise))):
+    if given is None:
+        given = noise.new_zeros(len(noise), 0, *transform.frame_shape)
+    if given.dim() != 5 or len(given) not in (1, len(noise)):
         raise ValueError(
             f"given frames must have shape (1 or {len(noise)}, frames, channels, height, width), got "
             f"{tuple(given.shape)}."
         )
-    frames = [] if given is None else [given.expand(len(noise), *given.shape[1:])]
-    known = noise[:, :0] if given is None else transform.encode(frames[0])[0]
-    if known.shape[1] > noise.shape[1]:
-        raise ValueError(f"{frames[0].shape[1]} frames are given, which are more than the clip is to have.")
-    embedded = flow._embedding_net(context)
-    for u in _windows(transform, noise, known, embedded, window, overlap, decoding):
-        frames.append(transform.decode(u, decoding).tokens)
-    return torch.cat(frames, dim=1)
+    num_frames = noise.shape[1] // length
+    if given.shape[1] > num_frames:
+        raise ValueError(f"{given.shape[1]} frames are given, which are more than the clip is to have.")
+
+    def make(span: Span, known: Tensor) -> Tensor:
+        return decode_window(flow, noise[:, span.first * length : span.stop * length], context, known, decoding)
+
+    given = given.expand(len(noise), *given.shape[1:])
+    return roll_out(given, spans(num_frames, given.shape[1], window, overlap), make)
 
 
-def _windows(
-    transform: DeepShallow,
-    noise: Tensor,
-    known: Tensor,
-    context: Tensor | None,
-    window: int,
-    overlap: int,
-    decoding: Decoder | None,
-) -> Iterator[Tensor]:
-    """The new tokens u of one window after the other, in the order of the deep map."""
-    length = transform.frame_length
+@torch.no_grad()
+def decode_window(
+    flow: Flow, noise: Tensor, context: Tensor | None, known: Tensor, decoding: Decoder | None = None
+) -> Tensor:
+    """`decode` of no more frames than the flow has positions for; known frames ``(B, n, C, H, W)`` may be none."""
+    transform = _transform(flow)
+    prefix = transform.encode(known)[0] if known.shape[1] else noise[:, :0]
     latent, _ = transform.order(noise)
-    for first, done, stop in windows(noise.shape[1] // length, known.shape[1] // length, window, overlap):
-        prefix = known[:, known.shape[1] - (done - first) * length :]
-        u = transform.deep.invert(latent[:, first * length : stop * length], context, decoding, prefix).tokens
-        new = u[:, (done - first) * length :]
-        yield new
-        known = torch.cat([prefix, new], dim=1)
-
-
-def windows(num_frames: int, num_known: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """Windows one after the other: each of the frames first … stop, of which those before done are known.
-
-    >>> list(windows(9, 1, 4, 2))
-    [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 9)]
-    """
-    done = num_known
-    while done < num_frames:
-        first = 0 if done < window else done - overlap
-        stop = min(first + window, num_frames)
-        yield first, done, stop
-        done = stop
+    u = transform.deep.invert(latent, flow._embedding_net(context), decoding, prefix).tokens
+    return torch.cat([known, transform.decode(u[:, prefix.shape[1] :], decoding).tokens], dim=1)
 
 
 def _transform(flow: Flow) -> DeepShallow:

@@ -1,7 +1,8 @@
 """How a token knows where it stands: learned or sinusoidal vectors added to it, or rotary phases in attention."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +74,26 @@ class Rotary(nn.Module):
         # Cosines and sines side by side: a view makes complex numbers of them.
         self.register_buffer("phase", torch.stack([angle.cos(), angle.sin()], dim=-1), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        table = self.phase
+        super()._apply(fn, recurse)
+        if self.phase.dtype.itemsize < 4:  # angles of thousands of tokens cannot be told apart in half precision
+            self.phase = table.to(self.phase.device)
+        return self
+
     def forward(self, x: Tensor, start: int) -> Tensor:
         stop = start + x.shape[-2]
         _check_length(stop, len(self.phase))
         phase = self.phase[start:stop]
-        if x.dtype == phase.dtype and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        if x.dtype.itemsize < 4:
+            wide = torch.promote_types(
+                phase.dtype, torch.float32
+            )  # copies for low-precision warm-up have rounded tables
+            return self._turned(x.to(wide), phase.to(wide)).to(x.dtype)
+        return self._turned(x, phase)
+
+    def _turned(self, x: Tensor, phase: Tensor) -> Tensor:
+        if x.dtype == phase.dtype and not torch.compiler.is_compiling():
             # One kernel instead of eight, which at one token a step cost more than their arithmetic.
             turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(phase)
             return torch.view_as_real(turned).flatten(-2)

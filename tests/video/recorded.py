@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nflib import Flow
 from nflib.decoding import GaussSeidelJacobi, Jacobi, PreviousFrame, Sequential
 from video import STARFlow, STARFlowV
-from video.checkpoints import starflow_from_state_dict
+from video.conversion.released import starflow_from_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DECODERS = {

@@ -9,9 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
+from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import tiny_latents, tiny_model
-from video.cli import main
-from video.data import MovingDigits
+from video.commands import main
 from video.media import write_clip
 
 
@@ -128,6 +128,43 @@ def test_damaged_model(copied, part):
     path = copied / part
     path.write_bytes(path.read_bytes()[:-20])
     assert "damaged" in answer_of(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": -1},
+        {"noise": float("nan")},
+        {"noise": 1e9},
+        {"frame_rate": 0},
+        {"frame_rate": float("inf")},
+        {"later_scale": 0},
+        {"clip_shape": [4, 1, 32]},
+        {"clip_shape": [4, 1, 32, -32]},
+        {"clip_shape": [4, 1, 32, 32.5]},
+        {"clip_shape": None},
+        {"later": ["(", ""]},
+        {"later": ["a", "\\2"]},
+        {"anchored": "a"},
+        [],
+        "text",
+        {"noise": None},
+    ],
+    ids=str,
+)
+def test_settings_that_no_model_has(copied, change):
+    path = copied / "model.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, **change} if isinstance(change, dict) else change))
+    assert "model.json is damaged" in answer_of(copied)
+
+
+@pytest.mark.parametrize("change", [{"length": 1e12}, {"length": 10**12}, {"length": "8"}, {"words": "abc"}, [], 3])
+def test_vocabularies_that_are_none(copied, change):
+    path = copied / "text" / "vocabulary.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, **change} if isinstance(change, dict) else change))
+    assert "vocabulary.json is damaged" in answer_of(copied)
 
 
 def test_no_traceback(files):

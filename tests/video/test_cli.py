@@ -1,62 +1,19 @@
 """The command line: training to a model that generates; files; pages; how it answers mistakes."""
 
-import json
-
 import pytest
 import torch
 
+from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import SEVEN, tiny_model
-from video import recovery
-from video.cli import main
-from video.data import MovingDigits
+from video import commands
+from video.commands import main, options
 from video.media import read_clip, write_clip
-from video.model import VideoModel
-
-TRAINING = ["--training.max_steps", "3", "--training.batch_size", "2", "--training.progress_bar", "false"]
+from video.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return str(tiny_model().save(tmp_path_factory.mktemp("model")))
-
-
-def test_train(tmp_path):
-    autoencoder = ["--output", str(tmp_path / "autoencoder"), "--channels", "[4,4,4,4]", "--latent_channels", "2"]
-    main(["train_autoencoder", *autoencoder, *TRAINING])
-    arguments = ["--autoencoder", str(tmp_path / "autoencoder" / "autoencoder"), "--output", str(tmp_path / "flow")]
-    small = ["--channels", "20", "--layers_per_block", "[1,1]", "--head_dim", "20", "--num_frames", "3"]
-    small += ["--clips", "8"]
-    main(["train", *arguments, *small, "--denoiser_layers", "1", *TRAINING])
-    model = VideoModel.load(tmp_path / "flow" / "pipeline")
-    assert model.generate([SEVEN], denoise="learned").shape == (1, 3, 1, 32, 32)
-    weights = model.flow.state_dict()
-    main(["train", *arguments, *small, "--denoiser_layers", "1", *TRAINING])  # over already: it stays as it is
-    again = VideoModel.load(tmp_path / "flow" / "pipeline").flow.state_dict()
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
-    started = ["--output", str(tmp_path / "more"), "--initial", str(tmp_path / "flow" / "pipeline")]
-    more = ["--num_frames", "3", "--clips", "8", "--stills", "2"]
-    main(["train", "--autoencoder", arguments[1], *started, *more, *TRAINING])
-    changed = VideoModel.load(tmp_path / "more" / "pipeline").flow.state_dict()
-    assert weights.keys() == changed.keys() and any(not torch.equal(weights[name], changed[name]) for name in weights)
-
-
-def test_recovery_clips_are_made_and_learnt(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recovery, "LARGEST_MISFIT", 100.0)  # a model that was never trained shows no digits
-    clips = str(tmp_path / "clips.safetensors")
-    main(["recovery", "--model", folder, "--output", clips, "--clips", "2", "--windows", "2"])
-    assert "4 clips written to" in capsys.readouterr().out
-    model = VideoModel.load(folder)
-    arguments = ["--output", str(tmp_path / "flow"), "--autoencoder", f"{folder}/autoencoder", "--initial", folder]
-    sizes = ["--num_frames", "4", "--clips", "3", "--stills", "2", "--more_layers", "1"]
-    main(["train", *arguments, *sizes, "--recovery", f"[{clips}]", "--learn_denoiser", "false", *TRAINING])
-    trained = VideoModel.load(tmp_path / "flow" / "pipeline")
-    assert trained.flow.config == model.flow.config | {"layers_per_block": [1, 2]}
-    with pytest.raises(SystemExit, match="recovery clips whose inputs are .* make them by a model of the same"):
-        main(["train", *arguments, "--num_frames", "3", "--recovery", f"[{clips}]", *TRAINING])
-    with pytest.raises(SystemExit, match="there are no recovery clips at none"):
-        main(["train", *arguments, "--recovery", "[none]", *TRAINING])
-    with pytest.raises(SystemExit, match="more_layers are added to an initial model"):
-        main(["train", *arguments[:4], "--more_layers", "1", *TRAINING])
 
 
 def test_generate_and_likelihood(folder, tmp_path, capsys):
@@ -71,7 +28,7 @@ def test_generate_and_likelihood(folder, tmp_path, capsys):
     assert lines[0].split() == ["frame", "nats", "per", "dimension"]
     values = [float(line.split()[1]) for line in lines[1:]]
     assert values[-1] == pytest.approx(sum(values[:-1]) / 4, abs=1e-3)
-    model = VideoModel.load(folder)
+    model = Pipeline.load(folder)
     expected = -model.log_prob(clip.unsqueeze(0), [SEVEN]).item() / (4 * 2 * 4 * 4)
     assert values[-1] == pytest.approx(expected, abs=1e-3)
 
@@ -89,11 +46,28 @@ def test_image_to_video_and_continuation(folder, tmp_path):
         assert len(read_clip(tmp_path / "b.gif")) == length
 
 
-def test_evaluate(folder, tmp_path, capsys):
-    main(["evaluate", "--model", folder, "--num_clips", "4", "--roll_outs", "0", "--output", str(tmp_path / "a.json")])
-    figures = json.loads((tmp_path / "a.json").read_text())
-    assert json.loads(capsys.readouterr().out) == figures
-    assert 0 <= figures["likelihood"]["auroc_reversed"] <= 1
+@pytest.mark.parametrize("text", [SEVEN + "; a two", "a: b", "[a, b]", "null", "3", "", "- a"])
+def test_prompts_are_text(folder, text, monkeypatch):
+    """Whatever they mean in YAML, one by one, or after an equals sign."""
+    taken = []
+    monkeypatch.setitem(commands.COMMANDS, "generate", lambda prompt=None: taken.extend(prompt))
+    commands.COMMANDS["generate"].__annotations__ = {"prompt": list[str] | None}
+    main(["generate", "--prompt", text, "--prompt", "a two", f"--prompt={text}"])
+    assert taken == [text, "a two", text]
+
+
+def test_a_file_of_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{SEVEN}\n\n a two \n")
+    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "a.gif")]
+    main(["generate", "--model", folder, *arguments, "--prompt", "a six"])
+    assert {path.name for path in tmp_path.glob("*.gif")} == {"a-1.gif", "a-2.gif", "a-3.gif"}
+    assert options.read_prompts(["a six"], tmp_path / "prompts.txt") == ["a six", SEVEN, "a two"]
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(ValueError, match="has no prompt"):
+        options.read_prompts(None, tmp_path / "none.txt")
+    (tmp_path / "none.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        options.read_prompts(None, tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +79,13 @@ def test_evaluate(folder, tmp_path, capsys):
         (["generate", "--out", "a.gif", "--frames", "9", "--overlap", "0"], "9 frames are more than the 4"),
         (["generate", "--out", "a.gif", "--first-frame", "none.png"], "there is no file none.png"),
         (["generate", "--out", "a.gif", "--decoding", "magic"], "decoding must be one of auto, sequential, jacobi"),
+        (["generate", "--out", "a.gif", "--prompts", "none.txt"], "there is no file none.txt"),
+        (["generate", "--out", "a.gif", "--prompt", SEVEN, "--guidance", "1e30"], "1 of 1 clips overflow"),
+        (
+            ["generate", "--out", "a.gif", "--prompt", SEVEN, "--guidance", "1e30", "--candidates", "2"],
+            "clips overflow",
+        ),
+        (["likelihood", "none.mp4", "--prompt", "a", "--prompt", "b"], "given one prompt, got 2"),
         (["likelihood", "none.mp4"], "there is no file none.mp4"),
     ],
 )

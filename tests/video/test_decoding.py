@@ -5,8 +5,8 @@ import torch
 
 from nflib import decoding
 from tests.video.tiny import SEVEN, tiny_model
-from video.decoding import FramesAtOnce
-from video.generate import decoder
+from video.commands.options import DrawingOptions
+from video.flows.decoding import FramesAtOnce
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def model():
 
 def test_equals_token_by_token(model):
     z = torch.randn(1, 16, 8)
-    context = model.context([SEVEN])
+    context = model.condition([SEVEN])
     with decoding.report() as report:
         x = model.flow.decode(z, context, decoding=FramesAtOnce(4, frames=2))
     torch.testing.assert_close(x, model.flow.decode(z, context), atol=1e-3, rtol=0)
@@ -28,7 +28,7 @@ def test_equals_token_by_token(model):
 def test_many_clips_go_token_by_token(model):
     z = torch.randn(3, 16, 8)
     with decoding.report() as report:
-        model.flow.decode(z, model.context([SEVEN] * 3), decoding=FramesAtOnce(4, largest_batch=2))
+        model.flow.decode(z, model.condition([SEVEN] * 3), decoding=FramesAtOnce(4, largest_batch=2))
     assert all(max(block.windows) == 1 for block in report.blocks)
 
 
@@ -36,8 +36,8 @@ def test_is_the_default(model):
     with decoding.report() as report:
         made = model.generate([SEVEN], seed=1)
     assert max(report.blocks[0].windows) > 1
-    assert torch.equal(made, model.generate([SEVEN], seed=1, decoding=decoder("auto", model)))
-    exact = model.generate([SEVEN], seed=1, decoding=decoder("sequential", model))
+    assert torch.equal(made, model.generate([SEVEN], seed=1, decoding=DrawingOptions(decoding="auto").decoder(model)))
+    exact = model.generate([SEVEN], seed=1, decoding=DrawingOptions(decoding="sequential").decoder(model))
     torch.testing.assert_close(made, exact, atol=1e-3, rtol=0)
     with decoding.report() as report:
         assert torch.equal(model.generate([SEVEN], seed=1, decoding=decoding.Sequential()), exact)

@@ -5,8 +5,8 @@ import torch
 
 from nflib.networks import Rotary
 from tests.video.recorded import perturbed, small_video_flow
-from video.denoiser import FrameWindowAttention
-from video.positions import axial_coordinates
+from video.flows.denoiser import FrameWindowAttention
+from video.flows.positions import axial_coordinates
 
 WORDS, LENGTH, FRAMES = 3, 4, 5
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import SEVEN, tiny_model
-from video.cli import main
-from video.data import MovingDigits
+from video.commands import main
 from video.media import read_clip, write_clip
 
 TWO = "a two moving left, slowly"
@@ -33,7 +33,7 @@ def test_the_same_prompt_gives_the_clip_back(model, clips, length, settings):
     torch.testing.assert_close(same, expected, atol=1e-3, rtol=0)
     for other in (
         model.edit(given, [SEVEN, TWO], [TWO, TWO], **settings)[:1],
-        model.edit(given, [SEVEN, TWO], [SEVEN, TWO], fresh=0.3, **settings)[:1],
+        model.edit(given, [SEVEN, TWO], [SEVEN, TWO], strength=0.3, **settings)[:1],
     ):
         torch.testing.assert_close(other[:, :kept], given[:1, :kept])
         assert float((other - expected[:1]).abs().max()) > 1e-2
@@ -41,14 +41,14 @@ def test_the_same_prompt_gives_the_clip_back(model, clips, length, settings):
 
 def test_an_edit_is_forward_and_inverse(model, clips):
     given = clips[:1, :4]
-    z = model.flow.transform_to_noise(model.latents.encode(given), model.context([SEVEN]))
-    expected = model.latents.decode(model.flow.decode(z, model.context([TWO])))
+    z = model.flow.transform_to_noise(model.latents.encode(given), model.condition([SEVEN]))
+    expected = model.latents.decode(model.flow.decode(z, model.condition([TWO])))
     torch.testing.assert_close(model.edit(given, [SEVEN], [TWO], denoise="none"), expected, atol=1e-3, rtol=0)
 
 
 def test_new_noise_is_a_new_clip(model, clips):
     """With none of its own noise left, nothing of the clip is."""
-    made = [model.edit(given[None, :4], [SEVEN], [TWO], fresh=1.0, seed=3) for given in clips]
+    made = [model.edit(given[None, :4], [SEVEN], [TWO], strength=1.0, seed=3) for given in clips]
     torch.testing.assert_close(*made)
 
 
@@ -56,7 +56,7 @@ def test_command(tmp_path, clips):
     model = tiny_model()
     folder = str(model.save(tmp_path / "model"))
     source = write_clip(clips[0, :4], tmp_path / "source.gif")
-    arguments = ["edit", str(source), "--model", folder, "--source-prompt", SEVEN, "--prompt", f"{SEVEN}; {TWO}"]
+    arguments = ["edit", str(source), "--model", folder, "--source-prompt", SEVEN, "--prompt", SEVEN, "--prompt", TWO]
     main([*arguments, "--keep-frames", "1", "--out", str(tmp_path / "new.gif"), "--gallery", str(tmp_path / "a.html")])
     first, second = (read_clip(tmp_path / f"new-{number}.gif", (1, 32, 32)) for number in (1, 2))
     assert first.shape == second.shape == (4, 1, 32, 32)
@@ -68,8 +68,8 @@ def test_mistakes(model, clips, tmp_path):
     given = clips[:1, :4]
     with pytest.raises(ValueError, match="a source prompt for each prompt, got 1"):
         model.edit(given, [SEVEN], [SEVEN, TWO])
-    with pytest.raises(ValueError, match="fresh, the share of new noise"):
-        model.edit(given, [SEVEN], [TWO], fresh=1.5)
+    with pytest.raises(ValueError, match="strength, the share of new noise"):
+        model.edit(given, [SEVEN], [TWO], strength=1.5)
     with pytest.raises(ValueError, match=r"keep_frames must lie in 0 … 3"):
         model.edit(given, [SEVEN], [TWO], keep_frames=4)
     with pytest.raises(ValueError, match="9 frames are more than the 4 of one window"):

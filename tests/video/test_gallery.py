@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser import browse, needs_chromium
 from tests.video.tiny import SEVEN, tiny_model
-from video.cli import main
+from video.commands import main
 
 # What a page with a script of its own would know: `data-shown` of the body.
 PROBE = """<script>
@@ -38,9 +38,9 @@ def shown(page, folder):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     model = str(tiny_model().save(folder / "model"))
-    prompts = f"{SEVEN}; a two; "
+    prompts = ["--prompt", SEVEN, "--prompt", "a two", "--prompt", ""]
     files = ["--gallery", str(folder / "page.html"), "--out", str(folder / "c.png")]
-    main(["generate", "--model", model, "--prompt", prompts, *files])
+    main(["generate", "--model", model, *prompts, *files])
     for suffix in ("mp4", "gif"):
         main(["generate", "--model", model, "--prompt", SEVEN, "--out", str(folder / f"c.{suffix}")])
     return folder

@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from examples.moving_digits.train import Frames
 from nflib.training import TrainingConfig
 from tests.video.tiny import tiny_latents
-from video.autoencoder import Frames, set_scale, train_autoencoder
-from video.latents import Latents, WanLatents, load_latents
+from video.latents.autoencoder import set_scale
+from video.latents.latents import Latents, WanLatents, load_latents
+from video.training import train_autoencoder
 
 STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
 
@@ -58,19 +60,19 @@ def test_wan(tmp_path):
 
 def test_training_and_decoder_alone(tmp_path):
     config = TrainingConfig(batch_size=4, max_steps=2, progress_bar=False, tensorboard=False)
-    settings = {"latent_channels": 2, "channels": (4, 4)}
-    train_autoencoder(tmp_path / "first", config, **settings)
+    frames = Frames("train", 2048), Frames("validation", 8)
+    train_autoencoder(*frames, tmp_path / "first", config, latent_channels=2, channels=(4, 4))
     folder = tmp_path / "first" / "autoencoder"
     first = load_latents(folder)
-    z = first.encode(Frames("train", 2048, config.seed + 2).batch(torch.arange(256))["inputs"].unsqueeze(1))
+    z = first.encode(frames[0].batch(torch.arange(256))["inputs"].unsqueeze(1))
     assert abs(float(z.mean())) < 0.1 and abs(float(z.std()) - 1) < 0.1
-    train_autoencoder(tmp_path / "second", config, initial=str(folder), decoder_only=True)
+    train_autoencoder(*frames, tmp_path / "second", config, initial=str(folder), decoder_only=True)
     second = load_latents(tmp_path / "second" / "autoencoder")
     clips = torch.rand(1, 1, 1, 32, 32)
     assert torch.equal(first.encode(clips), second.encode(clips))
     assert not torch.equal(first.decode(z[:1]), second.decode(z[:1]))
     with pytest.raises(ValueError, match="needs an autoencoder to begin with"):
-        train_autoencoder(tmp_path / "third", config, decoder_only=True)
+        train_autoencoder(*frames, tmp_path / "third", config, decoder_only=True)
 
 
 def test_set_scale():
@@ -94,3 +96,42 @@ def test_mistakes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(ValueError, match="holds a VQModel"):
         load_latents(tmp_path)
+
+
+@torch.no_grad()
+def test_wan_in_patches_of_pixels():
+    """The layout of Wan 2.2: a patch's pixels are channels."""
+    torch.manual_seed(0)
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, -0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    sizes = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+    autoencoder = AutoencoderKLWan(**sizes, **statistics).eval()
+    latents = WanLatents(autoencoder, later_scale=0.6)
+    clips = torch.rand(1, 5, 3, 32, 32) * 2 - 1
+    z = latents.encode(clips)
+    assert z.shape == (1, 2, 4, 2, 2) == (1, *latents.latent_shape((5, 3, 32, 32)))
+    mean, deviation = (torch.tensor(value).view(4, 1, 1) for value in statistics.values())
+    raw = autoencoder.encode(clips.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+    expected = (raw - mean) / deviation
+    torch.testing.assert_close(z[:, 0], expected[:, 0], atol=1e-5, rtol=0)  # a single picture is not scaled
+    torch.testing.assert_close(z[:, 1], 0.6 * expected[:, 1], atol=1e-5, rtol=0)
+    decoded = autoencoder.decode(raw.transpose(1, 2)).sample.transpose(1, 2).clamp(-1, 1)
+    torch.testing.assert_close(latents.decode(z), decoded, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        latents.encode(clips[..., :24])
+
+
+@pytest.mark.parametrize("shift", [None, 0.7])
+@torch.no_grad()
+def test_statistics_of_channels(shift):
+    """As diffusers' own pipelines take them, the shift is then not used."""
+    autoencoder = tiny_latents().autoencoder
+    autoencoder.register_to_config(latents_mean=[0.5, -0.5], latents_std=[2.0, 4.0], shift_factor=shift)
+    latents, frames = Latents(autoencoder), torch.rand(3, 1, 1, 32, 32)
+    raw = autoencoder.encode(frames[:, 0]).latent_dist.mode()
+    z = latents.encode(frames)
+    expected = (raw - torch.tensor([0.5, -0.5]).view(2, 1, 1)) * 2.0 / torch.tensor([2.0, 4.0]).view(2, 1, 1)
+    torch.testing.assert_close(z[:, 0], expected)
+    torch.testing.assert_close(latents.decode(z)[:, 0], autoencoder.decode(raw).sample.clamp(-1, 1))
+    autoencoder.register_to_config(latents_mean=[0.5])
+    with pytest.raises(ValueError, match="have 1 and 2 numbers for 2 channels"):
+        Latents(autoencoder)

@@ -1,12 +1,15 @@
 """Clips through files and back, and what damaged, empty or odd ones are answered with."""
 
+import resource
+
 import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from video.data import MovingDigits
+from examples.moving_digits.data import MovingDigits
+from video.gallery import Entry, write_gallery
 from video.media import as_bytes, read_clip, read_image, write_clip
 
 SHAPE = (1, 32, 32)
@@ -77,3 +80,42 @@ def test_mistakes(clip, tmp_path):
         read_clip(wide, SHAPE)
     with pytest.raises(ValueError, match="or larger ones"):
         read_clip(tmp_path / "whole.mp4", (1, 64, 64))
+
+
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond two kilobytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.mp4", "a.html"])
+def test_a_full_disk_leaves_the_good_file(tmp_path, full_disk, name):
+    path = tmp_path / name
+    path.write_bytes(b"good")
+    noise = torch.rand(6, 3, 64, 64) * 2 - 1
+    with pytest.raises(OSError, match="keeps what it had; make room"):
+        if name == "a.html":
+            write_gallery([Entry("", noise[:, :1, :16, :16], torch.zeros(6))], path, 8.0)
+        else:
+            write_clip(noise, path)
+    assert path.read_bytes() == b"good"
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_left_overs_of_killed_runs_are_removed(clip, tmp_path):
+    (tmp_path / ".incomplete-abc").mkdir()
+    write_clip(clip, tmp_path / "a.gif")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_images_that_are_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for name in ("large.png", "large.gif"):
+        Image.new("1", (20_000, 20_000)).save(tmp_path / name)
+    monkeypatch.undo()
+    for name in ("large.png", "large.gif"):
+        with pytest.raises(ValueError, match="is larger than any image that is read"):
+            read_clip(tmp_path / name)

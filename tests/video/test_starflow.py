@@ -226,3 +226,17 @@ def test_wrong_settings(settings, message):
     arguments["event_shape"] = (3, 2, 4, 4)
     with pytest.raises(ValueError, match=message):
         STARFlowV(**{**arguments, **settings})
+
+
+@every_variant
+@torch.no_grad()
+def test_an_image_flow_is_a_clip_flow_of_one_frame(settings):
+    flow = small_image_flow(**settings).double()
+    clips = flow.as_clips()
+    assert type(clips) is STARFlowV and clips.event_shape == (1, 2, 4, 4)
+    assert [id(part) for part in clips.parameters()] == [id(part) for part in flow.parameters()]
+    x, context = draw(flow)
+    torch.testing.assert_close(clips.log_prob(x.unsqueeze(1), context), flow.log_prob(x, context))
+    torch.testing.assert_close(flow.log_prob_of_frames(x, context).squeeze(1), flow.log_prob(x, context))
+    again = clips.decode(flow.transform_to_noise(x, context), context)
+    torch.testing.assert_close(again.squeeze(1), x, atol=1e-4, rtol=0)

@@ -5,8 +5,9 @@ import torch
 
 from nflib.transforms import ProductGuidance
 from tests.video.recorded import DECODERS, recorded, released, tokens
-from video import layouts, rollout
-from video.checkpoints import starflow_from_state_dict
+from video import rollout
+from video.conversion import layouts
+from video.conversion.released import starflow_from_state_dict
 
 every_file = pytest.mark.parametrize("name", ["starflow_t2i", "starflow_v"])
 every_decoder = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)

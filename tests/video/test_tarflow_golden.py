@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from nflib.decoding import Jacobi, Sequential
 from nflib.transforms import LinearGuidance
-from video.checkpoints import load_tarflow, tarflow_from_state_dict
+from video.conversion.released import load_tarflow, tarflow_from_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATCH = json.loads((GOLDEN / "tarflow_cond.json").read_text())["config"]["patch_size"]
@@ -95,3 +95,67 @@ def test_guided_inverse(flow, recorded, recorded_as, guidance, decoder):
     guided = flow.guided(guidance, torch.tensor(-1))
     x = guided.decode(noise, recorded["inputs"]["y"], decoding=decoder)
     torch.testing.assert_close(x, recorded["outputs"][recorded_as], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_variances_of_the_prior_count(flow, recorded):
+    """Samples and densities are those of the prior in the file."""
+    inputs, variance = recorded["inputs"], recorded["weights"]["var"]
+    z, logabsdet = flow._transform(inputs["x"], inputs["y"])
+    prior = torch.distributions.Normal(0.0, variance.sqrt())
+    expected = prior.log_prob(z).sum((1, 2)) + logabsdet
+    torch.testing.assert_close(flow.log_prob(inputs["x"], inputs["y"]), expected)
+    x, log_prob = flow.sample_and_log_prob(2000, inputs["y"][:1], seed=0)
+    z, _ = flow._transform(x[0, :500], inputs["y"][:1].expand(500, *inputs["y"].shape[1:]))
+    torch.testing.assert_close((z.square() / variance).mean(), torch.tensor(1.0), atol=0.02, rtol=0)
+    torch.testing.assert_close(flow.log_prob(x[0, :3], inputs["y"][:1].expand(3)), log_prob[0, :3], atol=1e-2, rtol=0)
+    ones = tarflow_from_state_dict({**recorded["weights"], "var": torch.ones_like(variance)}, PATCH)
+    assert "_distribution.deviation" not in ones.state_dict()
+    for bad in (variance[:2], -variance, variance * float("nan")):
+        with pytest.raises(ValueError, match="its 'var' .* holds no variances"):
+            tarflow_from_state_dict({**recorded["weights"], "var": bad}, PATCH)
+
+
+def test_volume_preserving(recorded):
+    weights = dict(recorded["weights"])
+    for key in weights:
+        if ".proj_out." in key:
+            weights[key] = weights[key][: len(weights[key]) // 2]
+    with pytest.raises(ValueError, match=r"is volume-preserving \(nvp off\)"):
+        tarflow_from_state_dict(weights, PATCH)
+
+
+@pytest.mark.parametrize("name", ["wrapped.pth", "nested.pth", "prefixed.pth", "shards.safetensors.index.json"])
+@torch.no_grad()
+def test_files_as_people_keep_them(flow, recorded, tmp_path, name):
+    weights = recorded["weights"]
+    prefixed = {f"module.{key}": value for key, value in weights.items()}
+    torch.save({"model": weights, "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save({"state_dict": {"model": prefixed}, "lr": 0.1}, tmp_path / "nested.pth")
+    torch.save(prefixed, tmp_path / "prefixed.pth")
+    places = {key: f"part-{index % 2}.safetensors" for index, key in enumerate(weights)}
+    for part in sorted({*places.values()}):
+        save_file({key: weights[key] for key in weights if places[key] == part}, tmp_path / part)
+    (tmp_path / "shards.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    x, y = recorded["inputs"]["x"], recorded["inputs"]["y"]
+    assert torch.equal(load_tarflow(tmp_path / name, PATCH).log_prob(x, y), flow.log_prob(x, y))
+
+
+def test_damaged_indices(recorded, tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    for text in ("{", "[]", "{}", '{"weight_map": 3}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="is no index of safetensors"):
+            load_tarflow(path, PATCH)
+    path.write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"part\.safetensors"):
+        load_tarflow(path, PATCH)
+    save_file({"b": torch.zeros(1)}, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match="lack 1 tensors, such as 'a'"):
+        load_tarflow(path, PATCH)
+    path.write_text(json.dumps({"weight_map": {"a": "../part.safetensors"}}))
+    with pytest.raises(ValueError, match="not beside it"):
+        load_tarflow(path, PATCH)
+    torch.save({"model": 3}, tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_tarflow(tmp_path / "none.pth", PATCH)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from video.text import T5Text, Words, load_text, released_prompt
+from video.text.encoders import T5Text, Words, load_text, released_prompt
 
 
 def test_words(tmp_path):

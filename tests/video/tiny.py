@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from examples.moving_digits.data import WORDS
+from examples.moving_digits.train import ANCHORED, FRAME_RATE, LATER, TEXT_LENGTH
 from tests.video.recorded import perturbed
-from video.autoencoder import tiny_autoencoder
-from video.data import WORDS
-from video.latents import Latents
-from video.model import VideoModel
-from video.settings import ModelSettings
-from video.starflow_v import STARFlowV
-from video.text import Words
-from video.train import ANCHORED, FRAME_RATE, LATER, TEXT_LENGTH
+from video.flows.starflow_v import STARFlowV
+from video.latents.autoencoder import tiny_autoencoder
+from video.latents.latents import Latents
+from video.pipeline import Pipeline
+from video.pipeline_settings import PipelineSettings
+from video.text.encoders import Words
 
 SEVEN = "a seven moving up and right, fast"
 
@@ -25,7 +25,7 @@ def tiny_latents(latent_channels: int = 2) -> Latents:
     return Latents(autoencoder)
 
 
-def tiny_model(num_frames: int = 4, noise: float = 0.1, *, is_anchored: bool = False) -> VideoModel:
+def tiny_model(num_frames: int = 4, noise: float = 0.1, *, is_anchored: bool = False) -> Pipeline:
     text = Words(WORDS, TEXT_LENGTH)
     flow = STARFlowV(
         (num_frames, 2, 4, 4),
@@ -37,5 +37,5 @@ def tiny_model(num_frames: int = 4, noise: float = 0.1, *, is_anchored: bool = F
         layer={"head_dim": 20},
         denoiser={"num_layers": 1, "past": 1},
     )
-    settings = ModelSettings((num_frames, 1, 32, 32), noise, FRAME_RATE, LATER, ANCHORED if is_anchored else None)
-    return VideoModel(perturbed(flow), tiny_latents(), text, settings)
+    settings = PipelineSettings((num_frames, 1, 32, 32), noise, FRAME_RATE, LATER, ANCHORED if is_anchored else None)
+    return Pipeline(perturbed(flow), tiny_latents(), text, settings)

@@ -1,0 +1,1 @@
+"""Experiments, which lean on the packages; no package leans on them."""

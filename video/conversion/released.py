@@ -1,0 +1,193 @@
+"""Released weights: the public state-dict layouts, key for key, onto our flows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nflib.distributions import StandardNormal
+from nflib.flows import TARFlow
+from nflib.networks import CausalTransformer
+from nflib.transforms import AutoregressiveTransform
+from video.conversion.layouts import DENOISER
+from video.conversion.released_config import Config, read_released_config, starflow_settings
+from video.conversion.state_dicts import Conversion, Part, fill
+from video.conversion.weights import read_released_weights, unwrapped
+from video.flows.starflow import STARFlow
+from video.flows.starflow_v import STARFlowV
+
+
+def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_dim: int = 64) -> TARFlow:
+    """A released TARFlow (apple/ml-tarflow): a `.pth` or `.safetensors` state dict as a `TARFlow`, in evaluation mode.
+
+    Every size but the patch and the head is read off the weights; images are square. Raises FileNotFoundError, or
+    ValueError for a damaged file, a missing or unknown key, or a patch size that does not fit.
+    """
+    return tarflow_from_state_dict(read_released_weights(checkpoint), patch_size, head_dim=head_dim)
+
+
+def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64) -> TARFlow:
+    """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+    state = unwrapped(state)
+    depths: list[int] = []
+    while f"blocks.{len(depths)}.proj_in.weight" in state:
+        prefix = f"blocks.{len(depths)}.attn_blocks."
+        depths.append(len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}))
+    if not depths or "blocks.0.pos_embed" not in state:
+        raise ValueError("the state dict has no blocks with a pos_embed, so it is no TARFlow's; check the file.")
+    channels, token_size = state["blocks.0.proj_in.weight"].shape
+    num_tokens = len(state["blocks.0.pos_embed"])
+    side = math.isqrt(num_tokens)
+    if token_size % patch_size**2 or side**2 != num_tokens:
+        raise ValueError(
+            f"the weights are for {num_tokens} tokens of {token_size} numbers, which are no square image in patches of "
+            f"{patch_size} × {patch_size}; pass the patch size that the model was trained with."
+        )
+    if len(state.get("blocks.0.proj_out.weight", ())) == token_size:
+        raise ValueError(
+            "the TARFlow is volume-preserving (nvp off): its blocks shift and do not scale, which ours always do; take "
+            "a checkpoint of one that scales."
+        )
+    classes = state.get("blocks.0.class_embed")
+    with torch.device("meta"):  # the state dict brings the weights
+        flow = TARFlow(
+            (token_size // patch_size**2, side * patch_size, side * patch_size),
+            patch_size,
+            channels,
+            len(depths),
+            depths,
+            num_classes=0 if classes is None else len(classes),
+            head_dim=head_dim,
+            final_norm=False,
+        )
+    flow._distribution = _prior(state.get("var"), (num_tokens, token_size))
+    fill((Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))), state)
+    return flow.eval()
+
+
+class ScaledNormal(StandardNormal):
+    """Independent normal numbers of mean 0 and given variances: what a TARFlow's noise is drawn from.
+
+    Its variances are saved with a flow's weights.
+    """
+
+    def __init__(self, variance: Tensor):
+        super().__init__(variance.shape)
+        self.register_buffer("deviation", variance.sqrt())
+
+    deviation: Tensor
+
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        deviation = self.deviation.to(torch.promote_types(inputs.dtype, torch.float32))
+        if tuple(inputs.shape[1:]) == self.shape:
+            inputs = inputs / deviation
+        return super().log_prob(inputs, context) - deviation.log().sum()
+
+    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        return super().draw(num_samples, context, generator) * self.deviation
+
+
+def _prior(variance: Tensor | None, shape: tuple[int, int]) -> StandardNormal:
+    """What z is drawn from, by the buffer `var` of a state dict; raises ValueError for one that is no variance."""
+    if variance is None or variance.device.type == "meta":
+        return StandardNormal(shape)
+    if tuple(variance.shape) != shape or not ((variance > 0) & variance.isfinite()).all():
+        raise ValueError(
+            f"the state dict is damaged or no TARFlow's: its 'var' of shape {tuple(variance.shape)} holds no variances "
+            f"of {shape[0]} tokens of {shape[1]} numbers."
+        )
+    variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
+    return StandardNormal(shape) if bool((variance == 1).all()) else ScaledNormal(variance)
+
+
+def _of_tarflow(is_reversed: bool) -> Conversion:
+    def convert(key: str, value: Tensor) -> Tensor:
+        if key == "positions.weight":
+            # Theirs belong to places in the image, ours to the order of visit; the token visited last is never read.
+            return (value.flip(0) if is_reversed else value)[:-1]
+        return value.squeeze(1) if key == "embedding.weight" else value
+
+    return convert
+
+
+def load_starflow(config: Config, checkpoint: str | os.PathLike[str], *, num_frames: int | None = None) -> STARFlowV:
+    """A released STARFlow or STARFlow-V (apple/ml-starflow) as ours, in evaluation mode.
+
+    config: its YAML file (or JSON, or a mapping of the same arguments). checkpoint: its `.pth` or `.safetensors` state
+    dict. num_frames: how many frames of latents a STARFlow-V is made for (default: as it was trained). Other heights
+    and widths than the configuration's square come from `resized`. Raises FileNotFoundError, ModuleNotFoundError for
+    YAML without PyYAML, or ValueError for damaged files, another configuration's weights, or what we do not have.
+    """
+    arguments = read_released_config(config)  # which is quicker to find a mistake in
+    return starflow_from_state_dict(arguments, read_released_weights(checkpoint), num_frames=num_frames)
+
+
+def starflow_from_state_dict(
+    config: Config, state: Mapping[str, Tensor], *, num_frames: int | None = None
+) -> STARFlowV:
+    """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+    arguments, state = read_released_config(config), unwrapped(state)
+    projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]
+    text_channels = arguments.get("txt_dim") or (state[projections[0]].shape[1] if projections else 0)
+    settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames)
+    with torch.device("meta"):  # the state dict brings the weights
+        flow: STARFlowV = (STARFlowV if len(settings["event_shape"]) == 4 else STARFlow)(**settings)
+    networks = _networks(flow)
+    patch_size = settings["patch_size"]
+    parts = [
+        Part(f"blocks.{index}.", network, _of_starflow(network, patch_size, has_halves))
+        for index, network in enumerate(networks[:-1])
+    ]
+    parts.append(Part(f"blocks.{len(parts)}.", networks[-1], _of_starflow(networks[-1], patch_size, top_has_halves)))
+    if flow.denoiser is not None:
+        parts.append(Part(DENOISER, flow.denoiser, _of_starflow(flow.denoiser, patch_size, has_halves)))
+    fill(parts, state)
+    return flow.eval()
+
+
+def _of_starflow(network: Any, patch_size: int, has_halves: bool) -> Conversion:
+    """How tensors of a STARFlow's block, or denoiser, become ours.
+
+    Their tokens run over the places of a patch before its channels, ours after them. has_halves: their rotary pairs
+    are the halves of a head, ours are neighbours.
+    """
+    attention = network.layers[0].attention
+    rotated = [attention.num_heads * attention.head_dim, attention.num_key_value_heads * attention.head_dim]
+
+    def convert(key: str, value: Tensor) -> Tensor:
+        if key == "start_token":
+            return _channels_first(value.flatten(), patch_size)
+        if key.startswith("proj_out"):
+            # Scale and shift, or in a denoiser one output.
+            chunks = value.chunk(len(value) // network.proj_in.in_features)
+            return torch.cat([_channels_first(chunk, patch_size) for chunk in chunks])
+        if key == "proj_in.weight":
+            return _channels_first(value.T, patch_size).T
+        if has_halves and ".attention.qkv." in key:
+            query, rest, unrotated = value.split([*rotated, len(value) - sum(rotated)])
+            return torch.cat([_neighbours(part, attention.head_dim) for part in (query, rest)] + [unrotated])
+        if has_halves and key.endswith(("query_norm.norm.weight", "key_norm.norm.weight")):
+            return _neighbours(value, attention.head_dim)
+        return value
+
+    return convert
+
+
+def _channels_first(rows: Tensor, patch_size: int) -> Tensor:
+    """Rows in the order (place, channel), rearranged to (channel, place)."""
+    return rows.unflatten(0, (patch_size**2, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
+    """Rows of heads whose pairs are (i, i + head_dim / 2), rearranged so that they are (2 i, 2 i + 1)."""
+    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _networks(flow: TARFlow | STARFlowV) -> list[CausalTransformer]:
+    """The networks of a flow's blocks, in the order in which data passes through them."""
+    return [block.network for block in flow.modules() if isinstance(block, AutoregressiveTransform)]

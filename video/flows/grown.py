@@ -1,0 +1,28 @@
+"""Larger flows that begin as smaller, trained ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from video.flows.starflow_v import STARFlowV
+
+
+def with_more_layers(flow: STARFlowV, number: int) -> STARFlowV:
+    """The same flow with so many more layers in its deep block, which change nothing until they are trained."""
+    *shallow, deep = (flow.config or {})["layers_per_block"]
+    deeper = grown(flow, layers_per_block=[*shallow, deep + number])
+    network: Any = deeper._transform.deep.network
+    for layer in network.layers[deep:]:
+        for linear in (layer.attention.proj, layer.mlp.down):
+            for parameter in linear.parameters():
+                nn.init.zeros_(parameter)
+    return deeper
+
+
+def grown(flow: STARFlowV, **changes: Any) -> STARFlowV:
+    """The same weights in a flow of another configuration, which has more of them."""
+    larger = STARFlowV(**{**(flow.config or {}), **changes})
+    larger.load_state_dict(larger.state_dict() | flow.state_dict())
+    return larger

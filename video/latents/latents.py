@@ -1,0 +1,194 @@
+"""Latents of clips by the autoencoders of diffusers: from the hub, or from a local folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from video.errors import first_line
+
+# What a saved autoencoder's config.json names itself.
+KINDS = ("AutoencoderKL", "AutoencoderKLWan")
+
+
+class Latents(nn.Module):
+    """Clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)`` of mean 0 and deviation 1, and back.
+
+    `encode` gives the posterior's mean, in the autoencoder's dtype. Raises ValueError for clips of another shape.
+
+    Args:
+        autoencoder: of diffusers; this class takes an `AutoencoderKL`, which codes each frame for itself. Latents are
+            ``(z - shift_factor) * scaling_factor``, or ``(z - latents_mean) * scaling_factor / latents_std`` where its
+            configuration has these.
+        batch_size: frames coded at once.
+        later_scale: times which every latent frame but the first is taken (released STARFlow-Vs).
+    """
+
+    def __init__(self, autoencoder: Any, batch_size: int = 64, later_scale: float = 1.0):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.batch_size = batch_size
+        self.later_scale = later_scale
+        self._statistics(torch.zeros(()))
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.autoencoder.config.in_channels)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels to a latent, along height and width."""
+        return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames to a latent frame, but for the first, which has one of its own."""
+        return 1
+
+    def latent_shape(self, clip_shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """Of clips ``(T, C, H, W)``; raises ValueError for those that cannot be coded."""
+        frames, channels, height, width = clip_shape
+        factor, steps = self.spatial_factor, self.temporal_factor
+        if channels != self.in_channels or height % factor or width % factor or not (height and width):
+            raise ValueError(
+                f"frames of {channels} × {height} × {width} do not fit this autoencoder: it takes {self.in_channels} "
+                f"channels, and heights and widths that are multiples of {factor}; crop or resize them."
+            )
+        if frames < 1 or (frames - 1) % steps:
+            raise ValueError(
+                f"clips of {frames} frames do not fit this autoencoder: it takes 1 frame and multiples of {steps} more."
+            )
+        return 1 + (frames - 1) // steps, self._latent_channels(), height // factor, width // factor
+
+    @torch.no_grad()
+    def encode(self, clips: Tensor) -> Tensor:
+        """The latents of clips."""
+        if clips.dim() != 5:
+            raise ValueError(f"expected clips of shape (batch, frames, channels, height, width), got {clips.shape}.")
+        self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]
+        z = self._encode(clips.to(self._like()))
+        mean, deviation = self._statistics(z)
+        return self._rescaled((z - mean) / deviation, self.later_scale)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The clips of latents, clamped to -1 … 1."""
+        latents = self._rescaled(latents.to(self._like()), 1 / self.later_scale)
+        mean, deviation = self._statistics(latents)
+        return self._decode(latents * deviation + mean).clamp(-1, 1)
+
+    def _rescaled(self, latents: Tensor, scale: float) -> Tensor:
+        return latents if scale == 1 else torch.cat([latents[:, :1], latents[:, 1:] * scale], dim=1)
+
+    def _like(self) -> Tensor:
+        return next(self.autoencoder.parameters())
+
+    def _latent_channels(self) -> int:
+        return int(self.autoencoder.config.latent_channels)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of what the autoencoder makes, each one number or one a channel, ``(c, 1, 1)``.
+
+        Raises ValueError for a damaged configuration.
+        """
+        config = self.autoencoder.config
+        scale = config.get("scaling_factor") or 1.0
+        mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None or deviation is None:
+            return like.new_tensor(config.get("shift_factor") or 0.0), like.new_tensor(1 / scale)
+        if len(mean) != self._latent_channels() or len(deviation) != len(mean):
+            raise ValueError(
+                f"the autoencoder's latents_mean and latents_std have {len(mean)} and {len(deviation)} numbers for "
+                f"{self._latent_channels()} channels; fetch its configuration again."
+            )
+        mean, deviation = (like.new_tensor(value).view(-1, 1, 1) for value in (mean, deviation))
+        return mean, deviation / scale
+
+    def _encode(self, clips: Tensor) -> Tensor:
+        return self._by_frames(lambda frames: self.autoencoder.encode(frames).latent_dist.mode(), clips)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self._by_frames(lambda frames: self.autoencoder.decode(frames).sample, z)
+
+    def _by_frames(self, function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+        pieces = [function(piece) for piece in clips.flatten(0, 1).split(self.batch_size)]
+        return torch.cat(pieces).unflatten(0, clips.shape[:2])
+
+
+class WanLatents(Latents):
+    """The same by an `AutoencoderKLWan`, which codes four frames after the first at a time, causally.
+
+    Coded is one clip at a time. Where its patch_size is not 1 (Wan 2.2), its channels are those of patches of pixels.
+    """
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.autoencoder.config.in_channels) // self._patch_size() ** 2
+
+    @property
+    def spatial_factor(self) -> int:
+        return int(2 ** (len(self.autoencoder.config.dim_mult) - 1)) * self._patch_size()
+
+    @property
+    def temporal_factor(self) -> int:
+        return int(2 ** sum(self.autoencoder.config.temperal_downsample))
+
+    def _patch_size(self) -> int:
+        return int(self.autoencoder.config.patch_size or 1)
+
+    def _latent_channels(self) -> int:
+        return int(self.autoencoder.config.z_dim)
+
+    def _encode(self, clips: Tensor) -> Tensor:
+        coded = [self.autoencoder.encode(clip.transpose(1, 2)).latent_dist.mode() for clip in clips.split(1)]
+        return torch.cat(coded).transpose(1, 2)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return torch.cat([self.autoencoder.decode(one).sample for one in z.transpose(1, 2).split(1)]).transpose(1, 2)
+
+
+def load_latents(
+    source: str | os.PathLike[str], subfolder: str | None = None, device: str = "cpu", later_scale: float = 1.0
+) -> Latents:
+    """The autoencoder of a hub name ("stabilityai/sd-vae-ft-mse") or a local folder, in evaluation mode.
+
+    Args:
+        source: name or folder.
+        subfolder: where it lies in there ("vae").
+        device: where it is put.
+        later_scale: as for `Latents`.
+
+    Raises:
+        FileNotFoundError: there is none, or the hub cannot be reached.
+        ValueError: an autoencoder of another kind, or a damaged one.
+    """
+    diffusers = import_diffusers()
+    keywords = {} if subfolder is None else {"subfolder": subfolder}
+    try:
+        config = diffusers.AutoencoderKL.load_config(str(source), **keywords)
+        kind = config.get("_class_name")
+        if kind not in KINDS:
+            raise ValueError(f"{source} holds a {kind}, not one of {', '.join(KINDS)}.")
+        autoencoder = getattr(diffusers, kind).from_pretrained(str(source), low_cpu_mem_usage=False, **keywords)
+    except OSError as error:
+        where = "the folder" if Path(source).exists() else "a folder or hub name"
+        raise FileNotFoundError(
+            f"no autoencoder can be read from {where} {str(source)!r} ({first_line(error)}); give the folder that "
+            "save_pretrained wrote, or a name on the hub while it can be reached."
+        ) from error
+    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+    return (WanLatents if kind == "AutoencoderKLWan" else Latents)(autoencoder, later_scale=later_scale)
+
+
+def import_diffusers() -> Any:
+    """diffusers, or ModuleNotFoundError that says how to get it."""
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('autoencoders take diffusers: pip install "nflib[video]".') from error
+    return diffusers
