@@ -21,11 +21,11 @@ def brightness(number: int) -> int:
 
 def numbers(frames) -> list[int]:
     """Which frames of `write_video` these ``(T, H, W, 3)`` are."""
-    return [round((float(np.mean(frame)) - 20) / STEP) for frame in frames]
+    return [round((float(np.asarray(frame).mean()) - 20) / STEP) for frame in frames]
 
 
-def write_video(path, count=12, rate=8, size=(32, 32), times=None, codec="libx264", colour=None, gop=12) -> Path:
-    """A video whose frame k is all of brightness(k), or of one colour; times: of its frames, in 1/1000 s."""
+def write_video(path, count=12, rate=8, size=(32, 32), times=None, codec="libx264", noise=False, gop=12) -> Path:
+    """A video whose frame k is all of brightness(k), or noise; times: of its frames, in 1/1000 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -35,9 +35,9 @@ def write_video(path, count=12, rate=8, size=(32, 32), times=None, codec="libx26
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(count):
-            level = brightness(number) if colour is None else colour
-            pixels = np.broadcast_to(np.asarray(level, np.uint8), (*size, 3))
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            random = np.random.default_rng(number).integers(0, 256, (*size, 3))
+            pixels = (random if noise else np.full((*size, 3), brightness(number))).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))

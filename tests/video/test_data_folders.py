@@ -48,7 +48,7 @@ def test_what_has_no_label_is_counted(tmp_path):
     for name in ("dog/a.png", "cat/a.png", "z.png"):
         write_image(tmp_path / name)
     listing = read_folder(tmp_path)
-    assert listing.class_number(2) == 2  # beyond the classes
+    assert listing.class_number(2) == -1
     assert "Without a label" in listing.problems[0] and "1 file (z.png)" in listing.problems[0]
 
 

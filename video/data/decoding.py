@@ -92,7 +92,9 @@ def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
         return _video_extent(file, name)
     with _picture(file, name) as (picture, count):
         width, height = picture.size
-        if picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+        # To look for what a PNG may say after its pixels, Pillow would decode these.
+        says = picture.format != "PNG" or "exif" in picture.info
+        if says and picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
             width, height = height, width
     end = Fraction(0)
     if count > 1:
@@ -166,9 +168,8 @@ def _told(name: str, damage: tuple[type[Exception], ...]) -> Iterator[None]:
     except DamagedFile:
         raise
     except damage as error:
-        raise DamagedFile(
-            f"{name} cannot be decoded ({first_line(error)}); it is damaged or of another kind."
-        ) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DamagedFile(f"{name} cannot be decoded ({reason}); it is damaged or of another kind.") from error
 
 
 @contextmanager

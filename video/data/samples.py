@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +93,9 @@ class Listing:
         return {"caption": sample.caption, "label": sample.label}.get(self.condition) or ""
 
     def class_number(self, number: int) -> int:
-        """Of a sample's label; without one, the number of classes."""
+        """Of a sample's label; -1 without one."""
         label = self.samples[number].label
-        return self.classes.index(label) if label in self.classes else len(self.classes)
+        return self.classes.index(label) if label in self.classes else -1
 
     def fingerprint(self) -> str:
         """Of the files, by name, size and time, whatever is said of them."""
@@ -132,6 +132,13 @@ def counted(names: Sequence[str], what: str = "file") -> str:
     """
     named = ", ".join([*names[:NAMED], "…"] if len(names) > NAMED else names)
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({named})"
+
+
+def skip_report(skipped: Mapping[str, str], total: int) -> str:
+    """Which of so many files were skipped, by name, and the reasons for the first few; empty if there are none."""
+    if not skipped:
+        return ""
+    return " ".join([f"Skipped of {total}: {counted(list(skipped))}.", *list(skipped.values())[:NAMED]])
 
 
 def _place(name: str) -> float:
