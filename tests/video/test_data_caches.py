@@ -199,6 +199,7 @@ def test_damaged_cache(folder, latents, tmp_path):
     (cache / "latents.json").write_text("[")
     with pytest.raises(ValueError, match=r"latents\.json is damaged"):
         encode_clip_folder(clips_of(folder), latents, cache)
+    assert len(encode_clip_folder(clips_of(folder), latents, cache, renew=True)) == 14
 
 
 def test_prompts_are_encoded_once(tmp_path):
@@ -220,6 +221,19 @@ def test_prompts_are_encoded_once(tmp_path):
         encode_prompts(["red"], Asked(["red", "green"], 2), tmp_path)
     cache = encode_prompts(["green"], Asked(["red", "green"], 2), tmp_path, renew=True)
     assert "blue" not in cache and "green" in cache
+
+
+def test_a_damaged_file_of_prompts_is_made_again(tmp_path):
+    text = Words(["red", "blue"], 2)
+    for prompt in ("red", "blue", "red blue"):
+        encode_prompts([prompt], text, tmp_path)
+    path = tmp_path / "prompts-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"prompts-00001\.safetensors is damaged .* remove it"):
+        PromptCache(tmp_path)
+    path.unlink()
+    cache = encode_prompts(["blue"], text, tmp_path)
+    assert torch.equal(cache(["red", "blue", "red blue"]), text(["red", "blue", "red blue"]))
 
 
 def test_fingerprints(latents):

@@ -44,7 +44,8 @@ def test_resampling(tmp_path, suffix, rate, expected):
 
 def test_broadcast_rates():
     assert as_rate(23.976) == Fraction(24000, 1001)
-    assert as_rate(24) == 24
+    assert as_rate(23.98) == Fraction(24000, 1001)
+    assert [as_rate(float(rate)) for rate in range(1, 121)] == list(range(1, 121))
     assert as_rate(0.5) == Fraction(1, 2)
     with pytest.raises(ValueError, match="must be positive"):
         as_rate(0.0)

@@ -24,9 +24,10 @@ def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, ren
         try:
             found = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({first_line(error)}); remove {folder}, and it is made again."
-            ) from error
+            if not renew:
+                reason = f"{path} is damaged ({first_line(error)})"
+                raise ValueError(f"{reason}; renew it, or choose another folder.") from error
+            found = {}
         others = [part for part in wanted if found.get(part) != wanted[part]]
         if not others:
             return

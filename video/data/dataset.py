@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
 from functools import cached_property
 from itertools import groupby
@@ -63,7 +64,7 @@ class ClipFolder:
         channels: 3, or 1 for grey.
         with_mirrored: all clips once more, mirrored left to right. (Where each is to be mirrored by chance,
             `video.data.sizes.random_flip` is for `fit`'s `augment`.)
-        text: makes the "context" of batches of captions; class numbers are that of labels.
+        text: makes the "context" of batches from prompts; without, class numbers are that of labels.
 
     Raises:
         ValueError: no buckets, or settings out of range; when rows are first asked for, if no file fills a bucket.
@@ -166,12 +167,8 @@ class ClipFolder:
         """ "inputs" ``(B, T, C, H, W)`` of one bucket and their "context", if any: see `RowsByShape.of_one_shape`."""
         _, indices = self.by_shape.of_one_shape(indices)
         clips = self.clips(indices)
-        if self.listing.condition == "label":
-            numbers = [self.listing.class_number(self.rows[index].sample) for index in clips.rows.tolist()]
-            return {"inputs": clips.frames, "context": torch.tensor(numbers)}
-        if self.text is not None:
-            return {"inputs": clips.frames, "context": self.text(clips.prompts)}
-        return {"inputs": clips.frames}
+        samples = [self.rows[index].sample for index in clips.rows.tolist()]
+        return {"inputs": clips.frames} | self.listing.context(samples, self.text)
 
     def decoded(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """The numbers and clips ``(T, C, H, W)`` of rows, in their order, but those that cannot be decoded.
@@ -183,8 +180,8 @@ class ClipFolder:
             rate = as_rate(self.frame_rate)
             due = [self.rows[index].start + k / rate for index in wanted for k in range(bucket.frames)]
             try:
-                with sample.open() as file:
-                    frames = frames_at(read_frames(file, sample.name, sample.is_image, due[0]), due, sample.name)
+                with sample.open() as file, closing(read_frames(file, sample.name, sample.is_image, due[0])) as shown:
+                    frames = frames_at(shown, due, sample.name)
                     for index in wanted:
                         pieces = [fit_frame(next(frames), bucket.height, bucket.width) for _ in range(bucket.frames)]
                         clip = as_clip(pieces, self.channels)

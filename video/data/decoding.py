@@ -79,7 +79,7 @@ def as_rate(frame_rate: float) -> Fraction:
     if not 0 < frame_rate < 1000:
         raise ValueError(f"frame_rate must be positive, and less than 1000 frames a second, got {frame_rate!r}.")
     broadcast = Fraction(round(frame_rate) * 1000, 1001)
-    return broadcast if abs(broadcast - Fraction(frame_rate)) < 5e-3 else Fraction(frame_rate).limit_denominator(1000)
+    return broadcast if abs(broadcast / frame_rate - 1) < 2e-4 else Fraction(frame_rate).limit_denominator(1000)
 
 
 def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
@@ -90,7 +90,8 @@ def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
     """
     if not is_image:
         return _video_extent(file, name)
-    with _picture(file, name) as (picture, count):
+    with _told(name, DAMAGE):
+        picture, count = _picture(file)
         width, height = picture.size
         # To look for what a PNG may say after its pixels, Pillow would decode these.
         says = picture.format != "PNG" or "exif" in picture.info
@@ -103,7 +104,7 @@ def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
     return Extent(height, width, Fraction(0), end)
 
 
-def read_frames(file: IO[bytes], name: str, is_image: bool, start: Fraction | None = None) -> Iterator[Frame]:
+def read_frames(file: IO[bytes], name: str, is_image: bool, start: Fraction | None = None) -> Generator[Frame]:
     """Frames in the order in which they are shown, decoded as they are asked for.
 
     start: those long before are passed over where the file lets one; the last one before it is among them.
@@ -172,26 +173,27 @@ def _told(name: str, damage: tuple[type[Exception], ...]) -> Iterator[None]:
         raise DamagedFile(f"{name} cannot be decoded ({reason}); it is damaged or of another kind.") from error
 
 
-@contextmanager
-def _picture(file: IO[bytes], name: str) -> Iterator[tuple[Image.Image, int]]:
-    """An image and the number of its frames."""
+def _picture(file: IO[bytes]) -> tuple[Image.Image, int]:
+    """An image, not decoded yet, and the number of its frames."""
     file.seek(0)
-    with _told(name, DAMAGE), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images below the limit, and of damaged remarks in them
         picture = Image.open(file)
-        yield picture, getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+        return picture, getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
 
 
 def _picture_frames(file: IO[bytes], name: str) -> Iterator[Frame]:
+    with _told(name, DAMAGE):
+        picture, count = _picture(file)
     time = Fraction(0)
-    with _picture(file, name) as (picture, count):
-        for index in range(count):
+    for index in range(count):
+        with _told(name, DAMAGE):
             picture.seek(index)
             pixels = np.asarray(rgb(picture))
             milliseconds = Fraction(picture.info.get("duration") or 0).limit_denominator(1000)
-            duration = milliseconds / 1000 or DURATION
-            yield Frame(time, duration, partial(np.asarray, pixels))
-            time += duration
+        duration = milliseconds / 1000 or DURATION
+        yield Frame(time, duration, partial(np.asarray, pixels))
+        time += duration
 
 
 def import_av() -> Any:
@@ -205,13 +207,13 @@ def import_av() -> Any:
 
 @contextmanager
 def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
-    """The container of a file and its first video stream."""
+    """The container of a file and its video stream."""
     av = import_av()
     file.seek(0)
     with _told(name, (av.FFmpegError, OSError, ValueError)), av.open(file) as container:
-        if not container.streams.video:
+        stream = container.streams.best("video")
+        if stream is None:
             raise DamagedFile(f"{name} holds no video stream.")
-        stream = container.streams.video[0]
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
         if stream.width * stream.height > limit:
             raise DamagedFile(f"{name} has frames of {stream.width} × {stream.height}, beyond {limit} pixels.")

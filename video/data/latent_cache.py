@@ -38,7 +38,8 @@ class LatentCache:
     Args:
         folder: written by `encode_clip_folder`.
         listing: of the same clips.
-        text: makes the "context" of batches of captions, such as a `PromptCache`; class numbers are that of labels.
+        text: makes the "context" of batches from prompts, as a `PromptCache` does; without, class numbers are that of
+            labels.
 
     Raises:
         FileNotFoundError: nothing is kept in the folder, or not all of it.
@@ -85,15 +86,7 @@ class LatentCache:
         """ "inputs" of one shape and their "context", if any: see `RowsByShape.of_one_shape`."""
         _, indices = self.by_shape.of_one_shape(indices)
         inputs = torch.stack([self._row(index) for index in indices.tolist()]).float()
-        samples = self.samples[indices].tolist()
-        if self.listing.condition == "label":
-            return {
-                "inputs": inputs,
-                "context": torch.tensor([self.listing.class_number(number) for number in samples]),
-            }
-        if self.text is not None:
-            return {"inputs": inputs, "context": self.text([self.listing.prompt(number) for number in samples])}
-        return {"inputs": inputs}
+        return {"inputs": inputs} | self.listing.context(self.samples[indices].tolist(), self.text)
 
     def _row(self, index: int) -> Tensor:
         shard = self._shards.shape_of(index)
@@ -130,7 +123,8 @@ def encode_clip_folder(
         "set of files": clips.listing.fingerprint(),
         "sizes or rate": json.dumps(clips.settings),
         "autoencoder": fingerprint(latents),
-        "dtype": f"{dtype}, {shard_bytes} bytes a file",
+        "dtype": str(dtype),
+        "size of its files": str(shard_bytes),
     }
     with only_run(folder):
         begin_cache(folder, DESCRIPTION, wanted, SHARDS, renew)

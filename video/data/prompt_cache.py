@@ -88,7 +88,7 @@ def encode_prompts(
         known = PromptCache(folder)
         missing = sorted({prompt for prompt in [*prompts, ""] if prompt not in known})
         row_bytes = max(text.length * text.channels * dtype.itemsize, 1)
-        number = len(list(folder.glob(SHARDS)))
+        number = max([int(path.stem.rpartition("-")[2]) + 1 for path in folder.glob(SHARDS)], default=0)
         pieces = _pieces(missing, min(max(shard_bytes // row_bytes, 1), LONGEST))
         for piece in tqdm(pieces, "encoding prompts", disable=len(missing) <= 1024):
             contexts = [text(batch).to("cpu", dtype) for batch in _pieces(piece, batch_size)]

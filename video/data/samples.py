@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
+
+import torch
+from torch import Tensor
 
 # By suffix, in lower case: what Pillow reads, some of it moving pictures, and what PyAV reads.
 IMAGES = frozenset(
@@ -96,6 +99,14 @@ class Listing:
         """Of a sample's label; -1 without one."""
         label = self.samples[number].label
         return self.classes.index(label) if label in self.classes else -1
+
+    def context(self, numbers: Sequence[int], text: Callable[[Sequence[str]], Tensor] | None) -> dict[str, Tensor]:
+        """The "context" of samples in a batch, if any: what `text` makes of their prompts, or their class numbers."""
+        if text is not None:
+            return {"context": text([self.prompt(number) for number in numbers])}
+        if self.condition == "label":
+            return {"context": torch.tensor([self.class_number(number) for number in numbers])}
+        return {}
 
     def fingerprint(self) -> str:
         """Of the files, by name, size and time, whatever is said of them."""
