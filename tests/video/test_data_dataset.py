@@ -79,6 +79,10 @@ def test_images_and_labels(tmp_path):
     expected = [gradient(20, 32)[:, 6:26], gradient(20, 20)[..., :1].repeat(3, -1), gradient(24, 20)[2:22]]
     for clip, pixels in zip(batch["inputs"], expected, strict=True):
         assert torch.equal(((clip[0] + 1) * 127.5).round().permute(1, 2, 0), torch.tensor(pixels).float())
+    told = ClipFolder(
+        source.listing, source.buckets, text=lambda prompts: torch.tensor([list(map(ord, p)) for p in prompts])
+    )
+    assert told.batch(torch.tensor([2, 0]))["context"].tolist() == [list(map(ord, label)) for label in ("dog", "cat")]
     grey = ClipFolder(source.listing, source.buckets, channels=1)
     assert grey.batch(torch.tensor([1]))["inputs"].shape == (1, 1, 1, 20, 20)
 
@@ -112,7 +116,7 @@ def test_damaged_files_are_counted(tmp_path):
     assert clips.rows.tolist() == [0, 1, 2, 3, 4, 6, 6, 7, 0]
     assert torch.equal(clips.frames[5], clips.frames[6]) and torch.equal(clips.frames[8], clips.frames[0])
     assert "Skipped of 10: 3 files (3.png, 6.png, 9.png)." in source.report()
-    assert "3.png cannot be decoded" in source.report()
+    assert "3.png cannot be decoded (no format that Pillow knows)" in source.report()
     assert dict(source.decoded(range(9))).keys() == {0, 1, 2, 3, 4, 6, 7}
 
 

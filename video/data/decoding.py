@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from video.errors import first_line
 
@@ -169,7 +169,9 @@ def _told(name: str, damage: tuple[type[Exception], ...]) -> Iterator[None]:
     except DamagedFile:
         raise
     except damage as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        # Pillow's own words for what it does not know are those of the file object.
+        unknown = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else None
+        reason = unknown or getattr(error, "strerror", None) or first_line(error)
         raise DamagedFile(f"{name} cannot be decoded ({reason}); it is damaged or of another kind.") from error
 
 
