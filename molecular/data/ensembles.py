@@ -119,13 +119,13 @@ def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 
     return tuple(ensemble.select(torch.isin(ensemble.ladder, part)) for part in shuffled.split(counts))
 
 
-def save_reference(folder: str | Path, num_frames: int, path: str | Path) -> None:
+def save_reference(folder: str | Path, num_frames: int, path: str | Path, start_time: float = 0.0) -> None:
     """Write `num_frames` frames, evenly spaced over the lowest temperature's frames of a simulation, as one .npz file.
 
-    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. Raises
-    ValueError where the simulation has fewer frames.
+    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. start_time:
+    frames before it are left out, ps. Raises ValueError where the simulation has fewer frames.
     """
-    positions = load_ensemble(folder).positions
+    positions = load_ensemble(folder, start_time=start_time).positions
     if not 1 <= num_frames <= len(positions):
         raise ValueError(f"{folder} has {len(positions)} frames, so a reference cannot have {num_frames} of them.")
     chosen = torch.linspace(0, len(positions) - 1, num_frames).round().long()

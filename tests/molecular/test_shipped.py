@@ -21,7 +21,7 @@ def peptide() -> Peptide:
 def test_weights_reach_the_force_field(peptide):
     flow = load_flow(Peptide(SEQUENCE))
     samples = sample(flow, peptide, 1000, seed=1)
-    assert samples.effective_sample_size_fraction > 0.05
+    assert samples.effective_sample_size_fraction > 0.3
     assert samples.num_rejected == 0
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=2e-3, rtol=0)
@@ -43,8 +43,8 @@ def test_it_is_small():
 @pytest.mark.slow
 def test_effective_sample_size_of_ten_thousand(peptide):
     samples = sample(load_flow(Peptide(SEQUENCE)), peptide, 10_000, seed=0)
-    assert samples.effective_sample_size_fraction >= 0.05
-    assert samples.truncate(0.002).effective_sample_size_fraction >= 0.15
+    assert samples.effective_sample_size_fraction >= 0.5
+    assert samples.truncate(0.002).effective_sample_size_fraction >= 0.65
 
 
 @pytest.mark.parametrize("sequence", ["NL", "FS"])
