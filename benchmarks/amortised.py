@@ -158,7 +158,7 @@ def main() -> None:
                     f"{cost.seconds:.1f}",
                     f"{cost.needed:.1f}",
                     f"{cost.needed / cheapest:.3g}",
-                    f"{cost.needed + beforehand:.0f}",
+                    "–" if math.isnan(beforehand) else f"{cost.needed + beforehand:.0f}",
                 ]
             )
         header = ["method", "ΔF / kT", "difference", "error", "CPU s", f"CPU s to {ERROR} kT", "ratio", "with training"]

@@ -9,6 +9,6 @@ TRAIN="$PYTHON -m molecular train --data runs/Ace-A-Nme --training.ema_decay 0.9
 $TRAIN --output runs/likelihood --channels 96 --layers_per_block 10 --num_bins 16 --training.learning_rate 0.001 \
     --training.max_steps 2400
 $TRAIN --output runs/refined --initial runs/likelihood/model --energy_weight 0.3 --training.learning_rate 0.0007 \
-    --training.max_steps 820 --training.refresh_interval 50
+    --training.max_steps 850 --training.refresh_interval 50
 cp runs/refined/model/config.json runs/refined/model/model.safetensors molecular/shipped/Ace-A-Nme/
 $PYTHON -c "from molecular.data.ensembles import save_reference as s; s('runs/Ace-A-Nme', 4000, 'molecular/shipped/Ace-A-Nme/reference.npz')"
