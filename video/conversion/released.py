@@ -18,6 +18,7 @@ from video.conversion.layouts import DENOISER
 from video.conversion.released_config import Config, read_released_config, starflow_settings
 from video.conversion.state_dicts import Conversion, Part, fill
 from video.conversion.weights import read_released_weights, unwrapped
+from video.flows.images import ScaledNormal, ScaledTARFlow
 from video.flows.starflow import STARFlow
 from video.flows.starflow_v import STARFlowV
 
@@ -54,55 +55,36 @@ def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, hea
             "a checkpoint of one that scales."
         )
     classes = state.get("blocks.0.class_embed")
+    variance = _variance(state, (num_tokens, token_size))
     with torch.device("meta"):  # the state dict brings the weights
-        flow = TARFlow(
+        flow = (TARFlow if variance is None else ScaledTARFlow)(
             (token_size // patch_size**2, side * patch_size, side * patch_size),
-            patch_size,
-            channels,
-            len(depths),
-            depths,
+            patch_size=patch_size,
+            channels=channels,
+            num_blocks=len(depths),
+            layers_per_block=depths,
             num_classes=0 if classes is None else len(classes),
             head_dim=head_dim,
             final_norm=False,
         )
-    flow._distribution = _prior(state.get("var"), (num_tokens, token_size))
+    flow._distribution = (StandardNormal if variance is None else ScaledNormal)((num_tokens, token_size))
+    if variance is not None:
+        flow._distribution.deviation.copy_(variance.sqrt())
     fill((Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))), state)
     return flow.eval()
 
 
-class ScaledNormal(StandardNormal):
-    """Independent normal numbers of mean 0 and given variances: what a TARFlow's noise is drawn from.
-
-    Its variances are saved with a flow's weights.
-    """
-
-    def __init__(self, variance: Tensor):
-        super().__init__(variance.shape)
-        self.register_buffer("deviation", variance.sqrt())
-
-    deviation: Tensor
-
-    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
-        deviation = self.deviation.to(torch.promote_types(inputs.dtype, torch.float32))
-        if tuple(inputs.shape[1:]) == self.shape:
-            inputs = inputs / deviation
-        return super().log_prob(inputs, context) - deviation.log().sum()
-
-    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        return super().draw(num_samples, context, generator) * self.deviation
-
-
-def _prior(variance: Tensor | None, shape: tuple[int, int]) -> StandardNormal:
-    """What z is drawn from, by the buffer `var` of a state dict; raises ValueError for one that is no variance."""
+def _variance(state: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | None:
+    """Of what z is drawn from, where it is not 1; raises ValueError for a buffer `var` that is no variance."""
+    variance = state.get("var")
     if variance is None or variance.device.type == "meta":
-        return StandardNormal(shape)
+        return None
     if tuple(variance.shape) != shape or not ((variance > 0) & variance.isfinite()).all():
         raise ValueError(
             f"the state dict is damaged or no TARFlow's: its 'var' of shape {tuple(variance.shape)} holds no variances "
             f"of {shape[0]} tokens of {shape[1]} numbers."
         )
-    variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
-    return StandardNormal(shape) if bool((variance == 1).all()) else ScaledNormal(variance)
+    return None if bool((variance == 1).all()) else variance.to(torch.promote_types(variance.dtype, torch.float32))
 
 
 def _of_tarflow(is_reversed: bool) -> Conversion:
