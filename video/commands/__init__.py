@@ -12,8 +12,14 @@ from video.commands.edit import edit
 from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
+from video.conversion.convert import convert
 
-COMMANDS: dict[str, Callable[..., Any]] = {"generate": generate, "edit": edit, "likelihood": likelihood}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "generate": generate,
+    "edit": edit,
+    "likelihood": likelihood,
+    "convert": convert,
+}
 # Words that are no names in Python, and options that are given again to append to them.
 ALIASES = {"--continue": "--continue_clip", "--prompt": "--prompt+"}
 
