@@ -44,11 +44,3 @@ def test_t5(tmp_path):
     assert load_text(tmp_path, length=6)(["a"]).shape == (1, 6, 8)
     with pytest.raises(FileNotFoundError, match="no encoder of text"):
         load_text(tmp_path / "none")
-
-
-def test_released_prompts():
-    assert released_prompt("a cat") == "a cat"
-    assert released_prompt("a cat", frame_rate=16) == "A video with 16 fps:\na cat\n"
-    assert released_prompt("a cat", frame_rate=0) == "An image:\na cat\n"
-    everything = released_prompt("a cat", frame_rate=16, noise=0.3, aspect_ratio="16:9")
-    assert everything == "Noise Level 300:\nA video with 16 fps:\na cat\n\n in a 16:9 aspect ratio.\n"

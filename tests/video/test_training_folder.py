@@ -1,4 +1,4 @@
-"""A user's own folder, from files to samples by command line: images in classes, clips with captions, runs that stop."""
+"""A user's own folder, from files to samples by command line: images in classes, clips with captions, stopped runs."""
 
 import json
 import os
@@ -16,10 +16,16 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from nflib.flows import TARFlow
 from tests.video.files import gradient, write_image
+from tests.video.recorded import perturbed
 from video.commands import main
+from video.data import Bucket, ClipFolder, read_folder
+from video.flows import STARFlowV
 from video.media import read_clip
 from video.pipeline import Pipeline
+from video.training import BitsPerDimension, NoisyLikelihood
+from video.training.grids import write_grid
 
 QUIET = ["--training.progress_bar", "false", "--training.tensorboard", "false", "--training.accelerator", "cpu"]
 TINY = ["--channels", "20", "--head_dim", "20", "--layers_per_block", "[1, 1]", "--samples", "4"]
@@ -104,11 +110,8 @@ def test_bits_are_those_of_8_bit_pixels(pictures, tmp_path):
     main(["train", "--model", "tarflow", *data, "--output", str(run), *TINY, *steps(2)])
     result = json.loads((run / "result.json").read_text())
     assert result["of"] == "8-bit pixels, uniformly dequantised"
-    # Two steps from the standard normal: of levels in steps of 1 / 127.5, whose values are known.
     pipeline = Pipeline.load(run / "pipeline")
     assert pipeline.settings.noise == 0 and pipeline.settings.denoise == "none"
-    from video.data import Bucket, ClipFolder, read_folder
-
     _, validation = read_folder(pictures).split(0.1)
     clips = ClipFolder(validation, [Bucket(1, 8, 8)])
     images = clips.clips(torch.arange(len(clips))).frames
@@ -210,7 +213,9 @@ def test_a_killed_run_goes_on(pictures, tmp_path, capsys):
 )
 def test_mistakes_end_in_one_sentence(pictures, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
-        main(["train", "--data", str(pictures), "--output", str(tmp_path), "--size", "16", *TINY, *steps(1), *arguments])
+        main(
+            ["train", "--data", str(pictures), "--output", str(tmp_path), "--size", "16", *TINY, *steps(1), *arguments]
+        )
     assert "\n" not in str(error.value)
 
 
@@ -222,16 +227,42 @@ def test_one_shape_is_said(pictures, tmp_path, caplog):
 
 def test_captions_need_words(films, tmp_path):
     with pytest.raises(SystemExit, match="conditioned on labels, and .* has captions"):
-        main(["train", "--model", "tarflow", "--data", str(films), "--output", str(tmp_path), "--size", "16", *steps(1)])
+        main(
+            ["train", "--model", "tarflow", "--data", str(films), "--output", str(tmp_path), "--size", "16", *steps(1)]
+        )
 
 
-def test_gradients_of_numbers(tmp_path):
-    """A grid shows what is in it, in its order."""
-    from video.training.grids import write_grid
-
+def test_grids_show_what_is_in_them(tmp_path):
     images = torch.tensor(gradient(4, 4)).permute(2, 0, 1).float().div(127.5).sub(1).expand(5, 1, 3, 4, 4).clone()
     images[3] = 1.0
     pixels = np.asarray(Image.open(write_grid(images, tmp_path / "grid.png")))
     assert pixels.shape == (2 * 6 - 2, 3 * 6 - 2, 3)
     assert (pixels[:4, 6:10] == gradient(4, 4)).all() and (pixels[6:, :4] == 255).all()
     assert (pixels[4:6] == 128).all() and (pixels[6:, 12:] == 128).all()
+
+
+def test_clips_of_another_shape():
+    """Their bits are those of the flow of that shape, on the same weights; of shorter clips, of their own frames."""
+    flow = perturbed(STARFlowV((4, 2, 4, 4), 2, 20, [1, 1], layer={"head_dim": 20}))
+    objective = BitsPerDimension(NoisyLikelihood(0.0, 0.0, None, learn_denoiser=False))
+    for shape in ((4, 2, 4, 4), (2, 2, 4, 4), (4, 2, 2, 8), (3, 2, 6, 4)):
+        clips = torch.randn(3, *shape)
+        bits, _ = objective(flow, {"inputs": clips}, torch.Generator().manual_seed(0))
+        expected = flow.resized((4, *shape[1:])).bits_per_dim(clips).mean()
+        torch.testing.assert_close(bits, expected)
+        bits.backward()
+        assert all(parameter.grad is not None for parameter in flow.parameters())
+
+
+def test_labels_are_dropped_in_training():
+    flow = TARFlow((3, 4, 4), 2, 16, 2, 1, num_classes=3, head_dim=16)
+    for block in flow.parameters():
+        torch.nn.init.normal_(block, std=0.1)
+    images, labels = torch.rand(6, 1, 3, 4, 4).mul(255).round().div(127.5).sub(1), torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = BitsPerDimension(NoisyLikelihood(0.1, 1.0, torch.tensor([-1, -1]), learn_denoiser=False), True)
+
+    def bits(flow, **context):
+        return objective(flow, {"inputs": images, **context}, torch.Generator().manual_seed(0))[0]
+
+    torch.testing.assert_close(bits(flow.train(), context=labels), bits(flow, context=labels - labels - 1))
+    assert not torch.isclose(bits(flow.eval(), context=labels), bits(flow, context=labels - labels - 1))

@@ -13,14 +13,16 @@ from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
 from video.commands.training import train, train_autoencoder
+from video.conversion.convert import convert
 from video.training.folder import FolderOptions
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "train": train,
-    "train_autoencoder": train_autoencoder,
     "generate": generate,
     "edit": edit,
     "likelihood": likelihood,
+    "convert": convert,
+    "train": train,
+    "train_autoencoder": train_autoencoder,
 }
 # Words that are no names in Python, and options that are given again to append to them.
 ALIASES = {"--continue": "--continue_clip", "--prompt": "--prompt+"}

@@ -32,8 +32,18 @@ def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_di
     return tarflow_from_state_dict(read_released_weights(checkpoint), patch_size, head_dim=head_dim)
 
 
-def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64) -> TARFlow:
-    """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+def is_tarflow(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the layout of a TARFlow, whose blocks have learned positions."""
+    return "blocks.0.pos_embed" in unwrapped(state)
+
+
+def tarflow_from_state_dict(
+    state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64, keep_dtype: bool = False
+) -> TARFlow:
+    """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights.
+
+    keep_dtype: half precision is not widened.
+    """
     state = unwrapped(state)
     depths: list[int] = []
     while f"blocks.{len(depths)}.proj_in.weight" in state:
@@ -70,7 +80,11 @@ def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, hea
     flow._distribution = (StandardNormal if variance is None else ScaledNormal)((num_tokens, token_size))
     if variance is not None:
         flow._distribution.deviation.copy_(variance.sqrt())
-    fill((Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))), state)
+    fill(
+        (Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))),
+        state,
+        keep_dtype,
+    )
     return flow.eval()
 
 
@@ -110,13 +124,22 @@ def load_starflow(config: Config, checkpoint: str | os.PathLike[str], *, num_fra
 
 
 def starflow_from_state_dict(
-    config: Config, state: Mapping[str, Tensor], *, num_frames: int | None = None
+    config: Config,
+    state: Mapping[str, Tensor],
+    *,
+    num_frames: int | None = None,
+    factors: tuple[int, int] | None = None,
+    keep_dtype: bool = False,
 ) -> STARFlowV:
-    """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+    """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights.
+
+    factors: by how much the autoencoder reduces a picture's sides, and the number of frames (default: by its name).
+    keep_dtype: half precision is not widened.
+    """
     arguments, state = read_released_config(config), unwrapped(state)
     projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]
     text_channels = arguments.get("txt_dim") or (state[projections[0]].shape[1] if projections else 0)
-    settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames)
+    settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames, factors)
     with torch.device("meta"):  # the state dict brings the weights
         flow: STARFlowV = (STARFlowV if len(settings["event_shape"]) == 4 else STARFlow)(**settings)
     networks = _networks(flow)
@@ -128,7 +151,7 @@ def starflow_from_state_dict(
     parts.append(Part(f"blocks.{len(parts)}.", networks[-1], _of_starflow(networks[-1], patch_size, top_has_halves)))
     if flow.denoiser is not None:
         parts.append(Part(DENOISER, flow.denoiser, _of_starflow(flow.denoiser, patch_size, has_halves)))
-    fill(parts, state)
+    fill(parts, state, keep_dtype)
     return flow.eval()
 
 

@@ -143,7 +143,9 @@ def train_on_folder(
     if family.frames == 1 and lengths != [1]:
         raise ValueError(f"{model} learns images, each of one frame; choose starflow-v for clips, or leave frames out.")
     if largest_aspect != 1 and not family.has_sizes:
-        log.warning("%s has a single size: all images are cropped to %s, whatever their aspect ratio.", model, folder.size)
+        log.warning(
+            "%s has a single size: all images are cropped to %s, whatever their aspect ratio.", model, folder.size
+        )
         largest_aspect = 1.0
     patch_size = int(architecture.get("patch_size", family.patch_size))
     if patch_size < 1:
@@ -183,7 +185,9 @@ def train_on_folder(
     if is_first_process():
         Pipeline(flow, latents, encoder, settings).save(output / PIPELINE)
         found = {"bits_per_dimension": result.best_validation_loss, "of": objective.unit, "steps": result.steps}
-        counts = {name: {"clips": len(cache), "skipped": cache.skipped} for name, cache in zip(PARTS, caches)}
+        counts = {
+            name: {"clips": len(cache), "skipped": cache.skipped} for name, cache in zip(PARTS, caches, strict=True)
+        }
         write_json(output / RESULT, found | counts)
         log.info("Best: %s bits per dimension of %s. Written %s.", result.best_validation_loss, objective.unit, output)
     return result
@@ -239,7 +243,7 @@ class _Family:
 
 def _tarflow(shape: tuple[int, ...], labels: Any, architecture: dict[str, Any]) -> TARFlow:
     depths = architecture.get("layers_per_block")
-    blocks = {} if depths is None else {"num_blocks": len(depths)}
+    blocks: dict[str, Any] = {} if depths is None else {"num_blocks": len(depths)}
     return TARFlow(shape[1:], num_classes=labels.shape[0], **blocks, **architecture)
 
 
@@ -251,7 +255,7 @@ def _starflow_v(shape: tuple[int, ...], text: Any, architecture: dict[str, Any])
     return STARFlowV(shape, **_text_settings(text), **_layered(architecture))
 
 
-def _text_settings(text: Any) -> dict[str, int]:
+def _text_settings(text: Any) -> dict[str, Any]:
     return {"text_length": text.shape[0], "text_channels": text.shape[1]} if len(text.shape) == 2 else {}
 
 
@@ -330,8 +334,8 @@ def _text(
     words = sorted({word for prompt in said for word in prompt})
     if len(words) > MOST_WORDS:
         raise ValueError(
-            f"the prompts in {listing.folder} have {len(words)} distinct words, too many for a vocabulary of their own: "
-            "name an encoder of text by --text."
+            f"the prompts in {listing.folder} have {len(words)} distinct words, too many for a vocabulary of their "
+            "own: name an encoder of text by --text."
         )
     return Words(words, max(map(len, said)))
 

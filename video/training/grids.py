@@ -8,21 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, distributed
 
-from nflib.io import complete_file
 from nflib.training import TrainingState
 from video.latents.latents import Latents
-from video.media import as_bytes
+from video.media import grid, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder
 
 FOLDER = "samples"
-GAP = 2
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +28,9 @@ def write_grid(clips: Tensor, path: Path, columns: int | None = None) -> Path:
 
     columns: pictures in a row (default: as said).
     """
-    frames = as_bytes(clips.flatten(0, 1))
-    columns = columns or (clips.shape[1] if clips.shape[1] > 1 else math.ceil(math.sqrt(len(clips))))
-    rows = math.ceil(len(frames) / columns)
-    _, height, width, _ = frames.shape
-    page = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 128, np.uint8)
-    for number, frame in enumerate(frames):
-        top, left = number // columns * (height + GAP), number % columns * (width + GAP)
-        page[top : top + height, left : left + width] = frame
     path.parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(path) as temporary:
-        Image.fromarray(page).save(temporary, "png")
-    return path
+    frames = clips.shape[1] if clips.shape[1] > 1 else None
+    return write_clip(grid(clips.flatten(0, 1), columns=columns or frames), path)
 
 
 def grid_path(state: TrainingState) -> Path:
