@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,6 @@ from nflib.io.hub import local_folder, upload
 from nflib.io.state_dicts import not_finite
 from nflib.io.tensors import read_tensors, write_tensors
 
-Model = TypeVar("Model", bound=nn.Module)
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 # Where to find the classes of folders that were written before config.json named modules.
@@ -124,10 +123,9 @@ class Pretrained(nn.Module):
         state = _read(folder / WEIGHTS_NAME)
         numbers = sum(tensor.numel() for tensor in state.values())
 
-        def build() -> Self:
+        def build() -> Any:
             with torch.random.fork_rng(devices=[]), at_most(len(state), numbers):
-                built: Self = rebuild(architecture, document["config"], state, max(LARGEST_SIZE, numbers))
-            return built
+                return rebuild(architecture, document["config"], state, max(LARGEST_SIZE, numbers))
 
         try:
             built = _without_weights(build)
@@ -231,7 +229,7 @@ class Pretrained(nn.Module):
         return config, tensors
 
 
-def _without_weights(build: Callable[[], Model]) -> Model:
+def _without_weights(build: Callable[[], Any]) -> Any:
     """What a function builds, if that goes, with parameters on the meta device, which take no memory; else with all."""
 
     def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -239,7 +237,7 @@ def _without_weights(build: Callable[[], Model]) -> Model:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(emptied)
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
     try:
         built = build()
         if not any(buffer.is_meta for buffer in built.buffers()):

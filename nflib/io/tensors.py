@@ -53,7 +53,7 @@ def write_tensors(
         for name, tensor in tensors.items():
             value = tensor.detach().to(device="cpu", dtype=dtypes[name]).contiguous()
             if value.numel():
-                file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -77,6 +77,6 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
             if tensor.numel():
                 file.seek(first + entry["data_offsets"][0])
-                file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+                file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
             found[name] = tensor
     return found

@@ -1,4 +1,4 @@
-"""Tiny stand-ins of what is released: weights under the public keys, with their YAML, autoencoders and text encoders."""
+"""Tiny stand-ins of released files: weights under the public keys, their YAML, autoencoders and encoders of text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Released weights, as tiny stand-ins, converted and drawn from by the command line alone."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -313,3 +315,31 @@ def test_parts_that_do_not_go_together(parts, tmp_path):
     with pytest.raises(SystemExit, match="images of 8 × 8 alone"):
         main(["convert", "--checkpoint", f"{parts}/afhq_model_2_64_2_1_0.07.pth", "--output", f"{tmp_path}/t"])
         main(["generate", "--model", f"{tmp_path}/t", "--aspect", "16:9", "--out", f"{tmp_path}/a.png"])
+
+
+PEAK = """
+import resource, sys
+import diffusers, transformers
+from diffusers import AutoencoderKLWan
+from transformers import AutoModelForTextEncoding, AutoTokenizer, T5EncoderModel
+from video.commands import main
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+start = peak()
+main(sys.argv[1:])
+print("peak", peak() - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_converting(parts, tmp_path, dtype):
+    """In GiB above the start, of a file of 1.12 GiB."""
+    shapes = stand_ins.starflow_shapes(is_video=True, channels=1152, top=2432)
+    torch.save(stand_ins.weights(shapes), tmp_path / "t2v.pth")
+    yaml = stand_ins.T2V.replace(" channels: 64", " channels: 1152").replace("channels: 128", "channels: 2432")
+    (tmp_path / "t2v.yaml").write_text(yaml)
+    files = ["--config", f"{tmp_path}/t2v.yaml", "--checkpoint", f"{tmp_path}/t2v.pth", "--text", f"{parts}/t5"]
+    arguments = ["convert", *files, "--autoencoder", f"{parts}/wan", "--output", f"{tmp_path}/model", "--dtype", dtype]
+    run = subprocess.run([sys.executable, "-c", PEAK, *arguments], check=True, capture_output=True, text=True)
+    assert float(run.stdout.split()[-1]) < 1.3

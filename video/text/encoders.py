@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class TextEncoder(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor | None: ...
+    def __call__(self, prompts: Sequence[str]) -> Any: ...
 
     def save(self, folder: str | os.PathLike[str]) -> None: ...
 
