@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import logging
 import signal
@@ -41,7 +42,8 @@ def run_command(
     for name, function in commands.items():
         summary = (function.__doc__ or "").split("\n\n")[0]
         command = jsonargparse.ArgumentParser(description=summary)
-        command.add_argument("--config", action="config", help="a YAML file with these options")
+        if not _has_config(function):
+            command.add_argument("--config", action="config", help="a YAML file with these options")
         grouped = _grouped(function, groups)
         command.add_function_arguments(function, as_positional=name in positional, skip={*grouped, *hidden})
         for group in grouped.values():
@@ -52,8 +54,9 @@ def run_command(
     try:
         options = parser.instantiate_classes(parsed)
         chosen = dict(options[options.command].items())
-        chosen.pop("config", None)
         function = commands[options.command]
+        if not _has_config(function):
+            chosen.pop("config", None)
         _refuse_empty_paths(function, given)
         for parameter, group in _grouped(function, groups).items():
             chosen[parameter] = group(**{field.name: chosen.pop(field.name) for field in dataclasses.fields(group)})
@@ -62,6 +65,11 @@ def run_command(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # what can be kept has been written by then
         sys.exit(128 + signal.SIGINT)
+
+
+def _has_config(function: Callable[..., None]) -> bool:
+    """Whether a function has a configuration of its own, which then is what --config names."""
+    return "config" in inspect.signature(function).parameters
 
 
 def _refuse_empty_paths(function: Callable[..., None], given: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m video <generate|edit|likelihood>``."""
+"""``python -m video <generate|edit|likelihood|convert>``."""
 
 from video.commands import main
 

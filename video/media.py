@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -38,20 +40,51 @@ def write_clip(
     ValueError for clips of another shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file
     cannot be written; what was there then stays.
     """
+    with open_clip(path, frame_rate, enlarge=enlarge, codec=codec) as add:
+        add(clip)
+    return Path(path)
+
+
+@contextmanager
+def open_clip(
+    path: str | os.PathLike[str], frame_rate: float = 8.0, *, enlarge: int = 1, codec: str | None = None
+) -> Iterator[Callable[[Tensor], None]]:
+    """A function that takes the frames ``(T, C, H, W)`` of a clip, piece after piece; else as for `write_clip`.
+
+    Frames of a video are encoded as they come, those of a GIF or PNG kept until the end of the block.
+    """
     path = check_suffix(path)
     if not 0 < frame_rate < math.inf:
         raise ValueError(f"frame_rate must be positive, got {frame_rate!r}.")
-    frames = as_bytes(clip, enlarge)
     with complete_file(path) as temporary:
+        if path.suffix in VIDEO:
+            with _open_video(path, temporary, frame_rate, codec) as encode:
+                yield lambda piece: encode(as_bytes(piece, enlarge))
+            return
+        frames: list[np.ndarray] = []
+        yield lambda piece: frames.extend(as_bytes(piece, enlarge))
         if path.suffix == ".gif":
             pictures = [Image.fromarray(frame) for frame in frames]
             duration = max(round(1000 / frame_rate), 20)
             pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
-        elif path.suffix == ".png":
-            Image.fromarray(_strip(frames, enlarge // 2)).save(temporary)
         else:
-            _write_video(frames, path, temporary, frame_rate, codec)
-    return path
+            Image.fromarray(_strip(frames, enlarge // 2)).save(temporary)
+
+
+def grid(pictures: Tensor, gap: int = 2, columns: int | None = None) -> Tensor:
+    """Pictures ``(N, C, H, W)`` side by side, in about as many rows as columns, as one ``(1, C, …, …)``; gaps are grey.
+
+    columns: so many in a row.
+
+    >>> grid(torch.zeros(5, 3, 8, 8)).shape
+    torch.Size([1, 3, 18, 28])
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    empty = pictures.new_zeros(rows * columns - len(pictures), *pictures.shape[1:])
+    apart = torch.nn.functional.pad(torch.cat([pictures, empty]), (0, gap, 0, gap))
+    tiled = apart.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return tiled[None, :, : tiled.shape[1] - gap, : tiled.shape[2] - gap]
 
 
 def check_suffix(path: str | os.PathLike[str]) -> Path:
@@ -115,9 +148,9 @@ def as_bytes(clip: Tensor, enlarge: int = 1) -> np.ndarray:
     return frames
 
 
-def _strip(frames: np.ndarray, gap: int) -> np.ndarray:
+def _strip(frames: Sequence[np.ndarray], gap: int) -> np.ndarray:
     """Frames side by side, with so many grey columns between them."""
-    apart = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=128)
+    apart = np.pad(np.stack(frames), ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=128)
     side_by_side = np.concatenate(list(apart), axis=1)
     return side_by_side[:, : side_by_side.shape[1] - gap]
 
@@ -148,23 +181,33 @@ def _encodes(av: Any, name: str) -> bool:
         return False
 
 
-def _write_video(frames: np.ndarray, path: Path, temporary: Path, frame_rate: float, codec: str | None) -> None:
-    """Write to a temporary path what is to be at `path`."""
+@contextmanager
+def _open_video(
+    path: Path, temporary: Path, frame_rate: float, codec: str | None
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that writes frames to a temporary path of what is to be at `path`."""
     av = _import_av()
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(
-            f"{path} cannot have frames of {width} × {height}: videos have even sizes; enlarge them twice, or choose a "
-            ".gif or a .png."
-        )
     name = _codec(av, codec, path)
-    try:
-        with av.open(str(temporary), "w") as container:
+    stream: Any = None
+
+    def encode(frames: np.ndarray) -> None:
+        nonlocal stream
+        height, width = frames.shape[1:3]
+        if height % 2 or width % 2:
+            raise ValueError(
+                f"{path} cannot have frames of {width} × {height}: videos have even sizes; enlarge them twice, or "
+                "choose a .gif or a .png."
+            )
+        if stream is None:
             stream = container.add_stream(name, rate=Fraction(frame_rate).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.options = {"crf": "12"} if name == "libx264" else {"qscale": "2"} if name == "mpeg4" else {}
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    try:
+        with av.open(str(temporary), "w") as container:
+            yield encode
             container.mux(stream.encode())
     except av.FFmpegError as error:
         raise OSError(

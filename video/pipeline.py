@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,22 +12,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nflib.contexts import map_context
 from nflib.decoding import Decoder
+from nflib.distributions import draw
 from nflib.flows import Flow
 from nflib.io import complete_folder
-from nflib.transforms import ProductGuidance
 from video.flows.decoding import FramesAtOnce
 from video.flows.denoiser import UNIT, Denoiser
-from video.flows.starflow_v import STARFlowV
-from video.latents.latents import Latents, load_latents
-from video.pipeline_settings import SETTINGS, PipelineSettings
-from video.rollout import Span, decode_window, new_noise, roll_out, spans
+from video.flows.images import as_clips
+from video.latents.latents import Latents, Pixels, load_latents
+from video.pipeline_settings import DENOISING, SETTINGS, PipelineSettings, aspect_size
+from video.rollout import Recent, Span, decode_window, rolling, spans
 from video.text.encoders import TextEncoder, load_text
 
 SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
 # Latents have deviation 1.
 LARGEST_LATENT = 1000.0
-DENOISING = ("score", "learned", "none")
 
 
 class Window(NamedTuple):
@@ -37,7 +37,7 @@ class Window(NamedTuple):
     """
 
     latents: Tensor
-    context: Tensor
+    context: Any
     num_known: int
     is_anchored: bool = False
 
@@ -45,11 +45,16 @@ class Window(NamedTuple):
 class NoisyClips(NamedTuple):
     """Noisy latents of clips: of the frames that were given, and of one window after the other.
 
-    given: the frames themselves, the last of which are those that the latents are of; they come back as they are.
+    start, clean: latents of the given frames with and without noise. num_frames: of the whole clips' latents. prompts:
+    of the clips. given: the frames themselves, the last of which are those that the latents are of; they come back as
+    they are.
     """
 
     start: Tensor
-    windows: list[Window]
+    clean: Tensor
+    windows: Iterable[Window]
+    num_frames: int
+    prompts: Sequence[str]
     given: Tensor | None
 
 
@@ -57,22 +62,23 @@ class Pipeline:
     """Clips ``(B, T, C, H, W)`` in -1 … 1 from prompts, and log-densities of clips. An image is a clip of one frame.
 
     Every step can be called by itself: `encode` (clips to noisy latents), `condition` (prompts to contexts), `draw` and
-    `redraw` (noisy latents, window after window), `denoise` and `decode`, or `finish` for both. `save` and `load` keep
-    all parts in one folder.
+    `redraw` (noisy latents, window after window), `denoise` and `decode`, or `finish` for both. `stream` makes a clip
+    piece by piece, in the memory of a window. `save` and `load` keep all parts in one folder.
 
     Args:
-        flow: of latents with noise; `decoding` is how it is inverted where nothing else is said.
+        flow: of latents with noise, a `STARFlowV`, a `STARFlow`, or another flow of images, such as a `TARFlow`;
+            `decoding` is how it is inverted where nothing else is said.
         latents: the autoencoder.
         text: the encoder of prompts.
         settings: all else.
     """
 
-    def __init__(self, flow: STARFlowV, latents: Latents, text: TextEncoder, settings: PipelineSettings):
-        self.flow = flow.as_clips().eval()
+    def __init__(self, flow: Flow, latents: Latents, text: TextEncoder, settings: PipelineSettings):
+        self.flow = as_clips(flow).eval()
         self.latents = latents
         self.text = text
         self.settings = settings
-        self.decoding = FramesAtOnce(self.flow._transform.frame_length)
+        self.decoding = FramesAtOnce(self.flow.frame_length)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None, device: str = "cpu") -> Pipeline:
@@ -85,28 +91,22 @@ class Pipeline:
             raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model.")
         folder = SHIPPED if folder is None else Path(folder)
         settings = PipelineSettings.load(folder)
-        flow = STARFlowV.from_pretrained(folder / "flow", device).as_clips()
-        latents = load_latents(folder / "autoencoder", device=device, later_scale=settings.later_scale)
-        text = load_text(folder / "text", device=device)
-        expected, own = latents.latent_shape(settings.clip_shape), tuple(flow.event_shape)
-        if expected[1:] != own[1:]:
-            raise ValueError(
-                f"{folder} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}."
-            )
-        config = flow.config or {}
-        words = (config["text_length"], config["text_channels"])
-        if (text.length, text.channels) != words:
-            raise ValueError(
-                f"{folder} is inconsistent: its text is {text.length} words of {text.channels} channels, its flow "
-                f"takes {words[0]} of {words[1]}."
-            )
-        return cls(flow, latents, text, settings)
+        pipeline = cls(
+            Flow.from_pretrained(folder / "flow", device),
+            load_latents(folder / "autoencoder", device=device, later_scale=settings.later_scale)
+            if (folder / "autoencoder").is_dir()
+            else Pixels(settings.clip_shape[1]),
+            load_text(folder / "text", device=device),
+            settings,
+        )
+        check_parts(pipeline.flow, pipeline.latents, pipeline.text, settings, str(folder))
+        return pipeline
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write all parts into `folder`, whole or not at all."""
         with complete_folder(folder) as temporary:
             self.flow.save_pretrained(temporary / "flow")
-            self.latents.autoencoder.save_pretrained(temporary / "autoencoder")
+            self.latents.save(temporary / "autoencoder")
             self.text.save(temporary / "text")
             self.settings.save(temporary)
         return Path(folder)
@@ -114,32 +114,49 @@ class Pipeline:
     @property
     def window(self) -> int:
         """Latent frames that the flow has positions for."""
-        return self.flow._transform.max_frames
+        return int(self.flow.max_frames)
 
     def at_noise(self, noise: float) -> Pipeline:
         """This pipeline with another noise on what it encodes."""
         return Pipeline(self.flow, self.latents, self.text, replace(self.settings, noise=noise))
+
+    def at_aspect(self, aspect_ratio: str) -> Pipeline:
+        """This pipeline for frames of as many pixels and another aspect ratio, such as "16:9", on the same weights.
+
+        Raises:
+            ValueError: no aspect ratio, or a flow of one size alone.
+        """
+        frames, channels, *sides = self.settings.clip_shape
+        size = aspect_size(
+            math.sqrt(math.prod(sides)), aspect_ratio, self.latents.spatial_factor * self.flow.patch_size
+        )
+        clip_shape = (frames, channels, *size)
+        settings = replace(self.settings, clip_shape=clip_shape, aspect_ratio=aspect_ratio)
+        if list(size) == sides:
+            return Pipeline(self.flow, self.latents, self.text, settings)
+        latent_shape = self.latents.latent_shape(clip_shape)
+        return Pipeline(self.flow.resized((self.window, *latent_shape[1:])), self.latents, self.text, settings)
 
     # Steps.
 
     @torch.no_grad()
     def encode(self, clips: Tensor, generator: torch.Generator) -> Tensor:
         """Latents of clips, with the noise of training."""
-        latents = self.latents.encode(clips).to(self._like())
-        noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
-        return latents + self.settings.noise * noise
+        return self._noisy(self._latents_of(clips), generator)
 
     @torch.no_grad()
-    def condition(self, prompts: Sequence[str], window: Span | None = None) -> Tensor:
-        """The flow's context of prompts; of a window that continues a clip, if one is named, the rewritten prompts.
+    def condition(self, prompts: Sequence[str], window: Span | None = None, *, is_image: bool = False) -> Any:
+        """The flow's context of prompts, phrased as in its training; None for a flow that takes none.
+
+        Args:
+            prompts: one a clip; the empty one is that of the unconditional branch.
+            window: of one that continues a clip, prompts are rewritten.
+            is_image: whether the clips are images.
 
         Raises:
             ValueError: prompts that the text encoder does not know.
         """
-        if window is not None:
-            rewritten = self.settings.anchored_prompt if window.is_anchored else self.settings.later_prompt
-            prompts = [rewritten(prompt) for prompt in prompts]
-        return self.text(prompts).to(self._like())
+        return self._context(prompts, window, self.settings, is_image)
 
     @torch.no_grad()
     def draw(
@@ -147,12 +164,7 @@ class Pipeline:
         prompts: Sequence[str],
         num_frames: int | None = None,
         given: Tensor | None = None,
-        *,
-        guidance: float = 0.0,
-        overlap: int | None = None,
-        candidates: int = 1,
-        seed: int = 0,
-        decoding: Decoder | None = None,
+        **drawing: Any,
     ) -> NoisyClips:
         """Noisy latents of a clip for each prompt, for `finish`, which may be called in several ways.
 
@@ -163,35 +175,15 @@ class Pipeline:
                 frame and the last `overlap - 1`.
             given: the first frames ``(B or 1, n, C, H, W)``: one for image to video; of more the prompt is the later
                 one. Where an autoencoder takes some numbers of frames alone, the last of them are read.
-            guidance: weight of classifier-free guidance (`ProductGuidance`).
-            overlap: latent frames that a window is given (default: half of it; 0: a single window is allowed).
-            candidates: so many of each window are drawn, and the one is kept whose frames tell most of the prompt
-                (`prompt_evidence`).
-            seed: of the random numbers.
-            decoding: how the flow is inverted.
+            drawing: guidance, weight of classifier-free guidance (default: the settings'); overlap, latent frames that
+                a window is given (default: the settings'; 0: a single window is allowed); candidates (default: 1), so
+                many of each window are drawn, and the one is kept whose frames tell most of the prompt
+                (`prompt_evidence`); seed of the random numbers (default: 0); decoding, how the flow is inverted.
 
         Raises:
             ValueError: settings that do not fit.
         """
-        if candidates < 1:
-            raise ValueError(f"candidates must be a positive number, got {candidates}.")
-        if candidates > 1 and not all(prompts):
-            raise ValueError("candidates are compared by what they show of their prompt: give one, or one candidate.")
-        num_frames = self.window if num_frames is None else num_frames
-        generator = torch.Generator().manual_seed(seed)
-        start = self._start(prompts, given, generator)
-        num_given = start.shape[1]
-        if num_frames <= num_given:
-            raise ValueError(f"{num_given} frames are given: ask for more than that, got {num_frames}.")
-
-        def noise_of(window: Span, flow: Flow) -> Tensor:
-            return new_noise(flow, len(prompts) * candidates, window.num_frames, generator)
-
-        def begins(window: Span) -> bool:
-            return num_given <= 1 and window.done == num_given
-
-        windows = self._roll_out(start, num_frames, overlap, prompts, guidance, decoding, noise_of, begins)
-        return NoisyClips(start, windows, given)
+        return _whole(self._drawn(prompts, num_frames, given, **drawing))
 
     @torch.no_grad()
     def redraw(
@@ -202,7 +194,7 @@ class Pipeline:
         *,
         keep_frames: int = 0,
         strength: float = 0.0,
-        guidance: float = 0.0,
+        guidance: float | None = None,
         overlap: int | None = None,
         seed: int = 0,
         decoding: Decoder | None = None,
@@ -230,7 +222,7 @@ class Pipeline:
         generator = torch.Generator().manual_seed(seed)
         if clips.dim() == 5:  # here all frames count, where a continuation may read the last ones alone
             self.latents.latent_shape((clips.shape[1], *self.settings.clip_shape[1:]))
-        noisy = self._start(prompts, clips, generator)
+        clean, noisy = self._start(prompts, clips, generator)
         num_frames = noisy.shape[1]
         if not 0 <= keep_frames < num_frames:
             raise ValueError(f"keep_frames must lie in 0 … {num_frames - 1}, fewer than the clip's, got {keep_frames}.")
@@ -239,23 +231,30 @@ class Pipeline:
             return window.first == 0
 
         def noise_of(window: Span, flow: Flow) -> Tensor:
-            source = self.condition(source_prompts, None if begins(window) else window)
+            source = self.condition(source_prompts, None if begins(window) else window, is_image=num_frames == 1)
             noise, _ = flow._transform(window.of(noisy), flow._embedding_net(source))
             new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
             return math.sqrt(1 - strength**2) * noise + strength * new
 
-        start = noisy[:, :keep_frames]
-        windows = self._roll_out(start, num_frames, overlap, prompts, guidance, decoding, noise_of, begins)
-        return NoisyClips(start, windows, clips[:, : self._num_frames(keep_frames)] if keep_frames else None)
+        drawn = NoisyClips(
+            noisy[:, :keep_frames],
+            clean[:, :keep_frames],
+            (),
+            num_frames,
+            prompts,
+            clips[:, : self._num_frames(keep_frames)] if keep_frames else None,
+        )
+        windows = self._roll_out(drawn, overlap, guidance, decoding, noise_of, begins)
+        return _whole(drawn._replace(windows=windows))
 
     @torch.no_grad()
-    def denoise(self, latents: Tensor, context: Tensor, how: str = "score") -> Tensor:
+    def denoise(self, latents: Tensor, context: Any, how: str | None = None) -> Tensor:
         """Latents of one window without their noise.
 
-        how: "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none". Raises
-        ValueError for another, or where there is no denoiser.
+        how: "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none" (default:
+        the settings'). Raises ValueError for another, or where there is no denoiser.
         """
-        self.check_denoising(how)
+        how = self.check_denoising(how)
         if how == "none":
             return latents
         if how == "score":
@@ -265,25 +264,12 @@ class Pipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Clips ``(B, T, C, H, W)`` in -1 … 1 of latents; raises ValueError where these, or they, overflow."""
-        clips = self.latents.decode(latents)
-        # Comparisons with what is not a number are false.
-        is_sound = (latents.abs() < LARGEST_LATENT).flatten(1).all(1) & clips.isfinite().flatten(1).all(1)
-        if not is_sound.all():
-            raise ValueError(
-                f"{int((~is_sound).sum())} of {len(clips)} clips overflow, far from what the model was trained on; "
-                "take less guidance, or another seed."
-            )
-        return clips
+        return torch.cat(list(self._decoded([latents])), dim=1)
 
     @torch.no_grad()
-    def finish(self, drawn: NoisyClips, denoise: str = "score") -> Tensor:
+    def finish(self, drawn: NoisyClips, denoise: str | None = None) -> Tensor:
         """Clips ``(B, T, C, H, W)`` of what `draw` or `redraw` gave, without noise, beginning with what was given."""
-        new = [self.denoise(window.latents, window.context, denoise)[:, window.num_known :] for window in drawn.windows]
-        clips = self.decode(torch.cat([drawn.start, *new], dim=1))
-        if drawn.given is None:
-            return clips
-        made = clips[:, self._num_frames(drawn.start.shape[1]) :]
-        return torch.cat([drawn.given.expand(len(made), *drawn.given.shape[1:]).to(made), made], dim=1)
+        return torch.cat(list(self._finished(drawn, denoise)), dim=1)
 
     @torch.no_grad()
     def generate(
@@ -292,7 +278,7 @@ class Pipeline:
         num_frames: int | None = None,
         given: Tensor | None = None,
         *,
-        denoise: str = "score",
+        denoise: str | None = None,
         **drawing: Any,
     ) -> Tensor:
         """A clip for each prompt, ``(B, T, C, H, W)`` in -1 … 1, that begins with the given frames.
@@ -306,6 +292,19 @@ class Pipeline:
         Raises:
             ValueError: settings that do not fit, or clips that are not finite.
         """
+        return torch.cat(list(self.stream(prompts, num_frames, given, denoise=denoise, **drawing)), dim=1)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompts: Sequence[str],
+        num_frames: int | None = None,
+        given: Tensor | None = None,
+        *,
+        denoise: str | None = None,
+        **drawing: Any,
+    ) -> Iterator[Tensor]:
+        """What `generate` gives, frames after frames, in memory that does not grow with the clips."""
         self.check_denoising(denoise)
         num_given = 0 if given is None or given.dim() != 5 else given.shape[1]
         if num_frames is None:
@@ -315,8 +314,10 @@ class Pipeline:
         unread = num_given - self._num_frames(self._num_latent_frames(num_given)) if num_given else 0
         # As many latents as hold the frames, of which the last may be too many.
         needed = self._num_latent_frames(num_frames - unread + self.latents.temporal_factor - 1)
-        drawn = self.draw(prompts, needed, given, **drawing)
-        return self.finish(drawn, denoise)[:, :num_frames]
+        left = num_frames
+        for piece in self._finished(self._drawn(prompts, needed, given, **drawing), denoise):
+            yield piece[:, :left]
+            left -= min(piece.shape[1], left)
 
     @torch.no_grad()
     def edit(
@@ -325,7 +326,7 @@ class Pipeline:
         source_prompts: Sequence[str],
         prompts: Sequence[str],
         *,
-        denoise: str = "score",
+        denoise: str | None = None,
         **drawing: Any,
     ) -> Tensor:
         """The clips ``(B, T, C, H, W)`` as they would be under other prompts: `redraw`, then `finish`."""
@@ -345,8 +346,8 @@ class Pipeline:
         rows, count, length = latents.shape[:3]
         frames = latents.flatten(0, 2).unsqueeze(1)
         later = self.condition([self.settings.later_prompt(prompt) for prompt in prompts])
-        conditional = later.repeat_interleave(count * length, 0)
-        unconditional = self.condition([""]).expand(len(frames), -1, -1)
+        conditional = map_context(lambda part: part.repeat_interleave(count * length, 0), later)
+        unconditional = map_context(lambda part: part.expand(len(frames), *part.shape[1:]), self.condition([""]))
         evidence = self.flow.log_prob(frames, conditional) - self.flow.log_prob(frames, unconditional)
         return evidence.view(rows, count, length).mean(-1)
 
@@ -356,7 +357,8 @@ class Pipeline:
 
         At most as many frames as the flow has positions for; see `log_prob_of_frames` for more.
         """
-        return self.flow.log_prob(self.encode(clips, torch.Generator().manual_seed(seed)), self.condition(prompts))
+        latents = self.encode(clips, torch.Generator().manual_seed(seed))
+        return self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
 
     @torch.no_grad()
     def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
@@ -365,7 +367,8 @@ class Pipeline:
         In longer clips a frame is given what it would be generated from, were windows moved on by single frames.
         """
         latents = self.encode(clips, torch.Generator().manual_seed(seed))
-        values = [self.flow.log_prob_of_frames(latents[:, : self.window], self.condition(prompts))]
+        context = self.condition(prompts, is_image=clips.shape[1] == 1)
+        values = [self.flow.log_prob_of_frames(latents[:, : self.window], context)]
         for window in self._windows(latents.shape[1], self.window, self.window - 1):
             context = self.condition(prompts, window)
             values.append(self.flow.log_prob_of_frames(window.of(latents), context)[:, -1:])
@@ -375,51 +378,87 @@ class Pipeline:
         """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``."""
         return -self.log_prob_of_frames(clips, prompts, seed=seed) / math.prod(self.flow.event_shape[1:])
 
-    def check_denoising(self, how: str) -> None:
-        """Raise ValueError for a way of denoising that there is not."""
+    def check_denoising(self, how: str | None) -> str:
+        """The way of denoising, where None is the settings'; raises ValueError for one that there is not."""
+        how = self.settings.denoise if how is None else how
         if how not in DENOISING:
             raise ValueError(f"denoise must be one of {', '.join(DENOISING)}, got {how!r}.")
         if how == "learned":
             self._denoiser  # noqa: B018
+        return how
 
     @property
     def _denoiser(self) -> Denoiser:
-        if self.flow.denoiser is None:
+        denoiser: Denoiser | None = self.flow.denoiser
+        if denoiser is None:
             raise ValueError('this model has no learned denoiser; choose denoise "score" or "none".')
-        return self.flow.denoiser
+        return denoiser
+
+    def _drawn(
+        self,
+        prompts: Sequence[str],
+        num_frames: int | None = None,
+        given: Tensor | None = None,
+        *,
+        guidance: float | None = None,
+        overlap: int | None = None,
+        candidates: int = 1,
+        seed: int = 0,
+        decoding: Decoder | None = None,
+    ) -> NoisyClips:
+        """`draw`, whose windows are drawn when they are asked for."""
+        if candidates < 1:
+            raise ValueError(f"candidates must be a positive number, got {candidates}.")
+        if candidates > 1 and not all(prompts):
+            raise ValueError("candidates are compared by what they show of their prompt: give one, or one candidate.")
+        num_frames = self.window if num_frames is None else num_frames
+        generator = torch.Generator().manual_seed(seed)
+        clean, start = self._start(prompts, given, generator)
+        num_given = start.shape[1]
+        if num_frames <= num_given:
+            raise ValueError(f"{num_given} frames are given: ask for more than that, got {num_frames}.")
+
+        def noise_of(window: Span, flow: Flow) -> Tensor:
+            return draw(self.flow.noise(window.num_frames), len(prompts) * candidates, None, generator)
+
+        def begins(window: Span) -> bool:
+            return num_given <= 1 and window.done == num_given
+
+        drawn = NoisyClips(start, clean, (), num_frames, prompts, given)
+        return drawn._replace(windows=self._roll_out(drawn, overlap, guidance, decoding, noise_of, begins))
 
     def _roll_out(
         self,
-        start: Tensor,
-        num_frames: int,
+        drawn: NoisyClips,
         overlap: int | None,
-        prompts: Sequence[str],
-        guidance: float,
+        guidance: float | None,
         decoding: Decoder | None,
         noise_of: Callable[[Span, Flow], Tensor],
         begins: Callable[[Span], bool],
-    ) -> list[Window]:
-        """The windows of clips that begin with `start`, decoded from the noise that noise_of gives each of them.
+    ) -> Iterator[Window]:
+        """The windows of clips that begin with `drawn.start`, decoded from the noise that noise_of gives each of them.
 
         noise_of: tokens of one clip for each prompt, or of several candidates. begins: whether a window has the prompt
         as it stands.
         """
+        prompts, is_image = drawn.prompts, drawn.num_frames == 1
+        guidance = self.settings.guidance if guidance is None else guidance
         made: list[Window] = []
 
         def make(span: Span, known: Tensor) -> Tensor:
-            context = self.condition(prompts, None if begins(span) else span)
-            flow = self._guided(guidance, span)
+            context = self.condition(prompts, None if begins(span) else span, is_image=is_image)
+            flow = self._guided(guidance, span, is_image)
             noise = noise_of(span, flow)
             count = len(noise) // len(prompts)
-            rows, past = (part.repeat_interleave(count, 0) for part in (context, known))
+            rows, past = (map_context(lambda part: part.repeat_interleave(count, 0), part) for part in (context, known))
             latents = decode_window(flow, noise, rows, past, decoding or self.decoding)
             if count > 1:
                 latents = self._best(latents.unflatten(0, (len(prompts), count)), prompts, span.num_known)
             made.append(Window(latents, context, span.num_known, span.is_anchored))
             return latents
 
-        roll_out(start, self._windows(num_frames, start.shape[1], overlap), make)
-        return made
+        windows = self._windows(drawn.num_frames, drawn.start.shape[1], overlap)
+        return (made.pop() for _ in rolling(drawn.start, windows, make, self.window))
 
     def _best(self, candidates: Tensor, prompts: Sequence[str], num_known: int) -> Tensor:
         """Of candidates ``(B, K, T, c, h, w)`` those whose new frames tell most of their prompts."""
@@ -428,6 +467,7 @@ class Pipeline:
         return candidates[torch.arange(len(prompts)), best]
 
     def _windows(self, num_frames: int, num_known: int, overlap: int | None) -> Iterator[Span]:
+        overlap = self.settings.overlap if overlap is None else overlap
         windows = spans(num_frames, num_known, self.window, overlap, is_anchored=self.settings.anchored is not None)
         if num_frames > self.window and (self.window // 2 if overlap is None else overlap) == 0:
             raise ValueError(
@@ -436,25 +476,113 @@ class Pipeline:
             )
         return windows
 
-    def _guided(self, guidance: float, window: Span) -> Flow:
+    def _guided(self, guidance: float, window: Span, is_image: bool) -> Flow:
         if not guidance:
             return self.flow
         unconditional = self.settings.anchored_prompt("") if window.is_anchored else ""
-        return self.flow.guided(ProductGuidance(guidance), self.condition([unconditional])[0])
+        context = self.condition([unconditional], is_image=is_image)
+        if context is None:
+            raise ValueError("this model is conditioned on nothing, so there is nothing to guide.")
+        return self.flow.guided(self.flow.guidance(guidance), context[0])
 
-    def _start(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Noisy latents of the given frames, one clip for each prompt; of none, ``(B, 0, c, h, w)``."""
+    def _clean(self, drawn: NoisyClips, how: str) -> Iterator[Tensor]:
+        """Latents without noise: of the given frames, then piece by piece of the others."""
+        if drawn.clean.shape[1]:
+            yield drawn.clean
+        if how == "learned":
+            yield from self._clean_chunks(drawn)
+        else:
+            for window in drawn.windows:
+                yield self.denoise(window.latents, window.context, how)[:, window.num_known :]
+
+    def _clean_chunks(self, drawn: NoisyClips) -> Iterator[Tensor]:
+        """What the learned denoiser makes, chunk after chunk, each read after the frames that came before it.
+
+        As public samplers do it: what the last chunk wrote is read without its noise, under the prompts that tell of
+        the noise.
+        """
+        overlap, num_given = self._denoiser.chunk_overlap, drawn.start.shape[1]
+        noisy, windows = Recent(drawn.start, 2 * self.window), iter(drawn.windows)
+        phrasing = self.settings.phrasing
+        settings = replace(self.settings, phrasing=replace(phrasing, noise=phrasing.noise or phrasing.denoiser))
+
+        def make(span: Span, known: Tensor) -> Tensor:
+            while noisy.stop < span.stop:
+                window = next(windows)
+                noisy.add(window.latents[:, window.num_known :])
+            latents = torch.cat([known, noisy.of(span)[:, span.num_known :]], dim=1)
+            context = self._context(drawn.prompts, span if span.first else None, settings, drawn.num_frames == 1)
+            return self.denoise(latents, context, "learned")
+
+        overlap = self.window - 1 if overlap is None else min(overlap, self.window - 1)
+        chunks = self._windows(drawn.num_frames, 0, overlap)
+        done = 0
+        for piece in rolling(drawn.start[:, :0], chunks, make, self.window):
+            new = piece[:, max(num_given - done, 0) :]
+            done += piece.shape[1]
+            if new.shape[1]:
+                yield new
+
+    def _decoded(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`decode` of latents that come piece by piece."""
+
+        def checked(values: Tensor, is_sound: Tensor) -> Tensor:
+            overflown = len(values) - int(is_sound.flatten(1).all(1).sum())
+            if overflown:
+                raise ValueError(
+                    f"{overflown} of {len(values)} clips overflow, far from what the model was trained on; take less "
+                    "guidance, or another seed."
+                )
+            return values
+
+        # Comparisons with what is not a number are false.
+        latents = (checked(piece, piece.abs() < LARGEST_LATENT) for piece in pieces)
+        for clips in self.latents.stream(latents):
+            yield checked(clips, clips.isfinite())
+
+    def _finished(self, drawn: NoisyClips, denoise: str | None) -> Iterator[Tensor]:
+        """`finish`, piece by piece."""
+        how = self.check_denoising(denoise)
+        unseen = self._num_frames(drawn.start.shape[1])
+        is_first = True
+        for clips in self._decoded(self._clean(drawn, how)):
+            if is_first and drawn.given is not None:
+                yield drawn.given.expand(len(clips), *drawn.given.shape[1:]).to(clips)
+            new, is_first = clips[:, unseen:], False
+            unseen -= min(unseen, clips.shape[1])
+            if new.shape[1]:
+                yield new
+
+    def _context(self, prompts: Sequence[str], window: Span | None, settings: PipelineSettings, is_image: bool) -> Any:
+        if window is not None:
+            rewritten = settings.anchored_prompt if window.is_anchored else settings.later_prompt
+            prompts = [rewritten(prompt) for prompt in prompts]
+        context = self.text([settings.phrase(prompt, is_image=is_image) for prompt in prompts])
+        return map_context(self._own, context)
+
+    def _start(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents ``(B, n, c, h, w)`` of the given frames, without and with noise, one clip for each prompt."""
         if not prompts:
             raise ValueError("there is no prompt; give at least one, which may be empty.")
         if given is None:
-            return self._like().new_zeros(len(prompts), 0, *self.flow._transform.frame_shape)
+            none = self._own(torch.zeros(len(prompts), 0, *self.flow.frame_shape))
+            return none, none
         if given.dim() != 5 or len(given) not in (1, len(prompts)) or given.shape[2:] != self.settings.clip_shape[1:]:
             raise ValueError(
                 f"given frames must have shape (1 or {len(prompts)}, frames, "
                 f"{', '.join(map(str, self.settings.clip_shape[1:]))}), got {tuple(given.shape)}."
             )
         read = given[:, -self._num_frames(self._num_latent_frames(given.shape[1])) :]
-        return self.encode(read.expand(len(prompts), *read.shape[1:]), generator)
+        clean = self._latents_of(read)
+        clean = clean.expand(len(prompts), *clean.shape[1:])
+        return clean, self._noisy(clean, generator)
+
+    def _latents_of(self, clips: Tensor) -> Tensor:
+        return self._own(self.latents.encode(clips))
+
+    def _noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
+        return latents + self.settings.noise * noise
 
     def _num_latent_frames(self, num_frames: int) -> int:
         """The most latent frames that so many frames fill."""
@@ -464,5 +592,30 @@ class Pipeline:
         """The frames of so many latent ones."""
         return num_latent_frames and 1 + (num_latent_frames - 1) * self.latents.temporal_factor
 
-    def _like(self) -> Tensor:
-        return next(self.flow.parameters())
+    def _own(self, values: Tensor) -> Tensor:
+        """Numbers as the flow takes them, on its device; data of a flow in half precision are in single precision."""
+        weight = next(self.flow.parameters())
+        if values.is_floating_point():
+            values = values.to(torch.promote_types(weight.dtype, torch.float32))
+        return values.to(weight.device)
+
+
+def check_parts(flow: Any, latents: Latents, text: TextEncoder, settings: PipelineSettings, name: str) -> None:
+    """Raise ValueError where parts of a pipeline do not go together; name: what a message calls it."""
+    flow = as_clips(flow)
+    expected, own = latents.latent_shape(settings.clip_shape), tuple(flow.event_shape)
+    if expected[1:] != own[1:]:
+        raise ValueError(f"{name} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}.")
+    if tuple(text.shape) != flow.text_shape:
+        raise ValueError(
+            f"{name} is inconsistent: its text is of {_words(text.shape)}, its flow takes {_words(flow.text_shape)}."
+        )
+
+
+def _words(shape: Sequence[int]) -> str:
+    """Of a text's shape."""
+    return f"{shape[0]} classes" if len(shape) == 1 else f"{shape[0]} words of {shape[1]} channels"
+
+
+def _whole(drawn: NoisyClips) -> NoisyClips:
+    return drawn._replace(windows=list(drawn.windows))

@@ -6,15 +6,18 @@ import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nflib.io import write_json
 from video.errors import first_line
+from video.text.phrases import Phrasing
 
 SETTINGS = "model.json"
 # Latents have deviation 1: a hundred times that is no noise of a model's.
 LARGEST_NOISE = 100.0
+LARGEST_ASPECT = 20
+DENOISING = ("score", "learned", "none")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class PipelineSettings:
             so that what it shows is never forgotten, where the model was trained on such clips (None: windows have the
             frames before them alone).
         later_scale: of the latents of every frame but the first, as released models have it.
+        phrasing: how prompts are phrased.
+        aspect_ratio: what phrases name, such as "16:9".
+        guidance: weight of classifier-free guidance where nothing else is said; denoise: how noise is taken off, as for
+            `Pipeline.denoise`; overlap: latent frames that a window is given (None: half of it).
 
     Raises:
         ValueError: numbers that no model has, or expressions that are none.
@@ -42,6 +49,11 @@ class PipelineSettings:
     later: tuple[str, str] | None = None
     anchored: tuple[str, str] | None = None
     later_scale: float = 1.0
+    phrasing: Phrasing = field(default_factory=Phrasing)
+    aspect_ratio: str | None = None
+    guidance: float = 0.0
+    denoise: str = "score"
+    overlap: int | None = None
 
     def __post_init__(self) -> None:
         sizes = self.clip_shape
@@ -53,6 +65,12 @@ class PipelineSettings:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        if not (0 <= self.guidance < math.inf):
+            raise ValueError(f"guidance must be zero or positive, got {self.guidance!r}.")
+        if self.denoise not in DENOISING:
+            raise ValueError(f"denoise must be one of {', '.join(DENOISING)}, got {self.denoise!r}.")
+        if self.overlap is not None and not (type(self.overlap) is int and self.overlap >= 0):
+            raise ValueError(f"overlap must be a number of latent frames, got {self.overlap!r}.")
         for name in ("later", "anchored"):
             rule: tuple[str, str] | None = getattr(self, name)
             try:
@@ -71,6 +89,11 @@ class PipelineSettings:
         """The prompt for what continues a clip of this prompt after its first frame."""
         return _rewritten(prompt, self.anchored)
 
+    def phrase(self, prompt: str, *, is_image: bool = False) -> str:
+        """The prompt as the model was trained to read it."""
+        rate = 0 if is_image else round(self.frame_rate)
+        return self.phrasing(prompt, frame_rate=rate, noise=self.noise, aspect_ratio=self.aspect_ratio)
+
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> PipelineSettings:
         """Those saved in `folder`; raises FileNotFoundError where there are none, ValueError for damaged ones."""
@@ -79,15 +102,9 @@ class PipelineSettings:
             raise FileNotFoundError(f"there is no {SETTINGS} in {folder}; name the folder of a trained video model.")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            later, anchored = document["later"], document.get("anchored")
-            return cls(
-                tuple(document["clip_shape"]),
-                float(document["noise"]),
-                float(document["frame_rate"]),
-                None if later is None else (later[0], later[1]),
-                None if anchored is None else (anchored[0], anchored[1]),
-                float(document.get("later_scale", 1.0)),
-            )
+            known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
+            lists = {name: tuple(known[name]) for name in ("clip_shape", "later", "anchored") if known.get(name)}
+            return cls(**{**known, **lists, "phrasing": Phrasing(**known.get("phrasing", {}))})
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
 
@@ -98,3 +115,22 @@ class PipelineSettings:
 
 def _rewritten(prompt: str, rule: tuple[str, str] | None) -> str:
     return prompt if rule is None else re.sub(rule[0], rule[1], prompt, count=1)
+
+
+def aspect_size(side: float, aspect_ratio: str, multiple: int) -> tuple[int, int]:
+    """Height and width of about side² pixels and an aspect ratio, such as "16:9", each a multiple of a number.
+
+    Raises:
+        ValueError: an aspect ratio that is none.
+
+    >>> aspect_size(256, "16:9", 8)
+    (192, 344)
+    """
+    try:
+        wide, high = (float(number) for number in aspect_ratio.split(":"))
+    except ValueError:
+        wide = high = 0.0
+    if not (0 < wide <= LARGEST_ASPECT * high and 0 < high <= LARGEST_ASPECT * wide):
+        raise ValueError(f"an aspect ratio is width to height, such as 16:9, got {aspect_ratio!r}.")
+    height, width = side * math.sqrt(high / wide), side * math.sqrt(wide / high)
+    return max(round(height / multiple), 1) * multiple, max(round(width / multiple), 1) * multiple

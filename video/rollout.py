@@ -70,14 +70,38 @@ def spans(
     return following()
 
 
-def roll_out(known: Tensor, windows: Iterable[Span], make: Callable[[Span, Tensor], Tensor]) -> Tensor:
-    """The known frames ``(B, n, …)`` and what each window adds to them.
+class Recent:
+    """The last `limit` frames of a clip that grows, and its first one, by their numbers: what its windows read."""
+
+    def __init__(self, start: Tensor, limit: int):
+        self.limit = limit
+        self.stop = start.shape[1]
+        self._first, self._last = start[:, :1], start[:, -limit:]
+
+    def add(self, new: Tensor) -> None:
+        self._first = torch.cat([self._first, new[:, :1]], dim=1)[:, :1]
+        self._last = torch.cat([self._last, new], dim=1)[:, -self.limit :]
+        self.stop += new.shape[1]
+
+    def of(self, span: Span) -> Tensor:
+        """What there is of a window."""
+        offset = self.stop - self._last.shape[1]
+        own = self._last[:, span.first - offset : span.stop - offset]
+        return torch.cat([self._first, own[:, 1:]], dim=1) if span.is_anchored else own
+
+
+def rolling(
+    known: Tensor, windows: Iterable[Span], make: Callable[[Span, Tensor], Tensor], window: int
+) -> Iterator[Tensor]:
+    """What each window adds to the known frames ``(B, n, …)``; no more than the last window is kept.
 
     make: (window, its known frames) -> all frames of the window.
     """
+    recent = Recent(known, window)
     for span in windows:
-        known = torch.cat([known, make(span, span.of(known))[:, span.num_known :]], dim=1)
-    return known
+        new = make(span, recent.of(span))[:, span.num_known :]
+        recent.add(new)
+        yield new
 
 
 @torch.no_grad()
@@ -126,10 +150,9 @@ def generate(
 
 def new_noise(flow: Flow, rows: int, num_frames: int, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal tokens ``(rows, num_frames * frame_length, C)``, as `decode` takes them."""
-    transform = _transform(flow)
-    location = flow._distribution.get_buffer("location")
-    base = FrameNoise(num_frames, transform.frame_length, transform.deep.token_size)
-    return base.to(device=location.device, dtype=location.dtype).draw(rows, None, generator)
+    _transform(flow)
+    base: FrameNoise = flow._distribution  # type: ignore[assignment]
+    return base.of(num_frames).draw(rows, None, generator)
 
 
 @torch.no_grad()
@@ -182,7 +205,8 @@ def decode(
         return decode_window(flow, noise[:, span.first * length : span.stop * length], context, known, decoding)
 
     given = given.expand(len(noise), *given.shape[1:])
-    return roll_out(given, spans(num_frames, given.shape[1], window, overlap), make)
+    windows = spans(num_frames, given.shape[1], window, overlap)
+    return torch.cat([given, *rolling(given, windows, make, window)], dim=1)
 
 
 @torch.no_grad()
@@ -190,8 +214,10 @@ def decode_window(
     flow: Flow, noise: Tensor, context: Tensor | None, known: Tensor, decoding: Decoder | None = None
 ) -> Tensor:
     """`decode` of no more frames than the flow has positions for; known frames ``(B, n, C, H, W)`` may be none."""
+    if not known.shape[1]:
+        return flow.decode(noise, context, decoding=decoding)
     transform = _transform(flow)
-    prefix = transform.encode(known)[0] if known.shape[1] else noise[:, :0]
+    prefix = transform.encode(known)[0]
     latent, _ = transform.order(noise)
     u = transform.deep.invert(latent, flow._embedding_net(context), decoding, prefix).tokens
     return torch.cat([known, transform.decode(u[:, prefix.shape[1] :], decoding).tokens], dim=1)

@@ -163,8 +163,8 @@ def train(
             patch_size,
             channels,
             layers_per_block,
-            text_length=encoder.length,
-            text_channels=encoder.channels,
+            text_length=encoder.shape[0],
+            text_channels=encoder.shape[1],
             layer={"head_dim": head_dim},
             denoiser=denoiser,
         )

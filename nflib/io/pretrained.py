@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from nflib.devices import usable_device
 from nflib.io.arguments import keep_arguments, kept_arguments
@@ -21,6 +22,7 @@ from nflib.io.descriptions import TENSOR, CannotDescribe, describe, find_class, 
 from nflib.io.documents import read_json
 from nflib.io.hub import local_folder, upload
 from nflib.io.state_dicts import not_finite
+from nflib.io.tensors import read_tensors, write_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -68,11 +70,15 @@ class Pretrained(nn.Module):
         except CannotDescribe:
             return None
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         """Write the model into `folder`, whole or not at all.
 
         A configuration that cannot be described, or does not build this model again, is saved as null; the weights can
-        then be read by `load_pretrained`.
+        then be read by `load_pretrained`. They are written one tensor at a time.
+
+        Args:
+            folder: made unless it is there.
+            dtype: in which floating-point weights are written (default: their own).
 
         Returns:
             The folder.
@@ -84,10 +90,8 @@ class Pretrained(nn.Module):
         config, tensors = self._description()
         module, name = name_of(type(self))
         document = {"architecture": name, "module": module, "config": config}
-        # Cloned, because safetensors refuses tensors that share memory.
-        state = {name: t.detach().cpu().contiguous().clone() for name, t in (_distinct_state(self) | tensors).items()}
         with complete_folder(folder) as temporary:
-            save_file(state, temporary / WEIGHTS_NAME)
+            write_tensors(temporary / WEIGHTS_NAME, _distinct_state(self) | tensors, dtype)
             (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         return folder
 
@@ -118,9 +122,13 @@ class Pretrained(nn.Module):
             )
         state = _read(folder / WEIGHTS_NAME)
         numbers = sum(tensor.numel() for tensor in state.values())
-        try:
+
+        def build() -> Any:
             with torch.random.fork_rng(devices=[]), at_most(len(state), numbers):
-                built = rebuild(architecture, document["config"], state, max(LARGEST_SIZE, numbers))
+                return rebuild(architecture, document["config"], state, max(LARGEST_SIZE, numbers))
+
+        try:
+            built = _without_weights(build)
         except MISFITS as error:
             reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
             raise ValueError(f"{path} does not fit {architecture.__name__}: {reason}.") from error
@@ -179,7 +187,10 @@ class Pretrained(nn.Module):
                         f"{_words(wanted)} belongs; fetch or save it again."
                     )
             self.to(common)
-        self.load_state_dict(state, strict=False)  # but for the other names of shared tensors, nothing is missing
+            own = _distinct_state(self)
+        _assign(self, {id(own[name]): tensor for name, tensor in state.items() if own[name].is_meta})
+        # But for the other names of shared tensors, nothing is missing.
+        self.load_state_dict({name: state[name] for name, tensor in own.items() if not tensor.is_meta}, strict=False)
 
     @classmethod
     def _architecture(cls, path: Path, document: dict[str, Any]) -> type[Pretrained]:
@@ -210,12 +221,42 @@ class Pretrained(nn.Module):
             # Parts may have been exchanged or added since, and constructors of others may refuse a list for a tuple.
             try:
                 with torch.random.fork_rng(devices=[]):
-                    again = rebuild(type(self), config, tensors)
+                    again = _without_weights(lambda: rebuild(type(self), config, tensors))
             except MISFITS:
                 return None, {}
             if _structure(again) != _structure(self):
                 return None, {}
         return config, tensors
+
+
+def _without_weights(build: Callable[[], Any]) -> Any:
+    """What a function builds, if that goes, with parameters on the meta device, which take no memory; else with all."""
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
+    try:
+        built = build()
+        if not any(buffer.is_meta for buffer in built.buffers()):
+            return built
+    except MISFITS:
+        pass  # some constructors compute with their parameters
+    finally:
+        hook.remove()
+    return build()
+
+
+def _assign(module: nn.Module, tensors: Mapping[int, Tensor]) -> None:
+    """Put tensors in the place of parameters, which have these ids; one in several places stays one."""
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in tensors and id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(tensors[id(parameter)], parameter.requires_grad)
+            setattr(part, name, made.get(id(parameter), parameter))
 
 
 def _words(dtype: torch.dtype) -> str:
@@ -236,12 +277,12 @@ def _structure(module: nn.Module) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, of which no more is in memory than has been used."""
+    """The tensors in a file."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS_NAME} in {path.parent}; name the folder of a saved model.")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        return read_tensors(path)
+    except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from error
 
 

@@ -21,6 +21,8 @@ class TrainingConfig:
 
     Args:
         batch_size: rows of the global batch, shared evenly between the processes.
+        accumulation: so many equal parts of each process's batch are computed one after the other, in the memory of
+            one, and their gradients added up; the step is that of the whole batch, but for the parts' random numbers.
         max_steps: stop after this many optimiser steps, skipped ones included.
         max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate
             schedule follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
@@ -60,6 +62,7 @@ class TrainingConfig:
     """
 
     batch_size: int = 256
+    accumulation: int = field(default=1, metadata=FREE)
     max_steps: int | None = field(default=None, metadata=FREE)
     max_seconds: float | None = field(default=None, metadata=FREE)
     learning_rate: float = 1e-3
@@ -136,6 +139,7 @@ def _number(name: str, value: Any, *, whole: bool) -> int | float:
 
 _POSITIVE = (
     "batch_size",
+    "accumulation",
     "max_steps",
     "max_seconds",
     "learning_rate",

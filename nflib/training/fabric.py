@@ -29,8 +29,10 @@ def launch(config: TrainingConfig) -> Any:
             find_unused_parameters=config.find_unused_parameters,
         )
         settings = {"devices": local, "num_nodes": processes // local, "strategy": strategy}
-    if config.batch_size % processes:
-        raise ValueError(f"batch_size={config.batch_size} cannot be shared evenly by {processes} processes.")
+    parts = processes * config.accumulation
+    if config.batch_size % parts:
+        what = f"by {processes} processes" if config.accumulation == 1 else f"in {parts} parts, for accumulation"
+        raise ValueError(f"batch_size={config.batch_size} cannot be shared evenly {what}.")
     try:
         fabric = lightning_fabric.Fabric(accelerator=config.accelerator, **settings)
     except (ValueError, RuntimeError, MisconfigurationException) as error:

@@ -121,6 +121,8 @@ class _Run:
                 raise ValueError(f"the objective {name_of(objective)} needs training data; give them after the flow.")
         elif train is not None or validation is not None:
             raise ValueError(f"the objective {name_of(objective)} draws its own samples; leave the data out.")
+        if config.accumulation > 1 and getattr(objective, "whole_batch", False):
+            raise ValueError(f"the objective {name_of(objective)} takes whole batches; set accumulation=1.")
         self.validation = None if validation is None else Preparation(as_source(validation), flow, objective)
         preparation = None if train is None else Preparation(as_source(train), flow, objective)
         self.config, self.callbacks = config, callbacks
@@ -187,11 +189,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         generator = seeds.derived_generator(*path, device=self.device)
-        loss, metrics = self.loss(batch, generator, progress(config, state.step, state.seconds))
-        self.fabric.backward(loss)
+        loss, metrics = self._gradient(batch, generator)
         norm = clip_gradient(self.flow, config.gradient_clip)
         # One transfer from the device a step; the loss is averaged so that all processes decide alike.
-        numbers = torch.stack([process_mean(self.fabric, loss.detach()), norm.to(loss.dtype)])
+        numbers = torch.stack([process_mean(self.fabric, loss), norm.to(loss.dtype)])
         state.loss, state.gradient_norm = numbers.tolist()
         state.learning_rate = rate
         state.step += 1
@@ -210,6 +211,21 @@ class _Run:
                 "rate or inspect the data."
             )
         return metrics
+
+    def _gradient(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and scalars of a batch, whose gradients are then in the weights."""
+        count, done = self.config.accumulation, progress(self.config, self.state.step, self.state.seconds)
+        parts = [{name: rows.chunk(count)[number] for name, rows in batch.items()} for number in range(count)]
+        found = []
+        for number, part in enumerate(parts, 1):
+            # Processes share their gradients once, when all parts are done.
+            waits = number < count and self.fabric.world_size > 1
+            with self.fabric.no_backward_sync(self.loss) if waits else nullcontext():
+                loss, metrics = self.loss(part, generator, done)
+                self.fabric.backward(loss / count)
+            found.append((loss.detach(), metrics))
+        means = {name: torch.stack([metrics[name] for _, metrics in found]).mean() for name in found[0][1]}
+        return torch.stack([loss for loss, _ in found]).mean(), means
 
     def _validate(self) -> None:
         """Mean objective over the validation data, with averaged weights."""

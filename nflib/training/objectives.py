@@ -2,7 +2,8 @@
 
 An objective may say in an attribute `keys` which tensors of a batch it reads, and `fit` then refuses data with others;
 "weights", which would else be ignored, are taken only where they are listed. With `needs_data = False` it draws its own
-samples, and is given empty batches. One that changes during training has a method `at(progress)`, which gives the
+samples, and is given empty batches. With `whole_batch = True` it is no mean over rows, so that a batch cannot be taken
+in parts. One that changes during training has a method `at(progress)`, which gives the
 objective of a step that begins with this share of the run behind it.
 """
 
@@ -69,6 +70,7 @@ class LogVariance:
     clip: float | None = None
 
     keys: ClassVar[tuple[str, ...]] = ("inputs", "context", "energy", "is_data")
+    whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.energy_weight < 0 or self.likelihood_weight < 0:
@@ -144,6 +146,7 @@ class ReverseKL:
 
     keys: ClassVar[tuple[str, ...]] = ()
     needs_data: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not hasattr(self.target, "log_prob"):

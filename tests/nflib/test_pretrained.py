@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_a_save_that_fails_leaves_the_old_model(flow, folder, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("nflib.io.pretrained.save_file", full_disk)
+    monkeypatch.setattr("nflib.io.pretrained.write_tensors", full_disk)
     with pytest.raises(OSError, match="no space"):
         flow.save_pretrained(folder)
     assert (folder / WEIGHTS_NAME).read_bytes() == before
@@ -272,3 +274,44 @@ def test_a_renamed_tensor_is_named(flow, folder):
     with pytest.raises(ValueError) as error:
         flow.load_pretrained(folder)
     assert repr(name) in one_sentence(error)
+
+
+MEMORY = """
+import resource, sys
+from nflib.flows import TARFlow
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak()
+if sys.argv[2] == "save":
+    flow = TARFlow((64,), channels=1024, num_blocks=2, layers_per_block=4)
+    before = peak()
+    flow.save_pretrained(sys.argv[1])
+else:
+    flow = TARFlow.from_pretrained(sys.argv[1])
+print(peak() - before, sum(p.numel() for p in flow.parameters()) / 2**18)
+"""
+
+
+def test_weights_are_held_once(tmp_path):
+    """Peak memory above the start, in MiB: saving copies a tensor at a time, and loading has no second model."""
+
+    def measured(what):
+        run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path, what], check=True, capture_output=True, text=True)
+        return [float(number) for number in run.stdout.split()]
+
+    above, size = measured("save")
+    assert above < 0.3 * size
+    above, size = measured("load")
+    assert above < 1.25 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_dtype_in_which_weights_are_written(flow, tmp_path, dtype):
+    again = TARFlow.from_pretrained(flow.save_pretrained(tmp_path, dtype))
+    assert {parameter.dtype for parameter in again.parameters()} == {dtype}
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    x = torch.randn(2, 1, 4, 4, dtype=torch.promote_types(dtype, torch.float32))
+    expected = flow.log_prob(x.float()).to(x.dtype)
+    torch.testing.assert_close(again.log_prob(x), expected, rtol=0, atol=1 if dtype == torch.bfloat16 else 1e-4)

@@ -126,6 +126,28 @@ def test_bfloat16_autocast_leaves_data_and_log_densities_in_float32(tmp_path: Pa
     fit(Probe(), data, config=config, output=tmp_path / "b", objective=check)
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    data = {"inputs": normal(64, 3), "weights": torch.rand(64, generator=generator(1))}
+    losses, norms, flows = [], [], []
+    for accumulation in (1, 4):
+        record, flow, gradients = Record(), tiny.tiny_flow(), []
+        config = configuration(accumulation=accumulation, gradient_clip=None)
+        keep = lambda state, kept=gradients: kept.append(state.gradient_norm)  # noqa: E731
+        fit(flow, data, config=config, output=tmp_path / str(accumulation), callbacks=[record, keep])
+        losses.append(record.losses)
+        norms.append(gradients)
+        flows.append(flow.state_dict())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for name, value in flows[0].items():
+        torch.testing.assert_close(flows[1][name], value, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="cannot be shared evenly in 5 parts"):
+        fit(Gaussian(3), data, config=configuration(accumulation=5), output=tmp_path / "a")
+    with pytest.raises(ValueError, match="LogVariance takes whole batches; set accumulation=1"):
+        energies = {"inputs": normal(64, 3), "energy": normal(64)}
+        config = configuration(accumulation=2)
+        fit(Gaussian(3), energies, config=config, objective=LogVariance(), output=tmp_path / "b")
+
+
 def test_time_budget_ends_the_run_and_drives_the_schedule(tmp_path: Path) -> None:
     record = Record()
     config = configuration(max_steps=None, max_seconds=0.3, warmup_fraction=0.0)

@@ -242,8 +242,9 @@ def test_images(image_model, tmp_path):
 def test_images_from_the_command_line(image_model, tmp_path):
     folder = image_model.save(tmp_path / "model")
     main(["generate", "--model", str(folder), "--prompt", "a seven", "--num-clips", "2", "--out", f"{tmp_path}/a.png"])
-    assert read_clip(tmp_path / "a-2.png").shape == (1, 3, 128, 128)
-    main(["likelihood", f"{tmp_path}/a-2.png", "--model", str(folder)])
+    assert read_clip(tmp_path / "a.png").shape == (1, 3, 128, 128 + 2 * 4 + 128)  # one grid of both
+    main(["generate", "--model", str(folder), "--prompt", "a seven", "--out", f"{tmp_path}/b.png"])
+    main(["likelihood", f"{tmp_path}/b.png", "--model", str(folder)])
 
 
 # --- latents that hold several frames ---

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from video.text.encoders import T5Text, Words, load_text, released_prompt
+from video.text import HiddenStates, Words, load_text
 
 
 def test_words(tmp_path):
@@ -33,7 +33,7 @@ def test_t5(tmp_path):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     torch.manual_seed(0)
     encoder = T5EncoderModel(T5Config(vocab_size=5, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).eval()
-    T5Text(encoder, fast, length=4).save(tmp_path)
+    HiddenStates(encoder, fast, length=4).save(tmp_path)
     text = load_text(tmp_path)
     assert (text.length, text.channels) == (4, 8)
     context = text(["a horse", "horse"])
@@ -42,13 +42,5 @@ def test_t5(tmp_path):
     alone = encoder(input_ids=torch.tensor([[3, 4]])).last_hidden_state[0]
     torch.testing.assert_close(context[0, :2], alone, atol=1e-5, rtol=0)
     assert load_text(tmp_path, length=6)(["a"]).shape == (1, 6, 8)
-    with pytest.raises(FileNotFoundError, match="no T5 encoder"):
+    with pytest.raises(FileNotFoundError, match="no encoder of text"):
         load_text(tmp_path / "none")
-
-
-def test_released_prompts():
-    assert released_prompt("a cat") == "a cat"
-    assert released_prompt("a cat", frame_rate=16) == "A video with 16 fps:\na cat\n"
-    assert released_prompt("a cat", frame_rate=0) == "An image:\na cat\n"
-    everything = released_prompt("a cat", frame_rate=16, noise=0.3, aspect_ratio="16:9")
-    assert everything == "Noise Level 300:\nA video with 16 fps:\na cat\n\n in a 16:9 aspect ratio.\n"

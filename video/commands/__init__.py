@@ -12,8 +12,18 @@ from video.commands.edit import edit
 from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
+from video.commands.training import train, train_autoencoder
+from video.conversion.convert import convert
+from video.training.folder import FolderOptions
 
-COMMANDS: dict[str, Callable[..., Any]] = {"generate": generate, "edit": edit, "likelihood": likelihood}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "generate": generate,
+    "edit": edit,
+    "likelihood": likelihood,
+    "convert": convert,
+    "train": train,
+    "train_autoencoder": train_autoencoder,
+}
 # Words that are no names in Python, and options that are given again to append to them.
 ALIASES = {"--continue": "--continue_clip", "--prompt": "--prompt+"}
 
@@ -40,5 +50,5 @@ def main(arguments: list[str] | None = None) -> None:
         _quoted(sys.argv[1:] if arguments is None else arguments),
         positional=("edit", "likelihood"),
         aliases=ALIASES,
-        groups=[ModelOptions, DrawingOptions, OutputOptions],
+        groups=[FolderOptions, ModelOptions, DrawingOptions, OutputOptions],
     )

@@ -57,6 +57,6 @@ def edit(
         decoding=drawing.decoder(pipeline),
     )
     heading = {"clip": str(clip), "source prompt": repr(source_prompt), "kept frames": keep_frames}
-    heading |= {"strength": strength, "seed": drawing.seed, "guidance": drawing.guidance}
-    heading |= {"denoising": drawing.denoise, "model": str(model.model or "shipped")}
-    return output.write(pipeline, clips, wanted, seed=drawing.seed, heading=heading, source=(given, source_prompt))
+    heading |= {"strength": strength, "seed": drawing.seed} | drawing.heading(pipeline)
+    heading |= {"model": str(model.model or "shipped")}
+    return output.write(pipeline, [clips], wanted, seed=drawing.seed, heading=heading, source=(given, source_prompt))

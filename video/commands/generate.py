@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions, read_prompts
@@ -17,6 +18,7 @@ def generate(
     first_frame: Path | None = None,
     continue_clip: Path | None = None,
     frames: int | None = None,
+    seconds: float | None = None,
     candidates: int = 1,
     num_clips: int = 1,
 ) -> list[Path]:
@@ -31,6 +33,7 @@ def generate(
         first_frame: an image that clips begin with.
         continue_clip: a video that clips continue; for short --continue.
         frames: how many, those given included; beyond the model's length, window after window.
+        seconds: how long, in the place of frames.
         candidates: so many of each window are drawn, and the one is kept whose frames tell most of the prompt.
         num_clips: clips of each prompt.
 
@@ -45,15 +48,21 @@ def generate(
     output.check()
     if first_frame is not None and continue_clip is not None:
         raise ValueError("a clip begins with --first-frame or continues --continue, not both.")
+    if frames is not None and seconds is not None:
+        raise ValueError("the length of a clip is given in --frames or --seconds, not both.")
     wanted = [text for text in read_prompts(prompt, prompts) for _ in range(num_clips)]
     pipeline = model.load()
+    if seconds is not None:
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"seconds must be a positive number, got {seconds}.")
+        frames = max(round(seconds * pipeline.settings.frame_rate), 1)
     shape = pipeline.settings.clip_shape[1:]
     given = None
     if first_frame is not None:
         given = read_image(first_frame, shape).unsqueeze(0)
     elif continue_clip is not None:
         given = read_clip(continue_clip, shape).unsqueeze(0)
-    clips = pipeline.generate(
+    clips = pipeline.stream(
         wanted,
         frames,
         given,
@@ -64,6 +73,6 @@ def generate(
         seed=drawing.seed,
         decoding=drawing.decoder(pipeline),
     )
-    heading = {"seed": drawing.seed, "guidance": drawing.guidance, "denoising": drawing.denoise}
+    heading = {"seed": drawing.seed} | drawing.heading(pipeline)
     heading |= {"model": str(model.model or "shipped")}
     return output.write(pipeline, clips, wanted, seed=drawing.seed, heading=heading)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from nflib.decoding import Decoder, Sequential
 from video.flows.decoding import FramesAtOnce
 from video.gallery import Entry, write_gallery
-from video.media import check_suffix, write_clip
+from video.media import check_suffix, grid, open_clip, write_clip
 from video.pipeline import Pipeline
 
 # Side of a picture in pixels that is easy to see.
@@ -30,14 +32,17 @@ class ModelOptions:
     Args:
         model: its folder; default: the shipped one of moving digits.
         device: cpu, cuda or mps.
+        aspect: width to height, such as 16:9, of as many pixels as in training; default: as in training.
     """
 
     model: Path | None = None
     device: str = "cpu"
+    aspect: str | None = None
 
     def load(self) -> Pipeline:
         """Raises FileNotFoundError or ValueError where there is none, or it is damaged."""
-        return Pipeline.load(self.model, self.device)
+        pipeline = Pipeline.load(self.model, self.device)
+        return pipeline if self.aspect is None else pipeline.at_aspect(self.aspect)
 
 
 @dataclass(frozen=True)
@@ -45,25 +50,33 @@ class DrawingOptions:
     """How clips are drawn.
 
     Args:
-        guidance: weight of classifier-free guidance; 0 for none.
-        denoise: how noise is taken off the latents: score, learned or none.
-        overlap: latent frames of a window that the next one is given; default half of it, 0 for a single window.
+        guidance: weight of classifier-free guidance, 0 for none; default: the model's.
+        denoise: how noise is taken off the latents: score, learned or none; default: the model's.
+        overlap: latent frames of a window that the next one is given, 0 for a single window; default: the model's.
         decoding: sequential (token by token), jacobi (a few frames at once, from the one before), or auto: the faster.
         seed: of the random numbers.
     """
 
-    guidance: float = 0.0
-    denoise: str = "score"
+    guidance: float | None = None
+    denoise: str | None = None
     overlap: int | None = None
     decoding: str = "auto"
     seed: int = 0
+
+    def heading(self, pipeline: Pipeline) -> dict[str, object]:
+        """What pages say of it."""
+        settings = pipeline.settings
+        return {
+            "guidance": settings.guidance if self.guidance is None else self.guidance,
+            "denoising": settings.denoise if self.denoise is None else self.denoise,
+        }
 
     def decoder(self, pipeline: Pipeline) -> Decoder:
         """How the flow is inverted; raises ValueError for a name that is none."""
         decoders: dict[str, Decoder] = {
             "auto": pipeline.decoding,
             "sequential": Sequential(),
-            "jacobi": FramesAtOnce(pipeline.flow._transform.frame_length, largest_batch=sys.maxsize),
+            "jacobi": FramesAtOnce(pipeline.flow.frame_length, largest_batch=sys.maxsize),
         }
         if self.decoding not in decoders:
             raise ValueError(f"decoding must be one of {', '.join(decoders)}, got {self.decoding!r}.")
@@ -75,7 +88,8 @@ class OutputOptions:
     """Where clips are written.
 
     Args:
-        out: .mp4 (.mkv, .webm …), .gif, or .png for a strip of frames; several clips are numbered.
+        out: .mp4 (.mkv, .webm …), .gif, or .png for a strip of frames; several clips are numbered, and several images
+            one grid as .png.
         gallery: a page of HTML with all clips, prompts and likelihoods.
     """
 
@@ -95,22 +109,35 @@ class OutputOptions:
     def write(
         self,
         pipeline: Pipeline,
-        clips: Tensor,
+        pieces: Iterable[Tensor],
         prompts: Sequence[str],
         *,
         seed: int,
         heading: Mapping[str, object],
         source: tuple[Tensor, str] | None = None,
     ) -> list[Path]:
-        """Write the clips, numbered if there are several, and the page, on which a source and its prompt come first."""
-        enlarge = max(VISIBLE // clips.shape[-1], 1)
+        """Write clips ``(B, T, C, H, W)`` that come piece by piece, as they come, numbered if there are several.
+
+        Then the page, on which a source and its prompt come first.
+        """
+        pieces = iter(pieces)
+        first, second = next(pieces), next(pieces, None)
+        pieces = itertools.chain([first] if second is None else [first, second], pieces)
+        enlarge = max(VISIBLE // first.shape[-1], 1)
         rate, written = pipeline.settings.frame_rate, []
-        if self.out is not None:
-            for number, clip in enumerate(clips, 1):
-                path = self.out if len(clips) == 1 else self.out.with_stem(f"{self.out.stem}-{number}")
-                written.append(write_clip(clip, path, rate, enlarge=enlarge))
-                log.info("Written %s: %r.", path, prompts[number - 1])
+        shown: list[Tensor] = []
         if self.gallery is not None:
+            shown = list(pieces)
+            pieces = shown
+        if self.out is not None:
+            are_images = first.shape[1] == 1 and second is None and self.out.suffix == ".png"
+            if are_images and len(first) > 1:
+                written.append(write_clip(grid(first[:, 0]), self.out, rate, enlarge=enlarge))
+            else:
+                written += _write_clips(pieces, len(first), self.out, rate, enlarge)
+            log.info("Written %s: %s.", ", ".join(map(str, written)), ", ".join(map(repr, prompts)))
+        if self.gallery is not None:
+            clips = torch.cat(shown, dim=1)
             if source is not None:
                 clips, prompts = torch.cat([source[0].to(clips), clips]), [source[1], *prompts]
             nats = pipeline.nats_per_dim(clips, prompts, seed=seed)
@@ -137,3 +164,14 @@ def read_prompts(prompt: Sequence[str] | None, prompts: Path | None) -> list[str
         if not found:
             raise ValueError(f"{prompts} has no prompt; write one a line.")
     return found or [""]
+
+
+def _write_clips(pieces: Iterable[Tensor], number: int, out: Path, rate: float, enlarge: int) -> list[Path]:
+    """Write so many clips that come piece by piece into numbered files, or one into `out`."""
+    paths = [out if number == 1 else out.with_stem(f"{out.stem}-{row}") for row in range(1, number + 1)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_clip(path, rate, enlarge=enlarge)) for path in paths]
+        for piece in pieces:
+            for add, clip in zip(files, piece, strict=True):
+                add(clip)
+    return paths

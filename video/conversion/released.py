@@ -18,6 +18,7 @@ from video.conversion.layouts import DENOISER
 from video.conversion.released_config import Config, read_released_config, starflow_settings
 from video.conversion.state_dicts import Conversion, Part, fill
 from video.conversion.weights import read_released_weights, unwrapped
+from video.flows.images import ScaledNormal, ScaledTARFlow
 from video.flows.starflow import STARFlow
 from video.flows.starflow_v import STARFlowV
 
@@ -31,8 +32,18 @@ def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_di
     return tarflow_from_state_dict(read_released_weights(checkpoint), patch_size, head_dim=head_dim)
 
 
-def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64) -> TARFlow:
-    """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+def is_tarflow(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the layout of a TARFlow, whose blocks have learned positions."""
+    return "blocks.0.pos_embed" in unwrapped(state)
+
+
+def tarflow_from_state_dict(
+    state: Mapping[str, Tensor], patch_size: int, *, head_dim: int = 64, keep_dtype: bool = False
+) -> TARFlow:
+    """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights.
+
+    keep_dtype: half precision is not widened.
+    """
     state = unwrapped(state)
     depths: list[int] = []
     while f"blocks.{len(depths)}.proj_in.weight" in state:
@@ -54,55 +65,40 @@ def tarflow_from_state_dict(state: Mapping[str, Tensor], patch_size: int, *, hea
             "a checkpoint of one that scales."
         )
     classes = state.get("blocks.0.class_embed")
+    variance = _variance(state, (num_tokens, token_size))
     with torch.device("meta"):  # the state dict brings the weights
-        flow = TARFlow(
+        flow = (TARFlow if variance is None else ScaledTARFlow)(
             (token_size // patch_size**2, side * patch_size, side * patch_size),
-            patch_size,
-            channels,
-            len(depths),
-            depths,
+            patch_size=patch_size,
+            channels=channels,
+            num_blocks=len(depths),
+            layers_per_block=depths,
             num_classes=0 if classes is None else len(classes),
             head_dim=head_dim,
             final_norm=False,
         )
-    flow._distribution = _prior(state.get("var"), (num_tokens, token_size))
-    fill((Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))), state)
+    flow._distribution = (StandardNormal if variance is None else ScaledNormal)((num_tokens, token_size))
+    if variance is not None:
+        flow._distribution.deviation.copy_(variance.sqrt())
+    fill(
+        (Part(f"blocks.{i}.", network, _of_tarflow(i % 2 == 1)) for i, network in enumerate(_networks(flow))),
+        state,
+        keep_dtype,
+    )
     return flow.eval()
 
 
-class ScaledNormal(StandardNormal):
-    """Independent normal numbers of mean 0 and given variances: what a TARFlow's noise is drawn from.
-
-    Its variances are saved with a flow's weights.
-    """
-
-    def __init__(self, variance: Tensor):
-        super().__init__(variance.shape)
-        self.register_buffer("deviation", variance.sqrt())
-
-    deviation: Tensor
-
-    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
-        deviation = self.deviation.to(torch.promote_types(inputs.dtype, torch.float32))
-        if tuple(inputs.shape[1:]) == self.shape:
-            inputs = inputs / deviation
-        return super().log_prob(inputs, context) - deviation.log().sum()
-
-    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        return super().draw(num_samples, context, generator) * self.deviation
-
-
-def _prior(variance: Tensor | None, shape: tuple[int, int]) -> StandardNormal:
-    """What z is drawn from, by the buffer `var` of a state dict; raises ValueError for one that is no variance."""
+def _variance(state: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | None:
+    """Of what z is drawn from, where it is not 1; raises ValueError for a buffer `var` that is no variance."""
+    variance = state.get("var")
     if variance is None or variance.device.type == "meta":
-        return StandardNormal(shape)
+        return None
     if tuple(variance.shape) != shape or not ((variance > 0) & variance.isfinite()).all():
         raise ValueError(
             f"the state dict is damaged or no TARFlow's: its 'var' of shape {tuple(variance.shape)} holds no variances "
             f"of {shape[0]} tokens of {shape[1]} numbers."
         )
-    variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
-    return StandardNormal(shape) if bool((variance == 1).all()) else ScaledNormal(variance)
+    return None if bool((variance == 1).all()) else variance.to(torch.promote_types(variance.dtype, torch.float32))
 
 
 def _of_tarflow(is_reversed: bool) -> Conversion:
@@ -128,13 +124,22 @@ def load_starflow(config: Config, checkpoint: str | os.PathLike[str], *, num_fra
 
 
 def starflow_from_state_dict(
-    config: Config, state: Mapping[str, Tensor], *, num_frames: int | None = None
+    config: Config,
+    state: Mapping[str, Tensor],
+    *,
+    num_frames: int | None = None,
+    factors: tuple[int, int] | None = None,
+    keep_dtype: bool = False,
 ) -> STARFlowV:
-    """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights."""
+    """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights.
+
+    factors: by how much the autoencoder reduces a picture's sides, and the number of frames (default: by its name).
+    keep_dtype: half precision is not widened.
+    """
     arguments, state = read_released_config(config), unwrapped(state)
     projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]
     text_channels = arguments.get("txt_dim") or (state[projections[0]].shape[1] if projections else 0)
-    settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames)
+    settings, has_halves, top_has_halves = starflow_settings(arguments, text_channels, num_frames, factors)
     with torch.device("meta"):  # the state dict brings the weights
         flow: STARFlowV = (STARFlowV if len(settings["event_shape"]) == 4 else STARFlow)(**settings)
     networks = _networks(flow)
@@ -146,7 +151,7 @@ def starflow_from_state_dict(
     parts.append(Part(f"blocks.{len(parts)}.", networks[-1], _of_starflow(networks[-1], patch_size, top_has_halves)))
     if flow.denoiser is not None:
         parts.append(Part(DENOISER, flow.denoiser, _of_starflow(flow.denoiser, patch_size, has_halves)))
-    fill(parts, state)
+    fill(parts, state, keep_dtype)
     return flow.eval()
 
 

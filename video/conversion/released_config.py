@@ -59,12 +59,16 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def starflow_settings(
-    arguments: Mapping[str, Any], text_channels: int, num_frames: int | None = None
+    arguments: Mapping[str, Any],
+    text_channels: int,
+    num_frames: int | None = None,
+    factors: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Any], bool, bool]:
     """The arguments of our STARFlow or STARFlowV; whether rotary pairs are halves, of shallow blocks and the top one.
 
     arguments: as `read_released_config` gives them. text_channels: of the text that the weights take. num_frames:
-    what a video's event_shape starts with (default: from vid_size). Raises ValueError for what we do not have.
+    what a video's event_shape starts with (default: from vid_size). factors: of the autoencoder, by how much it reduces
+    sides and the number of frames (default: by its name). Raises ValueError for what we do not have.
     """
     _check(arguments)
     depths = _integers(arguments["layers_per_block"])
@@ -72,7 +76,7 @@ def starflow_settings(
         depths *= int(arguments["num_blocks"])
     text_length = int(arguments.get("txt_size") or 0)
     patch_size = int(arguments["patch_size"])
-    side, frames = _latent_size(arguments)
+    side, frames = _latent_size(arguments, factors)
     layer: dict[str, Any] = {
         ours: arguments[theirs] for theirs, ours in LAYER_SETTINGS.items() if arguments.get(theirs) is not None
     }
@@ -159,14 +163,14 @@ def _check(arguments: Mapping[str, Any]) -> None:
         raise ValueError("the configuration has a learned denoiser for images; a STARFlow has one for video alone.")
 
 
-def _latent_size(arguments: Mapping[str, Any]) -> tuple[int, int | None]:
+def _latent_size(arguments: Mapping[str, Any], known: tuple[int, int] | None) -> tuple[int, int | None]:
     """Side of the latents, and number of their frames or None; with `vae`, sizes are given in pixels and frames."""
     side = int(arguments["img_size"])
     frames = int(str(arguments["vid_size"]).split(":")[0]) if arguments.get("vid_size") else None
     name, _ = released_autoencoder(arguments)
     if name is None:
         return side, frames
-    factors = [value for part, value in DOWNSAMPLING.items() if part in name]
+    factors = [known] if known else [value for part, value in DOWNSAMPLING.items() if part in name]
     if not factors:
         raise ValueError(
             f"the autoencoder {name!r} is unknown: drop it from the configuration, and give img_size in latents."

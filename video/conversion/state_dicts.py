@@ -26,8 +26,10 @@ class Part(NamedTuple):
     convert: Conversion
 
 
-def fill(parts: Iterable[Part], state: Mapping[str, Tensor]) -> None:
+def fill(parts: Iterable[Part], state: Mapping[str, Tensor], keep_dtype: bool = False) -> None:
     """Put the tensors of a state dict into the parts, in float32 or better; what is so already is not copied.
+
+    keep_dtype: half precision stays.
 
     Raises ValueError where a key is missing, unknown (but for buffers), or of another shape; then nothing is changed.
     """
@@ -42,8 +44,9 @@ def fill(parts: Iterable[Part], state: Mapping[str, Tensor]) -> None:
             check_shape(theirs[key], state[theirs[key]], value.shape, own[key].shape)
         filled.append((part.module, values))
     for module, values in filled:
-        wide = {key: value.to(torch.promote_types(value.dtype, torch.float32)) for key, value in values.items()}
-        module.load_state_dict(wide, assign=True)
+        if not keep_dtype:
+            values = {k: value.to(torch.promote_types(value.dtype, torch.float32)) for k, value in values.items()}
+        module.load_state_dict(values, assign=True)
 
 
 def _converted(part: Part, key: str, value: Tensor) -> Tensor:

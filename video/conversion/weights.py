@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from nflib.io import read_state_dict
 from video.errors import first_line
 
-INDEX = ".safetensors.index.json"
+INDEX = ".index.json"
 CONFIGURATIONS = (".yaml", ".yml", ".json")
 # Under which trainers keep a model's weights, and what they put before each key.
 WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "ema")
@@ -22,8 +23,9 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 
 def read_released_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a `.pth` or `.safetensors` file, or of the shards that a `.safetensors.index.json` names.
+    """The tensors of a `.pth` or `.safetensors` file, or of the shards that an `.index.json` names.
 
+    They are mapped: no more is in memory than has been used. The files must stay as they are in the meantime.
     A state dict under a key of a trainer's ("model", "state_dict" …) is found, and prefixes that wrappers put before
     all keys ("module." …) are taken off. Nothing but tensors is ever unpickled.
 
@@ -36,10 +38,14 @@ def read_released_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tenso
         return unwrapped(_read_shards(path))
     if path.suffix in CONFIGURATIONS:
         raise ValueError(f"{path} is a configuration, not weights: pass the configuration first, then the checkpoint.")
+    return unwrapped(_read_file(path))
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors" or not path.is_file():
-        return unwrapped(read_state_dict(path))
+        return read_state_dict(path)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # of a file that is none of its own, torch.load raises errors of a dozen kinds
@@ -47,7 +53,7 @@ def read_released_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tenso
     state = _state_in(document)
     if state is None:
         raise ValueError(f"{path} holds no state dict of tensors; fetch it again.")
-    return unwrapped(state)
+    return state
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,12 +85,12 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted({str(name) for name in places.values()})
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of safetensors ({first_line(error)}); fetch it again.") from error
+        raise ValueError(f"{path} is no index of shards ({first_line(error)}); fetch it again.") from error
     state: dict[str, Tensor] = {}
     for name in shards:
         if Path(name).name != name:
             raise ValueError(f"{path} names a shard {name!r} that is not beside it; fetch it again.")
-        state |= read_state_dict(path.parent / name)
+        state |= _read_file(path.parent / name)
     missing = sorted(places.keys() - state.keys())
     if missing:
         raise ValueError(

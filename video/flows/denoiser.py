@@ -90,7 +90,9 @@ class Denoiser(nn.Module):
     with noise of standard deviation σ. A transformer of num_layers layers in which a frame sees the text, `past`
     frames before it (None: all) and `future` after it. `forward(clips, context)`: clips ``(B, T, C, H, W)`` of up to
     max_frames frames and, with use_text, the flow's text ``(B, text_length, text_channels)``; the prediction has the
-    clips' shape. Raises ValueError for a missing or misshapen context, other frames, or settings that do not fit.
+    clips' shape. Longer clips are denoised in chunks, each of which begins with the last chunk_overlap frames before it
+    (None: all that there are positions for but one), as released models do it. Raises ValueError for a missing or
+    misshapen context, other frames, or settings that do not fit.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Denoiser(nn.Module):
         super().__init__()
         if num_layers < 1 or future < 0 or (past is not None and past < 0):
             raise ValueError(f"a denoiser cannot have {num_layers} layers with past {past} and future {future} frames.")
+        self.chunk_overlap = None if past is None else past + future
         frame_length, token_size = patches.token_shape
         words = text_length if use_text else 0
         rotary = axial_rotary(axial_coordinates(words, max_frames, *grid, span), layer.head_dim)

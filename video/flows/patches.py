@@ -62,6 +62,10 @@ class FrameNoise(NormalNoise):
         self.frame_length = frame_length
         self.token_size = token_size
 
+    def of(self, num_frames: int) -> FrameNoise:
+        """The same of another number of frames."""
+        return FrameNoise(num_frames, self.frame_length, self.token_size).to(self.location)
+
     def event_shape(self, context: Any) -> tuple[int, ...]:
         return (self.num_frames * self.frame_length, self.token_size)
 

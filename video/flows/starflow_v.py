@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nflib.flows import Flow
+from nflib.transforms import Guidance, ProductGuidance
 from video.flows.blocks import LayerSettings
 from video.flows.deep_shallow import DeepShallow, deep_shallow, share_weights
 from video.flows.denoiser import SETTINGS as DENOISER_SETTINGS
@@ -56,6 +57,7 @@ class STARFlowV(Flow):
 
     denoiser: Denoiser | None
     _transform: DeepShallow
+    _distribution: FrameNoise
 
     def __init__(
         self,
@@ -123,6 +125,38 @@ class STARFlowV(Flow):
     def _positions(text_length: int) -> str:
         """What layers have where their settings do not say."""
         return "axial"
+
+    @property
+    def max_frames(self) -> int:
+        """How many frames there are positions for."""
+        return self._transform.max_frames
+
+    @property
+    def frame_length(self) -> int:
+        """How many tokens a frame has."""
+        return self._transform.frame_length
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        return self._transform.frame_shape
+
+    @property
+    def patch_size(self) -> int:
+        return int((self.config or {})["patch_size"])
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """``(length, channels)`` of the text, or ``(0,)`` without."""
+        config = self.config or {}
+        return (config["text_length"], config["text_channels"]) if config["text_length"] else (0,)
+
+    def guidance(self, weight: float) -> Guidance:
+        """The guidance of this family."""
+        return ProductGuidance(weight)
+
+    def noise(self, num_frames: int) -> FrameNoise:
+        """What clips of so many frames are made from."""
+        return self._distribution.of(num_frames)
 
     def resized(self, event_shape: Sequence[int]) -> Self:
         """This flow for events of another height, width or number of frames: on the very same weights, shared.

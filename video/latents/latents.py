@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,34 @@ class Latents(nn.Module):
         if clips.dim() != 5:
             raise ValueError(f"expected clips of shape (batch, frames, channels, height, width), got {clips.shape}.")
         self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]
-        z = self._encode(clips.to(self._like()))
+        z = self._encode(clips.to(self._like(clips)))
         mean, deviation = self._statistics(z)
         return self._rescaled((z - mean) / deviation, self.later_scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The clips of latents, clamped to -1 … 1."""
-        latents = self._rescaled(latents.to(self._like()), 1 / self.later_scale)
-        mean, deviation = self._statistics(latents)
-        return self._decode(latents * deviation + mean).clamp(-1, 1)
+        return torch.cat(list(self.stream([latents])), dim=1)
 
-    def _rescaled(self, latents: Tensor, scale: float) -> Tensor:
-        return latents if scale == 1 else torch.cat([latents[:, :1], latents[:, 1:] * scale], dim=1)
+    @torch.no_grad()
+    def stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The clips of latents, clamped to -1 … 1, of which frames come piece by piece; memory is that of a piece."""
+        decode, is_first = self._new_decoder(), True
+        for piece in pieces:
+            latents = self._rescaled(piece.to(self._like(piece)), 1 / self.later_scale, is_first)
+            mean, deviation = self._statistics(latents)
+            yield decode(latents * deviation + mean).clamp(-1, 1)
+            is_first = False
 
-    def _like(self) -> Tensor:
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the autoencoder as diffusers does."""
+        self.autoencoder.save_pretrained(folder)
+
+    def _rescaled(self, latents: Tensor, scale: float, has_first: bool = True) -> Tensor:
+        """Latents with the scale of later frames; has_first: whether their first frame is the clip's."""
+        return torch.cat([latents[:, :has_first], latents[:, has_first:] * scale], dim=1) if scale != 1 else latents
+
+    def _like(self, data: Tensor) -> Tensor:
         return next(self.autoencoder.parameters())
 
     def _latent_channels(self) -> int:
@@ -112,8 +125,9 @@ class Latents(nn.Module):
     def _encode(self, clips: Tensor) -> Tensor:
         return self._by_frames(lambda frames: self.autoencoder.encode(frames).latent_dist.mode(), clips)
 
-    def _decode(self, z: Tensor) -> Tensor:
-        return self._by_frames(lambda frames: self.autoencoder.decode(frames).sample, z)
+    def _new_decoder(self) -> Callable[[Tensor], Tensor]:
+        """A function that decodes the frames of a clip, called with one piece after the other."""
+        return lambda z: self._by_frames(lambda frames: self.autoencoder.decode(frames).sample, z)
 
     def _by_frames(self, function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         pieces = [function(piece) for piece in clips.flatten(0, 1).split(self.batch_size)]
@@ -148,8 +162,64 @@ class WanLatents(Latents):
         coded = [self.autoencoder.encode(clip.transpose(1, 2)).latent_dist.mode() for clip in clips.split(1)]
         return torch.cat(coded).transpose(1, 2)
 
-    def _decode(self, z: Tensor) -> Tensor:
-        return torch.cat([self.autoencoder.decode(one).sample for one in z.transpose(1, 2).split(1)]).transpose(1, 2)
+    def _new_decoder(self) -> Callable[[Tensor], Tensor]:
+        """As the autoencoder's own `decode`, whose causal convolutions remember the frames before, between calls."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+        autoencoder = self.autoencoder
+        count = sum(isinstance(part, WanCausalConv3d) for part in autoencoder.decoder.modules())
+        memories: dict[int, list[Any]] = {}
+
+        def decode_one(row: int, frame: Tensor) -> Tensor:
+            is_first = row not in memories
+            memory = memories.setdefault(row, [None] * count)
+            x = autoencoder.post_quant_conv(frame)
+            x = autoencoder.decoder(x, feat_cache=memory, feat_idx=[0], first_chunk=is_first)
+            return unpatchify(x, self._patch_size()) if self._patch_size() > 1 else x
+
+        def decode(z: Tensor) -> Tensor:
+            rows = [
+                torch.cat([decode_one(row, frame) for frame in clip.transpose(1, 2).split(1, dim=2)], dim=2)
+                for row, clip in enumerate(z.split(1))
+            ]
+            return torch.cat(rows).transpose(1, 2)
+
+        return decode
+
+
+class Pixels(Latents):
+    """Pixels as their own latents: of flows that have no autoencoder."""
+
+    def __init__(self, channels: int = 3):
+        nn.Module.__init__(self)
+        self.channels = channels
+        self.later_scale = 1.0
+
+    @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def spatial_factor(self) -> int:
+        return 1
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Nothing is to be written."""
+
+    def _like(self, data: Tensor) -> Tensor:
+        return data
+
+    def _latent_channels(self) -> int:
+        return self.channels
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_zeros(()), like.new_ones(())
+
+    def _encode(self, clips: Tensor) -> Tensor:
+        return clips
+
+    def _new_decoder(self) -> Callable[[Tensor], Tensor]:
+        return lambda z: z
 
 
 def load_latents(
@@ -159,7 +229,7 @@ def load_latents(
 
     Args:
         source: name or folder.
-        subfolder: where it lies in there ("vae").
+        subfolder: where it lies in there (default: "vae" where there is one, as in pipelines of diffusers).
         device: where it is put.
         later_scale: as for `Latents`.
 
@@ -168,6 +238,8 @@ def load_latents(
         ValueError: an autoencoder of another kind, or a damaged one.
     """
     diffusers = import_diffusers()
+    if subfolder is None and (Path(source) / "vae").is_dir():
+        subfolder = "vae"
     keywords = {} if subfolder is None else {"subfolder": subfolder}
     try:
         config = diffusers.AutoencoderKL.load_config(str(source), **keywords)

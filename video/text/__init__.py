@@ -1,5 +1,8 @@
 """Prompts as contexts of flows."""
 
-from video.text.encoders import T5Text, TextEncoder, Words, load_text, released_prompt
+from video.text.encoders import TextEncoder, Words, load_text
+from video.text.labels import Labels
+from video.text.phrases import Phrasing
+from video.text.transformers_text import HiddenStates, TokenEmbeddings
 
-__all__ = ["T5Text", "TextEncoder", "Words", "load_text", "released_prompt"]
+__all__ = ["HiddenStates", "Labels", "Phrasing", "TextEncoder", "TokenEmbeddings", "Words", "load_text"]

@@ -1,7 +1,18 @@
-"""Training of flows on latents of clips, and of autoencoders."""
+"""Training of flows on latents of clips or on pixels, and of autoencoders."""
 
 from video.training.autoencoder import NoisyReconstruction, train_autoencoder
+from video.training.bits import BitsPerDimension
 from video.training.clips import train_on_clips
+from video.training.folder import FolderOptions, train_autoencoder_on_folder, train_on_folder
 from video.training.likelihood import NoisyLikelihood
 
-__all__ = ["NoisyLikelihood", "NoisyReconstruction", "train_autoencoder", "train_on_clips"]
+__all__ = [
+    "BitsPerDimension",
+    "FolderOptions",
+    "NoisyLikelihood",
+    "NoisyReconstruction",
+    "train_autoencoder",
+    "train_autoencoder_on_folder",
+    "train_on_clips",
+    "train_on_folder",
+]

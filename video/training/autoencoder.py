@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nflib.io import complete_folder
-from nflib.training import BatchSource, TrainingConfig, TrainingResult, fit
+from nflib.training import BatchSource, TrainingConfig, TrainingResult, TrainingState, fit
 from video.latents.autoencoder import set_scale, tiny_autoencoder
 from video.latents.latents import load_latents
 
-# Of the training frames, from which the scale of latents is taken.
-FRAMES_OF_SCALE = 2048
+# Of the training frames, from which the scale of latents is taken: so many at most, and so many numbers.
+FRAMES_OF_SCALE, NUMBERS_OF_SCALE = 2048, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def train_autoencoder(
     decoder_only: bool = False,
     noise: float = 0.15,
     divergence_weight: float = 1e-4,
+    callbacks: Sequence[Callable[[TrainingState], None]] = (),
     **architecture: Any,
 ) -> TrainingResult:
     """Train an `AutoencoderKL` on frames; run again, it goes on where it stopped.
@@ -77,6 +79,7 @@ def train_autoencoder(
         decoder_only: leave the encoder of `initial`, and so its latents, as they are: fine-tuning of the decoder on
             noisy latents (TARFlow and STARFlow decode noisy samples so).
         noise, divergence_weight: as for `NoisyReconstruction`.
+        callbacks: as for `nflib.training.fit`; the flow of their state has the `autoencoder`.
         architecture: as for `tiny_autoencoder`.
 
     Raises:
@@ -85,7 +88,9 @@ def train_autoencoder(
     if decoder_only and initial is None:
         raise ValueError("decoder_only needs an autoencoder to begin with; name its folder by initial.")
     torch.manual_seed(config.seed)
-    some = frames.batch(torch.arange(min(FRAMES_OF_SCALE, len(frames))))["inputs"]
+    size = frames.batch(torch.zeros(1, dtype=torch.long))["inputs"].numel()
+    count = min(FRAMES_OF_SCALE, len(frames), max(NUMBERS_OF_SCALE // size, 1))
+    some = frames.batch(torch.arange(count) * len(frames) // count)["inputs"]  # which may be sorted by class
     if initial is None:
         autoencoder = tiny_autoencoder(some.shape[1], **architecture)
     else:
@@ -101,6 +106,7 @@ def train_autoencoder(
         config=config,
         objective=NoisyReconstruction(noise, divergence_weight),
         output=output,
+        callbacks=callbacks,
     )
     autoencoder.to("cpu")
     if not decoder_only:

@@ -28,7 +28,8 @@ class NoisyLikelihood:
     Args:
         noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276).
         dropout: share of contexts that become `unconditional` in training, which guidance takes.
-        unconditional: ``(2, L, D)``, of clips and of those whose "is_anchored" is true.
+        unconditional: ``(2, L, D)``, of clips and of those whose "is_anchored" is true, or labels ``(2,)``; None for a
+            flow without context.
         learn_denoiser: False leaves the flow's denoiser as it is, at 0.6 of the time.
         emphasis: how often the frame counts that follows given ones, which has to come back from what they show.
         context_noise: given frames, but an anchor, have more noise than others, of a deviation up to this, drawn for
@@ -38,7 +39,7 @@ class NoisyLikelihood:
 
     noise: float
     dropout: float
-    unconditional: Tensor
+    unconditional: Tensor | None
     learn_denoiser: bool = True
     emphasis: float = 1.0
     context_noise: float = 0.0
@@ -75,11 +76,11 @@ class NoisyLikelihood:
     ) -> tuple[Tensor, Tensor | None]:
         """Latents with noise, and contexts of which, in training, some are those of no prompt."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        if context is not None and self.dropout and flow.training:
+        if context is not None and self.unconditional is not None and self.dropout and flow.training:
             is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
             unconditional = self.unconditional.to(context)
             replaced = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
-            context = torch.where(is_dropped[:, None, None], replaced, context)
+            context = torch.where(is_dropped.view(-1, *[1] * (context.dim() - 1)), replaced, context)
         return latents + self.noise * noise, context
 
     def _with_context_noise(self, given: Tensor, is_anchored: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,268 @@
+"""A user's own folder, from files to samples by command line: images in classes, clips with captions, stopped runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from nflib.flows import TARFlow
+from tests.video.files import gradient, write_image
+from tests.video.recorded import perturbed
+from video.commands import main
+from video.data import Bucket, ClipFolder, read_folder
+from video.flows import STARFlowV
+from video.media import read_clip
+from video.pipeline import Pipeline
+from video.training import BitsPerDimension, NoisyLikelihood
+from video.training.grids import write_grid
+
+QUIET = ["--training.progress_bar", "false", "--training.tensorboard", "false", "--training.accelerator", "cpu"]
+TINY = ["--channels", "20", "--head_dim", "20", "--layers_per_block", "[1, 1]", "--samples", "4"]
+
+
+def steps(count, batch_size=4, interval=None):
+    wanted = {"max_steps": count, "batch_size": batch_size, "validation_interval": interval or count}
+    return [*QUIET, *(word for name, value in wanted.items() for word in (f"--training.{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """40 images in two classes, bright and dark; some of odd size, some grey or transparent, one damaged."""
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    for number in range(40):
+        label, level = (("bright", 200), ("dark", 40))[number % 2]
+        size = ((16, 16), (16, 16), (19, 33), (40, 17))[number % 4]
+        pixels = (level + noise.integers(-30, 30, (*size, 3))).astype(np.uint8)
+        if number % 5 == 1:
+            pixels = pixels[..., 0]
+        elif number % 5 == 2:
+            pixels = np.dstack([pixels, np.full(size, 255, np.uint8)])
+        write_image(folder / label / f"{number:02}.png", pixels)
+    (folder / "dark/07.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """8 clips of several sizes, lengths and rates, with captions."""
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(8):
+        what = ("red", "blue")[number % 2]
+        size, rate = ((32, 32), (48, 32), (32, 64), (36, 36))[number % 4], (8, 16, 24, 12)[number % 4]
+        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(rate))
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for frame in range(rate):
+                pixels = np.zeros((*size, 3), np.uint8)
+                pixels[:, : size[1] * (frame + 1) // rate, 0 if what == "red" else 2] = 200
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        (folder / f"{number}.txt").write_text(f"A {what} bar grows.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(films, tmp_path_factory):
+    """Trained on the frames of the clips: 16 × 16 to 4 × 4."""
+    output = tmp_path_factory.mktemp("autoencoder")
+    sizes = ["--size", "16", "--latent_channels", "2", "--channels", "[4, 4, 4]"]
+    main(["train_autoencoder", "--data", str(films), "--output", str(output), *sizes, *steps(2)])
+    assert Image.open(output / "samples/step-000000002.png").size == (8 * 18 - 2, 4 * 18 - 2)
+    return output
+
+
+def test_images_in_classes(pictures, tmp_path, caplog):
+    """By two commands: to a grid, bits per dimension, a sample of a class, whatever the files are like."""
+    caplog.set_level("INFO")
+    run, out = tmp_path / "run", tmp_path / "sample.png"
+    data = ["--data", str(pictures), "--size", "16", "--validation", "0.2"]
+    main(["train", "--model", "tarflow", *data, "--output", str(run), *TINY, *steps(20, 16, 10)])
+    main(["generate", "--model", str(run / "pipeline"), "--prompt", "bright", "--guidance", "1", "--out", str(out)])
+    assert read_clip(out).shape[1] == 3
+    assert [path.name for path in sorted((run / "samples").iterdir())] == ["step-000000010.png", "step-000000020.png"]
+    assert Image.open(run / "samples/step-000000020.png").size == (34, 34)
+    result = json.loads((run / "result.json").read_text())
+    assert 0 < result["bits_per_dimension"] < 12 and "8-bit pixels with noise of deviation 0.05" in result["of"]
+    assert sum(result[part]["clips"] for part in ("training", "validation")) == 39
+    assert "dark/07.png" in {**result["training"]["skipped"], **result["validation"]["skipped"]}
+    assert "1 file (dark/07.png)" in caplog.text and "bits per dimension of 8-bit pixels" in caplog.text
+    assert (run / "logs").is_dir()
+    pipeline = Pipeline.load(run / "pipeline")
+    assert pipeline.text.names == ["bright", "dark"]
+
+
+def test_bits_are_those_of_8_bit_pixels(pictures, tmp_path):
+    """Of a validation image, by the definition: a bound on -log2 P(levels) / D, which log q of the pixels gives."""
+    run = tmp_path / "run"
+    data = ["--data", str(pictures), "--size", "8", "--condition", "none", "--noise", "0"]
+    main(["train", "--model", "tarflow", *data, "--output", str(run), *TINY, *steps(2)])
+    result = json.loads((run / "result.json").read_text())
+    assert result["of"] == "8-bit pixels, uniformly dequantised"
+    pipeline = Pipeline.load(run / "pipeline")
+    assert pipeline.settings.noise == 0 and pipeline.settings.denoise == "none"
+    _, validation = read_folder(pictures).split(0.1)
+    clips = ClipFolder(validation, [Bucket(1, 8, 8)])
+    images = clips.clips(torch.arange(len(clips))).frames
+    generator = torch.Generator().manual_seed(1)
+    bits = []
+    for _ in range(20):
+        uniform = images + (torch.rand(images.shape, generator=generator) - 0.5) / 127.5
+        bits.append(-pipeline.flow.log_prob(uniform).detach() / (192 * np.log(2)) + np.log2(127.5))
+    assert float(torch.stack(bits).mean()) == pytest.approx(result["bits_per_dimension"], abs=1e-3)
+
+
+def test_clips_with_captions(films, autoencoder, tmp_path):
+    """To a generated, a continued and an edited clip."""
+    run = tmp_path / "run"
+    data = ["--data", str(films), "--size", "16", "--frames", "4", "--autoencoder", str(autoencoder)]
+    main(["train", "--model", "starflow-v", *data, "--output", str(run), *TINY, *steps(3)])
+    model, clip = ["--model", str(run / "pipeline")], tmp_path / "clip.mp4"
+    prompt = ["--prompt", "a red bar grows"]
+    main(["generate", *model, *prompt, "--out", str(clip), "--guidance", "1"])
+    assert read_clip(clip, (3, 16, 16)).shape == (4, 3, 16, 16)
+    main(["generate", *model, *prompt, "--continue", str(clip), "--frames", "7", "--out", str(tmp_path / "long.gif")])
+    assert read_clip(tmp_path / "long.gif", (3, 16, 16)).shape == (7, 3, 16, 16)
+    edited = tmp_path / "edited.gif"
+    main(["edit", str(clip), *model, "--source-prompt", "a red bar", "--prompt", "a blue bar", "--out", str(edited)])
+    assert read_clip(edited, (3, 16, 16)).shape == (4, 3, 16, 16)
+    result = json.loads((run / "result.json").read_text())
+    assert result["of"] == "latents with noise of deviation 0.3" and np.isfinite(result["bits_per_dimension"])
+    assert Image.open(next((run / "samples").iterdir())).size == (4 * 18 - 2, 4 * 18 - 2)
+
+
+def test_buckets_and_lengths_and_a_text_encoder(films, autoencoder, tmp_path):
+    """Clips of several aspect ratios and lengths by one flow; prompts by an encoder of transformers."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "red": 2, "blue": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(tmp_path / "text")
+    shape = {"vocab_size": 4, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(**shape)).save_pretrained(tmp_path / "text")
+    run = tmp_path / "run"
+    data = ["--data", str(films), "--size", "16", "--frames", "[1, 4]", "--autoencoder", str(autoencoder)]
+    wide = ["--largest_aspect", "4", "--text", str(tmp_path / "text"), "--text_length", "4"]
+    main(["train", "--model", "starflow-v", *data, *wide, "--output", str(run), *TINY, *steps(6, 2)])
+    assert len(list((run / "latents/training").glob("*.safetensors"))) > 1
+    assert Pipeline.load(run / "pipeline").text.length == 4
+
+
+def test_images_of_several_shapes(pictures, autoencoder, tmp_path):
+    """A STARFlow on latents, of which labels are words."""
+    run = tmp_path / "run"
+    data = ["--data", str(pictures), "--size", "16", "--autoencoder", str(autoencoder), "--largest_aspect", "2"]
+    main(["train", *data, "--output", str(run), *TINY, *steps(4)])
+    pipeline = Pipeline.load(run / "pipeline")
+    assert pipeline.text.words == ["bright", "dark"]
+    assert pipeline.generate(["dark"]).shape == (1, 1, 3, 16, 16)
+
+
+def test_a_killed_run_goes_on(pictures, tmp_path, capsys):
+    """To the very weights that it would have had."""
+    data = ["train", "--model", "tarflow", "--data", str(pictures), "--size", "16", *TINY, *steps(40)]
+    data += ["--training.checkpoint_interval", "2"]
+    main([*data, "--output", str(tmp_path / "whole")])
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "video", *data, "--output", str(killed)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/step-*[0-9]")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "pipeline").exists()
+    main([*data, "--output", str(killed)])
+    flows = [Pipeline.load(tmp_path / name / "pipeline").flow.state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(value, flows[1][name]) for name, value in flows[0].items())
+    with pytest.raises(SystemExit) as error:
+        main([*data, "--output", str(killed), "--noise", "0.1"])
+    assert "was made with another noise" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "gan"], "model must be one of tarflow, starflow, starflow-v, got 'gan'"),
+        ([], "name the folder of an autoencoder by --autoencoder"),
+        (["--autoencoder", "/nowhere"], "no autoencoder can be read"),
+        (["--model", "tarflow", "--autoencoder", "/nowhere"], "leave autoencoder out"),
+        (["--model", "tarflow", "--size", "wide"], "size must be a number of pixels"),
+        (["--model", "tarflow", "--size", "18"], "multiples of 4"),
+        (["--model", "tarflow", "--frames", "4"], "learns images"),
+        (["--model", "tarflow", "--text", "t5"], "not conditioned on text"),
+        (["--model", "tarflow", "--condition", "caption"], "nothing in .* has a caption"),
+        (["--model", "tarflow", "--prompt_dropout", "2"], "dropout"),
+        (["--model", "tarflow", "--noise", "-1"], "noise must lie in"),
+        (["--model", "tarflow", "--training.accelerator", "abacus"], "accelerator"),
+        (["--model", "tarflow", "--patch_size", "0"], "patch_size must be a positive number"),
+        (["--model", "tarflow", "--validation", "1"], "must lie between 0 and 1"),
+        (["--model", "tarflow", "--data", "/nowhere"], "there is no folder /nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(pictures, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        main(
+            ["train", "--data", str(pictures), "--output", str(tmp_path), "--size", "16", *TINY, *steps(1), *arguments]
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_one_shape_is_said(pictures, tmp_path, caplog):
+    data = ["--data", str(pictures), "--size", "16", "--largest_aspect", "2", "--output", str(tmp_path)]
+    main(["train", "--model", "tarflow", *data, *TINY, *steps(1)])
+    assert "tarflow has a single size: all images are cropped to 16" in caplog.text
+
+
+def test_captions_need_words(films, tmp_path):
+    with pytest.raises(SystemExit, match="conditioned on labels, and .* has captions"):
+        main(
+            ["train", "--model", "tarflow", "--data", str(films), "--output", str(tmp_path), "--size", "16", *steps(1)]
+        )
+
+
+def test_grids_show_what_is_in_them(tmp_path):
+    images = torch.tensor(gradient(4, 4)).permute(2, 0, 1).float().div(127.5).sub(1).expand(5, 1, 3, 4, 4).clone()
+    images[3] = 1.0
+    pixels = np.asarray(Image.open(write_grid(images, tmp_path / "grid.png")))
+    assert pixels.shape == (2 * 6 - 2, 3 * 6 - 2, 3)
+    assert (pixels[:4, 6:10] == gradient(4, 4)).all() and (pixels[6:, :4] == 255).all()
+    assert (pixels[4:6] == 128).all() and (pixels[6:, 12:] == 128).all()
+
+
+def test_clips_of_another_shape():
+    """Their bits are those of the flow of that shape, on the same weights; of shorter clips, of their own frames."""
+    flow = perturbed(STARFlowV((4, 2, 4, 4), 2, 20, [1, 1], layer={"head_dim": 20}))
+    objective = BitsPerDimension(NoisyLikelihood(0.0, 0.0, None, learn_denoiser=False))
+    for shape in ((4, 2, 4, 4), (2, 2, 4, 4), (4, 2, 2, 8), (3, 2, 6, 4)):
+        clips = torch.randn(3, *shape)
+        bits, _ = objective(flow, {"inputs": clips}, torch.Generator().manual_seed(0))
+        expected = flow.resized((4, *shape[1:])).bits_per_dim(clips).mean()
+        torch.testing.assert_close(bits, expected)
+        bits.backward()
+        assert all(parameter.grad is not None for parameter in flow.parameters())
+
+
+def test_labels_are_dropped_in_training():
+    flow = TARFlow((3, 4, 4), 2, 16, 2, 1, num_classes=3, head_dim=16)
+    for block in flow.parameters():
+        torch.nn.init.normal_(block, std=0.1)
+    images, labels = torch.rand(6, 1, 3, 4, 4).mul(255).round().div(127.5).sub(1), torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = BitsPerDimension(NoisyLikelihood(0.1, 1.0, torch.tensor([-1, -1]), learn_denoiser=False), True)
+
+    def bits(flow, **context):
+        return objective(flow, {"inputs": images, **context}, torch.Generator().manual_seed(0))[0]
+
+    torch.testing.assert_close(bits(flow.train(), context=labels), bits(flow, context=labels - labels - 1))
+    assert not torch.isclose(bits(flow.eval(), context=labels), bits(flow, context=labels - labels - 1))

@@ -1,0 +1,118 @@
+"""Flows of images as flows of clips of one frame; TARFlows whose noise has variances of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from nflows.distributions import Distribution
+from nflows.transforms import CompositeTransform
+from torch import Tensor
+
+from nflib.distributions import StandardNormal
+from nflib.flows import Flow, TARFlow
+from nflib.transforms import ClosedForm, Guidance, LinearGuidance
+
+
+class OneFrame(ClosedForm):
+    """Clips of one frame ``(B, 1, C, H, W)`` as images ``(B, C, H, W)``; raises ValueError for others."""
+
+    def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
+        return (1, *output_shape)
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 5 or inputs.shape[1] != 1:
+            raise ValueError(f"this flow is of images: clips must have one frame, got the shape {tuple(inputs.shape)}.")
+        return inputs.squeeze(1), inputs.new_zeros(len(inputs))
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return inputs.unsqueeze(1), inputs.new_zeros(len(inputs))
+
+
+class ImageClips(Flow):
+    """A flow of images ``(C, H, W)`` as one of clips of one frame, on the same weights, for a `Pipeline`.
+
+    images: such as a `TARFlow`, which is also what is saved.
+    """
+
+    denoiser = None
+    max_frames = 1
+
+    def __init__(self, images: Flow):
+        transform = CompositeTransform([OneFrame(), images._transform])
+        super().__init__(transform, images._distribution, images._embedding_net, context_shape=images.context_shape)
+        self._takes_context = images._takes_context
+        self.images = images
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        return self.images.event_shape
+
+    @property
+    def patch_size(self) -> int:
+        return int((self.images.config or {}).get("patch_size", 1))
+
+    @property
+    def frame_length(self) -> int:
+        """How many tokens an image has."""
+        return int(self._distribution.event_shape(None)[0])
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """How many classes there are."""
+        return (int((self.images.config or {}).get("num_classes", 0)),)
+
+    def guidance(self, weight: float) -> Guidance:
+        """TARFlow's own, annealed over the tokens."""
+        return LinearGuidance(weight, ramp=max(self.frame_length - 1, 1))
+
+    def noise(self, num_frames: int) -> Distribution:
+        return self._distribution
+
+    def log_prob_of_frames(self, inputs: Tensor, context: Any = None) -> Tensor:
+        """Log-density of each frame, ``(B, 1)``, in nats."""
+        return self.log_prob(inputs, context).unsqueeze(1)
+
+    def as_clips(self) -> ImageClips:
+        return self
+
+    def resized(self, event_shape: Sequence[int]) -> NoReturn:
+        raise ValueError(f"this model makes images of {self.frame_shape[2]} × {self.frame_shape[1]} alone.")
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
+        return self.images.save_pretrained(folder, dtype)
+
+
+class ScaledNormal(StandardNormal):
+    """Independent normal numbers of mean 0, whose standard deviations are saved with a flow's weights."""
+
+    deviation: Tensor
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__(shape)
+        self.register_buffer("deviation", torch.ones(tuple(shape)))
+
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        deviation = self.deviation.to(torch.promote_types(inputs.dtype, torch.float32))
+        if tuple(inputs.shape[1:]) == self.shape:
+            inputs = inputs / deviation
+        return super().log_prob(inputs, context) - deviation.log().sum()
+
+    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        return super().draw(num_samples, context, generator) * self.deviation
+
+
+class ScaledTARFlow(TARFlow):
+    """A `TARFlow` whose noise has variances, as a released file may have them; arguments are those of `TARFlow`."""
+
+    def __init__(self, event_shape: Sequence[int], **settings: Any):
+        super().__init__(event_shape, **settings)
+        self._distribution = ScaledNormal(self._distribution.shape)
+
+
+def as_clips(flow: Any) -> Any:
+    """A flow as one of clips: those of images are of clips of one frame."""
+    return flow.as_clips() if hasattr(flow, "as_clips") else ImageClips(flow)

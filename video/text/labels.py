@@ -1,0 +1,44 @@
+"""Class labels in the place of prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nflib.io import write_json
+
+LABELS = "labels.json"
+
+
+class Labels:
+    """The names of classes: a prompt is one of them, or its number, and becomes that; the empty prompt is -1, no class.
+
+    Without names the context is None: of flows that are conditioned on nothing. Calling it raises ValueError for a
+    prompt that names no class.
+
+    >>> Labels(["cat", "dog"])(["dog", "0", ""])
+    tensor([ 1,  0, -1])
+    """
+
+    def __init__(self, names: Sequence[str] = ()):
+        if isinstance(names, str) or len({*names}) != len(names) or not all(type(name) is str for name in names):
+            raise ValueError("labels are a list of distinct names.")
+        self.names = list(names)
+        self.shape = (len(self.names),)
+        self._numbers = {str(number): number for number in range(len(self.names))} | {"": -1}
+        self._numbers |= {name: number for number, name in enumerate(self.names)}
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor | None:
+        unknown = [prompt for prompt in prompts if prompt not in self._numbers]
+        if unknown:
+            known = ", ".join(self.names[:10]) + (" …" if len(self.names) > 10 else "") or "no class"
+            raise ValueError(f"the prompt {unknown[0]!r} names no class of this model, which knows {known}.")
+        return torch.tensor([self._numbers[prompt] for prompt in prompts]) if self.names else None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write labels.json."""
+        write_json(Path(folder) / LABELS, {"names": self.names})
