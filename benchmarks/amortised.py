@@ -112,7 +112,7 @@ def main() -> None:
     for entry in arguments.molecules:
         name, folder = entry.split("=", 1)
         peptide = Peptide(name)
-        if difference := load_molecule(folder).difference(peptide):
+        if difference := load_molecule(folder).topology.difference(peptide.topology):
             raise SystemExit(f"{folder} is a simulation of another molecule than {name}: {difference}.")
         print(f"{peptide}", flush=True)
         flow = load_flow(peptide, models.get(name))

@@ -58,13 +58,13 @@ class MoleculeFlow(ConformationFlow):
         self,
         topology: Mapping[str, Any],
         coordinates: str = "internal",
-        channels: int = 96,
+        channels: int = 64,
         num_blocks: int = 1,
-        layers_per_block: int = 10,
+        layers_per_block: int = 4,
         head_dim: int = 32,
         expansion: float = 4,
         conditional: str = "spline",
-        num_bins: int = 16,
+        num_bins: int = 8,
     ):
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")

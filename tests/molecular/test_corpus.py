@@ -173,7 +173,7 @@ def test_split_mistakes(tmp_path):
         ('{"test": ["WW"]}', "puts WW into test, but the corpus has no such sequence"),
         ('{"test": ["AA"], "train": ["AA"]}', "into both"),
         ('{"tests": ["AA"]}', "lists named train, validation, test"),
-        ("not json", "is no JSON file"),
+        ("not json", "split.json is damaged"),
     ]:
         path.write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,71 @@
+"""metadata.jsonl and metadata.csv, as the image and video folders of Hugging Face's datasets have them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NAMES = ("metadata.jsonl", "metadata.csv")
+FILE = "file_name"
+CAPTIONS = ("text", "caption", "prompt")
+LABELS = ("label",)
+
+
+class Description(NamedTuple):
+    """What is said of an image or a clip."""
+
+    caption: str | None
+    label: str | None
+
+
+def described(columns: Mapping[str, Any]) -> Description:
+    """The caption and the label among named values; what is empty was not said."""
+    return Description(*(_first(columns, names) for names in (CAPTIONS, LABELS)))
+
+
+def read_metadata(path: Path) -> list[tuple[str, Description]]:
+    """File names, relative to the folder of `path`, and what is said of each, row by row.
+
+    Raises:
+        ValueError: no column file_name, or a line that cannot be read.
+    """
+    rows = []
+    for line, columns in _lines(path) if path.suffix == ".jsonl" else _rows(path):
+        name = columns.get(FILE)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f'line {line} of {path} names no file; give each line a "{FILE}".')
+        rows.append((name, described(columns)))
+    return rows
+
+
+def _first(columns: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    values = (columns.get(name) for name in names)
+    said = (str(value).strip() for value in values if isinstance(value, str | int))
+    return next((value for value in said if value), None)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                columns = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} of {path} is no JSON ({error}); repair or remove it.") from error
+            if not isinstance(columns, dict):
+                raise ValueError(f"line {number} of {path} is no JSON object with a {FILE!r}; repair or remove it.")
+            yield number, columns
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        table = csv.DictReader(file)
+        try:
+            for columns in table:
+                yield table.line_num, columns
+        except csv.Error as error:
+            raise ValueError(f"line {table.line_num} of {path} cannot be read ({error}); repair it.") from error

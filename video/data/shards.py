@@ -1,0 +1,85 @@
+"""Tar shards in WebDataset's convention: the members ``key.png``, ``key.txt``, ``key.cls`` … make one sample."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from video.data.metadata import described
+from video.data.samples import IMAGES, VIDEOS, Sample, counted
+
+# Descriptions beyond this many bytes are not read.
+LARGEST = 1 << 20
+
+
+def read_shard(path: Path, name: str) -> tuple[list[Sample], list[str]]:
+    """The samples of a shard in its order, and sentences on what was left out.
+
+    Members of the same name up to its first dot belong together. ``.txt`` is a caption, ``.cls`` a label, and ``.json``
+    may have "text" or "caption", and "label".
+
+    Args:
+        path: of the tar file, which is not compressed.
+        name: what it is called within its folder.
+    """
+    media: dict[str, tarfile.TarInfo] = {}
+    said: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    size, modified = path.stat().st_size, int(path.stat().st_mtime)
+    try:
+        with tarfile.open(path, "r:") as shard:
+            while (member := shard.next()) is not None:
+                shard.members = []  # type: ignore[attr-defined]  # or it remembers every one
+                key, suffix = _parts(member.name)
+                if not member.isreg() or not key:
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"cut off inside {member.name}")
+                if suffix in IMAGES or suffix in VIDEOS:
+                    media.setdefault(key, member)
+                elif suffix in (".txt", ".cls", ".json") and member.size <= LARGEST:
+                    file = shard.extractfile(member)
+                    assert file is not None  # of a regular file
+                    said.setdefault(key, {}).update(_said(suffix, file.read().decode(errors="replace")))
+            # A damaged header in the middle looks like the end to tarfile; the real end is a block of zeros.
+            assert shard.fileobj is not None
+            shard.fileobj.seek(shard.offset)
+            if shard.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"cut off at byte {shard.offset}")
+    except (OSError, tarfile.TarError) as error:
+        problems.append(f"{name} is damaged ({error}); read were the {len(media)} images and clips before that.")
+    lonely = [key for key in said if key not in media]
+    if lonely:
+        problems.append(f"{name} describes what it does not hold: {counted(lonely, 'sample')}.")
+    samples = [
+        Sample(
+            f"{name}/{member.name}",
+            path,
+            member.size,
+            modified,
+            member.offset_data,
+            *described(said.get(key, {})),
+        )
+        for key, member in media.items()
+    ]
+    return samples, problems
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The key of a member's name, empty for hidden ones, and the rest of it, in lower case."""
+    folder, _, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return (posixpath.join(folder, stem) if stem else ""), (dot + suffix).lower()
+
+
+def _said(suffix: str, content: str) -> dict[str, Any]:
+    if suffix != ".json":
+        return {"caption" if suffix == ".txt" else "label": content}
+    try:
+        columns = json.loads(content)
+    except json.JSONDecodeError:
+        return {}
+    return columns if isinstance(columns, dict) else {}

@@ -1,0 +1,113 @@
+"""The sizes in which frames are learnt: buckets of shapes, and how frames come to fit one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+class Bucket(NamedTuple):
+    """The shape of clips that make a batch: how many frames, and their pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def buckets(
+    height: int, width: int, multiple: int = 16, frames: Sequence[int] = (1,), largest_aspect: float = 1.0
+) -> list[Bucket]:
+    """Shapes of about the area of ``height × width``, whose sides are multiples of a number.
+
+    Args:
+        height, width: of the first, which is as it is asked for.
+        multiple: of what all sides are multiples.
+        frames: how many; each with each shape.
+        largest_aspect: of the longer side to the shorter one; 1 leaves the first shape alone.
+
+    Raises:
+        ValueError: sides that are no multiples, or numbers that are not positive.
+
+    >>> [bucket[1:] for bucket in buckets(64, 64, 16, largest_aspect=2.0)]
+    [(64, 64), (48, 80), (80, 48)]
+    """
+    if multiple < 1 or min(height, width) < 1 or height % multiple or width % multiple:
+        raise ValueError(f"sides must be positive multiples of {multiple}, got {height} × {width} pixels.")
+    if not frames or min(frames) < 1:
+        raise ValueError(f"clips have one frame or more, got {list(frames)}.")
+    if largest_aspect < 1:
+        raise ValueError(f"largest_aspect, the longer side to the shorter one, is at least 1, got {largest_aspect}.")
+    area, shapes = height * width, [(height, width)]
+    for short in range(int(math.sqrt(area)) // multiple * multiple, 0, -multiple):
+        long = round(area / short / multiple) * multiple
+        for shape in ((short, long), (long, short)):
+            is_new = all(shape[0] * other[1] != shape[1] * other[0] for other in shapes)
+            if is_new and 1 < largest_aspect >= long / short:
+                shapes.append(shape)
+    return [Bucket(count, *shape) for count in sorted(set(frames)) for shape in shapes]
+
+
+def nearest_bucket(choices: Sequence[Bucket], frames: int, height: int, width: int) -> Bucket | None:
+    """Of the longest buckets that so many frames fill the one of the nearest aspect ratio; None if they fill none."""
+    filled = [bucket for bucket in choices if bucket.frames <= frames]
+    if not filled:
+        return None
+    length = max(bucket.frames for bucket in filled)
+    return min(
+        (bucket for bucket in filled if bucket.frames == length),
+        key=lambda bucket: abs(math.log(bucket.height / bucket.width * width / height)),
+    )
+
+
+def windows(frames: int, length: int) -> list[int]:
+    """The first frames of the consecutive windows of a clip; what is left at its end is too short for one.
+
+    >>> windows(11, 4)
+    [0, 4]
+    """
+    return list(range(0, frames - length + 1, length))
+
+
+def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """A frame ``(H, W, 3)`` resized, without aliasing, until it just covers ``height × width``, and its centre cropped.
+
+    Where nothing needs to be resized, the pixels are those of the frame.
+    """
+    own_height, own_width = pixels.shape[:2]
+    scale = max(height / own_height, width / own_width)
+    if scale == 1:
+        top, left = (own_height - height) // 2, (own_width - width) // 2
+        return pixels[top : top + height, left : left + width]
+    # The part of the frame that is to be seen, in its own pixels, beginning at a whole one of the new.
+    tall, wide = min(height / scale, own_height), min(width / scale, own_width)
+    top, left = ((own_height * scale - height) // 2 / scale, (own_width * scale - width) // 2 / scale)
+    top, left = (
+        min(max(first, 0.0), own - size) for first, own, size in ((top, own_height, tall), (left, own_width, wide))
+    )
+    box = (left, top, left + wide, top + tall)
+    fitted = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(fitted)
+
+
+def as_clip(frames: Sequence[NDArray[np.uint8]], channels: int = 3) -> Tensor:
+    """Frames ``(H, W, 3)`` as a clip ``(T, C, H, W)`` in -1 … 1; one channel is ITU-R 601's luma, as in Pillow."""
+    if channels == 1:
+        levels = np.stack([np.asarray(Image.fromarray(np.ascontiguousarray(frame)).convert("L")) for frame in frames])
+        levels = levels[..., None]
+    else:
+        levels = np.stack(frames)
+    return torch.from_numpy(levels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def random_flip(clips: Tensor, generator: torch.Generator) -> Tensor:
+    """Each of the clips ``(B, …, H, W)`` as it is or mirrored, left to right, by chance: for `fit`'s `augment`."""
+    chance = torch.rand(len(clips), generator=generator, device=generator.device)
+    is_flipped = (chance < 0.5).to(clips.device).view(-1, *[1] * (clips.dim() - 1))
+    return torch.where(is_flipped, clips.flip(-1), clips)
