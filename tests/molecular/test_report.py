@@ -36,6 +36,7 @@ HISTORY = History(
     step_sizes=[0.1, 0.2],
     num_nonfinite=[0, 0],
     num_evaluations=[100, 100],
+    num_gradients=[0, 0],
 )
 
 

@@ -9,13 +9,19 @@ from typing import Any
 
 from nflib.command_line import run_command
 from video.commands.edit import edit
+from video.commands.evaluate import evaluate
 from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
 
-COMMANDS: dict[str, Callable[..., Any]] = {"generate": generate, "edit": edit, "likelihood": likelihood}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "generate": generate,
+    "edit": edit,
+    "likelihood": likelihood,
+    "evaluate": evaluate,
+}
 # Words that are no names in Python, and options that are given again to append to them.
-ALIASES = {"--continue": "--continue_clip", "--prompt": "--prompt+"}
+ALIASES = {"--continue": "--continue_clip", "--others": "--others+", "--prompt": "--prompt+"}
 
 
 def _quoted(arguments: Sequence[str]) -> list[str]:
