@@ -49,6 +49,7 @@ setup(
             "scikit-learn>=1.4",
             "transformers>=4.55",
         ],
+        "app": ["gradio>=6"],
         "gpu": ["xformers>=0.0.29"],
         "hub": HUB,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nflib.command_line import run_command
+from video.commands.app import app
 from video.commands.edit import edit
 from video.commands.evaluate import evaluate
 from video.commands.generate import generate
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "edit": edit,
     "likelihood": likelihood,
     "evaluate": evaluate,
+    "app": app,
 }
 # Words that are no names in Python, and options that are given again to append to them.
 ALIASES = {"--continue": "--continue_clip", "--others": "--others+", "--prompt": "--prompt+"}
