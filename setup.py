@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=["nflib*", "molecular*", "video*"]),
     package_data={
         "molecular": ["analysis/report/*.css", "analysis/report/*.js", "shipped/**/*"],
-        "nflib": ["py.typed"],
+        "nflib": ["page.css", "py.typed"],
         "video": ["shipped/**/*"],
     },
     install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
@@ -49,6 +49,7 @@ setup(
             "scikit-learn>=1.4",
             "transformers>=4.55",
         ],
+        "app": ["gradio>=6"],
         "gpu": ["xformers>=0.0.29"],
         "hub": HUB,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],

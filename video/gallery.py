@@ -14,16 +14,18 @@ from torch import Tensor
 from nflib.io import complete_file
 from video.media import write_clip
 
-STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fafafa }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.2rem }
-figure { margin: 0; padding: .8rem; background: #fff; border: 1px solid #ddd; border-radius: 6px }
+FIGURE_STYLE = """
+figure { margin: 0; padding: .8rem; color: #222; background: #fff; border: 1px solid #ddd; border-radius: 6px }
 figure img { display: block; margin: 0 auto .6rem; image-rendering: pixelated }
 figcaption small { color: #666 }
 .curve { display: flex; gap: .4rem; margin-top: .4rem; color: #666; font-size: .7rem }
 .curve div { display: flex; flex-direction: column; justify-content: space-between; line-height: 1 }
-svg { width: 100%; height: 3rem; display: block; border: solid #ddd; border-width: 0 0 1px 1px }
+.curve svg { width: 100%; height: 3rem; display: block; border: solid #ddd; border-width: 0 0 1px 1px }
 """
+STYLE = f"""
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fafafa }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.2rem }}
+{FIGURE_STYLE}"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def write_gallery(
     settings = ", ".join(f"{name} {value}" for name, value in (heading or {}).items())
     # One scale for all: heights can be compared between clips.
     scale = min(float(entry.nats.min()) for entry in entries), max(float(entry.nats.max()) for entry in entries)
-    figures = "\n".join(_figure(entry, frame_rate, enlarge, scale) for entry in entries)
+    figures = "\n".join(clip_figure(entry, frame_rate, scale, enlarge) for entry in entries)
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Clips</title><style>{STYLE}</style>'
         f"</head>\n<body>\n<h1>Clips</h1>\n<p>{html.escape(settings)}</p>\n"
@@ -62,7 +64,12 @@ def write_gallery(
     return Path(path)
 
 
-def _figure(entry: Entry, frame_rate: float, enlarge: int, scale: tuple[float, float]) -> str:
+def clip_figure(entry: Entry, frame_rate: float, scale: tuple[float, float] | None = None, enlarge: int = 1) -> str:
+    """An entry as HTML: the clip, its prompt, and its nats a dimension as a curve.
+
+    scale: the curve's lower and upper end (default: those of the entry).
+    """
+    low, high = (float(entry.nats.min()), float(entry.nats.max())) if scale is None else scale
     with tempfile.TemporaryDirectory() as folder:
         picture = write_clip(entry.clip, Path(folder) / "clip.gif", frame_rate, enlarge=enlarge).read_bytes()
     source = "data:image/gif;base64," + base64.b64encode(picture).decode()
@@ -70,7 +77,7 @@ def _figure(entry: Entry, frame_rate: float, enlarge: int, scale: tuple[float, f
     return (
         f'<figure><img alt="{prompt}" src="{source}"><figcaption>{prompt}<br>'
         f"<small>{float(entry.nats.mean()):.3f} nats per dimension, {len(entry.clip)} frames</small></figcaption>"
-        f"{_curve([float(value) for value in entry.nats], *scale)}</figure>"
+        f"{_curve([float(value) for value in entry.nats], low, high)}</figure>"
     )
 
 

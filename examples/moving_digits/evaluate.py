@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -27,6 +26,8 @@ from examples.moving_digits.data import (
     sharp_light,
 )
 from nflib.io import write_json
+from nflib.metrics import auroc
+from video.evaluation import score
 from video.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -86,13 +87,6 @@ def sharpness(frames: Tensor) -> Tensor:
     return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 
 
-def auroc(right: Tensor, wrong: Tensor) -> float:
-    """The probability that a right one scores above a wrong one, ties counted half."""
-    ranks = rankdata(torch.cat([right, wrong]).cpu().double().numpy())
-    above = ranks[: len(right)].sum() - len(right) * (len(right) + 1) / 2
-    return float(above / (len(right) * len(wrong)))
-
-
 def spoiled(clips: Clips, seed: int = 0) -> dict[str, Tensor]:
     """The frames of clips played backwards, in random order, and with another clip's digit in their second half."""
     generator = torch.Generator().manual_seed(seed)
@@ -118,17 +112,15 @@ def likelihoods(model: Pipeline, num_clips: int = 200, seed: int = 0, batch_size
     """
     clips = MovingDigits("held_out", num_clips, model.settings.clip_shape[0], cuts=0.0, seed=seed).clips()
 
-    def log_prob(frames: Tensor) -> Tensor:
-        rows = range(0, num_clips, batch_size)
-        parts = [slice(first, first + batch_size) for first in rows]
-        return torch.cat([model.log_prob(frames[part], clips.prompts[part], seed=seed) for part in parts])
+    def bits(frames: Tensor) -> Tensor:
+        parts = [slice(first, first + batch_size) for first in range(0, num_clips, batch_size)]
+        return score(model, ((frames[part], clips.prompts[part]) for part in parts), seed=seed).bits
 
-    own = log_prob(clips.frames)
-    dimensions = math.prod((model.flow.config or {})["event_shape"])
-    nats = -float(own.mean()) / dimensions
-    values = {"nats_per_dim": nats, "bits_per_dim": nats / math.log(2)}
+    own = bits(clips.frames)
+    mean = float(own.mean())
+    values = {"nats_per_dim": mean * math.log(2), "bits_per_dim": mean}
     for name, frames in spoiled(clips, seed).items():
-        values[f"auroc_{name}"] = auroc(own, log_prob(frames))
+        values[f"auroc_{name}"] = auroc(-own, -bits(frames))
     return values
 
 

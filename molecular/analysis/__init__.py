@@ -2,6 +2,7 @@
 
 from molecular.analysis.compare import evaluate
 from molecular.analysis.ensembles import WeightedConformations
-from molecular.analysis.table import Estimate, Evaluation
+from molecular.analysis.table import Evaluation
+from nflib.metrics import Estimate
 
 __all__ = ["Estimate", "Evaluation", "WeightedConformations", "evaluate"]

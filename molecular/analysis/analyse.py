@@ -25,12 +25,12 @@ from molecular.analysis.free_energy import (
 from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.reweighting import reweight_to
 from molecular.analysis.shares import Shares, shares_of
-from molecular.analysis.table import Estimate
 from molecular.dynamics.simulate import reported_torsions
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from nflib.io.documents import finite_or_none
+from nflib.metrics import Estimate
 from nflib.montecarlo.diagnostics import effective_sample_size
 
 Variable = str | Callable[[Tensor], Tensor] | CollectiveVariable

@@ -12,10 +12,11 @@ from torch import Tensor
 from molecular.analysis.descriptors import Describe, Descriptors
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.analysis.metrics import Metric, available_metrics
-from molecular.analysis.table import Estimate, Evaluation
+from molecular.analysis.table import Evaluation
 from molecular.analysis.tica import TICA
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.molecule import Molecule
+from nflib.metrics import Estimate
 from nflib.metrics.transport import import_pot
 
 FLOOR = "reference, half to half"

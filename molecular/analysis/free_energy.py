@@ -16,8 +16,8 @@ from torch import Tensor
 
 from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.shares import Shares
-from molecular.analysis.table import Estimate
 from molecular.molecule.molecule import Molecule
+from nflib.metrics import Estimate
 
 KILOJOULES_PER_KILOCALORIE = 4.184
 UNITS = ("kJ/mol", "kcal/mol", "kT")

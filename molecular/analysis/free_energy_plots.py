@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from molecular.analysis.free_energy import FreeEnergy
 from molecular.analysis.observables import CollectiveVariable
-from molecular.analysis.plots import COLORS, DEEPEST, DOTS_PER_INCH, REFERENCE_COLOR, drawing_style
+from molecular.analysis.plots import DEEPEST
+from nflib.page import COLORS, DOTS_PER_INCH, REFERENCE_COLOR, drawing_style
 
 LINE = COLORS[1]
 _CONTOURS = 8

@@ -1,45 +1,23 @@
 """Figures of ensembles."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nflib.page import COLORS, DOTS_PER_INCH, REFERENCE_COLOR, drawing_style
+
 BINS = 60
-DOTS_PER_INCH = 150
 DEEPEST = 8.0  # kT above the minimum, the end of the colour scale
-REFERENCE_COLOR = "#8c8c8c"
-INK = "#222222"
-# Okabe and Ito's, which colour-blind readers tell apart.
-COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
 Panels = Mapping[str, tuple[NDArray, NDArray | None]]
-
-
-@contextmanager
-def drawing_style() -> Iterator[None]:
-    """How all figures are drawn, for as long as the block lasts."""
-    with matplotlib.rc_context(
-        {
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            # Names of molecules and ensembles may hold a dollar sign, which begins no formula.
-            "text.parse_math": False,
-        }
-    ):
-        yield
 
 
 @dataclass(frozen=True)

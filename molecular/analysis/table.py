@@ -10,27 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# An error this small beside the value is rounding.
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its bootstrap standard error; the error is NaN where it is unknown."""
-
-    value: float
-    error: float = math.nan
-
-    def __str__(self) -> str:
-        """The error to two digits and the value to the same place: 0.1234 ± 0.0056."""
-        if not math.isfinite(self.error) or not math.isfinite(self.value):
-            return f"{self.value:.4g}"
-        if self.error <= _ROUNDING * abs(self.value):
-            return f"{self.value:.4g} ± 0"
-        places = 1 - math.floor(math.log10(self.error))
-        if places < 0 or abs(self.value) >= 1e6:
-            return f"{self.value:.3g} ± {self.error:.2g}"
-        return f"{self.value:.{places}f} ± {self.error:.{places}f}"
+from nflib.metrics import Estimate
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ HISTORY = History(
     num_ancestors=[9, 5],
     acceptance=[0.5, 0.6],
     step_sizes=[0.1, 0.2],
+    num_nonfinite=[0, 0],
+    num_evaluations=[100, 100],
+    num_gradients=[0, 0],
 )
 
 

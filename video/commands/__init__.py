@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nflib.command_line import run_command
+from video.commands.app import app
 from video.commands.edit import edit
+from video.commands.evaluate import evaluate
 from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
@@ -23,9 +25,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "train": train,
     "train_autoencoder": train_autoencoder,
+    "evaluate": evaluate,
+    "app": app,
 }
 # Words that are no names in Python, and options that are given again to append to them.
-ALIASES = {"--continue": "--continue_clip", "--prompt": "--prompt+"}
+ALIASES = {"--continue": "--continue_clip", "--others": "--others+", "--prompt": "--prompt+"}
 
 
 def _quoted(arguments: Sequence[str]) -> list[str]:

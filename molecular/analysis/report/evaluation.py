@@ -7,10 +7,10 @@ from pathlib import Path
 
 from molecular.analysis.metrics import METRICS
 from molecular.analysis.report.figures import DrawnFigure
-from molecular.analysis.report.page import Section, bullets, definitions, picture, table, write_page
-from molecular.analysis.report.viewer import VIEWER, ViewedEnsemble, viewer_scripts
+from molecular.analysis.report.viewer import STYLE, VIEWER, ViewedEnsemble, viewer_scripts
 from molecular.analysis.table import Evaluation
 from molecular.molecule.molecule import Molecule
+from nflib.page import Section, bullets, definitions, picture, table, write_page
 
 _ABBREVIATIONS = {"w1": "W1", "w2": "W2", "jsd": "JSD", "tica": "TICA", "ramachandran": "Ramachandran"}
 
@@ -39,6 +39,7 @@ def write_evaluation(
             *(Section(one.heading, picture(one.path, one.heading, one.caption)) for one in figures),
         ],
         viewer_scripts(molecule, views),
+        STYLE.read_text(encoding="utf-8"),
     )
 
 

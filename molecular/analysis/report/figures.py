@@ -15,11 +15,12 @@ from torch import Tensor
 from molecular.analysis.compare import Described
 from molecular.analysis.descriptors import Descriptors
 from molecular.analysis.divergence import RAMACHANDRAN_BINS
-from molecular.analysis.plots import DOTS_PER_INCH, Curve, curves, plane, ramachandran_grid
+from molecular.analysis.plots import Curve, curves, plane, ramachandran_grid
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from nflib.montecarlo.history import History
 from nflib.montecarlo.plots import plot_history
+from nflib.page import DOTS_PER_INCH
 
 REFERENCE = "reference"
 ENERGY_BINS = 50

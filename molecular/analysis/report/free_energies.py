@@ -13,9 +13,9 @@ import numpy as np
 from molecular.analysis.analyse import ELSEWHERE, Analysis
 from molecular.analysis.free_energy import FreeEnergy, energy_unit
 from molecular.analysis.free_energy_plots import draw, figures
-from molecular.analysis.report.page import Section, bullets, definitions, drawing, grid, paragraph, table, write_page
-from molecular.analysis.table import Estimate
 from nflib.io import complete_folder, write_json
+from nflib.metrics import Estimate
+from nflib.page import Section, bullets, definitions, drawing, grid, paragraph, table, write_page
 
 _NO_LETTERS = re.compile(r"\W+")
 _LONGEST_NAME = 50  # characters, of which file systems hold 63 of the longest

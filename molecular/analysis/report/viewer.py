@@ -19,6 +19,7 @@ from molecular.molecule.molecule import Molecule
 from nflib.montecarlo import resample
 
 SCRIPT = Path(__file__).with_name("viewer.js")
+STYLE = Path(__file__).with_name("viewer.css")
 # As in most viewers of molecules.
 ELEMENT_COLORS = {"H": "#f2f2f2", "C": "#5a5a5a", "N": "#3050f8", "O": "#e0201b", "S": "#e6c84b"}
 _SPHERE = 0.42  # of a covalent radius, so that sticks show between the balls

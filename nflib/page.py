@@ -6,15 +6,19 @@ import base64
 import html
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from molecular.analysis.plots import COLORS, DOTS_PER_INCH, INK
-
+DOTS_PER_INCH = 150
+INK = "#222222"
+REFERENCE_COLOR = "#8c8c8c"
+# Okabe and Ito's, which colour-blind readers tell apart.
+COLORS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 STYLE = Path(__file__).with_name("page.css")
 # Nothing may be fetched from anywhere.
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'"
@@ -32,16 +36,38 @@ class Section:
     content: str
 
 
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """How all figures are drawn, for as long as the block lasts."""
+    with matplotlib.rc_context(
+        {
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            # Names of molecules, classes and folders may hold a dollar sign, which begins no formula.
+            "text.parse_math": False,
+        }
+    ):
+        yield
+
+
 def write_page(
-    path: str | Path, title: str, summary: str, sections: Sequence[Section], scripts: Sequence[str] = ()
+    path: str | Path,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    scripts: Sequence[str] = (),
+    style: str = "",
 ) -> Path:
-    """Write a page; `scripts` are whole elements, which stand at its end."""
+    """Write a page; `scripts` are whole elements, which stand at its end; `style`: CSS beside that of all pages."""
     body = [f"<section><h2>{html.escape(one.heading)}</h2>\n{one.content}</section>" for one in sections]
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{SCRIPT_POLICY if scripts else ""}">\n'
         f'<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}{style}</style></head>\n"
         f"<body>\n<h1>{html.escape(title)}</h1>\n<p>{html.escape(summary)}</p>\n"
         f"{chr(10).join([*body, *scripts])}\n</body>\n</html>\n"
     )
@@ -79,12 +105,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], details: Sequence[
     )
 
 
-def picture(path: Path, name: str, caption: str) -> str:
-    """A PNG file, as large as its letters are in every other one."""
+def picture(path: Path, name: str, caption: str, width: int | None = None) -> str:
+    """A PNG or GIF file, so many pixels of the page wide; None: as large as its letters are in every other drawing."""
     pixels = path.read_bytes()
-    source = "data:image/png;base64," + base64.b64encode(pixels).decode()
-    # Pixels are smaller than the page's: bytes 16 to 19 are the width.
-    width = round(int.from_bytes(pixels[16:20], "big") * 96 / DOTS_PER_INCH)
+    source = f"data:image/{path.suffix[1:]};base64," + base64.b64encode(pixels).decode()
+    # Pixels are smaller than the page's: bytes 16 to 19 of a PNG are the width.
+    width = round(int.from_bytes(pixels[16:20], "big") * 96 / DOTS_PER_INCH) if width is None else width
     return _figure(f'<img alt="{html.escape(name)}" src="{source}" style="width: {width}px">', caption)
 
 

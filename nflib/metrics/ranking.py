@@ -1,0 +1,27 @@
+"""How well a score tells two kinds of samples apart."""
+
+from __future__ import annotations
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+
+def auroc(right: Tensor, wrong: Tensor) -> float:
+    """The area under the receiver operating characteristic: how often a right one scores above a wrong one.
+
+    Args:
+        right, wrong: scores ``(n,)`` and ``(m,)``; ties count half, and a score that is no number counts lowest.
+
+    Raises:
+        ValueError: no score on one side.
+
+    >>> auroc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0]))
+    0.75
+    """
+    if not (len(right) and len(wrong)):
+        raise ValueError(f"auroc takes scores of both kinds, got {len(right)} and {len(wrong)}.")
+    scores = torch.cat([right, wrong]).cpu().double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    ranks = rankdata(scores.numpy())
+    above = ranks[: len(right)].sum() - len(right) * (len(right) + 1) / 2
+    return float(above / (len(right) * len(wrong)))

@@ -1,0 +1,71 @@
+"""Standard errors against closed forms and against the spread over repeated draws; ranks."""
+
+import math
+
+import pytest
+import torch
+
+from nflib.metrics import Estimate, auroc, bootstrap, frechet_distance, grouped_jackknife, kernel_distance
+
+
+def mean(x):
+    return float(x.mean())
+
+
+def test_errors_of_a_mean():
+    """Of groups of equal size, the jackknife's error of a mean is the standard error of the groups' means."""
+    x = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    group = (torch.arange(60) % 20)[torch.randperm(60, generator=torch.Generator().manual_seed(7))]
+    groups = torch.stack([x[group == number].mean() for number in range(20)])
+    found = grouped_jackknife(mean, x, num_groups=20, seed=7)
+    assert found.value == mean(x)
+    assert found.error == pytest.approx(float(groups.std()) / math.sqrt(20), rel=1e-12)
+    assert bootstrap(mean, x, num_resamples=2000).error == pytest.approx(float(x.std()) / math.sqrt(60), rel=0.08)
+
+
+def test_errors_of_two_samples_add():
+    x, y = (torch.randn(400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2))
+
+    def difference(x, y):
+        return mean(x) - 3 * mean(y)
+
+    both = grouped_jackknife(difference, x, y, num_groups=100).error
+    expected = math.sqrt(float(x.var()) / 400 + 9 * float(y.var()) / 400)
+    assert both == pytest.approx(expected, rel=0.2)
+    assert bootstrap(difference, x, y, num_resamples=1000).error == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_errors_of_distances_are_their_spread(distance):
+    """Over repeated draws of both sets, the median error is the standard deviation of the distance."""
+    generator = torch.Generator().manual_seed(3)
+    values, errors = [], []
+    for _ in range(60):
+        x = torch.randn(100, 4, generator=generator, dtype=torch.float64)
+        y = 1.3 * torch.randn(100, 4, generator=generator, dtype=torch.float64) + 0.7
+        estimate = grouped_jackknife(distance, x, y)
+        values.append(estimate.value)
+        errors.append(estimate.error)
+    spread = float(torch.tensor(values).std())
+    assert float(torch.tensor(errors).median()) == pytest.approx(spread, rel=0.3)
+
+
+def test_too_few_samples_have_no_error():
+    assert math.isnan(bootstrap(mean, torch.ones(1)).error)
+    assert math.isnan(grouped_jackknife(mean, torch.randn(19)).error)
+    assert str(Estimate(0.5)) == "0.5" and str(Estimate(0.12345, 0.0056)) == "0.1235 ± 0.0056"
+
+
+def test_auroc():
+    right, wrong = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0])
+    assert auroc(right, wrong) == pytest.approx(4.5 / 6)
+    assert auroc(right, right) == 0.5
+    assert auroc(right, torch.tensor([math.nan, -math.inf])) == 1
+    with pytest.raises(ValueError, match="got 3 and 0"):
+        auroc(right, wrong[:0])
+
+
+def test_auroc_of_normal_scores():
+    """Of N(d, 1) against N(0, 1) it is Φ(d / √2)."""
+    x, y = (torch.randn(20000, generator=torch.Generator().manual_seed(seed)) for seed in (4, 5))
+    assert auroc(x + 1, y) == pytest.approx(0.5 * (1 + math.erf(0.5)), abs=0.01)

@@ -1,0 +1,103 @@
+"""The demo page: its numbers by gradio's client; the page itself, driven in a browser, which asks nobody else."""
+
+import re
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from examples.moving_digits.data import MovingDigits
+from tests.browser import needs_chromium
+from tests.devtools import Tab
+from tests.video.tiny import SEVEN, tiny_model
+from video.app.page import draw_clip
+from video.gallery import clip_figure
+from video.media import write_clip
+
+gradio = pytest.importorskip("gradio")
+OWN = ("127.0.0.1", "localhost")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Hosts that this process has looked up or connected to."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def address(model, asked):
+    from video.app import build_page, serve
+
+    look_up, connect = socket.getaddrinfo, socket.socket.connect
+
+    def noting_look_up(host, *rest, **more):
+        asked.append(host)
+        return look_up(host, *rest, **more)
+
+    def noting_connect(self, where):
+        asked.append(where[0] if isinstance(where, tuple) else str(where))
+        return connect(self, where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", noting_look_up)
+        patch.setattr(socket.socket, "connect", noting_connect)
+        page = build_page(model, SEVEN)
+        yield serve(page)
+        page.close()
+
+
+def test_a_clip_and_its_likelihood(model, tmp_path):
+    entry = draw_clip(model, f" {SEVEN} ", seed=3, guidance=1.0, candidates=2)
+    clips = model.generate([SEVEN], seed=3, guidance=1.0, candidates=2)
+    torch.testing.assert_close(entry.clip, clips[0])
+    torch.testing.assert_close(entry.nats, model.nats_per_dim(clips, [SEVEN], seed=3)[0])
+    frame = MovingDigits("validation", 1, 1).clips().frames[0]
+    image = write_clip(frame, tmp_path / "frame.png", enlarge=2)
+    begun = draw_clip(model, "", str(image), seed=1)
+    torch.testing.assert_close(begun.clip[:1], frame, atol=0.01, rtol=0)
+    with pytest.raises(ValueError, match="whole number"):
+        draw_clip(model, SEVEN, seed=0.5)
+
+
+def test_numbers_through_the_client(address, model):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(address, verbose=False, analytics_enabled=False)
+    made = client.predict(SEVEN, None, 3, 1.0, 2, api_name="/generate")
+    assert made == clip_figure(draw_clip(model, SEVEN, None, 3, 1.0, 2), model.settings.frame_rate, enlarge=10)
+    with pytest.raises(AppError, match="unknown word 'horse'"):
+        client.predict("a horse", None, 0, 0.0, 1, api_name="/generate")
+
+
+@needs_chromium
+def test_in_a_browser(address, tmp_path):
+    """A prompt becomes a clip with its curve; a mistake becomes a message; nothing else is asked for."""
+    with Tab(tmp_path) as tab:
+        tab.open(address)
+        tab.wait("document.querySelectorAll('#generate, #prompt textarea').length == 2")
+        tab.type("#prompt textarea", "a two moving left, slowly")
+        tab.click("#generate")
+        size = tab.wait("(i => i && i.naturalWidth)(document.querySelector('#clip img'))")
+        assert size == 320
+        assert tab.run("document.querySelector('#clip img').alt") == "a two moving left, slowly"
+        assert len(tab.run("document.querySelector('#clip polyline').getAttribute('points')").split()) == 4
+        tab.screenshot(tmp_path / "clip.png")
+        tab.type("#prompt textarea", "a horse")
+        tab.click("#generate")
+        tab.wait("document.body.innerText.includes(\"unknown word 'horse'\")")
+        tab.screenshot(tmp_path / "mistake.png")
+    hosts = {urlsplit(one).hostname for one in tab.requested if re.match("(http|ws)s?:", one)}
+    assert hosts == {"127.0.0.1"}
+
+
+def test_this_process_asks_nobody_else(address, asked):
+    """After all of the above: gradio reports nothing, and listens to this machine alone."""
+    assert urlsplit(address).hostname == "127.0.0.1"
+    assert {host.decode() if isinstance(host, bytes) else host for host in asked} <= {*OWN, "/dev/log"}

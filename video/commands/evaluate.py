@@ -1,0 +1,93 @@
+"""How good a model is on a folder of held-out images or clips."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from video.commands.options import DrawingOptions, ModelOptions
+from video.evaluation import FolderBatches, Judgement, judge, load_features, pass_over, score, write_judgement
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    data: Path,
+    output: Path,
+    model: ModelOptions,
+    drawing: DrawingOptions,
+    features: Path | None = None,
+    others: list[Path] | None = None,
+    condition: str = "auto",
+    num_clips: int | None = None,
+    classify: bool = False,
+    num_shown: int = 32,
+    batch_size: int = 50,
+) -> Judgement:
+    """Judge a model by held-out images or clips: densities, distances of samples, a page of HTML.
+
+    Args:
+        data: a folder of clips that the model was not trained on: subfolders of classes, captions, or tar shards.
+        output: a folder for index.html, summary.json and grids.
+        model: which one.
+        drawing: how samples are drawn; its seed is that of all random numbers.
+        features: folder of a vision encoder of transformers; default: pixels averaged down.
+        others: folders of clips of other kinds, which the model should find less likely.
+        condition: what clips are told by: caption, label, none, or auto: the first of these that there is.
+        num_clips: so many held-out clips, and others, are drawn from their folders; default: all.
+        classify: also score all clips under each of their classes, and tell how often their own is the likeliest.
+        num_shown: clips in a grid.
+        batch_size: clips at once.
+
+    Returns:
+        All figures.
+
+    Raises:
+        FileNotFoundError: folders or files are missing.
+        OSError: the page cannot be written.
+        ValueError: folders, prompts or settings that do not fit.
+    """
+    if num_shown < 1:
+        raise ValueError(f"num_shown must be a positive number, got {num_shown}.")
+    pipeline = model.load()
+    encoder = load_features(features, model.device)
+    settings, seed = pipeline.settings, drawing.seed
+    reading = {"num_clips": num_clips, "batch_size": batch_size, "seed": seed}
+    held_out = FolderBatches(data, settings, condition=condition, **reading)
+    other_folders = {path.name: FolderBatches(path, settings, condition="none", **reading) for path in others or ()}
+    if len(other_folders) < len(others or ()):
+        raise ValueError("two folders of others have one name; rename one of them.")
+    if classify and not held_out.classes:
+        raise ValueError(f"clips in {data} have no classes to tell apart; leave --classify out.")
+    passed = pass_over(
+        pipeline,
+        held_out,
+        encoder,
+        classes=held_out.classes if classify else (),
+        with_unconditional=bool(others),
+        num_shown=num_shown,
+        seed=seed,
+        guidance=drawing.guidance,
+        denoise=drawing.denoise,
+        overlap=drawing.overlap,
+        decoding=drawing.decoder(pipeline),
+    )
+    scored = {name: score(pipeline, one, seed=seed, conditional=False) for name, one in other_folders.items()}
+    found = judge(pipeline, passed, scored, held_out.classes, seed)
+    found.notes += [report for one in (held_out, *other_folders.values()) if (report := one.report())]
+    shown = {
+        "model": model.model or "shipped",
+        "held-out clips": data,
+        "features": encoder.description,
+        "clip": " × ".join(map(str, settings.clip_shape)),
+        "guidance": drawing.guidance,
+        "denoising": drawing.denoise,
+        "decoding": drawing.decoding,
+        "seed": seed,
+    }
+    page = write_judgement(output, found, passed, scored, shown, settings.frame_rate)
+    lines = [f"{name:>16}  {value} bits per dimension" for name, value in found.bits_per_dim.items()]
+    lines += [f"{name:>16}  {value}" for name, value in found.distances["samples"].items()]
+    sys.stdout.write("\n".join([*lines, f"Written {page}."]) + "\n")
+    return found

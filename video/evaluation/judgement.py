@@ -1,0 +1,174 @@
+"""How good a pipeline is, in figures with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nflib.io.documents import finite_or_none
+from nflib.metrics import (
+    Estimate,
+    auroc,
+    bootstrap,
+    frechet_distance,
+    grouped_jackknife,
+    kernel_distance,
+    precision_recall,
+)
+from video.evaluation.scores import PassedOver, Scores
+from video.pipeline import Pipeline
+
+NEIGHBOURS = 3
+DISTANCES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "frechet_distance": frechet_distance,
+    "kernel_distance": kernel_distance,
+    "precision": lambda real, made: precision_recall(real, made, NEIGHBOURS).precision,
+    "recall": lambda real, made: precision_recall(real, made, NEIGHBOURS).recall,
+}
+# Fewer clips than this of a class give no distance that means something.
+FEWEST = 10
+
+
+@dataclass
+class Judgement:
+    """Figures, each an `Estimate`.
+
+    Args:
+        quantity: what the densities are of.
+        num_clips: held-out clips, and as many samples.
+        bits_per_dim: of "held-out", "samples" and any others, by name.
+        distances: of "samples" and "reconstructions" from held-out clips, and of one half of these from the other.
+        classes: of each class its "bits_per_dim", "samples_bits_per_dim", "kernel_distance", and "accuracy", the share
+            of its clips that are likelier under it than under any other.
+        class_sizes: clips of each class.
+        auroc: of each set of other clips, of "log-density" and "typicality".
+        notes: what a reader must know.
+    """
+
+    quantity: str
+    num_clips: int
+    bits_per_dim: dict[str, Estimate]
+    distances: dict[str, dict[str, Estimate]]
+    classes: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    class_sizes: dict[str, int] = field(default_factory=dict)
+    auroc: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON has it: a value and its "error", null where it is unknown."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Estimate):
+                return {"value": finite_or_none(value.value), "error": finite_or_none(value.error)}
+            return {name: plain(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def judge(
+    pipeline: Pipeline, passed: PassedOver, others: Mapping[str, Scores], classes: Sequence[str] = (), seed: int = 0
+) -> Judgement:
+    """All figures of what `pass_over` found.
+
+    Args:
+        pipeline: the model.
+        passed: over held-out clips; with their unconditional densities if there are others.
+        others: clips of other kinds, scored without a prompt, by name.
+        classes: names, which are prompts of the clips.
+        seed: of resamples.
+    """
+    own, samples = passed.held_out, passed.samples
+    bits = {"held-out": own.bits, "samples": samples.bits} | {name: one.bits for name, one in others.items()}
+    notes = [
+        "Errors of means and AUROCs are standard deviations over bootstrap resamples of clips; those of distances are "
+        "of a jackknife over ten groups of clips. None covers what another training run would change.",
+    ]
+    dimension = own.features.shape[1]
+    if len(own) <= 10 * dimension:
+        notes.append(
+            f"Fréchet distances of {len(own)} clips in {dimension} dimensions are too large on average: compare them "
+            "with those of as many clips alone. Kernel distances have no such bias."
+        )
+    distances = {
+        "samples": _distances(own.features, samples.features, seed),
+        "reconstructions": _distances(own.features, passed.reconstructions.features, seed),
+    }
+    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
+    first, second = own.features[order].chunk(2) if len(own) > 1 else (own.features, own.features)
+    distances["one half of held-out from the other"] = _distances(first, second, seed)
+    found = Judgement(
+        scored_quantity(pipeline),
+        len(own),
+        {name: bootstrap(_mean, values, seed=seed) for name, values in bits.items()},
+        distances,
+        notes=notes,
+    )
+    for number, name in enumerate(classes):
+        rows = torch.tensor([prompt == name for prompt in own.prompts])
+        if rows.any():
+            found.classes[name] = _of_class(passed, rows, number, seed)
+            found.class_sizes[name] = int(rows.sum())
+    for name, other in others.items():
+        assert passed.unconditional is not None
+        typical = passed.unconditional.mean()
+        scores = {
+            "log-density": (-passed.unconditional, -other.bits),
+            "typicality": (-(passed.unconditional - typical).abs(), -(other.bits - typical).abs()),
+        }
+        found.auroc[name] = {kind: bootstrap(auroc, *pair, seed=seed) for kind, pair in scores.items()}
+    return found
+
+
+def scored_quantity(pipeline: Pipeline) -> str:
+    """What the densities of a pipeline are of, in words."""
+    shape, noise = pipeline.settings.clip_shape, pipeline.settings.noise
+    latent = pipeline.latents.latent_shape(shape)
+    noisy = f"with normal noise of standard deviation {noise:g} added" if noise else "without noise"
+    if latent == shape:
+        return (
+            f"the density of pixels in -1 … 1, {_product(shape)} a clip, {noisy}; add log2(127.5) = 6.994 bits for "
+            "units of 8-bit levels"
+        )
+    return (
+        f"the density of latents, {_product(latent)} a clip, that the model's autoencoder makes of {_product(shape)} "
+        f"pixels, {noisy}: not a density of pixels, and to be compared on the same latents alone"
+    )
+
+
+def _distances(real: Tensor, made: Tensor, seed: int) -> dict[str, Estimate]:
+    """Those that so many clips allow."""
+    fewest = min(len(real), len(made))
+    needed = {"frechet_distance": 2, "kernel_distance": 2}
+    return {
+        name: grouped_jackknife(distance, real, made, seed=seed)
+        for name, distance in DISTANCES.items()
+        if fewest >= needed.get(name, NEIGHBOURS + 1)
+    }
+
+
+def _of_class(passed: PassedOver, rows: Tensor, number: int, seed: int) -> dict[str, Estimate]:
+    own, samples = passed.held_out, passed.samples
+    found = {
+        "bits_per_dim": bootstrap(_mean, own.bits[rows], seed=seed),
+        "samples_bits_per_dim": bootstrap(_mean, samples.bits[rows], seed=seed),
+    }
+    if rows.sum() >= FEWEST:
+        found["kernel_distance"] = grouped_jackknife(
+            kernel_distance, own.features[rows], samples.features[rows], num_groups=5, seed=seed
+        )
+    if passed.most_likely is not None:
+        is_right = (passed.most_likely[rows] == number).double()
+        found["accuracy"] = bootstrap(_mean, is_right, seed=seed)
+    return found
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())
+
+
+def _product(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
