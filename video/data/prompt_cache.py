@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def encode_prompts(
         begin_cache(folder, DESCRIPTION, wanted, SHARDS, renew)
         known = PromptCache(folder)
         missing = sorted({prompt for prompt in [*prompts, ""] if prompt not in known})
-        row_bytes = max(text.length * text.channels * dtype.itemsize, 1)
+        row_bytes = max(math.prod(text.shape) * dtype.itemsize, 1)
         number = max([int(path.stem.rpartition("-")[2]) + 1 for path in folder.glob(SHARDS)], default=0)
         pieces = _pieces(missing, min(max(shard_bytes // row_bytes, 1), LONGEST))
         for piece in tqdm(pieces, "encoding prompts", disable=len(missing) <= 1024):
