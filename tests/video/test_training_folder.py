@@ -266,3 +266,20 @@ def test_labels_are_dropped_in_training():
 
     torch.testing.assert_close(bits(flow.train(), context=labels), bits(flow, context=labels - labels - 1))
     assert not torch.isclose(bits(flow.eval(), context=labels), bits(flow, context=labels - labels - 1))
+
+
+def test_a_run_keeps_its_labels(tmp_path):
+    """Numbers of classes would mean others, were labels changed between a run and what goes on from it."""
+    data = tmp_path / "data"
+    for name in "abcd":
+        write_image(data / f"{name}.png", gradient(8, 8))
+
+    def train(labels):
+        rows = [json.dumps({"file_name": f"{name}.png", "label": label}) for name, label in labels.items()]
+        (data / "metadata.jsonl").write_text("\n".join(rows))
+        folders = ["--data", str(data), "--output", str(tmp_path / "run"), "--size", "8", "--validation", "0.5"]
+        main(["train", "--model", "tarflow", *folders, *TINY, *steps(1)])
+
+    train({"a": "cat", "b": "dog", "c": "cat", "d": "dog"})
+    with pytest.raises(SystemExit, match="was made with another set of words or labels"):
+        train({"a": "cat", "b": "ape", "c": "cat", "d": "ape"})

@@ -164,20 +164,20 @@ def train_on_folder(
     encoder = _text(family, parts, text, text_length, config)
     torch.manual_seed(config.seed)
     flow = family.build(latent_shape, encoder, {"patch_size": patch_size, **architecture})
+    vocabulary = encoder.words if isinstance(encoder, Words) else encoder.names if isinstance(encoder, Labels) else []
     wanted = folder.fixed() | {
         **{"model": model, "text_length": text_length, "condition": parts[0].condition, "frames": lengths},
         **{"aspect ratio": largest_aspect, "noise": noise, "dropout": dropout, "architecture": dict(architecture)},
+        "set of words or labels": vocabulary,
     }
     _begin(output, wanted)
-    contexts: Callable[[Sequence[str]], Tensor] | None = None
-    if isinstance(encoder, Words):
-        contexts = encoder
-    elif not isinstance(encoder, Labels):
+    contexts: Callable[[Sequence[str]], Any] | None = None if isinstance(encoder, Labels) else encoder
+    if not vocabulary and contexts is not None:
         prompts = (part.prompt(number) for part in parts for number in range(len(part)))
         contexts = encode_prompts(prompts, encoder, output / PROMPTS)
     caches = folder.caches(parts, shapes, latents, contexts, output / LATENTS)
 
-    unconditional = (contexts or encoder)(["", ""])  # type: ignore[operator]
+    unconditional = (contexts or encoder)(["", ""])
     likelihood = NoisyLikelihood(noise, dropout, unconditional, learn_denoiser=False)
     objective = BitsPerDimension(likelihood, isinstance(latents, Pixels))
     grid = SampleGrid(latents, encoder, settings, _prompts(parts[1], samples), objective.unit)
