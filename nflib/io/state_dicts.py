@@ -36,8 +36,12 @@ def not_finite(state: Mapping[str, Tensor], module: nn.Module) -> str | None:
     """The name of a tensor that holds NaN, or among the module's parameters infinity: no model is saved so."""
     parameters = dict(module.named_parameters())
     for name, tensor in state.items():
+        if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        ends = torch.stack(values.detach().aminmax())  # which are NaN where any is, and take no memory
         # Of other tensors, such as the edges of bins, some may well be infinite.
-        if bool((~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)).any()):
+        if bool((~ends.isfinite() if name in parameters else ends.isnan()).any()):
             return name
     return None
 
