@@ -48,7 +48,7 @@ lint: $(STAMP)
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e ".[molecular,video,dev]"
+	$(PIP) -e ".[molecular,video,app,dev]"
 	touch $@
 
 $(VENV)/.installed-docs: $(STAMP)

@@ -25,6 +25,6 @@ def app(model: ModelOptions, port: int | None = None, open_browser: bool = False
         OSError: the port is taken.
     """
     page = build_page(model.load(), EXAMPLE if model.model is None else "")
-    address = serve(page, port, is_blocking=False, opens_browser=open_browser)
+    address = serve(page, port, opens_browser=open_browser)
     log.info("The page is at %s; interrupt to end.", address)
     page.block_thread()

@@ -53,9 +53,14 @@ def evaluate(
     pipeline = model.load()
     encoder = load_features(features, model.device)
     settings, seed = pipeline.settings, drawing.seed
-    reading = {"num_clips": num_clips, "batch_size": batch_size, "seed": seed}
-    held_out = FolderBatches(data, settings, condition=condition, **reading)
-    other_folders = {path.name: FolderBatches(path, settings, condition="none", **reading) for path in others or ()}
+
+    def read(folder: Path, condition: str) -> FolderBatches:
+        return FolderBatches(
+            folder, settings, num_clips=num_clips, batch_size=batch_size, condition=condition, seed=seed
+        )
+
+    held_out = read(data, condition)
+    other_folders = {path.name: read(path, "none") for path in others or ()}
     if len(other_folders) < len(others or ()):
         raise ValueError("two folders of others have one name; rename one of them.")
     if classify and not held_out.classes:

@@ -12,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from nflib.io import complete_folder, write_json
@@ -200,7 +201,7 @@ def _by_frame(bits: Mapping[str, Tensor]) -> Figure:
         color = REFERENCE_COLOR if number == 0 else COLORS[number]
         axes.plot(frames, values.mean(0).numpy(), color=color, marker=".", label=name)
     axes.set(xlabel="latent frame", ylabel="bits per dimension")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize="small")
     return figure
 
