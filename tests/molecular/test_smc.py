@@ -280,7 +280,7 @@ def test_command_line(peptide, tmp_path):
 def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
     """Stopped between two temperatures, and called again: the same samples, and the checkpoint goes."""
     module = import_module("nflib.montecarlo.smc")
-    common = ["sample", "--peptide", SEQUENCE, "--num_samples", "60", "--sampler", "smc", "--conditional_ess", "0.6"]
+    common = ["sample", "--peptide", SEQUENCE, "--num_samples", "60", "--sampler", "smc", "--conditional_ess", "0.95"]
     main([*common, "--output", str(tmp_path / "whole")])
     advance, calls = module._Run.advance, []
 

@@ -19,19 +19,22 @@ FINISHED = "finished.json"
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The seed of a corpus, an integer, and its split; raises ValueError for a file that cannot be read."""
+    """The split of a corpus, and its seed, an integer, which one made by hand may lack.
+
+    Raises ValueError for a file that cannot be read.
+    """
     content = read_json(path, "use another folder")
     split = content.get("split")
     lists = [split.get(part) for part in PARTS] if isinstance(split, dict) else [None]
     names = [name for names in lists if isinstance(names, list) for name in names]
-    whole = all(isinstance(each, list) for each in lists) and isinstance(content.get("seed"), int)
+    whole = all(isinstance(each, list) for each in lists) and isinstance(content.get("seed", 0), int)
     try:
         for name in names:
             parse_sequence(name, letters=True)  # folders have these names
     except (AttributeError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(f"{path} cannot be read (it holds no seed and split of sequences); use another folder.")
+        raise ValueError(f"{path} cannot be read (it holds no split of sequences, or a seed that is none); use another folder.")
     return content
 
 
