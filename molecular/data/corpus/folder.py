@@ -34,7 +34,9 @@ def read_description(path: Path) -> dict[str, Any]:
     except (AttributeError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(f"{path} cannot be read (it holds no split of sequences, or a seed that is none); use another folder.")
+        raise ValueError(
+            f"{path} cannot be read (it holds no split of sequences, or a seed that is none); use another folder."
+        )
     return content
 
 
