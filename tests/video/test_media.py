@@ -1,7 +1,5 @@
 """Clips through files and back, and what damaged, empty or odd ones are answered with."""
 
-import resource
-
 import av
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 from PIL import Image
 
 from examples.moving_digits.data import MovingDigits
+from tests.nflib.full_disk import full_disk
 from video.gallery import Entry, write_gallery
 from video.media import as_bytes, read_clip, read_image, write_clip
 
@@ -82,21 +81,12 @@ def test_mistakes(clip, tmp_path):
         read_clip(tmp_path / "whole.mp4", (1, 64, 64))
 
 
-@pytest.fixture
-def full_disk():
-    """No file can grow beyond two kilobytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.mp4", "a.html"])
-def test_a_full_disk_leaves_the_good_file(tmp_path, full_disk, name):
+def test_a_full_disk_leaves_the_good_file(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"good")
     noise = torch.rand(6, 3, 64, 64) * 2 - 1
-    with pytest.raises(OSError, match="keeps what it had; make room"):
+    with pytest.raises(OSError, match="keeps what it had; make room"), full_disk(2000):
         if name == "a.html":
             write_gallery([Entry("", noise[:, :1, :16, :16], torch.zeros(6))], path, 8.0)
         else:
