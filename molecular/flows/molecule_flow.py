@@ -16,7 +16,7 @@ from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.molecule.topology import Topology
 from nflib.distributions import StandardNormal
 from nflib.flows import Flow, autoregressive_blocks
-from nflib.transforms import GaussianizeMarginals, Permute, Standardize, VectorPatches
+from nflib.transforms import GaussianizeMarginals, Permute, Standardize, VectorPatches, Whiten
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
@@ -49,6 +49,7 @@ class MoleculeFlow(ConformationFlow):
             deep blocks are best. "affine": independently of each other, and tokens of internal coordinates are dealt
             so that they nearly are: three of one kind from distant atoms, torsions first, then angles, then lengths.
         num_bins: pieces of each spline.
+        whitened: whether their linear correlations, too, are taken out of what the transformer sees, by a fitted map.
 
     Raises:
         ValueError: unknown coordinates, a topology that is none, or settings that do not fit.
@@ -65,6 +66,7 @@ class MoleculeFlow(ConformationFlow):
         expansion: float = 4,
         conditional: str = "spline",
         num_bins: int = 8,
+        whitened: bool = True,
     ):
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
@@ -85,6 +87,8 @@ class MoleculeFlow(ConformationFlow):
         )
         frames = LocalFrames(known.bonds, known.num_atoms, known.elements)
         steps = _fixed_steps(coordinates, frames, dealt=conditional == "affine")
+        if whitened:
+            steps.append(_Step(Whiten((num_tokens, TOKEN_SIZE)), Whiten.fit))
         super().__init__(
             CompositeTransform([*(step.transform for step in steps), *blocks]),
             StandardNormal((num_tokens, TOKEN_SIZE)),
@@ -111,7 +115,7 @@ class MoleculeFlow(ConformationFlow):
         return given
 
     def fit_coordinates(self, positions: Tensor) -> None:
-        """Fit the fixed, elementwise part of the map to training positions ``(N, n, 3)``.
+        """Fit the fixed part of the map to training positions ``(N, n, 3)``.
 
         Raises ValueError for another number of atoms.
         """
@@ -164,7 +168,7 @@ class PeptideFlow(MoleculeFlow):
             map(list, bonds)
         ):
             raise ValueError(f"elements and bonds are not those of {sequence}.")
-        super().__init__(topology.to_dict(), *args, **{"conditional": "affine", **settings})
+        super().__init__(topology.to_dict(), *args, **{"conditional": "affine", "whitened": False, **settings})
 
 
 class _Step(NamedTuple):

@@ -14,6 +14,7 @@ from nflib.transforms.patches import ImagePatches, VectorPatches
 from nflib.transforms.scales import Exponential, Softplus
 from nflib.transforms.token_maps import Independent, InnerAutoregressive, TokenMap
 from nflib.transforms.univariate import RationalQuadraticSpline
+from nflib.transforms.whiten import Whiten
 
 __all__ = [
     "AffineAutoregressive",
@@ -44,5 +45,6 @@ __all__ = [
     "TokenMap",
     "TokenwiseAutoregressive",
     "VectorPatches",
+    "Whiten",
     "invert",
 ]

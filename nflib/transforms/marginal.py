@@ -86,7 +86,7 @@ class Standardize(ClosedForm):
         return cls(mean, std).to(data.device)
 
     def _log_scale(self, inputs: Tensor) -> Tensor:
-        _check_event_shape("Standardize", inputs, self.std.shape)
+        check_event_shape("Standardize", inputs, self.std.shape)
         total = self.std.to(torch.float64).log().sum() if inputs.device.type != "mps" else self.std.log().sum()
         return total.to(working_dtype(inputs)).expand(inputs.shape[0])
 
@@ -182,7 +182,7 @@ class GaussianizeMarginals(ClosedForm):
         return transform.to(data.device)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
+        check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
         dtype = working_dtype(inputs)
         knots = self.knots_x.to(dtype)
         low, high, bounded = (
@@ -195,7 +195,7 @@ class GaussianizeMarginals(ClosedForm):
         return z.reshape(inputs.shape), log_slope.sum(-1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
+        check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
         dtype = working_dtype(inputs)
         z = inputs.reshape(inputs.shape[0], -1).to(dtype)
         interval = self.is_interval
@@ -230,7 +230,7 @@ def _first_index(mask: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in mask.nonzero()[0])
 
 
-def _check_event_shape(name: str, inputs: Tensor, event_shape: torch.Size) -> None:
+def check_event_shape(name: str, inputs: Tensor, event_shape: torch.Size) -> None:
     if inputs.shape[1:] != event_shape:
         raise ValueError(
             f"{name}: inputs have shape {tuple(inputs.shape)} but were expected as (batch, "

@@ -54,6 +54,7 @@ from nflib.transforms import (
     TokenMap,
     TokenwiseAutoregressive,
     VectorPatches,
+    Whiten,
 )
 
 NUM_CLASSES = 3
@@ -278,6 +279,7 @@ FIXED = [
         (4, 2),
         (4, 2),
     ),
+    Case("whiten", lambda: Whiten.fit(torch.randn(50, 4, 2).cumsum(1)), (4, 2), (4, 2)),
     Case("gaussianize", lambda: GaussianizeMarginals.fit(torch.randn(300, 3, 2).exp()), (3, 2), (3, 2)),
     Case(
         "gaussianize-intervals",
