@@ -205,7 +205,7 @@ def test_a_killed_run_goes_on(pictures, tmp_path, capsys):
         (["--model", "tarflow", "--condition", "caption"], "nothing in .* has a caption"),
         (["--model", "tarflow", "--prompt_dropout", "2"], "dropout"),
         (["--model", "tarflow", "--noise", "-1"], "noise must lie in"),
-        (["--model", "tarflow", "--training.accelerator", "abacus"], "accelerator"),
+        (["--model", "tarflow", "--training.accelerator", "abacus"], "there is no device 'abacus'"),
         (["--model", "tarflow", "--patch_size", "0"], "patch_size must be a positive number"),
         (["--model", "tarflow", "--validation", "1"], "must lie between 0 and 1"),
         (["--model", "tarflow", "--data", "/nowhere"], "there is no folder /nowhere"),

@@ -14,9 +14,11 @@ from video.commands.evaluate import evaluate
 from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
-from video.commands.training import train, train_autoencoder
+from video.commands.training import train_autoencoder
 from video.conversion.convert import convert
-from video.training.folder import FolderOptions
+from video.data.options import FolderOptions
+from video.training.families import FlowOptions
+from video.training.flow import train
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
@@ -54,5 +56,5 @@ def main(arguments: list[str] | None = None) -> None:
         _quoted(sys.argv[1:] if arguments is None else arguments),
         positional=("edit", "likelihood"),
         aliases=ALIASES,
-        groups=[FolderOptions, ModelOptions, DrawingOptions, OutputOptions],
+        groups=[FolderOptions, FlowOptions, ModelOptions, DrawingOptions, OutputOptions],
     )

@@ -50,7 +50,7 @@ class LatentCache:
         self,
         folder: str | os.PathLike[str],
         listing: Listing,
-        text: Callable[[Sequence[str]], Tensor] | None = None,
+        text: Callable[[Sequence[str]], Tensor | None] | None = None,
     ) -> None:
         folder = Path(folder)
         if not (folder / COMPLETE).is_file():

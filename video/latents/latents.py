@@ -29,6 +29,10 @@ class Latents(nn.Module):
         later_scale: times which every latent frame but the first is taken (released STARFlow-Vs).
     """
 
+    # Whether numbers are the levels of 8 bits, and in what they are kept on disk.
+    has_levels = False
+    kept_dtype = torch.float32
+
     def __init__(self, autoencoder: Any, batch_size: int = 64, later_scale: float = 1.0):
         super().__init__()
         self.autoencoder = autoencoder
@@ -189,6 +193,9 @@ class WanLatents(Latents):
 
 class Pixels(Latents):
     """Pixels as their own latents: of flows that have no autoencoder."""
+
+    has_levels = True
+    kept_dtype = torch.float16  # which tells the levels apart
 
     def __init__(self, channels: int = 3):
         nn.Module.__init__(self)

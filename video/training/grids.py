@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nflib.training import TrainingState
 from video.latents.latents import Latents
@@ -17,6 +17,7 @@ from video.media import grid, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder
+from video.training.run import is_first_process
 
 FOLDER = "samples"
 
@@ -91,7 +92,3 @@ class ReconstructionGrid:
         path = write_grid(torch.stack([frames, decoded], 1), grid_path(state), columns=8)
         told = "step %d: loss %.4g, PSNR %.1f dB; frames and their reconstructions in %s."
         log.info(told, state.step, state.validation_loss, 10 * math.log10(4 / max(error, 1e-12)), path)
-
-
-def is_first_process() -> bool:
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
