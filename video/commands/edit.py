@@ -50,11 +50,7 @@ def edit(
         wanted,
         keep_frames=keep_frames,
         strength=strength,
-        guidance=drawing.guidance,
-        denoise=drawing.denoise,
-        overlap=drawing.overlap,
-        seed=drawing.seed,
-        decoding=drawing.decoder(pipeline),
+        **drawing.settings(pipeline),
     )
     heading = {"clip": str(clip), "source prompt": repr(source_prompt), "kept frames": keep_frames}
     heading |= {"strength": strength, "seed": drawing.seed} | drawing.heading(pipeline)

@@ -62,17 +62,7 @@ def generate(
         given = read_image(first_frame, shape).unsqueeze(0)
     elif continue_clip is not None:
         given = read_clip(continue_clip, shape).unsqueeze(0)
-    clips = pipeline.stream(
-        wanted,
-        frames,
-        given,
-        guidance=drawing.guidance,
-        denoise=drawing.denoise,
-        overlap=drawing.overlap,
-        candidates=candidates,
-        seed=drawing.seed,
-        decoding=drawing.decoder(pipeline),
-    )
+    clips = pipeline.stream(wanted, frames, given, candidates=candidates, **drawing.settings(pipeline))
     heading = {"seed": drawing.seed} | drawing.heading(pipeline)
     heading |= {"model": str(model.model or "shipped")}
     return output.write(pipeline, clips, wanted, seed=drawing.seed, heading=heading)
