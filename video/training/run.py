@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ SETTINGS = "settings.json"
 
 
 def is_first_process() -> bool:
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    """Whether this process is the only one, or the first that torchrun has started."""
+    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 def begin_run(output: Path, wanted: Mapping[str, Any]) -> None:
