@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,28 @@ class FolderOptions:
     Args:
         data: a folder of images, clips or tar shards, with captions (metadata.jsonl or metadata.csv, or a .txt beside
             each) or labels (metadata, or a subfolder for each class), if any.
-        size: of frames, to which files are resized and cropped: a number of pixels, or height x width, "48x80".
-        frame_rate: frames a second, to which clips are resampled.
+        size: of frames, to which files are resized and cropped: a number of pixels, or height x width, "48x80"; default
+            64, or that of an initial model.
+        frame_rate: frames a second, to which clips are resampled; default 8, or that of an initial model.
         mirrored: learn each image and clip mirrored, left to right, as well.
         grey: learn grey frames (default: colours, or what the autoencoder takes).
         validation: share of the files to validate by, which a hash of their names chooses.
     """
 
     data: Path
-    size: str = "64"
-    frame_rate: float = 8.0
+    size: str | None = None
+    frame_rate: float | None = None
     mirrored: bool = False
     grey: bool = False
     validation: float = 0.1
 
+    def completed(self, size: str = "64", frame_rate: float = 8.0) -> FolderOptions:
+        """With these where nothing else is said."""
+        return replace(self, size=self.size or size, frame_rate=self.frame_rate or frame_rate)
+
     def height_and_width(self) -> tuple[int, int]:
         """Raises ValueError for a size that is none."""
-        found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", self.size)
+        found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", self.completed().size or "")
         if found is None:
             raise ValueError(f"size must be a number of pixels, or height x width such as 48x80, got {self.size!r}.")
         return int(found[1]), int(found[2] or found[1])
@@ -73,7 +78,7 @@ class FolderOptions:
             clips = ClipFolder(
                 part,
                 shapes,
-                frame_rate=self.frame_rate,
+                frame_rate=self.completed().frame_rate or 0.0,
                 channels=latents.in_channels,
                 with_mirrored=self.mirrored and name == PARTS[0],
                 text=text,
@@ -87,4 +92,4 @@ class FolderOptions:
 
     def fixed(self) -> dict[str, Any]:
         """What a run that goes on must share with its beginning; the files themselves are compared elsewhere."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "data"}
+        return {name: value for name, value in dataclasses.asdict(self.completed()).items() if name != "data"}

@@ -168,4 +168,5 @@ def share_weights(source: nn.Module, target: nn.Module) -> None:
         setattr(target.get_submodule(path), leaf, parameter)
     for name, part in source.named_modules():
         if isinstance(part, TransformerLayer):
-            target.get_submodule(name).recomputes = part.recomputes
+            twin: Any = target.get_submodule(name)
+            twin.recomputes = part.recomputes

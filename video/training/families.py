@@ -66,27 +66,37 @@ class FlowOptions:
     """A new flow; what is not said of the architecture has the default of its family.
 
     Args:
-        model: tarflow (images, pixels), starflow (images, latents) or starflow-v (clips, latents).
+        model: tarflow (images, pixels), starflow (images, latents; the default) or starflow-v (clips, latents).
         patch_size: pixels, or latents, along the side of a token; default 4 of tarflow, 1 of others.
         channels: width of the transformers.
         layers_per_block: layers of each autoregressive map, of starflow the last one deep, and given the prompt.
         head_dim: channels of an attention head.
     """
 
-    model: str = "starflow"
+    model: str | None = None
     patch_size: int | None = None
     channels: int | None = None
     layers_per_block: list[int] | None = None
     head_dim: int | None = None
 
     @property
+    def name(self) -> str:
+        """Of the family."""
+        return self.model or "starflow"
+
+    @property
     def family(self) -> Family:
         """Raises ValueError where there is none of that name."""
-        if self.model not in FAMILIES:
-            raise ValueError(f"model must be one of {', '.join(FAMILIES)}, got {self.model!r}.")
-        return FAMILIES[self.model]
+        if self.name not in FAMILIES:
+            raise ValueError(f"model must be one of {', '.join(FAMILIES)}, got {self.name!r}.")
+        return FAMILIES[self.name]
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is said."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
     def architecture(self) -> dict[str, Any]:
-        """What is said of it."""
-        said = {name: value for name, value in vars(self).items() if name != "model" and value is not None}
-        return {"patch_size": self.family.patch_size, **said}
+        """All that the family is built with."""
+        return {"patch_size": self.family.patch_size} | {k: v for k, v in self.said.items() if k != "model"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from video.training.families import FlowOptions
 from video.training.grids import SampleGrid
 from video.training.likelihood import NoisyLikelihood
 from video.training.run import begin_run, is_first_process, spread
-from video.training.starts import NewFlow
+from video.training.starts import PIPELINE, NewFlow, SavedFlow, Start
 
-PIPELINE, LATENTS, PROMPTS, RESULT = "pipeline", "latents", "prompts", "result.json"
+LATENTS, PROMPTS, RESULT = "latents", "prompts", "result.json"
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def train(
     output: Path,
     training: TrainingConfig,
     flow: FlowOptions,
+    initial: str | None = None,
     autoencoder: str | None = None,
     condition: str = "auto",
     text: str | None = None,
@@ -55,6 +57,9 @@ def train(
         output: folder for all that is written.
         training: length, learning rate and everything else of the loop.
         flow: its family and architecture.
+        initial: a saved or converted model to start from, or the output of such a run: its flow, autoencoder, text
+            encoder and phrasing then hold, and its size, frames, frame rate and noise are the defaults; a learned
+            denoiser stays as it is.
         autoencoder: whose latents are learnt: a folder of diffusers (AutoencoderKL, AutoencoderKLWan), a name on the
             hub, or the output of train_autoencoder.
         condition: caption, label, none, or auto: the first of these that the data have. To tarflow labels are classes,
@@ -79,39 +84,52 @@ def train(
         OSError: another run is at work in the folder, or it cannot be written.
         ValueError: files or settings that do not fit, or a run in the folder of other settings.
     """
-    start = NewFlow(flow, autoencoder, text, text_length, data.grey, _device(training))
-    family, latents = start.family, start.latents
-    lengths = sorted({frames} if isinstance(frames, int) else set(frames or ())) or [family.frames]
-    if family.frames == 1 and lengths != [1]:
+    device = _device(training)
+    start: Start
+    if initial is None:
+        start = NewFlow(flow, autoencoder, text, text_length, data.grey, device)
+    else:
+        others = {"autoencoder": autoencoder, "text": text, "text_length": text_length, **flow.said}
+        start = SavedFlow(initial, others, data.grey, device)
+    data, latents = start.completed(data), start.latents
+    lengths = sorted({frames} if isinstance(frames, int) else set(frames or ())) or [start.frames]
+    if start.frames == 1 and lengths != [1]:
         raise ValueError(
             f"{start.name} learns images, each of one frame; choose starflow-v for clips, or leave frames out."
         )
-    if largest_aspect != 1 and not family.has_sizes:
+    if largest_aspect != 1 and not start.has_sizes:
         log.warning(
             "%s has a single size: all images are cropped to %s, whatever their aspect ratio.", start.name, data.size
         )
         largest_aspect = 1.0
     multiple = latents.spatial_factor * start.patch_size
     shapes = buckets(*data.height_and_width(), multiple, lengths, largest_aspect=largest_aspect)
-    noise = family.noise if noise is None else noise
+    noise = start.noise if noise is None else noise
     if not 0 <= prompt_dropout < 1:
         raise ValueError(f"dropout of prompts must be a share in 0 … 1, got {prompt_dropout}.")
     clip_shape = (max(lengths), latents.in_channels, *shapes[0][1:])
-    settings = start.settings(clip_shape, noise, data.frame_rate)
+    settings = start.settings(clip_shape, noise, data.completed().frame_rate or 0.0)
+    if settings.phrasing.frame_rate and lengths[0] == 1 != lengths[-1]:
+        raise ValueError(f"{start.name} is told whether it sees images or clips: learn frames of 1, or of more.")
     latent_shape = latents.latent_shape(clip_shape)
 
-    parts = data.parts(condition)
-    encoder = start.encoder(parts)
+    parts = data.parts(start.condition(condition))
+    encoder = start.encoder(parts, settings)
     torch.manual_seed(training.seed)
     trained = start.flow(latent_shape, encoder)
     wanted = data.fixed() | start.fixed()
     wanted |= {"condition": parts[0].condition, "frames": lengths, "aspect ratio": largest_aspect, "noise": noise}
     wanted |= {"dropout": prompt_dropout, "set of words or labels": encoder.vocabulary}
     begin_run(output, wanted)
-    contexts: Callable[[Sequence[str]], Any] = encoder
+    phrase = partial(settings.phrase, is_image=lengths == [1])
+    known: Callable[[Sequence[str]], Any] = encoder
     if encoder.is_costly:
-        prompts = (part.prompt(number) for part in parts for number in range(len(part)))
-        contexts = encode_prompts(prompts, encoder, output / PROMPTS)
+        prompts = {"", *(part.prompt(number) for part in parts for number in range(len(part)))}
+        known = encode_prompts(map(phrase, prompts), encoder, output / PROMPTS)
+
+    def contexts(prompts: Sequence[str]) -> Any:
+        return known([phrase(prompt) for prompt in prompts])
+
     caches = data.caches(parts, shapes, latents, contexts, output / LATENTS)
 
     likelihood = NoisyLikelihood(noise, prompt_dropout, contexts(["", ""]), learn_denoiser=False)
