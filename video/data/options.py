@@ -19,6 +19,7 @@ from video.data.samples import Listing
 from video.data.sizes import Bucket
 from video.latents.latents import Latents
 
+SIZE, FRAME_RATE = "64", 8.0
 PARTS = ("training", "validation")
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,18 @@ class FolderOptions:
     grey: bool = False
     validation: float = 0.1
 
-    def completed(self, size: str = "64", frame_rate: float = 8.0) -> FolderOptions:
+    def completed(self, size: str = SIZE, frame_rate: float = FRAME_RATE) -> FolderOptions:
         """With these where nothing else is said."""
         return replace(self, size=self.size or size, frame_rate=self.frame_rate or frame_rate)
 
+    @property
+    def rate(self) -> float:
+        """Frames a second."""
+        return self.frame_rate or FRAME_RATE
+
     def height_and_width(self) -> tuple[int, int]:
         """Raises ValueError for a size that is none."""
-        found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", self.completed().size or "")
+        found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", self.size or SIZE)
         if found is None:
             raise ValueError(f"size must be a number of pixels, or height x width such as 48x80, got {self.size!r}.")
         return int(found[1]), int(found[2] or found[1])
@@ -78,7 +84,7 @@ class FolderOptions:
             clips = ClipFolder(
                 part,
                 shapes,
-                frame_rate=self.completed().frame_rate or 0.0,
+                frame_rate=self.rate,
                 channels=latents.in_channels,
                 with_mirrored=self.mirrored and name == PARTS[0],
                 text=text,

@@ -108,7 +108,7 @@ def train(
     if not 0 <= prompt_dropout < 1:
         raise ValueError(f"dropout of prompts must be a share in 0 … 1, got {prompt_dropout}.")
     clip_shape = (max(lengths), latents.in_channels, *shapes[0][1:])
-    settings = start.settings(clip_shape, noise, data.completed().frame_rate or 0.0)
+    settings = start.settings(clip_shape, noise, data.rate)
     if settings.phrasing.frame_rate and lengths[0] == 1 != lengths[-1]:
         raise ValueError(f"{start.name} is told whether it sees images or clips: learn frames of 1, or of more.")
     latent_shape = latents.latent_shape(clip_shape)
