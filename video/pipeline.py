@@ -20,7 +20,8 @@ from nflib.io import complete_folder
 from video.flows.decoding import FramesAtOnce
 from video.flows.denoiser import UNIT, Denoiser
 from video.flows.images import as_clips
-from video.latents.latents import Latents, Pixels, load_latents
+from video.latents.latents import Latents, Pixels
+from video.latents.load import load_latents
 from video.pipeline_settings import DENOISING, SETTINGS, PipelineSettings, aspect_size
 from video.rollout import Recent, Span, decode_window, rolling, spans
 from video.text.encoders import TextEncoder, load_text
