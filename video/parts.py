@@ -17,7 +17,8 @@ from nflib.flows import Flow
 from nflib.io import complete_folder
 from video.flows.decoding import FramesAtOnce
 from video.flows.images import as_clips
-from video.latents.latents import Latents, Pixels, load_latents
+from video.latents.latents import Latents, Pixels
+from video.latents.load import load_latents
 from video.pipeline_settings import SETTINGS, PipelineSettings, aspect_size
 from video.rollout import Span, spans
 from video.text.encoders import TextEncoder, load_text

@@ -1,6 +1,6 @@
 """Training of flows on latents of clips or on pixels, and of autoencoders."""
 
-from video.training.autoencoder import NoisyReconstruction, train_autoencoder
+from video.training.autoencoder import AutoencoderOptions, NoisyReconstruction, train_autoencoder
 from video.training.bits import BitsPerDimension
 from video.training.clips import train_on_clips
 from video.training.families import FlowOptions
@@ -9,6 +9,7 @@ from video.training.folder import train_autoencoder_on_folder
 from video.training.likelihood import NoisyLikelihood
 
 __all__ = [
+    "AutoencoderOptions",
     "BitsPerDimension",
     "FlowOptions",
     "NoisyLikelihood",

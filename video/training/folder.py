@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from video.data.latent_cache import LatentCache
 from video.data.options import FolderOptions
 from video.data.sizes import buckets
 from video.latents.latents import Pixels
-from video.training.autoencoder import train_autoencoder
+from video.training.autoencoder import AutoencoderOptions, train_autoencoder
 from video.training.grids import ReconstructionGrid
 from video.training.run import begin_run, spread
 
@@ -20,20 +20,37 @@ FRAMES = "frames"
 
 
 def train_autoencoder_on_folder(
-    folder: FolderOptions, output: Path, config: TrainingConfig, *, samples: int = 16, **settings: Any
+    folder: FolderOptions, output: Path, training: TrainingConfig, autoencoder: AutoencoderOptions, samples: int = 16
 ) -> TrainingResult:
-    """Train an `AutoencoderKL` on the images and the frames of clips of a folder; run again, it goes on.
+    """Train an autoencoder on images and the frames of clips; run again, it goes on from its last checkpoint.
 
-    settings: of `video.training.train_autoencoder`. Raises as `video.training.train` does.
+    What is written: autoencoder, a folder for train; samples, frames beside their reconstructions at each validation;
+    logs and checkpoints.
+
+    Args:
+        folder: images and clips.
+        output: folder for all that is written.
+        training: length, learning rate and everything else of the loop.
+        autoencoder: what is trained: an AutoencoderKL, or one of the features of a pretrained vision encoder.
+        samples: how many frames are shown at each validation; 0 for none.
+
+    Returns:
+        A summary.
+
+    Raises:
+        FileNotFoundError: files are missing.
+        OSError: another run is at work in the folder, or it cannot be written.
+        ValueError: files or settings that do not fit, or a run in the folder of other settings.
     """
-    pixels = Pixels(1 if folder.grey else 3)
-    shapes = buckets(*folder.height_and_width(), 2 ** (len(settings["channels"]) - 1))
+    latents = autoencoder.latents(1 if folder.grey else 3, training.seed)
+    shapes = buckets(*folder.height_and_width(), latents.spatial_factor)
     parts = folder.parts("none")
-    begin_run(output, folder.fixed() | settings)
-    training, validation = (_Frames(cache) for cache in folder.caches(parts, shapes, pixels, None, output / FRAMES))
+    begin_run(output, folder.fixed() | dataclasses.asdict(autoencoder))
+    caches = folder.caches(parts, shapes, Pixels(latents.in_channels), None, output / FRAMES)
+    frames, validation = (_Frames(cache) for cache in caches)
     shown = validation.batch(spread(len(validation), samples))["inputs"]
-    grids = [ReconstructionGrid(shown)] if samples else []
-    return train_autoencoder(training, validation, output, config, callbacks=grids, **settings)
+    grids = [ReconstructionGrid(latents, shown)] if samples else []
+    return train_autoencoder(latents, frames, validation, output, training, autoencoder, callbacks=grids)
 
 
 class _Frames:

@@ -78,6 +78,7 @@ class SampleGrid:
 class ReconstructionGrid:
     """The same for an autoencoder: frames ``(B, C, H, W)`` that it does not learn, each beside its reconstruction."""
 
+    latents: Latents
     frames: Tensor
 
     @torch.no_grad()
@@ -85,10 +86,12 @@ class ReconstructionGrid:
         if state.validation_loss is None or not is_first_process():
             return
         with state.averaged() as module:
-            autoencoder = module.autoencoder
-            frames = self.frames.to(next(module.parameters()).device)
-            decoded = autoencoder.decode(autoencoder.encode(frames).latent_dist.mode()).sample  # type: ignore
-        error = float((decoded.clamp(-1, 1) - frames).square().mean())
+            latents, frames = self.latents, self.frames.to(next(module.parameters()).device)
+            inputs = latents.encoder_inputs(frames)
+            z = latents.posterior(inputs).mode()
+            decoded, errors = latents.decode_frames(z).clamp(-1, 1), latents.errors(z, inputs, frames)
+        psnr = 10 * math.log10(4 / max(float((decoded - frames).square().mean()), 1e-12))
         path = write_grid(torch.stack([frames, decoded], 1), grid_path(state), columns=8)
-        told = "step %d: loss %.4g, PSNR %.1f dB; frames and their reconstructions in %s."
-        log.info(told, state.step, state.validation_loss, 10 * math.log10(4 / max(error, 1e-12)), path)
+        told = ", ".join(f"{name.replace('_', ' ')} {float(error):.4g}" for name, error in errors.items())
+        shown = "step %d: loss %.4g, PSNR %.1f dB, %s; frames and their reconstructions in %s."
+        log.info(shown, state.step, state.validation_loss, psnr, told, path)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from nflib.flows import Flow
 from video.data.options import FolderOptions
 from video.data.samples import Listing
-from video.latents.latents import Latents, Pixels, load_latents
+from video.latents.latents import Latents, Pixels
+from video.latents.load import load_latents
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, Words, load_text
