@@ -28,7 +28,8 @@ from examples.moving_digits.data import (
     velocities,
 )
 from nflib.io import complete_file
-from video.pipeline import Pipeline, Window
+from video.drawing import Window
+from video.pipeline import Pipeline
 
 NAMES = ("inputs", "context", "num_given", "is_anchored")
 log = logging.getLogger(__name__)

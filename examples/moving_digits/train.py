@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -14,10 +15,11 @@ from nflib.training import TrainingResult
 from nflib.training.config import TrainingConfig
 from video.flows.grown import grown, with_more_layers
 from video.flows.starflow_v import STARFlowV
-from video.latents.latents import load_latents
+from video.latents.load import load_latents
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, Words, load_text
+from video.training.autoencoder import AutoencoderOptions
 from video.training.autoencoder import train_autoencoder as train_on_frames
 from video.training.clips import train_on_clips
 
@@ -46,36 +48,25 @@ class Frames:
 def train_autoencoder(
     output: Path,
     training: TrainingConfig,
-    initial: str | None = None,
-    decoder_only: bool = False,
-    noise: float = 0.15,
-    divergence_weight: float = 1e-4,
-    latent_channels: int = 8,
     channels: list[int] = [8, 16, 32, 48],  # noqa: B006 jsonargparse shows it, nobody changes it
+    **options: Any,
 ) -> TrainingResult:
     """Train a tiny AutoencoderKL on frames of moving digits; run again, it goes on from its last checkpoint.
 
     Args:
         output: folder for autoencoder/ (a folder of diffusers), checkpoints and logs.
         training: length, learning rate and everything else of the loop.
-        initial: an autoencoder to start from: a folder or a name on the hub; its architecture then holds.
-        decoder_only: leave its encoder, and so its latents, as they are: fine-tune the decoder on noisy latents.
-        noise: standard deviation added to latents, as a fraction of theirs.
-        divergence_weight: weight of the KL divergence of the latents from N(0, 1).
-        latent_channels: channels of the latents.
         channels: of the levels; each but the first halves height and width.
+        options: of `video.training.AutoencoderOptions`.
     """
+    chosen = AutoencoderOptions(channels=channels, **options)
     return train_on_frames(
+        chosen.latents(1, training.seed),
         Frames("train", 1_000_000, training.seed),
         Frames("validation", 512, training.seed + 1),
         output,
         training,
-        initial=initial,
-        decoder_only=decoder_only,
-        noise=noise,
-        divergence_weight=divergence_weight,
-        latent_channels=latent_channels,
-        channels=tuple(channels),
+        chosen,
     )
 
 

@@ -97,11 +97,15 @@ def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
+def only_run(folder: str | os.PathLike[str], *, waits: bool = False) -> Iterator[None]:
     """While the block lasts, other processes that ask for the same folder so are refused; it is made if need be.
 
     For runs that go on from what they find in a folder. A process that is killed holds nothing. Where there are no file
     locks (Windows, some network disks) all are let in.
+
+    Args:
+        folder: in which the run is at work.
+        waits: for another run to end, rather than be refused.
 
     Raises:
         OSError: another run is at work in the folder, or it cannot be made.
@@ -111,7 +115,7 @@ def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(error.errno, f"cannot make {folder} ({error.strerror}); choose another folder.") from error
-    lock, is_taken = _try_lock(folder)
+    lock, is_taken = _try_lock(folder, waits=waits)
     if is_taken:
         raise OSError(errno.EBUSY, f"another run is at work in {folder}; wait for it, or choose another folder.")
     try:
@@ -180,8 +184,8 @@ def _lock(folder: Path) -> int | None:
     return _try_lock(folder)[0]
 
 
-def _try_lock(folder: Path) -> tuple[int | None, bool]:
-    """A lock on a folder if there can be one, and whether another process holds it."""
+def _try_lock(folder: Path, *, waits: bool = False) -> tuple[int | None, bool]:
+    """A lock on a folder if there can be one, and whether another process holds it, unless this one `waits` for it."""
     if fcntl is None:
         return None, False
     try:
@@ -189,7 +193,7 @@ def _try_lock(folder: Path) -> tuple[int | None, bool]:
     except (FileNotFoundError, NotADirectoryError):
         return None, False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         return None, isinstance(error, BlockingIOError)

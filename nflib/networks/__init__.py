@@ -7,7 +7,15 @@ from nflib.networks.conditioning import ClassEmbedding, ImagePrefix, TokenPrefix
 from nflib.networks.norms import AdaptiveLayerNorm, RMSNorm
 from nflib.networks.positions import LearnedPositions, Rotary, SinusoidalPositions, grid_coordinates
 from nflib.networks.step import Step
-from nflib.networks.transformer import MLP, CausalTransformer, EncodedContext, GatedMLP, SoftClip, TransformerLayer
+from nflib.networks.transformer import (
+    MLP,
+    CausalTransformer,
+    EncodedContext,
+    GatedMLP,
+    SoftClip,
+    TransformerLayer,
+    checkpoint_activations,
+)
 
 __all__ = [
     "MLP",
@@ -29,6 +37,7 @@ __all__ = [
     "TokenPrefix",
     "TransformerLayer",
     "VectorEmbedding",
+    "checkpoint_activations",
     "grid_coordinates",
     "use_attention_backend",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nflib.networks.attention import CausalSelfAttention
 from nflib.networks.cache import KeyValueCache, padded_causal_mask
@@ -99,7 +101,13 @@ class SoftClip(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm residual layer: attention, then an MLP; norms take the per-token condition, if there is one."""
+    """Pre-norm residual layer: attention, then an MLP; norms take the per-token condition, if there is one.
+
+    recomputes: whether the backward pass computes the layer once more rather than keep what it needs, with the very
+    same numbers (Chen et al. 2016, arXiv 1604.06174); see `checkpoint_activations`.
+    """
+
+    recomputes = False
 
     def __init__(
         self,
@@ -119,6 +127,12 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, step: Step, layer: int = 0) -> Tensor:
+        if self.recomputes and step.cache is None and torch.is_grad_enabled():
+            output: Tensor = checkpoint(self._forward, x, step, layer, use_reentrant=False)
+            return output
+        return self._forward(x, step, layer)
+
+    def _forward(self, x: Tensor, step: Step, layer: int) -> Tensor:
         attended = self.attention(self.attention_norm(x, step.condition), step, layer)
         x = x + self._update(attended, self.attention_post_norm)
         return x + self._update(self.mlp(self.mlp_norm(x, step.condition)), self.mlp_post_norm)
@@ -293,6 +307,29 @@ class CausalTransformer(nn.Module):
             device=weight.device,
             memory=None if self.features is None else self.features.new_memory(batch_size, num_tokens),
         )
+
+
+@contextmanager
+def checkpoint_activations(module: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+    """While the block lasts, the transformer layers of a module take less memory and more time in training.
+
+    Each keeps its inputs alone and is computed once more for the backward pass, which changes no number, nor what is
+    saved.
+
+    >>> from nflib.flows import TARFlow
+    >>> flow = TARFlow((1, 8, 8), patch_size=4, channels=32, num_blocks=1, layers_per_block=2, head_dim=32)
+    >>> with checkpoint_activations(flow):
+    ...     flow.log_prob(torch.zeros(2, 1, 8, 8)).sum().backward()
+    """
+    layers = [part for part in module.modules() if isinstance(part, TransformerLayer)]
+    before = [layer.recomputes for layer in layers]
+    for layer in layers:
+        layer.recomputes = enabled
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.recomputes = value
 
 
 def transformer_layers(

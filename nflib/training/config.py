@@ -23,6 +23,8 @@ class TrainingConfig:
         batch_size: rows of the global batch, shared evenly between the processes.
         accumulation: so many equal parts of each process's batch are computed one after the other, in the memory of
             one, and their gradients added up; the step is that of the whole batch, but for the parts' random numbers.
+        checkpoint_activations: transformer layers keep their inputs alone and are computed once more for the backward
+            pass: less memory for more time, and the same numbers.
         max_steps: stop after this many optimiser steps, skipped ones included.
         max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate
             schedule follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
@@ -63,6 +65,7 @@ class TrainingConfig:
 
     batch_size: int = 256
     accumulation: int = field(default=1, metadata=FREE)
+    checkpoint_activations: bool = field(default=False, metadata=FREE)
     max_steps: int | None = field(default=None, metadata=FREE)
     max_seconds: float | None = field(default=None, metadata=FREE)
     learning_rate: float = 1e-3

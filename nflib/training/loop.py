@@ -18,6 +18,7 @@ from torch import nn
 import nflib.training.checkpoints as checkpoints
 import nflib.training.seeds as seeds
 from nflib.io import only_run
+from nflib.networks.transformer import checkpoint_activations
 from nflib.training.config import TrainingConfig
 from nflib.training.data import Batch, Preparation, as_source, name_of
 from nflib.training.ema import ExponentialMovingAverage
@@ -89,7 +90,8 @@ def fit(
     # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
     devices = [run.device] if run.device.type == "cuda" else []
     alone = only_run(output) if run.rank == 0 else nullcontext()
-    with alone, run.interruption, torch.random.fork_rng(devices=devices):
+    recomputing = checkpoint_activations(flow, enabled=config.checkpoint_activations)
+    with alone, run.interruption, recomputing, torch.random.fork_rng(devices=devices):
         try:
             return run.train()
         finally:

@@ -4,7 +4,8 @@ import pytest
 
 from examples.moving_digits.data import MovingDigits
 from examples.moving_digits.evaluate import spoiled
-from video.pipeline import SHIPPED, Pipeline
+from video.parts import SHIPPED
+from video.pipeline import Pipeline
 from video.pipeline_settings import SETTINGS
 
 pytestmark = pytest.mark.skipif(not (SHIPPED / SETTINGS).is_file(), reason="no model is shipped")

@@ -1,8 +1,10 @@
 """The demo page: its numbers by gradio's client; the page itself, driven in a browser, which asks nobody else."""
 
 import re
+import socket
 from urllib.parse import urlsplit
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -13,8 +15,25 @@ from tests.video.tiny import SEVEN, tiny_model
 from video.app.page import draw_clip
 from video.gallery import clip_figure
 from video.media import write_clip
+from video.threads import threads_for
 
 gradio = pytest.importorskip("gradio")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def looked_up():
+    """Hosts that page or client ask for, whose documented settings say that they report to nobody."""
+    hosts, look_up = set(), socket.getaddrinfo
+
+    def noted(host, *arguments, **keywords):
+        hosts.add(host)
+        return look_up(host, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", noted)
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # as the environment would
+        yield hosts
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +63,17 @@ def test_a_clip_and_its_likelihood(model, tmp_path):
         draw_clip(model, SEVEN, seed=0.5)
 
 
-def test_numbers_through_the_client(address, model, monkeypatch):
+def test_numbers_through_the_client(address, model, looked_up):
+    """Neither the page nor its client looks up any other host."""
     from gradio_client import Client
     from gradio_client.exceptions import AppError
 
-    # The client, not the page, tells Hugging Face that it has been started, whatever is said of analytics.
-    monkeypatch.setattr(Client, "_telemetry_thread", lambda self: None)
     client = Client(address, verbose=False, analytics_enabled=False)
     made = client.predict(SEVEN, None, 3, 1.0, 2, api_name="/generate")
     assert made == clip_figure(draw_clip(model, SEVEN, None, 3, 1.0, 2), model.settings.frame_rate, enlarge=10)
     with pytest.raises(AppError, match="unknown word 'horse'"):
         client.predict("a horse", None, 0, 0.0, 1, api_name="/generate")
+    assert looked_up <= {"127.0.0.1", "localhost", None}
 
 
 @needs_chromium
@@ -76,3 +95,16 @@ def test_in_a_browser(address, tmp_path):
         tab.screenshot(tmp_path / "mistake.png")
     hosts = {urlsplit(one).hostname for one in tab.requested if re.match("(http|ws)s?:", one)}
     assert hosts == {"127.0.0.1"}
+
+
+def test_little_work_has_one_thread(model):
+    """Many threads would wait for each other; torch has as many as before when it is done."""
+    torch.set_num_threads(2)
+    try:
+        with threads_for(model, 1):
+            assert torch.get_num_threads() == 1
+        with threads_for(model, 1_000_000):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -13,8 +13,9 @@ from tests.video import stand_ins
 from tests.video.recorded import recorded
 from video.commands import main
 from video.conversion.released import load_starflow, load_tarflow
+from video.drawing import NoisyClips
 from video.media import read_clip, write_clip
-from video.pipeline import NoisyClips, Pipeline
+from video.pipeline import Pipeline
 from video.text import TokenEmbeddings, load_text
 
 PROMPT = ["--prompt", "a red fox in snow"]

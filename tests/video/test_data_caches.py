@@ -1,6 +1,7 @@
 """Latents and contexts that are encoded once, in files that may be gone on with and never mistaken for others."""
 
 import multiprocessing
+import threading
 import time
 import weakref
 
@@ -13,6 +14,7 @@ from nflib.io import only_run
 from nflib.training.data import as_source
 from tests.video.files import write_image, write_video
 from tests.video.tiny import tiny_latents
+from video.data.cache_folder import open_cache
 from video.data.dataset import ClipFolder
 from video.data.fingerprints import fingerprint
 from video.data.folders import read_folder
@@ -261,3 +263,22 @@ def test_memory_while_encoding(folder, latents, tmp_path, monkeypatch):
     monkeypatch.setattr(latent_cache, "_encoded", watched)
     encode_clip_folder(clips_of(folder), latents, tmp_path / "cache", shard_bytes=4 * 3 * 32)
     assert len(alive) == 8
+
+
+def test_processes_of_one_run_wait_for_a_cache(tmp_path, monkeypatch):
+    """Under torchrun the second to come waits, and finds what the first one made."""
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    seen = []
+
+    def second():
+        with open_cache(tmp_path, "made.json", {"of": "a"}, "*.txt", False):
+            seen.append((tmp_path / "made.txt").read_text())
+
+    with open_cache(tmp_path, "made.json", {"of": "a"}, "*.txt", False):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        (tmp_path / "made.txt").write_text("whole")
+    thread.join(10)
+    assert seen == ["whole"]

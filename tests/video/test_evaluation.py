@@ -156,7 +156,7 @@ def test_no_clips(model):
 def test_what_is_scored(model):
     words = scored_quantity(model)
     assert "4 × 2 × 4 × 4 a clip" in words and "deviation 0.1 added" in words and "not a density of pixels" in words
-    assert "without noise" in scored_quantity(model.at_noise(0.0))
+    assert "without noise" in scored_quantity(model.with_settings(noise=0.0))
 
 
 def test_grid():

@@ -9,9 +9,9 @@ from diffusers import AutoencoderKLWan
 from examples.moving_digits.train import Frames
 from nflib.training import TrainingConfig
 from tests.video.tiny import tiny_latents
-from video.latents.autoencoder import set_scale
-from video.latents.latents import Latents, WanLatents, load_latents
-from video.training import train_autoencoder
+from video.latents.latents import Latents, WanLatents
+from video.latents.load import load_latents
+from video.training import AutoencoderOptions, train_autoencoder
 
 STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
 
@@ -61,25 +61,29 @@ def test_wan(tmp_path):
 def test_training_and_decoder_alone(tmp_path):
     config = TrainingConfig(batch_size=4, max_steps=2, progress_bar=False, tensorboard=False)
     frames = Frames("train", 2048), Frames("validation", 8)
-    train_autoencoder(*frames, tmp_path / "first", config, latent_channels=2, channels=(4, 4))
+
+    def train(name, **options):
+        chosen = AutoencoderOptions(**options)
+        train_autoencoder(chosen.latents(1, 0), *frames, tmp_path / name, config, chosen)
+
+    train("first", latent_channels=2, channels=[4, 4])
     folder = tmp_path / "first" / "autoencoder"
     first = load_latents(folder)
     z = first.encode(frames[0].batch(torch.arange(256))["inputs"].unsqueeze(1))
     assert abs(float(z.mean())) < 0.1 and abs(float(z.std()) - 1) < 0.1
-    train_autoencoder(*frames, tmp_path / "second", config, initial=str(folder), decoder_only=True)
+    train("second", initial=str(folder), decoder_only=True)
     second = load_latents(tmp_path / "second" / "autoencoder")
     clips = torch.rand(1, 1, 1, 32, 32)
     assert torch.equal(first.encode(clips), second.encode(clips))
     assert not torch.equal(first.decode(z[:1]), second.decode(z[:1]))
     with pytest.raises(ValueError, match="needs an autoencoder to begin with"):
-        train_autoencoder(*frames, tmp_path / "third", config, decoder_only=True)
+        train("third", decoder_only=True)
 
 
 def test_set_scale():
-    autoencoder = tiny_latents().autoencoder
-    frames = torch.rand(8, 1, 32, 32)
-    set_scale(autoencoder, frames)
-    z = Latents(autoencoder).encode(frames.unsqueeze(1))
+    latents, frames = tiny_latents(), torch.rand(8, 1, 32, 32)
+    latents.set_scale(frames)
+    z = latents.encode(frames.unsqueeze(1))
     torch.testing.assert_close(torch.stack([z.mean(), z.std()]), torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
 
 

@@ -77,7 +77,7 @@ def test_denoising_is_tweedies_step(model):
     context = model.condition([SEVEN])
     z = model.flow.sample(1, context, seed=0)[0]
     moved = z + noise**2 * model.flow.score(z, context)
-    torch.testing.assert_close(model.at_noise(noise).denoise(z, context, "score"), moved)
+    torch.testing.assert_close(model.with_settings(noise=noise).denoise(z, context, "score"), moved)
     torch.testing.assert_close(plain.denoise(z, context, "score"), z)
 
 
@@ -227,7 +227,7 @@ def test_images(image_model, tmp_path):
     assert torch.equal(image_model.generate(prompts, seed=1, guidance=1.5), images)
     nats = image_model.nats_per_dim(images, prompts)
     torch.testing.assert_close(-nats[:, 0] * 32, image_model.log_prob(images, prompts))
-    plain = image_model.at_noise(0.0)
+    plain = image_model.with_settings(noise=0.0)
     same = plain.edit(images, prompts, prompts)
     torch.testing.assert_close(same, plain.latents.decode(plain.latents.encode(images)), atol=1e-3, rtol=0)
     again = Pipeline.load(image_model.save(tmp_path))

@@ -22,8 +22,11 @@ from tests.video.recorded import perturbed
 from video.commands import main
 from video.data import Bucket, ClipFolder, read_folder
 from video.flows import STARFlowV
+from video.latents import load_latents
 from video.media import read_clip
 from video.pipeline import Pipeline
+from video.pipeline_settings import PipelineSettings
+from video.text import Phrasing, Words
 from video.training import BitsPerDimension, NoisyLikelihood
 from video.training.grids import write_grid
 
@@ -205,7 +208,7 @@ def test_a_killed_run_goes_on(pictures, tmp_path, capsys):
         (["--model", "tarflow", "--condition", "caption"], "nothing in .* has a caption"),
         (["--model", "tarflow", "--prompt_dropout", "2"], "dropout"),
         (["--model", "tarflow", "--noise", "-1"], "noise must lie in"),
-        (["--model", "tarflow", "--training.accelerator", "abacus"], "accelerator"),
+        (["--model", "tarflow", "--training.accelerator", "abacus"], "there is no device 'abacus'"),
         (["--model", "tarflow", "--patch_size", "0"], "patch_size must be a positive number"),
         (["--model", "tarflow", "--validation", "1"], "must lie between 0 and 1"),
         (["--model", "tarflow", "--data", "/nowhere"], "there is no folder /nowhere"),
@@ -283,3 +286,75 @@ def test_a_run_keeps_its_labels(tmp_path):
     train({"a": "cat", "b": "dog", "c": "cat", "d": "dog"})
     with pytest.raises(SystemExit, match="was made with another set of words or labels"):
         train({"a": "cat", "b": "ape", "c": "cat", "d": "ape"})
+
+
+def test_fine_tuning(pictures, tmp_path):
+    """From a saved model, with all that a run may have at once; what does not fit is said."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    data = ["--data", str(pictures), "--validation", "0.2"]
+    main(
+        [
+            "train",
+            "--model",
+            "tarflow",
+            *data,
+            "--size",
+            "16",
+            "--noise",
+            "0.2",
+            "--output",
+            str(first),
+            *TINY,
+            *steps(3),
+        ]
+    )
+    more = ["--training.precision", "bf16-mixed", "--training.accumulation", "2", "--training.ema_decay", "0.9"]
+    more += ["--training.checkpoint_activations", "true", "--training.learning_rate", "1e-6"]
+    begun = ["train", *data, "--initial", str(first), "--samples", "2"]
+    main([*begun, "--output", str(second), *more, *steps(4)])
+    one, two = (Pipeline.load(folder / "pipeline") for folder in (first, second))
+    assert two.settings == one.settings and two.text.names == one.text.names
+    before, after = one.flow.state_dict(), two.flow.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+    for wrong, message in (
+        (["--channels", "8"], "the initial model has its own channels: leave channels out"),
+        (["--autoencoder", "x"], "its own autoencoder"),
+        (["--size", "32"], "makes images of 16 × 16 alone"),
+        (["--frames", "2"], "learns images"),
+        (["--grey", "true"], "not grey"),
+        (["--initial", str(tmp_path)], "name the folder of a trained video model"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*begun, "--output", str(tmp_path / "third"), *wrong, *steps(1)])
+    other = tmp_path / "other"
+    for name in ("cat", "dog"):
+        write_image(other / name / "0.png", gradient(16, 16))
+    with pytest.raises(SystemExit, match="does not fit .*names no class of this model"):
+        main([*begun, "--data", str(other), "--output", str(tmp_path / "third"), *steps(1)])
+
+
+def test_fine_tuning_of_clips(films, autoencoder, tmp_path):
+    """At another size and length, with a denoiser beside the flow, prompts phrased as it knows them."""
+    text = Words(["a", "red", "blue", "bar", "grows", "8", "fps", "video", "with", "noise", "level", "300"], 16)
+    flow = STARFlowV(
+        (4, 2, 4, 4),
+        1,
+        20,
+        [1, 1],
+        text_length=16,
+        text_channels=text.channels,
+        layer={"head_dim": 20},
+        denoiser={"num_layers": 1},
+    )
+    settings = PipelineSettings((4, 3, 16, 16), 0.3, phrasing=Phrasing(frame_rate=True, noise=True), denoise="learned")
+    model = Pipeline(flow, load_latents(autoencoder / "autoencoder"), text, settings)
+    model.save(tmp_path / "model")
+    run = tmp_path / "run"
+    data = ["--data", str(films), "--size", "16x24", "--frames", "6", "--initial", str(tmp_path / "model")]
+    main(["train", *data, "--output", str(run), "--samples", "2", *steps(2)])
+    tuned = Pipeline.load(run / "pipeline")
+    assert tuned.settings.clip_shape == (6, 3, 16, 24) and tuned.window == 6
+    assert tuned.settings.denoise == "score" and tuned.settings.phrasing == settings.phrasing
+    assert torch.equal(tuned.flow.denoiser.proj_in.weight, flow.denoiser.proj_in.weight)
+    assert tuned.generate(["a red bar grows"]).isfinite().all()

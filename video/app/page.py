@@ -8,6 +8,7 @@ from nflib.command_line import USER_ERRORS
 from video.gallery import FIGURE_STYLE, Entry, clip_figure
 from video.media import read_image
 from video.pipeline import Pipeline
+from video.threads import threads_for
 
 HOST = "127.0.0.1"
 SIDE = 320  # of a clip on the page, in pixels
@@ -61,8 +62,9 @@ def draw_clip(
         raise ValueError(f"the seed must be a whole number, got {seed}.")
     prompt = prompt.strip()
     given = None if not first_frame else read_image(first_frame, pipeline.settings.clip_shape[1:]).unsqueeze(0)
-    clips = pipeline.generate([prompt], given=given, guidance=guidance, candidates=int(candidates), seed=int(seed))
-    return Entry(prompt, clips[0].cpu(), pipeline.nats_per_dim(clips, [prompt], seed=int(seed))[0].cpu())
+    with threads_for(pipeline, int(candidates)):
+        clips = pipeline.generate([prompt], given=given, guidance=guidance, candidates=int(candidates), seed=int(seed))
+        return Entry(prompt, clips[0].cpu(), pipeline.nats_per_dim(clips, [prompt], seed=int(seed))[0].cpu())
 
 
 def build_page(pipeline: Pipeline, example: str = "") -> Any:

@@ -14,9 +14,12 @@ from video.commands.evaluate import evaluate
 from video.commands.generate import generate
 from video.commands.likelihood import likelihood
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions
-from video.commands.training import train, train_autoencoder
 from video.conversion.convert import convert
-from video.training.folder import FolderOptions
+from video.data.options import FolderOptions
+from video.training.autoencoder import AutoencoderOptions
+from video.training.families import FlowOptions
+from video.training.flow import train
+from video.training.folder import train_autoencoder_on_folder
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
@@ -24,7 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "likelihood": likelihood,
     "convert": convert,
     "train": train,
-    "train_autoencoder": train_autoencoder,
+    "train_autoencoder": train_autoencoder_on_folder,
     "evaluate": evaluate,
     "app": app,
 }
@@ -54,5 +57,5 @@ def main(arguments: list[str] | None = None) -> None:
         _quoted(sys.argv[1:] if arguments is None else arguments),
         positional=("edit", "likelihood"),
         aliases=ALIASES,
-        groups=[FolderOptions, ModelOptions, DrawingOptions, OutputOptions],
+        groups=[FolderOptions, FlowOptions, AutoencoderOptions, ModelOptions, DrawingOptions, OutputOptions],
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions, read_prompts
 from video.media import read_clip
+from video.threads import threads_for
 
 
 def edit(
@@ -44,18 +45,15 @@ def edit(
     wanted = read_prompts(prompt, prompts)
     pipeline = model.load()
     given = read_clip(clip, pipeline.settings.clip_shape[1:]).unsqueeze(0)
-    clips = pipeline.edit(
-        given,
-        [source_prompt] * len(wanted),
-        wanted,
-        keep_frames=keep_frames,
-        strength=strength,
-        guidance=drawing.guidance,
-        denoise=drawing.denoise,
-        overlap=drawing.overlap,
-        seed=drawing.seed,
-        decoding=drawing.decoder(pipeline),
-    )
+    with threads_for(pipeline, len(wanted)):
+        clips = pipeline.edit(
+            given,
+            [source_prompt] * len(wanted),
+            wanted,
+            keep_frames=keep_frames,
+            strength=strength,
+            **drawing.settings(pipeline),
+        )
     heading = {"clip": str(clip), "source prompt": repr(source_prompt), "kept frames": keep_frames}
     heading |= {"strength": strength, "seed": drawing.seed} | drawing.heading(pipeline)
     heading |= {"model": str(model.model or "shipped")}

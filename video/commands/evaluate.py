@@ -72,11 +72,7 @@ def evaluate(
         classes=held_out.classes if classify else (),
         with_unconditional=bool(others),
         num_shown=num_shown,
-        seed=seed,
-        guidance=drawing.guidance,
-        denoise=drawing.denoise,
-        overlap=drawing.overlap,
-        decoding=drawing.decoder(pipeline),
+        **drawing.settings(pipeline),
     )
     scored = {name: score(pipeline, one, seed=seed, conditional=False) for name, one in other_folders.items()}
     found = judge(pipeline, passed, scored, held_out.classes, seed)

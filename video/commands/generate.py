@@ -7,6 +7,7 @@ from pathlib import Path
 
 from video.commands.options import DrawingOptions, ModelOptions, OutputOptions, read_prompts
 from video.media import read_clip, read_image
+from video.threads import threads_for
 
 
 def generate(
@@ -62,17 +63,8 @@ def generate(
         given = read_image(first_frame, shape).unsqueeze(0)
     elif continue_clip is not None:
         given = read_clip(continue_clip, shape).unsqueeze(0)
-    clips = pipeline.stream(
-        wanted,
-        frames,
-        given,
-        guidance=drawing.guidance,
-        denoise=drawing.denoise,
-        overlap=drawing.overlap,
-        candidates=candidates,
-        seed=drawing.seed,
-        decoding=drawing.decoder(pipeline),
-    )
     heading = {"seed": drawing.seed} | drawing.heading(pipeline)
     heading |= {"model": str(model.model or "shipped")}
-    return output.write(pipeline, clips, wanted, seed=drawing.seed, heading=heading)
+    with threads_for(pipeline, len(wanted) * candidates):
+        clips = pipeline.stream(wanted, frames, given, candidates=candidates, **drawing.settings(pipeline))
+        return output.write(pipeline, clips, wanted, seed=drawing.seed, heading=heading)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,10 @@ class DrawingOptions:
             "guidance": settings.guidance if self.guidance is None else self.guidance,
             "denoising": settings.denoise if self.denoise is None else self.denoise,
         }
+
+    def settings(self, pipeline: Pipeline) -> dict[str, Any]:
+        """What `Pipeline.generate` and `edit` take; raises ValueError as `decoder` does."""
+        return {**vars(self), "decoding": self.decoder(pipeline)}
 
     def decoder(self, pipeline: Pipeline) -> Decoder:
         """How the flow is inverted; raises ValueError for a name that is none."""

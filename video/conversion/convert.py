@@ -17,8 +17,9 @@ from nflib.io import complete_folder
 from video.conversion.released import is_tarflow, starflow_from_state_dict, tarflow_from_state_dict
 from video.conversion.released_config import read_released_config, released_autoencoder
 from video.conversion.weights import read_released_weights
-from video.latents.latents import Latents, Pixels, load_latents
-from video.pipeline import check_parts
+from video.latents.latents import Latents, Pixels
+from video.latents.load import load_latents
+from video.parts import check_parts
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, load_text
 from video.text.labels import Labels

@@ -3,10 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from nflib.io import write_json
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed
+
+from nflib.io import complete_file, only_run, write_json
 from video.errors import first_line
+
+
+@contextmanager
+def open_cache(folder: Path, name: str, wanted: dict[str, str], files: str, renew: bool) -> Iterator[None]:
+    """`begin_cache` of a folder that is this process's alone while the block lasts.
+
+    The processes of torchrun wait for each other: one fills the folder, the others find it full. Raises as
+    `begin_cache`, and OSError where another run is at work in the folder.
+    """
+    with only_run(folder, waits=distributed.is_torchelastic_launched()):
+        begin_cache(folder, name, wanted, files, renew)
+        yield
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], beside: dict[str, Any]) -> None:
+    """A file of a cache: tensors, and beside them what JSON can tell."""
+    with complete_file(path) as temporary:
+        save_file(tensors, temporary, {name: json.dumps(value) for name, value in beside.items()})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote, mapped into memory: nothing is read before it is looked at.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            return tensors, {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError, TypeError, json.JSONDecodeError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({first_line(error)}); remove its folder, and it is made again.")
 
 
 def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, renew: bool) -> None:

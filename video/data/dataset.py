@@ -78,7 +78,7 @@ class ClipFolder:
         frame_rate: float = 8.0,
         channels: int = 3,
         with_mirrored: bool = False,
-        text: Callable[[Sequence[str]], Tensor] | None = None,
+        text: Callable[[Sequence[str]], Tensor | None] | None = None,
     ) -> None:
         if not buckets:
             raise ValueError("clips need a bucket to go to; give one or more.")

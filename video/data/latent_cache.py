@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from nflib.io import complete_file, only_run, write_json
-from video.data.cache_folder import begin_cache
+from nflib.io import write_json
+from video.data.cache_folder import damaged, open_cache, read_tensors, write_tensors
 from video.data.dataset import ClipFolder
 from video.data.fingerprints import fingerprint
 from video.data.rows import RowsByShape
 from video.data.samples import Listing, skip_report
 from video.data.sizes import Bucket
-from video.errors import first_line
 from video.latents.latents import Latents
 
 DESCRIPTION = "latents.json"
@@ -50,7 +47,7 @@ class LatentCache:
         self,
         folder: str | os.PathLike[str],
         listing: Listing,
-        text: Callable[[Sequence[str]], Tensor] | None = None,
+        text: Callable[[Sequence[str]], Tensor | None] | None = None,
     ) -> None:
         folder = Path(folder)
         if not (folder / COMPLETE).is_file():
@@ -126,15 +123,14 @@ def encode_clip_folder(
         "dtype": str(dtype),
         "size of its files": str(shard_bytes),
     }
-    with only_run(folder):
-        begin_cache(folder, DESCRIPTION, wanted, SHARDS, renew)
+    with open_cache(folder, DESCRIPTION, wanted, SHARDS, renew):
         if not (folder / COMPLETE).is_file():
             names = []
             pieces = _pieces(clips, latents, shard_bytes // dtype.itemsize)
             for number, rows in enumerate(tqdm(pieces, "encoding clips", disable=len(clips) <= 1024)):
                 names.append(SHARDS.replace("*", f"{number:05d}.safetensors"))
                 if not (folder / names[-1]).is_file():
-                    _write(folder / names[-1], *_encoded(clips, rows, latents, frames_at_once, dtype))
+                    write_tensors(folder / names[-1], *_encoded(clips, rows, latents, frames_at_once, dtype))
             write_json(folder / COMPLETE, {"files": names, "skipped": clips.skipped})
     return LatentCache(folder, clips.listing, clips.text)
 
@@ -156,8 +152,8 @@ def _latent_shape(latents: Latents, bucket: Bucket, channels: int) -> tuple[int,
 
 def _encoded(
     clips: ClipFolder, rows: list[int], latents: Latents, frames_at_once: int, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What one file holds, and what of its rows could not be decoded."""
+) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+    """What one file holds, and what of its rows was "skipped", since it could not be decoded."""
     bucket = clips.rows[rows[0]].bucket
     coded = torch.empty(len(rows), *_latent_shape(latents, bucket, clips.channels), dtype=dtype)
     samples: list[int] = []
@@ -176,7 +172,7 @@ def _encoded(
         encode()
     names = {clips.listing.samples[clips.rows[index].sample].name for index in rows}
     skipped = {name: reason for name, reason in clips.skipped.items() if name in names}
-    return {"latents": coded[: len(samples)], "samples": torch.tensor(samples, dtype=torch.long)}, skipped
+    return {"latents": coded[: len(samples)], "samples": torch.tensor(samples, dtype=torch.long)}, {"skipped": skipped}
 
 
 def _contents(path: Path) -> dict[str, Any]:
@@ -185,22 +181,12 @@ def _contents(path: Path) -> dict[str, Any]:
         contents: dict[str, Any] = json.loads(path.read_text())
         return {"files": list(contents["files"]), "skipped": dict(contents["skipped"])}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({first_line(error)}); remove its folder, and it is made again."
-        ) from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor], skipped: dict[str, str]) -> None:
-    with complete_file(path) as temporary:
-        save_file(tensors, temporary, {"skipped": json.dumps(skipped)})
+        raise damaged(path, error) from error
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
+    tensors, beside = read_tensors(path)
     try:
-        tensors = load_file(path)  # mapped: nothing is read before it is looked at
-        with safe_open(path, "pt") as shard:
-            return tensors["latents"], tensors["samples"], json.loads(shard.metadata()["skipped"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({first_line(error)}); remove its folder, and it is made again."
-        ) from error
+        return tensors["latents"], tensors["samples"], beside["skipped"]
+    except KeyError as error:
+        raise damaged(path, error) from error

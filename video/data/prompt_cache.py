@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from nflib.io import complete_file, only_run
-from video.data.cache_folder import begin_cache
+from video.data.cache_folder import damaged, open_cache, read_tensors, write_tensors
 from video.data.fingerprints import fingerprint
-from video.errors import first_line
 from video.text.encoders import TextEncoder
 
 DESCRIPTION = "prompts.json"
@@ -39,14 +34,11 @@ class PromptCache:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._places: dict[str, tuple[Tensor, int]] = {}
         for path in sorted(Path(folder).glob(SHARDS)):
+            tensors, beside = read_tensors(path)
             try:
-                with safe_open(path, "pt") as shard:
-                    prompts = json.loads(shard.metadata()["prompts"])
-                contexts = load_file(path)[CONTEXTS]  # mapped: nothing is read before it is looked at
-            except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-                raise ValueError(
-                    f"{path} is damaged ({first_line(error)}); remove it, and it is made again."
-                ) from error
+                contexts, prompts = tensors[CONTEXTS], beside["prompts"]
+            except KeyError as error:
+                raise damaged(path, error) from error
             self._places |= {prompt: (contexts, row) for row, prompt in enumerate(prompts)}
 
     def __contains__(self, prompt: object) -> bool:
@@ -84,8 +76,7 @@ def encode_prompts(
     """
     folder = Path(folder)
     wanted = {"encoder": fingerprint(text), "dtype": str(dtype)}
-    with only_run(folder):
-        begin_cache(folder, DESCRIPTION, wanted, SHARDS, renew)
+    with open_cache(folder, DESCRIPTION, wanted, SHARDS, renew):
         known = PromptCache(folder)
         missing = sorted({prompt for prompt in [*prompts, ""] if prompt not in known})
         row_bytes = max(math.prod(text.shape) * dtype.itemsize, 1)
@@ -93,8 +84,8 @@ def encode_prompts(
         pieces = _pieces(missing, min(max(shard_bytes // row_bytes, 1), LONGEST))
         for piece in tqdm(pieces, "encoding prompts", disable=len(missing) <= 1024):
             contexts = [text(batch).to("cpu", dtype) for batch in _pieces(piece, batch_size)]
-            with complete_file(folder / SHARDS.replace("*", f"{number:05d}")) as path:
-                save_file({CONTEXTS: torch.cat(contexts).contiguous()}, path, {"prompts": json.dumps(piece)})
+            path = folder / SHARDS.replace("*", f"{number:05d}")
+            write_tensors(path, {CONTEXTS: torch.cat(contexts).contiguous()}, {"prompts": piece})
             number += 1
     return PromptCache(folder)
 

@@ -100,13 +100,16 @@ class Listing:
         label = self.samples[number].label
         return self.classes.index(label) if label in self.classes else -1
 
-    def context(self, numbers: Sequence[int], text: Callable[[Sequence[str]], Tensor] | None) -> dict[str, Tensor]:
+    def context(
+        self, numbers: Sequence[int], text: Callable[[Sequence[str]], Tensor | None] | None
+    ) -> dict[str, Tensor]:
         """The "context" of samples in a batch, if any: what `text` makes of their prompts, or their class numbers."""
+        context = None
         if text is not None:
-            return {"context": text([self.prompt(number) for number in numbers])}
-        if self.condition == "label":
-            return {"context": torch.tensor([self.class_number(number) for number in numbers])}
-        return {}
+            context = text([self.prompt(number) for number in numbers])
+        elif self.condition == "label":
+            context = torch.tensor([self.class_number(number) for number in numbers])
+        return {} if context is None else {"context": context}
 
     def fingerprint(self) -> str:
         """Of the files, by name, size and time, whatever is said of them."""

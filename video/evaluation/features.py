@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from video.errors import first_line
+from video.latents.vision import load_vision_tower
 from video.media import as_bytes
 
 POOLED_SIDE = 8
@@ -85,26 +86,18 @@ def load_features(source: str | os.PathLike[str] | None, device: str = "cpu") ->
     if source is None:
         return PooledPixels()
     try:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoImageProcessor
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('features take transformers: pip install "nflib[video]".') from error
     try:
         processor = AutoImageProcessor.from_pretrained(str(source))
-        model, found = AutoModel.from_pretrained(str(source), output_loading_info=True)
     except (OSError, ValueError, ImportError) as error:
         raise FileNotFoundError(
             f"no vision encoder with its image processor can be read from {str(source)!r} ({first_line(error)}); give "
             "a folder that holds both, as save_pretrained writes them."
         ) from error
-    # transformers makes up, at random, what a file lacks: often the pooling layer of encoders trained without one.
-    missing = set(found["missing_keys"])
-    prefix = "vision_model." if hasattr(model, "vision_model") else ""
-    lacking = sorted(name for name in missing if name.startswith(prefix) and "pooler" not in name)
-    if lacking:
-        raise ValueError(f"{source} lacks weights of its encoder, such as {lacking[0]}; fetch or save it again.")
-    tower = model.vision_model if prefix else model
+    tower, missing = load_vision_tower(source)
     pixels = processor(images=[np.zeros((32, 32, 3), np.uint8)], return_tensors="pt")["pixel_values"]
-    tower = (model.vision_model if prefix else model).eval()
     with torch.no_grad():
         output = tower(pixel_values=pixels.to(tower.dtype))
     is_pooled = getattr(output, "pooler_output", None) is not None and not any("pooler" in name for name in missing)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nflib.flows.tarflow import SCALES
 from nflib.interfaces import Decoder, Inversion
+from nflib.networks import TransformerLayer
 from nflib.transforms import Autoregressive, AutoregressiveTransform, Framewise, Reverse
 from video.flows.blocks import LayerSettings, TextPrefix, causal_network
 from video.flows.positions import POSITIONS, axial_coordinates
@@ -158,7 +159,14 @@ def deep_shallow(
 
 
 def share_weights(source: nn.Module, target: nn.Module) -> None:
-    """Make the parameters of `target`, a module with parts of the same names, those of `source`."""
+    """Make the parameters of `target`, a module with parts of the same names, those of `source`.
+
+    Layers that are computed once more for the backward pass are so in both.
+    """
     for name, parameter in source.named_parameters(remove_duplicate=False):
         path, _, leaf = name.rpartition(".")
         setattr(target.get_submodule(path), leaf, parameter)
+    for name, part in source.named_modules():
+        if isinstance(part, TransformerLayer):
+            twin: Any = target.get_submodule(name)
+            twin.recomputes = part.recomputes

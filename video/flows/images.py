@@ -40,6 +40,7 @@ class ImageClips(Flow):
 
     denoiser = None
     max_frames = 1
+    has_sizes = False
 
     def __init__(self, images: Flow):
         transform = CompositeTransform([OneFrame(), images._transform])
@@ -81,6 +82,11 @@ class ImageClips(Flow):
 
     def resized(self, event_shape: Sequence[int]) -> NoReturn:
         raise ValueError(f"this model makes images of {self.frame_shape[2]} × {self.frame_shape[1]} alone.")
+
+    @property
+    def saved(self) -> Flow:
+        """What is saved, and trained."""
+        return self.images
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         return self.images.save_pretrained(folder, dtype)

@@ -55,6 +55,7 @@ class STARFlowV(Flow):
     torch.Size([2, 1, 4, 3, 8, 8])
     """
 
+    has_sizes = True  # that are one flow's, on the same weights
     denoiser: Denoiser | None
     _transform: DeepShallow
     _distribution: FrameNoise
@@ -167,6 +168,11 @@ class STARFlowV(Flow):
 
     def as_clips(self) -> STARFlowV:
         """This flow as one of clips, on the same weights."""
+        return self
+
+    @property
+    def saved(self) -> STARFlowV:
+        """What is saved, and trained."""
         return self
 
     def _shared(self, family: type[Family], **changes: Any) -> Family:

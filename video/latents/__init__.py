@@ -1,5 +1,8 @@
-"""Latents of clips by autoencoders of diffusers."""
+"""Latents of clips: by autoencoders of diffusers, or of the features of a pretrained vision encoder."""
 
-from video.latents.latents import Latents, Pixels, WanLatents, load_latents
+from video.latents.features import FeatureAutoencoder, FeatureLatents
+from video.latents.latents import Latents, Pixels, WanLatents
+from video.latents.load import load_latents
+from video.latents.vision import PatchFeatures
 
-__all__ = ["Latents", "Pixels", "WanLatents", "load_latents"]
+__all__ = ["FeatureAutoencoder", "FeatureLatents", "Latents", "PatchFeatures", "Pixels", "WanLatents", "load_latents"]

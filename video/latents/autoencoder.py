@@ -1,11 +1,8 @@
-"""A tiny AutoencoderKL, and the scale of an autoencoder's latents."""
+"""A tiny AutoencoderKL."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from video.latents.latents import import_diffusers
 
@@ -25,10 +22,3 @@ def tiny_autoencoder(
         norm_num_groups=min(8, *channels),
         sample_size=size,
     )
-
-
-@torch.no_grad()
-def set_scale(autoencoder: Any, frames: Tensor) -> None:
-    """Set scaling_factor and shift_factor so that the latents of these frames have mean 0 and deviation 1."""
-    means = torch.cat([autoencoder.encode(piece).latent_dist.mode() for piece in frames.split(64)])
-    autoencoder.register_to_config(scaling_factor=1 / float(means.std()), shift_factor=float(means.mean()))

@@ -1,25 +1,21 @@
-"""Latents of clips by the autoencoders of diffusers: from the hub, or from a local folder."""
+"""Latents of clips by the autoencoders of diffusers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-
-from video.errors import first_line
-
-# What a saved autoencoder's config.json names itself.
-KINDS = ("AutoencoderKL", "AutoencoderKLWan")
 
 
 class Latents(nn.Module):
     """Clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)`` of mean 0 and deviation 1, and back.
 
-    `encode` gives the posterior's mean, in the autoencoder's dtype. Raises ValueError for clips of another shape.
+    `encode` gives the posterior's mean, in the autoencoder's dtype. Raises ValueError for clips of another shape. For
+    training, `encoder_inputs` are what the encoder reads of frames ``(B, C, H, W)``, `posterior` that of latents before
+    they are scaled, and `errors` those of what is decoded from draws of it.
 
     Args:
         autoencoder: of diffusers; this class takes an `AutoencoderKL`, which codes each frame for itself. Latents are
@@ -29,12 +25,24 @@ class Latents(nn.Module):
         later_scale: times which every latent frame but the first is taken (released STARFlow-Vs).
     """
 
+    # Whether numbers are the levels of 8 bits, and in what they are kept on disk.
+    has_levels = False
+    kept_dtype = torch.float32
+    # What a saved autoencoder's config.json names itself.
+    kind = "AutoencoderKL"
+
     def __init__(self, autoencoder: Any, batch_size: int = 64, later_scale: float = 1.0):
         super().__init__()
         self.autoencoder = autoencoder
         self.batch_size = batch_size
         self.later_scale = later_scale
         self._statistics(torch.zeros(()))
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], subfolder: str | None = None, **settings: Any) -> Self:
+        """From a folder, or a name on the hub; settings: of the constructor. See `video.latents.load_latents`."""
+        family, keywords = getattr(import_diffusers(), cls.kind), {} if subfolder is None else {"subfolder": subfolder}
+        return cls(family.from_pretrained(str(source), low_cpu_mem_usage=False, **keywords), **settings)
 
     @property
     def in_channels(self) -> int:
@@ -94,6 +102,35 @@ class Latents(nn.Module):
         """Write the autoencoder as diffusers does."""
         self.autoencoder.save_pretrained(folder)
 
+    def encoder_inputs(self, frames: Tensor) -> Tensor:
+        """What the trained encoder reads."""
+        return frames
+
+    def posterior(self, inputs: Tensor) -> Any:
+        """A `DiagonalGaussianDistribution` of diffusers, over ``(B, c, h, w)``."""
+        return self.autoencoder.encode(inputs).latent_dist
+
+    def errors(self, z: Tensor, inputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Means of what to minimise, by name, of what is decoded from z."""
+        return {"squared_error": (self.decode_frames(z) - frames).square().mean()}
+
+    def begin_training(self, frames: Tensor) -> None:
+        """See what a new autoencoder must know of frames."""
+
+    def freeze_encoder(self) -> None:
+        """Leave the latents as they are in training."""
+        for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
+            if part is not None:
+                part.requires_grad_(False)
+
+    @torch.no_grad()
+    def set_scale(self, frames: Tensor) -> None:
+        """Let the latents of these frames have mean 0 and deviation 1."""
+        self._set_statistics(self._encode(frames.unsqueeze(1)).squeeze(1))
+
+    def _set_statistics(self, z: Tensor) -> None:
+        self.autoencoder.register_to_config(scaling_factor=1 / float(z.std()), shift_factor=float(z.mean()))
+
     def _rescaled(self, latents: Tensor, scale: float, has_first: bool = True) -> Tensor:
         """Latents with the scale of later frames; has_first: whether their first frame is the clip's."""
         return torch.cat([latents[:, :has_first], latents[:, has_first:] * scale], dim=1) if scale != 1 else latents
@@ -123,11 +160,16 @@ class Latents(nn.Module):
         return mean, deviation / scale
 
     def _encode(self, clips: Tensor) -> Tensor:
-        return self._by_frames(lambda frames: self.autoencoder.encode(frames).latent_dist.mode(), clips)
+        return self._by_frames(lambda frames: self.posterior(self.encoder_inputs(frames)).mode(), clips)
 
     def _new_decoder(self) -> Callable[[Tensor], Tensor]:
         """A function that decodes the frames of a clip, called with one piece after the other."""
-        return lambda z: self._by_frames(lambda frames: self.autoencoder.decode(frames).sample, z)
+        return lambda z: self._by_frames(self.decode_frames, z)
+
+    def decode_frames(self, z: Tensor) -> Tensor:
+        """Frames of draws of the posterior."""
+        frames: Tensor = self.autoencoder.decode(z).sample
+        return frames
 
     def _by_frames(self, function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         pieces = [function(piece) for piece in clips.flatten(0, 1).split(self.batch_size)]
@@ -140,6 +182,8 @@ class WanLatents(Latents):
     Coded is one clip at a time. Where its patch_size is not 1 (Wan 2.2), its channels are those of patches of pixels.
     """
 
+    kind = "AutoencoderKLWan"
+
     @property
     def in_channels(self) -> int:
         return int(self.autoencoder.config.in_channels) // self._patch_size() ** 2
@@ -151,6 +195,9 @@ class WanLatents(Latents):
     @property
     def temporal_factor(self) -> int:
         return int(2 ** sum(self.autoencoder.config.temperal_downsample))
+
+    def posterior(self, inputs: Tensor) -> Any:
+        raise ValueError(f"an {self.kind} cannot be trained here; start from an {Latents.kind}.")
 
     def _patch_size(self) -> int:
         return int(self.autoencoder.config.patch_size or 1)
@@ -190,6 +237,9 @@ class WanLatents(Latents):
 class Pixels(Latents):
     """Pixels as their own latents: of flows that have no autoencoder."""
 
+    has_levels = True
+    kept_dtype = torch.float16  # which tells the levels apart
+
     def __init__(self, channels: int = 3):
         nn.Module.__init__(self)
         self.channels = channels
@@ -220,41 +270,6 @@ class Pixels(Latents):
 
     def _new_decoder(self) -> Callable[[Tensor], Tensor]:
         return lambda z: z
-
-
-def load_latents(
-    source: str | os.PathLike[str], subfolder: str | None = None, device: str = "cpu", later_scale: float = 1.0
-) -> Latents:
-    """The autoencoder of a hub name ("stabilityai/sd-vae-ft-mse") or a local folder, in evaluation mode.
-
-    Args:
-        source: name or folder.
-        subfolder: where it lies in there (default: "vae" where there is one, as in pipelines of diffusers).
-        device: where it is put.
-        later_scale: as for `Latents`.
-
-    Raises:
-        FileNotFoundError: there is none, or the hub cannot be reached.
-        ValueError: an autoencoder of another kind, or a damaged one.
-    """
-    diffusers = import_diffusers()
-    if subfolder is None and (Path(source) / "vae").is_dir():
-        subfolder = "vae"
-    keywords = {} if subfolder is None else {"subfolder": subfolder}
-    try:
-        config = diffusers.AutoencoderKL.load_config(str(source), **keywords)
-        kind = config.get("_class_name")
-        if kind not in KINDS:
-            raise ValueError(f"{source} holds a {kind}, not one of {', '.join(KINDS)}.")
-        autoencoder = getattr(diffusers, kind).from_pretrained(str(source), low_cpu_mem_usage=False, **keywords)
-    except OSError as error:
-        where = "the folder" if Path(source).exists() else "a folder or hub name"
-        raise FileNotFoundError(
-            f"no autoencoder can be read from {where} {str(source)!r} ({first_line(error)}); give the folder that "
-            "save_pretrained wrote, or a name on the hub while it can be reached."
-        ) from error
-    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    return (WanLatents if kind == "AutoencoderKLWan" else Latents)(autoencoder, later_scale=later_scale)
 
 
 def import_diffusers() -> Any:

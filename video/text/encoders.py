@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +24,16 @@ class TextEncoder(Protocol):
     """Prompts to a context ``(B, …)``, or None for flows without one; the empty prompt is the context of no prompt.
 
     shape: ``(length, channels)`` of the context of one, or the number of classes of labels; see a flow's text_shape.
+    vocabulary: the words or labels that it knows, None for any text. is_costly: whether contexts are worth keeping.
     """
+
+    is_costly: bool
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def vocabulary(self) -> list[str] | None: ...
 
     def __call__(self, prompts: Sequence[str]) -> Any: ...
 
@@ -44,6 +50,8 @@ class Words:
     torch.Size([1, 5, 5])
     """
 
+    is_costly = False
+
     def __init__(self, words: Sequence[str], length: int):
         if type(length) is not int or not 0 < length <= LONGEST:
             raise ValueError(f"prompts have 1 … {LONGEST} words, got {length!r}.")
@@ -55,10 +63,23 @@ class Words:
         self.shape = (length, self.channels)
         self._numbers = {word: number for number, word in enumerate(self.words, 1)}
 
+    @classmethod
+    def of_prompts(cls, prompts: Iterable[str], most: int) -> Words:
+        """All words of prompts; raises ValueError for more than so many, or none."""
+        said = [_words(prompt) for prompt in prompts]
+        words = sorted({word for prompt in said for word in prompt})
+        if len(words) > most:
+            raise ValueError(f"the prompts have {len(words)} distinct words, too many for a vocabulary of their own.")
+        return cls(words, max(map(len, said)))
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.words
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         numbers = torch.zeros(len(prompts), self.length, dtype=torch.long)
         for row, prompt in enumerate(prompts):
-            said = re.findall(r"[^\W_]+", prompt.lower())
+            said = _words(prompt)
             unknown = [word for word in said if word not in self._numbers]
             if unknown:
                 raise ValueError(
@@ -72,6 +93,10 @@ class Words:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write vocabulary.json."""
         write_json(Path(folder) / VOCABULARY, {"words": self.words, "length": self.length})
+
+
+def _words(prompt: str) -> list[str]:
+    return re.findall(r"[^\W_]+", prompt.lower())
 
 
 def load_text(

@@ -24,6 +24,8 @@ class Labels:
     tensor([ 1,  0, -1])
     """
 
+    is_costly = False
+
     def __init__(self, names: Sequence[str] = ()):
         if isinstance(names, str) or len({*names}) != len(names) or not all(type(name) is str for name in names):
             raise ValueError("labels are a list of distinct names.")
@@ -31,6 +33,10 @@ class Labels:
         self.shape = (len(self.names),)
         self._numbers = {str(number): number for number in range(len(self.names))} | {"": -1}
         self._numbers |= {name: number for number, name in enumerate(self.names)}
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.names
 
     def __call__(self, prompts: Sequence[str]) -> Tensor | None:
         unknown = [prompt for prompt in prompts if prompt not in self._numbers]

@@ -24,6 +24,9 @@ EMBEDDINGS = "embeddings.safetensors"
 class _Tokenized:
     """Prompts as tokens, padded and cut to a length."""
 
+    is_costly = True
+    vocabulary = None
+
     def __init__(self, tokenizer: Any, length: int, channels: int):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

@@ -3,48 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nflib.io import complete_folder
 from nflib.training import BatchSource, TrainingConfig, TrainingResult, TrainingState, fit
-from video.latents.autoencoder import set_scale, tiny_autoencoder
-from video.latents.latents import load_latents
+from video.latents.autoencoder import tiny_autoencoder
+from video.latents.features import FeatureAutoencoder, FeatureLatents
+from video.latents.latents import Latents
+from video.latents.load import load_latents
+from video.latents.vision import load_patch_features
 
+AUTOENCODER = "autoencoder"
 # Of the training frames, from which the scale of latents is taken: so many at most, and so many numbers.
 FRAMES_OF_SCALE, NUMBERS_OF_SCALE = 2048, 1 << 26
+LATENT_CHANNELS, LATENT_CHANNELS_OF_FEATURES = 8, 32
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions:
+    """An autoencoder, and how it is trained.
+
+    Args:
+        features: a vision encoder of transformers (DINOv2, SigLIP, ViT), a folder or a name on the hub: latents are of
+            its features (FAE), and it stays as it is; default: an AutoencoderKL.
+        initial: an autoencoder to start from: a folder or a name on the hub; its architecture then holds.
+        decoder_only: leave its encoder, and so its latents, as they are: fine-tune the decoder on noisy latents, as
+            TARFlow and STARFlow draw them.
+        noise: standard deviation added to latents, as a fraction of theirs.
+        divergence_weight: weight of the KL divergence of the latents from N(0, 1).
+        pixel_weight: weight of the squared error of pixels, beside the errors of features.
+        latent_channels: channels of the latents; default 8, or 32 with features.
+        channels: of the levels of an AutoencoderKL; each but the first halves height and width.
+        patch_pixels: with features, pixels along the side of a latent, to which frames are resized for the encoder;
+            default: its patch size, as they are.
+        decoder_channels: with features, width of the two decoders.
+        decoder_layers: with features, layers of each.
+    """
+
+    features: str | None = None
+    initial: str | None = None
+    decoder_only: bool = False
+    noise: float = 0.15
+    divergence_weight: float = 1e-4
+    pixel_weight: float = 1.0
+    latent_channels: int | None = None
+    channels: list[int] = field(default_factory=lambda: [32, 64, 96, 128])
+    patch_pixels: int | None = None
+    decoder_channels: int = 384
+    decoder_layers: int = 4
+
+    def latents(self, in_channels: int, seed: int) -> Latents:
+        """What is to be trained, for frames of so many channels, unless `initial` says of how many.
+
+        Raises:
+            FileNotFoundError: an encoder or autoencoder cannot be read.
+            ValueError: it is of another kind, or options do not go together.
+        """
+        torch.manual_seed(seed)
+        if self.initial is not None:
+            if self.features is not None:
+                raise ValueError("the encoder of the initial autoencoder holds: leave features out, or initial.")
+            latents = load_latents(self.initial)
+            latents.autoencoder.requires_grad_(True)
+            if self.decoder_only:
+                latents.freeze_encoder()
+            return latents
+        if self.decoder_only:
+            raise ValueError("decoder_only needs an autoencoder to begin with; name its folder by initial.")
+        if self.features is None:
+            count = self.latent_channels or LATENT_CHANNELS
+            return Latents(tiny_autoencoder(in_channels, count, tuple(self.channels)))
+        vision = load_patch_features(self.features)
+        if in_channels not in (1, vision.in_channels):
+            raise ValueError(f"{self.features} takes frames of {vision.in_channels} channels, not of {in_channels}.")
+        autoencoder = FeatureAutoencoder(
+            vision.channels,
+            vision.num_heads,
+            self.latent_channels or LATENT_CHANNELS_OF_FEATURES,
+            in_channels,
+            self.patch_pixels or vision.patch_size,
+            self.decoder_channels,
+            self.decoder_layers,
+        )
+        return FeatureLatents(vision, autoencoder)
 
 
 @dataclass(frozen=True)
 class NoisyReconstruction:
-    """Squared error of frames decoded from noisy latents, plus a small KL divergence of the posterior from N(0, 1).
+    """Errors of what is decoded from noisy latents, plus a small KL divergence of the posterior from N(0, 1).
 
-    noise: standard deviation of what is added to latents, as a fraction of their own, which is how a flow adds it to
-    latents of deviation 1. divergence_weight: of the KL divergence, both per number. In validation too.
+    latents: of which the autoencoder is what is trained. noise: standard deviation of what is added to latents, as a
+    fraction of their own, which is how a flow adds it to latents of deviation 1. pixel_weight: of the squared error of
+    frames; divergence_weight: of the KL divergence, both per number. In validation too.
     """
 
+    latents: Latents
     noise: float = 0.15
     divergence_weight: float = 1e-4
+    pixel_weight: float = 1.0
 
     def __call__(
         self, module: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        frames, autoencoder = batch["inputs"], module.autoencoder
-        posterior: Any = autoencoder.encode(frames).latent_dist  # type: ignore[operator,union-attr]
+        frames = batch["inputs"]
+        latents = self.latents.to(frames.device)  # what is not trained as well
+        inputs = latents.encoder_inputs(frames)
+        posterior = latents.posterior(inputs)
         scale = self.noise * posterior.mean.detach().std()
         drawn = [torch.randn(posterior.mean.shape, generator=generator, device=frames.device) for _ in range(2)]
         z = posterior.mean + posterior.std * drawn[0] + scale * drawn[1]
-        decoded: Tensor = autoencoder.decode(z).sample  # type: ignore[operator,union-attr]
-        error = (decoded - frames).square().mean()
+        errors = latents.errors(z, inputs, frames)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        return error + self.divergence_weight * divergence, {
-            "squared_error": error.detach(),
-            "divergence": divergence.detach(),
-        }
+        weights = {"squared_error": self.pixel_weight}
+        total = torch.stack([weights.get(name, 1.0) * error for name, error in errors.items()]).sum()
+        figures = {name: error.detach() for name, error in errors.items()} | {"divergence": divergence.detach()}
+        return total + self.divergence_weight * divergence, figures
 
 
 class _Trained(nn.Module):
@@ -56,61 +133,43 @@ class _Trained(nn.Module):
 
 
 def train_autoencoder(
+    latents: Latents,
     frames: BatchSource,
     validation: BatchSource,
     output: Path,
     config: TrainingConfig,
+    options: AutoencoderOptions,
     *,
-    initial: str | None = None,
-    decoder_only: bool = False,
-    noise: float = 0.15,
-    divergence_weight: float = 1e-4,
     callbacks: Sequence[Callable[[TrainingState], None]] = (),
-    **architecture: Any,
 ) -> TrainingResult:
-    """Train an `AutoencoderKL` on frames; run again, it goes on where it stopped.
+    """Train an autoencoder on frames; run again, it goes on where it stopped.
 
     Args:
+        latents: of the `options`.
         frames: batches of "inputs" ``(B, C, H, W)`` in -1 … 1; validation: more of them.
-        output: gets ``autoencoder``, a folder of diffusers whose scaling_factor and shift_factor are those of training
+        output: gets ``autoencoder``, a folder for `video.latents.load_latents` with the scale of latents of training
             frames, beside the folders of `nflib.training.fit`.
         config: of the loop.
-        initial: an autoencoder to start from, a folder or a name on the hub; default: a `tiny_autoencoder`.
-        decoder_only: leave the encoder of `initial`, and so its latents, as they are: fine-tuning of the decoder on
-            noisy latents (TARFlow and STARFlow decode noisy samples so).
-        noise, divergence_weight: as for `NoisyReconstruction`.
-        callbacks: as for `nflib.training.fit`; the flow of their state has the `autoencoder`.
-        architecture: as for `tiny_autoencoder`.
-
-    Raises:
-        ValueError: decoder_only without `initial`.
+        options: of training.
+        callbacks: as for `nflib.training.fit`.
     """
-    if decoder_only and initial is None:
-        raise ValueError("decoder_only needs an autoencoder to begin with; name its folder by initial.")
-    torch.manual_seed(config.seed)
     size = frames.batch(torch.zeros(1, dtype=torch.long))["inputs"].numel()
     count = min(FRAMES_OF_SCALE, len(frames), max(NUMBERS_OF_SCALE // size, 1))
     some = frames.batch(torch.arange(count) * len(frames) // count)["inputs"]  # which may be sorted by class
-    if initial is None:
-        autoencoder = tiny_autoencoder(some.shape[1], **architecture)
-    else:
-        autoencoder = load_latents(initial).autoencoder.requires_grad_(True)
-    if decoder_only:
-        autoencoder.encoder.requires_grad_(False)
-        if autoencoder.quant_conv is not None:
-            autoencoder.quant_conv.requires_grad_(False)
+    if options.initial is None:
+        latents.begin_training(some)
     result = fit(
-        _Trained(autoencoder),
+        _Trained(latents.autoencoder),
         frames,
         validation,
         config=config,
-        objective=NoisyReconstruction(noise, divergence_weight),
+        objective=NoisyReconstruction(latents, options.noise, options.divergence_weight, options.pixel_weight),
         output=output,
         callbacks=callbacks,
     )
-    autoencoder.to("cpu")
-    if not decoder_only:
-        set_scale(autoencoder, some)
+    latents.to("cpu").eval()
+    if not options.decoder_only:
+        latents.set_scale(some)
     with complete_folder(output) as folder:
-        autoencoder.save_pretrained(folder / "autoencoder")
+        latents.save(folder / AUTOENCODER)
     return result

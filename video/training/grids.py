@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nflib.training import TrainingState
 from video.latents.latents import Latents
@@ -17,6 +17,7 @@ from video.media import grid, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder
+from video.training.run import is_first_process
 
 FOLDER = "samples"
 
@@ -77,6 +78,7 @@ class SampleGrid:
 class ReconstructionGrid:
     """The same for an autoencoder: frames ``(B, C, H, W)`` that it does not learn, each beside its reconstruction."""
 
+    latents: Latents
     frames: Tensor
 
     @torch.no_grad()
@@ -84,14 +86,12 @@ class ReconstructionGrid:
         if state.validation_loss is None or not is_first_process():
             return
         with state.averaged() as module:
-            autoencoder = module.autoencoder
-            frames = self.frames.to(next(module.parameters()).device)
-            decoded = autoencoder.decode(autoencoder.encode(frames).latent_dist.mode()).sample  # type: ignore
-        error = float((decoded.clamp(-1, 1) - frames).square().mean())
+            latents, frames = self.latents, self.frames.to(next(module.parameters()).device)
+            inputs = latents.encoder_inputs(frames)
+            z = latents.posterior(inputs).mode()
+            decoded, errors = latents.decode_frames(z).clamp(-1, 1), latents.errors(z, inputs, frames)
+        psnr = 10 * math.log10(4 / max(float((decoded - frames).square().mean()), 1e-12))
         path = write_grid(torch.stack([frames, decoded], 1), grid_path(state), columns=8)
-        told = "step %d: loss %.4g, PSNR %.1f dB; frames and their reconstructions in %s."
-        log.info(told, state.step, state.validation_loss, 10 * math.log10(4 / max(error, 1e-12)), path)
-
-
-def is_first_process() -> bool:
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+        told = ", ".join(f"{name.replace('_', ' ')} {float(error):.4g}" for name, error in errors.items())
+        shown = "step %d: loss %.4g, PSNR %.1f dB, %s; frames and their reconstructions in %s."
+        log.info(shown, state.step, state.validation_loss, psnr, told, path)

@@ -1,0 +1,59 @@
+"""Densities of clips, frame by frame, and what they tell of prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nflib.contexts import map_context
+from video.parts import Parts
+
+
+class Densities(Parts):
+    """Log-densities under a pipeline's flow, of latents with the noise of training."""
+
+    @torch.no_grad()
+    def prompt_evidence(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What noisy latents ``(B, K, T, c, h, w)`` tell of their prompts, ``(B, K)``, in nats.
+
+        The mean over frames, each seen by itself, of ``log p(frame | prompt) - log p(frame)``: by Bayes' rule ``log
+        p(prompt | frame)``, but for what all frames have in common. Prompts are the later ones, which say nothing of
+        how a clip begins, and p(frame) is the density under no prompt.
+        """
+        rows, count, length = latents.shape[:3]
+        frames = latents.flatten(0, 2).unsqueeze(1)
+        later = self.condition([self.settings.later_prompt(prompt) for prompt in prompts])
+        conditional = map_context(lambda part: part.repeat_interleave(count * length, 0), later)
+        unconditional = map_context(lambda part: part.expand(len(frames), *part.shape[1:]), self.condition([""]))
+        evidence = self.flow.log_prob(frames, conditional) - self.flow.log_prob(frames, unconditional)
+        return evidence.view(rows, count, length).mean(-1)
+
+    @torch.no_grad()
+    def log_prob(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+        """Log-densities ``(B,)``, in nats, of clips' latents with the noise of training, drawn from the seed.
+
+        At most as many frames as the flow has positions for; see `log_prob_of_frames` for more.
+        """
+        latents = self.encode(clips, torch.Generator().manual_seed(seed))
+        return self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
+
+    @torch.no_grad()
+    def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+        """Log-densities ``(B, latent frames)`` of each frame given those before it, in nats; their sum is `log_prob`.
+
+        In longer clips a frame is given what it would be generated from, were windows moved on by single frames.
+        """
+        latents = self.encode(clips, torch.Generator().manual_seed(seed))
+        context = self.condition(prompts, is_image=clips.shape[1] == 1)
+        values = [self.flow.log_prob_of_frames(latents[:, : self.window], context)]
+        for window in self._windows(latents.shape[1], self.window, self.window - 1):
+            context = self.condition(prompts, window)
+            values.append(self.flow.log_prob_of_frames(window.of(latents), context)[:, -1:])
+        return torch.cat(values, dim=1)
+
+    def nats_per_dim(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
+        """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``."""
+        return -self.log_prob_of_frames(clips, prompts, seed=seed) / math.prod(self.flow.event_shape[1:])
