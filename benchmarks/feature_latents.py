@@ -160,9 +160,9 @@ def train_flow(latents: Latents, data: Digits, output: Path, noise: float, secon
 def main() -> None:
     """Train all and print the table."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--encoder_seconds", type=float, default=15.0, help="training of the vision encoder")
-    parser.add_argument("--autoencoder_seconds", type=float, default=30.0, help="training of each autoencoder")
-    parser.add_argument("--flow_seconds", type=float, default=30.0, help="training of each flow")
+    parser.add_argument("--encoder_seconds", type=float, default=15.0, help="of the processor, for the vision encoder")
+    parser.add_argument("--autoencoder_seconds", type=float, default=60.0, help="likewise, each autoencoder")
+    parser.add_argument("--flow_seconds", type=float, default=120.0, help="likewise, each flow")
     parser.add_argument("--noise", type=float, default=0.3, help="on latents of deviation 1, for the flows")
     parser.add_argument("--pixel_weight", type=float, default=1.0, help="of FAE's pixels")
     parser.add_argument("--output", type=Path, default=None, help="where grids of samples are written (default: none)")
