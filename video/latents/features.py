@@ -17,6 +17,8 @@ from video.latents.latents import Latents
 from video.latents.vision import PatchFeatures, load_patch_features
 
 VISION = "vision"
+# From which means and deviations of features are taken: each has many patches.
+FRAMES_OF_SCALE = 256
 
 
 class PatchTransformer(nn.Module):
@@ -167,7 +169,8 @@ class FeatureLatents(Latents):
     @torch.no_grad()
     def begin_training(self, frames: Tensor) -> None:
         """Take the mean and deviation of features from frames."""
-        features = torch.cat([self._features(piece) for piece in frames.split(self.batch_size)])
+        some = frames[:: math.ceil(len(frames) / FRAMES_OF_SCALE)]
+        features = torch.cat([self._features(piece) for piece in some.split(self.batch_size)])
         self.autoencoder.feature_mean.copy_(features.mean((0, 2, 3)).view(-1, 1, 1))
         self.autoencoder.feature_deviation.copy_(features.std((0, 2, 3)).clamp_min(1e-6).view(-1, 1, 1))
 

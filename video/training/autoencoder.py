@@ -167,9 +167,10 @@ def train_autoencoder(
         output=output,
         callbacks=callbacks,
     )
-    latents.to("cpu").eval()
+    latents.eval()
     if not options.decoder_only:
-        latents.set_scale(some)
+        latents.set_scale(some.to(next(latents.parameters()).device))
+    latents.to("cpu")
     with complete_folder(output) as folder:
         latents.save(folder / AUTOENCODER)
     return result
