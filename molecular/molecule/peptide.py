@@ -85,6 +85,8 @@ class Peptide(Molecule):
         parsed = parse_sequence(sequence) if isinstance(sequence, str) else sequence
         self.residues, self.capped = parsed.letters, parsed.capped
         self.force_field = tuple(force_field or (CAPPED_FORCE_FIELD if self.capped else UNCAPPED_FORCE_FIELD))
+        if not all(isinstance(file, str) for file in self.force_field):
+            raise ValueError(f"force_field is {force_field!r}; give the names of OpenMM force-field files.")
         if isinstance(cutoff, str):
             if cutoff != "default":
                 raise ValueError(f"cutoff is {cutoff!r}; give a length in nm, None, or 'default'.")

@@ -37,6 +37,8 @@ SHAPES = [
     {"reference"},
     {"partial", "arguments", "keywords"},
 ]
+# Annotations of parameters that take a number.
+NUMBERS = ("int", "float", "int | None", "float | None", int, float)
 # Where a tensor's name begins so, it belongs to a description, not to the weights.
 TENSOR = "config/"
 
@@ -212,6 +214,11 @@ class _Rebuilder:
 
     def call(self, cls: type, arguments: Mapping[str, Any]) -> Any:
         largest = self._largest if _belongs(cls.__module__, ALLOWED) else None
+        parameters = inspect.signature(cls).parameters
+        for name, value in arguments.items():
+            # To Python, True is the number 1.
+            if isinstance(value, bool) and name in parameters and parameters[name].annotation in NUMBERS:
+                raise ValueError(f"{name} is {value}, where a number belongs.")
         return call_with(cls, {name: self.value(value, largest) for name, value in arguments.items()})
 
     def value(self, value: Any, largest: int | None) -> Any:

@@ -191,6 +191,7 @@ def read_checkpoint(
             set(state) == MOMENTS
             and all(value.shape == (() if name == "step" else parameter.shape) for name, value in state.items())
             and all(bool(torch.isfinite(value).all()) for value in state.values())
+            and all(bool((state[name] >= 0).all()) for name in ("step", "exp_avg_sq"))
             for parameter, state in optimizer.state.items()
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
@@ -201,8 +202,12 @@ def read_checkpoint(
 
 
 def _misfits(record: object, kind: Any, name: str) -> Iterator[str]:
-    """Names of the parts of a record that are missing, or not of their kind: a type, or a dict of kinds."""
-    if not isinstance(record, dict if isinstance(kind, dict) else kind):
+    """Names of the parts of a record that are missing, or not of their kind: a type, or a dict of kinds.
+
+    Whole numbers are counts, of which none is negative.
+    """
+    is_of_kind = isinstance(record, dict if isinstance(kind, dict) else kind)
+    if not is_of_kind or (kind is int and (isinstance(record, bool) or record < 0)):
         yield name
     elif isinstance(kind, dict):
         for key, inner in kind.items():

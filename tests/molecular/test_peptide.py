@@ -203,6 +203,7 @@ def test_pdb_round_trip(tmp_path):
         ({"cutoff": "long"}, "cutoff"),
         ({"constraints": "HBond"}, "HBonds"),
         ({"force_field": ["no-such-field.xml"]}, "no-such-field.xml"),
+        ({"force_field": [float("nan")]}, "names of OpenMM force-field files"),
     ],
 )
 def test_bad_options_are_explained(option, words):

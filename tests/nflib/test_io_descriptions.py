@@ -345,6 +345,17 @@ def test_nothing_but_parts_of_flows_is_built(description, tmp_path, monkeypatch)
     assert str(folder / CONFIG_NAME) in str(error.value) and str(error.value).endswith(".")
 
 
+@pytest.mark.parametrize("name", ["channels", "num_blocks", "expansion", "num_classes"])
+def test_true_is_no_number(name, tmp_path):
+    flow = flows.TARFlow((4,), channels=32, num_blocks=1, layers_per_block=1, head_dim=16, num_classes=1)
+    folder = flow.save_pretrained(tmp_path)
+    document = read_config(folder)
+    document["config"][name] = True
+    (folder / CONFIG_NAME).write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"{name} is True, where a number belongs"):
+        flows.TARFlow.from_pretrained(folder)
+
+
 def test_names_are_the_shortest_public_ones():
     description, _ = describe({"part": Reverse(), "kind": nn.Linear, "made": functools.partial(nn.Linear, 3)})
     assert description["part"]["class"] == "nflib.transforms:Reverse"

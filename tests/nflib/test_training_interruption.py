@@ -305,6 +305,27 @@ def test_moments_of_other_weights(record: Path, tmp_path: Path) -> None:
     assert_damaged(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["step", "exp_avg_sq"])
+def test_negative_moments(record: Path, tmp_path: Path, name: str) -> None:
+    content = torch.load(record, weights_only=True)
+    content["optimizer"]["state"][0][name] -= 5.0
+    torch.save(content, record)
+    assert_damaged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("count", [-10, True])
+@pytest.mark.parametrize("key", ["ema_updates", "state/step", "state/skipped_steps", "feed/order/first_step"])
+def test_counts_that_are_none(record: Path, tmp_path: Path, key: str, count: int) -> None:
+    *path, last = key.split("/")
+    content = torch.load(record, weights_only=True)
+    part = content
+    for name in path:
+        part = part[name]
+    part[last] = count
+    torch.save(content, record)
+    assert_damaged(tmp_path / "run")
+
+
 def test_a_finished_run_whose_model_is_gone(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     model = tmp_path / "run" / "model" / "model.safetensors"
