@@ -93,7 +93,7 @@ def pictures(tmp_path):
 
 
 QUIET = ["--training.progress_bar", "false", "--training.tensorboard", "false", "--training.accelerator", "cpu"]
-TINY = ["--channels", "8", "--layers_per_block", "[1]", "--patch_size", "2", "--samples", "2", "--size", "4"]
+TINY = ["--channels", "8", "--layers_per_block", "[1]", "--patch_size", "[1, 4]", "--samples", "2", "--size", "4"]
 
 
 def test_trained_by_command(pictures, tmp_path):
@@ -116,6 +116,9 @@ def test_trained_by_command(pictures, tmp_path):
     "options, message",
     [
         (["--model", "tarflow", "--levels", "1"], "levels"),
+        (["--model", "tarflow", "--patch_size", "[1, 2, 4]"], "patch_size"),
+        (["--model", "tarflow", "--patch_size", "0"], "patch_size"),
+        (["--model", "starflow", "--patch_size", "[1, 2]", "--autoencoder", "none"], "square"),
         (["--model", "starflow", "--gaussianize", "true", "--autoencoder", "none"], "gaussianize"),
     ],
 )

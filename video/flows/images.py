@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,9 @@ class ImageClips(Flow):
 
     @property
     def patch_size(self) -> int:
-        return int((self.images.config or {}).get("patch_size", 1))
+        """Of which the sides of images are multiples."""
+        sides = (self.images.config or {}).get("patch_size", 1)
+        return sides if isinstance(sides, int) else math.lcm(*sides)
 
     @property
     def frame_length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,8 @@ class FlowOptions:
 
     Args:
         model: tarflow (images, pixels), starflow (images, latents; the default) or starflow-v (clips, latents).
-        patch_size: pixels, or latents, along the side of a token; default 4 of tarflow, 1 of others.
+        patch_size: pixels, or latents, along the side of a token; default 4 of tarflow, 1 of others. Of tarflow it may
+            be a height and a width: "[1, 8]" makes a token of each row of 8.
         channels: width of the transformers.
         layers_per_block: layers of each autoregressive map, of starflow the last one deep, and given the prompt.
         head_dim: channels of an attention head.
@@ -82,7 +84,7 @@ class FlowOptions:
     """
 
     model: str | None = None
-    patch_size: int | None = None
+    patch_size: int | list[int] | None = None
     channels: int | None = None
     layers_per_block: list[int] | None = None
     head_dim: int | None = None
@@ -113,4 +115,15 @@ class FlowOptions:
         for name in ("conditional", "gaussianize"):
             if self.family.is_of_latents and getattr(self, name) is not None:
                 raise ValueError(f"{name} is a setting of tarflow alone: leave it out.")
+        if self.family.is_of_latents and isinstance(self.patch_size, list):
+            raise ValueError(f"patches of {self.name} are square: give patch_size as one number.")
         return {"patch_size": self.family.patch_size} | {k: v for k, v in self.said.items() if k != "model"}
+
+    @property
+    def multiple(self) -> int:
+        """Of which the sides of pixels, or latents, must be multiples; raises ValueError for patches of no size."""
+        patch_size = self.architecture["patch_size"]
+        sides = [patch_size] if isinstance(patch_size, int) else patch_size
+        if len(sides) > 2 or not sides or min(sides) < 1:
+            raise ValueError(f"patch_size must be a positive number, or a height and a width, got {patch_size}.")
+        return math.lcm(*sides)

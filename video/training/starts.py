@@ -91,9 +91,7 @@ class NewFlow:
     ):
         family, self.options, self.name = options.family, options, options.name
         self.frames, self.noise, self.has_sizes = family.frames, family.noise, family.has_sizes
-        self.patch_size = int(options.architecture["patch_size"])
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size must be a positive number, got {self.patch_size}.")
+        self.patch_size = options.multiple
         self.latents = self._latents(autoencoder, grey, device)
         self._text, self._text_length, self._device = text, text_length, device
 
