@@ -184,6 +184,8 @@ def check_parts(flow: Any, latents: Latents, text: TextEncoder, settings: Pipeli
     expected, own = latents.latent_shape(settings.clip_shape), tuple(flow.event_shape)
     if expected[1:] != own[1:]:
         raise ValueError(f"{name} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}.")
+    if settings.levels is not None and not latents.has_levels:
+        raise ValueError(f"{name} is inconsistent: its settings have levels of pixels, its flow is one of latents.")
     if tuple(text.shape) != flow.text_shape:
         raise ValueError(
             f"{name} is inconsistent: its text is of {_words(text.shape)}, its flow takes {_words(flow.text_shape)}."

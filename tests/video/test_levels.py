@@ -64,6 +64,14 @@ def test_levels_are_of_pixels_without_noise():
         PipelineSettings((1, 1, 4, 4), 0.1, levels=256)
 
 
+def test_levels_of_latents_are_refused(tmp_path):
+    folder = Pipeline.load().save(tmp_path / "model")
+    document = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(document | {"noise": 0.0, "levels": 256}))
+    with pytest.raises(ValueError, match="flow is one of latents"):
+        Pipeline.load(folder)
+
+
 def test_marginals_become_normal_and_the_density_stays_one(tmp_path):
     """Of a new flow: the log-determinant by autograd, the inverse, the total probability, and a folder."""
     generator = torch.Generator().manual_seed(0)

@@ -20,12 +20,13 @@ from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, Words, load_text
 from video.text.labels import Labels
 from video.training.families import FlowOptions
+from video.training.run import spread
 
 PIPELINE = "pipeline"
 # A closed vocabulary of more words is no small context any more.
 MOST_WORDS = 4096
-# Images that splines of single pixels are fitted to; fewer are taken again, each with noise of its own.
-FEWEST_FITTED, MOST_FITTED = 10_000, 20_000
+# To so many images splines of single pixels are fitted; of fewer, each is taken again, with noise of its own.
+FITTED = 10_000
 
 
 class Start(Protocol):
@@ -131,8 +132,7 @@ class NewFlow:
         if not self.options.gaussianize:
             return
         generator = torch.Generator().manual_seed(0)
-        numbers = torch.arange(len(images)).repeat(-(-FEWEST_FITTED // len(images)))
-        pixels = images.batch(numbers[:: -(-len(numbers) // MOST_FITTED)])["inputs"].squeeze(1)
+        pixels = images.batch(spread(len(images), FITTED))["inputs"].squeeze(1)
         bounds = None
         if settings.levels is None:
             pixels = pixels + settings.noise * torch.randn(pixels.shape, generator=generator)
