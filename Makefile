@@ -5,6 +5,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 PEPTIDE ?= NL
+DIGITS = zero one two three four five six seven eight nine
 STAMP = $(VENV)/.installed
 GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
 GPU_OUTPUT ?= runs/gpu.json
@@ -15,6 +16,8 @@ GPU_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON)
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m molecular sample --peptide Ace-A-Nme --num_samples 10000 --seed 0 --output runs/demo
+	$(VENV)/bin/python -m video generate --model digits $(DIGITS:%=--prompt %) --num_clips 10 --out runs/demo/digits.png
+	$(VENV)/bin/python -m video generate --prompt "a seven moving up and right, fast" --guidance 2 --out runs/demo/clip.gif
 
 demo-peptide: $(STAMP)
 	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --num_samples 10000 --seed 0 --output runs/demo-$(PEPTIDE)

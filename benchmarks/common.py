@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from nflib.flows import TARFlow
 from nflib.networks import CausalTransformer
 from nflib.transforms import AutoregressiveTransform
 
+# The examples are no part of the package: benchmarks find them in the checkout.
+sys.path.append(str(Path(__file__).parents[1]))
 # Root mean square of shifts and log-scales, about that of trained flows.
 PARAMETER_SIZE = 0.1
 

@@ -3,7 +3,7 @@
     python benchmarks/decoding.py
     python benchmarks/decoding.py --flows random --batch 1 16 --reference /path/to/ml-tarflow
 
-Flows: the shipped Ace-A-Nme (20 tokens of 3 numbers); digits, trained here as benchmarks/density_digits.py does, with
+Flows: the shipped Ace-A-Nme (20 tokens of 3 numbers); digits, trained here as benchmarks/image_bits.py does, with
 a token a row (8) and a token a pixel (64); and a larger one of random weights (256 tokens, 8 maps of 4 layers, 256
 channels), whose output layers are scaled so that shifts and log-scales have a root mean square of 0.1, which is about
 that of the trained flows (printed). "re-concatenated" is sequential decoding that keeps lists of keys and values and
@@ -24,11 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import density_digits
+import image_bits
 import torch
 from common import argument_parser, load_reference, markdown_table, median_seconds, prepare, random_tarflow
 from torch import Tensor, nn
 
+from examples.digits.data import parts
 from molecular.flows.molecule_flow import MoleculeFlow
 from nflib import Flow, decoding
 from nflib.flows import TARFlow
@@ -79,9 +80,10 @@ def digits(patch_size: int) -> Callable[[argparse.Namespace], Flow]:
         return TARFlow((64,), patch_size=patch_size, channels=64, num_blocks=6, layers_per_block=2, dropout=0.25)
 
     def trained(arguments: argparse.Namespace) -> Flow:
-        data = density_digits.Digits.load(arguments.seed)
-        entrant = density_digits.Entrant(build, 3e-3, 0.1)
-        return density_digits.train(entrant, data, arguments.train_seconds, arguments.seed)[0]
+        data = parts()
+        setting = image_bits.Setting("affine", build, lambda flow, z, labels: flow.log_prob(z), 3e-3, 0.1)
+        preprocess = image_bits.Gaussianize(data["train"].levels)
+        return image_bits.train(setting, data, preprocess, arguments.train_seconds, arguments.seed).model
 
     return trained
 

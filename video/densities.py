@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
+from video.latents.levels import log_step
 from video.parts import Parts
 
 
@@ -35,10 +36,13 @@ class Densities(Parts):
     def log_prob(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
         """Log-densities ``(B,)``, in nats, of clips' latents with the noise of training, drawn from the seed.
 
-        At most as many frames as the flow has positions for; see `log_prob_of_frames` for more.
+        Of pixels that have levels, by the settings, they are of these: dequantised, a step being the unit, so that
+        their mean is a bound on the log-probability of the levels. At most as many frames as the flow has positions
+        for; see `log_prob_of_frames` for more.
         """
         latents = self.encode(clips, torch.Generator().manual_seed(seed))
-        return self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
+        density = self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
+        return density + latents[0].numel() * log_step(self.settings.levels)
 
     @torch.no_grad()
     def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
@@ -52,7 +56,7 @@ class Densities(Parts):
         for window in self._windows(latents.shape[1], self.window, self.window - 1):
             context = self.condition(prompts, window)
             values.append(self.flow.log_prob_of_frames(window.of(latents), context)[:, -1:])
-        return torch.cat(values, dim=1)
+        return torch.cat(values, dim=1) + latents[0, 0].numel() * log_step(self.settings.levels)
 
     def nats_per_dim(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
         """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``."""

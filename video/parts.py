@@ -18,12 +18,14 @@ from nflib.io import complete_folder
 from video.flows.decoding import FramesAtOnce
 from video.flows.images import as_clips
 from video.latents.latents import Latents, Pixels
+from video.latents.levels import dequantised, snapped
 from video.latents.load import load_latents
 from video.pipeline_settings import SETTINGS, PipelineSettings, aspect_size
 from video.rollout import Span, spans
 from video.text.encoders import TextEncoder, load_text
 
-SHIPPED = Path(__file__).parent / "shipped" / "moving-digits"
+SHIPPED = Path(__file__).parent / "shipped"
+MOVING_DIGITS = "moving-digits"
 # Latents have deviation 1.
 LARGEST_LATENT = 1000.0
 
@@ -40,14 +42,16 @@ class Parts:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None, device: str = "cpu") -> Self:
-        """The pipeline saved in `folder`; None: the shipped one of moving digits.
+        """The pipeline saved in `folder`, or shipped under that name: "digits", or "moving-digits", the default.
 
         Raises:
             FileNotFoundError, ValueError: parts are missing, damaged, or do not go together.
         """
-        if folder is None and not (SHIPPED / SETTINGS).is_file():
+        if folder is None and not (SHIPPED / MOVING_DIGITS / SETTINGS).is_file():
             raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model.")
-        folder = SHIPPED if folder is None else Path(folder)
+        folder = SHIPPED / MOVING_DIGITS if folder is None else Path(folder)
+        if not folder.exists() and len(folder.parts) == 1 and (SHIPPED / folder).is_dir():
+            folder = SHIPPED / folder
         settings = PipelineSettings.load(folder)
         parts = cls(
             Flow.from_pretrained(folder / "flow", device),
@@ -137,7 +141,8 @@ class Parts:
         # Comparisons with what is not a number are false.
         latents = (checked(piece, piece.abs() < LARGEST_LATENT) for piece in pieces)
         for clips in self.latents.stream(latents):
-            yield checked(clips, clips.isfinite())
+            clips = checked(clips, clips.isfinite())
+            yield clips if self.settings.levels is None else snapped(clips, self.settings.levels)
 
     def _windows(self, num_frames: int, num_known: int, overlap: int | None) -> Iterator[Span]:
         overlap = self.settings.overlap if overlap is None else overlap
@@ -153,6 +158,8 @@ class Parts:
         return self._own(self.latents.encode(clips))
 
     def _noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        if self.settings.levels is not None:
+            return dequantised(latents, self.settings.levels, generator)
         noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
         return latents + self.settings.noise * noise
 
@@ -178,6 +185,8 @@ def check_parts(flow: Any, latents: Latents, text: TextEncoder, settings: Pipeli
     expected, own = latents.latent_shape(settings.clip_shape), tuple(flow.event_shape)
     if expected[1:] != own[1:]:
         raise ValueError(f"{name} is inconsistent: its autoencoder makes latents {expected}, its flow takes {own}.")
+    if settings.levels is not None and not latents.has_levels:
+        raise ValueError(f"{name} is inconsistent: its settings have levels of pixels, its flow is one of latents.")
     if tuple(text.shape) != flow.text_shape:
         raise ValueError(
             f"{name} is inconsistent: its text is of {_words(text.shape)}, its flow takes {_words(flow.text_shape)}."

@@ -38,6 +38,8 @@ class PipelineSettings:
         aspect_ratio: what phrases name, such as "16:9".
         guidance: weight of classifier-free guidance where nothing else is said; denoise: how noise is taken off, as for
             `Pipeline.denoise`; overlap: latent frames that a window is given (None: half of it).
+        levels: of a flow of dequantised pixels without noise, how many values a pixel has; densities are then those of
+            levels, and what is generated has these alone (None: pixels or latents are any numbers).
 
     Raises:
         ValueError: numbers that no model has, or expressions that are none.
@@ -54,6 +56,7 @@ class PipelineSettings:
     guidance: float = 0.0
     denoise: str = "score"
     overlap: int | None = None
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         sizes = self.clip_shape
@@ -65,6 +68,8 @@ class PipelineSettings:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        if self.levels is not None and not (type(self.levels) is int and self.levels > 1 and not self.noise):
+            raise ValueError(f"levels must be a number of them, of pixels without noise, got {self.levels!r}.")
         if not (0 <= self.guidance < math.inf):
             raise ValueError(f"guidance must be zero or positive, got {self.guidance!r}.")
         if self.denoise not in DENOISING:

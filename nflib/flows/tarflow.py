@@ -48,7 +48,8 @@ class TARFlow(Flow):
     Args:
         event_shape: ``(C, H, W)`` cut into ``patch_size × patch_size`` patches, or any other shape, cut in raster order
             into tokens of patch_size numbers; a number is a vector of so many.
-        patch_size, channels: size of a patch, width of the transformers.
+        patch_size: of an image it may also be a height and a width.
+        channels: width of the transformers.
         num_blocks: how many autoregressive maps; every second one visits the tokens in reverse.
         layers_per_block: depth of each transformer, a number or one for each block.
         num_classes: the context holds class labels ``(B,)``, integers, -1 for none.
@@ -78,7 +79,7 @@ class TARFlow(Flow):
     def __init__(
         self,
         event_shape: Sequence[int] | int,
-        patch_size: int = 1,
+        patch_size: int | Sequence[int] = 1,
         channels: int = 128,
         num_blocks: int = 4,
         layers_per_block: int | Sequence[int] = 2,
@@ -103,9 +104,11 @@ class TARFlow(Flow):
         context_shape = _context_shape(context_shape)
         if not event_shape or min(event_shape) < 1:
             raise ValueError(f"event_shape must list positive sizes, got {event_shape}.")
-        is_image = len(event_shape) == 3
-        patches = ImagePatches(event_shape, patch_size) if is_image else VectorPatches(event_shape, patch_size)
-        grid = (event_shape[1] // patch_size, event_shape[2] // patch_size) if is_image else patches.token_shape[:1]
+        patches: ImagePatches | VectorPatches
+        if len(event_shape) == 3:
+            patches = ImagePatches(event_shape, patch_size)
+        else:
+            patches = VectorPatches(event_shape, patch_size)
         if start_token is None:
             start_token = patches.token_shape[0] == 1 or context_shape is not None
         settings = {
@@ -128,7 +131,7 @@ class TARFlow(Flow):
             "conditional": conditional,
             "num_bins": num_bins,
         }
-        blocks = autoregressive_blocks(patches.token_shape, grid=grid, **settings)  # type: ignore[arg-type]
+        blocks = autoregressive_blocks(patches.token_shape, grid=patches.grid, **settings)  # type: ignore[arg-type]
         super().__init__(
             CompositeTransform([patches, *blocks]),
             StandardNormal(patches.token_shape),

@@ -35,15 +35,16 @@ class _Rearrangement(ClosedForm):
 class VectorPatches(_Rearrangement):
     """Numbers of an event of any shape, in raster order, cut into tokens of `patch_size` numbers."""
 
-    def __init__(self, event_shape: Sequence[int], patch_size: int):
+    def __init__(self, event_shape: Sequence[int], patch_size: int | Sequence[int]):
         super().__init__()
         size = math.prod(event_shape)
-        if patch_size < 1 or size % patch_size:
+        if not isinstance(patch_size, int) or patch_size < 1 or size % patch_size:
             raise ValueError(
                 f"patch_size {patch_size} must divide the {size} numbers of an event {tuple(event_shape)}."
             )
         self.event_shape = tuple(event_shape)
         self.token_shape = (size // patch_size, patch_size)
+        self.grid = self.token_shape[:1]
 
     def _to_tokens(self, inputs: Tensor) -> Tensor:
         return inputs.reshape(len(inputs), *self.token_shape)
@@ -53,29 +54,32 @@ class VectorPatches(_Rearrangement):
 
 
 class ImagePatches(_Rearrangement):
-    """Images ``(C, H, W)`` cut into square patches in raster order; a token is a patch, ``(C, p, p)`` flattened."""
+    """Images ``(C, H, W)`` cut into patches in raster order; a token is a patch, ``(C, p, q)`` flattened.
 
-    def __init__(self, event_shape: Sequence[int], patch_size: int):
+    patch_size: height and width of a patch, or one number for both.
+    """
+
+    def __init__(self, event_shape: Sequence[int], patch_size: int | Sequence[int]):
         super().__init__()
         if len(event_shape) != 3:
             raise ValueError(f"an image's event_shape is (channels, height, width), got {tuple(event_shape)}.")
         channels, height, width = event_shape
-        if patch_size < 1 or height % patch_size or width % patch_size:
+        sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        if len(sides) != 2 or min(sides) < 1 or height % sides[0] or width % sides[1]:
             raise ValueError(f"patch_size {patch_size} must divide the height {height} and the width {width}.")
+        p, q = sides
         self.event_shape = (channels, height, width)
-        self.patch_size = patch_size
-        self.token_shape = (height * width // patch_size**2, channels * patch_size**2)
+        self.patch_size = sides
+        self.grid = (height // p, width // q)
+        self.token_shape = (math.prod(self.grid), channels * p * q)
 
     def _to_tokens(self, inputs: Tensor) -> Tensor:
-        channels, height, width = self.event_shape
-        p = self.patch_size
-        split = inputs.reshape(len(inputs), channels, height // p, p, width // p, p)
+        (rows, columns), (p, q) = self.grid, self.patch_size
+        split = inputs.reshape(len(inputs), self.event_shape[0], rows, p, columns, q)
         return split.permute(0, 2, 4, 1, 3, 5).reshape(len(inputs), *self.token_shape)
 
     def _from_tokens(self, tokens: Tensor) -> Tensor:
-        channels, height, width = self.event_shape
-        p = self.patch_size
-        split = tokens.reshape(len(tokens), height // p, width // p, channels, p, p)
+        split = tokens.reshape(len(tokens), *self.grid, self.event_shape[0], *self.patch_size)
         return split.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), *self.event_shape)
 
 

@@ -4,11 +4,11 @@ import pytest
 
 from examples.moving_digits.data import MovingDigits
 from examples.moving_digits.evaluate import spoiled
-from video.parts import SHIPPED
+from video.parts import MOVING_DIGITS, SHIPPED
 from video.pipeline import Pipeline
 from video.pipeline_settings import SETTINGS
 
-pytestmark = pytest.mark.skipif(not (SHIPPED / SETTINGS).is_file(), reason="no model is shipped")
+pytestmark = pytest.mark.skipif(not (SHIPPED / MOVING_DIGITS / SETTINGS).is_file(), reason="no model is shipped")
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def model():
 
 
 def test_size():
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 24 * 2**20
+    assert sum(path.stat().st_size for path in (SHIPPED / MOVING_DIGITS).rglob("*") if path.is_file()) < 24 * 2**20
 
 
 def test_it_makes_clips_of_digits(model):

@@ -270,6 +270,7 @@ FIXED = [
     Case("reverse-frames", partial(Reverse, frame_length=2), (6, 2), (6, 2)),
     Case("permute", lambda: Permute(torch.randperm(6)), (6, 2), (6, 2)),
     Case("image-patches", partial(ImagePatches, (3, 4, 6), 2), (3, 4, 6), (6, 12)),
+    Case("image-patches-oblong", partial(ImagePatches, (3, 4, 6), (1, 3)), (3, 4, 6), (8, 9)),
     Case("vector-patches", partial(VectorPatches, (12,), 3), (12,), (4, 3)),
     Case("vector-patches-of-a-grid", partial(VectorPatches, (2, 3, 2), 2), (2, 3, 2), (6, 2)),
     Case("standardize", lambda: Standardize.fit(3 * torch.randn(50, 4, 2) + 1), (4, 2), (4, 2)),

@@ -168,6 +168,8 @@ def test_settings_of_a_flow(settings, said):
 def test_settings_of_the_parts():
     assert "12" in message_of(lambda: VectorPatches((3, 4), 5))
     assert "height 4 and the width 5" in message_of(lambda: ImagePatches((1, 4, 5), 2))
+    assert "height 4 and the width 6" in message_of(lambda: ImagePatches((1, 4, 6), (1, 2, 3)))
+    assert "height 4 and the width 6" in message_of(lambda: ImagePatches((1, 4, 6), (2, 4)))
     assert "(4, 5)" in message_of(lambda: ImagePatches((4, 5), 2))
     assert "0 … 2" in message_of(lambda: Permute(torch.tensor([0, 0, 2])))
     assert "0 … 1" in message_of(lambda: Permute(torch.tensor([1, 2])))

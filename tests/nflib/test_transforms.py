@@ -326,12 +326,14 @@ def test_permute_lists_its_inputs_in_the_order_given():
     assert Permute(torch.tensor([2, 0, 3, 1]))(x)[0].flatten().tolist() == [2, 0, 3, 1]
 
 
-def test_image_patches_are_squares_in_raster_order():
+def test_image_patches_stand_in_raster_order():
     image = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)
     tokens, _ = ImagePatches((2, 4, 4), 2)(image)
     for token, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
         patch = image[0, :, row : row + 2, column : column + 2]
         assert torch.equal(tokens[0, token], patch.flatten())
+    rows, _ = ImagePatches((2, 4, 4), (1, 4))(image)
+    assert torch.equal(rows[0], image[0].transpose(0, 1).reshape(4, 8))
 
 
 def test_vector_patches_cut_in_raster_order():

@@ -262,7 +262,7 @@ def test_labels_are_dropped_in_training():
     for block in flow.parameters():
         torch.nn.init.normal_(block, std=0.1)
     images, labels = torch.rand(6, 1, 3, 4, 4).mul(255).round().div(127.5).sub(1), torch.tensor([0, 1, 2, 0, 1, 2])
-    objective = BitsPerDimension(NoisyLikelihood(0.1, 1.0, torch.tensor([-1, -1]), learn_denoiser=False), True)
+    objective = BitsPerDimension(NoisyLikelihood(0.1, 1.0, torch.tensor([-1, -1]), learn_denoiser=False), 256)
 
     def bits(flow, **context):
         return objective(flow, {"inputs": images, **context}, torch.Generator().manual_seed(0))[0]

@@ -21,6 +21,7 @@ from video.latents.latents import Latents
 
 SIZE, FRAME_RATE = "64", 8.0
 PARTS = ("training", "validation")
+MOST_LEVELS = 256  # of the 8 bits of files
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class FolderOptions:
         frame_rate: frames a second, to which clips are resampled; default 8, or that of an initial model.
         mirrored: learn each image and clip mirrored, left to right, as well.
         grey: learn grey frames (default: colours, or what the autoencoder takes).
+        levels: how many values a pixel has, from black to white: 256, or fewer of files that were made of so many;
+            default 256, or those of an initial model.
         validation: share of the files to validate by, which a hash of their names chooses.
     """
 
@@ -45,11 +48,18 @@ class FolderOptions:
     frame_rate: float | None = None
     mirrored: bool = False
     grey: bool = False
+    levels: int | None = None
     validation: float = 0.1
 
-    def completed(self, size: str = SIZE, frame_rate: float = FRAME_RATE) -> FolderOptions:
+    def __post_init__(self) -> None:
+        if self.levels is not None and not 2 <= self.levels <= MOST_LEVELS:
+            raise ValueError(f"levels, the values that a pixel has, must lie in 2 … {MOST_LEVELS}, got {self.levels}.")
+
+    def completed(self, size: str = SIZE, frame_rate: float = FRAME_RATE, levels: int = MOST_LEVELS) -> FolderOptions:
         """With these where nothing else is said."""
-        return replace(self, size=self.size or size, frame_rate=self.frame_rate or frame_rate)
+        return replace(
+            self, size=self.size or size, frame_rate=self.frame_rate or frame_rate, levels=self.levels or levels
+        )
 
     @property
     def rate(self) -> float:

@@ -128,6 +128,11 @@ def scored_quantity(pipeline: Pipeline) -> str:
     shape, noise = pipeline.settings.clip_shape, pipeline.settings.noise
     latent = pipeline.latents.latent_shape(shape)
     noisy = f"with normal noise of standard deviation {noise:g} added" if noise else "without noise"
+    if pipeline.settings.levels is not None:
+        return (
+            f"the probability of pixels of {pipeline.settings.levels} levels, {_product(shape)} a clip: the density of "
+            "these, uniformly dequantised, with a step as its unit, which bounds the bits of a lossless code"
+        )
     if latent == shape:
         return (
             f"the density of pixels in -1 … 1, {_product(shape)} a clip, {noisy}; add log2(127.5) = 6.994 bits for "

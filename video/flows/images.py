@@ -1,7 +1,8 @@
-"""Flows of images as flows of clips of one frame; TARFlows whose noise has variances of its own."""
+"""Flows of images as flows of clips of one frame; TARFlows with noise, or a first map, of their own."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from nflib.distributions import StandardNormal
 from nflib.flows import Flow, TARFlow
-from nflib.transforms import ClosedForm, Guidance, LinearGuidance
+from nflib.transforms import ClosedForm, GaussianizeMarginals, Guidance, LinearGuidance
 
 
 class OneFrame(ClosedForm):
@@ -54,7 +55,9 @@ class ImageClips(Flow):
 
     @property
     def patch_size(self) -> int:
-        return int((self.images.config or {}).get("patch_size", 1))
+        """Of which the sides of images are multiples."""
+        sides = (self.images.config or {}).get("patch_size", 1)
+        return sides if isinstance(sides, int) else math.lcm(*sides)
 
     @property
     def frame_length(self) -> int:
@@ -117,6 +120,32 @@ class ScaledTARFlow(TARFlow):
     def __init__(self, event_shape: Sequence[int], **settings: Any):
         super().__init__(event_shape, **settings)
         self._distribution = ScaledNormal(self._distribution.shape)
+
+
+class GaussianizedTARFlow(TARFlow):
+    """A `TARFlow` whose numbers are each first mapped to about normal ones, by a spline that `fit_marginals` fits.
+
+    What each pixel is like by itself, such as a margin that is always dark, is then known before training. Arguments
+    are those of `TARFlow`; num_bins_of_marginals: pieces of a spline.
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, num_bins_of_marginals: int = 32, **settings: Any):
+        super().__init__(event_shape, **settings)
+        self._transform = CompositeTransform(
+            [GaussianizeMarginals(event_shape, num_bins_of_marginals), self._transform]
+        )
+
+    def fit_marginals(self, images: Tensor, bounds: tuple[float, float] | None = None) -> None:
+        """Fit the splines to images ``(N, C, H, W)``; bounds: between which numbers lie, None for any.
+
+        Raises ValueError for too few images, or some outside the bounds.
+        """
+        marginals: Any = self._transform._transforms[0]
+        is_bounded = torch.full(images.shape[1:], bounds is not None)
+        fitted = GaussianizeMarginals.fit(
+            images.double().cpu(), is_bounded, bounds=bounds or (-1, 1), num_bins=marginals.num_bins
+        )
+        marginals.load_state_dict(fitted.state_dict())
 
 
 def as_clips(flow: Any) -> Any:

@@ -25,7 +25,7 @@ class Latents(nn.Module):
         later_scale: times which every latent frame but the first is taken (released STARFlow-Vs).
     """
 
-    # Whether numbers are the levels of 8 bits, and in what they are kept on disk.
+    # Whether numbers are levels, 256 or fewer, and in what they are kept on disk.
     has_levels = False
     kept_dtype = torch.float32
     # What a saved autoencoder's config.json names itself.

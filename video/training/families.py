@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from nflib.flows import Flow, TARFlow
+from video.flows.images import GaussianizedTARFlow
 from video.flows.starflow import STARFlow
 from video.flows.starflow_v import STARFlowV
 from video.text.encoders import TextEncoder
@@ -31,9 +33,12 @@ class Family:
 
 
 def _tarflow(shape: tuple[int, ...], labels: TextEncoder, architecture: dict[str, Any]) -> Flow:
-    depths = architecture.get("layers_per_block")
-    blocks: dict[str, Any] = {} if depths is None else {"num_blocks": len(depths)}
-    return TARFlow(shape[1:], num_classes=labels.shape[0], **blocks, **architecture)
+    settings = {"num_classes": labels.shape[0], **architecture}
+    is_gaussianized = settings.pop("gaussianize", False)
+    if "layers_per_block" in settings:
+        settings["num_blocks"] = len(settings["layers_per_block"])
+    family = GaussianizedTARFlow if is_gaussianized else TARFlow
+    return family(shape[1:], **settings)
 
 
 def _starflow(shape: tuple[int, ...], text: TextEncoder, architecture: dict[str, Any]) -> Flow:
@@ -50,8 +55,9 @@ def _text_settings(text: TextEncoder) -> dict[str, Any]:
 
 def _layered(architecture: dict[str, Any]) -> dict[str, Any]:
     """Settings of STARFlow, where those of layers stand together."""
-    rest = {name: value for name, value in architecture.items() if name != "head_dim"}
-    return rest | ({"layer": {"head_dim": architecture["head_dim"]}} if "head_dim" in architecture else {})
+    layer = {name: architecture[name] for name in ("head_dim", "dropout") if name in architecture}
+    rest = {name: value for name, value in architecture.items() if name not in layer}
+    return rest | ({"layer": layer} if layer else {})
 
 
 FAMILIES = {
@@ -67,17 +73,24 @@ class FlowOptions:
 
     Args:
         model: tarflow (images, pixels), starflow (images, latents; the default) or starflow-v (clips, latents).
-        patch_size: pixels, or latents, along the side of a token; default 4 of tarflow, 1 of others.
+        patch_size: pixels, or latents, along the side of a token; default 4 of tarflow, 1 of others. Of tarflow it may
+            be a height and a width: "[1, 8]" makes a token of each row of 8.
         channels: width of the transformers.
         layers_per_block: layers of each autoregressive map, of starflow the last one deep, and given the prompt.
         head_dim: channels of an attention head.
+        conditional: of tarflow, how pixels are mapped: affine, or spline, which suits small or flat pictures.
+        gaussianize: of tarflow, first map each pixel by a fixed spline, so that its values are normal numbers.
+        dropout: share of the layers' updates that training drops.
     """
 
     model: str | None = None
-    patch_size: int | None = None
+    patch_size: int | list[int] | None = None
     channels: int | None = None
     layers_per_block: list[int] | None = None
     head_dim: int | None = None
+    conditional: str | None = None
+    gaussianize: bool | None = None
+    dropout: float | None = None
 
     @property
     def name(self) -> str:
@@ -98,5 +111,19 @@ class FlowOptions:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """All that the family is built with."""
+        """All that the family is built with; raises ValueError for what it does not have."""
+        for name in ("conditional", "gaussianize"):
+            if self.family.is_of_latents and getattr(self, name) is not None:
+                raise ValueError(f"{name} is a setting of tarflow alone: leave it out.")
+        if self.family.is_of_latents and isinstance(self.patch_size, list):
+            raise ValueError(f"patches of {self.name} are square: give patch_size as one number.")
         return {"patch_size": self.family.patch_size} | {k: v for k, v in self.said.items() if k != "model"}
+
+    @property
+    def multiple(self) -> int:
+        """Of which the sides of pixels, or latents, must be multiples; raises ValueError for patches of no size."""
+        patch_size = self.architecture["patch_size"]
+        sides = [patch_size] if isinstance(patch_size, int) else patch_size
+        if len(sides) > 2 or not sides or min(sides) < 1:
+            raise ValueError(f"patch_size must be a positive number, or a height and a width, got {patch_size}.")
+        return math.lcm(*sides)

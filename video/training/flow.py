@@ -108,7 +108,8 @@ def train(
     if not 0 <= prompt_dropout < 1:
         raise ValueError(f"dropout of prompts must be a share in 0 … 1, got {prompt_dropout}.")
     clip_shape = (max(lengths), latents.in_channels, *shapes[0][1:])
-    settings = start.settings(clip_shape, noise, data.rate)
+    levels = data.levels if latents.has_levels else None
+    settings = start.settings(clip_shape, noise, data.rate, None if noise else levels)
     if settings.phrasing.frame_rate and lengths[0] == 1 != lengths[-1]:
         raise ValueError(f"{start.name} is told whether it sees images or clips: learn frames of 1, or of more.")
     latent_shape = latents.latent_shape(clip_shape)
@@ -133,7 +134,8 @@ def train(
     caches = data.caches(parts, shapes, latents, contexts, output / LATENTS)
 
     likelihood = NoisyLikelihood(noise, prompt_dropout, contexts(["", ""]), learn_denoiser=False)
-    objective = BitsPerDimension(likelihood, latents.has_levels)
+    objective = BitsPerDimension(likelihood, levels)
+    start.fit(trained, caches[0], settings)
     grid = SampleGrid(latents, encoder, settings, _prompts(parts[1], samples), objective.unit)
     result = fit(trained, *caches, config=training, objective=objective, output=output, callbacks=[grid])
     if is_first_process():

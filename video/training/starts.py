@@ -7,20 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from nflib.flows import Flow
+from video.data.latent_cache import LatentCache
 from video.data.options import FolderOptions
 from video.data.samples import Listing
 from video.latents.latents import Latents, Pixels
+from video.latents.levels import dequantised, step
 from video.latents.load import load_latents
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, Words, load_text
 from video.text.labels import Labels
 from video.training.families import FlowOptions
+from video.training.run import spread
 
 PIPELINE = "pipeline"
 # A closed vocabulary of more words is no small context any more.
 MOST_WORDS = 4096
+# To so many images splines of single pixels are fitted; of fewer, each is taken again, with noise of its own.
+FITTED = 10_000
 
 
 class Start(Protocol):
@@ -49,8 +56,13 @@ class Start(Protocol):
     def flow(self, latent_shape: tuple[int, ...], encoder: TextEncoder) -> Flow:
         """Of latents of this shape, by torch's random numbers if it is new."""
 
-    def settings(self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float) -> PipelineSettings:
-        """Of the pipeline that the run ends in."""
+    def fit(self, flow: Flow, images: LatentCache, settings: PipelineSettings) -> None:
+        """Before training, fit what of a new flow is fitted to single pixels, if anything is."""
+
+    def settings(
+        self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
+    ) -> PipelineSettings:
+        """Of the pipeline that the run ends in; levels: of pixels that are dequantised."""
 
     def fixed(self) -> dict[str, Any]:
         """What a run that goes on must share with its beginning; autoencoders are compared elsewhere."""
@@ -81,9 +93,7 @@ class NewFlow:
     ):
         family, self.options, self.name = options.family, options, options.name
         self.frames, self.noise, self.has_sizes = family.frames, family.noise, family.has_sizes
-        self.patch_size = int(options.architecture["patch_size"])
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size must be a positive number, got {self.patch_size}.")
+        self.patch_size = options.multiple
         self.latents = self._latents(autoencoder, grey, device)
         self._text, self._text_length, self._device = text, text_length, device
 
@@ -119,8 +129,23 @@ class NewFlow:
     def flow(self, latent_shape: tuple[int, ...], encoder: TextEncoder) -> Flow:
         return self.options.family.build(latent_shape, encoder, self.options.architecture)
 
-    def settings(self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float) -> PipelineSettings:
-        return PipelineSettings(clip_shape, noise, frame_rate, denoise="score" if noise else "none")
+    def fit(self, flow: Flow, images: LatentCache, settings: PipelineSettings) -> None:
+        if not self.options.gaussianize:
+            return
+        generator = torch.Generator().manual_seed(0)
+        pixels = images.batch(spread(len(images), FITTED))["inputs"].squeeze(1)
+        bounds = None
+        if settings.levels is None:
+            pixels = pixels + settings.noise * torch.randn(pixels.shape, generator=generator)
+        else:
+            pixels = dequantised(pixels, settings.levels, generator)
+            bounds = (-1 - step(settings.levels) / 2, 1 + step(settings.levels) / 2)
+        flow.fit_marginals(pixels, bounds)  # type: ignore[operator]
+
+    def settings(
+        self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
+    ) -> PipelineSettings:
+        return PipelineSettings(clip_shape, noise, frame_rate, denoise="score" if noise else "none", levels=levels)
 
     def fixed(self) -> dict[str, Any]:
         return {"model": self.name, "text_length": self._text_length, "architecture": self.options.said}
@@ -166,7 +191,7 @@ class SavedFlow:
 
     def completed(self, data: FolderOptions) -> FolderOptions:
         settings = self._pipeline.settings
-        return data.completed("x".join(map(str, settings.clip_shape[2:])), settings.frame_rate)
+        return data.completed("x".join(map(str, settings.clip_shape[2:])), settings.frame_rate, settings.levels or 256)
 
     def condition(self, wanted: str) -> str:
         shape = self._pipeline.flow.text_shape
@@ -196,7 +221,12 @@ class SavedFlow:
         own: Flow = flow.saved.float()
         return own
 
-    def settings(self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float) -> PipelineSettings:
+    def fit(self, flow: Flow, images: LatentCache, settings: PipelineSettings) -> None:
+        """All is kept."""
+
+    def settings(
+        self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
+    ) -> PipelineSettings:
         own = self._pipeline.settings
         aspect_ratio = own.aspect_ratio if clip_shape[2:] == own.clip_shape[2:] else None
         return replace(
@@ -206,6 +236,7 @@ class SavedFlow:
             frame_rate=frame_rate,
             aspect_ratio=aspect_ratio,
             denoise="score" if noise else "none",
+            levels=levels,
         )
 
     def fixed(self) -> dict[str, Any]:
