@@ -201,7 +201,7 @@ def read_checkpoint(
     return record
 
 
-def _misfits(record: object, kind: Any, name: str) -> Iterator[str]:
+def _misfits(record: Any, kind: Any, name: str) -> Iterator[str]:
     """Names of the parts of a record that are missing, or not of their kind: a type, or a dict of kinds.
 
     Whole numbers are counts, of which none is negative.
