@@ -7,9 +7,11 @@ import re
 import pytest
 import yaml
 
-from molecular.commands import COMMANDS, main
+import molecular.commands
+import video.commands
 from tests.pages import PAGES, ROOT, blocks, commands
 
+PACKAGES = {"molecular": molecular.commands, "video": video.commands}
 MAKEFILE = (ROOT / "Makefile").read_text()
 SETUP = (ROOT / "setup.py").read_text()
 
@@ -24,14 +26,15 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_are_understood(page, monkeypatch):
-    """Every option of `python -m molecular` is one, of its type; targets of make and extras of pip are there."""
+    """Every option of `python -m molecular` and `video` is one, of its type; targets of make and extras of pip exist."""
     called = []
-    for name, function in COMMANDS.items():
-        stub = functools.wraps(function)(lambda name=name, **options: called.append((name, options)))
-        monkeypatch.setitem(COMMANDS, name, stub)
+    for package in PACKAGES.values():
+        for name, function in package.COMMANDS.items():
+            stub = functools.wraps(function)(lambda name=name, **options: called.append((name, options)))
+            monkeypatch.setitem(package.COMMANDS, name, stub)
     for words in commands(page):
-        if words[:3] == ["python", "-m", "molecular"]:
-            main(words[3:])
+        if words[:2] == ["python", "-m"] and words[2] in PACKAGES:
+            PACKAGES[words[2]].main(words[3:])
             assert called.pop()[0] == words[3] and not called
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", MAKEFILE, re.MULTILINE)
