@@ -26,7 +26,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_are_understood(page, monkeypatch):
-    """Every option of `python -m molecular` and `video` is one, of its type; targets of make and extras of pip exist."""
+    """Every option of `python -m molecular` and `video` is one, of its type; so are targets and extras."""
     called = []
     for package in PACKAGES.values():
         for name, function in package.COMMANDS.items():
