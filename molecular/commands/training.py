@@ -23,6 +23,7 @@ def train(
     head_dim: int | None = None,
     conditional: str | None = None,
     num_bins: int | None = None,
+    whitened: bool | None = None,
     dropout: float | None = None,
     neighbours: bool | None = None,
     surroundings: bool | None = None,
@@ -46,6 +47,8 @@ def train(
         head_dim: channels of an attention head.
         conditional: map of each number of a token, spline (given those before it in the token) or affine.
         num_bins: pieces of each spline.
+        whitened: of one molecule, begin with a linear map that takes correlations out, which helps short trainings of
+            molecules with rings.
         dropout: on a corpus, of the layers' updates.
         neighbours: on a corpus and internal coordinates, whether an atom's conditions tell the residues before and
             behind its own, which a flow learns by heart where sequences are few.
@@ -57,7 +60,7 @@ def train(
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
     of_a_corpus = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
-    of_one_molecule = {"start_time": start_time}
+    of_one_molecule = {"start_time": start_time, "whitened": whitened}
     corpus = is_corpus(data)
     other = of_one_molecule if corpus else of_a_corpus
     misplaced = [name for name, value in other.items() if value is not None]
