@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from nflib.io import complete_file
+from video.data.decoding import Extent, Frame, frames_at, import_av, read_frames
+from video.data.sizes import as_clip, fit_frame
 from video.errors import first_line
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Codecs in the order in which they are tried; the last is part of every build of FFmpeg.
 CODECS = ("libx264", "libopenh264", "mpeg4")
+# Rates that differ by less than this share are taken for the same.
+SAME_RATE = 0.1
+
+log = logging.getLogger(__name__)
 
 
 def write_clip(
@@ -96,39 +102,62 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read_clip(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
+def read_clip(
+    path: str | os.PathLike[str],
+    frame_shape: tuple[int, int, int] | None = None,
+    frame_rate: float | None = None,
+) -> Tensor:
     """The frames of a video or GIF, or the one of an image, ``(T, C, H, W)`` in -1 … 1.
 
-    frame_shape: ``(C, H, W)`` as which they are wanted (default: ``(3, …)``, the size they have): grey if C is 1;
-    larger frames of the same proportions are averaged down. Raises FileNotFoundError, or ValueError for a file that is
-    empty, damaged or no video, or for frames of other proportions or smaller ones.
+    Args:
+        path: the file.
+        frame_shape: ``(C, H, W)`` as which frames are wanted (default: ``(3, …)``, the size they have): grey if C is 1;
+            others are resized and their centre is cropped, as training does it.
+        frame_rate: frames a second, which are taken from a clip of another rate (default: all frames). Rates that
+            differ by less than a tenth are taken for the same, since GIFs round theirs.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is empty, damaged or no video.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give the path of a video or an image.")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: it has no frame; give the path of a video or an image.")
-    frames = _read_pictures(path) if path.suffix in (*IMAGE, ".gif") else _read_video(path)
+    with path.open("rb") as file:
+        frames = list(read_frames(file, str(path), path.suffix.lower() in (*IMAGE, ".gif")))
     if not frames:
         raise ValueError(f"{path} has no frame that can be decoded; it is damaged or holds no video.")
-    clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return clip if frame_shape is None else fitted(clip, frame_shape, str(path))
-
-
-def fitted(clip: Tensor, frame_shape: tuple[int, int, int], name: str = "the clip") -> Tensor:
-    """A clip ``(T, 3, H, W)`` as one of frames ``(C, H, W)``: see `read_clip`."""
+    pictures = [frame.pixels() for frame in frames] if frame_rate is None else _at_rate(frames, frame_rate, path)
+    if frame_shape is None:
+        return as_clip(pictures)
     channels, height, width = frame_shape
-    if channels == 1:
-        clip = (clip * clip.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-    own_height, own_width = clip.shape[2:]
-    if own_height * width != own_width * height or own_height < height:
-        raise ValueError(
-            f"{name} has frames of {own_width} × {own_height}; this model takes {width} × {height}, or larger ones of "
-            "the same proportions: crop or resize them."
-        )
-    if own_height == height:
-        return clip
-    return interpolate(clip, size=(height, width), mode="area")
+    own_height, own_width = pictures[0].shape[:2]
+    if own_height * width != own_width * height:
+        log.info("%s: frames of %d × %d are cropped for %d × %d.", path, own_width, own_height, width, height)
+    return as_clip([_fitted(picture, height, width) for picture in pictures], channels)
+
+
+def _at_rate(frames: Sequence[Frame], frame_rate: float, path: Path) -> list[np.ndarray]:
+    """The frames that are shown at times that many a second."""
+    start, end = frames[0].time, frames[-1].time + frames[-1].duration
+    own_rate = len(frames) / float(end - start)
+    if len(frames) == 1 or abs(own_rate / frame_rate - 1) < SAME_RATE:
+        return [frame.pixels() for frame in frames]
+    height, width = frames[0].pixels().shape[:2]
+    taken = list(frames_at(iter(frames), Extent(height, width, start, end).times(frame_rate), str(path)))
+    log.info("%s: of %d frames, %.4g a second, %d are taken.", path, len(frames), own_rate, len(taken))
+    return taken
+
+
+def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frame ``(H, W, 3)`` in the size that is wanted; pixels that were enlarged come back as they were."""
+    rows, columns = picture.shape[0] // height, picture.shape[1] // width
+    if picture.shape[:2] != (rows * height, columns * width) or rows != columns:
+        return fit_frame(picture, height, width)
+    blocks = picture.reshape(height, rows, width, columns, picture.shape[2]).mean((1, 3))
+    return blocks.round().astype(np.uint8)
 
 
 def read_image(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
@@ -155,14 +184,6 @@ def _strip(frames: Sequence[np.ndarray], gap: int) -> np.ndarray:
     return side_by_side[:, : side_by_side.shape[1] - gap]
 
 
-def _import_av() -> Any:
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('videos take PyAV: pip install "nflib[video]".') from error
-    return av
-
-
 def _codec(av: Any, wanted: str | None, path: Path) -> str:
     available = av.codecs_available
     for name in CODECS if wanted is None else (wanted,):
@@ -186,7 +207,7 @@ def _open_video(
     path: Path, temporary: Path, frame_rate: float, codec: str | None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes frames to a temporary path of what is to be at `path`."""
-    av = _import_av()
+    av = import_av()
     name = _codec(av, codec, path)
     stream: Any = None
 
@@ -218,30 +239,3 @@ def _open_video(
 def _reason(error: Exception) -> str:
     """Of an error of FFmpeg's, without the name of a temporary file."""
     return getattr(error, "strerror", None) or first_line(error)
-
-
-def _read_video(path: Path) -> list[np.ndarray]:
-    av = _import_av()
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} holds no video stream; give the path of a video or an image.")
-            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a video ({first_line(error)}); it is damaged or none.") from error
-
-
-def _read_pictures(path: Path) -> list[np.ndarray]:
-    try:
-        with Image.open(path) as picture:
-            frames = []
-            for index in range(getattr(picture, "n_frames", 1)):
-                picture.seek(index)
-                frames.append(np.asarray(picture.convert("RGB")))
-            return frames
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{path} is larger than any image that is read ({first_line(error)}); give a smaller one."
-        ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({first_line(error)}); it is damaged or none.") from error

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 from examples.moving_digits.data import MovingDigits
 from tests.video.tiny import tiny_latents, tiny_model
@@ -28,9 +27,6 @@ def files(tmp_path_factory):
         (folder / name).touch()
     whole = write_clip(clip, folder / "whole.gif").read_bytes()
     (folder / "cut.gif").write_bytes(whole[:40])
-    write_clip(clip[:, :, 8:24], folder / "wide.gif")
-    Image.new("RGB", (33, 31)).save(folder / "odd.png")
-    Image.new("RGB", (16, 16)).save(folder / "small.png")
     (folder / "clip.doc").write_text("a letter")
     return folder
 
@@ -53,14 +49,11 @@ OUT = ["--out", "{folder}/out.gif"]
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["--continue", "{folder}/cut.mp4"], "cannot be read as a video"),
-        (["--continue", "{folder}/text.mp4"], "cannot be read as a video"),
+        (["--continue", "{folder}/cut.mp4"], "cannot be decoded"),
+        (["--continue", "{folder}/text.mp4"], "cannot be decoded"),
         (["--continue", "{folder}/empty.mp4"], "empty.mp4 is empty"),
-        (["--continue", "{folder}/cut.gif"], "cannot be read as an image"),
-        (["--continue", "{folder}/clip.doc"], "cannot be read as a video"),
-        (["--continue", "{folder}/wide.gif"], "frames of 32 × 16; this model takes 32 × 32"),
-        (["--first-frame", "{folder}/odd.png"], "frames of 33 × 31; this model takes 32 × 32"),
-        (["--first-frame", "{folder}/small.png"], "or larger ones"),
+        (["--continue", "{folder}/cut.gif"], "cannot be decoded"),
+        (["--continue", "{folder}/clip.doc"], "cannot be decoded"),
         (["--first-frame", "{folder}/empty.png"], "empty.png is empty"),
         (["--first-frame", "{folder}"], "there is no file"),
         (["--prompt", "a seven moving sideways"], "unknown word 'sideways'"),
@@ -80,7 +73,7 @@ def test_generate(files, arguments, answer):
     assert answer in refused(["generate", *MODEL, *out, *arguments], files)
 
 
-@pytest.mark.parametrize("name", ["cut.mp4", "text.mp4", "empty.gif", "wide.gif", "odd.png", "none.mp4"])
+@pytest.mark.parametrize("name", ["cut.mp4", "text.mp4", "empty.gif", "none.mp4"])
 @pytest.mark.parametrize("command", ["likelihood", "edit"])
 def test_clips_of_other_commands(files, command, name):
     out = OUT if command == "edit" else []

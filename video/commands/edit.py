@@ -44,7 +44,7 @@ def edit(
     output.check()
     wanted = read_prompts(prompt, prompts)
     pipeline = model.load()
-    given = read_clip(clip, pipeline.settings.clip_shape[1:]).unsqueeze(0)
+    given = read_clip(clip, pipeline.settings.clip_shape[1:], pipeline.settings.frame_rate).unsqueeze(0)
     with threads_for(pipeline, len(wanted)):
         clips = pipeline.edit(
             given,

@@ -62,7 +62,7 @@ def generate(
     if first_frame is not None:
         given = read_image(first_frame, shape).unsqueeze(0)
     elif continue_clip is not None:
-        given = read_clip(continue_clip, shape).unsqueeze(0)
+        given = read_clip(continue_clip, shape, pipeline.settings.frame_rate).unsqueeze(0)
     heading = {"seed": drawing.seed} | drawing.heading(pipeline)
     heading |= {"model": str(model.model or "shipped")}
     with threads_for(pipeline, len(wanted) * candidates):

@@ -30,7 +30,7 @@ def likelihood(clip: Path, model: ModelOptions, prompt: list[str] | None = None,
     if prompt and len(prompt) > 1:
         raise ValueError(f"a likelihood is given one prompt, got {len(prompt)}.")
     pipeline = model.load()
-    frames = read_clip(clip, pipeline.settings.clip_shape[1:])
+    frames = read_clip(clip, pipeline.settings.clip_shape[1:], pipeline.settings.frame_rate)
     nats = pipeline.nats_per_dim(frames.unsqueeze(0), prompt or [""], seed=seed)[0]
     lines = [f"{number:5d}  {value:8.4f}" for number, value in enumerate(nats.tolist(), 1)]
     sys.stdout.write("\n".join(["frame  nats per dimension", *lines, f" mean  {nats.mean():8.4f}"]) + "\n")
