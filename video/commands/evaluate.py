@@ -82,8 +82,7 @@ def evaluate(
         "held-out clips": data,
         "features": encoder.description,
         "clip": " × ".join(map(str, settings.clip_shape)),
-        "guidance": drawing.guidance,
-        "denoising": drawing.denoise,
+        **drawing.heading(pipeline),
         "decoding": drawing.decoding,
         "seed": seed,
     }
