@@ -38,7 +38,7 @@ class VectorPatches(_Rearrangement):
     def __init__(self, event_shape: Sequence[int], patch_size: int | Sequence[int]):
         super().__init__()
         size = math.prod(event_shape)
-        if not isinstance(patch_size, int) or patch_size < 1 or size % patch_size:
+        if isinstance(patch_size, Sequence) or patch_size < 1 or size % patch_size:
             raise ValueError(
                 f"patch_size {patch_size} must divide the {size} numbers of an event {tuple(event_shape)}."
             )
@@ -64,7 +64,7 @@ class ImagePatches(_Rearrangement):
         if len(event_shape) != 3:
             raise ValueError(f"an image's event_shape is (channels, height, width), got {tuple(event_shape)}.")
         channels, height, width = event_shape
-        sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        sides = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(sides) != 2 or min(sides) < 1 or height % sides[0] or width % sides[1]:
             raise ValueError(f"patch_size {patch_size} must divide the height {height} and the width {width}.")
         p, q = sides

