@@ -140,7 +140,7 @@ class OutputOptions:
                 written.append(write_clip(grid(first[:, 0]), self.out, rate, enlarge=enlarge))
             else:
                 written += _write_clips(pieces, len(first), self.out, rate, enlarge)
-            log.info("Written %s: %s.", ", ".join(map(str, written)), ", ".join(map(repr, prompts)))
+            log.info("Written %s: %s.", ", ".join(map(str, written)), ", ".join(map(repr, dict.fromkeys(prompts))))
         if self.gallery is not None:
             clips = torch.cat(shown, dim=1)
             if source is not None:
