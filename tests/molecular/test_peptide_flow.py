@@ -9,6 +9,7 @@ import torch
 from molecular.flows.molecule_flow import COORDINATES, MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from nflib import Flow
+from nflib.transforms import Whiten
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,9 @@ def frames(peptide: Peptide) -> torch.Tensor:
     return start + 0.004 * torch.randn(500, *start.shape, generator=generator)
 
 
-def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str, conditional: str = "spline") -> MoleculeFlow:
+def make_flow(
+    peptide: Peptide, frames: torch.Tensor, coordinates: str, conditional: str = "spline", **settings: bool
+) -> MoleculeFlow:
     torch.manual_seed(1)
     flow = MoleculeFlow.of(
         peptide,
@@ -33,6 +36,7 @@ def make_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str, conditio
         layers_per_block=1,
         head_dim=16,
         conditional=conditional,
+        **settings,
     )
     flow.fit_coordinates(frames)
     for parameter in flow.parameters():
@@ -60,6 +64,28 @@ def test_density_does_not_change_under_rigid_motion(peptide, frames, coordinates
     moved = x @ rotation.mT + torch.randn(20, 1, 3, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(moved), flow.log_prob(x), atol=1e-6, rtol=1e-8)
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_whitened_coordinates(peptide, frames, coordinates, tmp_path):
+    """The transformer sees what it saw, whitened; densities are still those of samples, and files hold the map."""
+    flow = make_flow(peptide, frames, coordinates, whitened=True)
+
+    def seen(flow: MoleculeFlow) -> torch.Tensor:
+        inputs = frames
+        for step, _ in flow._fixed:
+            inputs, _ = step(inputs)
+        return inputs
+
+    with torch.no_grad():
+        plain = seen(make_flow(peptide, frames, coordinates))
+        torch.testing.assert_close(seen(flow), Whiten.fit(plain)(plain)[0])
+        assert not torch.allclose(seen(flow), plain, atol=0.1)
+        flow.save_pretrained(tmp_path)
+        again = MoleculeFlow.from_pretrained(tmp_path)
+        assert torch.equal(again.log_prob(frames), flow.log_prob(frames))
+        samples, log_prob = flow.double().sample_and_log_prob(16, seed=3)
+        torch.testing.assert_close(flow.log_prob(samples), log_prob, atol=1e-6, rtol=1e-8)
 
 
 def test_saved_flow_is_bit_equal(peptide, frames, tmp_path):
