@@ -190,12 +190,12 @@ def log_prob(part: Part) -> None:
 def training(part: Part) -> None:
     """A training step on that TARFlow: density, gradient, clipping and AdamW, as `nflib.training.fit` makes them."""
     from nflib.training import TrainingConfig
-    from nflib.training.optimizer import clip_gradient, make_optimizer
+    from nflib.training.optimizer import clip_gradient, make_optimizers
 
     for precision in PRECISIONS:
         with part.attempt(precision=precision) as row:
             flow = tarflow(part).train()
-            optimizer = make_optimizer(flow, TrainingConfig(max_steps=1, learning_rate=1e-5), part.device)
+            optimizer = make_optimizers(flow, TrainingConfig(max_steps=1, learning_rate=1e-5), part.device)["optimizer"]
 
             def step(x: Tensor, flow: nn.Module = flow, optimizer: Any = optimizer, precision: str = precision) -> None:
                 with arithmetic(precision, part.device):

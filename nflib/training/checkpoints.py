@@ -26,10 +26,10 @@ RECORD: dict[str, Any] = {
     "config": dict,
     "feed": {"order": {"length": int, "first_step": int, "first_epoch": int}, "source": object},
     "state": RECORDED,
-    "optimizer": {"state": dict, "param_groups": list},
     "ema_updates": int,
 }
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW
+OPTIMIZER: dict[str, Any] = {"state": dict, "param_groups": list}
+MOMENTS = {"optimizer": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}  # by the optimiser's name
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -89,7 +89,7 @@ def write_checkpoint(
     step: int,
     flow: nn.Module,
     ema: ExponentialMovingAverage,
-    optimizer: Optimizer,
+    optimizers: dict[str, Optimizer],
     record: dict[str, Any],
     kept: int,
 ) -> Path:
@@ -108,7 +108,8 @@ def write_checkpoint(
     temporary = _hidden(final)
     weights = {MODEL + name: value for name, value in flow.state_dict().items()}
     weights |= {AVERAGE + name: value for name, value in ema.average.items()}
-    record = record | {"optimizer": optimizer.state_dict(), "ema_updates": ema.updates}
+    record = record | {"ema_updates": ema.updates}
+    record |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     with writing(final):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -143,9 +144,13 @@ def _synchronise(path: Path) -> None:
 
 
 def read_checkpoint(
-    path: Path, flow: nn.Module, ema: ExponentialMovingAverage, optimizer: Optimizer, fixed: dict[str, Any]
+    path: Path,
+    flow: nn.Module,
+    ema: ExponentialMovingAverage,
+    optimizers: dict[str, Optimizer],
+    fixed: dict[str, Any],
 ) -> dict[str, Any]:
-    """Load a checkpoint into flow, average and optimiser, and return its record.
+    """Load a checkpoint into flow, average and optimisers, and return its record.
 
     Raises:
         ValueError: Where it is damaged, belongs to another model, or was made under settings other than `fixed`.
@@ -158,13 +163,18 @@ def read_checkpoint(
     wrong = next(_misfits(record, RECORD, TRAINING), None)
     if wrong is not None:
         raise damaged(path, f"{wrong} is missing or of another kind")
-    changed = [name for name in fixed if record["config"].get(name) != fixed[name]]
+    # Versions that knew no other optimiser did not write its name.
+    made_with = {"optimizer": "adamw"} | record["config"]
+    changed = [name for name in fixed if made_with.get(name) != fixed[name]]
     if changed:
         name = changed[0]
         raise ValueError(
-            f"{path} was made with {name}={record['config'].get(name)!r}, not {fixed[name]!r}; resume "
+            f"{path} was made with {name}={made_with.get(name)!r}, not {fixed[name]!r}; resume "
             "with the same configuration, or choose another output folder."
         )
+    wrong = next(_misfits(record, dict.fromkeys(optimizers, OPTIMIZER), TRAINING), None)
+    if wrong is not None:
+        raise damaged(path, f"{wrong} is missing or of another kind")
     own = {MODEL + name: value for name, value in flow.state_dict().items()}
     own |= {AVERAGE + name: value for name, value in ema.average.items()}
     unlike = sorted(own.keys() ^ weights.keys())
@@ -183,22 +193,28 @@ def read_checkpoint(
     for name, average in ema.average.items():
         average.copy_(averages[name])
     ema.updates = record["ema_updates"]
+    for name, optimizer in optimizers.items():
+        _restore(path, optimizer, record[name], MOMENTS[name])
+    return record
+
+
+def _restore(path: Path, optimizer: Optimizer, saved: dict[str, Any], moments: set[str]) -> None:
+    """Load an optimiser's state; `damaged` where it does not hold these moments of the weights."""
     try:
         # How it goes on is the configuration's to say.
         own_groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict(record["optimizer"] | {"param_groups": own_groups})
+        optimizer.load_state_dict(saved | {"param_groups": own_groups})
         fits = all(
-            set(state) == MOMENTS
+            set(state) == moments
             and all(value.shape == (() if name == "step" else parameter.shape) for name, value in state.items())
             and all(bool(torch.isfinite(value).all()) for value in state.values())
-            and all(bool((state[name] >= 0).all()) for name in ("step", "exp_avg_sq"))
+            and all(bool((state[name] >= 0).all()) for name in {"step", "exp_avg_sq"} & moments)
             for parameter, state in optimizer.state.items()
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise damaged(path, f"the optimiser's state: {str(error) or type(error).__name__}") from error
     if not fits:
         raise damaged(path, "the optimiser's state does not belong to the weights")
-    return record
 
 
 def _misfits(record: Any, kind: Any, name: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+OPTIMIZERS = ("adamw", "muon")
 FREE = {"free": True}  # marks a field that may change between a run and its continuation
 
 
@@ -28,12 +29,14 @@ class TrainingConfig:
         max_steps: stop after this many optimiser steps, skipped ones included.
         max_seconds: stop after this wall-clock time, summed over this run and those it resumes. The learning-rate
             schedule follows the larger of the two fractions `step / max_steps` and `seconds / max_seconds`.
-        learning_rate: peak learning rate of AdamW.
+        optimizer: "adamw", or "muon": matrices move by the orthogonal matrix nearest to their momentum (Jordan et al.
+            2024; Liu et al. 2025, arXiv 2502.16982), all else by AdamW.
+        learning_rate: peak learning rate.
         final_learning_rate: floor of the cosine schedule, as a fraction of `learning_rate`.
         warmup_steps: steps of the linear warm-up; None takes `warmup_fraction` of the run.
         warmup_fraction: share of the run spent in the linear warm-up, where `warmup_steps` is None.
         betas, epsilon: AdamW's moment decays and denominator offset.
-        weight_decay: AdamW's decoupled decay; not applied to biases, norms, embeddings and other vectors.
+        weight_decay: decoupled decay; not applied to biases, norms, embeddings and other vectors.
         gradient_clip: largest norm of the gradient of all parameters; None leaves it.
         max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an
             error.
@@ -68,6 +71,7 @@ class TrainingConfig:
     checkpoint_activations: bool = field(default=False, metadata=FREE)
     max_steps: int | None = field(default=None, metadata=FREE)
     max_seconds: float | None = field(default=None, metadata=FREE)
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.01
     warmup_steps: int | None = None
@@ -124,6 +128,8 @@ class TrainingConfig:
             raise ValueError(f"betas must be two numbers in [0, 1), not {self.betas!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay!r}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}.")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(f'precision must be "32-true" or "bf16-mixed", not {self.precision!r}.')
 

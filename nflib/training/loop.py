@@ -27,7 +27,7 @@ from nflib.training.feed import Augmentation, Feed
 from nflib.training.interruption import Interruption
 from nflib.training.logs import RunLog
 from nflib.training.objectives import Objective, maximum_likelihood
-from nflib.training.optimizer import clip_gradient, make_optimizer
+from nflib.training.optimizer import clip_gradient, make_optimizers
 from nflib.training.schedule import learning_rate, progress
 from nflib.training.state import Callback, TrainingResult, TrainingState
 from nflib.training.validation import mean_loss
@@ -136,14 +136,14 @@ class _Run:
         self.rank: int = self.fabric.global_rank
         self.feed = Feed(preparation, config, self.fabric, augment)
         self.flow = flow.to(self.device)
-        optimizer = make_optimizer(flow, config, self.device)
+        self.named_optimizers = make_optimizers(flow, config, self.device)
         # Distributed wrapping gives all processes the weights of the first, so the average must come after.
         loss = LossModule(flow, objective, config.precision, self.device.type)
-        self.loss, self.optimizer = self.fabric.setup(loss, optimizer)
+        self.loss, *self.optimizers = self.fabric.setup(loss, *self.named_optimizers.values())
         self.ema = ExponentialMovingAverage(flow, config.ema_decay)
         self.state = state = TrainingState(flow, config, output, self.ema)
         if found is not None:
-            record = checkpoints.read_checkpoint(found, flow, self.ema, optimizer, config.fixed())
+            record = checkpoints.read_checkpoint(found, flow, self.ema, self.named_optimizers, config.fixed())
             state.restore(record["state"])
             try:
                 self.feed.load_state_dict(record["feed"])
@@ -188,8 +188,9 @@ class _Run:
         path = config.seed, seeds.OBJECTIVE, state.step, self.rank
         torch.manual_seed(seeds.derived_seed(*path))
         rate = learning_rate(config, state.step, state.seconds)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         generator = seeds.derived_generator(*path, device=self.device)
         loss, metrics = self._gradient(batch, generator)
         norm = clip_gradient(self.flow, config.gradient_clip)
@@ -199,13 +200,15 @@ class _Run:
         state.learning_rate = rate
         state.step += 1
         if math.isfinite(state.loss) and math.isfinite(state.gradient_norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.ema.update(self.flow)
             state.skipped_in_a_row = 0
         else:
             state.skipped_steps += 1
             state.skipped_in_a_row += 1
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         if state.skipped_in_a_row > config.max_skipped_steps:
             raise RuntimeError(
                 f"loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, up to step "
@@ -275,8 +278,15 @@ class _Run:
                 "feed": self.feed.state_dict(),
                 "state": state.record(),
             }
-            optimizer, kept = self.optimizer.optimizer, config.checkpoints_kept
-            checkpoints.write_checkpoint(self.checkpoints, state.step, self.flow, self.ema, optimizer, record, kept)
+            checkpoints.write_checkpoint(
+                self.checkpoints,
+                state.step,
+                self.flow,
+                self.ema,
+                self.named_optimizers,
+                record,
+                config.checkpoints_kept,
+            )
         self.has_checkpoint = True
         self.fabric.barrier()
 

@@ -1,12 +1,16 @@
-"""AdamW with weight decay where it belongs, and clipping of the gradient."""
+"""AdamW, with Muon for matrices where asked for, weight decay where it belongs, and clipping of the gradient."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nflib.training.config import TrainingConfig
 
+MUON_MOMENTUM = 0.95
 _VECTORS = (
     "norm",
     "embedding",
@@ -14,7 +18,7 @@ _VECTORS = (
 )  # parts of the class names of modules whose weights are not decayed
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices, decayed; biases, norms, embeddings and other vectors, not
     decayed.
     """
@@ -33,15 +37,37 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     ]
 
 
-def make_optimizer(module: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused on CUDA; raises ValueError without trainable parameters."""
-    return torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay),
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True if device.type == "cuda" else None,
-    )
+def make_optimizers(module: nn.Module, config: TrainingConfig, device: torch.device) -> dict[str, Optimizer]:
+    """The optimisers of a module's trainable parameters, by the names under which checkpoints hold their states.
+
+    AdamW over `parameter_groups` ("optimizer"), fused on CUDA; with `config.optimizer` "muon", `torch.optim.Muon` has
+    the decayed matrices ("muon"), at steps of the size of AdamW's, so that one learning rate serves both.
+
+    Raises:
+        ValueError: Without trainable parameters.
+    """
+    decayed, spared = parameter_groups(module, config.weight_decay)
+    matrices = [p for p in decayed["params"] if p.ndim == 2] if config.optimizer == "muon" else []
+    by_muon = set(map(id, matrices))
+    decayed["params"] = [p for p in decayed["params"] if id(p) not in by_muon]
+    optimizers: dict[str, Optimizer] = {
+        "optimizer": torch.optim.AdamW(
+            [decayed, spared],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            fused=True if device.type == "cuda" else None,
+        )
+    }
+    if matrices:
+        optimizers["muon"] = torch.optim.Muon(
+            matrices,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=MUON_MOMENTUM,
+            adjust_lr_fn="match_rms_adamw",
+        )
+    return optimizers
 
 
 def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
