@@ -39,5 +39,5 @@ def main(arguments: list[str] | None = None) -> None:
         arguments,
         aliases={f"--{name}": f"--{name}+" for name in LISTS},
         groups=[MoleculeOptions],
-        hidden=["energy"],
+        hidden=["energy", "starts"],
     )

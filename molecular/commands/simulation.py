@@ -11,6 +11,7 @@ from molecular.data.corpus import read_sequences, read_split, simulate_corpus
 from molecular.dynamics import report_lines
 from molecular.dynamics.simulate import simulate as run
 from molecular.molecule.options import MoleculeOptions
+from molecular.sampling.starts import FlowStarts
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ def simulate(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
     tar: bool = False,
+    flow: Path | None = None,
+    flow_draws: int = 10_000,
     seed: int = 0,
     **options: Any,
 ) -> None:
@@ -36,13 +39,18 @@ def simulate(
         validation_fraction: of a corpus without such a file, the share of the sequences, chosen by seed.
         test_fraction: likewise.
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
+        flow: folder of a trained flow, from whose weighted draws the replicas start instead of structures of random
+            torsions: then one temperature and no hot_ps will do. Where they are worth fewer effective samples than
+            there are replicas, a molecule is refused, and a corpus goes on without it.
+        flow_draws: how many to draw of it for each molecule.
         seed: of the random numbers.
         options: of `molecular.dynamics.simulate.simulate`.
     """
     if [molecule.peptide, molecule.structure, sequences].count(None) != 2:
         raise ValueError("give one of --peptide, --structure and --sequences.")
+    starts = None if flow is None else FlowStarts(flow, flow_draws)
     if sequences is None:
-        result = run(molecule.build(), output, seed=seed, **options)
+        result = run(molecule.build(), output, seed=seed, starts=starts, **options)
         for line in report_lines(result.report):
             log.info("%s", line)
         return
@@ -59,5 +67,6 @@ def simulate(
         hydrogen_mass=molecule.hydrogen_mass,
         seed=seed,
         tar=tar,
+        starts=starts,
         **options,
     )

@@ -1,6 +1,7 @@
 """Simulate one molecule by parallel tempering, into a folder."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from nflib.io import complete_folder, only_run, read_json, write_json
 
 ENGINES = ("batched", "openmm")
 
+# (molecule, number, seed) -> positions (number, n, 3) in nm.
+Starts = Callable[[Molecule, int, int], Tensor]
 MAY_CHANGE = {"picoseconds", "num_steps", "device", "torch", "num_threads", "compile", "platform"}
 """Settings that may differ when a simulation is taken up again."""
 
@@ -61,6 +64,7 @@ def simulate(
     platform: str = "CPU",
     compile: bool = False,
     energy: EnergyAndForce | None = None,
+    starts: Starts | None = None,
     progress: bool = True,
     checkpoint_seconds: float = 60.0,
 ) -> Trajectories:
@@ -71,7 +75,7 @@ def simulate(
     checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
     (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
     goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each replica starts from a structure of
-    its own (`start_structures`).
+    its own (`start_structures`, or what ``starts`` gives).
 
     Args:
         molecule: at the lowest temperature.
@@ -95,6 +99,7 @@ def simulate(
         platform: of the openmm engine: CPU, Reference, CUDA ...
         compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
         energy: for the batched engine, another energy than ``compile_system(molecule.system)``.
+        starts: gives the conformations that the replicas start from instead, such as a flow's weighted draws.
         progress: show a bar.
         checkpoint_seconds: wall-clock time between checkpoints.
 
@@ -173,6 +178,8 @@ def simulate(
         structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
         if (output / CHECKPOINT).exists():
             start = structure.expand(num_replicas, -1, -1)  # the checkpoint knows better
+        elif starts is not None:
+            start = starts(molecule, num_replicas, seed).to(structure)
         else:
             start = start_structures(structure, molecule.topology.bonds, num_replicas, minimise, _start_generator(seed))
         start = start - start.mean(dim=1, keepdim=True)

@@ -12,6 +12,10 @@ LONGEST_BOND = 1.2
 """Bonds stretched beyond this multiple of their given length tell of a chain threaded through a ring."""
 
 
+class UnreliableStarts(ValueError):
+    """No starts in equilibrium can be had of a molecule."""
+
+
 def rotatable_bonds(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[tuple[int, int, Tensor]]:
     """Bonds about which a molecule may turn freely, as (fixed atom, turning atom, every atom beyond it).
 

@@ -1,10 +1,17 @@
-"""Start structures: which bonds turn, and that turning keeps the molecule what it is."""
+"""Start structures: which bonds turn, that turning keeps the molecule what it is, and starts drawn from a flow."""
 
+import pytest
 import torch
 
+from molecular.data.corpus import simulate_corpus
+from molecular.data.ensembles import load_ensemble
 from molecular.dynamics import rotatable_bonds, start_structures
-from molecular.dynamics.starts import is_same_molecule, random_torsions, rigid_torsions
+from molecular.dynamics.simulate import simulate
+from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions, rigid_torsions
 from molecular.molecule.geometry import dihedrals
+from molecular.molecule.peptide import Peptide
+from molecular.sampling.sample import load_flow, sample
+from molecular.sampling.starts import FlowStarts
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
 CHAIN = [(0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (2, 6), (2, 7), (3, 8), (8, 9), (9, 3)]
@@ -72,3 +79,56 @@ def test_structures_that_break_are_replaced():
 def test_a_molecule_without_torsions_starts_from_one_structure():
     x = torch.zeros(1, 3)
     assert start_structures(x, [], 3, lambda y: y, torch.Generator()).shape == (3, 1, 3)
+
+
+def test_a_flow_gives_starts_of_equilibrium(tmp_path):
+    peptide = Peptide("Ace-A-Nme")
+    starts = FlowStarts(num_draws=400)
+    x = starts(peptide, 64, 3)
+    assert x.shape == (64, peptide.num_atoms, 3) and torch.equal(x, starts(peptide, 64, 3))
+    assert not torch.equal(x, starts(peptide, 64, 4))
+    drawn = sample(load_flow(peptide), peptide, 400, seed=3)
+    rows = (x[:, None] == drawn.x).flatten(2).all(-1)
+    assert rows.any(1).all()  # they are draws, in number as their weights say: systematic resampling
+    assert ((rows.sum(0) - 64 * drawn.weights / drawn.weights.sum()).abs() < 1).all()
+    with pytest.raises(
+        UnreliableStarts, match=r"400 draws of Ace-A-Nme are worth \d+ effective samples, too few for 390"
+    ):
+        starts(peptide, 390, 3)
+
+
+def test_a_simulation_starts_from_what_it_is_given(tmp_path):
+    peptide = Peptide("GG")
+    given = torch.from_numpy(peptide.positions).float() + 0.001 * torch.randn(2, peptide.num_atoms, 3)
+    seen = []
+
+    def starts(molecule, number, seed):
+        seen.append((molecule.sequence, number, seed))
+        return given
+
+    options = {"hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 2, "num_temperatures": 1, "timestep_ps": 1e-4}
+    options |= {"swap_ps": 1e-4, "save_ps": 1e-4, "progress": False, "starts": starts}
+    simulate(peptide, tmp_path, picoseconds=1e-4, seed=5, **options)
+    frame = load_ensemble(tmp_path).positions
+    moved = (frame - frame[:, :1]) - (given - given[:, :1])
+    assert moved.abs().max() < 1e-3  # 0.1 fs later, its centre apart
+    simulate(peptide, tmp_path, picoseconds=2e-4, seed=5, **options)
+    assert seen == [("GG", 2, 5)]  # a continued one has its own
+
+
+def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
+    def starts(molecule, number, seed):
+        if molecule.sequence == "GG":
+            raise UnreliableStarts("too few.")
+        return torch.from_numpy(molecule.positions).float().expand(number, -1, -1)
+
+    options = {
+        "hot_ps": 0.0,
+        "equilibration_ps": 0.0,
+        "num_ladders": 2,
+        "num_temperatures": 1,
+        "validation_fraction": 0.0,
+    }
+    options |= {"swap_ps": 0.002, "save_ps": 0.002, "progress": False, "starts": starts, "test_fraction": 0.0}
+    corpus = simulate_corpus(["GG", "AG"], tmp_path, picoseconds=0.004, **options)
+    assert corpus.sequences("train") == ["AG"] and "GG is left out: too few." in caplog.text

@@ -10,7 +10,8 @@ from molecular.data.corpus.folder import DESCRIPTION, FINISHED, Corpus, read_des
 from molecular.data.corpus.many_peptides import pack
 from molecular.data.corpus.sequences import PARTS, Split, seed_of, split_by_sequence
 from molecular.dynamics import report_lines
-from molecular.dynamics.simulate import simulate
+from molecular.dynamics.simulate import Starts, simulate
+from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.sequences import parse_sequence
 from nflib.io import only_run, read_json, write_json
@@ -30,6 +31,7 @@ def simulate_corpus(
     seed: int = 0,
     tar: bool = False,
     storage: str = "float32",
+    starts: Starts | None = None,
     **options: Any,
 ) -> Corpus:
     """Simulate every sequence by `molecular.dynamics.simulate.simulate` into ``output/systems/SEQUENCE``.
@@ -41,6 +43,7 @@ def simulate_corpus(
     Args:
         sequences: see `read_sequences`. split: see `read_split`; without one, `split_by_sequence` with the fractions.
         temperature: K, hydrogen_mass: amu, of every peptide, see `Peptide`. storage, options: of `simulate`.
+        starts: of `simulate`; a sequence of which it has none (`UnreliableStarts`) is left out, with a warning.
         tar: pack the frames for streaming as well (`molecular.data.corpus.pack`).
 
     Raises ValueError for no sequences, or a corpus in ``output`` whose sequences are missing here or, without a
@@ -73,13 +76,18 @@ def simulate_corpus(
             if finished.is_file() and _same(read_json(finished, "delete it to go on"), wanted):
                 continue
             log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
-            result = simulate(
-                Peptide(parse_sequence(sequence, letters=True), **build),
-                system,
-                seed=seed_of(sequence, seed),
-                storage=storage,
-                **options,
-            )
+            try:
+                result = simulate(
+                    Peptide(parse_sequence(sequence, letters=True), **build),
+                    system,
+                    seed=seed_of(sequence, seed),
+                    storage=storage,
+                    starts=starts,
+                    **options,
+                )
+            except UnreliableStarts as error:
+                log.warning("%s is left out: %s", sequence, error)
+                continue
             for line in report_lines(result.report):
                 log.info("%s", line)
             write_json(finished, wanted)

@@ -1,0 +1,51 @@
+"""A flow's weighted draws as the conformations that a simulation starts from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from molecular.dynamics.starts import UnreliableStarts
+from molecular.molecule.molecule import Molecule
+from molecular.sampling.sample import load_flow, sample
+from nflib.montecarlo import resample
+
+log = logging.getLogger(__name__)
+
+
+class FlowStarts:
+    """``starts(molecule, number, seed)``: positions ``(number, n, 3)`` in nm, resampled from a flow's weighted draws.
+
+    They have the basins that barriers keep simulations from, in the shares that the weights give them, so that dynamics
+    at the molecule's temperature has no barrier left to cross.
+
+    Args:
+        model: folder of a trained flow; None takes the one shipped for the molecule.
+        num_draws: how many to draw and weight.
+        batch_size: conformations decoded at once.
+        device: that the flow is on.
+
+    Raises:
+        UnreliableStarts: when called, where the draws are worth fewer effective samples than are asked for.
+    """
+
+    def __init__(
+        self, model: str | Path | None = None, num_draws: int = 10_000, batch_size: int = 1000, device: str = "cpu"
+    ):
+        self.model, self.num_draws, self.batch_size, self.device = model, num_draws, batch_size, device
+
+    def __call__(self, molecule: Molecule, number: int, seed: int) -> Tensor:
+        flow = load_flow(molecule, self.model, self.device)
+        drawn = sample(flow, molecule, self.num_draws, batch_size=self.batch_size, seed=seed, device=self.device)
+        size = drawn.effective_sample_size
+        if size < number:
+            raise UnreliableStarts(
+                f"{self.num_draws} draws of {molecule.name} are worth {size:.0f} effective samples, too few for "
+                f"{number} starts; draw more, or start from structures of random torsions."
+            )
+        log.info("%d draws of %s are worth %.0f effective samples.", self.num_draws, molecule.name, size)
+        chosen = resample(drawn.weights, number, torch.Generator().manual_seed(seed))
+        return drawn.x[chosen]
