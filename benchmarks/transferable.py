@@ -20,22 +20,20 @@ Each peptide and flow has a JSON file in the output folder; those that are there
 
 import dataclasses
 import json
-import os
-import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import argument_parser, markdown_table, prepare
+from common import argument_parser, kept, markdown_table, prepare, reference_frames
+from public_test import public_test, shipped_transferable
 from torch import Tensor
 
 from molecular.analysis import WeightedConformations, evaluate
 from molecular.analysis.compare import FLOOR
 from molecular.analysis.table import Estimate
 from molecular.data.corpus.folder import Corpus
-from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.prose import Prose
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
@@ -65,10 +63,12 @@ FIXED = (
 
 
 def main() -> None:
-    """Compute what is missing, and print the table."""
+    """Compute what is missing, and print the tables."""
     arguments = parse()
     prepare(arguments)
-    models = named_folders(arguments.models)
+    models = named_folders(arguments.models or [f"shipped={shipped_transferable()}"])
+    if arguments.public_test:
+        return public_test(models, arguments)
     corpus = Corpus(arguments.references)
     peptides = arguments.peptides or [name for part in ("test", "validation") for name in corpus.sequences(part)]
     if not peptides:
@@ -90,8 +90,13 @@ def main() -> None:
 def parse() -> Namespace:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--models", nargs="+", required=True, help="folders of transferable flows, as NAME=FOLDER")
-    parser.add_argument("--references", type=Path, required=True, help="corpus of simulated peptides")
+    parser.add_argument("--models", nargs="+", help="transferable flows, as NAME=FOLDER; by default the shipped one")
+    parser.add_argument(
+        "--public-test", type=int, nargs="+", metavar="LENGTH", help="the public test sequences of these lengths"
+    )
+    parser.add_argument(
+        "--references", type=Path, help="corpus of simulated peptides; of --public-test, a folder of simulations"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the figures of each peptide")
     parser.add_argument("--peptides", nargs="+", help="sequences; by default those that the corpus has for testing")
     parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each flow")
@@ -108,7 +113,10 @@ def parse() -> Namespace:
     parser.add_argument("--transport_points", type=int, default=1_000, help="of an ensemble in the torus distance")
     parser.add_argument("--bootstrap", type=int, default=10, help="resamples for the errors")
     parser.add_argument("--likelihood_only", action="store_true", help="likelihood and effective sample size alone")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.references is None and not arguments.public_test:
+        parser.error("give --references, or --public-test")
+    return arguments
 
 
 def named_folders(entries: list[str]) -> dict[str, Path]:
@@ -116,35 +124,10 @@ def named_folders(entries: list[str]) -> dict[str, Path]:
     return {entry.partition("=")[0]: Path(entry.rpartition("=")[2]) for entry in entries}
 
 
-def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds, or what `run` gives, which is then written; exits where the file has other settings."""
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found["made_with"] != settings:
-            raise SystemExit(f"error: {path} was made with {found['made_with']}; choose another output folder.")
-        return found
-    start = time.perf_counter()
-    record = run() | {"made_with": settings}
-    record["seconds"] = time.perf_counter() - start
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
-    return record
-
-
-def reference(sequence: str, corpus: Corpus, arguments: Namespace) -> Ensemble:
-    """Frames of the reference after its start, evenly spaced."""
-    frames = load_ensemble(corpus.system(sequence), start_time=arguments.start_time)
-    return frames.select(
-        torch.linspace(0, len(frames) - 1, min(len(frames), arguments.reference_frames)).round().long()
-    )
-
-
 def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
     peptide, flow = Peptide(sequence), load_flow(Peptide(sequence), model)
-    frames = reference(sequence, corpus, arguments)
+    frames = reference_frames(corpus.system(sequence), arguments.start_time, arguments.reference_frames)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     drawn = sample(flow, peptide, arguments.num_samples, **options)
     named: dict[str, WeightedConformations | WeightedSamples] = {
@@ -183,7 +166,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
 def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
     peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), model))
-    frames = reference(sequence, corpus, arguments)
+    frames = reference_frames(corpus.system(sequence), arguments.start_time, arguments.reference_frames)
     positions = with_standard_hydrogens(frames.positions, peptide)
     values = torch.cat(
         [modulo_rigid_motion(flow, part, arguments.seed) for part in positions.split(arguments.batch_size)]

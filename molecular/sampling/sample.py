@@ -129,14 +129,20 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
 
 def verdict(summary: dict[str, Any]) -> str:
     """Whether the weights can be used, and if not, which command helps; a sentence or two."""
-    size, k = summary["effective_sample_size"], summary["pareto_k"]
-    if size >= FEWEST and k is not None and k <= LARGEST_K:
+    reason = unusable(summary)
+    if reason is None:
         return "The weights can be used: averages over them have errors that can be trusted."
-    sequential = "history" in summary
-    reason = f"Pareto k is above {LARGEST_K}" if size >= FEWEST else f"fewer than {FEWEST} effective samples"
-    if sequential:
+    if "history" in summary:
         return f"The samples cannot be relied on ({reason}): run smc with more --num_draws, --moves or --final_moves."
     return (
         f"The weights cannot be used ({reason}): move the samples to the force field with --sampler smc, draw more, or "
         "fit the flow to this molecule with `python -m molecular improve`."
     )
+
+
+def unusable(summary: dict[str, Any]) -> str | None:
+    """Why averages over the weights have no error that can be trusted; None where they have one."""
+    size, k = summary["effective_sample_size"], summary["pareto_k"]
+    if size < FEWEST:
+        return f"fewer than {FEWEST} effective samples"
+    return None if k is not None and k <= LARGEST_K else f"Pareto k is above {LARGEST_K}"
