@@ -42,6 +42,7 @@ SEQUENCES = Path(molecular.__file__).parent / "recipes" / "public_sequences.json
 PUBLISHED = {
     2: {"ECNF++": (0.024, 3.470, 0.302), "TarFlow": (0.134, 0.452, 0.193), "Prose": (0.191, 0.371, 0.210)},
     4: {"ECNF++": (0.008, 10.032, 1.121), "TarFlow": (0.045, 1.260, 0.924), "Prose": (0.071, 0.932, 0.752)},
+    8: {"TarFlow": (0.008, 11.298, 2.733), "Prose": (0.011, 10.038, 2.456)},
 }
 # Fewer effective samples than that leave a sequence to SMC.
 FEWEST = 30
@@ -55,14 +56,14 @@ COLUMNS = {
     "Pareto k": ("importance", "pareto_k"),
     "bonds right": ("importance", "bond_graph_rate"),
     "SMC is worth": ("smc", "effective_num_ancestors"),
-    "energy W2 / kT": ("comparison", "distances", WEIGHTS, "energy_w2"),
-    "energy W2, trimmed": ("comparison", "distances", TRIMMED, "energy_w2"),
-    "energy W2, SMC": ("comparison", "distances", SMC, "energy_w2"),
-    "energy W2, halves": ("comparison", "distances", FLOOR, "energy_w2"),
-    "torus W2 / rad": ("comparison", "distances", WEIGHTS, "torus_w2"),
-    "torus W2, trimmed": ("comparison", "distances", TRIMMED, "torus_w2"),
-    "torus W2, SMC": ("comparison", "distances", SMC, "torus_w2"),
-    "torus W2, halves": ("comparison", "distances", FLOOR, "torus_w2"),
+    "energy W2 / kT": ("comparison", "distances", WEIGHTS, "energy_w2", "value"),
+    "energy W2, trimmed": ("comparison", "distances", TRIMMED, "energy_w2", "value"),
+    "energy W2, SMC": ("comparison", "distances", SMC, "energy_w2", "value"),
+    "energy W2, halves": ("comparison", "distances", FLOOR, "energy_w2", "value"),
+    "torus W2 / rad": ("comparison", "distances", WEIGHTS, "torus_w2", "value"),
+    "torus W2, trimmed": ("comparison", "distances", TRIMMED, "torus_w2", "value"),
+    "torus W2, SMC": ("comparison", "distances", SMC, "torus_w2", "value"),
+    "torus W2, halves": ("comparison", "distances", FLOOR, "torus_w2", "value"),
 }
 # Where the published figures stand.
 AS_PUBLISHED = ("ESS, trimmed", "energy W2, trimmed", "torus W2, trimmed")
@@ -74,6 +75,11 @@ conformations by the trimmed weights, mirrors those of the wrong hand, and compa
 first frames of its own molecular dynamics; ours takes the weights as they are, mirrors nothing, and thins both sides to
 --transport_points for the torus (halves show the noise). Errors of means are standard errors over sequences."""
 
+# Options that the figures of a step are of, besides those of all.
+SMC_OPTIONS = ("smc_samples", "conditional_ess", "moves", "final_moves")
+COMPARISON_OPTIONS = (*SMC_OPTIONS, "reference_frames", "start_time", "transport_points", "bootstrap")
+
+# Of each sequence, by step.
 Records = Mapping[str, dict[str, dict[str, Any]]]
 
 
@@ -90,13 +96,8 @@ def public_test(models: Mapping[str, Path], arguments: Namespace) -> None:
     chosen = [name for name in chosen if not arguments.peptides or name in arguments.peptides]
     if not chosen:
         raise SystemExit("error: no public test sequence has these lengths and names; see public_sequences.json.")
-    steps = {"importance": importance, "comparison": comparison}
-    if arguments.smc_samples:
-        steps = {"importance": importance, "smc": moved, "comparison": comparison}
-    records: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-        name: {sequence: {} for sequence in chosen} for name in models
-    }
-    for step, run in steps.items():
+    records: dict[str, Records] = {name: {sequence: {} for sequence in chosen} for name in models}
+    for step, run in {"importance": importance, "smc": moved, "comparison": comparison}.items():
         for sequence in chosen:
             for name, model in models.items():
                 record = run(sequence, name, model, arguments)
@@ -104,9 +105,9 @@ def public_test(models: Mapping[str, Path], arguments: Namespace) -> None:
                     records[name][sequence][step] = record
                     print(f"{sequence}, {name}, {step}: {record['seconds']:.0f} s", flush=True)
     for name, own in records.items():
-        for length in arguments.public_test:
+        for length in sorted({len(sequence) for sequence in chosen}):
             part = {sequence: record for sequence, record in own.items() if len(sequence) == length}
-            print(f"\n{name}, {length} residues\n\n{table(part, length)}\n", flush=True)
+            print(f"\n{name}, {length} residues\n\n{table(part, length)}\n")
             print("\n".join(remarks(part)))
     print(f"\n{CAPTION}")
 
@@ -126,8 +127,10 @@ def importance(sequence: str, name: str, model: Path, arguments: Namespace) -> d
     return kept(path.with_suffix(".json"), _made_with(arguments, model), run)
 
 
-def moved(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[str, Any]:
+def moved(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[str, Any] | None:
     """Particles that SMC moves from the draws of `importance`: `summarize`, and all energies, also those of draws."""
+    if not arguments.smc_samples:
+        return None
     path = arguments.output / "smc" / name / sequence
 
     def run() -> dict[str, Any]:
@@ -149,10 +152,6 @@ def moved(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[s
     return kept(path.with_suffix(".json"), _made_with(arguments, model, *SMC_OPTIONS), run)
 
 
-SMC_OPTIONS = ("smc_samples", "conditional_ess", "moves", "final_moves")
-COMPARISON_OPTIONS = ("reference_frames", "start_time", "transport_points", "bootstrap")
-
-
 def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[str, Any] | None:
     """Distances to the reference, and z-scores of populations and the mean energy; None without a reference.
 
@@ -162,7 +161,7 @@ def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> d
     if folder is None or not (folder / "report.json").is_file():
         return None
     frames = reference_frames(folder, arguments.start_time, arguments.reference_frames)
-    settings = _made_with(arguments, model, *SMC_OPTIONS, *COMPARISON_OPTIONS)
+    settings = _made_with(arguments, model, *COMPARISON_OPTIONS)
     settings |= {"frames": len(frames), "last_ps": frames.time.max().item()}
     path = arguments.output / "comparison" / name / f"{sequence}.json"
 
@@ -184,8 +183,7 @@ def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> d
         truth = averages(WeightedSamples(frames.positions, torch.zeros(len(frames)), ancestors=frames.ladder), peptide)
         return {
             "distances": {
-                row: {metric: finite_or_none(found[metric].value) for metric in ("energy_w2", "torus_w2")}
-                | {f"{metric}_error": finite_or_none(found[metric].error) for metric in ("energy_w2", "torus_w2")}
+                row: {metric: plain(estimate) for metric, estimate in found.items()}
                 for row, found in evaluation.rows.items()
             },
             "averages": {
@@ -224,20 +222,20 @@ def averages(samples: WeightedSamples, molecule: Molecule) -> dict[str, Estimate
     return found | {"mean energy / kT": Estimate(mean.item(), error.item())}
 
 
-def compared(ours: Mapping[str, Estimate], truth: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+def compared(ours: Mapping[str, Estimate], truth: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
     """Both values and errors of each average, and z: the difference over both errors together, None without these."""
     found = {}
     for name, one in ours.items():
         other = truth[name]
         error = math.hypot(one.error, other.error)
-        found[name] = {
-            "value": finite_or_none(one.value),
-            "error": finite_or_none(one.error),
-            "reference": finite_or_none(other.value),
-            "reference_error": finite_or_none(other.error),
-            "z": (one.value - other.value) / error if 0.0 < error < math.inf else None,
-        }
+        z = (one.value - other.value) / error if 0.0 < error < math.inf else None
+        found[name] = {"ours": plain(one), "reference": plain(other), "z": z}
     return found
+
+
+def plain(estimate: Estimate) -> dict[str, float | None]:
+    """As JSON holds it."""
+    return {"value": finite_or_none(estimate.value), "error": finite_or_none(estimate.error)}
 
 
 def figure(record: Mapping[str, Any], column: str) -> float | None:

@@ -23,7 +23,7 @@ from nflib.montecarlo import BoltzmannDensity, Proposal, SMCSamples, WeightedSam
 SHIPPED = Path(__file__).parents[1] / "shipped"
 # Published codes remove this share of the largest weights before they report an effective sample size.
 PUBLISHED_TRUNCATION = 0.002
-# Below so many effective samples, or above such a Pareto k, no error bar can be trusted.
+# Worth fewer independent draws than that, or above such a Pareto k, no error bar can be trusted.
 FEWEST = 50
 LARGEST_K = 0.7
 
@@ -142,7 +142,7 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def unusable(summary: dict[str, Any]) -> str | None:
     """Why averages over the weights have no error that can be trusted; None where they have one."""
-    size, k = summary["effective_sample_size"], summary["pareto_k"]
+    size, k = summary["effective_num_ancestors"], summary["pareto_k"]
     if size < FEWEST:
-        return f"fewer than {FEWEST} effective samples"
+        return f"they are worth fewer than {FEWEST} independent draws"
     return None if k is not None and k <= LARGEST_K else f"Pareto k is above {LARGEST_K}"

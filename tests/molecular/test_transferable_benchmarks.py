@@ -100,7 +100,7 @@ def test_means_worst_cases_and_z_scores_of_the_public_test(monkeypatch):
 
     def record(size, energy, z):
         comparison = {
-            "distances": {"reweighted": {"energy_w2": energy, "torus_w2": 0.1}},
+            "distances": {"reweighted": {"energy_w2": {"value": energy}, "torus_w2": {"value": 0.1}}},
             "averages": {"reweighted": {"phi 1 > 0": {"z": z}, "other": {"z": None}}},
         }
         truncated = {"effective_sample_size_fraction": size / 5000}
@@ -128,7 +128,7 @@ def test_means_worst_cases_and_z_scores_of_the_public_test(monkeypatch):
     found = compared(
         {"a": Estimate(1.0, 3.0), "b": Estimate(1.0, np.inf)}, {"a": Estimate(6.0, 4.0), "b": Estimate(1.0, 0.0)}
     )
-    assert found["a"]["z"] == -1.0 and found["b"]["z"] is None and found["b"]["error"] is None
+    assert found["a"]["z"] == -1.0 and found["b"]["z"] is None and found["b"]["ours"]["error"] is None
 
 
 def test_self_improvement_at_equal_energies(places, tmp_path, monkeypatch, capsys):
