@@ -20,8 +20,8 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m video generate --prompt "a seven moving up and right, fast" --guidance 2 --out runs/demo/clip.gif
 
 demo-peptide: $(STAMP)
-	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --sampler auto --num_draws 4000 --num_samples 500 --seed 0 \
-	    --output runs/demo-$(PEPTIDE)
+	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --sampler auto --num_draws 4000 --num_samples 500 \
+	    --batch_size 250 --seed 0 --output runs/demo-$(PEPTIDE)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
