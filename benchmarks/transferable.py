@@ -20,7 +20,7 @@ positions is given frames moved at random, and the known density of where they w
 With --public-test: the sequences that published transferable flows are judged by, 30 of each length, beside the
 published means (`public_test.py`). --models is by default the shipped flow; a sequence without a reference
 (molecular/recipes/simulate_public_test.sh makes them) still has effective sample sizes. SMC begins with the draws that
-importance sampling weighted; --smc_samples 0 leaves it out. CPU time of one thread (Zen 4, 2026-11-28, the shipped flow,
+importance sampling weighted; --smc_samples 0 leaves it out. CPU time of one thread (Zen 4, 2026-11-28, shipped flow,
 10,000 draws, 1,000 particles): AA or SS 50 s with the comparison, QR 60 s and 50 s of SMC; of four residues, KRWN, 75 s
 for 4,000 draws. The shipped flow was trained on eight of the dipeptides (CE DI HL IK LE MQ NC PY): name the others by
 --peptides for its means.
