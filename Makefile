@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. `make demo-peptide PEPTIDE=NL` samples a
-# dipeptide of your choice. `make gpu`, where there is an NVIDIA GPU, runs the tests marked `cuda` and benchmarks/gpu.py
+# peptide of your choice. `make gpu`, where there is an NVIDIA GPU, runs the tests marked `cuda` and benchmarks/gpu.py
 # in under nine minutes; it installs nothing: GPU_PYTHON, whose torch must know CUDA, is .venv's Python or else python3.
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -20,7 +20,8 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m video generate --prompt "a seven moving up and right, fast" --guidance 2 --out runs/demo/clip.gif
 
 demo-peptide: $(STAMP)
-	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --num_samples 10000 --seed 0 --output runs/demo-$(PEPTIDE)
+	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --sampler auto --num_draws 4000 --num_samples 500 \
+	    --batch_size 250 --seed 0 --output runs/demo-$(PEPTIDE)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import platform
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +20,9 @@ from torch import nn
 from nflib.flows import TARFlow
 from nflib.networks import CausalTransformer
 from nflib.transforms import AutoregressiveTransform
+
+if TYPE_CHECKING:
+    from molecular.data.ensembles import Ensemble
 
 # The examples are no part of the package: benchmarks find them in the checkout.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -78,6 +83,31 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 def _is_number(text: str) -> bool:
     return text.lstrip("+-−").lstrip()[:1].isdigit() or text in ("", "–")
+
+
+def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the file holds, or what `run` gives, which is then written; exits where the file has other settings."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["made_with"] != settings:
+            raise SystemExit(f"error: {path} was made with {found['made_with']}; choose another output folder.")
+        return found
+    start = time.perf_counter()
+    record = run() | {"made_with": settings}
+    record["seconds"] = time.perf_counter() - start
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, path)
+    return record
+
+
+def reference_frames(folder: Path, start_time: float, most: int) -> Ensemble:
+    """At most so many frames of a simulation, evenly spaced, from a time in ps on."""
+    from molecular.data.ensembles import load_ensemble
+
+    frames = load_ensemble(folder, start_time=start_time)
+    return frames.select(torch.linspace(0, len(frames) - 1, min(len(frames), most)).round().long())
 
 
 def median_seconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -16,14 +16,14 @@ from molecular.molecule.options import MoleculeOptions
 from molecular.molecule.storage import save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.molecule.trajectories import check_format, writable, write_trajectory
-from molecular.sampling.sample import describe, load_flow, reference_positions, summarize
+from molecular.sampling.sample import describe, load_flow, reference_positions, summarize, unusable
 from molecular.sampling.sample import sample as draw
 from molecular.sampling.smc import smc
 from nflib.io import complete_folder, only_run, write_json
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples
 from nflib.montecarlo.plots import plot_history
 
-SAMPLERS = ("importance", "smc")
+SAMPLERS = ("importance", "smc", "auto")
 # What `smc` goes on from when it was stopped; it lies in the output folder until the run is over.
 CHECKPOINT = "smc-checkpoint.npz"
 
@@ -56,8 +56,9 @@ def sample(
         model: folder of a trained flow; default: the one shipped for this peptide, or for peptides like it.
         reference: folder of a simulation for the plot; default: the one shipped for this peptide, if any.
         sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
-            Monte Carlo; the folder also gets history.png, and a run that was stopped goes on.
-        kernel: of smc: mala, hmc, ula or independent.
+            Monte Carlo; the folder also gets history.png, and a run that was stopped goes on. auto weights num_draws
+            draws, and where these weights cannot be used, moves num_samples from them by smc.
+        kernel: of smc (and of auto, as all the following): mala, hmc, ula or independent.
         moves: of smc: steps of the kernel at each intermediate temperature.
         final_moves: of smc: further steps in the force field alone, which cost no pass through the flow.
         num_draws: of smc: how many to draw, of which the better num_samples are kept early on; default num_samples.
@@ -78,12 +79,27 @@ def sample(
     check_format(trajectory_format)
     target = molecule.build(model)
     flow = load_flow(target, model, device)
+    if sampler == "auto":
+        flow.split_coordinates()  # draws that cannot be moved are told before the work
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
+    draws: WeightedSamples | None = None
     with only_run(output):
         with complete_folder(output):
             pass  # a folder that cannot be written is told before the work, not after it
-        if sampler == "smc":
+        if sampler != "smc":
+            number = num_draws or num_samples if sampler == "auto" else num_samples
+            draws = samples = draw(flow, target, number, batch_size=batch_size, seed=seed, device=device, progress=True)
+        reason = None if sampler != "auto" else unusable(samples.summary())
+        if reason is not None:
+            log.info(
+                "The weights of %d draws cannot be used (%s): moving %d of them to the force field by sequential Monte "
+                "Carlo.",
+                len(samples),
+                reason,
+                num_samples,
+            )
+        if sampler == "smc" or reason is not None:
             samples = smc(
                 flow,
                 target,
@@ -92,21 +108,22 @@ def sample(
                 temperatures=AdaptiveTemperatures(conditional_ess),
                 moves=moves,
                 final_moves=final_moves,
-                num_draws=num_draws,
+                num_draws=num_draws if draws is None else None,
+                draws=draws,
                 batch_size=batch_size,
-                seed=seed,
+                seed=seed if draws is None else seed + 1,
                 device=device,
                 checkpoint=checkpoint,
                 progress=True,
             )
-        else:
-            samples = draw(flow, target, num_samples, batch_size=batch_size, seed=seed, device=device, progress=True)
         summary = summarize(samples) | {
             "molecule": target.name,
             "temperature_K": target.temperature,
-            "sampler": sampler,
+            "sampler": "smc" if isinstance(samples, SMCSamples) else "importance",
             "seed": seed,
         }
+        if draws is not None and draws is not samples:
+            summary["importance"] = summarize(draws)
         # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
         with complete_folder(output) as folder:
             save_molecule(target, folder)

@@ -23,7 +23,7 @@ from nflib.montecarlo import BoltzmannDensity, Proposal, SMCSamples, WeightedSam
 SHIPPED = Path(__file__).parents[1] / "shipped"
 # Published codes remove this share of the largest weights before they report an effective sample size.
 PUBLISHED_TRUNCATION = 0.002
-# Below so many effective samples, or above such a Pareto k, no error bar can be trusted.
+# Worth fewer independent draws than that, or above such a Pareto k, no error bar can be trusted.
 FEWEST = 50
 LARGEST_K = 0.7
 
@@ -129,14 +129,20 @@ def describe(summary: dict[str, Any]) -> Iterator[str]:
 
 def verdict(summary: dict[str, Any]) -> str:
     """Whether the weights can be used, and if not, which command helps; a sentence or two."""
-    size, k = summary["effective_sample_size"], summary["pareto_k"]
-    if size >= FEWEST and k is not None and k <= LARGEST_K:
+    reason = unusable(summary)
+    if reason is None:
         return "The weights can be used: averages over them have errors that can be trusted."
-    sequential = "history" in summary
-    reason = f"Pareto k is above {LARGEST_K}" if size >= FEWEST else f"fewer than {FEWEST} effective samples"
-    if sequential:
+    if "history" in summary:
         return f"The samples cannot be relied on ({reason}): run smc with more --num_draws, --moves or --final_moves."
     return (
         f"The weights cannot be used ({reason}): move the samples to the force field with --sampler smc, draw more, or "
         "fit the flow to this molecule with `python -m molecular improve`."
     )
+
+
+def unusable(summary: dict[str, Any]) -> str | None:
+    """Why averages over the weights have no error that can be trusted; None where they have one."""
+    size, k = summary["effective_num_ancestors"], summary["pareto_k"]
+    if size < FEWEST:
+        return f"they are worth fewer than {FEWEST} independent draws"
+    return None if k is not None and k <= LARGEST_K else f"Pareto k is above {LARGEST_K}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from nflows.transforms import CompositeTransform, Transform
+from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
 from molecular.energy.reduced import ReducedEnergy
@@ -67,6 +68,7 @@ def smc(
     moves: int = 1,
     final_moves: int = 0,
     num_draws: int | None = None,
+    draws: WeightedSamples | None = None,
     step_sizes: StepSizes | None = None,
     resampling_threshold: float = 0.5,
     batch_size: int = 1000,
@@ -83,11 +85,16 @@ def smc(
     result holds positions in nm, with the densities of conformations, and the history of the run. Conformations
     whose energy is not finite have weight zero and are counted.
 
+    draws: of this flow, as `molecular.sampling.sample.sample` weighted them, from which to begin; positions in nm.
+
     kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
     be split, and what `nflib.montecarlo.smc` refuses.
     """
     kernel = _kernel(kernel)
     fixed, proposal, target = _in_own_coordinates(flow, molecule, torch.Generator().manual_seed(seed), device)
+    if draws is not None:
+        draws = transform_back(draws, InverseTransform(fixed), batch_size)
+        draws = replace(draws, x=draws.x.to(device))
     samples = montecarlo.smc(
         proposal,
         target,
@@ -97,6 +104,7 @@ def smc(
         moves=moves,
         final_moves=final_moves,
         num_draws=num_draws,
+        draws=draws,
         step_sizes=AcceptanceTarget() if step_sizes is None else step_sizes,
         resampling_threshold=resampling_threshold,
         chunk_size=batch_size,

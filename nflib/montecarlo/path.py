@@ -19,6 +19,7 @@ from nflib.montecarlo.densities import (
     flattened,
     log_prob_where,
 )
+from nflib.montecarlo.weighted_samples import WeightedSamples
 
 __all__ = ["GeometricPath", "Particles"]
 
@@ -110,6 +111,12 @@ class GeometricPath:
             else:
                 pieces.append(_finite_only(x, log_proposal, self._at(x, usable, self._target_log_prob)))
         return _concatenate(pieces)
+
+    def drawn(self, samples: WeightedSamples) -> Particles:
+        """Points that were drawn of the proposal before, with the densities they had; counted as evaluations."""
+        assert samples.log_prob is not None and samples.log_target is not None
+        self.num_evaluations += len(samples)
+        return _finite_only(samples.x, samples.log_prob, samples.log_target)
 
     def evaluate(self, x: Tensor, where: Tensor | None = None, *, gradient: bool = False) -> Particles:
         """The particles at x `(N, *event_shape)`; points that are not finite, or not in the mask `where`, are dead and

@@ -53,6 +53,7 @@ def smc(
     moves: int = 1,
     final_moves: int = 0,
     num_draws: int | None = None,
+    draws: WeightedSamples | None = None,
     step_sizes: StepSizes | None = None,
     resampling: str = "systematic",
     resampling_threshold: float = 0.5,
@@ -82,6 +83,8 @@ def smc(
         num_draws: how many to draw of the proposal; default num_samples. Of more, num_samples are resampled at the
             first temperature, which for `AdaptiveTemperatures` is where the draws are worth that many: most draws of a
             poor proposal then go before a move is paid for.
+        draws: samples that `importance_sample` drew of this proposal and weighted to this target, from which to begin
+            instead of drawing anew; in place of num_draws. Give another seed than theirs.
         step_sizes: a rule; default `AcceptanceTarget()`. `FixedStepSizes` keeps or replays steps.
         resampling: multinomial, stratified, systematic or residual.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
@@ -93,8 +96,9 @@ def smc(
         progress: show a progress bar.
 
     Raises:
-        ValueError: numbers out of range, an unknown scheme, a target without `log_prob`, a log-density that is
-            not one number a sample or has no gradient, or a checkpoint of another run.
+        ValueError: numbers out of range, draws that do not know their densities, an unknown scheme, a target without
+            `log_prob`, a log-density that is not one number a sample or has no gradient, or a checkpoint of another
+            run.
 
     >>> import torch
     >>> from nflows.distributions import StandardNormal
@@ -105,6 +109,12 @@ def smc(
     True
     """
     generator = generator_of(generator, seed)
+    if draws is not None:
+        if num_draws is not None:
+            raise ValueError("smc: both draws and num_draws are given; the first say how many there are.")
+        if draws.log_prob is None or draws.log_target is None or draws.ancestors is not None or draws.clipped:
+            raise ValueError("smc: draws must be as importance_sample gives them, with both densities and not clipped.")
+        num_draws = len(draws)
     num_draws = num_samples if num_draws is None else num_draws
     # Numbers of numpy are no numbers of JSON, in which the checkpoint keeps them.
     counts = (num_samples, num_draws, moves, final_moves)
@@ -149,7 +159,7 @@ def smc(
         device = run.path.proposal.sample_and_log_prob(1, generator=torch.Generator())[0].device
         state = load_state(path, generator, settings, device)
     if state is None:
-        state = run.start()
+        state = run.start(draws)
         if path is not None:
             save_state(path, state, generator, settings)
     else:
@@ -191,10 +201,13 @@ class _Run:
         numbers = ("num_samples", "num_draws", "moves", "final_moves", "resampling", "resampling_threshold")
         return described | {name: getattr(self, name) for name in numbers}
 
-    def start(self) -> RunState:
+    def start(self, draws: WeightedSamples | None) -> RunState:
         everyone_moves = self.num_draws == self.num_samples
         gradient = everyone_moves and getattr(self.kernel, "needs_gradient", False)
-        particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
+        if draws is None:
+            particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
+        else:
+            particles = self.path.drawn(draws)
         if everyone_moves:
             particles = self.kernel.init(particles, self.path)
         log_weights = torch.where(particles.alive, 0.0, -torch.inf).to(torch.float64)

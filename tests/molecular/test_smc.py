@@ -277,6 +277,32 @@ def test_command_line(peptide, tmp_path):
     np.testing.assert_allclose(trajectory.xyz, samples.x, atol=1e-3)
 
 
+@pytest.mark.parametrize(("draws", "sampler", "number"), [(400, "importance", 400), (60, "smc", 30)])
+def test_automatic_choice(draws, sampler, number, tmp_path, caplog):
+    """Weights that can be used are kept; of those that cannot, the very draws are moved."""
+    arguments = ["sample", "--peptide", SEQUENCE, "--sampler", "auto", "--num_draws", str(draws), "--num_samples", "30"]
+    caplog.set_level("INFO")
+    main([*arguments, "--conditional_ess", "0.5", "--output", str(tmp_path)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["sampler"], summary["num_samples"]) == (sampler, number)
+    said = "The weights of 60 draws cannot be used (they are worth fewer than 50 independent draws): moving 30 of them"
+    assert (said in caplog.text) == (sampler == "smc") == ((tmp_path / "history.png").is_file())
+    if sampler == "smc":
+        assert summary["importance"]["num_samples"] == 60
+        assert "move the samples to the force field with --sampler smc" not in caplog.text
+    else:
+        assert "The weights can be used" in caplog.text and "importance" not in summary
+
+
+def test_smc_from_draws_that_are_there(peptide, flow):
+    draws = sample(flow, peptide, 200, seed=0)
+    samples = smc(flow, peptide, 100, draws=draws, temperatures=[0.5, 1.0], seed=1)
+    assert samples.history.num_particles[0] == 200 and samples.x.shape == (100, peptide.num_atoms, 3)
+    assert abs(samples.log_normalizer - draws.log_normalizer) < 1.0
+    energy = ReducedEnergy(peptide)(samples.x)
+    torch.testing.assert_close(samples.log_target.double(), -energy.double(), atol=0.05, rtol=0)
+
+
 def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
     """Stopped between two temperatures, and called again: the same samples, and the checkpoint goes."""
     module = import_module("nflib.montecarlo.smc")

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from molecular import Peptide
 from molecular.commands.improvement import RECORD
 from molecular.training.fit_corpus import train_on_corpus
+from nflib.metrics import Estimate
 from nflib.training import TrainingConfig
 from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
 
@@ -59,6 +61,74 @@ def test_the_table_of_held_out_peptides(places, tmp_path, monkeypatch, capsys):
         run("transferable.py", *options, monkeypatch=monkeypatch)
     run("transferable.py", *options, "--likelihood_only", monkeypatch=monkeypatch)
     assert "nats a dimension" in capsys.readouterr().out
+
+
+def test_the_table_of_the_public_test(places, tmp_path, monkeypatch, capsys):
+    """The reference comes after the draws, and SMC later still."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import public_test
+
+    listed = tmp_path / "public_sequences.json"
+    listed.write_text(json.dumps({"validation": [], "test": ["GG", "GGG"]}))
+    monkeypatch.setattr(public_test, "SEQUENCES", listed)
+    output, references = tmp_path / "output", tmp_path / "references"
+    options = ["--public-test", "2", "--models", f"tiny={places / 'model'}", "--output", output, "--num_samples", "40"]
+    options += ["--bootstrap", "2", "--references", references]
+    weights = [*options, "--smc_samples", "0"]
+    run("transferable.py", *weights, monkeypatch=monkeypatch)
+    first = capsys.readouterr().out
+    assert "GG, tiny, importance" in first and "comparison:" not in first and "| Prose " in first
+    drawn = (output / "importance" / "tiny" / "GG.npz").stat().st_mtime_ns
+    shutil.copytree(places / "corpus" / "systems" / "GG", references / "GG")
+    run("transferable.py", *weights, monkeypatch=monkeypatch)
+    assert "GG, tiny, comparison" not in capsys.readouterr().out  # a simulation without a report is not over
+    (references / "GG" / "report.json").write_text("{}")
+    run("transferable.py", *options, "--smc_samples", "20", "--conditional_ess", "0.3", monkeypatch=monkeypatch)
+    text = capsys.readouterr().out
+    assert "GG, tiny, comparison" in text and "GGG" not in text
+    assert "- Effective sample size below 30: 1 of 1: GG " in text and "- z-scores, SMC" in text
+    assert (output / "importance" / "tiny" / "GG.npz").stat().st_mtime_ns == drawn
+    with pytest.raises(SystemExit, match="choose another output folder"):
+        run("transferable.py", *options, "--seed", "1", monkeypatch=monkeypatch)
+    with pytest.raises(SystemExit, match="no public test sequence"):
+        run("transferable.py", *options, "--peptides", "VV", monkeypatch=monkeypatch)
+
+
+def test_means_worst_cases_and_z_scores_of_the_public_test(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from public_test import compared, remarks, table
+
+    def record(size, energy, z):
+        comparison = {
+            "distances": {"reweighted": {"energy_w2": {"value": energy}, "torus_w2": {"value": 0.1}}},
+            "averages": {"reweighted": {"phi 1 > 0": {"z": z}, "other": {"z": None}}},
+        }
+        truncated = {"effective_sample_size_fraction": size / 5000}
+        importance = {"effective_sample_size": size, "effective_sample_size_fraction": size / 10000}
+        return {"importance": importance | {"truncated": truncated}, "comparison": comparison}
+
+    records = {
+        "AA": record(1000, 0.5, 0.5),
+        "QR": record(20, 2.5, -3.0),
+        "RL": {"importance": record(28, 0, 0)["importance"]},
+    }
+    lines = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:]]
+        for line in table(records, 2).splitlines()
+    }
+    assert lines["AA"][:2] == ["0.1", "0.2"] and lines["RL"][5] == "–"
+    assert lines["mean"][0] == "0.035 ± 0.033" and lines["mean"][5] == "1.5 ± 1.0"
+    assert lines["Prose"][:2] == ["–", "0.191"] and lines["Prose"][6] == "0.371"
+    text = "\n".join(remarks(records))
+    assert "- Worst, ESS / samples: QR 0.002, RL 0.0028, AA 0.1." in text
+    assert "- Worst, energy W2 / kT: QR 2.5, AA 0.5." in text
+    assert "below 30: 2 of 3: QR 20.0 (SMC –), RL 28.0 (SMC –)." in text
+    assert "2 of 4 averages have an error; 0.50 of them are within 1, 0.50 within 2" in text
+    assert "the largest is 3.0, phi 1 > 0 of QR." in text
+    found = compared(
+        {"a": Estimate(1.0, 3.0), "b": Estimate(1.0, np.inf)}, {"a": Estimate(6.0, 4.0), "b": Estimate(1.0, 0.0)}
+    )
+    assert found["a"]["z"] == -1.0 and found["b"]["z"] is None and found["b"]["ours"]["error"] is None
 
 
 def test_self_improvement_at_equal_energies(places, tmp_path, monkeypatch, capsys):

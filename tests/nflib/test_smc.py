@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -23,6 +24,7 @@ from nflib.montecarlo import (
     IndependentMetropolis,
     SMCSamples,
     WeightedSamples,
+    importance_sample,
     smc,
 )
 from nflib.montecarlo.history import History
@@ -401,3 +403,24 @@ def test_of_many_draws_none_may_be_left():
     assert samples.log_normalizer == -math.inf
     with pytest.raises(ValueError, match="num_draws is 10, fewer"):
         smc(Normal(DIM), TARGET, 40, num_draws=10)
+
+
+def test_draws_that_are_there_are_not_drawn_again():
+    class Exhausted(Normal):
+        def sample_and_log_prob(self, num_samples, *, generator=None):
+            raise AssertionError("drawn again")
+
+    draws = importance_sample(Normal(DIM), TARGET, 20_000, seed=1)
+    samples = smc(Exhausted(DIM), TARGET, 1000, draws=draws, seed=0)
+    assert len(samples) == 1000 and within(samples, LOG_NORMALIZER)
+    assert samples.history.num_particles[0] == 20_000
+    everyone = smc(Exhausted(DIM), TARGET, 20_000, draws=draws, seed=0)
+    assert within(everyone, LOG_NORMALIZER) and everyone.history.num_evaluations[0] > 20_000
+    for wrong, words in (
+        ({"draws": draws, "num_draws": 20_000}, "both draws and num_draws"),
+        ({"draws": draws.truncate(0.1)}, "not clipped"),
+        ({"draws": dataclasses.replace(draws, log_prob=None)}, "both densities"),
+        ({"draws": importance_sample(Normal(DIM), TARGET, 10, seed=1)}, "num_draws is 10, fewer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            smc(Normal(DIM), TARGET, 1000, **wrong)
