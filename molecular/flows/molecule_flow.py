@@ -82,7 +82,7 @@ class MoleculeFlow(ConformationFlow):
             head_dim=head_dim,
             expansion=expansion,
             # Affine maps leave the first token to its marginals, which are Gaussian already.
-            start_token=conditional == "spline",
+            start_token=conditional != "affine",
             conditional=conditional,
             num_bins=num_bins,
         )

@@ -1,6 +1,7 @@
 """TARFlow: a stack of causal-transformer affine maps that visit the patches in alternating order."""
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 
 from nflows.transforms import CompositeTransform, Transform
@@ -23,22 +24,12 @@ from nflib.networks import (
 )
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
-from nflib.transforms import (
-    AutoregressiveTransform,
-    Exponential,
-    ImagePatches,
-    InnerAutoregressive,
-    RationalQuadraticSpline,
-    Reverse,
-    Softplus,
-    TokenwiseAutoregressive,
-    VectorPatches,
-)
+from nflib.transforms import Exponential, ImagePatches, Reverse, Softplus, VectorPatches
+from nflib.transforms.conditionals import autoregressive_map, check_conditional
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 SCALES = {"exponential": Exponential, "softplus": Softplus}
 MLPS = {"gelu": MLP, "gated": GatedMLP}
-CONDITIONALS = ("affine", "spline")
 POSITIONS = ("learned", "sinusoidal", "rotary")
 
 
@@ -63,9 +54,10 @@ class TARFlow(Flow):
         final_norm: one more norm before the output layer (the released TARFlows have none).
         soft_clip: bound on the parameters, 0 for none. dropout: share of each layer's residual updates that training
             drops.
-        conditional: how a token's numbers are mapped given the tokens before: "affine", or "spline", each number by a
-            rational-quadratic spline given all numbers before it, those of its own token included (a richer family, and
-            slower to invert). num_bins: pieces of each spline.
+        conditional: how a token's numbers are mapped given the tokens before: "affine"; or richer, and slower to invert,
+            each given all numbers before it, those of its own token included: by a "spline" (rational-quadratic), a
+            "quadratic" spline, bins of constant density ("binned") or a "mixture" of normals. num_bins: their pieces,
+            bins or components.
 
     Raises:
         ValueError: settings that do not fit.
@@ -183,8 +175,7 @@ def autoregressive_blocks(
     make_scale = _choose(SCALES, "scale", scale)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
-    if conditional not in CONDITIONALS:
-        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
+    check_conditional(conditional)
     if num_classes and context_shape is not None:
         raise ValueError("a context is class labels (num_classes) or of a context_shape, not both.")
     length = num_tokens - 1 + start_token
@@ -224,13 +215,15 @@ def autoregressive_blocks(
     blocks: list[Transform] = []
     for index, depth in enumerate(depths):
         reverse = index % 2 == 1
-        block: Transform
-        if conditional == "spline":
-            token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), token_size, dropout=dropout)
-            block = TokenwiseAutoregressive(network(depth, reverse, token_map.parameters_per_token), token_map)
-        else:
-            block = AutoregressiveTransform(network(depth, reverse, 2 * token_size), make_scale())
-        order = Reverse(within_tokens=conditional == "spline")
+        block = autoregressive_map(
+            conditional,
+            partial(network, depth, reverse),
+            token_size,
+            num_bins=num_bins,
+            dropout=dropout,
+            scale=make_scale(),
+        )
+        order = Reverse(within_tokens=conditional != "affine")
         blocks += [order, block, order] if reverse else [block]
     return blocks
 

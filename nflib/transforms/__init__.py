@@ -9,11 +9,12 @@ from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedCont
 from nflib.transforms.inversion import ClosedForm, invert
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
 from nflib.transforms.marginal_by_kind import GaussianizeByKind
+from nflib.transforms.mixture import NormalMixture
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
 from nflib.transforms.patches import ImagePatches, VectorPatches
 from nflib.transforms.scales import Exponential, Softplus
 from nflib.transforms.token_maps import Independent, InnerAutoregressive, TokenMap
-from nflib.transforms.univariate import RationalQuadraticSpline
+from nflib.transforms.univariate import QuadraticSpline, RationalQuadraticSpline
 from nflib.transforms.whiten import Whiten
 
 __all__ = [
@@ -34,10 +35,12 @@ __all__ = [
     "Independent",
     "InnerAutoregressive",
     "LinearGuidance",
+    "NormalMixture",
     "PairedContext",
     "Permute",
     "PermuteByContext",
     "ProductGuidance",
+    "QuadraticSpline",
     "RationalQuadraticSpline",
     "Reverse",
     "Softplus",
