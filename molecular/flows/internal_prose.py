@@ -30,7 +30,7 @@ from nflib.flows import GivenFlow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import GaussianizeByKind, PermuteByContext
-from nflib.transforms.conditionals import autoregressive_map, check_conditional
+from nflib.transforms.conditionals import REAL_CONDITIONALS, autoregressive_map, check_conditional, conditional_names
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
@@ -46,8 +46,8 @@ class InternalProse(TransferableFlow):
     ``orderings[k % len(orderings)]``), by layers_per_block layers whose adaptive norms are steered by what the token to
     come, and the one before, is of. A new flow's marginals must be fitted (`molecular.flows.marginals`).
 
-    conditional: "affine", or each number given all numbers before it by a "spline", a "quadratic" spline, "binned" or by
-    a "mixture", of num_bins pieces (`nflib.transforms.conditionals`). condition_channels: width of the conditions.
+    conditional: "affine", or each number given all numbers before it: "spline", "quadratic", "binned" or "mixture", of
+    num_bins pieces (`nflib.transforms.conditionals`). condition_channels: width of the conditions.
     neighbours: whether these tell the residues before and behind, which a flow trained on few sequences learns by
     heart. surroundings: whether the first block, whose tokens are a conformation's own, is shown the atoms placed so
     far from where the next one goes (`molecular.flows.local_environment`); its ordering must then visit references
@@ -104,10 +104,14 @@ class InternalProse(TransferableFlow):
             return Surroundings(coordinates, marginals, embedding, column, condition_channels, channels)
 
         def network(
-            depth: int, column: int, features: Surroundings | None, parameters_per_token: int
+            depth: int,
+            column: int,
+            features: Surroundings | None,
+            features_per_token: int,
+            parameters_per_token: int,
         ) -> CausalTransformer:
             return CausalTransformer(
-                TOKEN_SIZE,
+                features_per_token,
                 parameters_per_token,
                 channels,
                 transformer_layers(
@@ -122,9 +126,8 @@ class InternalProse(TransferableFlow):
 
         def block(depth: int, column: int, features: Surroundings | None) -> list[Transform]:
             part = autoregressive_map(
-                conditional,
+                conditional_names(conditional, TOKEN_SIZE),
                 partial(network, depth, column, features),
-                TOKEN_SIZE,
                 num_bins=num_bins,
                 units=units,
                 dropout=dropout,
@@ -184,7 +187,7 @@ def _check_settings(
     for name in ("channels", "condition_channels"):
         if sizes[name] % 2:
             raise ValueError(f"{name} must be even for sinusoidal features, got {sizes[name]}.")
-    check_conditional(conditional)
+    check_conditional(conditional, REAL_CONDITIONALS)
     if surroundings and orderings and orderings[0].endswith("_flip"):
         raise ValueError(
             f"surroundings need an ordering that places atoms before those that refer to them, but the first is "

@@ -7,7 +7,6 @@ from numbers import Integral
 from nflows.transforms import CompositeTransform, Transform
 from torch import nn
 
-from nflib.distributions import StandardNormal
 from nflib.flows.flow import Flow
 from nflib.networks import (
     CausalTransformer,
@@ -25,7 +24,7 @@ from nflib.networks import (
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
 from nflib.transforms import Exponential, ImagePatches, Reverse, Softplus, VectorPatches
-from nflib.transforms.conditionals import autoregressive_map, check_conditional
+from nflib.transforms.conditionals import autoregressive_map, base_distribution, conditional_names
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 SCALES = {"exponential": Exponential, "softplus": Softplus}
@@ -54,9 +53,10 @@ class TARFlow(Flow):
         final_norm: one more norm before the output layer (the released TARFlows have none).
         soft_clip: bound on the parameters, 0 for none. dropout: share of each layer's residual updates that training
             drops.
-        conditional: how a token's numbers are mapped given the tokens before: "affine"; or richer, and slower to invert,
-            each given all numbers before it, those of its own token included: by a "spline" (rational-quadratic), a
-            "quadratic" spline, bins of constant density ("binned") or a "mixture" of normals. num_bins: their pieces,
+        conditional: how a token's numbers are mapped given the tokens before: "affine"; or richer, slower to invert and
+            each given all numbers before it, those of its own token included, by a "spline" (rational-quadratic), a
+            "quadratic" spline, bins of constant density ("binned") or a "mixture" of normals; "circular" splines map
+            angles in radians, from [-pi, pi). One name, or one for each number of a token. num_bins: their pieces,
             bins or components.
 
     Raises:
@@ -89,7 +89,7 @@ class TARFlow(Flow):
         final_norm: bool = True,
         soft_clip: float = 0.0,
         dropout: float = 0.0,
-        conditional: str = "affine",
+        conditional: str | Sequence[str] = "affine",
         num_bins: int = 8,
     ):
         event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(n) for n in event_shape)
@@ -120,13 +120,13 @@ class TARFlow(Flow):
             "final_norm": final_norm,
             "soft_clip": soft_clip,
             "dropout": dropout,
-            "conditional": conditional,
+            "conditional": conditional_names(conditional, patches.token_shape[1]),
             "num_bins": num_bins,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=patches.grid, **settings)  # type: ignore[arg-type]
         super().__init__(
             CompositeTransform([patches, *blocks]),
-            StandardNormal(patches.token_shape),
+            base_distribution(settings["conditional"], patches.token_shape[0]),  # type: ignore[arg-type]
             context_shape=() if num_classes else context_shape,
         )
 
@@ -150,7 +150,7 @@ def autoregressive_blocks(
     final_norm: bool = True,
     soft_clip: float = 0.0,
     dropout: float = 0.0,
-    conditional: str = "affine",
+    conditional: str | Sequence[str] = "affine",
     num_bins: int = 8,
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
@@ -175,12 +175,12 @@ def autoregressive_blocks(
     make_scale = _choose(SCALES, "scale", scale)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
-    check_conditional(conditional)
+    names = conditional_names(conditional, token_size)
     if num_classes and context_shape is not None:
         raise ValueError("a context is class labels (num_classes) or of a context_shape, not both.")
     length = num_tokens - 1 + start_token
 
-    def network(depth: int, reverse: bool, parameters_per_token: int) -> CausalTransformer:
+    def network(depth: int, reverse: bool, features_per_token: int, parameters_per_token: int) -> CausalTransformer:
         rotary: nn.Module | None = None
         added: nn.Module | None = None
         if positions == "rotary":
@@ -192,7 +192,7 @@ def autoregressive_blocks(
         else:
             added = SinusoidalPositions(length, channels)
         return CausalTransformer(
-            token_size,
+            features_per_token,
             parameters_per_token,
             channels,
             transformer_layers(
@@ -216,14 +216,13 @@ def autoregressive_blocks(
     for index, depth in enumerate(depths):
         reverse = index % 2 == 1
         block = autoregressive_map(
-            conditional,
+            names[::-1] if reverse else names,
             partial(network, depth, reverse),
-            token_size,
             num_bins=num_bins,
             dropout=dropout,
             scale=make_scale(),
         )
-        order = Reverse(within_tokens=conditional != "affine")
+        order = Reverse(within_tokens="affine" not in names)
         blocks += [order, block, order] if reverse else [block]
     return blocks
 

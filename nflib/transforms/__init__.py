@@ -4,6 +4,7 @@ from nflib.transforms.autoregressive import AutoregressiveTransform, TokenwiseAu
 from nflib.transforms.binned import BinnedNormal, BinnedUniform
 from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
 from nflib.transforms.circular import CircularRationalQuadraticSpline
+from nflib.transforms.circular_marginals import UniformizeCircles
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.inversion import ClosedForm, invert
@@ -11,10 +12,11 @@ from nflib.transforms.marginal import GaussianizeMarginals, Standardize
 from nflib.transforms.marginal_by_kind import GaussianizeByKind
 from nflib.transforms.mixture import NormalMixture
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
+from nflib.transforms.parts import ByParts
 from nflib.transforms.patches import ImagePatches, VectorPatches
 from nflib.transforms.scales import Exponential, Softplus
 from nflib.transforms.token_maps import Independent, InnerAutoregressive, TokenMap
-from nflib.transforms.univariate import QuadraticSpline, RationalQuadraticSpline
+from nflib.transforms.univariate import PerNumber, QuadraticSpline, RationalQuadraticSpline
 from nflib.transforms.whiten import Whiten
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "AutoregressiveTransform",
     "BinnedNormal",
     "BinnedUniform",
+    "ByParts",
     "CircularRationalQuadraticSpline",
     "ClosedForm",
     "Exponential",
@@ -37,6 +40,7 @@ __all__ = [
     "LinearGuidance",
     "NormalMixture",
     "PairedContext",
+    "PerNumber",
     "Permute",
     "PermuteByContext",
     "ProductGuidance",
@@ -47,6 +51,7 @@ __all__ = [
     "Standardize",
     "TokenMap",
     "TokenwiseAutoregressive",
+    "UniformizeCircles",
     "VectorPatches",
     "Whiten",
     "invert",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +24,17 @@ class Univariate(nn.Module):
     """``forward(u, parameters) -> (z, log-derivatives)`` and `inverse`, both number by number, shapes ``(..., C)``."""
 
     parameters_per_number: int
+    features_per_number = 1
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def features(self, u: Tensor) -> Tensor:
+        """What networks read of numbers ``(..., C)``, continuous where these are: ``(..., C, features_per_number)``."""
+        return u.unsqueeze(-1)
 
 
 class _Spline(Univariate):
@@ -130,6 +137,54 @@ class QuadraticSpline(_Spline):
 def _ends_of_one(inner: Tensor) -> Tensor:
     """Slopes at all knots: the tails have slope one."""
     return torch.cat([torch.ones_like(inner[:1]), inner, torch.ones_like(inner[:1])])
+
+
+class PerNumber(Univariate):
+    """A univariate of its own for each number of the last dimension, such as a spline for lengths, a circle for angles.
+
+    Parameters and features are as many for each number as the most of any; what a number has too much is not read, or
+    zero.
+
+    Args:
+        univariates: one for each number; numbers of the same kind are best given one and the same, for speed.
+
+    >>> from nflib.transforms import CircularRationalQuadraticSpline
+    >>> spline = PerNumber([RationalQuadraticSpline(), CircularRationalQuadraticSpline()])
+    >>> z, log_derivative = spline(torch.randn(5, 2), torch.zeros(5, 2, spline.parameters_per_number))
+    """
+
+    def __init__(self, univariates: Sequence[Univariate]):
+        super().__init__()
+        self.univariates = nn.ModuleList(dict.fromkeys(univariates))
+        self._numbers = [[c for c, own in enumerate(univariates) if own is kind] for kind in self.univariates]
+        listed = [number for numbers in self._numbers for number in numbers]
+        self._places = [listed.index(number) for number in range(len(listed))]
+        self.parameters_per_number = max(univariate.parameters_per_number for univariate in univariates)
+        self.features_per_number = max(univariate.features_per_number for univariate in univariates)
+
+    def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self._joined([kind(u[..., own], raw) for kind, own, raw in self._kinds(parameters)])
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self._joined([kind.inverse(z[..., own], raw) for kind, own, raw in self._kinds(parameters)])
+
+    def features(self, u: Tensor) -> Tensor:
+        pieces = []
+        for kind, own in zip(self.univariates, self._numbers, strict=True):
+            features = kind.features(u[..., own])  # type: ignore[operator]
+            pieces.append(nn.functional.pad(features, (0, self.features_per_number - features.shape[-1])))
+        return torch.cat(pieces, dim=-2)[..., self._places, :]
+
+    def _kinds(self, parameters: Tensor) -> list[tuple[Any, list[int], Tensor]]:
+        """Each kind, the numbers that it maps, and their parameters."""
+        return [
+            (kind, own, parameters[..., own, : kind.parameters_per_number])
+            for kind, own in zip(self.univariates, self._numbers, strict=True)
+        ]
+
+    def _joined(self, pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        mapped, log_derivatives = (torch.cat(part, dim=-1)[..., self._places] for part in zip(*pieces, strict=True))
+        return mapped, log_derivatives
 
 
 def check_num_bins(num_bins: int) -> None:
