@@ -95,12 +95,13 @@ class NormalsAndAngles(StandardNormal):
 
     def __init__(self, shape: Sequence[int], is_angle: Sequence[bool]):
         super().__init__(shape)
-        self.register_buffer("is_angle", torch.tensor(is_angle).expand(self.shape), persistent=False)
+        self.register_buffer("is_angle", torch.tensor(is_angle), persistent=False)
+        self.num_angles = sum(is_angle) * math.prod(self.shape[:-1])
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         # An angle as the number zero has the density 1 / sqrt(2 pi), and 1 / (2 pi) as an angle.
         log_prob = super().log_prob(torch.where(self.is_angle, 0.0, inputs), context)
-        return log_prob - 0.5 * math.log(2 * math.pi) * int(self.is_angle.sum())
+        return log_prob - 0.5 * math.log(2 * math.pi) * self.num_angles
 
     def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
         noise = super().draw(num_samples, context, generator)

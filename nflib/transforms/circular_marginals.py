@@ -79,6 +79,6 @@ class UniformizeCircles(ClosedForm):
         inner_x, inner_y, slopes = (table.to(points.dtype) for table in (self.knots_x, self.knots_y, self.slopes))
         end = torch.full_like(slopes[:1], math.pi)
         tables = (torch.cat([-end, inner_x, end]), torch.cat([-end, inner_y, end]), torch.cat([slopes, slopes[:1]]))
-        knots = (table[:, None].expand(-1, *points.shape) for table in tables)
-        result, log_derivative = spline(points, *knots, inverse)
+        knots_x, knots_y, slopes = (table[:, None].expand(-1, *points.shape) for table in tables)
+        result, log_derivative = spline(points, knots_x, knots_y, slopes, inverse)
         return result, log_derivative.sum(-1)

@@ -13,6 +13,7 @@ from nflib.transforms import (
     BinnedUniform,
     CircularRationalQuadraticSpline,
     NormalMixture,
+    PerNumber,
     QuadraticSpline,
     RationalQuadraticSpline,
 )
@@ -320,6 +321,25 @@ def test_rotations_turn_the_map():
     there, there_logabsdet = CIRCLE(u + 1.25, turned)
     assert apart(CIRCLE, there, z + 1.25).max() < 1e-9
     torch.testing.assert_close(there_logabsdet, logabsdet, rtol=0, atol=1e-9)
+
+
+# --- a univariate of its own for each number
+
+
+def test_per_number_is_each_alone():
+    map_ = PerNumber([CIRCLE, SPLINE, CIRCLE, MIXTURE])
+    parameters = random_parameters(map_, 50, 4)
+    u = random_points(CIRCLE, 200).view(50, 4)
+    for together, alone in ((map_.forward, "forward"), (map_.inverse, "inverse")):
+        mapped, log_derivatives = together(u, parameters)
+        for number, own in enumerate((CIRCLE, SPLINE, CIRCLE, MIXTURE)):
+            raw = parameters[:, number, : own.parameters_per_number]
+            expected, expected_log_derivative = getattr(own, alone)(u[:, number], raw)
+            torch.testing.assert_close(mapped[:, number], expected)
+            torch.testing.assert_close(log_derivatives[:, number], expected_log_derivative)
+    features = map_.features(u)
+    torch.testing.assert_close(features[:, 2], CIRCLE.features(u[:, 2]))
+    assert torch.equal(features[:, 1], torch.stack([u[:, 1], torch.zeros(50)], dim=-1))
 
 
 # --- bins
