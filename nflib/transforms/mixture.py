@@ -14,7 +14,7 @@ from nflib.transforms.univariate import Univariate, check_tail_bound
 # Share of one more component, N(0, 1): the density is nowhere below that share of the base's.
 MIN_PROBABILITY = 1e-3
 MIN_SCALE = 1e-2  # of a component; the largest is its reciprocal
-MAX_STEPS = 100
+MAX_STEPS = 60
 
 
 class NormalMixture(Univariate):
@@ -96,18 +96,20 @@ class NormalMixture(Univariate):
         below, above = (end + (z - found) * torch.exp(-log_slope) for end, found, log_slope in ends)
         is_below, is_above = z < ends[0][1], z > ends[1][1]
         u = z.clamp(-self.tail_bound, self.tail_bound)
-        last = high - low
-        tolerance = 4 * torch.finfo(z.dtype).eps * self.tail_bound
+        last, is_done = high - low, is_below | is_above
+        tolerance = torch.finfo(z.dtype).eps * self.tail_bound
         for _ in range(MAX_STEPS):
             found, log_derivative = self._evaluate(u, *components)
             too_high = found > z
             low, high = torch.where(too_high, low, u), torch.where(too_high, u, high)
-            newton = u + (z - found) * torch.exp(-log_derivative)
+            step = (z - found) * torch.exp(-log_derivative)
             # Newton's steps must stay within what encloses the solution, and halve.
-            good = (newton >= low) & (newton <= high) & ((newton - u).abs() <= 0.5 * last)
-            new = torch.where(good, newton, 0.5 * (low + high))
-            last, u = (new - u).abs(), new
-            if not torch.compiler.is_compiling() and bool((last <= tolerance).all()):
+            good = (u + step >= low) & (u + step <= high) & (step.abs() <= 0.5 * last)
+            new = torch.where(good, u + step, 0.5 * (low + high))
+            last, u = (new - u).abs(), torch.where(is_done, u, new)
+            # The error left is of the order of the square of Newton's step; `inverse` makes one more.
+            is_done = is_done | (last <= tolerance) | (good & (last <= 1e-2 * tolerance**0.5))
+            if not torch.compiler.is_compiling() and bool(is_done.all()):
                 break
         return torch.where(is_below, below, torch.where(is_above, above, u))
 
