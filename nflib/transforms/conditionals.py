@@ -33,8 +33,7 @@ def conditional_names(conditional: str | Sequence[str], token_size: int) -> tupl
     Raises ValueError for unknown names, another number of them than the token has, or "affine" beside others.
     """
     names = (conditional,) * token_size if isinstance(conditional, str) else tuple(conditional)
-    for name in names:
-        check_conditional(name)
+    check_conditional(names)
     if len(names) != token_size or ("affine" in names and len(set(names)) > 1):
         raise ValueError(
             f"conditional must be one name, or a name other than affine for each of the {token_size} numbers of a "
@@ -43,10 +42,11 @@ def conditional_names(conditional: str | Sequence[str], token_size: int) -> tupl
     return names
 
 
-def check_conditional(name: str, known: Sequence[str] = CONDITIONALS) -> None:
-    """ValueError for a name that is not among the known ones."""
-    if name not in known:
-        raise ValueError(f"conditional must be one of {', '.join(known)}, got {name!r}.")
+def check_conditional(conditional: str | Sequence[str], known: Sequence[str] = CONDITIONALS) -> None:
+    """ValueError where a name, or one of several, is not among the known ones."""
+    for name in (conditional,) if isinstance(conditional, str) else conditional:
+        if name not in known:
+            raise ValueError(f"conditional must be one of {', '.join(known)}, got {name!r}.")
 
 
 def autoregressive_map(

@@ -14,7 +14,7 @@ from nflib.transforms.univariate import Univariate, check_tail_bound
 # Share of one more component, N(0, 1): the density is nowhere below that share of the base's.
 MIN_PROBABILITY = 1e-3
 MIN_SCALE = 1e-2  # of a component; the largest is its reciprocal
-MAX_STEPS = 60
+MAX_STEPS = 40
 
 
 class NormalMixture(Univariate):
