@@ -8,6 +8,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflib.transforms.inversion import ClosedForm
+from nflib.transforms.marginal import check_event_shape
 
 
 class ByParts(ClosedForm):
@@ -17,8 +18,13 @@ class ByParts(ClosedForm):
         mask: which numbers, a bool tensor of the event's shape.
         marked, others: transforms in closed form, of vectors: the marked numbers in their order, and the others.
 
+    Raises:
+        ValueError: an input has another event shape.
+
+    >>> import torch
     >>> from nflib.transforms import Standardize, Whiten
-    >>> parts = ByParts(torch.tensor([True, False, True]), Standardize(torch.zeros(2), 2 * torch.ones(2)), Whiten((1,)))
+    >>> halved = Standardize(torch.zeros(2), 2 * torch.ones(2))
+    >>> parts = ByParts(torch.tensor([True, False, True]), halved, Whiten((1,)))
     >>> parts(torch.ones(1, 3))[0]
     tensor([[0.5000, 1.0000, 0.5000]])
     """
@@ -32,9 +38,11 @@ class ByParts(ClosedForm):
         self.others = others
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        check_event_shape("ByParts", inputs, self.mask.shape)
         return self._joined(*self.marked(inputs[:, self.mask]), *self.others(inputs[:, ~self.mask]))
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        check_event_shape("ByParts", inputs, self.mask.shape)
         return self._joined(*self.marked.inverse(inputs[:, self.mask]), *self.others.inverse(inputs[:, ~self.mask]))
 
     def _joined(self, marked: Tensor, marked_det: Tensor, others: Tensor, others_det: Tensor) -> tuple[Tensor, Tensor]:
