@@ -79,6 +79,35 @@ class StandardNormal(NormalNoise):
         return self.shape
 
 
+class NormalsAndAngles(StandardNormal):
+    """Independent numbers, standard normal but for some of each token: angles, uniform on [-pi, pi).
+
+    Args:
+        shape: of an event, ``(..., C)``.
+        is_angle: which of the last dimension's numbers are angles, ``(C,)``.
+
+    >>> base = NormalsAndAngles((4, 2), [False, True])
+    >>> base.draw(5).shape
+    torch.Size([5, 4, 2])
+    """
+
+    is_angle: Tensor
+
+    def __init__(self, shape: Sequence[int], is_angle: Sequence[bool]):
+        super().__init__(shape)
+        self.register_buffer("is_angle", torch.tensor(is_angle), persistent=False)
+        self.num_angles = sum(is_angle) * math.prod(self.shape[:-1])
+
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        # An angle as the number zero has the density 1 / sqrt(2 pi), and 1 / (2 pi) as an angle.
+        log_prob = super().log_prob(torch.where(self.is_angle, 0.0, inputs), context)
+        return log_prob - 0.5 * math.log(2 * math.pi) * self.num_angles
+
+    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        noise = super().draw(num_samples, context, generator)
+        return torch.where(self.is_angle, math.pi * torch.erf(noise * math.sqrt(0.5)), noise)
+
+
 class PaddedNormal(NormalNoise):
     """The standard normal on as many tokens of `token_size` numbers as each sample has: the context says how many.
 

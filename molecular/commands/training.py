@@ -45,8 +45,9 @@ def train(
         num_blocks: autoregressive maps.
         layers_per_block: transformer layers of each.
         head_dim: channels of an attention head.
-        conditional: map of each number of a token, spline (given those before it in the token) or affine.
-        num_bins: pieces of each spline.
+        conditional: map of each number of a token, affine, or given those before it in the token: spline, quadratic,
+            binned, mixture or, of one molecule, circular (torsions by splines of the circle).
+        num_bins: pieces of each spline, bins, or components of a mixture.
         whitened: of one molecule, begin with a linear map that takes correlations out, which helps short trainings of
             molecules with rings.
         dropout: on a corpus, of the layers' updates.

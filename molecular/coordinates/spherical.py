@@ -73,6 +73,34 @@ class PeriodicTorsions(ClosedForm):
     inverse = forward
 
 
+class FirstAngleOnCircle(ClosedForm):
+    """Coordinates (B, T, 3) of `Spherical`, the bond angle of token 0 as ``2 angle - pi`` in place of its logit.
+
+    The third numbers of all tokens are then angles in (-pi, pi). The circle that this one makes, of angles 0 and pi in
+    one point, is not the molecule's; no conformation comes near that point.
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logit = inputs[:, 0, 2]
+        return _with_first(inputs, math.pi * torch.tanh(logit / 2)), _log_slope(logit)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        largest = 1 - torch.finfo(inputs.dtype).eps  # the end itself would be infinite
+        logit = 2 * torch.atanh((inputs[:, 0, 2] / math.pi).clamp(-largest, largest))
+        return _with_first(inputs, logit), -_log_slope(logit)
+
+
+def _with_first(coordinates: Tensor, angle: Tensor) -> Tensor:
+    """The coordinates (B, T, 3), the third one of token 0 replaced."""
+    first = torch.cat([coordinates[:, 0, :2], angle[:, None]], dim=-1)
+    return torch.cat([first[:, None], coordinates[:, 1:]], dim=1)
+
+
+def _log_slope(logit: Tensor) -> Tensor:
+    log_sigmoids = torch.nn.functional.logsigmoid(logit) + torch.nn.functional.logsigmoid(-logit)
+    return math.log(2 * math.pi) + log_sigmoids
+
+
 def to_spherical(tokens: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
     """What `Spherical` maps tokens (B, T, 3) to, and its logabsdet token by token (B, T).
 

@@ -29,19 +29,11 @@ from nflib.distributions import PaddedNormal
 from nflib.flows import GivenFlow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
 from nflib.networks.transformer import transformer_layers
-from nflib.transforms import (
-    AutoregressiveTransform,
-    GaussianizeByKind,
-    InnerAutoregressive,
-    PermuteByContext,
-    RationalQuadraticSpline,
-    TokenwiseAutoregressive,
-)
+from nflib.transforms import GaussianizeByKind, PermuteByContext
+from nflib.transforms.conditionals import REAL_CONDITIONALS, autoregressive_map, check_conditional, conditional_names
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
-
-CONDITIONALS = ("affine", "spline")
 
 
 class InternalProse(TransferableFlow):
@@ -54,14 +46,15 @@ class InternalProse(TransferableFlow):
     ``orderings[k % len(orderings)]``), by layers_per_block layers whose adaptive norms are steered by what the token to
     come, and the one before, is of. A new flow's marginals must be fitted (`molecular.flows.marginals`).
 
-    conditional: "affine", or "spline", each number by a rational-quadratic spline of num_bins bins given all numbers
-    before it. condition_channels: width of the conditions. neighbours: whether these tell the residues before and
-    behind, which a flow trained on few sequences learns by heart. surroundings: whether the first block, whose tokens
-    are a conformation's own, is shown the atoms placed so far from where the next one goes
-    (`molecular.flows.local_environment`); its ordering must then visit references first. max_atoms: the longest
-    molecule. Padding carries no density. A trained flow gives next to none to methyl and ammonium hydrogens that are
-    named otherwise than in training (`molecular.molecule.equivalent_atoms.with_standard_hydrogens`). Raises ValueError
-    for settings that do not fit, or, in use, a context that does not.
+    conditional: "affine", or each number given all numbers before it: "spline", "quadratic", "binned" or "mixture", of
+    num_bins pieces (`nflib.transforms.conditionals`). condition_channels: width of the conditions.
+    neighbours: whether these tell the residues before and behind, which a flow trained on few sequences learns by
+    heart. surroundings: whether the first block, whose tokens are a conformation's own, is shown the atoms placed so
+    far from where the next one goes (`molecular.flows.local_environment`); its ordering must then visit references
+    first. max_atoms: the longest molecule. Padding carries no density. A trained flow gives next to none to methyl and
+    ammonium hydrogens that are named otherwise than in training
+    (`molecular.molecule.equivalent_atoms.with_standard_hydrogens`). Raises ValueError for settings that do not fit, or,
+    in use, a context that does not.
 
     >>> from molecular import Peptide
     >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
@@ -111,10 +104,14 @@ class InternalProse(TransferableFlow):
             return Surroundings(coordinates, marginals, embedding, column, condition_channels, channels)
 
         def network(
-            depth: int, column: int, parameters_per_token: int, features: Surroundings | None
+            depth: int,
+            column: int,
+            features: Surroundings | None,
+            features_per_token: int,
+            parameters_per_token: int,
         ) -> CausalTransformer:
             return CausalTransformer(
-                TOKEN_SIZE,
+                features_per_token,
                 parameters_per_token,
                 channels,
                 transformer_layers(
@@ -128,13 +125,13 @@ class InternalProse(TransferableFlow):
             )
 
         def block(depth: int, column: int, features: Surroundings | None) -> list[Transform]:
-            if conditional == "spline":
-                token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), TOKEN_SIZE, units, dropout=dropout)
-                part: Transform = TokenwiseAutoregressive(
-                    network(depth, column, token_map.parameters_per_token, features), token_map
-                )
-            else:
-                part = AutoregressiveTransform(network(depth, column, 2 * TOKEN_SIZE, features))
+            part = autoregressive_map(
+                conditional_names(conditional, TOKEN_SIZE),
+                partial(network, depth, column, features),
+                num_bins=num_bins,
+                units=units,
+                dropout=dropout,
+            )
             visit = PermuteByContext(partial(tokens_in_order, column=column))
             return [visit, part, InverseTransform(visit)]
 
@@ -190,8 +187,7 @@ def _check_settings(
     for name in ("channels", "condition_channels"):
         if sizes[name] % 2:
             raise ValueError(f"{name} must be even for sinusoidal features, got {sizes[name]}.")
-    if conditional not in CONDITIONALS:
-        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
+    check_conditional(conditional, REAL_CONDITIONALS)
     if surroundings and orderings and orderings[0].endswith("_flip"):
         raise ValueError(
             f"surroundings need an ordering that places atoms before those that refer to them, but the first is "

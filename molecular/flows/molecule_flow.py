@@ -11,12 +11,20 @@ from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.local_frames import LocalFrames
-from molecular.coordinates.spherical import PeriodicTorsions, Spherical
+from molecular.coordinates.spherical import FirstAngleOnCircle, PeriodicTorsions, Spherical
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.molecule.topology import Topology
-from nflib.distributions import StandardNormal
 from nflib.flows import Flow, autoregressive_blocks
-from nflib.transforms import GaussianizeMarginals, Permute, Standardize, VectorPatches, Whiten
+from nflib.transforms import (
+    ByParts,
+    GaussianizeMarginals,
+    Permute,
+    Standardize,
+    UniformizeCircles,
+    VectorPatches,
+    Whiten,
+)
+from nflib.transforms.conditionals import base_distribution, check_conditional, conditional_names
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
@@ -25,6 +33,8 @@ COORDINATES = ("internal", "local_frames", "cartesian")
 MARGINAL_BINS = 32
 # Share of the samples whose torsion may be anything: small, as 3n - 6 coordinates each take it, yet never zero.
 UNIFORM_FRACTION = 1e-4
+# Of a bond's length, its angle and its torsion.
+BY_COORDINATE = {"circular": ("spline", "spline", "circular")}
 
 
 class MoleculeFlow(ConformationFlow):
@@ -46,9 +56,12 @@ class MoleculeFlow(ConformationFlow):
         channels, num_blocks, layers_per_block, head_dim, expansion: of the transformers.
         conditional: how a token's numbers are mapped given the tokens before. "spline": each by a rational-quadratic
             spline of `num_bins` pieces given those before it in its own token too; a token is then an atom, and few
-            deep blocks are best. "affine": independently of each other, and tokens of internal coordinates are dealt
-            so that they nearly are: three of one kind from distant atoms, torsions first, then angles, then lengths.
-        num_bins: pieces of each spline.
+            deep blocks are best. "quadratic", "binned", "mixture": the same by other maps of one number
+            (`nflib.transforms.conditionals`). "circular": torsions are angles, mapped by splines of the circle, with no
+            cut, and lengths and angles as by "spline"; of internal coordinates alone. "affine": independently of each
+            other, and tokens of internal coordinates are dealt so that they nearly are: three of one kind from distant
+            atoms, torsions first, then angles, then lengths.
+        num_bins: pieces of each spline, bins, or components of a mixture.
         whitened: whether their linear correlations, too, are taken out of what the transformer sees, by a fitted map:
             better where rings couple many coordinates stiffly and training is short, worse where nothing does.
 
@@ -71,9 +84,16 @@ class MoleculeFlow(ConformationFlow):
     ):
         if coordinates not in COORDINATES:
             raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
+        check_conditional(conditional)
+        is_circular = conditional == "circular"
+        if is_circular and (coordinates != "internal" or whitened):
+            raise ValueError(
+                "circular conditionals map torsions: they need internal coordinates, which are not whitened."
+            )
         known = Topology.from_dict(topology)
         num_atoms = known.num_atoms
         num_tokens = num_atoms if coordinates == "cartesian" else num_atoms - 2
+        names = conditional_names(BY_COORDINATE.get(conditional, conditional), TOKEN_SIZE)
         blocks = autoregressive_blocks(
             (num_tokens, TOKEN_SIZE),
             channels=channels,
@@ -82,17 +102,17 @@ class MoleculeFlow(ConformationFlow):
             head_dim=head_dim,
             expansion=expansion,
             # Affine maps leave the first token to its marginals, which are Gaussian already.
-            start_token=conditional == "spline",
-            conditional=conditional,
+            start_token=conditional != "affine",
+            conditional=names,
             num_bins=num_bins,
         )
         frames = LocalFrames(known.bonds, known.num_atoms, known.elements)
-        steps = _fixed_steps(coordinates, frames, dealt=conditional == "affine")
+        steps = _fixed_steps(coordinates, frames, dealt=conditional == "affine", circular=is_circular)
         if whitened:
             steps.append(_Step(Whiten((num_tokens, TOKEN_SIZE)), Whiten.fit))
         super().__init__(
             CompositeTransform([*(step.transform for step in steps), *blocks]),
-            StandardNormal((num_tokens, TOKEN_SIZE)),
+            base_distribution(names, num_tokens),
         )
         self.topology = known
         self.num_atoms = num_atoms
@@ -179,7 +199,7 @@ class _Step(NamedTuple):
     fit: Callable[[Tensor], Transform] | None = None
 
 
-def _fixed_steps(coordinates: str, frames: LocalFrames, dealt: bool) -> list[_Step]:
+def _fixed_steps(coordinates: str, frames: LocalFrames, *, dealt: bool, circular: bool) -> list[_Step]:
     if coordinates == "cartesian":
         shape = (frames.num_atoms, TOKEN_SIZE)
         one_scale = Standardize(torch.zeros(shape), torch.ones(shape))
@@ -188,11 +208,15 @@ def _fixed_steps(coordinates: str, frames: LocalFrames, dealt: bool) -> list[_St
     shape = (num_tokens, TOKEN_SIZE)
     if coordinates == "local_frames":
         return [_Step(frames), _Step(Standardize(torch.zeros(shape), torch.ones(shape)), Standardize.fit)]
-    steps = [
-        _Step(frames),
-        _Step(Spherical(torch.zeros(num_tokens)), Spherical.fit),
-        _Step(GaussianizeMarginals(shape, MARGINAL_BINS), _fit_marginals),
-    ]
+    steps = [_Step(frames), _Step(Spherical(torch.zeros(num_tokens)), Spherical.fit)]
+    if circular:
+        marginals = ByParts(
+            _thirds(shape),
+            UniformizeCircles(num_tokens, MARGINAL_BINS),
+            GaussianizeMarginals((2 * num_tokens,), MARGINAL_BINS),
+        )
+        return [*steps, _Step(FirstAngleOnCircle()), _Step(marginals, _fit_circular_marginals)]
+    steps.append(_Step(GaussianizeMarginals(shape, MARGINAL_BINS), _fit_marginals))
     if not dealt:
         return steps
     return [
@@ -203,9 +227,20 @@ def _fixed_steps(coordinates: str, frames: LocalFrames, dealt: bool) -> list[_St
     ]
 
 
+def _thirds(shape: tuple[int, ...]) -> Tensor:
+    """The mask ``(T, 3)`` of the third coordinate of every token."""
+    return (torch.arange(TOKEN_SIZE) == 2).expand(shape)
+
+
+def _fit_circular_marginals(data: Tensor) -> Transform:
+    mask = _thirds(data.shape[1:]).to(data.device)
+    circles = UniformizeCircles.fit(data[:, mask], num_bins=MARGINAL_BINS, uniform_fraction=UNIFORM_FRACTION)
+    return ByParts(mask, circles, GaussianizeMarginals.fit(data[:, ~mask], num_bins=MARGINAL_BINS))
+
+
 def _fit_marginals(data: Tensor) -> Transform:
-    is_torsion = torch.zeros(data.shape[1:], dtype=torch.bool)
-    is_torsion[1:, 2] = True
+    is_torsion = _thirds(data.shape[1:]).clone()
+    is_torsion[0] = False
     return GaussianizeMarginals.fit(data, is_torsion, num_bins=MARGINAL_BINS, uniform_fraction=UNIFORM_FRACTION)
 
 

@@ -1,12 +1,12 @@
 """TARFlow: a stack of causal-transformer affine maps that visit the patches in alternating order."""
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 
 from nflows.transforms import CompositeTransform, Transform
 from torch import nn
 
-from nflib.distributions import StandardNormal
 from nflib.flows.flow import Flow
 from nflib.networks import (
     CausalTransformer,
@@ -23,22 +23,12 @@ from nflib.networks import (
 )
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
-from nflib.transforms import (
-    AutoregressiveTransform,
-    Exponential,
-    ImagePatches,
-    InnerAutoregressive,
-    RationalQuadraticSpline,
-    Reverse,
-    Softplus,
-    TokenwiseAutoregressive,
-    VectorPatches,
-)
+from nflib.transforms import Exponential, ImagePatches, Reverse, Softplus, VectorPatches
+from nflib.transforms.conditionals import autoregressive_map, base_distribution, conditional_names
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 SCALES = {"exponential": Exponential, "softplus": Softplus}
 MLPS = {"gelu": MLP, "gated": GatedMLP}
-CONDITIONALS = ("affine", "spline")
 POSITIONS = ("learned", "sinusoidal", "rotary")
 
 
@@ -63,9 +53,11 @@ class TARFlow(Flow):
         final_norm: one more norm before the output layer (the released TARFlows have none).
         soft_clip: bound on the parameters, 0 for none. dropout: share of each layer's residual updates that training
             drops.
-        conditional: how a token's numbers are mapped given the tokens before: "affine", or "spline", each number by a
-            rational-quadratic spline given all numbers before it, those of its own token included (a richer family, and
-            slower to invert). num_bins: pieces of each spline.
+        conditional: how a token's numbers are mapped given the tokens before: "affine"; or richer, slower to invert and
+            each given all numbers before it, those of its own token included, by a "spline" (rational-quadratic), a
+            "quadratic" spline, bins of constant density ("binned") or a "mixture" of normals; "circular" splines map
+            angles in radians, from [-pi, pi). One name, or one for each number of a token. num_bins: their pieces,
+            bins or components.
 
     Raises:
         ValueError: settings that do not fit.
@@ -97,7 +89,7 @@ class TARFlow(Flow):
         final_norm: bool = True,
         soft_clip: float = 0.0,
         dropout: float = 0.0,
-        conditional: str = "affine",
+        conditional: str | Sequence[str] = "affine",
         num_bins: int = 8,
     ):
         event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(n) for n in event_shape)
@@ -128,13 +120,13 @@ class TARFlow(Flow):
             "final_norm": final_norm,
             "soft_clip": soft_clip,
             "dropout": dropout,
-            "conditional": conditional,
+            "conditional": conditional_names(conditional, patches.token_shape[1]),
             "num_bins": num_bins,
         }
         blocks = autoregressive_blocks(patches.token_shape, grid=patches.grid, **settings)  # type: ignore[arg-type]
         super().__init__(
             CompositeTransform([patches, *blocks]),
-            StandardNormal(patches.token_shape),
+            base_distribution(settings["conditional"], patches.token_shape[0]),  # type: ignore[arg-type]
             context_shape=() if num_classes else context_shape,
         )
 
@@ -158,7 +150,7 @@ def autoregressive_blocks(
     final_norm: bool = True,
     soft_clip: float = 0.0,
     dropout: float = 0.0,
-    conditional: str = "affine",
+    conditional: str | Sequence[str] = "affine",
     num_bins: int = 8,
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
@@ -183,13 +175,12 @@ def autoregressive_blocks(
     make_scale = _choose(SCALES, "scale", scale)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
-    if conditional not in CONDITIONALS:
-        raise ValueError(f"conditional must be one of {', '.join(CONDITIONALS)}, got {conditional!r}.")
+    names = conditional_names(conditional, token_size)
     if num_classes and context_shape is not None:
         raise ValueError("a context is class labels (num_classes) or of a context_shape, not both.")
     length = num_tokens - 1 + start_token
 
-    def network(depth: int, reverse: bool, parameters_per_token: int) -> CausalTransformer:
+    def network(depth: int, reverse: bool, features_per_token: int, parameters_per_token: int) -> CausalTransformer:
         rotary: nn.Module | None = None
         added: nn.Module | None = None
         if positions == "rotary":
@@ -201,7 +192,7 @@ def autoregressive_blocks(
         else:
             added = SinusoidalPositions(length, channels)
         return CausalTransformer(
-            token_size,
+            features_per_token,
             parameters_per_token,
             channels,
             transformer_layers(
@@ -224,13 +215,14 @@ def autoregressive_blocks(
     blocks: list[Transform] = []
     for index, depth in enumerate(depths):
         reverse = index % 2 == 1
-        block: Transform
-        if conditional == "spline":
-            token_map = InnerAutoregressive(RationalQuadraticSpline(num_bins), token_size, dropout=dropout)
-            block = TokenwiseAutoregressive(network(depth, reverse, token_map.parameters_per_token), token_map)
-        else:
-            block = AutoregressiveTransform(network(depth, reverse, 2 * token_size), make_scale())
-        order = Reverse(within_tokens=conditional == "spline")
+        block = autoregressive_map(
+            names[::-1] if reverse else names,
+            partial(network, depth, reverse),
+            num_bins=num_bins,
+            dropout=dropout,
+            scale=make_scale(),
+        )
+        order = Reverse(within_tokens="affine" not in names)
         blocks += [order, block, order] if reverse else [block]
     return blocks
 

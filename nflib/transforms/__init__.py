@@ -4,16 +4,19 @@ from nflib.transforms.autoregressive import AutoregressiveTransform, TokenwiseAu
 from nflib.transforms.binned import BinnedNormal, BinnedUniform
 from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
 from nflib.transforms.circular import CircularRationalQuadraticSpline
+from nflib.transforms.circular_marginals import UniformizeCircles
 from nflib.transforms.framewise import Framewise
 from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.inversion import ClosedForm, invert
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
 from nflib.transforms.marginal_by_kind import GaussianizeByKind
+from nflib.transforms.mixture import NormalMixture
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
+from nflib.transforms.parts import ByParts
 from nflib.transforms.patches import ImagePatches, VectorPatches
 from nflib.transforms.scales import Exponential, Softplus
 from nflib.transforms.token_maps import Independent, InnerAutoregressive, TokenMap
-from nflib.transforms.univariate import RationalQuadraticSpline
+from nflib.transforms.univariate import PerNumber, QuadraticSpline, RationalQuadraticSpline
 from nflib.transforms.whiten import Whiten
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "AutoregressiveTransform",
     "BinnedNormal",
     "BinnedUniform",
+    "ByParts",
     "CircularRationalQuadraticSpline",
     "ClosedForm",
     "Exponential",
@@ -34,16 +38,20 @@ __all__ = [
     "Independent",
     "InnerAutoregressive",
     "LinearGuidance",
+    "NormalMixture",
     "PairedContext",
+    "PerNumber",
     "Permute",
     "PermuteByContext",
     "ProductGuidance",
+    "QuadraticSpline",
     "RationalQuadraticSpline",
     "Reverse",
     "Softplus",
     "Standardize",
     "TokenMap",
     "TokenwiseAutoregressive",
+    "UniformizeCircles",
     "VectorPatches",
     "Whiten",
     "invert",

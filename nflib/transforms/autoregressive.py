@@ -76,8 +76,9 @@ class AutoregressiveTransform(NetworkMap, AffineAutoregressive):
 class TokenwiseAutoregressive(NetworkMap):
     """`Autoregressive` by a causal transformer and any map of a token, such as a spline in place of an affine one.
 
-    network: strictly causal, ``(B, T, C) -> (B, T, parameters_per_token)``. token_map: of the numbers of a token, by
-    those parameters. decoding: how `inverse` solves (default: token by token). Raises ValueError where they do not fit.
+    network: strictly causal, ``(B, T, features_per_token) -> (B, T, parameters_per_token)``; the features are the C
+    numbers themselves where all are real. token_map: of the numbers of a token, by those parameters. decoding: how
+    `inverse` solves (default: token by token). Raises ValueError where they do not fit.
     """
 
     def __init__(self, network: CausalTransformer, token_map: TokenMap, decoding: Decoder | None = None):
@@ -101,7 +102,7 @@ class TokenwiseAutoregressive(NetworkMap):
         start: int = 0,
         stop: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        parameters = self.network(tokens, encoded_context, cache, start, stop)
+        parameters = self.network(self.token_map.features(tokens), encoded_context, cache, start, stop)
         mask = encoded_context.token_mask
         return parameters, None if mask is None else mask[:, start : start + parameters.shape[1], None]
 

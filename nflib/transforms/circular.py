@@ -35,6 +35,8 @@ class CircularRationalQuadraticSpline(Univariate):
     True
     """
 
+    features_per_number = 2
+
     def __init__(self, num_bins: int = 8, period: float = 2 * math.pi):
         super().__init__()
         check_num_bins(num_bins)
@@ -49,6 +51,11 @@ class CircularRationalQuadraticSpline(Univariate):
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self._map(z, parameters, inverse=True)
+
+    def features(self, u: Tensor) -> Tensor:
+        """Cosine and sine, scaled to unit variance of uniform angles."""
+        angle = u * (2 * math.pi / self.period)
+        return math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], dim=-1)
 
     def _map(self, points: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         raw = raw_parameters(parameters, common_dtype(points, parameters))

@@ -22,8 +22,17 @@ class TokenMap(nn.Module):
     identity.
     """
 
+    univariate: Univariate
     token_size: int
     parameters_per_token: int
+
+    @property
+    def features_per_token(self) -> int:
+        return self.token_size * self.univariate.features_per_number
+
+    def features(self, u: Tensor) -> Tensor:
+        """What networks read of tokens ``(B, L, C)``: ``(B, L, features_per_token)``, the numbers if all are real."""
+        return self.univariate.features(u).flatten(-2)
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -72,10 +81,10 @@ class InnerAutoregressive(TokenMap):
         self.parameters_per_token = token_size * units
         width = token_size * units
         number = torch.arange(token_size)
-        unit = number.repeat_interleave(units)
-        self.register_buffer("mask_in", (unit[:, None] > number[None, :]).float(), persistent=False)
+        unit, feature = number.repeat_interleave(units), number.repeat_interleave(univariate.features_per_number)
+        self.register_buffer("mask_in", (unit[:, None] > feature[None, :]).float(), persistent=False)
         self.register_buffer("mask", (unit[:, None] >= unit[None, :]).float(), persistent=False)
-        self.read = MaskedLinear(token_size, width)
+        self.read = MaskedLinear(self.features_per_token, width)
         self.layers = nn.ModuleList(MaskedLinear(width, width) for _ in range(num_layers))
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Parameter(torch.zeros(token_size, units, univariate.parameters_per_number))
@@ -91,8 +100,8 @@ class InnerAutoregressive(TokenMap):
             u = torch.cat([u[..., :number], solved[..., number : number + 1], u[..., number + 1 :]], dim=-1)
         return u, logabsdet
 
-    def _conditionals(self, u: Tensor, features: Tensor) -> Tensor:
-        hidden = features + self.read(u.to(features.dtype), self.mask_in)
+    def _conditionals(self, u: Tensor, parameters: Tensor) -> Tensor:
+        hidden = parameters + self.read(self.features(u).to(parameters.dtype), self.mask_in)
         for layer in self.layers:
             hidden = hidden + self.dropout(layer(nn.functional.gelu(hidden), self.mask))
         hidden = nn.functional.gelu(hidden).unflatten(-1, (self.token_size, self.units))

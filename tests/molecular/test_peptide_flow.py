@@ -44,8 +44,13 @@ def make_flow(
     return flow.eval()
 
 
-@pytest.mark.parametrize("conditional", ["spline", "affine"])
-@pytest.mark.parametrize("coordinates", COORDINATES)
+@pytest.mark.parametrize(
+    ("coordinates", "conditional"),
+    [
+        *((coordinates, conditional) for coordinates in COORDINATES for conditional in ("spline", "affine")),
+        *(("internal", conditional) for conditional in ("quadratic", "binned", "mixture", "circular")),
+    ],
+)
 def test_density_of_samples_is_their_log_prob(peptide, frames, coordinates, conditional):
     flow = make_flow(peptide, frames, coordinates, conditional).double()
     samples, log_prob = flow.sample_and_log_prob(64, seed=3)
@@ -88,8 +93,26 @@ def test_whitened_coordinates(peptide, frames, coordinates, tmp_path):
         torch.testing.assert_close(flow.log_prob(samples), log_prob, atol=1e-6, rtol=1e-8)
 
 
-def test_saved_flow_is_bit_equal(peptide, frames, tmp_path):
-    flow = make_flow(peptide, frames, "internal")
+def test_circular_torsions_have_no_seam(peptide, frames):
+    """Where the circle was cut, the density is the same from both sides; without, it is not."""
+    gaps = {}
+    for conditional in ("circular", "spline"):
+        flow = make_flow(peptide, frames, "internal", conditional).double()
+        fixed, rest = flow.split_coordinates()
+        with torch.no_grad():
+            ahead, _ = fixed(frames[:10].double())
+            gaps[conditional] = 0.0
+            for token in range(1, peptide.num_atoms - 2):
+                behind = ahead.clone()
+                ahead[:, token, 2], behind[:, token, 2] = math.pi - 1e-12, -math.pi + 1e-12
+                gap = (rest.log_prob(ahead) - rest.log_prob(behind)).abs().max().item()
+                gaps[conditional] = max(gaps[conditional], gap)
+    assert gaps["circular"] < 1e-6 < gaps["spline"]
+
+
+@pytest.mark.parametrize("conditional", ["spline", "circular"])
+def test_saved_flow_is_bit_equal(peptide, frames, tmp_path, conditional):
+    flow = make_flow(peptide, frames, "internal", conditional)
     flow.save_pretrained(tmp_path / "model")
     again = MoleculeFlow.from_pretrained(tmp_path / "model")
     with torch.no_grad():
@@ -100,6 +123,11 @@ def test_saved_flow_is_bit_equal(peptide, frames, tmp_path):
 def test_mistakes(peptide, frames):
     with pytest.raises(ValueError, match="coordinates must be one of"):
         MoleculeFlow.of(peptide, coordinates="polar")
+    with pytest.raises(ValueError, match="conditional must be one of"):
+        MoleculeFlow.of(peptide, conditional="cubic")
+    for settings in ({"coordinates": "cartesian"}, {"whitened": True}):
+        with pytest.raises(ValueError, match="need internal coordinates, which are not whitened"):
+            MoleculeFlow.of(peptide, conditional="circular", **settings)
     flow = make_flow(peptide, frames, "internal")
     with pytest.raises(ValueError, match="of 19 atoms"):
         flow.fit_coordinates(frames[:, :5])

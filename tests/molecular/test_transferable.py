@@ -91,6 +91,14 @@ def test_rigid_motion_changes_nothing(flow):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("conditional", ["quadratic", "binned", "mixture"])
+def test_other_conditionals_have_the_density_of_their_samples(conditional):
+    flow = make_flow(conditional=conditional).double()
+    x, log_prob = flow.sample_and_log_prob(20, CONTEXTS[0][None], seed=0)
+    torch.testing.assert_close(flow.log_prob(x[0], CONTEXTS[0].expand(20, -1, -1)), log_prob[0], atol=1e-7, rtol=0)
+
+
+@torch.no_grad()
 def test_a_mirror_image_has_another_density(flow):
     x = padded(POSITIONS)
     assert (flow.log_prob(-x, BATCH) - flow.log_prob(x, BATCH)).abs().min() > 1e-3
@@ -213,6 +221,7 @@ def test_a_saved_flow_comes_back(tmp_path):
         ({"condition_channels": 7}, "even"),
         ({"layers_per_block": [1, 2, 3]}, "layers_per_block"),
         ({"conditional": "linear"}, "conditional"),
+        ({"conditional": "circular"}, "conditional must be one of affine, spline, quadratic, binned, mixture"),
         ({"orderings": ["walk", "run"]}, "run"),
         ({"orderings": []}, "at least one"),
         ({"num_atom_types": 3}, "room"),

@@ -36,6 +36,8 @@ from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
     AutoregressiveTransform,
+    ByParts,
+    CircularRationalQuadraticSpline,
     Exponential,
     Framewise,
     GaussianizeMarginals,
@@ -44,15 +46,19 @@ from nflib.transforms import (
     Independent,
     InnerAutoregressive,
     LinearGuidance,
+    NormalMixture,
     Permute,
     PermuteByContext,
+    PerNumber,
     ProductGuidance,
+    QuadraticSpline,
     RationalQuadraticSpline,
     Reverse,
     Softplus,
     Standardize,
     TokenMap,
     TokenwiseAutoregressive,
+    UniformizeCircles,
     VectorPatches,
     Whiten,
 )
@@ -258,6 +264,12 @@ AUTOREGRESSIVE = [
 ]
 
 
+def angles(*shape: int) -> Tensor:
+    """Angles ``(*shape, 2)`` of two modes, in [-pi, pi]."""
+    radians = 0.4 * torch.randn(*shape, 2) + torch.where(torch.rand(*shape, 2) < 0.3, -1.5, 1.0)
+    return radians.clamp(-3, 3)
+
+
 def interval_inputs(batch: int) -> Tensor:
     """Events of 4 numbers whose second and fourth lie in (-1, 1)."""
     x = torch.randn(batch, 4)
@@ -289,6 +301,14 @@ FIXED = [
         (4,),
         draw_inputs=interval_inputs,
     ),
+    Case("uniformize-circles", lambda: UniformizeCircles.fit(angles(300)), (2,), (2,), draw_inputs=angles),
+    Case(
+        "by-parts",
+        lambda: ByParts(torch.eye(2).bool(), UniformizeCircles.fit(angles(300)), Whiten.fit(torch.randn(50, 2))),
+        (2, 2),
+        (2, 2),
+        draw_inputs=lambda batch: angles(2 * batch).view(batch, 2, 2),
+    ),
 ]
 
 
@@ -311,11 +331,11 @@ def _guided_case(name: str, guidance: Any, draw_context: Draw = pairs_of_labels,
     return Case(name, build, (6, 2), (6, 2), draw_context, context_required=True)
 
 
-def _tokenwise_case(name: str, token_map: TokenMap, start_token: bool = False) -> Case:
+def _tokenwise_case(name: str, token_map: TokenMap, start_token: bool = False, draw_inputs: Draw | None = None) -> Case:
     def build() -> TokenwiseAutoregressive:
         own = copy.deepcopy(token_map)
         network = CausalTransformer(
-            2,
+            own.features_per_token,
             own.parameters_per_token,
             16,
             transformer_layers(1, 16, head_dim=8, expansion=2),
@@ -324,15 +344,24 @@ def _tokenwise_case(name: str, token_map: TokenMap, start_token: bool = False) -
         )
         return TokenwiseAutoregressive(network, own)
 
-    return Case(name, build, (6, 2), (6, 2))
+    return Case(name, build, (6, 2), (6, 2), draw_inputs=draw_inputs)
 
 
+CIRCLE = CircularRationalQuadraticSpline(3)
 SCOPED = [
     Case("framewise", lambda: Framewise(autoregressive(3), 3), (6, 2), (6, 2)),
     Case("permute-by-context", lambda: PermuteByContext(nn.Identity()), (6, 2), (6, 2), orderings, True),
     _tokenwise_case("spline", Independent(RationalQuadraticSpline(4), 2)),
     _tokenwise_case("spline-inner", InnerAutoregressive(RationalQuadraticSpline(4, 2.0), 2, units=3, num_layers=2)),
     _tokenwise_case("spline-inner-start-learned", InnerAutoregressive(RationalQuadraticSpline(4), 2, 3), True),
+    _tokenwise_case("quadratic-inner", InnerAutoregressive(QuadraticSpline(4), 2, 3)),
+    _tokenwise_case("mixture-inner", InnerAutoregressive(NormalMixture(3), 2, 3)),
+    _tokenwise_case("circles", InnerAutoregressive(CIRCLE, 2, 3), True, lambda batch: angles(batch, 6)),
+    _tokenwise_case(
+        "circle-and-spline",
+        InnerAutoregressive(PerNumber([CIRCLE, RationalQuadraticSpline(4)]), 2, 3),
+        draw_inputs=lambda batch: angles(batch, 6),
+    ),
     _guided_case("guided-linear", LinearGuidance(0.7)),
     _guided_case("guided-linear-ramp", LinearGuidance(1.5, "b", ramp=5, attention_temperature=1.3)),
     _guided_case("guided-product", ProductGuidance(1.5)),
@@ -402,9 +431,16 @@ def fitted_and_permuted() -> Flow:
     return Flow(CompositeTransform(transforms), StandardNormal((4, 2)))
 
 
-def _tarflow_case(name: str, event_shape: tuple[int, ...], token_shape: tuple[int, int], **settings: Any) -> Case:
+def _tarflow_case(
+    name: str,
+    event_shape: tuple[int, ...],
+    token_shape: tuple[int, int],
+    draw_inputs: Draw | None = None,
+    **settings: Any,
+) -> Case:
     build = partial(TARFlow, event_shape, **(SMALL | settings))
-    return Case(name, build, event_shape, token_shape, labels if settings.get("num_classes") else None)
+    draw_context = labels if settings.get("num_classes") else None
+    return Case(name, build, event_shape, token_shape, draw_context, draw_inputs=draw_inputs)
 
 
 NAMED_FLOWS = [
@@ -419,6 +455,9 @@ NAMED_FLOWS = [
     _tarflow_case("tokens-classes", (4, 3), (4, 3), patch_size=3, num_classes=NUM_CLASSES),
     _tarflow_case("spline", (8,), (4, 2), patch_size=2, conditional="spline", start_token=True),
     _tarflow_case("spline-image", (2, 4, 4), (4, 8), patch_size=2, conditional="spline", num_classes=NUM_CLASSES),
+    _tarflow_case("mixture", (8,), (4, 2), patch_size=2, conditional="mixture"),
+    _tarflow_case("angles-and-numbers", (4, 2), (4, 2), lambda batch: angles(batch, 4), patch_size=2,
+                  conditional=["circular", "quadratic"], start_token=True),
     _tarflow_case("sinusoidal", (6, 2), (6, 2), patch_size=2, positions="sinusoidal"),
     _tarflow_case("varying-layers", (8,), (4, 2), patch_size=2, num_blocks=3, layers_per_block=[2, 1, 1]),
 ]  # fmt: skip

@@ -8,19 +8,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from nflib.transforms import BinnedNormal, BinnedUniform, CircularRationalQuadraticSpline, RationalQuadraticSpline
+from nflib.transforms import (
+    BinnedNormal,
+    BinnedUniform,
+    CircularRationalQuadraticSpline,
+    NormalMixture,
+    PerNumber,
+    QuadraticSpline,
+    RationalQuadraticSpline,
+)
 from nflib.transforms.univariate import Univariate
 
 PI = math.pi
 SPLINE, CIRCLE = RationalQuadraticSpline(8), CircularRationalQuadraticSpline(8)
 NORMAL, UNIFORM = BinnedNormal(16), BinnedUniform(12, -1.0, 3.0)
+QUADRATIC, MIXTURE = QuadraticSpline(8), NormalMixture(8)
 SMOOTH = [SPLINE, RationalQuadraticSpline(2, 1.5), CIRCLE, CircularRationalQuadraticSpline(3, 1.0)]
+CONTINUOUS = [SPLINE, QUADRATIC, QuadraticSpline(2, 1.5), MIXTURE, NormalMixture(2, 1.5)]
 BINNED = [NORMAL, BinnedNormal(2), UNIFORM, BinnedUniform(2, 0.0, 1e-3)]
-ALL = [*SMOOTH, *BINNED]
+ALL = [*SMOOTH, *CONTINUOUS[1:], *BINNED]
 
 
 def name(value: object) -> str:
-    return f"{type(value).__name__}-{value.num_bins}" if isinstance(value, Univariate) else str(value)
+    return f"{type(value).__name__}-{value.parameters_per_number}" if isinstance(value, Univariate) else str(value)
 
 
 def random_parameters(map_: Univariate, *shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
@@ -151,7 +161,7 @@ def test_points_on_the_knots_and_at_the_ends(map_, dtype):
         assert (logabsdet - logabsdet[1]).abs().max() < 1e5 * eps
 
 
-@pytest.mark.parametrize("map_", [SPLINE, NORMAL, UNIFORM], ids=name)
+@pytest.mark.parametrize("map_", [SPLINE, QUADRATIC, MIXTURE, NORMAL, UNIFORM], ids=name)
 def test_other_floating_point_inputs(map_):
     parameters = random_parameters(map_, 50)
     u = random_points(map_, 50)
@@ -173,11 +183,97 @@ def test_spline_goes_on_as_the_identity():
         assert torch.equal(y, u) and (logabsdet == 0).all()
 
 
-# --- the circle
-
-
 def integral(density: Tensor, points: Tensor) -> float:
     return torch.trapezoid(density, points).item()
+
+
+@pytest.mark.parametrize("map_", CONTINUOUS, ids=name)
+def test_densities_on_the_line(map_):
+    """With z ~ N(0, 1) they integrate to one, and they are continuous, at the ends of the range too."""
+    for parameters in random_parameters(map_, 3, scale=1.5):
+        edges = torch.cat([torch.tensor([-60.0]), torch.linspace(-1, 1, 3) * map_.tail_bound, torch.tensor([60.0])])
+        total = 0.0
+        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            u = torch.linspace(low, high, 200_001, dtype=torch.float64)
+            z, logabsdet = map_(u, parameters.expand(len(u), -1))
+            density = (logabsdet - 0.5 * z.square()).exp() / math.sqrt(2 * PI)
+            total += integral(density, u)
+            assert density.diff().abs().max() < 2e-2 * density.max()  # of 200,000 steps none is a jump
+        assert total == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("map_", CONTINUOUS, ids=name)
+def test_round_trip_in_float32(map_):
+    u, parameters = random_points(map_, 20_000).float(), random_parameters(map_, 20_000).float()
+    z, logabsdet = map_(u, parameters)
+    back, undone = map_.inverse(z, parameters)
+    assert back.dtype == undone.dtype == torch.float32
+    assert ((back - u).abs() <= 4e-6 * (1 + u.abs()) * (1 + (-logabsdet).exp())).all()
+    exact = map_(u.double(), parameters.double())
+    torch.testing.assert_close(z.double(), exact[0], rtol=1e-4, atol=1e-4)
+
+
+# --- pieces that are quadratic
+
+
+def test_quadratic_spline_in_closed_form():
+    """Two bins, widths 1 and 3 of 4, one slope s between: the rise is (1 + s) / 2 + 3 (s + 1) / 2 = 4, so s = 1."""
+    map_ = QuadraticSpline(2, 2.0)
+    share = (0.25 - 1e-3) / (1 - 2e-3)
+    parameters = torch.tensor([math.log(share), math.log(1 - share), 7.0], dtype=torch.float64).expand(5, -1)
+    u = torch.tensor([-1.5, -1.0, 0.0, 1.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(map_(u, parameters)[0], u)
+    # Three bins of 2, slopes 1, a, b, 1 with a + b = 2; raw slopes log 3 and 0 make a : b = 3 : 1, but for the floor.
+    map_, a = QuadraticSpline(3, 3.0), 1e-3 + 0.999 * 1.5
+    parameters = torch.tensor([0.0, 0.0, 0.0, math.log(3), 0.0], dtype=torch.float64).expand(5, -1)
+    u = torch.tensor([-3.0, -2.0, -1.0, 0.0, 3.0], dtype=torch.float64)
+    z, logabsdet = map_(u, parameters)
+    slopes = torch.tensor([1.0, (1 + a) / 2, a, 1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(logabsdet.exp(), slopes)
+    rises = torch.tensor([(1 + (1 + a) / 2) / 2, 1 + a, 1 + a + (a + 1) / 2], dtype=torch.float64)
+    torch.testing.assert_close(z[1:4], rises - 3)
+
+
+# --- mixtures
+
+
+def test_mixture_in_closed_form():
+    parameters = random_parameters(MIXTURE, 1, scale=1.5)
+    u = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    z, logabsdet = MIXTURE(u, parameters.expand(len(u), -1))
+    logits, means, scales = parameters[0].chunk(3)
+    means, limit = means - torch.special.ndtri((torch.arange(8).double() + 0.5) / 8) * scales, math.log(100)
+    zero = torch.zeros(1, dtype=torch.float64)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.cat([0.999 * logits.softmax(0), zero + 0.001])),
+        torch.distributions.Normal(
+            torch.cat([5 * torch.tanh(means / 5), zero]),
+            torch.cat([(limit * torch.tanh(scales / limit)).exp(), zero + 1]),
+        ),
+    )
+    torch.testing.assert_close(torch.special.ndtr(z), mixture.cdf(u), rtol=1e-9, atol=1e-15)
+    log_base = -0.5 * z.square() - 0.5 * math.log(2 * PI)
+    torch.testing.assert_close(logabsdet + log_base, mixture.log_prob(u), rtol=0, atol=1e-9)
+
+
+def test_components_that_start_equal_part():
+    """Fitted from parameters zero, a mixture finds two modes."""
+    map_, generator = NormalMixture(4), torch.Generator().manual_seed(0)
+    data = torch.randn(1000, generator=generator, dtype=torch.float64) * 0.3
+    data = data + torch.where(torch.arange(1000) % 2 == 0, -1.0, 1.0)
+    parameters = torch.zeros(map_.parameters_per_number, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([parameters], lr=0.05)
+    for _ in range(200):
+        z, logabsdet = map_(data, parameters.expand(len(data), -1))
+        loss = (0.5 * z.square() - logabsdet).mean() + 0.5 * math.log(2 * PI)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    entropy = math.log(2) + 0.5 * math.log(2 * PI * math.e * 0.09)  # of two components that do not overlap
+    assert loss.item() < entropy + 0.02
+
+
+# --- the circle
 
 
 @pytest.mark.parametrize("map_", [CIRCLE, CircularRationalQuadraticSpline(3, 1.0)], ids=name)
@@ -225,6 +321,25 @@ def test_rotations_turn_the_map():
     there, there_logabsdet = CIRCLE(u + 1.25, turned)
     assert apart(CIRCLE, there, z + 1.25).max() < 1e-9
     torch.testing.assert_close(there_logabsdet, logabsdet, rtol=0, atol=1e-9)
+
+
+# --- a univariate of its own for each number
+
+
+def test_per_number_is_each_alone():
+    map_ = PerNumber([CIRCLE, SPLINE, CIRCLE, MIXTURE])
+    parameters = random_parameters(map_, 50, 4)
+    u = random_points(CIRCLE, 200).view(50, 4)
+    for together, alone in ((map_.forward, "forward"), (map_.inverse, "inverse")):
+        mapped, log_derivatives = together(u, parameters)
+        for number, own in enumerate((CIRCLE, SPLINE, CIRCLE, MIXTURE)):
+            raw = parameters[:, number, : own.parameters_per_number]
+            expected, expected_log_derivative = getattr(own, alone)(u[:, number], raw)
+            torch.testing.assert_close(mapped[:, number], expected)
+            torch.testing.assert_close(log_derivatives[:, number], expected_log_derivative)
+    features = map_.features(u)
+    torch.testing.assert_close(features[:, 2], CIRCLE.features(u[:, 2]))
+    assert torch.equal(features[:, 1], torch.stack([u[:, 1], torch.zeros(50)], dim=-1))
 
 
 # --- bins
@@ -305,7 +420,7 @@ def test_binned_tails_in_float32():
     assert torch.equal(map_(far, parameters[:2])[0], far) and (map_(far, parameters[:2])[1] == 0).all()
 
 
-@pytest.mark.parametrize("map_", [SPLINE, CIRCLE, NORMAL, UNIFORM], ids=name)
+@pytest.mark.parametrize("map_", [SPLINE, CIRCLE, QUADRATIC, MIXTURE, NORMAL, UNIFORM], ids=name)
 def test_compiles_without_a_break(map_):
     u, parameters = random_points(map_, 30), random_parameters(map_, 30)
     for function in (map_.forward, map_.inverse):
@@ -321,6 +436,9 @@ def test_compiles_without_a_break(map_):
         (lambda: CircularRationalQuadraticSpline(1000), "num_bins must be between 2 and 999, got 1000"),
         (lambda: RationalQuadraticSpline(4, math.inf), "tail_bound must be a positive number, got inf"),
         (lambda: CircularRationalQuadraticSpline(4, 0.0), "period must be a positive number"),
+        (lambda: QuadraticSpline(1), "num_bins must be between 2 and 999, got 1"),
+        (lambda: NormalMixture(1), "num_components must be 2 or more, got 1"),
+        (lambda: NormalMixture(2, -1.0), "tail_bound must be a positive number, got -1.0"),
         (lambda: BinnedNormal(1), "num_bins must be 2 or more, got 1"),
         (lambda: BinnedUniform(4, 1.0, 1.0), r"\(1.0, 1.0\) is no bounded interval"),
         (lambda: BinnedUniform(4, 0.0, math.nan), "no bounded interval"),

@@ -72,6 +72,14 @@ def test_levels_of_latents_are_refused(tmp_path):
         Pipeline.load(folder)
 
 
+def test_normal_marginals_are_no_angles():
+    for conditional in ("circular", ["spline", "circular"]):
+        with pytest.raises(
+            ValueError, match="conditional must be one of affine, spline, quadratic, binned, mixture, got"
+        ):
+            GaussianizedTARFlow((1, 2, 2), patch_size=[1, 2], conditional=conditional)
+
+
 def test_marginals_become_normal_and_the_density_stays_one(tmp_path):
     """Of a new flow: the log-determinant by autograd, the inverse, the total probability, and a folder."""
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nflib.distributions import StandardNormal
 from nflib.flows import Flow, TARFlow
 from nflib.transforms import ClosedForm, GaussianizeMarginals, Guidance, LinearGuidance
+from nflib.transforms.conditionals import REAL_CONDITIONALS, check_conditional
 
 
 class OneFrame(ClosedForm):
@@ -118,6 +119,7 @@ class ScaledTARFlow(TARFlow):
     """A `TARFlow` whose noise has variances, as a released file may have them; arguments are those of `TARFlow`."""
 
     def __init__(self, event_shape: Sequence[int], **settings: Any):
+        check_conditional(settings.get("conditional", "affine"), REAL_CONDITIONALS)
         super().__init__(event_shape, **settings)
         self._distribution = ScaledNormal(self._distribution.shape)
 
@@ -130,6 +132,7 @@ class GaussianizedTARFlow(TARFlow):
     """
 
     def __init__(self, event_shape: Sequence[int], *, num_bins_of_marginals: int = 32, **settings: Any):
+        check_conditional(settings.get("conditional", "affine"), REAL_CONDITIONALS)
         super().__init__(event_shape, **settings)
         self._transform = CompositeTransform(
             [GaussianizeMarginals(event_shape, num_bins_of_marginals), self._transform]

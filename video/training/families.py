@@ -78,7 +78,8 @@ class FlowOptions:
         channels: width of the transformers.
         layers_per_block: layers of each autoregressive map, of starflow the last one deep, and given the prompt.
         head_dim: channels of an attention head.
-        conditional: of tarflow, how pixels are mapped: affine, or spline, which suits small or flat pictures.
+        conditional: of tarflow, how pixels are mapped: affine, or spline, quadratic, binned or mixture, which suit
+            small or flat pictures.
         gaussianize: of tarflow, first map each pixel by a fixed spline, so that its values are normal numbers.
         dropout: share of the layers' updates that training drops.
     """
