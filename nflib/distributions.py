@@ -142,10 +142,10 @@ class ScaledNoise(Distribution):
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         """Log-densities ``(B,)``, in nats."""
         log_prob = self.noise.log_prob(inputs, context)
-        inputs = inputs.to(log_prob.dtype)
+        inputs, scales = inputs.to(log_prob.dtype), self.scales.to(log_prob.dtype)
         # Of each number, by how much the mixture's density is above the standard normal's.
-        parts = 0.5 * inputs[..., None].square() * (1.0 - self.scales**-2.0) - self.scales.log() + self.log_weights
-        gain = torch.logsumexp(parts, dim=-1)
+        gains = 0.5 * inputs[..., None].square() * (1.0 - scales**-2.0) - scales.log()
+        gain = torch.logsumexp(gains + self.log_weights.to(log_prob.dtype).log_softmax(0), dim=-1)
         mask = self.noise.token_mask(context)
         return log_prob + (gain if mask is None else gain.masked_fill(~mask.unsqueeze(-1), 0.0)).flatten(1).sum(-1)
 
@@ -156,8 +156,8 @@ class ScaledNoise(Distribution):
         """Draws as those of the noise; padding is zero."""
         noise = self.noise.draw(num_samples, context, generator)
         device = noise.device if generator is None else generator.device
-        uniform = torch.rand(noise.shape, generator=generator, device=device).to(noise.device)
-        chosen = torch.searchsorted(self.log_weights.exp().cumsum(0)[:-1], uniform, right=True)
+        uniform = torch.rand(noise.shape, generator=generator, dtype=torch.float32, device=device).to(noise.device)
+        chosen = torch.searchsorted(self.log_weights.float().softmax(0).cumsum(0)[:-1], uniform, right=True)
         return noise * self.scales[chosen].to(noise.dtype)
 
 
