@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from operator import itemgetter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from nflows.distributions import Distribution
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nflib.contexts import Context, as_context, check_shape, map_context, num_rows
 from nflib.decoding.reports import is_reporting, record_round_trip
-from nflib.distributions import as_base, draw
+from nflib.distributions import ScaledNoise, as_base, draw
 from nflib.dtypes import as_dtype
 from nflib.flows.given import GivenFlow
 from nflib.interfaces import Decoder
@@ -257,6 +258,25 @@ class Flow(Pretrained, NFlowsFlow):
         The guided flow takes the same contexts as this one. Raises ValueError where no map of the flow uses a context.
         """
         return GuidedFlow(self, guidance, as_context(unconditional))
+
+    def with_scaled_noise(self, *scales: float, weights: Sequence[float] | None = None) -> Self:
+        """This flow with noise of another width, on the same weights: a flow of its own, with its exact density.
+
+        Args:
+            scales: one for all numbers, such as ``sqrt(T)`` for temperature T; or several, of which each number of the
+                noise takes one at random, so that tails fall more slowly.
+            weights: how often each is taken, of sum 1 (default: equally).
+
+        Raises:
+            ValueError: the base is no standard normal, or scales and weights do not fit.
+
+        >>> from nflib.flows import TARFlow
+        >>> flow = TARFlow(event_shape=(6,), patch_size=2, channels=32, num_blocks=1, head_dim=16)
+        >>> x, log_prob = flow.with_scaled_noise(1.0, 1.5, weights=(0.97, 0.03)).sample_and_log_prob(5, seed=0)
+        """
+        flow = copy.copy(self)
+        flow._modules = {**self._modules, "_distribution": ScaledNoise(self._distribution, scales, weights)}
+        return flow
 
     def _generate(
         self,

@@ -7,6 +7,7 @@ from nflib.montecarlo.densities import BoltzmannDensity, Proposal, Target, as_pr
 from nflib.montecarlo.history import History
 from nflib.montecarlo.importance import importance_sample
 from nflib.montecarlo.kernels import HMC, MALA, ULA, IndependentMetropolis
+from nflib.montecarlo.mixture import Mixture
 from nflib.montecarlo.resampling import resample
 from nflib.montecarlo.smc import SMCSamples, smc
 from nflib.montecarlo.temperatures import AdaptiveTemperatures, FixedTemperatures
@@ -24,6 +25,7 @@ __all__ = [
     "FixedTemperatures",
     "History",
     "IndependentMetropolis",
+    "Mixture",
     "Proposal",
     "SMCSamples",
     "Target",
