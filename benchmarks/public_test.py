@@ -67,13 +67,16 @@ COLUMNS = {
 }
 # Where the published figures stand.
 AS_PUBLISHED = ("ESS, trimmed", "energy W2, trimmed", "torus W2, trimmed")
-CAPTION = f"""\
+METHOD = f"""\
 ESS, energy W2 and torus W2 are of all draws and weights; "trimmed": without the {100 * PUBLISHED_TRUNCATION:g} % of
-largest weights, which is how the published rows are made. "halves": half of the reference against the other half.
-"SMC is worth": independent draws, by the ancestry of its particles. The published code (transferable-samplers) draws
-conformations by the trimmed weights, mirrors those of the wrong hand, and compares up to 10,000 of them with as many
-first frames of its own molecular dynamics; ours takes the weights as they are, mirrors nothing, and thins both sides to
---transport_points for the torus (halves show the noise). Errors of means are standard errors over sequences."""
+largest weights, which is how the published rows are made. "halves": half of the reference against the other half. The
+published code (transferable-samplers) draws conformations by the trimmed weights, mirrors those of the wrong hand, and
+compares up to 10,000 of them with as many first frames of its own molecular dynamics; ours takes the weights as they
+are, mirrors nothing, and thins both sides to --transport_points for the torus (halves show the noise)."""
+CAPTION = f"""\
+{METHOD}
+"SMC is worth": independent draws, by the ancestry of its particles. Errors of means are standard errors over
+sequences."""
 
 # Options that the figures of a step are of, besides those of all.
 SMC_OPTIONS = ("smc_samples", "conditional_ess", "moves", "final_moves")
