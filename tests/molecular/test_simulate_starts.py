@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from molecular.commands import main
 from molecular.data.corpus import simulate_corpus
 from molecular.data.ensembles import load_ensemble
 from molecular.dynamics import rotatable_bonds, start_structures
@@ -10,7 +11,7 @@ from molecular.dynamics.simulate import simulate
 from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions, rigid_torsions
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow, sample
+from molecular.sampling.sample import SHIPPED, load_flow, sample
 from molecular.sampling.starts import FlowStarts
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
@@ -132,3 +133,14 @@ def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
     options |= {"swap_ps": 0.002, "save_ps": 0.002, "progress": False, "starts": starts, "test_fraction": 0.0}
     corpus = simulate_corpus(["GG", "AG"], tmp_path, picoseconds=0.004, **options)
     assert corpus.sequences("train") == ["AG"] and "GG is left out: too few." in caplog.text
+
+
+def test_the_command_starts_from_a_flow(tmp_path):
+    arguments = ["--peptide", "Ace-A-Nme", "--flow", str(SHIPPED / "Ace-A-Nme"), "--flow_draws", "100", "--hot_ps", "0"]
+    arguments += ["--equilibration_ps", "0", "--num_ladders", "4", "--num_temperatures", "1", "--swap_ps", "0.001"]
+    arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
+    main(["simulate", *arguments, "--output", str(tmp_path)])
+    given = FlowStarts(num_draws=100)(Peptide("Ace-A-Nme"), 4, 3)
+    frame = load_ensemble(tmp_path).positions
+    moved = (frame - frame[:, :1]) - (given - given[:, :1])
+    assert moved.abs().max() < 0.02  # a femtosecond later, its centre apart
