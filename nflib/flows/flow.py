@@ -69,6 +69,11 @@ class Flow(Pretrained, NFlowsFlow):
         """The shape of one sample. Raises ValueError where it depends on the context; see `given`."""
         return self._event_shape(None)
 
+    @property
+    def stochastic_density(self) -> bool:
+        """Whether a part of the flow only estimates its log-determinant: such log-densities are no weights."""
+        return any(getattr(part, "stochastic_density", False) for part in self._transform.modules())
+
     def log_prob(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
         """Log-density of each input.
 
@@ -222,7 +227,7 @@ class Flow(Pretrained, NFlowsFlow):
         """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
         self._check_evaluation()
         embedded = self._embedding_net(self._checked_context(context, len(noise)))
-        return invert(self._transform, noise, embedded, check_decoder(decoding)).tokens
+        return invert(self._transform, noise, embedded, check_decoder(decoding), density=False).tokens
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one context, as a `torch.distributions.Distribution` on the same weights.
@@ -314,7 +319,7 @@ class Flow(Pretrained, NFlowsFlow):
         self, noise: Tensor, embedded: Any, decoder: Decoder | None, with_log_prob: bool
     ) -> tuple[Tensor, Tensor]:
         """The samples x of this noise and their log-densities, which are not exact unless with_log_prob."""
-        samples, logabsdet, residual, _ = invert(self._transform, noise, embedded, decoder)
+        samples, logabsdet, residual, _ = invert(self._transform, noise, embedded, decoder, density=with_log_prob)
         log_prob = self._distribution.log_prob(noise, context=embedded) - logabsdet
         if is_reporting() or (with_log_prob and residual != 0):
             # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.

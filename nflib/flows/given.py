@@ -25,6 +25,11 @@ class GivenFlow(Distribution):
         self.context = context
 
     @property
+    def stochastic_density(self) -> bool:
+        """As `Flow.stochastic_density`."""
+        return bool(getattr(self.flow, "stochastic_density", False))
+
+    @property
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 

@@ -30,16 +30,17 @@ class BoltzmannDensity:
         return -self.reduced_energy(inputs)
 
 
-def as_proposal(density: Any) -> Proposal:
+def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
     """The density as a `Proposal`: foreign ones are adapted, anything else is taken as it is.
 
     Args:
         density: any `torch.distributions.Distribution` without batch dimensions, an nflows flow or distribution (both
             draw from torch's global generator, which is seeded for the purpose and restored afterwards), or an object
             with the methods of a `Proposal`.
+        allow_stochastic: take one whose log-densities are estimates, as `Flow.stochastic_density` says, too.
 
     Raises:
-        ValueError: a distribution with batch dimensions, or an object that cannot be sampled.
+        ValueError: a distribution with batch dimensions, an object that cannot be sampled, or estimated log-densities.
 
     >>> import torch
     >>> proposal = as_proposal(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
@@ -47,6 +48,11 @@ def as_proposal(density: Any) -> Proposal:
     >>> x.shape, log_prob.shape
     (torch.Size([3, 2]), torch.Size([3]))
     """
+    if getattr(density, "stochastic_density", False) and not allow_stochastic:
+        raise ValueError(
+            "the proposal estimates its log-density (Hutchinson's trace), so weights are wrong in expectation; use "
+            "density='map' or 'trace', or pass allow_stochastic=True."
+        )
     method = getattr(density, "sample_and_log_prob", None)
     if method is not None:
         # Who wrote the method decides: a flow that inherits from nflows, but draws by generator, is at home here.

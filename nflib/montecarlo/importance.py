@@ -30,6 +30,7 @@ def importance_sample(
     batch_size: int = 1024,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    allow_stochastic: bool = False,
     progress: bool = False,
 ) -> WeightedSamples:
     """Draw `num_samples` from the proposal and weight them by `target / proposal`.
@@ -44,6 +45,7 @@ def importance_sample(
         num_samples: how many to draw.
         batch_size: how many the proposal and the target see at once.
         generator, seed: at most one; neither means a seed from torch's global generator.
+        allow_stochastic: weight by estimated log-densities, too, which is wrong in expectation.
         progress: show a progress bar.
 
     Returns:
@@ -51,7 +53,7 @@ def importance_sample(
 
     Raises:
         ValueError: num_samples or batch_size below one, generator and seed together, a proposal or target that is
-            none, or a log-density that is not one number a sample.
+            none, log-densities that are estimates, or not one number a sample.
 
     >>> import torch
     >>> from nflib.montecarlo import BoltzmannDensity
@@ -65,7 +67,8 @@ def importance_sample(
         raise ValueError(
             f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; both must be 1 or more."
         )
-    proposal, target, generator = as_proposal(proposal), as_target(target), generator_of(generator, seed)
+    proposal, target = as_proposal(proposal, allow_stochastic=allow_stochastic), as_target(target)
+    generator = generator_of(generator, seed)
     pieces = []
     with _bar(num_samples, progress) as bar:
         for x, log_prob, usable in draw_batches(proposal, num_samples, batch_size, generator):

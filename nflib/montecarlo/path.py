@@ -88,8 +88,8 @@ class GeometricPath:
     density, and for its gradient as well. Raises ValueError for what `as_proposal` and `as_target` refuse.
     """
 
-    def __init__(self, proposal: Any, target: Any, chunk_size: int = 1024) -> None:
-        self.proposal: Proposal = as_proposal(proposal)
+    def __init__(self, proposal: Any, target: Any, chunk_size: int = 1024, *, allow_stochastic: bool = False) -> None:
+        self.proposal: Proposal = as_proposal(proposal, allow_stochastic=allow_stochastic)
         self.target: Target = as_target(target)
         self.chunk_size = chunk_size
         self.num_evaluations = 0

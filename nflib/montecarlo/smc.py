@@ -60,6 +60,7 @@ def smc(
     chunk_size: int = 1024,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    allow_stochastic: bool = False,
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> SMCSamples:
@@ -91,6 +92,7 @@ def smc(
             sampling, Neal 2001), 1 always.
         chunk_size: how many points a density sees at once.
         generator, seed: at most one; neither means a seed from torch's global generator.
+        allow_stochastic: take a proposal whose log-densities are estimates, too, which is wrong in expectation.
         checkpoint: an .npz file, replaced after the draws and every temperature; a run that finds it goes on where it
             was stopped, and ends with the same numbers.
         progress: show a progress bar.
@@ -141,7 +143,7 @@ def smc(
     run = _Run(
         num_samples,
         num_draws,
-        GeometricPath(proposal, target, chunk_size),
+        GeometricPath(proposal, target, chunk_size, allow_stochastic=allow_stochastic),
         HMC() if kernel is None else kernel,
         as_rule(temperatures),
         AcceptanceTarget() if step_sizes is None else step_sizes,

@@ -22,21 +22,27 @@ class ClosedForm(Transform):
         return Inversion(outputs, logabsdet, 0.0)
 
 
-def invert(transform: Transform, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
+def invert(
+    transform: Transform, inputs: Tensor, context: Any = None, decoder: Decoder | None = None, *, density: bool = True
+) -> Inversion:
     """Solve ``transform(x) = inputs`` for x, every autoregressive map in it by `decoder` (None: each by its own).
 
     A transform with a method `invert` of these arguments says how exact it was. Of others, nflows' own among them, the
-    two-argument `inverse` is asked, and the residual is unknown: some of these iterate.
+    two-argument `inverse` is asked, and the residual is unknown: some of these iterate. Without `density` no
+    log-determinant is wanted: a transform of which it costs more than x itself has a method ``generate(inputs,
+    context)`` for that.
     """
     if isinstance(transform, CompositeTransform):
         inversion = Inversion(inputs, inputs.new_zeros(len(inputs)), 0.0)
         for part in reversed(list(transform._transforms)):  # type: ignore[arg-type]
-            inversion = inversion.then(invert(part, inversion.tokens, context, decoder))  # type: ignore[arg-type]
+            inversion = inversion.then(invert(part, inversion.tokens, context, decoder, density=density))  # type: ignore[arg-type]
         return inversion
     if isinstance(transform, InverseTransform):
         # Its inverse is the inner transform forwards, which is a formula wherever maps are exact.
         outputs, logabsdet = transform.inverse(inputs, context)
         return Inversion(outputs, logabsdet, 0.0)
+    if not density and hasattr(transform, "generate"):
+        return Inversion(transform.generate(inputs, context), inputs.new_zeros(len(inputs)), None)
     own = getattr(transform, "invert", None)
     if own is not None:
         return own(inputs, context, decoder)  # type: ignore[no-any-return]

@@ -1,0 +1,62 @@
+"""Objectives of `nflib.training.fit` for velocity fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.ode import ODEFlow
+from nflib.continuous.times import Times, Uniform
+
+__all__ = ["FlowMatching", "squared_error"]
+
+
+def squared_error(difference: Tensor) -> Tensor:
+    """The mean square of each row, ``(B,)``."""
+    return difference.square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Fits an `ODEFlow`'s velocity to ``d x_t / dt`` of its path, between pairs of noise and data.
+
+    ``mean rho(v(x_t, t) - d x_t / dt)`` over pairs and times; its minimum is the velocity that carries the noise to the
+    data (Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003). The path is the flow's.
+
+    Args:
+        coupling: which noise is paired with which data.
+        times: the density of t; a time at which the path has no velocity is not to be drawn.
+        loss: rho, of a difference ``(B, *event_shape)``, gives ``(B,)``.
+        weight: of each time ``(B,)``, if any.
+
+    >>> import tempfile
+    >>> from nflib.continuous import MLPVelocity
+    >>> from nflib.training import TrainingConfig, fit
+    >>> flow = ODEFlow(MLPVelocity(2, channels=32), (2,))
+    >>> config = TrainingConfig(batch_size=64, max_steps=20, progress_bar=False, tensorboard=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fit(flow, torch.randn(256, 2), config=config, objective=FlowMatching(), output=folder).steps
+    20
+    """
+
+    coupling: Coupling = field(default_factory=Independent)
+    times: Times = field(default_factory=Uniform)
+    loss: Callable[[Tensor], Tensor] = squared_error
+    weight: Callable[[Tensor], Tensor] | None = None
+
+    keys: ClassVar[tuple[str, ...]] = ("inputs", "context")
+
+    def __call__(
+        self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, x1, context = self.coupling(flow, batch, generator)
+        t = self.times.sample(len(x1), generator).to(x1)
+        v = flow.velocity(flow.path.interpolate(x0, x1, t), t, context)
+        value = self.loss(v - flow.path.velocity(x0, x1, t))
+        loss = (value if self.weight is None else self.weight(t) * value).mean()
+        return loss, {"flow_matching": loss.detach()}

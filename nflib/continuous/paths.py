@@ -1,0 +1,210 @@
+"""Paths from noise to data: the interpolant ``x_t = alpha(t) x0 + beta(t) x1 + gamma(t) z``, t = 0 noise, t = 1 data.
+
+A velocity, a score, a denoiser and a noise predictor are four ways to say the same of such a path; one-sided paths
+(x0 standard normal, gamma = 0) convert them into each other (Song et al. 2021, arXiv:2011.13456; Albergo et al. 2023,
+arXiv:2303.08797).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nflib.io.arguments import keep_arguments
+
+__all__ = ["Coefficients", "Linear", "Path", "Trigonometric", "TwoSided", "VarianceExploding", "VariancePreserving"]
+
+
+class Coefficients(NamedTuple):
+    """Of a path at times t, and their derivatives in t; each of the shape of t.
+
+    gamma_gamma_dot: the product of gamma and its derivative, finite where the derivative is not.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    alpha_dot: Tensor
+    beta_dot: Tensor
+    gamma: Tensor
+    gamma_dot: Tensor
+    gamma_gamma_dot: Tensor
+
+    def like(self, x: Tensor) -> Coefficients:
+        """The same, in x's dtype, with dimensions of size 1 after the first, so that they multiply x."""
+        return Coefficients(*(c.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)) for c in self))
+
+
+class Path:
+    """The interpolant ``alpha(t) x0 + beta(t) x1 + gamma(t) z``. A subclass writes `_coefficients`.
+
+    Times are tensors ``(B,)`` in [0, 1]; events have any shape. Conversions hold for x0 standard normal and gamma = 0;
+    each is singular where alpha, beta or their Wronskian is zero, and then not finite.
+    """
+
+    one_sided = True
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha, beta, gamma and their derivatives at times t. Raises ValueError for a time outside 0 … 1."""
+        check_times(t)
+        return self._coefficients(t)
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        raise NotImplementedError
+
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        """``x_t`` of noise x0 and data x1, ``(B, *event_shape)``; z: the latent of a path with gamma."""
+        c = self.coefficients(t).like(x1)
+        x = c.alpha * x0 + c.beta * x1
+        return x if z is None else x + c.gamma * z
+
+    def velocity(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        """``d x_t / dt`` of one pair: what a velocity field is fitted to."""
+        c = self.coefficients(t).like(x1)
+        v = c.alpha_dot * x0 + c.beta_dot * x1
+        return v if z is None else v + c.gamma_dot * z
+
+    def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``s = (beta v - beta' x) / (alpha (beta' alpha - alpha' beta))``."""
+        c = self._one_sided(t, x)
+        return (c.beta * v - c.beta_dot * x) / (c.alpha * (c.beta_dot * c.alpha - c.alpha_dot * c.beta))
+
+    def velocity_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``v = (beta' x + alpha (beta' alpha - alpha' beta) s) / beta``."""
+        c = self._one_sided(t, x)
+        return (c.beta_dot * x + c.alpha * (c.beta_dot * c.alpha - c.alpha_dot * c.beta) * s) / c.beta
+
+    def noise_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``E[x0 | x_t] = -alpha s``."""
+        return -self._one_sided(t, x).alpha * s
+
+    def score_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``s = -E[x0 | x_t] / alpha``."""
+        return -noise / self._one_sided(t, x).alpha
+
+    def denoised_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``E[x1 | x_t] = (x_t + alpha^2 s) / beta``."""
+        c = self._one_sided(t, x)
+        return (x + c.alpha.square() * s) / c.beta
+
+    def score_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``s = (beta E[x1 | x_t] - x_t) / alpha^2``."""
+        c = self._one_sided(t, x)
+        return (c.beta * denoised - x) / c.alpha.square()
+
+    def velocity_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``v = alpha' (x_t - beta D) / alpha + beta' D``, D = E[x1 | x_t]: singular at alpha = 0 alone."""
+        c = self._one_sided(t, x)
+        return c.alpha_dot * (x - c.beta * denoised) / c.alpha + c.beta_dot * denoised
+
+    def velocity_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``v = alpha' E + beta' (x_t - alpha E) / beta``, E = E[x0 | x_t]: singular at beta = 0 alone."""
+        c = self._one_sided(t, x)
+        return c.alpha_dot * noise + c.beta_dot * (x - c.alpha * noise) / c.beta
+
+    def _one_sided(self, t: Tensor, x: Tensor) -> Coefficients:
+        if not self.one_sided:
+            raise ValueError(
+                f"{type(self).__name__} has a latent or two data ends, so a velocity alone gives no score; learn both."
+            )
+        return self.coefficients(t).like(x)
+
+
+def _without_latent(alpha: Tensor, beta: Tensor, alpha_dot: Tensor, beta_dot: Tensor) -> Coefficients:
+    zero = torch.zeros_like(alpha)
+    return Coefficients(alpha, beta, alpha_dot, beta_dot, zero, zero, zero)
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class Linear(Path):
+    """``x_t = (1 - t) x0 + t x1``: rectified flow, flow matching with straight conditional paths.
+
+    sigma_min: width that is left of the noise at t = 1, ``(1 - (1 - sigma_min) t) x0 + t x1`` (Lipman et al. 2023).
+
+    >>> path = Linear()
+    >>> path.interpolate(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
+    tensor([[0.2500, 0.2500]])
+    """
+
+    sigma_min: float = 0.0
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        slope = 1.0 - self.sigma_min
+        return _without_latent(1 - slope * t, t, -slope * one, one)
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class Trigonometric(Path):
+    """``x_t = cos(pi t / 2) x0 + sin(pi t / 2) x1``: variance-preserving for data of unit variance."""
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        angle = 0.5 * math.pi * t
+        sine, cosine = angle.sin(), angle.cos()
+        return _without_latent(cosine, sine, -0.5 * math.pi * sine, 0.5 * math.pi * cosine)
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class VariancePreserving(Path):
+    """The diffusion with linear rate ``beta_min + s (beta_max - beta_min)`` at s = 1 - t (Song et al. 2021).
+
+    ``beta(t) = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2)``, ``alpha = sqrt(1 - beta^2)``. At t = 0 a share
+    beta(0) of the data is left (0.0066 by default), which a standard normal base leaves out. alpha' diverges at t = 1.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        s, slope = 1 - t, self.beta_max - self.beta_min
+        log_beta = -0.25 * s.square() * slope - 0.5 * s * self.beta_min
+        beta = log_beta.exp()
+        alpha = (-torch.expm1(2 * log_beta)).sqrt()
+        beta_dot = beta * 0.5 * (s * slope + self.beta_min)
+        return _without_latent(alpha, beta, -beta * beta_dot / alpha, beta_dot)
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class VarianceExploding(Path):
+    """``x_t = x1 + sigma x0`` with ``sigma = sigma_max (sigma_min / sigma_max)^t``: of noise as wide as sigma_max."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        rate = math.log(self.sigma_min / self.sigma_max)
+        sigma = self.sigma_max * (rate * t).exp()
+        return _without_latent(sigma, torch.ones_like(t), rate * sigma, torch.zeros_like(t))
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class TwoSided(Path):
+    """``(1 - t) x0 + t x1 + sqrt(a t (1 - t)) z``: a stochastic interpolant between any two densities.
+
+    (Albergo, Boffi & Vanden-Eijnden 2023, arXiv:2303.08797.) Its drift ``b = E[d x_t / dt | x_t]`` and its score
+    ``s = -E[z | x_t] / gamma`` are learnt apart; gamma' diverges at both ends, ``gamma gamma' = a (1 - 2 t) / 2`` does
+    not.
+    """
+
+    a: float = 1.0
+    one_sided = False
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        gamma = (self.a * t * (1 - t)).sqrt()
+        product = 0.5 * self.a * (1 - 2 * t)
+        return Coefficients(1 - t, t, -one, one, gamma, product / gamma, product)
+
+
+def check_times(t: Tensor) -> None:
+    """Raise ValueError unless all times lie in 0 … 1."""
+    if not torch.compiler.is_compiling() and not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"times run from 0 (noise) to 1 (data), got {float(t.min()):.4g} to {float(t.max()):.4g}.")

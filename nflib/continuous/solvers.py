@@ -1,0 +1,210 @@
+"""Solvers of ``dx/dt = v(x, t)`` that treat each sample by itself, so that none depends on its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nflib.contexts import map_context
+from nflib.io.arguments import keep_arguments
+
+__all__ = ["RK4", "Dopri5", "Euler", "FixedStep", "Heun", "Solution", "Solver"]
+
+Field = Callable[[Tensor, Tensor, Any], Tensor]
+"""The velocity ``v(x, t, context)`` of states ``(B, *event_shape)`` at times ``(B,)``; a context has a row for each."""
+
+
+class Solution(NamedTuple):
+    """Where each sample has come, ``(B, *event_shape)``, and how often the field was asked for it, ``(B,)``."""
+
+    state: Tensor
+    evaluations: Tensor
+
+
+class Solver:
+    """Takes states along a field from one time to another; times may fall as well as rise.
+
+    A subclass writes `advance`. is_map: whether what it computes is one smooth map of x, whatever x is, so that it has
+    a log-determinant of its own.
+    """
+
+    is_map: ClassVar[bool] = False
+
+    def advance(self, field: Field, x: Tensor, start: float, stop: float, context: Any = None) -> Solution:
+        """Along one piece of the way."""
+        raise NotImplementedError
+
+    def pieces(self, start: float, stop: float, edges: Iterable[float] = ()) -> list[tuple[float, float]]:
+        """The way from start to stop in pieces, cut at the edges that lie between: times where the field is not smooth.
+
+        >>> Euler(2).pieces(0.0, 1.0, [0.25])
+        [(0.0, 0.25), (0.25, 0.5), (0.5, 1.0)]
+        """
+        low, high = min(start, stop), max(start, stop)
+        times = sorted({*self._times(low, high), *(t for t in edges if low < t < high)})
+        forwards = list(pairwise(times))
+        return forwards if start <= stop else [(last, first) for first, last in reversed(forwards)]
+
+    def solve(self, field: Field, x: Tensor, start: float, stop: float, context: Any = None) -> Solution:
+        """Along the whole way, of a smooth field."""
+        evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        for first, last in self.pieces(start, stop):
+            x, number = self.advance(field, x, first, last, context)
+            evaluations = evaluations + number
+        return Solution(x, evaluations)
+
+    def _times(self, low: float, high: float) -> list[float]:
+        return [low, high]
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class FixedStep(Solver):
+    """An explicit Runge-Kutta method of num_steps equal steps.
+
+    Raises ValueError for no step.
+    """
+
+    num_steps: int
+
+    is_map = True
+    # Of the tableau: rows of a, the weights b; the nodes c are the row sums.
+    stages: ClassVar[tuple[tuple[float, ...], ...]] = ()
+    weights: ClassVar[tuple[float, ...]] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise ValueError(f"{type(self).__name__} takes a positive number of steps, got {self.num_steps!r}.")
+
+    def advance(self, field: Field, x: Tensor, start: float, stop: float, context: Any = None) -> Solution:
+        """One step."""
+        h = stop - start
+        slopes = [field(x, _constant(x, start), context)]
+        for row in self.stages:
+            t = start + sum(row) * h if sum(row) < 1 else stop
+            slopes.append(field(x + h * _combined(row, slopes), _constant(x, t), context))
+        evaluations = torch.full((len(x),), len(slopes), device=x.device)
+        return Solution(x + h * _combined(self.weights, slopes), evaluations)
+
+    def _times(self, low: float, high: float) -> list[float]:
+        return [low + (high - low) * k / self.num_steps for k in range(self.num_steps)] + [high]
+
+
+class Euler(FixedStep):
+    """First order, one evaluation a step."""
+
+
+class Heun(FixedStep):
+    """Second order (the explicit trapezoidal rule), two evaluations a step."""
+
+    stages = ((1.0,),)
+    weights = (0.5, 0.5)
+
+
+class RK4(FixedStep):
+    """The classical method of fourth order, four evaluations a step."""
+
+    stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
+    weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+
+
+# Dormand & Prince 1980: the fifth-order method, and the difference from the fourth-order one embedded in it.
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class Dopri5(Solver):
+    """Dormand and Prince's method of fifth order, with a step of its own for every sample.
+
+    Args:
+        atol, rtol: a step is taken where its error, estimated number by number and divided by ``atol + rtol |x|``, has
+            a root mean square of at most 1 over the event.
+        max_steps: of any sample, rejected ones included.
+
+    Raises:
+        ValueError: a tolerance that is not positive; on solving, a field so stiff that a sample needs more steps, or
+            steps below the resolution of t, told with the time at which it happened.
+    """
+
+    atol: float = 1e-5
+    rtol: float = 1e-5
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not (self.atol > 0 and self.rtol >= 0 and self.max_steps >= 1):
+            raise ValueError(f"Dopri5 needs atol > 0, rtol >= 0 and max_steps >= 1, got {self}.")
+
+    def advance(self, field: Field, x: Tensor, start: float, stop: float, context: Any = None) -> Solution:
+        direction = 1.0 if stop >= start else -1.0
+        length = abs(stop - start)
+        done = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        if length == 0 or len(x) == 0:
+            return Solution(x, evaluations)
+        step = torch.full_like(done, min(0.05, length))
+        smallest = 16 * torch.finfo(x.dtype).eps * max(abs(start), abs(stop))
+        active = torch.arange(len(x), device=x.device)
+        state = x
+        for number in range(self.max_steps):
+            h = torch.minimum(step[active], length - done[active])
+            now = state[active]
+            rows = map_context(lambda part: part[active], context)  # noqa: B023, called at once
+            candidate, error = self._step(field, now, start + direction * done[active], direction * h, rows)
+            evaluations[active] += len(_STAGES) + 1
+            accepted = error <= 1
+            state = state.index_copy(0, active, torch.where(_rows(accepted, now), candidate, now))
+            done[active] = torch.where(accepted, done[active] + h, done[active])
+            factor = (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
+            step[active] = h * factor.to(h)
+            left = (length - done[active]) > smallest
+            stuck = left & (step[active] < smallest)
+            if bool(stuck.any()):
+                self._stiff(number, start + direction * done[active][stuck])
+            active = active[left]
+            if len(active) == 0:
+                return Solution(state, evaluations)
+        return self._stiff(self.max_steps, start + direction * done[active])
+
+    def _step(self, field: Field, x: Tensor, t: Tensor, h: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+        size = _rows(h.to(x.dtype), x)
+        slopes = [field(x, t.to(x.dtype), context)]
+        candidate = x
+        for row in _STAGES:
+            candidate = x + size * _combined(row, slopes)
+            slopes.append(field(candidate, (t + sum(row) * h).to(x.dtype), context))
+        scale = self.atol + self.rtol * torch.maximum(x.detach().abs(), candidate.detach().abs())
+        error = (size * _combined(_ERROR, slopes)).detach() / scale
+        norm = error[:, None].flatten(1).square().mean(1).sqrt()
+        return candidate, torch.where(norm.isfinite(), norm, torch.inf)
+
+    def _stiff(self, number: int, times: Tensor) -> Solution:
+        raise ValueError(
+            f"Dopri5 gave up at step {number} for {len(times)} samples, the first of them at t = "
+            f"{float(times[0]):.6g}: the field is too stiff for these tolerances; raise them or max_steps."
+        )
+
+
+def _constant(x: Tensor, t: float) -> Tensor:
+    return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+
+
+def _rows(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _combined(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    return sum(w * s for w, s in zip(weights, slopes, strict=True) if w)  # type: ignore[return-value]

@@ -1,0 +1,189 @@
+"""Explicit steps ``x -> y``, each near the identity, as one invertible map with its exact log-determinant.
+
+What few-step importance weights need is the log-determinant of the map that was computed, not the integral of a trace
+that it approximates. Jacobians are dense, one backward pass a dimension: meant for up to some hundred dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Step", "inverted", "jacobian", "pushed"]
+
+MAX_ITERATIONS = 50
+MAX_HALVINGS = 8
+CONTINUATION = 8
+
+
+class Step(NamedTuple):
+    """A map of states ``(B, *event_shape)``, row by row, and a guess of its inverse, such as a step back in time."""
+
+    forward: Callable[[Tensor], Tensor]
+    guess: Callable[[Tensor], Tensor]
+    name: str
+
+
+def jacobian(function: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """``y = function(x)`` and ``dy/dx`` ``(B, D, D)`` of a function that treats each row by itself.
+
+    By one backward pass a dimension, which any module allows. Without create_graph both are without a graph.
+    """
+    with torch.enable_grad():
+        leaf = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+        y = function(leaf)
+        flat = y.flatten(1) if y.dim() > 1 else y[:, None]
+        rows = []
+        for index in range(flat.shape[1]):
+            (row,) = torch.autograd.grad(
+                flat[:, index].sum(), leaf, retain_graph=True, create_graph=create_graph, materialize_grads=True
+            )
+            rows.append(row.reshape(len(x), -1))
+    matrix = torch.stack(rows, dim=1)
+    return (y, matrix) if create_graph else (y.detach(), matrix.detach())
+
+
+def pushed(steps: Sequence[Step], x: Tensor, *, check: bool = True, allowed: float = 0.0) -> tuple[Tensor, Tensor]:
+    """What the steps make of x, and ``log|dy/dx|`` ``(B,)``; differentiable.
+
+    Args:
+        steps: one after the other.
+        x: ``(B, *event_shape)``.
+        check: whether to show of each row that the map is one-to-one there: the determinant of each step is positive,
+            and the step's inverse, sought from the guess, is where it came from.
+        allowed: the largest share of rows that may fail; these get a log-determinant of NaN.
+
+    Raises:
+        ValueError: more rows fail.
+    """
+    graph = torch.is_grad_enabled()
+    total = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    good = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for step in steps:
+        y, matrix = jacobian(step.forward, x, graph)
+        sign, logabsdet = torch.linalg.slogdet(matrix.to(total.dtype))
+        total = total + logabsdet
+        if check:
+            good &= (sign > 0) & _comes_back(step, x.detach(), y.detach(), matrix.detach())
+            failed = 1 - float(good.float().mean()) if len(x) else 0.0
+            if failed > allowed:
+                raise ValueError(
+                    f"the map is not one-to-one: {failed:.2%} of {len(x)} samples cannot be traced back through "
+                    f"{step.name}, so they have no density; take more steps, or a smoother field."
+                )
+        x = y
+    return x, torch.where(good, total, torch.nan) if check and allowed > 0 else total
+
+
+def inverted(steps: Sequence[Step], y: Tensor) -> tuple[Tensor, Tensor]:
+    """The x that the steps take to y, and ``log|dx/dy|`` ``(B,)``; differentiable in y and the steps' parameters.
+
+    Newton's method a step, each row until it has converged, by itself. Raises ValueError for a row without a solution.
+    """
+    total = torch.zeros(len(y), dtype=torch.promote_types(y.dtype, torch.float32), device=y.device)
+    graph = torch.is_grad_enabled()
+    for step in reversed(steps):
+        with torch.no_grad():
+            x = _solved(step, y.detach())
+        # Twice, so that second derivatives are those of the solution as well (each Newton step doubles their order).
+        for _ in range(2 if graph else 0):
+            reached, matrix = jacobian(step.forward, x, True)
+            x = x + _solve(matrix, y - reached).view_as(x)
+        _, matrix = jacobian(step.forward, x, graph)
+        sign, logabsdet = torch.linalg.slogdet(matrix.to(total.dtype))
+        if bool((sign <= 0).any()):
+            raise ValueError(
+                f"the map is not one-to-one: at {int((sign <= 0).sum())} of {len(y)} points the determinant of "
+                f"{step.name} is not positive; take more steps, or a smoother field."
+            )
+        total = total - logabsdet
+        y = x
+    return y, total
+
+
+def _comes_back(step: Step, x: Tensor, y: Tensor, matrix: Tensor) -> Tensor:
+    """Which rows of x the inverse of a step finds again from y, sought from the step's own guess, ``(B,)``.
+
+    By simplified Newton steps with the Jacobian at x, one evaluation each; where these fail, by Newton's method.
+    """
+    with torch.no_grad():
+        factors, guess = torch.linalg.lu_factor_ex(matrix), step.guess(y)
+        found = guess
+        for _ in range(MAX_ITERATIONS):
+            found = found + torch.linalg.lu_solve(*factors[:2], _columns(y - step.forward(found))).view_as(x)
+            same = _norm((found - x) / _tolerance(x)) < 1e3
+            if bool(same.all()):
+                return same
+        found, solved = _newton(step.forward, guess, y)
+        return same | (solved & (_norm((found - x) / _tolerance(x)) < 1e3))
+
+
+def _solved(step: Step, y: Tensor) -> Tensor:
+    """The x of ``step(x) = y``, without a gradient."""
+    x, solved = _newton(step.forward, step.guess(y), y)
+    if not bool(solved.all()):
+        # From y itself, as the step grows from none to its full length.
+        other = y
+        for share in torch.linspace(0, 1, CONTINUATION + 1).tolist()[1:]:
+            other, found = _newton(lambda x: torch.lerp(x, step.forward(x), share), other, y)  # noqa: B023
+        x = torch.where(_rows(solved, x), x, other)
+        solved |= found
+    if not bool(solved.all()):
+        raise ValueError(
+            f"Newton's method did not invert {step.name} at {int((~solved).sum())} of {len(y)} points: the map is not "
+            "one-to-one there, or its field is too rough; take more steps."
+        )
+    return x
+
+
+def _newton(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton's method with backtracking for ``function(x) = y``, each row by itself: x, and which rows were solved."""
+    tolerance = _tolerance(y)
+    active = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    error = torch.full((len(y),), torch.inf, dtype=y.dtype, device=y.device)
+    for _ in range(MAX_ITERATIONS):
+        reached, matrix = jacobian(function, x)
+        residual = y - reached
+        error = torch.where(active, _norm(residual / tolerance), error)
+        active = active & (error > 1)
+        if not bool(active.any()):
+            break
+        change = torch.where(_rows(active, x), _solve(matrix, residual).view_as(x), 0.0)
+        factor = torch.ones_like(error)
+        for _ in range(MAX_HALVINGS):
+            worse = active & ~(_norm((y - function(x + _rows(factor, x) * change)) / tolerance) < error)
+            if not bool(worse.any()):
+                break
+            factor = torch.where(worse, 0.5 * factor, factor)
+        # What rounding leaves may stay a little above the tolerance, and then falls no more.
+        active = active & ~worse
+        x = torch.where(_rows(active, x), x + _rows(factor, x) * change, x)
+    return x, error < 1e3
+
+
+def _tolerance(x: Tensor) -> Tensor:
+    """What rounding leaves of each row's numbers, of their shape."""
+    largest = x[:, None].flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
+    return _rows(16 * torch.finfo(x.dtype).eps * (1 + largest), x).expand_as(x)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    solution, info = torch.linalg.solve_ex(matrix, _columns(right))
+    return torch.where((info == 0)[:, None, None], solution, 0.0)
+
+
+def _columns(x: Tensor) -> Tensor:
+    return x[:, None].flatten(1).unsqueeze(-1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The largest number of each row, ``(B,)``; infinite where one is not finite."""
+    norm = x[:, None].flatten(1).abs().amax(1)
+    return torch.where(norm.isfinite(), norm, torch.inf)
+
+
+def _rows(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (x.dim() - 1))
