@@ -312,6 +312,7 @@ class ODEFlow(Flow):
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
         """This flow under another solver, and another density where one is named: a flow of its own, on its weights.
 
+        >>> import torch
         >>> from nflib.continuous import Dopri5
         >>> flow = ODEFlow(lambda x, t: -x, event_shape=(2,))
         >>> flow.with_solver(Dopri5(1e-8, 1e-8), "trace").log_prob(torch.zeros(1, 2))
