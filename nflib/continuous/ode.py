@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver
-from nflib.continuous.steps import Step, inverted, jacobian, pushed
+from nflib.continuous.steps import Step, as_leaf, inverted, jacobian, pushed
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
 from nflib.flows.flow import Flow
 from nflib.interfaces import Decoder, Inversion
@@ -214,11 +214,10 @@ class ODETransform(Transform):
 def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
     """``function(x)`` and the trace of its Jacobian ``(B,)``, or Hutchinson's estimate of it by probes ``(P, D)``."""
     if probes is None:
-        v, matrix = jacobian(function, x, torch.is_grad_enabled())
+        v, matrix = jacobian(function, x)
         return v, matrix.diagonal(dim1=1, dim2=2).sum(1)
-    graph = torch.is_grad_enabled()
+    leaf, graph = as_leaf(function, x)
     with torch.enable_grad():
-        leaf = x if graph and x.requires_grad else x.detach().requires_grad_()
         v = function(leaf)
         trace = v.new_zeros(len(x))
         for probe in probes:
