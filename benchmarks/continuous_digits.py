@@ -145,17 +145,10 @@ def main() -> None:
         "optimal transport": OptimalTransport(),
         "TARFlow": FromFlow(teacher, arguments.noise),
     }
-    drawn = teacher.sample(SAMPLES, seed=0)
+    of_teacher = judged(teacher.sample(SAMPLES, seed=0))
     table: list[list[object]] = [
         ["training pictures", "", "", *_figures(judged_levels(data["train"].levels)), "", ""],
-        [
-            "TARFlow itself",
-            count_parameters(teacher),
-            steps,
-            *_figures(judged(teacher.sample(SAMPLES, seed=0))),
-            "",
-            "",
-        ],
+        ["TARFlow itself", count_parameters(teacher), steps, *_figures(of_teacher), "", ""],
     ]
     for name, coupling in couplings.items():
         found: list[list[float]] = []
