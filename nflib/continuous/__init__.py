@@ -1,9 +1,11 @@
 """Continuous flows: velocity fields, interpolants and flow maps, under the contract of every other flow."""
 
 from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.diffusion import DiffusionProposal
+from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Velocity
 from nflib.continuous.networks import MLPVelocity, TimeFeatures
 from nflib.continuous.objectives import FlowMatching
-from nflib.continuous.ode import ODEFlow, ODETransform, Velocity
+from nflib.continuous.ode import ODEFlow, ODETransform
 from nflib.continuous.paths import (
     Coefficients,
     Linear,
@@ -13,18 +15,24 @@ from nflib.continuous.paths import (
     VarianceExploding,
     VariancePreserving,
 )
-from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, Solution, Solver
+from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, PseudoCorrector, Solution, Solver
 from nflib.continuous.times import Times, Uniform
 from nflib.io.arguments import keep_arguments_of_parts
 
 __all__ = [
     "RK4",
+    "Blockwise",
     "Coefficients",
     "Coupling",
+    "DiffusionProposal",
     "Dopri5",
     "Euler",
     "FixedStep",
     "FlowMatching",
+    "FromDenoiser",
+    "FromNoise",
+    "FromScore",
+    "Guided",
     "Heun",
     "Independent",
     "Linear",
@@ -32,6 +40,8 @@ __all__ = [
     "ODEFlow",
     "ODETransform",
     "Path",
+    "PseudoCorrector",
+    "RatioAware",
     "Solution",
     "Solver",
     "TimeFeatures",

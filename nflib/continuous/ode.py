@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver
 from nflib.continuous.steps import Step, as_leaf, inverted, jacobian, pushed
@@ -27,16 +27,6 @@ DENSITIES = ("map", "trace", "hutchinson")
 # of normals, and have useless weights; four find 0.4 or more.
 LEAST_EXPLAINED = 0.25
 FEWEST_TO_JUDGE = 16
-
-
-class Velocity(Protocol):
-    """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
-
-    x ``(B, *event_shape)``, t ``(B,)`` from 0 to 1; gives ``d x / d t`` of x's shape. A field that is not smooth at
-    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two.
-    """
-
-    def __call__(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
 
 
 class ODETransform(Transform):
@@ -86,7 +76,7 @@ class ODETransform(Transform):
         self.solver, self.density = solver, density
         self.start, self.stop = float(start), float(stop)
         self.num_probes, self.probe_seed, self.allowed_folds = num_probes, probe_seed, allowed_folds
-        self.uses_context = _takes_context(velocity)
+        self.uses_context = takes_context(velocity)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
         """The same field under another solver, and another density where one is named."""
@@ -132,6 +122,13 @@ class ODETransform(Transform):
             inputs = self.solver.advance(self._field(start, stop), inputs, start, stop, context).state
         return inputs
 
+    def guided(self, guidance: Strength) -> ODETransform:
+        """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
+        transform = copy.copy(self)
+        transform._modules = {**self._modules}
+        transform.velocity = Guided(self.velocity, guidance)
+        return transform
+
     @torch.no_grad()
     def _check_resolved(self, noise: Tensor, data: Tensor, context: Any) -> None:
         """Raise ValueError where the solution back in time hardly finds the noise again that became these data.
@@ -171,7 +168,7 @@ class ODETransform(Transform):
         velocity: Callable[..., Tensor] = self.velocity if within is None else within(start, stop)
 
         def field(x: Tensor, t: Tensor, context: Any) -> Tensor:
-            v = velocity(x, t) if context is None else velocity(x, t, context)
+            v = evaluated(velocity, x, t, context)
             if v.shape != x.shape:
                 raise ValueError(
                     f"the velocity has shape {tuple(v.shape)}, and x {tuple(x.shape)}; it must have the shape of x."
@@ -236,16 +233,6 @@ def _noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribut
     return noise if width == 1 else ScaledNoise(noise, [width])
 
 
-def _takes_context(velocity: Velocity) -> bool:
-    """Whether a field has a third argument, for the context, unless it says so itself by `uses_context`."""
-    own = getattr(velocity, "uses_context", None)
-    if own is not None:
-        return bool(own)
-    function = velocity.forward if isinstance(velocity, nn.Module) else velocity
-    parameters = inspect.signature(function).parameters.values()
-    return len(parameters) > 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-
-
 class ODEFlow(Flow):
     """A flow along a velocity field: noise at t = 0 becomes data at t = 1.
 
@@ -305,8 +292,7 @@ class ODEFlow(Flow):
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         check_times(t)
         context = self._embedding_net(self._checked_context(context, len(x)))
-        velocity = self._transform.velocity
-        return velocity(x, t) if context is None else velocity(x, t, context)
+        return evaluated(self._transform.velocity, x, t, context)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
         """This flow under another solver, and another density where one is named: a flow of its own, on its weights.
