@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver
-from nflib.continuous.steps import Step, as_leaf, inverted, jacobian, pushed
+from nflib.continuous.steps import Step, as_leaf, check_resolved, inverted, jacobian, pushed
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
 from nflib.flows.flow import Flow
 from nflib.interfaces import Decoder, Inversion
@@ -23,10 +23,6 @@ from nflib.interfaces import Decoder, Inversion
 __all__ = ["ODEFlow", "ODETransform", "Velocity"]
 
 DENSITIES = ("map", "trace", "hutchinson")
-# Of the noise's variance, what the solution back in time must find again: two Euler steps find 0.1 at most on mixtures
-# of normals, and have useless weights; four find 0.4 or more.
-LEAST_EXPLAINED = 0.25
-FEWEST_TO_JUDGE = 16
 
 
 class ODETransform(Transform):
@@ -99,8 +95,9 @@ class ODETransform(Transform):
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``."""
         if self.density == "map":
-            noise, logabsdet = inverted(self._steps(context), inputs)
-            self._check_resolved(noise, inputs, context)
+            steps = self._steps(context)
+            noise, logabsdet = inverted(steps, inputs)
+            check_resolved(steps, noise, inputs)
             return noise, logabsdet
         return self._with_trace(inputs, context, backwards=True)
 
@@ -111,8 +108,9 @@ class ODETransform(Transform):
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
         """As `inverse`. What the integrated trace gives is not quite the density of the x returned: see `forward`."""
         if self.density == "map":
-            outputs, logabsdet = pushed(self._steps(context), inputs, allowed=self.allowed_folds)
-            self._check_resolved(inputs, outputs, context)
+            steps = self._steps(context)
+            outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
+            check_resolved(steps, inputs, outputs)
             return Inversion(outputs, logabsdet, 0.0)
         return Inversion(*self._with_trace(inputs, context, backwards=False), None)
 
@@ -128,24 +126,6 @@ class ODETransform(Transform):
         transform._modules = {**self._modules}
         transform.velocity = Guided(self.velocity, guidance)
         return transform
-
-    @torch.no_grad()
-    def _check_resolved(self, noise: Tensor, data: Tensor, context: Any) -> None:
-        """Raise ValueError where the solution back in time hardly finds the noise again that became these data.
-
-        Then the steps are too long for the field, and what holds at these points says nothing of those between them.
-        """
-        if len(noise) < FEWEST_TO_JUDGE:
-            return
-        found = data
-        for step in reversed(self._steps(context)):
-            found = step.guess(found)
-        unexplained = float((found - noise).square().sum() / (noise - noise.mean(0)).square().sum())
-        if not unexplained < 1 - LEAST_EXPLAINED:
-            raise ValueError(
-                f"the map cannot be shown to be one-to-one: back in time it finds {max(1 - unexplained, 0):.0%} of the "
-                f"variance of {len(noise)} samples' noise again, so its steps are too long for this field; take more."
-            )
 
     def _steps(self, context: Any) -> list[Step]:
         return [self._step(start, stop, context) for start, stop in self._pieces()]
@@ -226,7 +206,7 @@ def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tens
     return (v, trace) if graph else (v.detach(), trace.detach())
 
 
-def _noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribution:
+def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribution:
     """The normal noise that a path starts from."""
     width = float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
     noise = StandardNormal(event_shape)
@@ -283,7 +263,7 @@ class ODEFlow(Flow):
             probe_seed=probe_seed,
             allowed_folds=allowed_folds,
         )
-        base = _noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
+        base = noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
 
