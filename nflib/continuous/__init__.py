@@ -1,7 +1,7 @@
 """Continuous flows: velocity fields, interpolants and flow maps, under the contract of every other flow."""
 
 from nflib.continuous.couplings import Coupling, Independent
-from nflib.continuous.networks import MLPVelocity, TimeFeatures
+from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
 from nflib.continuous.objectives import FlowMatching
 from nflib.continuous.ode import ODEFlow, ODETransform, Velocity
 from nflib.continuous.paths import (
@@ -19,6 +19,7 @@ from nflib.io.arguments import keep_arguments_of_parts
 
 __all__ = [
     "RK4",
+    "AdaptiveRMSNorm",
     "Coefficients",
     "Coupling",
     "Dopri5",
@@ -36,6 +37,7 @@ __all__ = [
     "Solver",
     "TimeFeatures",
     "Times",
+    "TransformerVelocity",
     "Trigonometric",
     "TwoSided",
     "Uniform",
