@@ -201,7 +201,7 @@ class Dopri5(Solver):
 
 
 def checked_finite(v: Tensor, t: Tensor) -> Tensor:
-    """Velocities ``(B, *event_shape)``; raises ValueError unless all are finite, with the first time ``(B,)`` of one."""
+    """Velocities ``(B, *event_shape)`` at times ``(B,)``; raises ValueError unless all are finite."""
     if not torch.compiler.is_compiling():
         spoilt = ~v.isfinite().reshape(len(v), -1).all(1)
         if bool(spoilt.any()):
