@@ -4,7 +4,7 @@ from nflib.continuous.couplings import Coupling, FromFlow, Independent, OptimalT
 from nflib.continuous.diffusion import DiffusionProposal
 from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Velocity
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
-from nflib.continuous.networks import MLPVelocity, TimeFeatures
+from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
 from nflib.continuous.objectives import Dispersive, Distill, FlowMatching, Invertible, MeanFlow, PseudoHuber
 from nflib.continuous.ode import ODEFlow, ODETransform
 from nflib.continuous.paths import (
@@ -22,6 +22,7 @@ from nflib.io.arguments import keep_arguments_of_parts
 
 __all__ = [
     "RK4",
+    "AdaptiveRMSNorm",
     "AverageVelocity",
     "Blockwise",
     "Coefficients",
@@ -61,6 +62,7 @@ __all__ = [
     "Solver",
     "TimeFeatures",
     "Times",
+    "TransformerVelocity",
     "Trigonometric",
     "TwoSided",
     "UShaped",
