@@ -41,8 +41,9 @@ def simulate(
         test_fraction: likewise.
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
         flow: folder of a trained flow, from whose weighted draws the replicas start instead of structures of random
-            torsions: then one temperature and no hot_ps will do. Where they are worth fewer effective samples than
-            there are replicas, a molecule is refused, and a corpus goes on without it.
+            torsions: then one temperature and no hot_ps will do, and 5 ps of equilibration_ps for the velocities.
+            Where they are worth fewer effective samples than there are replicas, a molecule is refused, and a corpus
+            goes on without it.
         flow_draws: how many to draw of it for each molecule.
         device: cpu, cuda or mps, of the batched engine and of the flow.
         seed: of the random numbers.
