@@ -3,6 +3,7 @@
 from nflib.continuous.couplings import Coupling, Independent
 from nflib.continuous.diffusion import DiffusionProposal
 from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Velocity
+from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
 from nflib.continuous.networks import MLPVelocity, TimeFeatures
 from nflib.continuous.objectives import FlowMatching
 from nflib.continuous.ode import ODEFlow, ODETransform
@@ -35,6 +36,8 @@ __all__ = [
     "Guided",
     "Heun",
     "Independent",
+    "InterpolantFlow",
+    "InterpolantMatching",
     "Linear",
     "MLPVelocity",
     "ODEFlow",
@@ -44,6 +47,7 @@ __all__ = [
     "RatioAware",
     "Solution",
     "Solver",
+    "SymmetricMatching",
     "TimeFeatures",
     "Times",
     "Trigonometric",

@@ -277,7 +277,9 @@ class ODEFlow(Flow):
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""
+        return self._evaluated(self._transform.velocity, x, t, context)
+
+    def _evaluated(self, field: Velocity, x: Tensor, t: Tensor, context: Any) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         check_times(t)
-        context = self._embedding_net(self._checked_context(context, len(x)))
-        return evaluated(self._transform.velocity, x, t, context)
+        return evaluated(field, x, t, self._embedding_net(self._checked_context(context, len(x))))
