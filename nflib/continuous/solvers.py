@@ -161,7 +161,8 @@ class Dopri5(Solver):
 
     Raises:
         ValueError: a tolerance that is not positive; on solving, a field so stiff that a sample needs more steps, or
-            steps below the resolution of t, told with the time at which it happened.
+            steps below the resolution of t, or that is not finite, told with the time at which it happened. Where only
+            a trial step meets a velocity that is not finite, it is tried again at a shorter length.
     """
 
     atol: float = 1e-5
@@ -205,7 +206,7 @@ class Dopri5(Solver):
 
     def _step(self, field: Field, x: Tensor, t: Tensor, h: Tensor, context: Any) -> tuple[Tensor, Tensor]:
         size = _rows(h.to(x.dtype), x)
-        slopes = [field(x, t.to(x.dtype), context)]
+        slopes = [checked_finite(field(x, t.to(x.dtype), context), t)]
         candidate = x
         for row in _STAGES:
             candidate = x + size * _combined(row, slopes)
@@ -218,8 +219,21 @@ class Dopri5(Solver):
     def _stiff(self, number: int, times: Tensor) -> Solution:
         raise ValueError(
             f"Dopri5 gave up at step {number} for {len(times)} samples, the first of them at t = "
-            f"{float(times[0]):.6g}: the field is too stiff for these tolerances; raise them or max_steps."
+            f"{float(times[0]):.6g}: the field is too stiff for these tolerances, or not finite beyond; mend it, or "
+            "raise them or max_steps."
         )
+
+
+def checked_finite(v: Tensor, t: Tensor) -> Tensor:
+    """Velocities ``(B, *event_shape)`` at times ``(B,)``; raises ValueError unless all are finite."""
+    if not torch.compiler.is_compiling():
+        spoilt = ~v.isfinite().reshape(len(v), -1).all(1)
+        if bool(spoilt.any()):
+            raise ValueError(
+                f"the velocity is not finite at t = {float(t[spoilt][0]):.6g} for {int(spoilt.sum())} of {len(v)} "
+                "samples; mend the field there, or its inputs."
+            )
+    return v
 
 
 def _constant(x: Tensor, t: float) -> Tensor:

@@ -1,0 +1,106 @@
+"""Restoration under a normal prior, of which the posterior is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nflib.continuous import ODEFlow
+from nflib.montecarlo import HMC
+from video.restore import Degradation, blur, downsampling, inpainting, restore, restored_mode
+
+SHAPE = (1, 4, 4)
+DEGRADATIONS = {
+    "inpainting": inpainting(torch.arange(16).view(4, 4) % 3 > 0, 0.3),
+    "blur": blur(0.7, 0.3),
+    "downsampling": downsampling(2, 0.3),
+}
+
+
+def covariance() -> Tensor:
+    """Of neighbouring pixels that are alike."""
+    place = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1).view(16, 2).double()
+    return torch.exp(-0.25 * (place[:, None] - place).square().sum(-1)) + 0.1 * torch.eye(16).double()
+
+
+def velocity(x: Tensor, t: Tensor) -> Tensor:
+    """Exact, of the linear path to this normal."""
+    values, vectors = torch.linalg.eigh(covariance())
+    a, b = (1 - t)[:, None], t[:, None]
+    z = x.flatten(1) @ vectors
+    return (((b * values - a) / (a**2 + b**2 * values) * z) @ vectors.mT).view_as(x)
+
+
+def posterior(degradation: Degradation, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance."""
+    matrix = degradation.operator(torch.eye(16).double().view(16, *SHAPE)).flatten(1).mT
+    precision = torch.linalg.inv(covariance()) + matrix.mT @ matrix / degradation.noise**2
+    spread = torch.linalg.inv(precision)
+    return spread @ matrix.mT @ observed.flatten() / degradation.noise**2, spread
+
+
+def observation(degradation: Degradation) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.linalg.cholesky(covariance()) @ torch.randn(16, generator=generator).double()
+    y = degradation.operator(x.view(1, *SHAPE))[0]
+    return y + degradation.noise * torch.randn(y.shape, generator=generator).double()
+
+
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_mode_of_a_normal_posterior(name: str) -> None:
+    degradation = DEGRADATIONS[name]
+    observed = observation(degradation)
+    flow = ODEFlow(velocity, SHAPE).double()
+    mean, _ = posterior(degradation, observed)
+    found = [restored_mode(flow, observed, degradation, num_modes=2, steps=steps).flatten(1) for steps in (4, 40)]
+    assert (found[0] - mean).abs().max() < 0.05
+    assert (found[1] - mean).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_smc_samples_a_normal_posterior(name: str) -> None:
+    degradation = DEGRADATIONS[name]
+    observed = observation(degradation)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(16).double(), covariance())
+
+    class Pictures:
+        """The prior, of pictures."""
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return prior.log_prob(x.flatten(1))
+
+        def sample_and_log_prob(
+            self, num_samples: int, *, generator: torch.Generator | None = None
+        ) -> tuple[Tensor, Tensor]:
+            x = torch.randn(num_samples, 16, generator=generator).double() @ torch.linalg.cholesky(covariance()).mT
+            return x.view(-1, *SHAPE), prior.log_prob(x)
+
+    samples = restore(Pictures(), observed, degradation, 2000, kernel=HMC(), moves=2, seed=0)
+    mean, spread = posterior(degradation, observed)
+    x = samples.x.flatten(1)
+    weights = samples.weights
+    found = (weights[:, None] * x).sum(0)
+    assert (found - mean).abs().max() < 5 * (spread.diagonal().max() / 1000).sqrt()
+    second = (weights[:, None, None] * (x - found)[:, :, None] * (x - found)[:, None]).sum(0)
+    assert (second - spread).abs().max() < 0.15 * spread.diagonal().max()
+
+
+def test_adjoints() -> None:
+    for degradation in DEGRADATIONS.values():
+        x, generator = torch.randn(2, *SHAPE).double(), torch.Generator().manual_seed(0)
+        y = torch.randn(degradation.operator(x).shape, generator=generator).double()
+        left, right = (degradation.operator(x) * y).sum(), (x * degradation.adjoint(y, x)).sum()
+        assert torch.allclose(left, right)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="noise of a degradation"):
+        Degradation(lambda x: x, 0.0)
+    with pytest.raises(ValueError, match="makes pictures of shape"):
+        downsampling(2, 0.1).log_prob(torch.zeros(SHAPE), torch.zeros(3, *SHAPE))
+    flow = ODEFlow(velocity, SHAPE).double()
+    with pytest.raises(ValueError, match="times must rise"):
+        restored_mode(flow, torch.zeros(SHAPE), DEGRADATIONS["blur"], times=[0.5, 0.2])
+    with pytest.raises(ValueError, match="draws"):
+        restored_mode(flow, torch.zeros(SHAPE), DEGRADATIONS["blur"], draws=3)

@@ -1,0 +1,223 @@
+"""Restoration: what pictures are likely to have been, given a degraded one and a flow of pictures as the prior.
+
+`restore` samples the posterior itself, by sequential Monte Carlo; `restored_mode` finds its mode along the velocity of
+a continuous flow, by the variational scheme of FLAIR (Erbach et al. 2025, arXiv:2506.02680).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nflib.continuous import ODEFlow
+from nflib.montecarlo import SMCSamples, smc
+
+__all__ = ["Degradation", "Posterior", "blur", "downsampling", "inpainting", "restore", "restored_mode"]
+
+LAST_TIME = 0.98
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """``y = A x + noise``.
+
+    Args:
+        operator: A, linear, of pictures ``(B, ..., H, W)``.
+        noise: the standard deviation of the normal noise in each number of y.
+
+    Raises:
+        ValueError: noise that is not positive.
+    """
+
+    operator: Callable[[Tensor], Tensor]
+    noise: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise < math.inf:
+            raise ValueError(f"the noise of a degradation must be a positive number, got {self.noise!r}.")
+
+    def log_prob(self, observed: Tensor, pictures: Tensor) -> Tensor:
+        """``log N(y; A x, noise²)`` of one observed y for each picture ``(B, ..., H, W)``: ``(B,)``, nats.
+
+        Raises ValueError where y has not the shape of what the operator makes.
+        """
+        degraded = self.operator(pictures)
+        if degraded.shape[1:] != observed.shape:
+            raise ValueError(
+                f"this degradation makes pictures of shape {tuple(degraded.shape[1:])}, but the one observed has "
+                f"{tuple(observed.shape)}."
+            )
+        misfit = ((observed - degraded) / self.noise).flatten(1)
+        return -0.5 * misfit.square().sum(1) - misfit.shape[1] * math.log(self.noise * math.sqrt(2 * math.pi))
+
+    def adjoint(self, degraded: Tensor, like: Tensor) -> Tensor:
+        """``A^T`` of ``(B, ..., H', W')``, in the shape of pictures `like`."""
+        with torch.enable_grad():
+            pictures = torch.zeros_like(like).requires_grad_()
+            return torch.autograd.grad(self.operator(pictures), pictures, degraded)[0]
+
+
+def inpainting(mask: Tensor, noise: float) -> Degradation:
+    """Of each picture only the pixels where the mask ``(H, W)`` is True are seen, the others as zero.
+
+    >>> y = inpainting(torch.tensor([[True, False]]), 0.1).operator(torch.ones(1, 1, 2))
+    >>> y
+    tensor([[[1., 0.]]])
+    """
+    return Degradation(lambda pictures: pictures * mask.to(pictures), noise)
+
+
+def blur(width: float, noise: float) -> Degradation:
+    """Pictures convolved with a Gaussian of this standard deviation, in pixels; beyond their edge they are zero."""
+    reach = math.ceil(3 * width)
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / width).square())
+    kernel = torch.outer(weights, weights) / weights.sum().square()
+
+    def operator(pictures: Tensor) -> Tensor:
+        rows = pictures.reshape(-1, 1, *pictures.shape[-2:])
+        return functional.conv2d(rows, kernel.to(rows)[None, None], padding=reach).view_as(pictures)
+
+    return Degradation(operator, noise)
+
+
+def downsampling(factor: int, noise: float) -> Degradation:
+    """Pictures of fewer pixels, each the mean of ``factor × factor``.
+
+    >>> downsampling(2, 0.1).operator(torch.ones(1, 1, 4, 4)).shape
+    torch.Size([1, 1, 2, 2])
+    """
+
+    def operator(pictures: Tensor) -> Tensor:
+        rows = functional.avg_pool2d(pictures.reshape(-1, 1, *pictures.shape[-2:]), factor)
+        return rows.view(*pictures.shape[:-2], *rows.shape[-2:])
+
+    return Degradation(operator, noise)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """``log q(x) + log N(y; A x, noise²)``, a target for Monte Carlo. prior: anything with `log_prob(x)`."""
+
+    prior: Any
+    observed: Tensor
+    degradation: Degradation
+
+    def log_prob(self, inputs: Tensor, /) -> Tensor:
+        return self.prior.log_prob(inputs) + self.degradation.log_prob(self.observed, inputs)
+
+
+def restore(prior: Any, observed: Tensor, degradation: Degradation, num_samples: int, **options: Any) -> SMCSamples:
+    """Weighted pictures of the posterior, by `smc` from the prior through ``q(x) N(y; A x, noise²)^b``.
+
+    Args:
+        prior: a flow of pictures, or `Flow.given` a class.
+        observed: y, one degraded picture.
+        degradation: how it came about.
+        num_samples: particles.
+        options: of `nflib.montecarlo.smc`, such as kernel, moves and seed.
+
+    Raises:
+        ValueError: as `smc`, or an observed picture of another shape.
+    """
+    return smc(prior, Posterior(prior, observed, degradation), num_samples, **options)
+
+
+@torch.no_grad()
+def restored_mode(
+    flow: ODEFlow,
+    observed: Tensor,
+    degradation: Degradation,
+    context: Any = None,
+    *,
+    num_modes: int = 1,
+    times: Sequence[float] | None = None,
+    steps: int = 4,
+    draws: int = 4,
+    renoise: float = 0.0,
+    solve_steps: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """Pictures at modes of the posterior, along a velocity: no density, no gradient of the network.
+
+    At each time the picture m takes steps down the prior's variational gradient, the velocity's error at ``x_t = alpha
+    x0 + beta m`` about x0, which as t goes to 1 is minus the score at m; and after each the proximal map of the
+    likelihood, solved by conjugate gradients. The weight of the gradient is the noise-to-signal ratio ``(alpha /
+    beta)²`` of the time, with which a step replaces m by its denoised mean.
+
+    Args:
+        flow: a continuous flow of pictures on a one-sided path.
+        observed, degradation: as for `restore`.
+        context: one row, as the flow takes it.
+        num_modes: how many to seek, each from noise of its own.
+        times: rising, in (0, 1) (default: 40, up to 0.98); the noise of the last one smooths the prior of the mode.
+        steps: at each time; the more, the nearer to the mode.
+        draws: of x0 in each gradient, in pairs of opposite sign.
+        renoise: the share of x0 that is predicted from the velocity rather than drawn, in [0, 1).
+        solve_steps: of conjugate gradients, at most.
+        seed: of the noise.
+
+    Returns:
+        ``(num_modes, *event_shape)``.
+
+    Raises:
+        ValueError: an odd number of draws, times out of order, or a renoise outside [0, 1).
+    """
+    if draws < 2 or draws % 2 or not 0 <= renoise < 1:
+        raise ValueError(f"draws ({draws}) must be even and renoise ({renoise}) in [0, 1).")
+    times = [LAST_TIME * k / 40 for k in range(1, 41)] if times is None else list(times)
+    if not times or any(not 0 < t < 1 for t in times) or sorted(times) != times:
+        raise ValueError("times must rise within (0, 1).")
+    generator = torch.Generator().manual_seed(seed)
+    weight = next(flow.parameters(), observed)
+    shape = (num_modes, *flow.event_shape)
+    mode = torch.zeros(shape).to(weight)
+    observed = observed.to(weight)
+    predicted = torch.randn(shape, generator=generator).to(weight)
+    rows = None if context is None else context.expand(num_modes, *context.shape[1:])
+    for time in times:
+        t = torch.full((num_modes,), time).to(weight)
+        c = flow.path.coefficients(t).like(mode)
+        ratio = (c.alpha / c.beta).square()
+        for _ in range(steps):
+            denoised, noise = torch.zeros_like(mode), torch.zeros_like(mode)
+            half = torch.randn((draws // 2, *shape), generator=generator).to(weight)
+            for fresh in torch.cat([half, -half]):
+                x0 = renoise * predicted + math.sqrt(1 - renoise**2) * fresh
+                x = c.alpha * x0 + c.beta * mode
+                score = flow.path.score_from_velocity(flow.velocity(x, t, rows), x, t)
+                denoised += flow.path.denoised_from_score(score, x, t) / draws
+                noise += flow.path.noise_from_score(score, x, t) / draws
+            predicted = noise
+            mode = _proximal(denoised, observed, degradation, ratio, solve_steps)
+    return mode
+
+
+def _proximal(x: Tensor, observed: Tensor, degradation: Degradation, length: Tensor, iterations: int) -> Tensor:
+    """The m that minimises ``|y - A m|² / (2 noise²) + |m - x|² / (2 length)``, by conjugate gradients."""
+    scale = length / degradation.noise**2
+
+    def matrix(m: Tensor) -> Tensor:
+        return m + scale * degradation.adjoint(degradation.operator(m), m)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.dim() - 1))
+
+    residual = scale * degradation.adjoint(observed.expand(len(x), *observed.shape) - degradation.operator(x), x)
+    direction, m, size = residual, x, dot(residual, residual)
+    smallest = size.max() * torch.finfo(x.dtype).eps ** 2
+    for _ in range(iterations):
+        if bool((size <= smallest).all()):
+            break
+        product = matrix(direction)
+        factor = size / dot(direction, product).clamp(min=torch.finfo(x.dtype).tiny)
+        m, residual = m + factor * direction, residual - factor * product
+        new = dot(residual, residual)
+        direction, size = residual + new / size.clamp(min=torch.finfo(x.dtype).tiny) * direction, new
+    return m
