@@ -3,6 +3,7 @@
 from nflib.continuous.couplings import Coupling, FromFlow, Independent, OptimalTransport, Pairs, pairs_of
 from nflib.continuous.diffusion import DiffusionProposal
 from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Velocity
+from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
 from nflib.continuous.objectives import Dispersive, Distill, FlowMatching, Invertible, MeanFlow, PseudoHuber
@@ -43,6 +44,8 @@ __all__ = [
     "Guided",
     "Heun",
     "Independent",
+    "InterpolantFlow",
+    "InterpolantMatching",
     "Invertible",
     "Linear",
     "LogitNormal",
@@ -60,6 +63,7 @@ __all__ = [
     "RatioAware",
     "Solution",
     "Solver",
+    "SymmetricMatching",
     "TimeFeatures",
     "Times",
     "TransformerVelocity",

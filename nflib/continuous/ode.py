@@ -271,10 +271,13 @@ class ODEFlow(Flow):
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""
+        return self._evaluated(self._transform.velocity, x, t, context)
+
+    def _evaluated(self, field: Velocity, x: Tensor, t: Tensor, context: Any) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         check_times(t)
         context = self._embedding_net(self._checked_context(context, len(x)))
-        return evaluated(in_single_precision(self._transform.velocity), x, t, context)
+        return evaluated(in_single_precision(field), x, t, context)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
         """This flow under another solver, and another density where one is named: a flow of its own, on its weights.
