@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 import torch
+from nflows.transforms import CompositeTransform, Transform
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -44,8 +45,8 @@ class OptimalTransport:
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
         x0, x1, context = Independent()(flow, batch, generator)
-        order = torch.arange(len(x1), device=x1.device)
-        for rows in _alike(context, order):
+        order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
+        for rows in _alike(context, torch.arange(len(x1), device=x1.device)):
             cost = torch.cdist(x1[rows].flatten(1).double(), x0[rows].flatten(1).double()).square()
             order[rows] = rows[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=rows.device)]
         return x0[order], x1, context
@@ -81,12 +82,12 @@ def pairs_of(
 
     Returns:
         "noise" and "inputs", ``(num_pairs, *event_shape)``, num_pairs for each context in turn, and "context", where
-        there is one.
+        there is one. Noise of tokens lies where the data of the same tokens do.
 
     >>> from nflib.flows import TARFlow
     >>> teacher = TARFlow((6,), patch_size=2, channels=16, num_blocks=1, head_dim=8)
     >>> pairs = pairs_of(teacher, 5, seed=0)
-    >>> torch.allclose(teacher.encode(pairs["inputs"]), pairs["noise"], atol=1e-4)
+    >>> torch.allclose(teacher.encode(pairs["inputs"]).flatten(1), pairs["noise"], atol=1e-4)
     True
     """
     rows, context = num_pairs, as_context(context)
@@ -96,7 +97,7 @@ def pairs_of(
     noise = draw(flow._distribution, rows, None, torch.Generator().manual_seed(seed))
     parts = [slice(first, first + batch_size) for first in range(0, rows, batch_size)]
     x = torch.cat([flow.decode(noise[part], map_context(lambda c, part=part: c[part], context)) for part in parts])
-    return {"inputs": x, "noise": noise} | ({} if context is None else {"context": context})
+    return {"inputs": x, "noise": placed(flow._transform, noise)} | ({} if context is None else {"context": context})
 
 
 class FromFlow:
@@ -106,12 +107,14 @@ class FromFlow:
     and what is left to learn are nearly straight paths. What it was trained on should have had the same noise added.
 
     Args:
-        flow: the teacher, whose noise has the shape of the data; taken to the data's device and to evaluation mode.
+        flow: the teacher; taken to the data's device and to evaluation mode. Noise of tokens goes where the data of the
+            same tokens are.
         noise: standard deviation of what is added to the data before they are encoded.
         width: standard deviation of the encodings, if it is not 1.
 
     Raises:
-        ValueError: a negative noise, a width that is not positive.
+        ValueError: a negative noise, a width that is not positive; on training, noise that is no rearrangement of an
+            event, as of coordinates of another kind.
     """
 
     def __init__(self, flow: Flow, noise: float = 0.0, width: float = 1.0):
@@ -123,12 +126,30 @@ class FromFlow:
         x1, context = batch["inputs"], batch.get("context")
         added = torch.randn(x1.shape, generator=generator, device=generator.device, dtype=x1.dtype).to(x1.device)
         encoded = self.flow.to(x1.device).encode(x1 + self.noise * added, context)
-        return encoded.to(x1) / self.width, x1, context
+        return placed(self.flow._transform, encoded).to(x1) / self.width, x1, context
 
 
 def noise_like(x1: Tensor, flow: Flow, generator: torch.Generator) -> Tensor:
     """One draw of the flow's base for each sample, in its dtype; of a base that does not read the context."""
     return draw(flow._distribution, len(x1), None, generator).to(x1)
+
+
+def placed(transform: Transform, noise: Tensor) -> Tensor:
+    """Noise in the shape of an event, where a transform begins by rearranging events: in tokens, such as patches.
+
+    Raises ValueError for one that changes their shape in another way.
+    """
+    if isinstance(transform, CompositeTransform):
+        for part in reversed(list(transform._transforms)):  # type: ignore[arg-type]
+            noise = placed(part, noise)  # type: ignore[arg-type]
+    elif hasattr(transform, "input_shape"):
+        noise, logabsdet = transform.inverse(noise)
+        if bool(logabsdet.any()):
+            raise ValueError(
+                f"{type(transform).__name__} does more than rearrange events, so the flow's noise cannot stand beside "
+                "its data; use the flow of what comes after it."
+            )
+    return noise
 
 
 def _alike(context: Any, rows: Tensor) -> list[Tensor]:
