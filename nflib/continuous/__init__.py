@@ -2,7 +2,7 @@
 
 from nflib.continuous.couplings import Coupling, FromFlow, Independent, OptimalTransport, Pairs, pairs_of
 from nflib.continuous.diffusion import DiffusionProposal
-from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Velocity
+from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Refined, Velocity
 from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
@@ -17,6 +17,7 @@ from nflib.continuous.paths import (
     VarianceExploding,
     VariancePreserving,
 )
+from nflib.continuous.potentials import potential_step, wave_residual
 from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, PseudoCorrector, Solution, Solver
 from nflib.continuous.times import LogitNormal, Mode, Times, Uniform, UShaped, cosmap
 from nflib.io.arguments import keep_arguments_of_parts
@@ -61,6 +62,7 @@ __all__ = [
     "PseudoCorrector",
     "PseudoHuber",
     "RatioAware",
+    "Refined",
     "Solution",
     "Solver",
     "SymmetricMatching",
@@ -76,6 +78,8 @@ __all__ = [
     "Velocity",
     "cosmap",
     "pairs_of",
+    "potential_step",
+    "wave_residual",
 ]
 
 keep_arguments_of_parts("nflib.continuous")

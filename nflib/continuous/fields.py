@@ -1,4 +1,4 @@
-"""Velocity fields, and fields made of others: converted, guided, in blocks of time."""
+"""Velocity fields, and fields made of others: converted, guided, refined, in blocks of time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nflib.continuous.paths import Path
 from nflib.io.arguments import keep_arguments
 from nflib.transforms.guided import unpaired
 
-__all__ = ["Blockwise", "FromDenoiser", "FromNoise", "FromScore", "Guided", "RatioAware", "Velocity"]
+__all__ = ["Blockwise", "FromDenoiser", "FromNoise", "FromScore", "Guided", "RatioAware", "Refined", "Velocity"]
 
 
 class Velocity(Protocol):
@@ -184,6 +184,26 @@ class Guided(_OfAnother):
         conditional, unconditional = both.chunk(2)
         strength = self.strength(conditional, unconditional) if callable(self.strength) else self.strength
         return unconditional + strength * (conditional - unconditional)
+
+
+class Refined(_OfAnother):
+    """``v + r(x, t, v)``: a field, such as that of a light network, and what a small refiner adds to its slope.
+
+    (FlowTurbo, Zhao et al. 2024, arXiv:2409.18128, whose refiner corrects the slope of the step before; that of the
+    same point leaves one field, with a density.) Fitted as any field is, with the first one's parameters frozen or not.
+
+    Args:
+        field: v.
+        refiner: r, a module or function ``(x, t, v, context)``, without the context where there is none.
+    """
+
+    def __init__(self, field: Callable[..., Tensor], refiner: Callable[..., Tensor]):
+        super().__init__(field)
+        self.refiner = refiner
+
+    def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
+        v = evaluated(field, x, t, context)
+        return v + (self.refiner(x, t, v) if context is None else self.refiner(x, t, v, context))
 
 
 class Blockwise(nn.Module):

@@ -20,6 +20,7 @@ from nflib.continuous import (
     ODEFlow,
     PseudoCorrector,
     RatioAware,
+    Refined,
     Trigonometric,
     VarianceExploding,
     VariancePreserving,
@@ -162,6 +163,34 @@ def test_ratio_aware_flow_has_its_own_density() -> None:
     assert abs(float(total) - 1) < 2e-3
 
 
+# ---- refinement
+
+
+def test_refined_field_is_fitted_to_the_rest() -> None:
+    exact, light = Exact(Linear()), Pushed()
+    none = torch.zeros_like(X)
+
+    def rest(x, t, v):
+        return exact.velocity(x, t) - v
+
+    field = Refined(lambda x, t: light(x, t, none), rest)
+    torch.testing.assert_close(field(X, T), exact.velocity(X, T))
+
+    class Refiner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, t, v):
+            return self.scale * v
+
+    base, refiner = MLPVelocity(2, channels=8).requires_grad_(False), Refiner()
+    torch.nn.init.normal_(base.proj_out.weight)
+    flow = ODEFlow(Refined(base, refiner), (2,))
+    FlowMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))[0].backward()
+    assert refiner.scale.grad.abs() > 0 and base.proj_out.weight.grad is None
+
+
 # ---- blocks of time
 
 
@@ -260,3 +289,23 @@ def test_pseudo_corrector_is_one_map_with_a_density() -> None:
     torch.testing.assert_close(flow._transform(data)[0], noise, rtol=1e-8, atol=1e-8)
     backwards = PseudoCorrector(64).solve(growth, PseudoCorrector(64).solve(growth, X, 0.0, 1.0).state, 1.0, 0.0)
     torch.testing.assert_close(backwards.state, X, rtol=0, atol=1e-3)
+
+
+# ---- all of them
+
+
+@pytest.mark.parametrize("name", ["blocks", "denoiser", "guided", "pseudo-corrector"])
+def test_saved_and_loaded(name, tmp_path) -> None:
+    nets = [MLPVelocity(2, channels=8) for _ in range(2)] + [MLPVelocity(2, channels=8, context_size=3)]
+    for net in nets:
+        torch.nn.init.normal_(net.proj_out.weight)
+    flow = {
+        "blocks": lambda: ODEFlow(Blockwise(nets[:2], [0.3]), (2,)),
+        "denoiser": lambda: ODEFlow(FromDenoiser(nets[0], Trigonometric()), (2,), path=Trigonometric()),
+        "guided": lambda: ODEFlow(nets[2], (2,), context_shape=(3,)).guided(RatioAware(3.0, 1.0), torch.zeros(1, 3)),
+        "pseudo-corrector": lambda: ODEFlow(nets[0], (2,), solver=PseudoCorrector(4)),
+    }[name]()
+    context = torch.ones(4, 3) if name == "guided" else None
+    flow.save_pretrained(tmp_path / "flow")
+    again = type(flow).from_pretrained(tmp_path / "flow")
+    assert torch.equal(again.log_prob(X[:4].float(), context), flow.log_prob(X[:4].float(), context))
