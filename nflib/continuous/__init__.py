@@ -3,7 +3,16 @@
 from nflib.continuous.couplings import Coupling, FromFlow, Independent, OptimalTransport, Pairs, pairs_of
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import MLPVelocity, TimeFeatures
-from nflib.continuous.objectives import Dispersive, Distill, FlowMatching, Invertible, MeanFlow, PseudoHuber
+from nflib.continuous.objectives import (
+    Dispersive,
+    Distill,
+    FlowMatching,
+    Invertible,
+    MeanFlow,
+    PathPolicyGradient,
+    PseudoHuber,
+    Rollouts,
+)
 from nflib.continuous.ode import ODEFlow, ODETransform, Velocity
 from nflib.continuous.paths import (
     Coefficients,
@@ -46,7 +55,9 @@ __all__ = [
     "OptimalTransport",
     "Pairs",
     "Path",
+    "PathPolicyGradient",
     "PseudoHuber",
+    "Rollouts",
     "Solution",
     "Solver",
     "TimeFeatures",
