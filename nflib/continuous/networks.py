@@ -1,27 +1,35 @@
-"""Velocity networks for vectors."""
+"""Velocity networks: for vectors, and for tokens or images."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLPVelocity", "TimeFeatures"]
+from nflib.networks.conditioning import ClassEmbedding, VectorEmbedding
+from nflib.networks.norms import RMSNorm
+from nflib.networks.positions import LearnedPositions
+from nflib.networks.step import Step
+from nflib.networks.transformer import transformer_layers
+from nflib.transforms.patches import ImagePatches, VectorPatches
+
+__all__ = ["AdaptiveRMSNorm", "MLPVelocity", "TimeFeatures", "TransformerVelocity"]
 
 
 class TimeFeatures(nn.Module):
     """Times ``(B,)`` in [0, 1] as ``t`` itself and sines and cosines of ``pi t, 2 pi t, 4 pi t …``, ``(B, size)``."""
 
-    frequencies: Tensor
-
     def __init__(self, num_frequencies: int = 6):
         super().__init__()
+        self.num_frequencies = num_frequencies
         self.size = 1 + 2 * num_frequencies
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(num_frequencies), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None] * self.frequencies
+        angles = t[:, None] * (math.pi * 2.0 ** torch.arange(self.num_frequencies, dtype=t.dtype, device=t.device))
         return torch.cat([t[:, None], angles.sin(), angles.cos()], dim=1)
 
 
@@ -61,3 +69,93 @@ class MLPVelocity(nn.Module):
         for layer in self.layers:
             hidden = hidden + layer(hidden)
         return self.proj_out(hidden)
+
+
+class AdaptiveRMSNorm(nn.Module):
+    """`RMSNorm` with a gain and a bias from a condition: ``norm(x) * (1 + gain(c)) + bias(c)`` (Peebles & Xie 2023).
+
+    x ``(B, T, channels)``, condition ``(B, 1 or T, condition_channels)``. Of elementary operations, whose derivatives
+    of any order are right; those of `torch.nn.LayerNorm` are not from the third on.
+    """
+
+    def __init__(self, channels: int, condition_channels: int):
+        super().__init__()
+        self.norm = RMSNorm(channels)
+        self.modulation = nn.Linear(condition_channels, 2 * channels)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        gain, bias = self.modulation(condition).chunk(2, dim=-1)
+        return self.norm(x) * (1 + gain) + bias
+
+
+class TransformerVelocity(nn.Module):
+    """``v(x, t, context)`` by a transformer whose tokens all see each other; time and context steer its norms.
+
+    Args:
+        event_shape: of x: images ``(C, H, W)``, cut into patches, or any other shape, such as tokens ``(T, C)``, cut in
+            raster order into tokens of patch_size numbers.
+        patch_size: height and width of an image's patches, or a number for both; of tokens their number of channels.
+        channels, num_layers, head_dim, expansion: of the transformer; head_dim divides channels.
+        num_classes: the context holds class labels ``(B,)``, integers, -1 for none. context_size: it holds vectors of
+            so many numbers.
+
+    The output starts at zero.
+
+    Raises:
+        ValueError: settings or inputs that do not fit; contexts of vectors left out.
+
+    >>> field = TransformerVelocity((1, 4, 4), patch_size=2, channels=16, num_layers=1, head_dim=8, num_classes=3)
+    >>> field(torch.zeros(5, 1, 4, 4), torch.rand(5), torch.tensor([0, 1, 2, -1, -1])).shape
+    torch.Size([5, 1, 4, 4])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        patch_size: int | Sequence[int] = 1,
+        channels: int = 128,
+        num_layers: int = 4,
+        head_dim: int = 32,
+        expansion: float = 4,
+        num_classes: int = 0,
+        context_size: int = 0,
+    ):
+        super().__init__()
+        if num_classes and context_size:
+            raise ValueError("a context is class labels (num_classes) or vectors (context_size), not both.")
+        cut = ImagePatches if len(event_shape) == 3 else VectorPatches
+        self.patches = cut(event_shape, patch_size)
+        num_tokens, token_size = self.patches.token_shape
+        self.embedding: nn.Module | None = None
+        if num_classes:
+            self.embedding = ClassEmbedding(num_classes, channels)
+        elif context_size:
+            self.embedding = VectorEmbedding(context_size, channels)
+        self.uses_context = self.embedding is not None
+        times = TimeFeatures()
+        self.times = nn.Sequential(times, nn.Linear(times.size, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.proj_in = nn.Linear(token_size, channels)
+        self.positions = LearnedPositions(num_tokens, channels)
+        norm = partial(AdaptiveRMSNorm, condition_channels=channels)
+        self.layers = nn.ModuleList(
+            transformer_layers(num_layers, channels, head_dim=head_dim, expansion=expansion, norm=norm)
+        )
+        self.final_norm = norm(channels)
+        self.proj_out = nn.Linear(channels, token_size)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
+        tokens, _ = self.patches(x)
+        hidden = self.proj_in(tokens)
+        hidden = hidden + self.positions(0, hidden.shape[1])
+        condition = self.times(t)[:, None]
+        if self.embedding is not None:
+            condition = condition + self.embedding(context)
+        # A mask of four dimensions stands in place of causality under every backend of attention.
+        everywhere = hidden.new_zeros(1, 1, hidden.shape[1], hidden.shape[1])
+        step = Step(condition=condition, mask=everywhere)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, step, index)
+        return self.patches.inverse(self.proj_out(self.final_norm(hidden, condition)))[0]

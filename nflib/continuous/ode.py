@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
-from nflib.continuous.solvers import Field, Heun, Solver
+from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
 from nflib.continuous.steps import Step, as_leaf, check_resolved, inverted, jacobian, pushed
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
 from nflib.flows.flow import Flow
@@ -23,16 +23,6 @@ from nflib.interfaces import Decoder, Inversion
 __all__ = ["ODEFlow", "ODETransform", "Velocity"]
 
 DENSITIES = ("map", "trace", "hutchinson")
-
-
-class Velocity(Protocol):
-    """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
-
-    x ``(B, *event_shape)``, t ``(B,)`` from 0 to 1; gives ``d x / d t`` of x's shape. A field that is not smooth at
-    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two.
-    """
-
-    def __call__(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
 
 
 class ODETransform(Transform):
@@ -82,7 +72,7 @@ class ODETransform(Transform):
         self.solver, self.density = solver, density
         self.start, self.stop = float(start), float(stop)
         self.num_probes, self.probe_seed, self.allowed_folds = num_probes, probe_seed, allowed_folds
-        self.uses_context = _takes_context(velocity)
+        self.uses_context = takes_context(velocity)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
         """The same field under another solver, and another density where one is named."""
@@ -130,6 +120,13 @@ class ODETransform(Transform):
             inputs = self.solver.advance(self._field(start, stop), inputs, start, stop, context).state
         return inputs
 
+    def guided(self, guidance: Strength) -> ODETransform:
+        """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
+        transform = copy.copy(self)
+        transform._modules = {**self._modules}
+        transform.velocity = Guided(self.velocity, guidance)
+        return transform
+
     def _steps(self, context: Any) -> list[Step]:
         return [self._step(start, stop, context) for start, stop in self._pieces()]
 
@@ -148,23 +145,16 @@ class ODETransform(Transform):
     def _field(self, start: float, stop: float) -> Field:
         """The velocity between two times, with its result checked."""
         within = getattr(self.velocity, "within", None)
-        velocity: Callable[..., Tensor] = self.velocity if within is None else within(start, stop)
+        velocity = in_single_precision(self.velocity if within is None else within(start, stop))
 
         def field(x: Tensor, t: Tensor, context: Any) -> Tensor:
-            v = velocity(x, t) if context is None else velocity(x, t, context)
+            v = evaluated(velocity, x, t, context)
             if v.shape != x.shape:
                 raise ValueError(
                     f"the velocity has shape {tuple(v.shape)}, and x {tuple(x.shape)}; it must have the shape of x."
                 )
-            if not torch.compiler.is_compiling():
-                spoilt = ~v.isfinite().reshape(len(v), -1).all(1)
-                if bool(spoilt.any()):
-                    where = float(t[spoilt][0])
-                    raise ValueError(
-                        f"the velocity is not finite at t = {where:.6g} for {int(spoilt.sum())} of {len(x)} samples; "
-                        "mend the field there, or its inputs."
-                    )
-            return v
+            # A solver that chooses its steps tries some that it then rejects, and looks at accepted ones by itself.
+            return checked_finite(v, t) if self.solver.is_map else v
 
         return field
 
@@ -216,14 +206,13 @@ def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distributi
     return noise if width == 1 else ScaledNoise(noise, [width])
 
 
-def _takes_context(velocity: Velocity) -> bool:
-    """Whether a field has a third argument, for the context, unless it says so itself by `uses_context`."""
-    own = getattr(velocity, "uses_context", None)
-    if own is not None:
-        return bool(own)
-    function = velocity.forward if isinstance(velocity, nn.Module) else velocity
-    parameters = inspect.signature(function).parameters.values()
-    return len(parameters) > 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+def in_single_precision(velocity: Velocity) -> Callable[..., Tensor]:
+    """The field, computed in float32 where its weights are in half precision: of its rounding no map is smooth."""
+    if not isinstance(velocity, nn.Module):
+        return velocity
+    weights = {**dict(velocity.named_parameters()), **dict(velocity.named_buffers())}
+    narrow = {name: w.float() for name, w in weights.items() if w.is_floating_point() and w.dtype.itemsize < 4}
+    return velocity if not narrow else lambda *inputs: torch.func.functional_call(velocity, narrow, inputs)
 
 
 class ODEFlow(Flow):
@@ -282,11 +271,13 @@ class ODEFlow(Flow):
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""
+        return self._evaluated(self._transform.velocity, x, t, context)
+
+    def _evaluated(self, field: Velocity, x: Tensor, t: Tensor, context: Any) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         check_times(t)
         context = self._embedding_net(self._checked_context(context, len(x)))
-        velocity = self._transform.velocity
-        return velocity(x, t) if context is None else velocity(x, t, context)
+        return evaluated(in_single_precision(field), x, t, context)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
         """This flow under another solver, and another density where one is named: a flow of its own, on its weights.
