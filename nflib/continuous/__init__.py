@@ -6,7 +6,16 @@ from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScor
 from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
-from nflib.continuous.objectives import Dispersive, Distill, FlowMatching, Invertible, MeanFlow, PseudoHuber
+from nflib.continuous.objectives import (
+    Dispersive,
+    Distill,
+    FlowMatching,
+    Invertible,
+    MeanFlow,
+    PathPolicyGradient,
+    PseudoHuber,
+    Rollouts,
+)
 from nflib.continuous.ode import ODEFlow, ODETransform
 from nflib.continuous.paths import (
     Coefficients,
@@ -59,10 +68,12 @@ __all__ = [
     "OptimalTransport",
     "Pairs",
     "Path",
+    "PathPolicyGradient",
     "PseudoCorrector",
     "PseudoHuber",
     "RatioAware",
     "Refined",
+    "Rollouts",
     "Solution",
     "Solver",
     "SymmetricMatching",

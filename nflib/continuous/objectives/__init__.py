@@ -5,5 +5,16 @@ from nflib.continuous.objectives.distill import Distill
 from nflib.continuous.objectives.flow_matching import FlowMatching, PseudoHuber, squared_error
 from nflib.continuous.objectives.invertible import Invertible
 from nflib.continuous.objectives.mean_flow import MeanFlow
+from nflib.continuous.objectives.policy import PathPolicyGradient, Rollouts
 
-__all__ = ["Dispersive", "Distill", "FlowMatching", "Invertible", "MeanFlow", "PseudoHuber", "squared_error"]
+__all__ = [
+    "Dispersive",
+    "Distill",
+    "FlowMatching",
+    "Invertible",
+    "MeanFlow",
+    "PathPolicyGradient",
+    "PseudoHuber",
+    "Rollouts",
+    "squared_error",
+]

@@ -1,0 +1,152 @@
+"""Policy gradients on the paths of the stochastic differential equation: a flow is bent towards a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nflib.continuous.ode import ODEFlow
+from nflib.distributions import draw
+
+__all__ = ["PathPolicyGradient", "Rollouts"]
+
+
+@dataclass(frozen=True)
+class PathPolicyGradient:
+    """Fits an `ODEFlow`'s velocity to a reward of its samples, by PPO on the steps of its paths (Xue et al. 2025).
+
+    The policy is a step of ``dx = (v + epsilon s) dt + sqrt(2 epsilon) dW``, s the score that belongs to the velocity,
+    whose paths end in the flow's own density; of each step the loss has
+
+        max(-A r, -A clip(r, 1 - clip, 1 + clip)),
+
+    r the ratio of its density to that at which it was drawn, A the path's reward less the mean, over the standard
+    deviation (DanceGRPO, arXiv:2505.07818, whose log-ratios are means over an event's numbers; ours are sums, so that
+    at r = 1 the gradient is that of the mean reward). The sum over steps, the mean over paths.
+
+    Args:
+        epsilon: half the squared noise per unit of time; positive.
+        clip: how far a ratio may pull.
+
+    Raises:
+        ValueError: numbers that are not positive.
+    """
+
+    epsilon: float = 0.1
+    clip: float = 0.2
+
+    keys: ClassVar[tuple[str, ...]] = ("inputs", "log_prob", "advantage")
+
+    def __post_init__(self) -> None:
+        if not (self.epsilon > 0 and self.clip > 0):
+            raise ValueError(f"epsilon and clip must be positive, got {self}.")
+
+    def __call__(
+        self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        change = self.log_prob(flow, batch["inputs"]) - batch["log_prob"]
+        ratio, advantage = change.exp(), batch["advantage"].to(change)[:, None]
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        loss = torch.maximum(-advantage * ratio, -advantage * clipped).sum(1).mean()
+        return loss, {"policy": loss.detach(), "clipped": (ratio != clipped).to(loss.dtype).mean()}
+
+    def log_prob(self, flow: ODEFlow, paths: Tensor) -> Tensor:
+        """Log-densities ``(N, K)`` of the steps of paths ``(N, K + 1, *event_shape)``, each given where it began."""
+        num_steps = paths.shape[1] - 1
+        now = paths[:, :-1].flatten(0, 1)
+        t = torch.arange(num_steps, dtype=paths.dtype, device=paths.device).repeat(len(paths)) / num_steps
+        mean, width = self._step(flow, now, t, 1 / num_steps)
+        density = torch.distributions.Normal(mean, width).log_prob(paths[:, 1:].flatten(0, 1))
+        return density.flatten(1).sum(1).view(len(paths), num_steps)
+
+    @torch.no_grad()
+    def draw(self, flow: ODEFlow, num_paths: int, num_steps: int, generator: torch.Generator) -> Tensor:
+        """Paths ``(num_paths, num_steps + 1, *event_shape)`` from noise to data, in equal steps of time."""
+        x = draw(flow._distribution, num_paths, None, generator)
+        path = [x]
+        for step in range(num_steps):
+            mean, width = self._step(flow, x, torch.full_like(x.flatten(1)[:, 0], step / num_steps), 1 / num_steps)
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
+            x = mean + width * noise.to(x.device)
+            path.append(x)
+        return torch.stack(path, dim=1)
+
+    def _step(self, flow: ODEFlow, x: Tensor, t: Tensor, length: float) -> tuple[Tensor, float]:
+        """Mean and standard deviation of where a step from x leads."""
+        v = flow.velocity(x, t)
+        score = flow.path.score_from_velocity(v, x, t)
+        return x + length * (v + self.epsilon * score), (2 * self.epsilon * length) ** 0.5
+
+
+class Rollouts:
+    """Paths of a flow and their advantages as data for `fit`, drawn anew where its `refresh_interval` says so.
+
+    Args:
+        flow: the flow that is trained, without a context; the first paths are drawn from it as it is. Later ones are
+            from averaged weights: set ``ema_decay=0`` to have them from the present ones.
+        reward: of samples ``(N, *event_shape)``, gives ``(N,)``.
+        policy: the objective.
+        num_paths, num_steps: of each draw.
+        seed: of the first.
+
+    Raises:
+        ValueError: fewer than two paths, or no step; rewards of another shape, or that are not finite.
+
+    >>> import tempfile
+    >>> from nflib.continuous import MLPVelocity
+    >>> from nflib.training import TrainingConfig, fit
+    >>> flow, policy = ODEFlow(MLPVelocity(2, channels=16), (2,)), PathPolicyGradient()
+    >>> rollouts = Rollouts(flow, lambda x: x[:, 0], policy, num_paths=64, num_steps=5)
+    >>> config = TrainingConfig(
+    ...     batch_size=32, max_steps=4, refresh_interval=2, ema_decay=0, progress_bar=False, tensorboard=False
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fit(flow, rollouts, config=config, objective=policy, output=folder).steps
+    4
+    """
+
+    def __init__(
+        self,
+        flow: ODEFlow,
+        reward: Callable[[Tensor], Tensor],
+        policy: PathPolicyGradient,
+        *,
+        num_paths: int = 1024,
+        num_steps: int = 16,
+        seed: int = 0,
+    ):
+        if num_paths < 2 or num_steps < 1:
+            raise ValueError(f"Rollouts needs 2 paths or more ({num_paths}) of at least one step ({num_steps}).")
+        self.reward, self.policy, self.num_paths, self.num_steps = reward, policy, num_paths, num_steps
+        self.refresh(flow, 0, torch.Generator().manual_seed(seed))
+
+    def refresh(self, flow: ODEFlow, step: int, generator: torch.Generator) -> None:
+        """Draw paths from the flow as it is now."""
+        paths = self.policy.draw(flow, self.num_paths, self.num_steps, generator)
+        with torch.no_grad():
+            rewards = self.reward(paths[:, -1])
+            if rewards.shape != (self.num_paths,) or not bool(rewards.isfinite().all()):
+                raise ValueError(f"the reward must give a finite number for each of {self.num_paths} samples.")
+            log_prob = self.policy.log_prob(flow, paths)
+        self.mean_reward = float(rewards.mean())
+        deviation = rewards.std().clamp(min=torch.finfo(rewards.dtype).tiny)
+        self.rows = {"inputs": paths, "log_prob": log_prob, "advantage": (rewards - rewards.mean()) / deviation}
+
+    def __len__(self) -> int:
+        return self.num_paths
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """Paths ``(B, num_steps + 1, *event_shape)``, the log-densities of their steps, and their advantages."""
+        return {name: rows[indices.to(rows.device)] for name, rows in self.rows.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The paths, for an exact resumption."""
+        return self.rows
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue with these paths."""
+        self.rows = state

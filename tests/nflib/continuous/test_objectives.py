@@ -1,0 +1,325 @@
+"""Objectives: known minima on normal densities, gradients to all parameters, straighter paths, rewards."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nflib.continuous import (
+    RK4,
+    Dispersive,
+    Distill,
+    Euler,
+    FlowMap,
+    FlowMatching,
+    Heun,
+    Invertible,
+    MeanFlow,
+    MLPFlowMap,
+    MLPVelocity,
+    ODEFlow,
+    Pairs,
+    PathPolicyGradient,
+    PseudoHuber,
+    Rollouts,
+    pairs_of,
+)
+from nflib.continuous.objectives.dispersive import log_mean_kernel
+from nflib.training import TrainingConfig, fit
+from nflib.training.objectives import maximum_likelihood
+
+MEAN, STD = 1.0, 0.5
+QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
+
+
+class NormalMap(nn.Module):
+    """The average velocity between a standard normal and a normal with this mean and standard deviation."""
+
+    def __init__(self, mean=MEAN, std=STD):
+        super().__init__()
+        self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
+
+    def width(self, t):
+        return ((1 - t) ** 2 + (t * self.std) ** 2).sqrt()[:, None]
+
+    def forward(self, x, r, t):
+        # X_{r -> t}(x) = m t + (x - m r) s(t) / s(r), divided by t - r in a form that holds at t = r.
+        slope = ((t + r) * (1 + self.std**2) - 2)[:, None] / (self.width(r) + self.width(t)) / self.width(r)
+        return self.mean + (x - self.mean * r[:, None]) * slope
+
+
+class NormalVelocity(NormalMap):
+    """The velocity at a time."""
+
+    def forward(self, x, t):
+        return super().forward(x, t, t)
+
+
+def normal_ode(mean=MEAN, std=STD):
+    return ODEFlow(NormalVelocity(mean, std), (2,))
+
+
+def normal_map(mean=MEAN, std=STD):
+    return FlowMap(NormalMap(mean, std), (2,))
+
+
+def normal_data(count, seed=0):
+    return MEAN + STD * torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def losses(objective, flow, count=30, size=2000):
+    values = []
+    for seed in range(count):
+        batch = {"inputs": normal_data(size, 100 + seed)} if getattr(objective, "needs_data", True) else {}
+        values.append(objective(flow, batch, torch.Generator().manual_seed(seed))[0])
+    return torch.stack(values)
+
+
+def agrees(values, expected):
+    """Whether the mean of values is within three standard errors of what is expected."""
+    return abs(float(values.mean()) - expected) < 3 * float(values.std()) / len(values) ** 0.5 + 1e-9
+
+
+def test_the_exact_velocity_has_the_least_loss_of_flow_matching():
+    # Given x_t the variance of x1 - x0 is s^2 / s_t^2; over times its mean is pi s / 2.
+    least = losses(FlowMatching(), normal_ode()).detach()
+    assert agrees(least, math.pi * STD / 2)
+    assert float(losses(FlowMatching(), normal_ode(std=0.7), 5).mean()) > float(least.mean()) + 0.01
+
+
+@pytest.mark.parametrize(
+    ("objective", "make", "least"),
+    [
+        (FlowMatching(), normal_ode, math.pi * STD / 2),
+        (MeanFlow(share_instant=0.5), normal_map, None),
+        (MeanFlow(share_instant=0.0, both_ways=False), normal_map, None),
+        (Distill(normal_ode().requires_grad_(False)), normal_map, 0.0),
+    ],
+    ids=["flow matching", "mean flow", "mean flow, no instants", "distillation"],
+)
+def test_training_finds_the_normal(objective, make, least, tmp_path):
+    flow = make(0.3, 1.0)
+    config = TrainingConfig(batch_size=512, max_steps=150, learning_rate=3e-2, weight_decay=0, ema_decay=0.9, **QUIET)
+    data = normal_data(20_000) if getattr(objective, "needs_data", True) else None
+    fit(flow, data, config=config, objective=objective, output=tmp_path)
+    field = flow._transform.velocity
+    assert float(field.mean) == pytest.approx(MEAN, abs=0.05)
+    assert float(field.std) == pytest.approx(STD, abs=0.05)
+    if least is not None:
+        assert float(losses(objective, flow, 10).mean()) == pytest.approx(least, abs=0.03)
+
+
+def test_the_exact_map_is_where_mean_flow_has_no_gradient():
+    flow = normal_map()
+    for share in (0.0, 0.75):
+        gradients = []
+        for value in losses(MeanFlow(share_instant=share), flow):
+            gradients.append(torch.stack(torch.autograd.grad(value, list(flow.parameters()), retain_graph=True)))
+        for each in torch.stack(gradients).T:
+            assert agrees(each, 0.0)
+
+
+def test_mean_flow_has_the_derivative_of_the_definition():
+    """Its target, against finite differences in float64, whichever way the jump leads."""
+    torch.manual_seed(0)
+    network = MLPFlowMap(2, channels=16, num_layers=1).double()
+    nn.init.normal_(network.proj_out.weight)
+    flow = FlowMap(network, (2,))
+    objective = MeanFlow(share_instant=0.0)
+    batch = {"inputs": normal_data(50).double()}
+    value, _ = objective(flow, batch, torch.Generator().manual_seed(1))
+    x, r, t, _, v = objective.jumps(flow, batch, torch.Generator().manual_seed(1))
+    step = 1e-5
+    with torch.no_grad():
+        ahead = flow.average_velocity(x + step * v, r + step, t)
+        behind = flow.average_velocity(x - step * v, r - step, t)
+        target = v + (t - r)[:, None] * (ahead - behind) / (2 * step)
+        expected = (flow.average_velocity(x, r, t) - target).square().mean()
+    assert bool((t < r).any()) and bool((t > r).any())
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        MeanFlow(),
+        Invertible(MeanFlow()),
+        Distill(normal_ode(), num_samples=32),
+        Invertible(Distill(normal_ode(), num_samples=32)),
+        Dispersive(MeanFlow(), "_transform.velocity.layers.0"),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_gradients_reach_all_parameters_of_a_map(objective):
+    torch.manual_seed(0)
+    network = MLPFlowMap(2, channels=16, num_layers=2)
+    nn.init.normal_(network.proj_out.weight)
+    flow = FlowMap(network, (2,))
+    batch = {"inputs": normal_data(32)} if getattr(objective, "needs_data", True) else {}
+    loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in flow.parameters())
+    assert all(value.isfinite() and not value.requires_grad for value in scalars.values())
+
+
+def test_maps_are_fitted_given_contexts(tmp_path):
+    flow = FlowMap(MLPFlowMap(2, channels=16, num_layers=1, context_size=3), (2,), context_shape=(3,))
+    config = TrainingConfig(batch_size=32, max_steps=3, **QUIET)
+    data = {"inputs": normal_data(64), "context": torch.randn(64, 3)}
+    assert fit(flow, data, config=config, objective=Invertible(MeanFlow()), output=tmp_path).steps == 3
+
+
+def test_invertible_measures_the_way_there_and_back():
+    flow = FlowMap(lambda x, r, t: 0.5 * x, (2,))  # there and back x is multiplied by 1 - (t - r)^2 / 4
+    objective, batch = Invertible(MeanFlow(), 3.0), {"inputs": normal_data(64)}
+    loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    plain, _ = MeanFlow()(flow, batch, generator)
+    x, r, t, _, _ = MeanFlow().jumps(flow, batch, generator)
+    expected = (x * (t - r)[:, None].square() / 4).square().mean()
+    torch.testing.assert_close(scalars["there_and_back"], expected)
+    torch.testing.assert_close(loss, plain + 3 * expected)
+
+
+def test_pseudo_huber_is_quadratic_and_then_linear():
+    loss = PseudoHuber(0.1)
+    small, large = torch.tensor([[1e-3, 0.0]]).double(), torch.tensor([[300.0, 400.0]]).double()
+    torch.testing.assert_close(loss(small), torch.tensor([1e-6 / 0.2]).double(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(loss(large), torch.tensor([499.9]).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        PseudoHuber()(large), torch.tensor([500 - 0.00108], dtype=torch.float64), rtol=1e-9, atol=0
+    )
+
+
+def mixture_velocity(x, t):
+    """The exact velocity of the linear path to two normals of standard deviation 0.3 at (±1.5, 1)."""
+    means = torch.tensor([[-1.5, 1.0], [1.5, 1.0]], dtype=x.dtype)
+    t = t[:, None, None]
+    variance = (1 - t) ** 2 + 0.09 * t**2
+    difference = x[:, None] - t * means
+    share = torch.softmax(-0.5 * difference.square().sum(2, keepdim=True) / variance, dim=1)
+    return (share * (means + (0.09 * t - (1 - t)) / variance * difference)).sum(1)
+
+
+def bend(flow, noise):
+    """Mean square of the velocity along the flow's own paths less the straight way from beginning to end."""
+    times = torch.linspace(0, 1, 21)
+    path = [noise]
+    with torch.no_grad():
+        for start, stop in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+            path.append(RK4(1).solve(lambda x, t, _: flow.velocity(x, t), path[-1], start, stop).state)
+        straight = path[-1] - path[0]
+        errors = [(flow.velocity(x, t) - straight).square().mean() for x, t in zip(path, times, strict=True)]
+    return float(torch.stack(errors).mean())
+
+
+@pytest.mark.parametrize("loss", [None, PseudoHuber()], ids=["squares", "pseudo-Huber"])
+def test_reflow_straightens_paths(loss, tmp_path):
+    torch.manual_seed(0)
+    teacher = ODEFlow(mixture_velocity, (2,), solver=RK4(16))
+    flow = ODEFlow(MLPVelocity(2, channels=32, num_layers=2), (2,))
+    config = TrainingConfig(batch_size=256, max_steps=300, learning_rate=3e-3, ema_decay=0.95, **QUIET)
+    objective = FlowMatching(Pairs()) if loss is None else FlowMatching(Pairs(), loss=loss)
+    fit(flow, pairs_of(teacher, 8000, seed=0), config=config, objective=objective, output=tmp_path)
+    noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(5))
+    assert bend(flow, noise) < 0.3 * bend(teacher, noise)
+    # So one step is enough to come near to where the teacher leads.
+    reached, one_step = teacher.decode(noise), ODEFlow(mixture_velocity, (2,), solver=Euler(1)).decode(noise)
+    error = (flow.with_solver(Euler(1)).decode(noise) - reached).square().mean()
+    assert float(error) < 0.3 * float((one_step - reached).square().mean())
+
+
+def test_maximum_likelihood_of_the_map_improves_on_flow_matching(tmp_path):
+    """Of two steps of Heun's method, whose density flow matching does not look at."""
+    torch.manual_seed(0)
+    flow = ODEFlow(MLPVelocity(2, channels=32, num_layers=1), (2,), solver=Heun(2))
+    data, held_out = normal_data(4000), normal_data(500, seed=7)
+    config = TrainingConfig(batch_size=256, max_steps=150, learning_rate=3e-3, ema_decay=0.9, **QUIET)
+    fit(flow, data, config=config, objective=FlowMatching(), output=tmp_path / "matched")
+    with torch.no_grad():
+        before = float(flow.log_prob(held_out).mean())
+    config = TrainingConfig(batch_size=128, max_steps=40, learning_rate=1e-3, ema_decay=0.9, **QUIET)
+    fit(flow, data, config=config, objective=maximum_likelihood, output=tmp_path / "likeliest")
+    with torch.no_grad():
+        after = float(flow.log_prob(held_out).mean())
+    exact = float(torch.distributions.Normal(MEAN, STD).log_prob(held_out).sum(1).mean())
+    assert before < after
+    assert after == pytest.approx(exact, abs=0.02)
+
+
+def test_dispersion_is_zero_of_equal_rows_and_lower_of_others():
+    same = torch.ones(4, 3, requires_grad=True)
+    term = log_mean_kernel(same, 0.5)
+    term.backward()
+    assert float(term) == pytest.approx(0.0, abs=1e-6)
+    assert bool(same.grad.isfinite().all())
+    two = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert float(log_mean_kernel(two, 0.5)) == pytest.approx(math.log((1 + math.exp(-2)) / 2), abs=1e-6)
+
+
+def test_dispersive_names_a_layer_of_the_flow(tmp_path):
+    flow = FlowMap(MLPFlowMap(2, channels=16, num_layers=1), (2,))
+    config = TrainingConfig(batch_size=32, max_steps=3, **QUIET)
+    objective = Dispersive(MeanFlow(), "_transform.velocity.layers.0")
+    assert fit(flow, normal_data(64), config=config, objective=objective, output=tmp_path).steps == 3
+    batch = {"inputs": normal_data(8)}
+    with pytest.raises(ValueError, match="no layer"):
+        Dispersive(MeanFlow(), "nothing")(flow, batch, torch.Generator())
+    with pytest.raises(ValueError, match="took no part"):
+        Dispersive(MeanFlow(), "_distribution")(flow, batch, torch.Generator())
+
+
+class Drift(nn.Module):
+    """A constant velocity."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([0.2, -0.1]))
+
+    def forward(self, x, t):
+        return self.value.expand_as(x)
+
+
+def test_the_policy_gradient_is_that_of_the_mean_reward():
+    """A constant velocity and a linear reward: mean and variance of the path's end by recursion."""
+    epsilon, num_steps, direction = 0.2, 8, torch.tensor([1.0, 2.0])
+    flow, policy = ODEFlow(Drift(), (2,)), PathPolicyGradient(epsilon)
+    slope, variance, length = 0.0, 1.0, 1 / num_steps
+    for t in [k / num_steps for k in range(num_steps)]:
+        keeps = 1 - length * epsilon / (1 - t)
+        slope = keeps * slope + length * (1 + epsilon * t / (1 - t))
+        variance = keeps**2 * variance + 2 * epsilon * length
+    expected = slope * direction / (variance * 5) ** 0.5  # rewards are divided by their standard deviation
+    gradients = []
+    for seed in range(10):
+        rollouts = Rollouts(flow, lambda x: x @ direction, policy, num_paths=5000, num_steps=num_steps, seed=seed)
+        loss, scalars = policy(flow, rollouts.batch(torch.arange(5000)), torch.Generator())
+        gradients.append(-torch.autograd.grad(loss, flow._transform.velocity.value)[0])
+        assert float(scalars["clipped"]) == 0
+    for each, value in zip(torch.stack(gradients).T, expected.tolist(), strict=True):
+        assert agrees(each, value)
+
+
+def test_a_ratio_out_of_bounds_pulls_no_more():
+    flow, policy = ODEFlow(Drift(), (2,)), PathPolicyGradient(0.2, clip=0.1)
+    rows = Rollouts(flow, lambda x: x[:, 0], policy, num_paths=16, num_steps=4).rows
+    good = rows["advantage"] > 0
+    far = {**rows, "log_prob": rows["log_prob"] + torch.where(good, -1.0, 1.0)[:, None]}  # ratios e and 1 / e
+    loss, scalars = policy(flow, far, torch.Generator())
+    (gradient,) = torch.autograd.grad(loss, flow._transform.velocity.value)
+    assert float(scalars["clipped"]) == 1
+    assert gradient.tolist() == [0.0, 0.0]
+
+
+def test_a_rewarded_flow_moves_where_it_is_told(tmp_path):
+    flow, policy = ODEFlow(Drift(), (2,)), PathPolicyGradient(0.2)
+    rollouts = Rollouts(flow, lambda x: -(x - 1).square().sum(1), policy, num_paths=256, num_steps=5)
+    before = rollouts.mean_reward
+    config = TrainingConfig(
+        batch_size=128, max_steps=60, refresh_interval=2, ema_decay=0, learning_rate=3e-2, weight_decay=0, **QUIET
+    )
+    fit(flow, rollouts, config=config, objective=policy, output=tmp_path)
+    assert rollouts.mean_reward > before + 0.5
+    with pytest.raises(ValueError, match="reward"):
+        Rollouts(flow, lambda x: x, policy)
