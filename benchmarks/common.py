@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nflib import Flow, decoding
 from nflib.flows import TARFlow
 from nflib.networks import CausalTransformer
-from nflib.transforms import AutoregressiveTransform
 
 if TYPE_CHECKING:
     from molecular.data.ensembles import Ensemble
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
 # The examples are no part of the package: benchmarks find them in the checkout.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -110,16 +112,18 @@ def reference_frames(folder: Path, start_time: float, most: int) -> Ensemble:
     return frames.select(torch.linspace(0, len(frames) - 1, min(len(frames), most)).round().long())
 
 
-def median_seconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall time of each function, called in turns after a warm-up, so that a drifting clock hits them alike."""
+def median_seconds(
+    functions: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median time of each function, called in turns after a warm-up, so that a drifting clock hits them alike."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
 
 
@@ -155,21 +159,27 @@ def operations(network: CausalTransformer, read: int) -> float:
     return linear * read + 2.0 * widths * read * (read + 1)
 
 
-@torch.no_grad()
 def random_tarflow(
     event_shape: tuple[int, ...], patch_size: int, channels: int, num_blocks: int, layers_per_block: int
 ) -> TARFlow:
-    """A flow of random weights, on torch's default device, whose parameters of each map are of `PARAMETER_SIZE`."""
-    flow = TARFlow(event_shape, patch_size, channels, num_blocks, layers_per_block)
+    """A `TARFlow` on torch's default device, `with_random_weights`."""
+    return with_random_weights(TARFlow(event_shape, patch_size, channels, num_blocks, layers_per_block))
+
+
+@torch.no_grad()
+def with_random_weights(flow: AnyFlow, context: Tensor | None = None) -> AnyFlow:
+    """The flow with random weights, with which shifts and log-scales of each map are of `PARAMETER_SIZE`."""
     for module in flow.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
-    for transform in flow.modules():
-        if isinstance(transform, AutoregressiveTransform):
-            tokens = torch.randn(2, *flow._distribution.shape)
-            size = torch.cat(transform.conditionals(tokens, transform.encode_context(None))).square().mean().sqrt()
-            transform.network.proj_out.weight.mul_(PARAMETER_SIZE / size)
-    return flow.eval()
+
+    def scale(map: Any, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> decoding.Inversion:
+        size = torch.cat(map.conditionals(noise, encoded_context)).square().mean().sqrt()
+        map.network.proj_out.weight.mul_(PARAMETER_SIZE / size)
+        return decoding.Jacobi(1e-3)(map, noise, encoded_context)
+
+    flow.eval().sample(2, context, seed=0, decoding=scale)
+    return flow
 
 
 def load_reference(checkout: Path) -> ModuleType:

@@ -93,15 +93,7 @@ def levels_of(z: Tensor, preprocess: Gaussianize) -> Tensor:
 
 def trained(flow: nn.Module, source: Dequantised, objective: Any, seconds: float, seed: int, rate: float) -> int:
     """Train for so many seconds; returns the steps."""
-    config = TrainingConfig(
-        batch_size=128,
-        max_seconds=seconds,
-        learning_rate=rate,
-        weight_decay=0.01,
-        ema_decay=0.995,
-        seed=seed,
-        **SETTINGS,
-    )
+    config = TrainingConfig(max_seconds=seconds, learning_rate=rate, seed=seed, **SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         return fit(flow, source, config=config, objective=objective, output=Path(folder)).steps
 

@@ -2,15 +2,18 @@
 
     python benchmarks/decoding.py
     python benchmarks/decoding.py --flows random --batch 1 16 --reference /path/to/ml-tarflow
+    python benchmarks/decoding.py --flows AAA "Prose, small" --batch 1 16 256 --fit_samples 256
 
-Flows: the shipped Ace-A-Nme (20 tokens of 3 numbers); digits, trained here as benchmarks/image_bits.py does, with
+Flows: those shipped of Ace-A-Nme and AAA, one deep block of atoms (20 and 31 tokens of 3 numbers); Prose's architecture
+for AAA (33 atoms, affine maps over positions), of random weights, as small as the shipped flow and of the published
+sizes (8 maps of 8 layers, 384 channels); digits, trained here as benchmarks/image_bits.py does, with
 a token a row (8) and a token a pixel (64); and a larger one of random weights (256 tokens, 8 maps of 4 layers, 256
 channels), whose output layers are scaled so that shifts and log-scales have a root mean square of 0.1, which is about
 that of the trained flows (printed). "re-concatenated" is sequential decoding that keeps lists of keys and values and
 joins them in every step and layer, as the public code does; with --reference, that code itself is timed (a checkout of
 apple/ml-tarflow; weights of its own). Times are medians over rounds in which all take turns. error: the largest
 difference in x from sequential decoding, with x scaled to unit variance. memory: how much the
-resident set grew at most during one call (Linux). Auto's plan is made before, and not in its time.
+resident set grew at most during one call (Linux). Auto's plan is made before, by the wall's clock, and not in its time.
 """
 
 from __future__ import annotations
@@ -22,21 +25,30 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import image_bits
 import torch
-from common import argument_parser, load_reference, markdown_table, median_seconds, prepare, random_tarflow
-from torch import Tensor, nn
+from common import (
+    argument_parser,
+    count_parameters,
+    load_reference,
+    markdown_table,
+    median_seconds,
+    prepare,
+    random_tarflow,
+    with_random_weights,
+)
+from torch import Tensor
 
 from examples.digits.data import parts
-from molecular.flows.molecule_flow import MoleculeFlow
+from molecular import MoleculeFlow, Peptide, Prose
+from molecular.sampling.sample import SHIPPED
 from nflib import Flow, decoding
 from nflib.flows import TARFlow
 from nflib.networks import KeyValueCache
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms.causal_map import AffineAutoregressive
 
-SHIPPED = Path(__file__).parents[1] / "molecular" / "shipped" / "Ace-A-Nme"
 TOLERANCE = decoding.Auto().tolerance
 DECODERS = ("sequential", "re-concatenated", "window 4", "window 16", "window 64", "Jacobi", "Auto")
 
@@ -65,58 +77,83 @@ class Reconcatenated:
         cache = ConcatenatedCache(len(map.network.layers))
         u, logabsdet = noise.clone(), noise.new_zeros(len(noise))
         for t in range(noise.shape[1]):
-            shift, log_scale = map.conditionals(u, encoded_context, cache, t, t + 1)
-            u[:, t : t + 1] = shift + noise[:, t : t + 1] * log_scale.exp()
-            logabsdet = logabsdet + log_scale.flatten(1).sum(-1)
+            conditionals = map.conditionals(u, encoded_context, cache, t, t + 1)
+            u[:, t : t + 1], of_token = map.from_noise(noise[:, t : t + 1], conditionals)
+            logabsdet = logabsdet + of_token.flatten(1).sum(-1)
         return decoding.Inversion(u, logabsdet, 0.0)
 
 
-def ace(arguments: argparse.Namespace) -> Flow:
-    return MoleculeFlow.from_pretrained(SHIPPED)
+class Case(NamedTuple):
+    """A flow, and the one context that it is given, ``(1, ...)``."""
+
+    flow: Flow
+    context: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.flow._distribution.shape[0] if self.context is None else self.context.shape[1])
+
+    def draw(self, number: int, seed: int, decoder: Any) -> Tensor:
+        """Samples ``(number, ...)``."""
+        x = self.flow.sample(number, self.context, seed=seed, decoding=decoder)
+        return x if self.context is None else x[0]
 
 
-def digits(patch_size: int) -> Callable[[argparse.Namespace], Flow]:
+def shipped(peptide: str) -> Callable[[argparse.Namespace], Case]:
+    return lambda arguments: Case(MoleculeFlow.from_pretrained(SHIPPED / peptide))
+
+
+def prose(**settings: int) -> Callable[[argparse.Namespace], Case]:
+    def build(arguments: argparse.Namespace) -> Case:
+        flow = Prose(**settings)
+        context = flow.context(Peptide("AAA"))
+        return Case(with_random_weights(flow, context), context)
+
+    return build
+
+
+def digits(patch_size: int) -> Callable[[argparse.Namespace], Case]:
     def build() -> TARFlow:
         return TARFlow((64,), patch_size=patch_size, channels=64, num_blocks=6, layers_per_block=2, dropout=0.25)
 
-    def trained(arguments: argparse.Namespace) -> Flow:
+    def trained(arguments: argparse.Namespace) -> Case:
         data = parts()
         setting = image_bits.Setting("affine", build, lambda flow, z, labels: flow.log_prob(z), 3e-3, 0.1)
         preprocess = image_bits.Gaussianize(data["train"].levels)
-        return image_bits.train(setting, data, preprocess, arguments.train_seconds, arguments.seed).model
+        return Case(image_bits.train(setting, data, preprocess, arguments.train_seconds, arguments.seed).model)
 
     return trained
 
 
-def random_weights(arguments: argparse.Namespace) -> TARFlow:
+def random_weights(arguments: argparse.Namespace) -> Case:
     """The sizes of benchmarks/likelihood.py."""
-    return random_tarflow((3, 64, 64), 4, 256, 8, 4)
+    return Case(random_tarflow((3, 64, 64), 4, 256, 8, 4))
 
 
-FLOWS: dict[str, Callable[[argparse.Namespace], Flow]] = {
-    "Ace-A-Nme": ace,
+FLOWS: dict[str, Callable[[argparse.Namespace], Case]] = {
+    "Ace-A-Nme": shipped("Ace-A-Nme"),
+    "AAA": shipped("AAA"),
+    "Prose, small": prose(channels=36, layers_per_block=2, head_dim=18),
+    "Prose, published": prose(),
     "digits, rows": digits(8),
     "digits, pixels": digits(1),
     "random": random_weights,
 }
 
 
-def maps(flow: nn.Module) -> list[AutoregressiveTransform]:
-    return [module for module in flow.modules() if isinstance(module, AutoregressiveTransform)]
-
-
-def parameter_size(flow: Flow, seed: int) -> str:
-    """Root mean squares of shifts and log-scales over samples, smallest and largest over the maps."""
+def parameter_size(case: Case, seed: int) -> str:
+    """Root mean squares of shifts and log-scales over samples, smallest and largest over the maps; "–" of splines."""
     sizes: list[float] = []
 
     def decode(map: Any, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> decoding.Inversion:
         inversion = decoding.Jacobi(1e-3)(map, noise, encoded_context)
-        parameters = torch.cat(map.conditionals(inversion.tokens, encoded_context))
-        sizes.append(parameters.square().mean().sqrt().item())
+        if isinstance(map, AffineAutoregressive):
+            parameters = torch.cat(map.conditionals(inversion.tokens, encoded_context))
+            sizes.append(parameters.square().mean().sqrt().item())
         return inversion
 
-    flow.sample(8, seed=seed, decoding=decode)
-    return f"{min(sizes):.2f} to {max(sizes):.2f}"
+    case.draw(8, seed, decode)
+    return f"{min(sizes):.2f} to {max(sizes):.2f}" if sizes else "–"
 
 
 def peak_mebibytes(call: Callable[[], object]) -> str:
@@ -149,38 +186,39 @@ def reference_seconds(checkout: Path, batch: int, rounds: int) -> float:
         return time.perf_counter() - begin
 
 
-def compare(name: str, flow: Flow, batch: int, arguments: argparse.Namespace) -> list[list[object]]:
+def compare(name: str, case: Case, batch: int, arguments: argparse.Namespace) -> list[list[object]]:
     """The rows of one flow and batch size."""
-    num_tokens = flow._distribution.shape[0]
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     auto = decoding.Auto()
     if "Auto" in arguments.decoders:
-        auto = decoding.Auto(decoding.plan(flow, [batch], seed=arguments.seed, num_samples=arguments.fit_samples))
+        options = {"seed": arguments.seed, "num_samples": arguments.fit_samples}
+        auto = decoding.Auto(decoding.plan(case.flow, [batch], case.context, **options))
         print(f"{name}, batch {batch}\n{auto.plan}\n", flush=True)
     decoders: dict[str, Any] = {"sequential": decoding.Sequential(), "re-concatenated": Reconcatenated()}
     for window in (4, 16, 64):
-        if window < num_tokens:
+        if window < case.num_tokens:
             decoders[f"window {window}"] = decoding.GaussSeidelJacobi(window, TOLERANCE)
     decoders |= {"Jacobi": decoding.Jacobi(TOLERANCE), "Auto": auto}
     seed = arguments.seed + 7
     calls = {
-        kind: (lambda decoder=decoder: flow.sample(batch, seed=seed, decoding=decoder))
+        kind: (lambda decoder=decoder: case.draw(batch, seed, decoder))
         for kind, decoder in decoders.items()
         if kind in arguments.decoders
     }
-    scale = flow.sample(32, seed=seed + 1, decoding=decoding.Jacobi(TOLERANCE)).var(0).mean().sqrt().item()
+    scale = case.draw(8, seed + 1, decoding.Sequential()).var(0).mean().sqrt().item()
     rows: dict[str, list[object]] = {}
     seconds: dict[str, float] = {}
     exact = None
     for kind, call in calls.items():
         results: list[Tensor] = []
-        begin = time.perf_counter()
+        begin = clock()
         peak = peak_mebibytes(lambda call=call, results=results: results.append(call()))
-        seconds[kind] = time.perf_counter() - begin
+        seconds[kind] = clock() - begin
         exact = results[0] if exact is None else exact
         error = (results[0] - exact).abs().max().item() / scale
         rows[kind] = [f"{error:.0e}", peak]
     quick = {kind: call for kind, call in calls.items() if max(seconds.values()) < arguments.slow}
-    seconds |= median_seconds(quick, arguments.rounds) if quick else {}
+    seconds |= median_seconds(quick, arguments.rounds, clock) if quick else {}
     if arguments.reference is not None and name == "random":
         seconds["public code"] = reference_seconds(arguments.reference, batch, 3 if quick else 1)
         rows["public code"] = ["–", "–"]
@@ -190,9 +228,10 @@ def compare(name: str, flow: Flow, batch: int, arguments: argparse.Namespace) ->
         if kind in quick:
             with decoding.report() as report:
                 calls[kind]()
-            sweeps = f"{report.sweeps / len(report.blocks):.1f}" if report.blocks else str(num_tokens)
+            sweeps = f"{report.sweeps / len(report.blocks):.1f}" if report.blocks else str(case.num_tokens)
         ratio = seconds["sequential"] / taken
-        table.append([name, batch, kind, f"{1e3 * taken:.1f}", f"{ratio:.2f}", sweeps, *rows[kind]])
+        figures = [f"{1e3 * taken:.1f}", f"{batch / taken:.3g}", f"{ratio:.2f}", sweeps]
+        table.append([name, batch, kind, *figures, *rows[kind]])
     return table
 
 
@@ -212,7 +251,7 @@ def memory_rows() -> list[list[object]]:
 def main() -> None:
     """Print a table for each flow and batch size, then that of memory."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
+    parser.add_argument("--flows", nargs="+", choices=FLOWS, default=[name for name in FLOWS if "Prose" not in name])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=DECODERS, help="sequential first")
     parser.add_argument("--rounds", type=int, default=7)
@@ -220,17 +259,21 @@ def main() -> None:
     parser.add_argument("--train_seconds", type=float, default=60.0, help="of each digits flow")
     parser.add_argument("--fit_samples", type=int, default=1024, help="samples that first guesses are fitted to")
     parser.add_argument("--reference", type=Path, help="a checkout of apple/ml-tarflow, timed beside")
+    parser.add_argument("--processor_time", action="store_true", help="of the process, not the wall (--threads 1)")
     arguments = parser.parse_args()
     prepare(arguments)
-    header = ["flow", "batch", "decoder", "ms", "times sequential", "sweeps a map", "error", "memory MiB"]
+    header = ["flow", "batch", "decoder", "ms", "samples a second", "times sequential", "sweeps a map", "error"]
+    header.append("memory MiB")
     for name in arguments.flows:
-        flow = FLOWS[name](arguments)
-        print(f"{name}: root mean square of shifts and log-scales {parameter_size(flow, arguments.seed)}\n", flush=True)
+        case = FLOWS[name](arguments)
+        size = parameter_size(case, arguments.seed)
+        print(f"{name}: {count_parameters(case.flow):,} parameters, root mean square of shifts and log-scales {size}\n")
         for batch in arguments.batch:
-            print(markdown_table(header, compare(name, flow, batch, arguments)), "\n", flush=True)
-    print("Sequential decoding of 16 samples, 4 layers of 256 channels: memory\n")
-    print(markdown_table(["tokens", "decoder", "cache MiB", "peak MiB"], memory_rows()))
-    sys.stdout.flush()
+            print(markdown_table(header, compare(name, case, batch, arguments)), "\n", flush=True)
+    if "random" in arguments.flows:
+        print("Sequential decoding of 16 samples, 4 layers of 256 channels: memory\n")
+        print(markdown_table(["tokens", "decoder", "cache MiB", "peak MiB"], memory_rows()))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

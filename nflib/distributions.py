@@ -190,6 +190,65 @@ class ScaledNoise(Distribution):
         return noise * self.scales[chosen].to(noise.dtype)
 
 
+class StudentNoise(Distribution):
+    """The multivariate Student t, the noise of PFGM++ (Xu et al. 2023, arXiv:2302.04265), normal for infinite D.
+
+    Its density falls as ``(|x|^2 + r^2)^(-(N + D) / 2)``, ``r = sigma sqrt(D)``, N numbers an event: the radius is
+    ``r sqrt(y / (1 - y))`` with y of Beta(N / 2, D / 2), which is that of a normal over the root of a chi-square.
+
+    Args:
+        shape: of an event.
+        degrees_of_freedom: D, the number of further dimensions in which the data are charges.
+        sigma: width; of a large D the standard deviation of each number.
+
+    Raises:
+        ValueError: degrees_of_freedom or sigma that are not positive and finite.
+
+    >>> StudentNoise((4, 2), degrees_of_freedom=64.0).draw(5).shape
+    torch.Size([5, 4, 2])
+    """
+
+    uses_context = False
+
+    def __init__(self, shape: Sequence[int], degrees_of_freedom: float, sigma: float = 1.0):
+        super().__init__()
+        if not (0 < degrees_of_freedom < math.inf and 0 < sigma < math.inf):
+            raise ValueError(
+                f"StudentNoise: degrees_of_freedom is {degrees_of_freedom} and sigma {sigma}; pass positive numbers."
+            )
+        self.noise = StandardNormal(shape)
+        self.degrees_of_freedom, self.sigma = float(degrees_of_freedom), float(sigma)
+
+    def event_shape(self, context: Any) -> tuple[int, ...]:
+        return self.noise.event_shape(context)
+
+    def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
+        """Log-densities ``(B,)``, in nats. Raises ValueError for inputs of another shape."""
+        number, freedom = math.prod(self.event_shape(context)), self.degrees_of_freedom
+        constant = self.noise.log_prob(torch.zeros_like(inputs), context)  # -N log(2 pi) / 2
+        inputs = inputs.to(constant.dtype) / self.sigma
+        square = inputs.reshape(len(inputs), -1).square().sum(1)
+        return (
+            constant
+            + (math.lgamma((number + freedom) / 2) - math.lgamma(freedom / 2) - number / 2 * math.log(freedom / 2))
+            - number * math.log(self.sigma)
+            - (number + freedom) / 2 * torch.log1p(square / freedom)
+        )
+
+    def _sample(self, num_samples: int, context: Any) -> Tensor:
+        return self.draw(num_samples, context)
+
+    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draws as those of `StandardNormal`."""
+        noise = self.noise.draw(num_samples, context, generator)
+        shape = noise.shape[: noise.dim() - len(self.noise.shape)]
+        device = noise.device if generator is None else generator.device
+        half = torch.full(shape, 0.5 * self.degrees_of_freedom, dtype=noise.dtype, device=device)
+        gamma = torch._standard_gamma(half, generator=generator).to(noise.device)  # type: ignore[call-arg]
+        factor = self.sigma * (0.5 * self.degrees_of_freedom / gamma).sqrt()
+        return noise * factor.reshape(*shape, *[1] * len(self.noise.shape))
+
+
 class TorchBase(Distribution):
     """A `torch.distributions.Distribution` as a base. Raises ValueError for one of a batch of distributions."""
 

@@ -26,6 +26,7 @@ def simulate(
     tar: bool = False,
     flow: Path | None = None,
     flow_draws: int = 10_000,
+    device: str = "cpu",
     seed: int = 0,
     **options: Any,
 ) -> None:
@@ -40,17 +41,19 @@ def simulate(
         test_fraction: likewise.
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
         flow: folder of a trained flow, from whose weighted draws the replicas start instead of structures of random
-            torsions: then one temperature and no hot_ps will do. Where they are worth fewer effective samples than
-            there are replicas, a molecule is refused, and a corpus goes on without it.
+            torsions: then one temperature and no hot_ps will do, and 5 ps of equilibration_ps for the velocities.
+            Where they are worth fewer effective samples than there are replicas, a molecule is refused, and a corpus
+            goes on without it.
         flow_draws: how many to draw of it for each molecule.
+        device: cpu, cuda or mps, of the batched engine and of the flow.
         seed: of the random numbers.
         options: of `molecular.dynamics.simulate.simulate`.
     """
     if [molecule.peptide, molecule.structure, sequences].count(None) != 2:
         raise ValueError("give one of --peptide, --structure and --sequences.")
-    starts = None if flow is None else FlowStarts(flow, flow_draws)
+    starts = None if flow is None else FlowStarts(flow, flow_draws, device=device)
     if sequences is None:
-        result = run(molecule.build(), output, seed=seed, starts=starts, **options)
+        result = run(molecule.build(), output, device=device, seed=seed, starts=starts, **options)
         for line in report_lines(result.report):
             log.info("%s", line)
         return
@@ -68,5 +71,6 @@ def simulate(
         seed=seed,
         tar=tar,
         starts=starts,
+        device=device,
         **options,
     )

@@ -158,6 +158,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"{len(temperatures)} temperatures x {report['num_ladders']} ladders, {simulated:.3g} ns in {seconds:.0f} s"
         + (f" ({1000 * simulated / seconds:.3g} ps a second)." if seconds > 0 else ".")
     )
+    if report.get("starts"):
+        yield f"Started from {report['starts']}."
     yield f"{'K':>8} {'measured K':>16} {'energy kJ/mol':>16} {'drift kJ/mol/ns':>20} {'swaps':>6}"
     missing = [None] * len(temperatures)
     columns = [

@@ -99,7 +99,8 @@ def simulate(
         platform: of the openmm engine: CPU, Reference, CUDA ...
         compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
         energy: for the batched engine, another energy than ``compile_system(molecule.system)``.
-        starts: gives the conformations that the replicas start from instead, such as a flow's weighted draws.
+        starts: gives the conformations that the replicas start from instead, such as a flow's weighted draws; settings
+            and report keep what it is as a string.
         progress: show a bar.
         checkpoint_seconds: wall-clock time between checkpoints.
 
@@ -135,7 +136,7 @@ def simulate(
     )
     num_steps = _steps(picoseconds, timestep_ps, "picoseconds")
     output = Path(output)
-    settings = {
+    settings: dict[str, Any] = {
         "molecule": molecule.name,
         "num_atoms": molecule.num_atoms,
         "engine": engine,
@@ -150,7 +151,10 @@ def simulate(
         "num_threads": torch.get_num_threads(),
     } | asdict(tempering)
     with only_run(output):
-        _check_folder(output, settings, molecule)
+        before = _check_folder(output, settings, molecule)
+        # One that goes on has the starts it once had, whatever is asked for now.
+        asked = None if starts is None else str(starts)
+        settings["starts"] = before.get("starts") if before else asked
 
         make_integrator: MakeIntegrator = Langevin
         degrees_of_freedom = None
@@ -197,7 +201,7 @@ def simulate(
             degrees_of_freedom=degrees_of_freedom,
             **asdict(tempering),
         )
-        result.report["molecule"], result.report["engine"] = molecule.name, engine
+        result.report.update(molecule=molecule.name, engine=engine, starts=settings["starts"])
         result.report["torsions"] = torsion_statistics(output, reported_torsions(molecule), save_ps)
         result.report["concerns"] = concerns(result.report)
         write_json(output / "report.json", result.report)
@@ -254,11 +258,14 @@ def _steps(picoseconds: float, timestep: float, name: str) -> int:
     return steps
 
 
-def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule) -> None:
-    """Refuse to go on with another molecule, seed or method than a folder was started with."""
+def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule) -> dict[str, Any]:
+    """The settings that a simulation which goes on was started with; none of a new one.
+
+    Raises ValueError where they are of another molecule, seed or method.
+    """
     path = output / "settings.json"
     if not path.exists() or not (output / CHECKPOINT).exists():
-        return
+        return {}
     before = read_json(path, "simulate into another folder")
     # Through JSON, so that a tuple equals the list it was stored as.
     for name, value in json.loads(json.dumps(settings)).items():
@@ -269,3 +276,4 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
     difference = load_molecule(output).difference(molecule)
     if difference is not None:
         raise ValueError(f"{output} holds a simulation of another molecule: {difference}; use another folder.")
+    return before

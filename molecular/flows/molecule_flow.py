@@ -151,6 +151,14 @@ class MoleculeFlow(ConformationFlow):
                     transform.load_state_dict(fit(outputs).state_dict())
                 outputs, _ = transform(outputs)
 
+    @property
+    def coordinate_transform(self) -> CompositeTransform:
+        """The fixed part of the map, from positions ``(B, n, 3)`` to what the transformer sees, for other flows on it.
+
+        It is fitted by `fit_coordinates`.
+        """
+        return CompositeTransform([step.transform for step in self._fixed])
+
     def split_coordinates(self) -> tuple[Transform, Flow]:
         """The fixed map from positions to unconstrained coordinates ``(B, n - 2, 3)``, and the flow on those.
 

@@ -37,6 +37,10 @@ class FlowStarts:
     ):
         self.model, self.num_draws, self.batch_size, self.device = model, num_draws, batch_size, device
 
+    def __str__(self) -> str:
+        flow = "the shipped flow" if self.model is None else f"the flow in {self.model}"
+        return f"{self.num_draws} weighted draws of {flow}"
+
     def __call__(self, molecule: Molecule, number: int, seed: int) -> Tensor:
         flow = load_flow(molecule, self.model, self.device)
         drawn = sample(flow, molecule, self.num_draws, batch_size=self.batch_size, seed=seed, device=self.device)

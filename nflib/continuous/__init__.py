@@ -1,9 +1,13 @@
 """Continuous flows: velocity fields, interpolants and flow maps, under the contract of every other flow."""
 
-from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.couplings import Coupling, FromFlow, Independent, OptimalTransport, Pairs, pairs_of
+from nflib.continuous.diffusion import DiffusionProposal
+from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Velocity
+from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
+from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
-from nflib.continuous.objectives import FlowMatching
-from nflib.continuous.ode import ODEFlow, ODETransform, Velocity
+from nflib.continuous.objectives import Dispersive, Distill, FlowMatching, Invertible, MeanFlow, PseudoHuber
+from nflib.continuous.ode import ODEFlow, ODETransform
 from nflib.continuous.paths import (
     Coefficients,
     Linear,
@@ -13,37 +17,65 @@ from nflib.continuous.paths import (
     VarianceExploding,
     VariancePreserving,
 )
-from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, Solution, Solver
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, PseudoCorrector, Solution, Solver
+from nflib.continuous.times import LogitNormal, Mode, Times, Uniform, UShaped, cosmap
 from nflib.io.arguments import keep_arguments_of_parts
 
 __all__ = [
     "RK4",
     "AdaptiveRMSNorm",
+    "AverageVelocity",
+    "Blockwise",
     "Coefficients",
     "Coupling",
+    "DiffusionProposal",
+    "Dispersive",
+    "Distill",
     "Dopri5",
     "Euler",
     "FixedStep",
+    "FlowMap",
+    "FlowMapTransform",
     "FlowMatching",
+    "FromDenoiser",
+    "FromFlow",
+    "FromNoise",
+    "FromScore",
+    "Guided",
     "Heun",
     "Independent",
+    "InterpolantFlow",
+    "InterpolantMatching",
+    "Invertible",
     "Linear",
+    "LogitNormal",
+    "MLPFlowMap",
     "MLPVelocity",
+    "MeanFlow",
+    "Mode",
     "ODEFlow",
     "ODETransform",
+    "OptimalTransport",
+    "Pairs",
     "Path",
+    "PseudoCorrector",
+    "PseudoHuber",
+    "RatioAware",
     "Solution",
     "Solver",
+    "SymmetricMatching",
     "TimeFeatures",
     "Times",
     "TransformerVelocity",
     "Trigonometric",
     "TwoSided",
+    "UShaped",
     "Uniform",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
+    "cosmap",
+    "pairs_of",
 ]
 
 keep_arguments_of_parts("nflib.continuous")

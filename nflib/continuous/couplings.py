@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
+from nflows.transforms import CompositeTransform, Transform
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from nflib.contexts import Context, as_context, map_context, num_rows
 from nflib.distributions import draw
 from nflib.flows.flow import Flow
 
-__all__ = ["Coupling", "Independent"]
+__all__ = ["Coupling", "FromFlow", "Independent", "OptimalTransport", "Pairs", "pairs_of"]
 
 
 class Coupling(Protocol):
-    """Pairs noise and data: called with the flow that is trained, a batch as `fit` gives it, and a generator."""
+    """Pairs noise and data: called with the flow that is trained, a batch as `fit` gives it, and a generator.
+
+    One that reads more of a batch than "inputs" and "context" lists that in an attribute `keys`.
+    """
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
         """Noise x0 and data x1, ``(B, *event_shape)``, and the context of each pair (None for none)."""
@@ -29,6 +35,129 @@ class Independent:
         return noise_like(x1, flow, generator), x1, batch.get("context")
 
 
+class OptimalTransport:
+    """Fresh noise, dealt out so that the squared distances within the batch sum to the least (Tong et al. 2024).
+
+    (arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772.) Exact, at a cost that grows with the third power of the
+    batch. Noise goes to data of the same context alone: among others its choice would tell of the context, and what
+    was learnt be wrong for noise that does not. Where all contexts differ nothing is left to choose.
+    """
+
+    def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
+        x0, x1, context = Independent()(flow, batch, generator)
+        order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
+        for rows in _alike(context, torch.arange(len(x1), device=x1.device)):
+            cost = torch.cdist(x1[rows].flatten(1).double(), x0[rows].flatten(1).double()).square()
+            order[rows] = rows[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=rows.device)]
+        return x0[order], x1, context
+
+
+class Pairs:
+    """The noise that the data themselves bring, as "noise" beside "inputs": of a teacher's samples, `pairs_of` it.
+
+    With flow matching on pairs of a flow's own noise and samples, paths get straighter: reflow (Liu et al. 2023,
+    arXiv:2209.03003). Raises ValueError for a batch without "noise", or of another shape.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("noise",)
+
+    def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
+        x1 = batch["inputs"]
+        if "noise" not in batch or batch["noise"].shape != x1.shape:
+            raise ValueError("Pairs needs 'noise' of the shape of 'inputs' in every batch; see pairs_of().")
+        return batch["noise"].to(x1), x1, batch.get("context")
+
+
+def pairs_of(
+    flow: Flow, num_pairs: int, context: Any = None, *, seed: int, batch_size: int = 1024
+) -> dict[str, Tensor | Context]:
+    """Noise and what a flow makes of it, as data for `fit` with the coupling `Pairs`.
+
+    Args:
+        flow: the teacher.
+        num_pairs: how many, for each row of the context.
+        context: rows of contexts, where the flow takes one.
+        seed: of the noise.
+        batch_size: so many are decoded at once.
+
+    Returns:
+        "noise" and "inputs", ``(num_pairs, *event_shape)``, num_pairs for each context in turn, and "context", where
+        there is one. Noise of tokens lies where the data of the same tokens do.
+
+    >>> from nflib.flows import TARFlow
+    >>> teacher = TARFlow((6,), patch_size=2, channels=16, num_blocks=1, head_dim=8)
+    >>> pairs = pairs_of(teacher, 5, seed=0)
+    >>> torch.allclose(teacher.encode(pairs["inputs"]).flatten(1), pairs["noise"], atol=1e-4)
+    True
+    """
+    rows, context = num_pairs, as_context(context)
+    if context is not None:
+        rows = num_pairs * num_rows(context)
+        context = map_context(lambda part: part.repeat_interleave(num_pairs, 0), context)
+    noise = draw(flow._distribution, rows, None, torch.Generator().manual_seed(seed))
+    parts = [slice(first, first + batch_size) for first in range(0, rows, batch_size)]
+    x = torch.cat([flow.decode(noise[part], map_context(lambda c, part=part: c[part], context)) for part in parts])
+    return {"inputs": x, "noise": placed(flow._transform, noise)} | ({} if context is None else {"context": context})
+
+
+class FromFlow:
+    """The noise that a trained flow makes of the data: its encoding of ``x1 + noise * normal``, divided by `width`.
+
+    Normalized flow matching (Berthelot et al. 2026, arXiv:2603.09014): a flow knows which noise belongs to which data,
+    and what is left to learn are nearly straight paths. What it was trained on should have had the same noise added.
+
+    Args:
+        flow: the teacher; taken to the data's device and to evaluation mode. Noise of tokens goes where the data of the
+            same tokens are.
+        noise: standard deviation of what is added to the data before they are encoded.
+        width: standard deviation of the encodings, if it is not 1.
+
+    Raises:
+        ValueError: a negative noise, a width that is not positive; on training, noise that is no rearrangement of an
+            event, as of coordinates of another kind.
+    """
+
+    def __init__(self, flow: Flow, noise: float = 0.0, width: float = 1.0):
+        if not (noise >= 0 and width > 0):
+            raise ValueError(f"FromFlow: noise ({noise!r}) must be 0 or more, width ({width!r}) positive.")
+        self.flow, self.noise, self.width = flow.eval(), noise, width
+
+    def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
+        x1, context = batch["inputs"], batch.get("context")
+        added = torch.randn(x1.shape, generator=generator, device=generator.device, dtype=x1.dtype).to(x1.device)
+        encoded = self.flow.to(x1.device).encode(x1 + self.noise * added, context)
+        return placed(self.flow._transform, encoded).to(x1) / self.width, x1, context
+
+
 def noise_like(x1: Tensor, flow: Flow, generator: torch.Generator) -> Tensor:
     """One draw of the flow's base for each sample, in its dtype; of a base that does not read the context."""
     return draw(flow._distribution, len(x1), None, generator).to(x1)
+
+
+def placed(transform: Transform, noise: Tensor) -> Tensor:
+    """Noise in the shape of an event, where a transform begins by rearranging events: in tokens, such as patches.
+
+    Raises ValueError for one that changes their shape in another way.
+    """
+    if isinstance(transform, CompositeTransform):
+        for part in reversed(list(transform._transforms)):  # type: ignore[arg-type]
+            noise = placed(part, noise)  # type: ignore[arg-type]
+    elif hasattr(transform, "input_shape"):
+        noise, logabsdet = transform.inverse(noise)
+        if bool(logabsdet.any()):
+            raise ValueError(
+                f"{type(transform).__name__} does more than rearrange events, so the flow's noise cannot stand beside "
+                "its data; use the flow of what comes after it."
+            )
+    return noise
+
+
+def _alike(context: Any, rows: Tensor) -> list[Tensor]:
+    """The rows of a batch in groups of the same context."""
+    context = as_context(context)
+    if context is None:
+        return [rows]
+    parts = [context] if isinstance(context, Tensor) else list(context)
+    flat = torch.cat([part.reshape(len(rows), -1).double() for part in parts], dim=1)
+    group = torch.unique(flat, dim=0, return_inverse=True)[1]
+    return [rows[group == number] for number in range(int(group.max()) + 1)]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
-from nflib.continuous.steps import Step, as_leaf, inverted, jacobian, pushed
+from nflib.continuous.steps import Step, as_leaf, check_resolved, inverted, jacobian, pushed
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
 from nflib.flows.flow import Flow
 from nflib.interfaces import Decoder, Inversion
@@ -23,20 +23,6 @@ from nflib.interfaces import Decoder, Inversion
 __all__ = ["ODEFlow", "ODETransform", "Velocity"]
 
 DENSITIES = ("map", "trace", "hutchinson")
-# Of the noise's variance, what the solution back in time must find again: two Euler steps find 0.1 at most on mixtures
-# of normals, and have useless weights; four find 0.4 or more.
-LEAST_EXPLAINED = 0.25
-FEWEST_TO_JUDGE = 16
-
-
-class Velocity(Protocol):
-    """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
-
-    x ``(B, *event_shape)``, t ``(B,)`` from 0 to 1; gives ``d x / d t`` of x's shape. A field that is not smooth at
-    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two.
-    """
-
-    def __call__(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
 
 
 class ODETransform(Transform):
@@ -86,7 +72,7 @@ class ODETransform(Transform):
         self.solver, self.density = solver, density
         self.start, self.stop = float(start), float(stop)
         self.num_probes, self.probe_seed, self.allowed_folds = num_probes, probe_seed, allowed_folds
-        self.uses_context = _takes_context(velocity)
+        self.uses_context = takes_context(velocity)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
         """The same field under another solver, and another density where one is named."""
@@ -109,8 +95,9 @@ class ODETransform(Transform):
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``."""
         if self.density == "map":
-            noise, logabsdet = inverted(self._steps(context), inputs)
-            self._check_resolved(noise, inputs, context)
+            steps = self._steps(context)
+            noise, logabsdet = inverted(steps, inputs)
+            check_resolved(steps, noise, inputs)
             return noise, logabsdet
         return self._with_trace(inputs, context, backwards=True)
 
@@ -121,8 +108,9 @@ class ODETransform(Transform):
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
         """As `inverse`. What the integrated trace gives is not quite the density of the x returned: see `forward`."""
         if self.density == "map":
-            outputs, logabsdet = pushed(self._steps(context), inputs, allowed=self.allowed_folds)
-            self._check_resolved(inputs, outputs, context)
+            steps = self._steps(context)
+            outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
+            check_resolved(steps, inputs, outputs)
             return Inversion(outputs, logabsdet, 0.0)
         return Inversion(*self._with_trace(inputs, context, backwards=False), None)
 
@@ -132,23 +120,12 @@ class ODETransform(Transform):
             inputs = self.solver.advance(self._field(start, stop), inputs, start, stop, context).state
         return inputs
 
-    @torch.no_grad()
-    def _check_resolved(self, noise: Tensor, data: Tensor, context: Any) -> None:
-        """Raise ValueError where the solution back in time hardly finds the noise again that became these data.
-
-        Then the steps are too long for the field, and what holds at these points says nothing of those between them.
-        """
-        if len(noise) < FEWEST_TO_JUDGE:
-            return
-        found = data
-        for step in reversed(self._steps(context)):
-            found = step.guess(found)
-        unexplained = float((found - noise).square().sum() / (noise - noise.mean(0)).square().sum())
-        if not unexplained < 1 - LEAST_EXPLAINED:
-            raise ValueError(
-                f"the map cannot be shown to be one-to-one: back in time it finds {max(1 - unexplained, 0):.0%} of the "
-                f"variance of {len(noise)} samples' noise again, so its steps are too long for this field; take more."
-            )
+    def guided(self, guidance: Strength) -> ODETransform:
+        """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
+        transform = copy.copy(self)
+        transform._modules = {**self._modules}
+        transform.velocity = Guided(self.velocity, guidance)
+        return transform
 
     def _steps(self, context: Any) -> list[Step]:
         return [self._step(start, stop, context) for start, stop in self._pieces()]
@@ -171,7 +148,7 @@ class ODETransform(Transform):
         velocity = in_single_precision(self.velocity if within is None else within(start, stop))
 
         def field(x: Tensor, t: Tensor, context: Any) -> Tensor:
-            v = velocity(x, t) if context is None else velocity(x, t, context)
+            v = evaluated(velocity, x, t, context)
             if v.shape != x.shape:
                 raise ValueError(
                     f"the velocity has shape {tuple(v.shape)}, and x {tuple(x.shape)}; it must have the shape of x."
@@ -222,21 +199,11 @@ def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tens
     return (v, trace) if graph else (v.detach(), trace.detach())
 
 
-def _noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribution:
+def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribution:
     """The normal noise that a path starts from."""
     width = float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
     noise = StandardNormal(event_shape)
     return noise if width == 1 else ScaledNoise(noise, [width])
-
-
-def _takes_context(velocity: Velocity) -> bool:
-    """Whether a field has a third argument, for the context, unless it says so itself by `uses_context`."""
-    own = getattr(velocity, "uses_context", None)
-    if own is not None:
-        return bool(own)
-    function = velocity.forward if isinstance(velocity, nn.Module) else velocity
-    parameters = inspect.signature(function).parameters.values()
-    return len(parameters) > 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def in_single_precision(velocity: Velocity) -> Callable[..., Tensor]:
@@ -298,17 +265,19 @@ class ODEFlow(Flow):
             probe_seed=probe_seed,
             allowed_folds=allowed_folds,
         )
-        base = _noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
+        base = noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""
+        return self._evaluated(self._transform.velocity, x, t, context)
+
+    def _evaluated(self, field: Velocity, x: Tensor, t: Tensor, context: Any) -> Tensor:
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         check_times(t)
         context = self._embedding_net(self._checked_context(context, len(x)))
-        velocity = in_single_precision(self._transform.velocity)
-        return velocity(x, t) if context is None else velocity(x, t, context)
+        return evaluated(in_single_precision(field), x, t, context)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
         """This flow under another solver, and another density where one is named: a flow of its own, on its weights.

@@ -1,13 +1,15 @@
-"""Densities of the times at which a velocity is fitted."""
+"""Densities of the times at which a velocity is fitted, and weights of times."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Times", "Uniform"]
+__all__ = ["LogitNormal", "Mode", "Times", "UShaped", "Uniform", "cosmap"]
 
 
 class Times(Protocol):
@@ -22,6 +24,7 @@ class Times(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Uniform:
     """All times alike."""
 
@@ -29,4 +32,94 @@ class Uniform:
         return torch.rand(num_samples, generator=generator, device=None if generator is None else generator.device)
 
     def log_prob(self, t: Tensor) -> Tensor:
-        return torch.where((t >= 0) & (t <= 1), 0.0, -torch.inf).to(t.dtype)
+        return _within(t, torch.zeros_like(t))
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """``t = sigmoid(u)``, u normal with this mean and standard deviation: middle times more often (Esser et al. 2024).
+
+    Times run from noise to data. For a setting of Stable Diffusion 3's paper (arXiv:2403.03206), whose times run from
+    data to noise, the mean changes sign.
+
+    Raises ValueError for a standard deviation that is not positive.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"LogitNormal: std must be positive, got {self.std!r}.")
+
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        device = None if generator is None else generator.device
+        return torch.sigmoid(self.mean + self.std * torch.randn(num_samples, generator=generator, device=device))
+
+    def log_prob(self, t: Tensor) -> Tensor:
+        z = (torch.logit(t) - self.mean) / self.std
+        density = -0.5 * z.square() - math.log(self.std * math.sqrt(2 * math.pi)) - torch.log(t) - torch.log1p(-t)
+        return _within(t, torch.where((t > 0) & (t < 1), density, -torch.inf))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """``t = 1 - u - scale (cos^2(pi u / 2) - 1 + u)``, u uniform: middle times more often, none left out (Esser 2024).
+
+    The same in both directions of time. A negative scale prefers the ends.
+
+    Raises ValueError for a scale outside -1 … 2 / (pi - 2), where the map of u is not one-to-one.
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise ValueError(f"Mode: scale must lie in -1 … 2 / (pi - 2) = 1.752, got {self.scale!r}.")
+
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        return self._time(Uniform().sample(num_samples, generator)).clamp(0, 1)
+
+    def log_prob(self, t: Tensor) -> Tensor:
+        low, high = torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
+        for _ in range(60):  # bisection: t falls as u rises
+            u = 0.5 * (low + high)
+            above = self._time(u) > t
+            low, high = torch.where(above, u, low), torch.where(above, high, u)
+        slope = 1 + self.scale * (1 - 0.5 * math.pi * torch.sin(math.pi * u))
+        return _within(t, -torch.log(slope).to(t.dtype))
+
+    def _time(self, u: Tensor) -> Tensor:
+        return 1 - u - self.scale * (torch.cos(0.5 * math.pi * u).square() - 1 + u)
+
+
+@dataclass(frozen=True)
+class UShaped:
+    """``p(t)`` proportional to ``e^(a t) + e^(a (1 - t))``: the ends more often (Lee et al. 2024, arXiv:2405.20320).
+
+    Raises ValueError for an `a` that is not positive.
+    """
+
+    a: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.a > 0:
+            raise ValueError(f"UShaped: a must be positive, got {self.a!r}; use Uniform for a = 0.")
+
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        u = 2 * Uniform().sample(num_samples, generator) - 1
+        t = torch.log1p(u.abs() * math.expm1(self.a)) / self.a
+        return torch.where(u > 0, t, 1 - t).clamp(0, 1)
+
+    def log_prob(self, t: Tensor) -> Tensor:
+        both = torch.logaddexp(self.a * t, self.a * (1 - t))
+        return _within(t, both + math.log(0.5 * self.a / math.expm1(self.a)))
+
+
+def cosmap(t: Tensor) -> Tensor:
+    """The weight ``2 / (pi (1 - 2 t + 2 t^2))`` of times (Esser et al. 2024); the same in both directions of time."""
+    return 2 / (math.pi * (1 - 2 * t + 2 * t.square()))
+
+
+def _within(t: Tensor, log_prob: Tensor) -> Tensor:
+    return torch.where((t >= 0) & (t <= 1), log_prob, -torch.inf)

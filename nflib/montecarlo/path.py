@@ -85,12 +85,15 @@ class GeometricPath:
 
     Where q or p~ is not finite every density of the path with b > 0 is zero. At most `chunk_size` points are given to
     a density at once. `num_evaluations` and `num_gradients` count the points at which the target has been asked for its
-    density, and for its gradient as well. Raises ValueError for what `as_proposal` and `as_target` refuse.
+    density, and for its gradient as well. Of a proposal without `log_prob` (not `is_geometric`) only the draws know
+    log q, elsewhere it reads 0, and only the density at b = 1 means anything. Raises ValueError for what `as_proposal`
+    and `as_target` refuse.
     """
 
     def __init__(self, proposal: Any, target: Any, chunk_size: int = 1024, *, allow_stochastic: bool = False) -> None:
         self.proposal: Proposal = as_proposal(proposal, allow_stochastic=allow_stochastic)
         self.target: Target = as_target(target)
+        self.is_geometric = hasattr(self.proposal, "log_prob")
         self.chunk_size = chunk_size
         self.num_evaluations = 0
         self.num_gradients = 0
@@ -160,7 +163,7 @@ class GeometricPath:
         return Particles(particles.x, log_proposal, particles.log_target)
 
     def _proposal_log_prob(self, x: Tensor) -> Tensor:
-        values = self.proposal.log_prob(x)
+        values = (self.proposal if self.is_geometric else _Constant()).log_prob(x)
         check_log_density("the proposal's log_prob", values, len(x))
         return values
 

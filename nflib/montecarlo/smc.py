@@ -73,7 +73,9 @@ def smc(
 
     Args:
         proposal: what `as_proposal` takes: a flow, a torch or nflows distribution, or an object with
-            `sample_and_log_prob(num_samples, generator=...)` and `log_prob(x)`.
+            `sample_and_log_prob(num_samples, generator=...)` and `log_prob(x)`. One without `log_prob`, such as
+            `DiffusionProposal`, has no densities between q and p~: its draws are weighted to the target at once,
+            resampled if need be, and moved at the target.
         target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`. Kernels that need a gradient
             get it from autograd.
         kernel: `HMC()` (default), `MALA()`, `ULA()`, `IndependentMetropolis()`, or an object with `init` and `step`.
@@ -132,18 +134,22 @@ def smc(
         raise ValueError(
             "smc: final_moves ask the proposal nothing, but IndependentMetropolis draws from it; use moves."
         )
-    if not hasattr(proposal, "log_prob"):
-        raise ValueError(
-            f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x); use importance_sample, or a flow."
-        )
     if resampling not in SCHEMES:
         raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
     if not 0.0 <= resampling_threshold <= 1.0:
         raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
+    geometric_path = GeometricPath(proposal, target, chunk_size, allow_stochastic=allow_stochastic)
+    if not geometric_path.is_geometric:
+        if temperatures is not None or isinstance(kernel, IndependentMetropolis):
+            raise ValueError(
+                f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x), so there are no temperatures "
+                "between it and the target, nor an IndependentMetropolis kernel; leave them out."
+            )
+        temperatures = (1.0,)
     run = _Run(
         num_samples,
         num_draws,
-        GeometricPath(proposal, target, chunk_size, allow_stochastic=allow_stochastic),
+        geometric_path,
         HMC() if kernel is None else kernel,
         as_rule(temperatures),
         AcceptanceTarget() if step_sizes is None else step_sizes,
@@ -173,7 +179,7 @@ def smc(
             if path is not None:
                 save_state(path, state, generator, settings)
         show(state)
-    return _result(state)
+    return _result(state, geometric_path.is_geometric)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ class _Run:
         return described | {name: getattr(self, name) for name in numbers}
 
     def start(self, draws: WeightedSamples | None) -> RunState:
-        everyone_moves = self.num_draws == self.num_samples
+        everyone_moves = self.num_draws == self.num_samples and self.path.is_geometric
         gradient = everyone_moves and getattr(self.kernel, "needs_gradient", False)
         if draws is None:
             particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
@@ -232,7 +238,7 @@ class _Run:
             for name, before, now in (
                 ("target", some.log_target, again.log_target),
                 ("proposal", some.log_proposal, again.log_proposal),
-            ):
+            )[: 2 if self.path.is_geometric else 1]:
                 if not torch.allclose(before, now, rtol=1e-2, atol=1e-1):
                     raise ValueError(f"{path} belongs to a run with another {name}; name another file.")
         self.path.num_evaluations, self.path.num_gradients = state.num_evaluations, state.num_gradients
@@ -270,7 +276,7 @@ class _Run:
         elif too_many:  # every weight is zero: which are kept makes no difference
             kept = torch.arange(self.num_samples, device=ancestors.device)
             particles, ancestors, log_weights = particles.select(kept), ancestors[kept], log_weights[kept]
-        if too_many:
+        if too_many or not self.path.is_geometric:
             particles = self.kernel.init(particles, self.path)
         history.resampled.append(resampled)
         history.num_ancestors.append(len(torch.unique(ancestors[log_weights > -torch.inf])))
@@ -337,12 +343,12 @@ class _Run:
         )
 
 
-def _result(state: RunState) -> SMCSamples:
+def _result(state: RunState, is_geometric: bool) -> SMCSamples:
     particles = state.particles
     return SMCSamples(
         x=particles.x.cpu(),
         log_weights=state.log_weights.cpu(),
-        log_prob=particles.log_proposal.cpu(),
+        log_prob=particles.log_proposal.cpu() if is_geometric else None,
         log_target=particles.log_target.cpu(),
         num_rejected=state.num_rejected,
         ancestors=state.ancestors.cpu(),

@@ -100,14 +100,12 @@ class Guided(AffineAutoregressive):
         return self.transform.token_size
 
     def encode_context(self, context: Any) -> Any:
-        parts = context if isinstance(context, tuple) else (context,)
-        if not parts or any(not isinstance(part, Tensor) or part.dim() < 2 or part.shape[1] != 2 for part in parts):
-            raise ValueError("a guided map takes a conditional and an unconditional context, stacked as (batch, 2, …).")
-        encoded = self.transform.encode_context(map_context(lambda part: torch.cat([part[:, 0], part[:, 1]]), context))
+        both = unpaired(context)
+        encoded = self.transform.encode_context(both)
         if self.guidance.attention_temperature == 1:
             return encoded
         rows = num_rows(context)
-        temperature = torch.ones(2 * rows, 1, 1, 1, device=parts[0].device)
+        temperature = torch.ones(2 * rows, 1, 1, 1, device=(both if isinstance(both, Tensor) else both[0]).device)
         temperature[rows:] = self.guidance.attention_temperature
         return encoded._replace(temperature=temperature)
 
@@ -156,6 +154,14 @@ class PairedContext(nn.Module):
         if isinstance(encoded, Tensor) or isinstance(unconditional, Tensor):
             raise ValueError("either both the context and the unconditional one have a padding mask, or neither does.")
         return tuple(_stacked(*pair) for pair in zip(encoded, unconditional, strict=True))
+
+
+def unpaired(context: Any) -> Any:
+    """The conditional contexts and then the unconditional ones, of pairs as `PairedContext` makes them."""
+    parts = context if isinstance(context, tuple) else (context,)
+    if not parts or any(not isinstance(part, Tensor) or part.dim() < 2 or part.shape[1] != 2 for part in parts):
+        raise ValueError("a guided map takes a conditional and an unconditional context, stacked as (batch, 2, …).")
+    return map_context(lambda part: torch.cat([part[:, 0], part[:, 1]]), context)
 
 
 def _stacked(context: Tensor, unconditional: Tensor) -> Tensor:

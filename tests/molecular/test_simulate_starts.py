@@ -6,13 +6,16 @@ import torch
 from molecular.commands import main
 from molecular.data.corpus import simulate_corpus
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import rotatable_bonds, start_structures
+from molecular.dynamics import report_lines, rotatable_bonds, start_structures
 from molecular.dynamics.simulate import simulate
 from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions, rigid_torsions
+from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import SHIPPED, load_flow, sample
+from molecular.molecule.torsions import ramachandran_torsions
+from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
 from molecular.sampling.starts import FlowStarts
+from nflib.io import read_json
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
 CHAIN = [(0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (2, 6), (2, 7), (3, 8), (8, 9), (9, 3)]
@@ -98,6 +101,31 @@ def test_a_flow_gives_starts_of_equilibrium(tmp_path):
         starts(peptide, 390, 3)
 
 
+def test_starts_of_a_flow_are_as_a_simulation_has_them(monkeypatch):
+    """Populations and mean energy, of a flow whose own draws have seven times too many of phi > 0."""
+    peptide = Peptide("Ace-A-Nme")
+    drawn = []
+    monkeypatch.setattr("molecular.sampling.starts.sample", lambda *a, **k: drawn.append(sample(*a, **k)) or drawn[0])
+    x = FlowStarts(num_draws=2000)(peptide, 800, 5)
+    (torsions,), energy = torch.as_tensor(ramachandran_torsions(peptide.topology)), ReducedEnergy(peptide)
+
+    def observed(positions):
+        phi, psi = dihedrals(positions, torsions).double().T
+        helical = (psi + 2 * torch.pi / 3) % (2 * torch.pi) < torch.pi
+        return torch.stack([(phi > 0).double(), helical.double(), energy(positions).double()], dim=1)
+
+    of_starts, of_reference = observed(x), observed(reference_positions(peptide))
+    # FlowStarts promises 800 effective samples; the simulation's frames are worth more than 1,000 by its own report.
+    error = (of_starts.var(0) / 800 + of_reference.var(0) / 1000).sqrt()
+
+    def z(values):
+        return ((values.mean(0) - of_reference.mean(0)) / error).abs()
+
+    assert (z(of_starts) < 3).all()
+    raw = z(observed(drawn[0].x))
+    assert raw[0] > 10 and raw[2] > 10  # what the weights put right
+
+
 def test_a_simulation_starts_from_what_it_is_given(tmp_path):
     peptide = Peptide("GG")
     given = torch.from_numpy(peptide.positions).float() + 0.001 * torch.randn(2, peptide.num_atoms, 3)
@@ -113,8 +141,10 @@ def test_a_simulation_starts_from_what_it_is_given(tmp_path):
     frame = load_ensemble(tmp_path).positions
     moved = (frame - frame[:, :1]) - (given - given[:, :1])
     assert moved.abs().max() < 1e-3  # 0.1 fs later, its centre apart
-    simulate(peptide, tmp_path, picoseconds=2e-4, seed=5, **options)
-    assert seen == [("GG", 2, 5)]  # a continued one has its own
+    report = simulate(peptide, tmp_path, picoseconds=2e-4, seed=5, **options | {"starts": None}).report
+    assert seen == [("GG", 2, 5)]  # a continued one has its own, and still says which
+    assert read_json(tmp_path / "settings.json")["starts"] == report["starts"] == str(starts)
+    assert f"Started from {starts}." in list(report_lines(report))
 
 
 def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
@@ -133,6 +163,11 @@ def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
     options |= {"swap_ps": 0.002, "save_ps": 0.002, "progress": False, "starts": starts, "test_fraction": 0.0}
     corpus = simulate_corpus(["GG", "AG"], tmp_path, picoseconds=0.004, **options)
     assert corpus.sequences("train") == ["AG"] and "GG is left out: too few." in caplog.text
+    assert corpus.starts("AG") == str(starts)
+    # What is finished stays as it is, with its starts; the sequence that had none is simulated without.
+    corpus = simulate_corpus(["GG", "AG"], tmp_path, picoseconds=0.004, **options | {"starts": None})
+    assert sorted(corpus.sequences("train")) == ["AG", "GG"]
+    assert corpus.starts("AG") == str(starts) and corpus.starts("GG") is None
 
 
 def test_the_command_starts_from_a_flow(tmp_path):
@@ -140,7 +175,23 @@ def test_the_command_starts_from_a_flow(tmp_path):
     arguments += ["--equilibration_ps", "0", "--num_ladders", "4", "--num_temperatures", "1", "--swap_ps", "0.001"]
     arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
     main(["simulate", *arguments, "--output", str(tmp_path)])
+    origin = f"100 weighted draws of the flow in {SHIPPED / 'Ace-A-Nme'}"
+    assert read_json(tmp_path / "settings.json")["starts"] == origin
     given = FlowStarts(num_draws=100)(Peptide("Ace-A-Nme"), 4, 3)
     frame = load_ensemble(tmp_path).positions
     moved = (frame - frame[:, :1]) - (given - given[:, :1])
     assert moved.abs().max() < 0.02  # a femtosecond later, its centre apart
+
+
+def test_the_flow_is_on_the_device_of_the_simulation(tmp_path, monkeypatch):
+    seen = {}
+
+    def run(molecule, output, **options):
+        seen.update(options)
+        raise UnreliableStarts("far enough.")
+
+    monkeypatch.setattr("molecular.commands.simulation.run", run)
+    arguments = ["--peptide", "GG", "--flow", "somewhere", "--device", "cuda", "--picoseconds", "1"]
+    with pytest.raises(SystemExit, match="far enough"):
+        main(["simulate", *arguments, "--output", str(tmp_path)])
+    assert seen["device"] == seen["starts"].device == "cuda"

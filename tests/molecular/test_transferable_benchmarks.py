@@ -94,6 +94,37 @@ def test_the_table_of_the_public_test(places, tmp_path, monkeypatch, capsys):
         run("transferable.py", *options, "--peptides", "VV", monkeypatch=monkeypatch)
 
 
+def test_the_table_of_single_systems(places, tmp_path, monkeypatch, capsys):
+    """The whole command, and again, when it only reads."""
+    references, output = tmp_path / "references", tmp_path / "output"
+    shutil.copytree(places / "corpus" / "systems" / "GG", references / "GG")
+    (references / "GG" / "report.json").write_text("{}")
+    options = ["--output", output, "--references", references, "--seeds", "2", "--num_samples", "40"]
+    options += ["--bootstrap", "2", "--models", f"GG={places / 'model'}"]
+    run("single_systems.py", *options, monkeypatch=monkeypatch)
+    first = capsys.readouterr().out
+    (row,) = (line for line in first.splitlines() if line.startswith("| GG "))
+    found = [json.loads((output / f"seed-{seed}" / "importance" / "flow" / "GG.json").read_text()) for seed in (0, 1)]
+    low, high = sorted(record["effective_sample_size_fraction"] for record in found)
+    assert row.split(" | ")[1:3] == ["ours", f"{(low + high) / 2:.3g} ({low:.3g} to {high:.3g})"] and low < high
+    assert "–" not in row and "over 2 seeds" in first  # distances to the reference are there
+    run("single_systems.py", *options, monkeypatch=monkeypatch)
+    assert first.split("peptide", 1)[1] == capsys.readouterr().out.split("peptide", 1)[1]
+    with pytest.raises(SystemExit, match="PEPTIDE=FOLDER, not 'GG'"):
+        run("single_systems.py", *options[:-1], "GG", monkeypatch=monkeypatch)
+
+
+def test_single_systems_stand_beside_what_was_published(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from single_systems import SHOWN, table_rows
+
+    seeds = [{"importance": {"effective_sample_size_fraction": size}} for size in (0.5, 0.1, 0.2)]
+    rows = {row[1]: dict(zip(SHOWN, row[2:], strict=True)) for row in table_rows("Ace-A-Nme", seeds)}
+    assert rows["ours"]["ESS / samples"] == "0.2 (0.1 to 0.5)" and rows["ours"]["torus W2 / rad"] == "–"
+    assert rows["SBG (TarFlow)"]["ESS, trimmed"] == "0.03" and rows["SBG (TarFlow)"]["ESS / samples"] == "–"
+    assert rows["FALCON"]["torus W2, trimmed"] == "0.402"
+
+
 def test_means_worst_cases_and_z_scores_of_the_public_test(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from public_test import compared, remarks, table

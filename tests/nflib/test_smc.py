@@ -316,7 +316,7 @@ def test_user_mistakes_are_named():
         smc(q, energy, 10)
     with pytest.raises(ValueError, match="num_samples is 1"):
         smc(q, TARGET, 1)
-    with pytest.raises(ValueError, match=r"no log_prob\(x\)"):
+    with pytest.raises(ValueError, match=r"has no sample_and_log_prob"):
         smc(object(), TARGET, 10)
     with pytest.raises(TypeError, match="context"):
         smc(q, TARGET, 10, context=torch.zeros(1, 1))

@@ -12,6 +12,7 @@ from molecular.data.corpus.structure import read_structure
 from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.dynamics.frames import list_shards
 from molecular.molecule.sequences import parse_sequence
+from molecular.molecule.storage import SETTINGS
 from nflib.io import read_json
 
 DESCRIPTION = "corpus.json"
@@ -73,6 +74,11 @@ class Corpus:
             for sequence in self.sequences(part)
             for path in list_shards(self.system(sequence))
         ]
+
+    def starts(self, sequence: str) -> str | None:
+        """What the replicas of one sequence started from, such as a flow's draws; None for torsions drawn at random."""
+        starts: str | None = read_json(self.system(sequence) / SETTINGS, "simulate it again").get("starts")
+        return starts
 
     def topology(self, sequence: str) -> app.Topology:
         return read_structure(self.system(sequence) / "topology.pdb", sequence)

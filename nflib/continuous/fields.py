@@ -1,0 +1,231 @@
+"""Velocity fields, and fields made of others: converted, guided, in blocks of time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nflib.contexts import map_context
+from nflib.continuous.paths import Path
+from nflib.io.arguments import keep_arguments
+from nflib.transforms.guided import unpaired
+
+__all__ = ["Blockwise", "FromDenoiser", "FromNoise", "FromScore", "Guided", "RatioAware", "Velocity"]
+
+
+class Velocity(Protocol):
+    """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
+
+    x ``(B, *event_shape)``, t ``(B,)`` from 0 to 1; gives ``d x / d t`` of x's shape. A field that is not smooth at
+    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
+
+
+Strength = float | Callable[[Tensor, Tensor], Tensor]
+
+
+def takes_context(field: Callable[..., Tensor]) -> bool:
+    """Whether a field has a third argument, for the context, unless it says so itself by `uses_context`."""
+    own = getattr(field, "uses_context", None)
+    if own is not None:
+        return bool(own)
+    parameters = inspect.signature(field.forward if isinstance(field, nn.Module) else field).parameters.values()
+    return len(parameters) > 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def evaluated(field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
+    """The field's value; only where there is a context is it given one."""
+    return field(x, t) if context is None else field(x, t, context)
+
+
+class _OfAnother(nn.Module):
+    """A field made of another, `field`, whose edges it has. A subclass writes `_velocity`."""
+
+    def __init__(self, field: Callable[..., Tensor]):
+        super().__init__()
+        self.field = field
+        self.uses_context = takes_context(field)
+
+    @property
+    def edges(self) -> Sequence[float]:
+        return getattr(self.field, "edges", ())
+
+    def within(self, start: float, stop: float) -> Velocity:
+        """The field between two times, of which `field` may have its own way."""
+        within = getattr(self.field, "within", None)
+        field = self.field if within is None else within(start, stop)
+        return lambda x, t, context=None: self._velocity(field, x, t, context)
+
+    def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
+        return self._velocity(self.field, x, t, context)
+
+    def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class _Converted(_OfAnother):
+    def __init__(self, network: Callable[..., Tensor], path: Path):
+        super().__init__(network)
+        self.path = path
+
+    def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
+        value = evaluated(field, x, t, context)
+        v = self._converted(value, x, t)
+        if not torch.compiler.is_compiling():
+            spoilt = ~v.isfinite().flatten(1).all(1) & (value + x).isfinite().flatten(1).all(1)
+            if bool(spoilt.any()):
+                raise ValueError(
+                    f"{type(self).__name__} has no velocity at t = {float(t[spoilt][0]):.6g}, where the conversion of "
+                    f"{type(self.path).__name__} divides by zero; integrate from start > 0, or to stop < 1."
+                )
+        return v
+
+    def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FromScore(_Converted):
+    """The velocity of a network ``s(x, t, context)`` of scores of a one-sided path.
+
+    Raises ValueError, on evaluation, at a time at which the score does not tell the velocity (t = 0 of `Linear`).
+
+    >>> from nflib.continuous.paths import Linear
+    >>> field = FromScore(lambda x, t: -x / (t**2 + (1 - t) ** 2)[:, None], Linear())  # of standard normal data
+    >>> field(torch.ones(1, 2), torch.tensor([0.5]))
+    tensor([[0., 0.]])
+    """
+
+    def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return self.path.velocity_from_score(value, x, t)
+
+
+class FromDenoiser(_Converted):
+    """The velocity of a network ``D(x, t, context) = E[x1 | x_t]`` of a one-sided path.
+
+    Where no noise is left (t = 1 of `Linear`) ``E[x0 | x_1]`` is zero and the velocity is ``beta' D``. Raises
+    ValueError, on evaluation, where alpha' diverges as well (t = 1 of `VariancePreserving`).
+    """
+
+    def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        c = self.path.coefficients(t).like(x)
+        ends = (c.alpha.abs() < 4 * torch.finfo(x.dtype).eps) & c.alpha_dot.isfinite()
+        # Not computed at all where it is not wanted: a NaN there would spoil the gradient.
+        inner = torch.where(ends, 0.5, t.to(x.dtype).reshape(ends.shape)).flatten()
+        return torch.where(ends, c.beta_dot * value, self.path.velocity_from_denoised(value, x, inner))
+
+
+class FromNoise(_Converted):
+    """The velocity of a network ``E(x, t, context) = E[x0 | x_t]`` of a one-sided path.
+
+    Raises ValueError, on evaluation, at a time at which the noise does not tell the data (t = 0 of `Linear`).
+    """
+
+    def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return self.path.velocity_from_noise(value, x, t)
+
+
+@keep_arguments
+@dataclass(frozen=True)
+class RatioAware:
+    """A strength of guidance that is low where the guidance is large beside the velocity: at the noise end.
+
+    ``w = 1 + (maximum - 1) exp(-alpha rho)``, ``rho = |v_c - v_u| / |v_u|`` of each sample (Zhu et al. 2025,
+    arXiv:2508.03442; summaries of its first version square the ratio, the authors' own page and code do not).
+
+    Raises ValueError for a negative alpha.
+    """
+
+    maximum: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not self.alpha >= 0:
+            raise ValueError(f"RatioAware: alpha is {self.alpha!r}; pass zero or a positive number.")
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """The strength of each sample ``(B, 1, …)``, of both velocities ``(B, *event_shape)``."""
+        own = unconditional.flatten(1).norm(dim=1).clamp(min=torch.finfo(conditional.dtype).eps)
+        ratio = (conditional - unconditional).flatten(1).norm(dim=1) / own
+        strength = 1 + (self.maximum - 1) * torch.exp(-self.alpha * ratio)
+        return strength.reshape(-1, *[1] * (conditional.dim() - 1))
+
+
+class Guided(_OfAnother):
+    """Classifier-free guidance ``v_u + w (v_c - v_u)`` of one field at two contexts, both in one batch.
+
+    Args:
+        field: what is guided.
+        strength: w, a number (1: the conditional field itself), or a function of v_c and v_u such as `RatioAware`.
+
+    It takes pairs of contexts, as `nflib.transforms.PairedContext` makes them: ``flow.guided(strength,
+    unconditional)`` is the flow along the guided field, with the exact density of its own.
+
+    >>> from nflib.continuous import MLPVelocity, ODEFlow
+    >>> flow = ODEFlow(MLPVelocity(2, channels=16, context_size=3), (2,), context_shape=(3,))
+    >>> guided = flow.guided(2.0, torch.zeros(1, 3))
+    >>> guided.sample(5, torch.ones(1, 3)).shape
+    torch.Size([1, 5, 2])
+    """
+
+    def __init__(self, field: Callable[..., Tensor], strength: Strength):
+        super().__init__(field)
+        self.strength = strength
+
+    def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
+        both = field(torch.cat([x, x]), torch.cat([t, t]), unpaired(context))
+        conditional, unconditional = both.chunk(2)
+        strength = self.strength(conditional, unconditional) if callable(self.strength) else self.strength
+        return unconditional + strength * (conditional - unconditional)
+
+
+class Blockwise(nn.Module):
+    """One field for each segment of time; solvers never step across an edge.
+
+    Args:
+        fields: modules, in the order of time.
+        edges: the times between them (default: segments of equal length).
+
+    Raises:
+        ValueError: edges that do not rise within 0 … 1, or are not one fewer than the fields.
+
+    >>> from nflib.continuous import MLPVelocity
+    >>> field = Blockwise([MLPVelocity(2), MLPVelocity(2)])
+    >>> field.edges, field(torch.zeros(5, 2), torch.rand(5)).shape
+    ((0.5,), torch.Size([5, 2]))
+    """
+
+    def __init__(self, fields: Iterable[nn.Module], edges: Sequence[float] | None = None):
+        super().__init__()
+        self.fields = nn.ModuleList(fields)
+        number = len(self.fields)
+        self.edges = tuple(k / number for k in range(1, number)) if edges is None else tuple(map(float, edges))
+        if number != len(self.edges) + 1 or not all(a < b for a, b in pairwise((0.0, *self.edges, 1.0))):
+            raise ValueError(f"{number} fields take {number - 1} edges that rise within 0 … 1, got {list(self.edges)}.")
+        self.uses_context = takes_context(self.fields[0])
+
+    def within(self, start: float, stop: float) -> nn.Module:
+        """The field of the segment in which two times lie. Raises ValueError where an edge lies between them."""
+        low, high = min(start, stop), max(start, stop)
+        if any(low < edge < high for edge in self.edges):
+            raise ValueError(f"an edge of the fields lies between t = {low:.6g} and {high:.6g}; take two steps.")
+        return self.fields[sum(edge <= low for edge in self.edges)]
+
+    def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
+        """Of each row, the field of its own time; an edge belongs to what follows it."""
+        segment = torch.bucketize(t, t.new_tensor(self.edges), right=True)
+        order = segment.argsort(stable=True)
+        rows = order.split(segment.bincount(minlength=len(self.fields)).tolist())
+        # All are called, of no rows too, so that each of their parameters has a gradient.
+        pieces = [
+            evaluated(field, x[own], t[own], map_context(lambda part: part[own], context))  # noqa: B023, called at once
+            for field, own in zip(self.fields, rows, strict=True)
+        ]
+        return torch.cat(pieces)[order.argsort()]

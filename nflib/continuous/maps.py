@@ -1,0 +1,239 @@
+"""Flow maps: networks that take x from one time to another in one pass, as flows with an exact density."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, Self
+
+import torch
+from nflows.distributions import Distribution
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflib.continuous.networks import TimeFeatures
+from nflib.continuous.ode import noise_of
+from nflib.continuous.paths import Linear, Path, check_times
+from nflib.continuous.steps import Step, check_resolved, inverted, pushed
+from nflib.distributions import as_base
+from nflib.flows.flow import Flow
+from nflib.interfaces import Decoder, Inversion
+
+__all__ = ["AverageVelocity", "FlowMap", "FlowMapTransform", "MLPFlowMap"]
+
+
+class AverageVelocity(Protocol):
+    """Any module or function ``u(x, r, t, context=None)`` that treats each row of a batch by itself.
+
+    x ``(B, *event_shape)``, r and t ``(B,)`` from 0 to 1; gives, of x's shape, the mean over times from r to t of the
+    velocity along the path that is at x at time r, so that ``x + (t - r) u`` is where it is at time t. ``u(x, r, r)``
+    is the velocity itself. t < r is the way back.
+    """
+
+    def __call__(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
+
+
+class FlowMapTransform(Transform):
+    """From data to noise through jumps ``X_{r -> t}(x) = x + (t - r) u(x, r, t)``; the inverse generates.
+
+    The log-determinant is that of the jumps themselves, exact however well they were trained, as long as the map is
+    one-to-one, which is checked.
+
+    Args:
+        velocity: u; see `AverageVelocity`.
+        num_steps: jumps of equal length, from t = 0 (noise) to 1 (data).
+        allowed_folds: the largest share of samples at which the map may turn out not to be one-to-one; these get the
+            log-density NaN, which has weight zero.
+
+    Raises:
+        ValueError: num_steps below 1, allowed_folds outside [0, 1).
+    """
+
+    def __init__(self, velocity: AverageVelocity, num_steps: int = 4, *, allowed_folds: float = 0.0):
+        super().__init__()
+        if num_steps < 1 or not 0 <= allowed_folds < 1:
+            raise ValueError(f"num_steps ({num_steps}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
+        self.velocity = velocity
+        self.num_steps, self.allowed_folds = num_steps, allowed_folds
+        self.uses_context = _takes_context(velocity)
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """The noise of data, and ``log|d noise / d data|``: each jump is inverted by Newton's method."""
+        steps = self._steps(context)
+        noise, logabsdet = inverted(steps, inputs)
+        check_resolved(steps, noise, inputs)
+        return noise, logabsdet
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """The data that noise becomes, and ``log|d data / d noise|``."""
+        return self.invert(inputs, context)[:2]
+
+    def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
+        """As `inverse`, and that nothing is left of an error."""
+        steps = self._steps(context)
+        outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
+        check_resolved(steps, inputs, outputs)
+        return Inversion(outputs, logabsdet, 0.0)
+
+    def generate(self, inputs: Tensor, context: Any = None) -> Tensor:
+        """The data that noise becomes, without a log-determinant: num_steps passes of the network."""
+        for step in self._steps(context):
+            inputs = step.forward(inputs)
+        return inputs
+
+    def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
+        """``X_{r -> t}(x)``: where what is at x at times r is at times t, ``(B,)`` or numbers."""
+        r, t = (_times(value, x) for value in (r, t))
+        return x + (t - r).reshape(-1, *[1] * (x.dim() - 1)) * self.average_velocity(x, r, t, context)
+
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
+        """u, with its result checked."""
+        u = self.velocity(x, r, t) if context is None else self.velocity(x, r, t, context)
+        if u.shape != x.shape:
+            raise ValueError(
+                f"the average velocity has shape {tuple(u.shape)}, and x {tuple(x.shape)}; it must have that of x."
+            )
+        return u
+
+    def _steps(self, context: Any) -> list[Step]:
+        times = [k / self.num_steps for k in range(self.num_steps)] + [1.0]
+        return [self._step(r, t, context) for r, t in pairwise(times)]
+
+    def _step(self, r: float, t: float, context: Any) -> Step:
+        def forward(x: Tensor) -> Tensor:
+            y = self.jump(x, r, t, context)
+            if not torch.compiler.is_compiling() and not bool(y.isfinite().all()):
+                raise ValueError(f"the jump from t = {r:.4g} to {t:.4g} is not finite for some samples; mend the map.")
+            return y
+
+        return Step(forward, lambda y: self.jump(y, t, r, context), f"the jump from t = {r:.4g} to {t:.4g}")
+
+
+class FlowMap(Flow):
+    """A flow in a few jumps of a network: noise at t = 0 becomes data at t = 1 in num_steps passes.
+
+    Its density is exact for any network whose jumps are one-to-one. The jumps back in time, of the same network, prove
+    that and are where the inverse is sought: train both, as `MeanFlow`, `Distill` and `Invertible` do.
+
+    Args:
+        velocity: any module or function ``u(x, r, t, context=None)``; see `AverageVelocity`.
+        event_shape: of one sample.
+        num_steps, allowed_folds: of `FlowMapTransform`.
+        path: from noise to data, on which u is to be fitted; says how wide the noise is.
+        distribution: the noise (default: normal, as wide as the path has it at t = 0).
+        embedding_net, context_shape: as for every `Flow`.
+
+    Raises:
+        ValueError: as `FlowMapTransform`; on densities, a map that is not one-to-one, an average velocity of another
+            shape than x, a jump that is not finite.
+
+    >>> import torch
+    >>> shrinks = lambda x, r, t: x * (torch.expm1(r - t) / (t - r))[:, None]  # of the velocity -x
+    >>> flow = FlowMap(shrinks, event_shape=(2,), num_steps=2)
+    >>> flow.log_prob(torch.zeros(1, 2))  # a normal of standard deviation 1 / e
+    tensor([0.1621])
+    """
+
+    _transform: FlowMapTransform
+
+    def __init__(
+        self,
+        velocity: AverageVelocity,
+        event_shape: Sequence[int],
+        *,
+        num_steps: int = 4,
+        path: Path = Linear(),  # noqa: B008, a frozen dataclass
+        allowed_folds: float = 0.0,
+        distribution: Distribution | torch.distributions.Distribution | None = None,
+        embedding_net: nn.Module | None = None,
+        context_shape: Sequence[int | None] | None = None,
+    ):
+        transform = FlowMapTransform(velocity, num_steps, allowed_folds=allowed_folds)
+        base = noise_of(path, 0.0, event_shape) if distribution is None else as_base(distribution)
+        super().__init__(transform, base, embedding_net, context_shape=context_shape)
+        self.path = path
+
+    def average_velocity(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
+        """u at x ``(B, *event_shape)``, r and t, ``(B,)`` or numbers, given contexts as the flow takes them."""
+        context = self._embedding_net(self._checked_context(context, len(x)))
+        return self._transform.average_velocity(x, _times(r, x), _times(t, x), context)
+
+    def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
+        """``X_{r -> t}(x)``: where what is at x at times r is at times t."""
+        return self._transform.jump(x, r, t, self._embedding_net(self._checked_context(context, len(x))))
+
+    def velocity(self, x: Tensor, t: Tensor | float, context: Any = None) -> Tensor:
+        """The velocity at x and t, ``u(x, t, t)``."""
+        return self.average_velocity(x, t, t, context)
+
+    def with_num_steps(self, num_steps: int) -> Self:
+        """This flow in another number of jumps: a flow of its own, with its own density, on the same weights."""
+        flow = copy.copy(self)
+        transform = FlowMapTransform(self._transform.velocity, num_steps, allowed_folds=self._transform.allowed_folds)
+        flow._modules = {**self._modules, "_transform": transform}
+        return flow
+
+
+class MLPFlowMap(nn.Module):
+    """``u(x, r, t, context)`` of vectors ``(B, size)``: residual layers on x, r, t - r and a context vector.
+
+    Args:
+        size: of x.
+        channels, num_layers: of the residual layers.
+        context_size: of the context vector, 0 for none.
+        num_frequencies: of `TimeFeatures`; few, as u is fitted to its own derivatives in r and t.
+
+    The output starts at zero.
+
+    >>> FlowMap(MLPFlowMap(2, channels=32), event_shape=(2,), num_steps=1).sample(5).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        channels: int = 128,
+        num_layers: int = 3,
+        context_size: int = 0,
+        num_frequencies: int = 2,
+    ):
+        super().__init__()
+        self.times = TimeFeatures(num_frequencies)
+        self.uses_context = context_size > 0
+        self.proj_in = nn.Linear(size + 2 * self.times.size + context_size, channels)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+            for _ in range(num_layers)
+        )
+        self.proj_out = nn.Linear(channels, size)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.uses_context and context is None:
+            raise ValueError("this map is conditioned on a vector; pass the flow a context.")
+        times = self.times(r), self.times(t - r)
+        hidden = self.proj_in(torch.cat([x, *times, *([] if context is None else [context])], dim=1))
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return self.proj_out(hidden)
+
+
+def _times(value: Tensor | float, x: Tensor) -> Tensor:
+    """Times as ``(B,)``, in x's dtype; raises ValueError outside 0 … 1."""
+    times = torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x))
+    check_times(times)
+    return times
+
+
+def _takes_context(velocity: Callable[..., Tensor]) -> bool:
+    """Whether u has a fourth argument, for the context, unless it says so itself by `uses_context`."""
+    own = getattr(velocity, "uses_context", None)
+    if own is not None:
+        return bool(own)
+    function = velocity.forward if isinstance(velocity, nn.Module) else velocity
+    parameters = inspect.signature(function).parameters.values()
+    return len(parameters) > 3 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

@@ -1,0 +1,9 @@
+"""Objectives of `nflib.training.fit` for velocity fields and flow maps."""
+
+from nflib.continuous.objectives.dispersive import Dispersive
+from nflib.continuous.objectives.distill import Distill
+from nflib.continuous.objectives.flow_matching import FlowMatching, PseudoHuber, squared_error
+from nflib.continuous.objectives.invertible import Invertible
+from nflib.continuous.objectives.mean_flow import MeanFlow
+
+__all__ = ["Dispersive", "Distill", "FlowMatching", "Invertible", "MeanFlow", "PseudoHuber", "squared_error"]

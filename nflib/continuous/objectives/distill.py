@@ -1,0 +1,79 @@
+"""Distilling a flow map from a velocity field, on draws of the prior alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from nflib.continuous.maps import FlowMap
+from nflib.continuous.objectives.flow_matching import squared_error
+from nflib.continuous.objectives.mean_flow import Jumps, derivative_along, drawn_times
+from nflib.continuous.times import Times, Uniform
+from nflib.distributions import draw
+
+__all__ = ["Distill"]
+
+
+class Teacher(Protocol):
+    """A flow with a velocity, such as `ODEFlow`."""
+
+    def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Fits a `FlowMap` to another flow's velocity, without data (Tong et al. 2025, arXiv:2511.19428).
+
+    Where a jump from r has come at t it should move with the velocity v of the teacher there, so that
+
+        u(x, r, t) = v(X_{r -> t}(x), t) - (t - r) du/dt,
+
+    whose right side, without a gradient, is what u is regressed on. Of the points x half are draws of the noise, at r =
+    0 as in the paper, where one jump makes a sample; the others are where the map itself takes such draws, at r, so
+    that it learns to go on from there, and back. The paper's second part, which corrects the map by a velocity learnt
+    on its samples, is not included.
+
+    Args:
+        teacher: a trained flow with the noise of the map, without a context; it is not trained further.
+        num_samples: draws a step, in each process.
+        times: the density of both r and t.
+        loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
+
+    Raises:
+        ValueError: num_samples below 1.
+    """
+
+    teacher: Teacher
+    num_samples: int = 256
+    times: Times = field(default_factory=Uniform)
+    loss: Callable[[Tensor], Tensor] = squared_error
+
+    keys: ClassVar[tuple[str, ...]] = ()
+    needs_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be 1 or more, got {self.num_samples!r}.")
+
+    @torch.no_grad()
+    def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
+        """Points that the map itself reaches from its noise, and where to go from there."""
+        noise = draw(flow._distribution, self.num_samples, None, generator)
+        r, t = drawn_times(self.times, noise, generator, both_ways=True)
+        r[::2] = 0
+        return Jumps(flow.jump(noise, torch.zeros_like(r), r), r, t)
+
+    def __call__(
+        self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, r, t, _, _ = self.jumps(flow, batch, generator)
+        u, slope = derivative_along(lambda t: flow.average_velocity(x, r, t), (t,), (torch.ones_like(t),))
+        left = (t - r).reshape(-1, *[1] * (x.dim() - 1))
+        with torch.no_grad():
+            target = self.teacher.velocity(x + left * u, t) - left * slope
+        loss = self.loss(u - target).mean()
+        return loss, {"distillation": loss.detach()}

@@ -1,0 +1,64 @@
+"""Invertibility as an aim of training: jumps there and back should lead where they began."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nflib.continuous.maps import FlowMap
+from nflib.continuous.objectives.mean_flow import Jumps
+
+__all__ = ["Invertible"]
+
+
+class OfJumps(Protocol):
+    """An objective that says between which points and times it trains: `MeanFlow` and `Distill`."""
+
+    def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps: ...
+
+    def __call__(
+        self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Invertible:
+    """An objective of flow maps plus ``weight mean |x - X_{t -> r}(X_{r -> t}(x))|^2`` (FALCON, arXiv:2512.09914).
+
+    Maps of a few jumps stay one-to-one by it, so that their exact densities are good for importance weights.
+
+    Args:
+        objective: `MeanFlow` or `Distill`, whose jumps are taken there and back.
+        weight: of the second term, a mean over the numbers of an event.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    objective: OfJumps
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"the weight of Invertible must be 0 or more, got {self.weight!r}.")
+
+    @property
+    def keys(self) -> tuple[str, ...] | None:
+        """What of a batch is read."""
+        return getattr(self.objective, "keys", None)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it is given batches."""
+        return getattr(self.objective, "needs_data", True)
+
+    def __call__(
+        self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, scalars = self.objective(flow, batch, generator)
+        x, r, t, context, _ = self.objective.jumps(flow, batch, generator)
+        error = (x - flow.jump(flow.jump(x, r, t, context), t, r, context)).square().mean()
+        return loss + self.weight * error, scalars | {"there_and_back": error.detach()}

@@ -1,0 +1,113 @@
+"""MeanFlow: the average velocity of a flow map, learnt from pairs of noise and data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nflib.contexts import map_context
+from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.maps import FlowMap
+from nflib.continuous.objectives.flow_matching import squared_error
+from nflib.continuous.times import Times, Uniform
+
+__all__ = ["Jumps", "MeanFlow", "derivative_along", "drawn_times"]
+
+
+class Jumps(NamedTuple):
+    """Points x ``(B, *event_shape)`` at times r, to be taken to times t, ``(B,)``; v: the velocity there, if known."""
+
+    x: Tensor
+    r: Tensor
+    t: Tensor
+    context: Any = None
+    v: Tensor | None = None
+
+    def rows(self, rows: slice) -> Jumps:
+        """Some of them."""
+        v = None if self.v is None else self.v[rows]
+        return Jumps(self.x[rows], self.r[rows], self.t[rows], map_context(lambda c: c[rows], self.context), v)
+
+
+@dataclass(frozen=True)
+class MeanFlow:
+    """Fits a `FlowMap`'s average velocity u to pairs of noise and data (Geng et al. 2025, arXiv:2505.13447).
+
+    As u(x, r, t) (t - r) is the integral of the velocity from r to t, its derivative along the path in r gives
+
+        u(x_r, r, t) = v + (t - r) (v . du/dx + du/dr),
+
+    whose right side, without a gradient and with the velocity of a pair in the place of v, is what u is regressed on.
+    Times run from noise to data, and x is where the jump starts: with t and r exchanged, and another sign, it is the
+    paper's. A share of pairs has t = r, where it is flow matching.
+
+    Args:
+        coupling: which noise is paired with which data. Of a trained flow (`FromFlow`) it makes a map of a few passes.
+        times: the density of both r and t.
+        share_instant: share of pairs with t = r.
+        both_ways: whether jumps lead back in time as often as on, as densities and `Invertible` want them; else t >= r.
+        loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
+
+    Raises:
+        ValueError: a share outside 0 … 1.
+    """
+
+    coupling: Coupling = field(default_factory=Independent)
+    times: Times = field(default_factory=Uniform)
+    share_instant: float = 0.75
+    both_ways: bool = True
+    loss: Callable[[Tensor], Tensor] = squared_error
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share_instant <= 1:
+            raise ValueError(f"share_instant is a share of the pairs, 0 … 1, got {self.share_instant!r}.")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What of a batch is read."""
+        return ("inputs", "context", *getattr(self.coupling, "keys", ()))
+
+    def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
+        """Points on the paths between pairs, and where to go from there."""
+        x0, x1, context = self.coupling(flow, batch, generator)
+        r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
+        return Jumps(flow.path.interpolate(x0, x1, r), r, t, context, flow.path.velocity(x0, x1, r))
+
+    def __call__(
+        self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        jumps = self.jumps(flow, batch, generator)
+        count = round(self.share_instant * len(jumps.x))
+        instant, others = jumps.rows(slice(count)), jumps.rows(slice(count, None))
+        parts = []
+        if count > 0:
+            parts.append(self.loss(flow.average_velocity(instant.x, instant.r, instant.r, instant.context) - instant.v))
+        if count < len(jumps.x):
+            x, r, t, context, v = others
+            u, slope = derivative_along(
+                lambda x, r: flow.average_velocity(x, r, t, context), (x, r), (v, torch.ones_like(r))
+            )
+            left = (t - r).reshape(-1, *[1] * (x.dim() - 1))
+            parts.append(self.loss(u - (v + left * slope.detach())))
+        loss = torch.cat(parts).mean()
+        return loss, {"mean_flow": loss.detach()}
+
+
+def drawn_times(times: Times, x: Tensor, generator: torch.Generator, *, both_ways: bool) -> tuple[Tensor, Tensor]:
+    """Two times for each row of x, in order unless both_ways."""
+    first, second = (times.sample(len(x), generator).to(x) for _ in range(2))
+    return (first, second) if both_ways else (torch.minimum(first, second), torch.maximum(first, second))
+
+
+def derivative_along(
+    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """A function's value, with its gradient, and its derivative in a direction, in one pass (forward mode)."""
+    # Of torch's fused kernels of attention none knows forward derivatives.
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(function, at, direction)  # type: ignore[no-any-return]

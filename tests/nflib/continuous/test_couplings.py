@@ -1,0 +1,102 @@
+"""Couplings: which noise goes to which data, with their contexts."""
+
+import itertools
+
+import pytest
+import torch
+
+from nflib.continuous import (
+    FlowMatching,
+    FromFlow,
+    Independent,
+    MLPVelocity,
+    ODEFlow,
+    OptimalTransport,
+    Pairs,
+    pairs_of,
+)
+from nflib.flows import TARFlow
+from nflib.training import TrainingConfig, fit
+
+
+@pytest.fixture
+def flow():
+    return ODEFlow(MLPVelocity(2, channels=8, num_layers=1), (2,))
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    flow = TARFlow((2,), patch_size=1, channels=16, num_blocks=2, layers_per_block=1, head_dim=8, num_classes=3)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow.eval()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_optimal_transport_costs_least_of_all_pairings(flow):
+    x1 = torch.randn(6, 2, generator=generator(1))
+    x0, same, _ = OptimalTransport()(flow, {"inputs": x1}, generator())
+    drawn, _, _ = Independent()(flow, {"inputs": x1}, generator())
+    assert same is x1
+    assert sorted(x0.tolist()) == sorted(drawn.tolist())
+    least = min(float((x1 - drawn[list(order)]).square().sum()) for order in itertools.permutations(range(6)))
+    assert float((x1 - x0).square().sum()) == pytest.approx(least)
+
+
+def test_optimal_transport_pairs_within_each_context(flow):
+    # Noise must not tell of the context: that of each class is the very noise which the class had drawn.
+    x1, labels = torch.randn(40, 2, generator=generator(1)), torch.arange(40) % 2
+    x1[:, 0] += 4 * labels
+    x0, _, context = OptimalTransport()(flow, {"inputs": x1, "context": labels}, generator())
+    drawn, _, _ = Independent()(flow, {"inputs": x1}, generator())
+    assert context is labels
+    for label in (0, 1):
+        assert sorted(x0[labels == label].tolist()) == sorted(drawn[labels == label].tolist())
+
+
+def test_pairs_are_those_of_the_data(flow, teacher):
+    pairs = pairs_of(teacher, 4, torch.tensor([0, 2]), seed=0, batch_size=3)
+    assert pairs["inputs"].shape == (8, 2)
+    assert pairs["context"].tolist() == [0] * 4 + [2] * 4
+    x0, x1, context = Pairs()(flow, pairs, generator())
+    torch.testing.assert_close(teacher.encode(x1, context).flatten(1), x0, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="pairs_of"):
+        Pairs()(flow, {"inputs": x1}, generator())
+
+
+def test_noise_of_a_flow_is_what_it_makes_of_noised_data(flow, teacher):
+    batch = {"inputs": torch.randn(5, 2, generator=generator(1)), "context": torch.tensor([0, 1, 2, 0, -1])}
+    x0, x1, context = FromFlow(teacher)(flow, batch, generator())
+    assert x1 is batch["inputs"]
+    torch.testing.assert_close(x0, teacher.encode(x1, context).flatten(1))
+    added = torch.randn(5, 2, generator=generator())
+    noised, _, _ = FromFlow(teacher, noise=0.1, width=2.0)(flow, batch, generator())
+    torch.testing.assert_close(noised, teacher.encode(x1 + 0.1 * added, context).flatten(1) / 2)
+    assert not x0.requires_grad
+    with pytest.raises(ValueError, match="noise"):
+        FromFlow(teacher, noise=-1.0)
+
+
+def test_noise_of_patches_lies_where_the_patches_are():
+    """A map whose tokens do nothing to each other: each pixel's noise is its own."""
+    teacher = TARFlow((1, 4, 4), patch_size=2, channels=8, num_blocks=1, layers_per_block=1, head_dim=8)
+    flow = ODEFlow(MLPVelocity(2), (1, 4, 4))
+    x1 = torch.randn(3, 1, 4, 4, generator=generator())
+    x0, _, _ = FromFlow(teacher)(flow, {"inputs": x1}, generator())
+    torch.testing.assert_close(x0, x1)  # a new TARFlow is the identity
+
+
+def test_flow_matching_trains_with_each(flow, teacher, tmp_path):
+    config = TrainingConfig(batch_size=32, max_steps=3, progress_bar=False, tensorboard=False, accelerator="cpu")
+    x = torch.randn(64, 2, generator=generator())
+    fit(flow, x, config=config, objective=FlowMatching(OptimalTransport()), output=tmp_path / "transport")
+    fit(flow, x, config=config, objective=FlowMatching(FromFlow(teacher, 0.05)), output=tmp_path / "flow")
+    unconditional = TARFlow((2,), patch_size=1, channels=16, num_blocks=1, layers_per_block=1, head_dim=8).eval()
+    fit(
+        flow, pairs_of(unconditional, 64, seed=0), config=config, objective=FlowMatching(Pairs()), output=tmp_path / "p"
+    )

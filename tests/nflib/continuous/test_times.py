@@ -1,0 +1,67 @@
+"""Densities of times: samples follow them, they integrate to one, and numbers of Stable Diffusion 3's convention."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from nflib.continuous import LogitNormal, Mode, Uniform, UShaped, cosmap
+
+DENSITIES = [Uniform(), LogitNormal(), LogitNormal(0.5, 0.7), Mode(1.29), Mode(-0.8), UShaped(4.0), UShaped(0.5)]
+
+
+def density(times, t):
+    return float(times.log_prob(torch.tensor([t], dtype=torch.float64)).exp())
+
+
+@pytest.mark.parametrize("times", DENSITIES, ids=repr)
+def test_the_density_integrates_to_one_and_is_that_of_the_samples(times):
+    grid = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    middle = 0.5 * (grid[1:] + grid[:-1])
+    below = torch.cat([torch.zeros(1), times.log_prob(middle).exp().cumsum(0) / 4000])
+    assert float(below[-1]) == pytest.approx(1, abs=1e-5)
+    t = times.sample(2000, torch.Generator().manual_seed(0))
+    assert bool(((t >= 0) & (t <= 1)).all())
+
+    def distribution(values):
+        return below[(torch.as_tensor(values) * 4000).round().long()].numpy()
+
+    assert stats.kstest(t.numpy(), distribution).pvalue > 0.01
+
+
+@pytest.mark.parametrize("times", DENSITIES, ids=repr)
+def test_no_density_outside(times):
+    assert bool(torch.isneginf(times.log_prob(torch.tensor([-0.1, 1.1]))).all())
+
+
+def test_closed_forms():
+    t = torch.tensor([0.1, 0.6], dtype=torch.float64)
+    a = 4.0
+    expected = (torch.exp(a * t) + torch.exp(a * (1 - t))) * a / (2 * (math.exp(a) - 1))
+    torch.testing.assert_close(UShaped(a).log_prob(t).exp(), expected)
+    normal = torch.distributions.Normal(torch.tensor(0.5, dtype=torch.float64), 0.7)
+    expected = normal.log_prob(torch.logit(t)) - torch.log(t * (1 - t))
+    torch.testing.assert_close(LogitNormal(0.5, 0.7).log_prob(t), expected)
+    # The map of the mode density is steepest, and the density least, at the ends.
+    torch.testing.assert_close(Mode(1.0).log_prob(torch.tensor([0.0, 1.0])).exp(), torch.full((2,), 0.5))
+    assert density(Mode(1.0), 0.5) == pytest.approx(1 / (2 - math.pi / 2))
+
+
+def test_numbers_of_the_convention_of_stable_diffusion():
+    # u -> 1 - u - 1.29 (cos(pi u / 2)^2 - 1 + u) at u = 0.1 and 0.9: they sum to one, so that time may be reversed.
+    u = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    expected = torch.tensor([0.80256855, 0.19743145], dtype=torch.float64)
+    torch.testing.assert_close(Mode(1.29)._time(u), expected, atol=1e-7, rtol=0)
+    torch.testing.assert_close(cosmap(torch.tensor([0.0, 0.25, 0.5])), torch.tensor([2.0, 3.2, 4.0]) / math.pi)
+    # A logit-normal of the other direction of time has the other mean.
+    t = torch.tensor([0.3], dtype=torch.float64)
+    torch.testing.assert_close(LogitNormal(0.4).log_prob(t), LogitNormal(-0.4).log_prob(1 - t))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LogitNormal(0.0, 0.0), lambda: Mode(1.8), lambda: Mode(-1.1), lambda: UShaped(0.0)]
+)
+def test_settings_without_a_density_are_refused(make):
+    with pytest.raises(ValueError, match="must"):
+        make()
