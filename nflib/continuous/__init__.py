@@ -14,6 +14,7 @@ from nflib.continuous.objectives import (
     MeanFlow,
     PathPolicyGradient,
     PseudoHuber,
+    Reflow,
     Rollouts,
 )
 from nflib.continuous.ode import ODEFlow, ODETransform
@@ -73,6 +74,7 @@ __all__ = [
     "PseudoHuber",
     "RatioAware",
     "Refined",
+    "Reflow",
     "Rollouts",
     "Solution",
     "Solver",

@@ -17,6 +17,7 @@ __all__ = ["Step", "check_resolved", "inverted", "jacobian", "pushed"]
 MAX_ITERATIONS = 50
 MAX_HALVINGS = 8
 CONTINUATION = 8
+FARTHEST = 1e3
 # Of the noise's variance, what the solution back in time must find again: two Euler steps find 0.1 at most on mixtures
 # of normals, and have useless weights; four find 0.4 or more.
 LEAST_EXPLAINED = 0.25
@@ -143,7 +144,8 @@ def _comes_back(step: Step, x: Tensor, y: Tensor, matrix: Tensor) -> Tensor:
         factors, guess = torch.linalg.lu_factor_ex(matrix), step.guess(y)
         found = guess
         for _ in range(MAX_ITERATIONS):
-            found = found + torch.linalg.lu_solve(*factors[:2], _columns(y - step.forward(found))).view_as(x)
+            change = torch.linalg.lu_solve(*factors[:2], _columns(y - step.forward(found))).view_as(x)
+            found = torch.where(_rows(_near(found + change, y), x), found + change, guess)
             same = _norm((found - x) / _tolerance(x)) < 1e3
             if bool(same.all()):
                 return same
@@ -185,7 +187,10 @@ def _newton(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple
         change = torch.where(_rows(active, x), _solve(matrix, residual).view_as(x), 0.0)
         factor = torch.ones_like(error)
         for _ in range(MAX_HALVINGS):
-            worse = active & ~(_norm((y - function(x + _rows(factor, x) * change)) / tolerance) < error)
+            candidate = x + _rows(factor, x) * change
+            near = _near(candidate, y)
+            candidate = torch.where(_rows(near, x), candidate, x)
+            worse = active & ~(near & (_norm((y - function(candidate)) / tolerance) < error))
             if not bool(worse.any()):
                 break
             factor = torch.where(worse, 0.5 * factor, factor)
@@ -193,6 +198,11 @@ def _newton(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple
         active = active & ~worse
         x = torch.where(_rows(active, x), x + _rows(factor, x) * change, x)
     return x, error < 1e3
+
+
+def _near(x: Tensor, y: Tensor) -> Tensor:
+    """Which rows of x are no farther out than a step may come from, ``(B,)``: elsewhere a field need not be finite."""
+    return _norm(x) < FARTHEST * (1 + _norm(y))
 
 
 def _tolerance(x: Tensor) -> Tensor:

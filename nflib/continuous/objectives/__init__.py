@@ -2,7 +2,7 @@
 
 from nflib.continuous.objectives.dispersive import Dispersive
 from nflib.continuous.objectives.distill import Distill
-from nflib.continuous.objectives.flow_matching import FlowMatching, PseudoHuber, squared_error
+from nflib.continuous.objectives.flow_matching import FlowMatching, PseudoHuber, Reflow, squared_error
 from nflib.continuous.objectives.invertible import Invertible
 from nflib.continuous.objectives.mean_flow import MeanFlow
 from nflib.continuous.objectives.policy import PathPolicyGradient, Rollouts
@@ -15,6 +15,7 @@ __all__ = [
     "MeanFlow",
     "PathPolicyGradient",
     "PseudoHuber",
+    "Reflow",
     "Rollouts",
     "squared_error",
 ]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.couplings import Coupling, Independent, Pairs
 from nflib.continuous.ode import ODEFlow
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.times import Times, Uniform, UShaped
 
-__all__ = ["FlowMatching", "PseudoHuber", "squared_error"]
+__all__ = ["FlowMatching", "PseudoHuber", "Reflow", "squared_error"]
 
 
 def squared_error(difference: Tensor) -> Tensor:
@@ -78,3 +78,15 @@ class FlowMatching:
         value = self.loss(v - flow.path.velocity(x0, x1, t))
         loss = (value if self.weight is None else self.weight(t) * value).mean()
         return loss, {"flow_matching": loss.detach()}
+
+
+@dataclass(frozen=True)
+class Reflow(FlowMatching):
+    """`FlowMatching` on pairs of a flow's own noise and samples, which straightens its paths, as rf++ does it.
+
+    Pairs by `pairs_of`, times mostly near both ends, and the pseudo-Huber loss (Lee et al. 2024, arXiv:2405.20320).
+    """
+
+    coupling: Coupling = field(default_factory=Pairs)
+    times: Times = field(default_factory=UShaped)
+    loss: Callable[[Tensor], Tensor] = field(default_factory=PseudoHuber)
