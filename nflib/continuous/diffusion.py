@@ -60,17 +60,16 @@ class DiffusionProposal:
         start, stop = flow._transform.start, flow._transform.stop
         self.flow, self.score, self.context = flow, score, as_context(context)
         self.step = (stop - start) / num_steps
-        self.times = [start + k * self.step for k in range(num_steps)] + [stop]
-        middles = [t + 0.5 * self.step for t in self.times[:-1]]
+        # Where the field is looked at before and after each step: not where its score divides by zero.
+        self.looks = [start + k * self.step for k in range(num_steps)] + [stop]
+        middles = [t + 0.5 * self.step for t in self.looks[:-1]]
         self.epsilons = [float(epsilon(t)) if callable(epsilon) else float(epsilon) for t in middles]
         if not all(0 < value < math.inf for value in self.epsilons):
             raise ValueError("DiffusionProposal: epsilon must be positive and finite at all times between the ends.")
         if score is None and not flow.path.one_sided:
             raise ValueError(f"{type(flow.path).__name__} does not tell the score of a velocity; pass score, too.")
-        # Where the field is looked at for each of the times: not where its score divides by zero.
-        self.looks = list(self.times)
         for end, middle in ((0, middles[0]), (-1, middles[-1])):
-            c = flow.path.coefficients(torch.tensor([self.times[end]], dtype=torch.float64))
+            c = flow.path.coefficients(torch.tensor([self.looks[end]], dtype=torch.float64))
             if float((c.alpha if flow.path.one_sided else c.gamma).abs()) < 1e-12:
                 self.looks[end] = middle
 
