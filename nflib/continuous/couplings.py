@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -23,7 +24,7 @@ class Coupling(Protocol):
     """
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
-        """Noise x0 and data x1, ``(B, *event_shape)``, and the context of each pair (None for none)."""
+        """Noise x0, data x1, ``(B, *event_shape)``, in the batch's order, and the contexts of pairs (None for none)."""
         ...
 
 
@@ -96,7 +97,7 @@ def pairs_of(
         context = map_context(lambda part: part.repeat_interleave(num_pairs, 0), context)
     noise = draw(flow._distribution, rows, None, torch.Generator().manual_seed(seed))
     parts = [slice(first, first + batch_size) for first in range(0, rows, batch_size)]
-    x = torch.cat([flow.decode(noise[part], map_context(lambda c, part=part: c[part], context)) for part in parts])
+    x = torch.cat([flow.decode(noise[part], map_context(itemgetter(part), context)) for part in parts])
     return {"inputs": x, "noise": placed(flow._transform, noise)} | ({} if context is None else {"context": context})
 
 

@@ -14,8 +14,9 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflib.continuous.networks import TimeFeatures
-from nflib.continuous.ode import noise_of
+from nflib.continuous.ode import in_single_precision, noise_of
 from nflib.continuous.paths import Linear, Path, check_times
+from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.distributions import as_base
 from nflib.flows.flow import Flow
@@ -90,7 +91,8 @@ class FlowMapTransform(Transform):
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """u, with its result checked."""
-        u = self.velocity(x, r, t) if context is None else self.velocity(x, r, t, context)
+        velocity = in_single_precision(self.velocity)
+        u = velocity(x, r, t) if context is None else velocity(x, r, t, context)
         if u.shape != x.shape:
             raise ValueError(
                 f"the average velocity has shape {tuple(u.shape)}, and x {tuple(x.shape)}; it must have that of x."
@@ -102,13 +104,11 @@ class FlowMapTransform(Transform):
         return [self._step(r, t, context) for r, t in pairwise(times)]
 
     def _step(self, r: float, t: float, context: Any) -> Step:
-        def forward(x: Tensor) -> Tensor:
-            y = self.jump(x, r, t, context)
-            if not torch.compiler.is_compiling() and not bool(y.isfinite().all()):
-                raise ValueError(f"the jump from t = {r:.4g} to {t:.4g} is not finite for some samples; mend the map.")
-            return y
-
-        return Step(forward, lambda y: self.jump(y, t, r, context), f"the jump from t = {r:.4g} to {t:.4g}")
+        return Step(
+            lambda x: checked_finite(self.jump(x, r, t, context), _times(r, x)),
+            lambda y: self.jump(y, t, r, context),
+            f"the jump from t = {r:.4g} to {t:.4g}",
+        )
 
 
 class FlowMap(Flow):

@@ -206,7 +206,7 @@ def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distributi
     return noise if width == 1 else ScaledNoise(noise, [width])
 
 
-def in_single_precision(velocity: Velocity) -> Callable[..., Tensor]:
+def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The field, computed in float32 where its weights are in half precision: of its rounding no map is smooth."""
     if not isinstance(velocity, nn.Module):
         return velocity

@@ -5,6 +5,7 @@ from nflib.continuous.objectives.distill import Distill
 from nflib.continuous.objectives.flow_matching import FlowMatching, PseudoHuber, Reflow, squared_error
 from nflib.continuous.objectives.invertible import Invertible
 from nflib.continuous.objectives.mean_flow import MeanFlow
+from nflib.continuous.objectives.near_reference import NearReference
 from nflib.continuous.objectives.policy import PathPolicyGradient, Rollouts
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FlowMatching",
     "Invertible",
     "MeanFlow",
+    "NearReference",
     "PathPolicyGradient",
     "PseudoHuber",
     "Reflow",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,16 +12,11 @@ from torch import Tensor
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import Jumps, derivative_along, drawn_times
+from nflib.continuous.ode import ODEFlow
 from nflib.continuous.times import Times, Uniform
 from nflib.distributions import draw
 
 __all__ = ["Distill"]
-
-
-class Teacher(Protocol):
-    """A flow with a velocity, such as `ODEFlow`."""
-
-    def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ class Distill:
     on its samples, is not included.
 
     Args:
-        teacher: a trained flow with the noise of the map, without a context; it is not trained further.
+        teacher: a trained flow with the noise of the map, without a context; it is taken to the map's device, and not
+            trained further.
         num_samples: draws a step, in each process.
         times: the density of both r and t.
         loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
@@ -47,7 +43,7 @@ class Distill:
         ValueError: num_samples below 1.
     """
 
-    teacher: Teacher
+    teacher: ODEFlow | FlowMap
     num_samples: int = 256
     times: Times = field(default_factory=Uniform)
     loss: Callable[[Tensor], Tensor] = squared_error
@@ -70,10 +66,10 @@ class Distill:
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x, r, t, _, _ = self.jumps(flow, batch, generator)
+        x, r, t, _ = self.jumps(flow, batch, generator)
         u, slope = derivative_along(lambda t: flow.average_velocity(x, r, t), (t,), (torch.ones_like(t),))
         left = (t - r).reshape(-1, *[1] * (x.dim() - 1))
         with torch.no_grad():
-            target = self.teacher.velocity(x + left * u, t) - left * slope
+            target = self.teacher.to(x.device).velocity(x + left * u, t) - left * slope
         loss = self.loss(u - target).mean()
         return loss, {"distillation": loss.detach()}

@@ -47,7 +47,7 @@ class FlowMatching:
         coupling: which noise is paired with which data.
         times: the density of t; a time at which the path has no velocity is not to be drawn.
         loss: rho, of a difference ``(B, *event_shape)``, gives ``(B,)``.
-        weight: of each time ``(B,)``, if any.
+        weight: of each time ``(B,)``, if any; beside "weights" of the data, where there are such.
 
     >>> import tempfile
     >>> from nflib.continuous import MLPVelocity
@@ -67,7 +67,7 @@ class FlowMatching:
     @property
     def keys(self) -> tuple[str, ...]:
         """What of a batch is read."""
-        return ("inputs", "context", *getattr(self.coupling, "keys", ()))
+        return ("inputs", "context", "weights", *getattr(self.coupling, "keys", ()))
 
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
@@ -76,7 +76,8 @@ class FlowMatching:
         t = self.times.sample(len(x1), generator).to(x1)
         v = flow.velocity(flow.path.interpolate(x0, x1, t), t, context)
         value = self.loss(v - flow.path.velocity(x0, x1, t))
-        loss = (value if self.weight is None else self.weight(t) * value).mean()
+        value = value if self.weight is None else self.weight(t) * value
+        loss = (value * batch["weights"].to(value) if "weights" in batch else value).mean()
         return loss, {"flow_matching": loss.detach()}
 
 

@@ -59,6 +59,6 @@ class Invertible:
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, scalars = self.objective(flow, batch, generator)
-        x, r, t, context, _ = self.objective.jumps(flow, batch, generator)
+        x, r, t, context = self.objective.jumps(flow, batch, generator)
         error = (x - flow.jump(flow.jump(x, r, t, context), t, r, context)).square().mean()
         return loss + self.weight * error, scalars | {"there_and_back": error.detach()}

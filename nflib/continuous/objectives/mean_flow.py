@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,18 +21,12 @@ __all__ = ["Jumps", "MeanFlow", "derivative_along", "drawn_times"]
 
 
 class Jumps(NamedTuple):
-    """Points x ``(B, *event_shape)`` at times r, to be taken to times t, ``(B,)``; v: the velocity there, if known."""
+    """Points x ``(B, *event_shape)`` at times r, to be taken to times t, ``(B,)``, given contexts."""
 
     x: Tensor
     r: Tensor
     t: Tensor
     context: Any = None
-    v: Tensor | None = None
-
-    def rows(self, rows: slice) -> Jumps:
-        """Some of them."""
-        v = None if self.v is None else self.v[rows]
-        return Jumps(self.x[rows], self.r[rows], self.t[rows], map_context(lambda c: c[rows], self.context), v)
 
 
 @dataclass(frozen=True)
@@ -74,21 +69,20 @@ class MeanFlow:
 
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
         """Points on the paths between pairs, and where to go from there."""
-        x0, x1, context = self.coupling(flow, batch, generator)
-        r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
-        return Jumps(flow.path.interpolate(x0, x1, r), r, t, context, flow.path.velocity(x0, x1, r))
+        return self._pairs(flow, batch, generator)[0]
 
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        jumps = self.jumps(flow, batch, generator)
-        count = round(self.share_instant * len(jumps.x))
-        instant, others = jumps.rows(slice(count)), jumps.rows(slice(count, None))
+        (x, r, t, context), v = self._pairs(flow, batch, generator)
+        count = round(self.share_instant * len(x))
         parts = []
         if count > 0:
-            parts.append(self.loss(flow.average_velocity(instant.x, instant.r, instant.r, instant.context) - instant.v))
-        if count < len(jumps.x):
-            x, r, t, context, v = others
+            rows = slice(count)
+            parts.append(self.loss(flow.velocity(x[rows], r[rows], map_context(itemgetter(rows), context)) - v[rows]))
+        if count < len(x):
+            rows = slice(count, None)
+            x, r, t, v, context = x[rows], r[rows], t[rows], v[rows], map_context(itemgetter(rows), context)
             u, slope = derivative_along(
                 lambda x, r: flow.average_velocity(x, r, t, context), (x, r), (v, torch.ones_like(r))
             )
@@ -96,6 +90,12 @@ class MeanFlow:
             parts.append(self.loss(u - (v + left * slope.detach())))
         loss = torch.cat(parts).mean()
         return loss, {"mean_flow": loss.detach()}
+
+    def _pairs(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Jumps, Tensor]:
+        """Jumps from points between pairs, and the pairs' velocities there."""
+        x0, x1, context = self.coupling(flow, batch, generator)
+        r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
+        return Jumps(flow.path.interpolate(x0, x1, r), r, t, context), flow.path.velocity(x0, x1, r)
 
 
 def drawn_times(times: Times, x: Tensor, generator: torch.Generator, *, both_ways: bool) -> tuple[Tensor, Tensor]:
@@ -110,4 +110,5 @@ def derivative_along(
     """A function's value, with its gradient, and its derivative in a direction, in one pass (forward mode)."""
     # Of torch's fused kernels of attention none knows forward derivatives.
     with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(function, at, direction)  # type: ignore[no-any-return]
+        value, slope = torch.func.jvp(function, at, direction)[:2]
+    return value, slope

@@ -90,6 +90,13 @@ def test_saved_and_loaded(tmp_path):
     torch.testing.assert_close(Flow.from_pretrained(tmp_path).log_prob(x), flow.log_prob(x))
 
 
+def test_weights_in_half_precision_have_densities_of_single():
+    flow = FlowMap(rough_map(), (2,), num_steps=2).bfloat16()
+    x, log_prob = flow.sample_and_log_prob(20, seed=0)
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-4, rtol=1e-4)
+
+
 def test_contexts_steer_the_map():
     torch.manual_seed(0)
     network = MLPFlowMap(2, channels=16, num_layers=1, context_size=3)

@@ -18,6 +18,7 @@ from nflib.continuous import (
     MeanFlow,
     MLPFlowMap,
     MLPVelocity,
+    NearReference,
     ODEFlow,
     Pairs,
     PathPolicyGradient,
@@ -129,7 +130,7 @@ def test_mean_flow_has_the_derivative_of_the_definition():
     objective = MeanFlow(share_instant=0.0)
     batch = {"inputs": normal_data(50).double()}
     value, _ = objective(flow, batch, torch.Generator().manual_seed(1))
-    x, r, t, _, v = objective.jumps(flow, batch, torch.Generator().manual_seed(1))
+    (x, r, t, _), v = objective._pairs(flow, batch, torch.Generator().manual_seed(1))
     step = 1e-5
     with torch.no_grad():
         ahead = flow.average_velocity(x + step * v, r + step, t)
@@ -176,7 +177,7 @@ def test_invertible_measures_the_way_there_and_back():
     loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     plain, _ = MeanFlow()(flow, batch, generator)
-    x, r, t, _, _ = MeanFlow().jumps(flow, batch, generator)
+    x, r, t, _ = MeanFlow().jumps(flow, batch, generator)
     expected = (x * (t - r)[:, None].square() / 4).square().mean()
     torch.testing.assert_close(scalars["there_and_back"], expected)
     torch.testing.assert_close(loss, plain + 3 * expected)
@@ -323,3 +324,16 @@ def test_a_rewarded_flow_moves_where_it_is_told(tmp_path):
     assert rollouts.mean_reward > before + 0.5
     with pytest.raises(ValueError, match="reward"):
         Rollouts(flow, lambda x: x, policy)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.0, MEAN + STD**2), (100.0, MEAN)])
+def test_weighted_flow_matching_tilts_a_normal_as_far_as_the_reference_allows(weight, expected, tmp_path):
+    """Weights exp(x) shift the mean by the variance; held to the reference, the flow stays."""
+    data = normal_data(20_000)
+    weights = data.sum(1).exp()
+    flow = normal_ode()
+    config = TrainingConfig(batch_size=512, max_steps=150, learning_rate=2e-2, weight_decay=0, ema_decay=0.9, **QUIET)
+    objective = NearReference(FlowMatching(), normal_ode().requires_grad_(False), weight)
+    fit(flow, {"inputs": data, "weights": weights}, config=config, objective=objective, output=tmp_path)
+    assert float(flow._transform.velocity.mean) == pytest.approx(expected, abs=0.05)
+    assert float(flow._transform.velocity.std) == pytest.approx(STD, abs=0.05)
