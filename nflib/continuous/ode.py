@@ -144,8 +144,7 @@ class ODETransform(Transform):
 
     def _field(self, start: float, stop: float) -> Field:
         """The velocity between two times, with its result checked."""
-        within = getattr(self.velocity, "within", None)
-        velocity = in_single_precision(self.velocity if within is None else within(start, stop))
+        velocity = in_single_precision(_Between(self.velocity, start, stop))
 
         def field(x: Tensor, t: Tensor, context: Any) -> Tensor:
             v = evaluated(velocity, x, t, context)
@@ -204,6 +203,18 @@ def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distributi
     width = float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
     noise = StandardNormal(event_shape)
     return noise if width == 1 else ScaledNoise(noise, [width])
+
+
+class _Between(nn.Module):
+    """A field between two times, of which it may have its own way."""
+
+    def __init__(self, velocity: Velocity, start: float, stop: float):
+        super().__init__()
+        self.velocity, self.start, self.stop = velocity, start, stop
+
+    def forward(self, *inputs: Any) -> Tensor:
+        within = getattr(self.velocity, "within", None)
+        return (self.velocity if within is None else within(self.start, self.stop))(*inputs)
 
 
 def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor]:

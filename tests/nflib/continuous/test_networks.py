@@ -9,7 +9,17 @@ from pathlib import Path as FilePath
 import pytest
 import torch
 
-from nflib.continuous import AdaptiveRMSNorm, Heun, MLPVelocity, ODEFlow, TimeFeatures, TransformerVelocity
+from nflib.continuous import (
+    AdaptiveRMSNorm,
+    Blockwise,
+    FromDenoiser,
+    Heun,
+    Linear,
+    MLPVelocity,
+    ODEFlow,
+    TimeFeatures,
+    TransformerVelocity,
+)
 from nflib.flows import Flow
 from nflib.networks import checkpoint_activations, use_attention_backend
 
@@ -137,11 +147,13 @@ def test_recomputed_activations(perturb) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["tokens", "mlp"])
+@pytest.mark.parametrize("name", ["tokens", "mlp", "denoiser", "blocks"])
 def test_half_precision_weights(name: str, perturb) -> None:
     """A field of bfloat16 weights is computed in float32: the same as of those weights widened, and one-to-one."""
-    build, shape = CASES[name]
-    flow = ODEFlow(perturb(build(), 0.15).bfloat16(), shape, solver=Heun(4))
+    build, shape = CASES.get(name, CASES["mlp"])
+    field = perturb(build(), 0.15)
+    field = {"denoiser": FromDenoiser(field, Linear()), "blocks": Blockwise([field])}.get(name, field)
+    flow = ODEFlow(field.bfloat16(), shape, solver=Heun(4))
     wide = copy.deepcopy(flow).float()
     x, log_prob = flow.sample_and_log_prob(8, seed=0)
     assert x.dtype == log_prob.dtype == torch.float32
