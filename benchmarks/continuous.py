@@ -354,8 +354,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--densities", nargs="+", choices=DENSITIES, default=list(DENSITIES), help="which to fit")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which packages")
-    parser.add_argument("--seconds", type=float, default=8.0, help="processor time of each training")
-    parser.add_argument("--samples", type=int, default=4000, help="draws of each model that are weighted")
+    parser.add_argument("--seconds", type=float, default=6.0, help="processor time of each training")
+    parser.add_argument("--samples", type=int, default=2000, help="draws of each model that are weighted")
     parser.add_argument("--channels", type=int, default=64, help="width of the velocity network")
     arguments = parser.parse_args()
     prepare(arguments)
