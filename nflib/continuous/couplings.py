@@ -131,8 +131,11 @@ class FromFlow:
 
 
 def noise_like(x1: Tensor, flow: Flow, generator: torch.Generator) -> Tensor:
-    """One draw of the flow's base for each sample, in its dtype; of a base that does not read the context."""
-    return draw(flow._distribution, len(x1), None, generator).to(x1)
+    """One x0 for each sample, in its dtype: a draw of the flow's base, over the width that the path gives it there.
+
+    Of a base that does not read the context.
+    """
+    return draw(flow._distribution, len(x1), None, generator).to(x1) / getattr(flow, "noise_width", 1.0)
 
 
 def placed(transform: Transform, noise: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ class Velocity(Protocol):
 Strength = float | Callable[[Tensor, Tensor], Tensor]
 
 
-def takes_context(field: Callable[..., Tensor]) -> bool:
-    """Whether a field has a third argument, for the context, unless it says so itself by `uses_context`."""
+def takes_context(field: Callable[..., Tensor], num_times: int = 1) -> bool:
+    """Whether a function of x and so many times has an argument after them, unless it says so by `uses_context`."""
     own = getattr(field, "uses_context", None)
     if own is not None:
         return bool(own)
     parameters = inspect.signature(field.forward if isinstance(field, nn.Module) else field).parameters.values()
-    return len(parameters) > 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return len(parameters) > 1 + num_times or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def evaluated(field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
@@ -240,7 +240,7 @@ class Blockwise(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """Of each row, the field of its own time; an edge belongs to what follows it."""
-        segment = torch.bucketize(t, t.new_tensor(self.edges), right=True)
+        segment = torch.bucketize(t.contiguous(), t.new_tensor(self.edges), right=True)
         order = segment.argsort(stable=True)
         rows = order.split(segment.bincount(minlength=len(self.fields)).tolist())
         # All are called, of no rows too, so that each of their parameters has a gradient.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol, Self
 
@@ -13,8 +12,9 @@ from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.continuous.networks import TimeFeatures
-from nflib.continuous.ode import in_single_precision, noise_of
+from nflib.continuous.fields import takes_context
+from nflib.continuous.networks import ResidualMLP, TimeFeatures
+from nflib.continuous.ode import in_single_precision, noise_of, noise_width
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
@@ -58,7 +58,7 @@ class FlowMapTransform(Transform):
             raise ValueError(f"num_steps ({num_steps}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
         self.velocity = velocity
         self.num_steps, self.allowed_folds = num_steps, allowed_folds
-        self.uses_context = _takes_context(velocity)
+        self.uses_context = takes_context(velocity, num_times=2)
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``: each jump is inverted by Newton's method."""
@@ -154,6 +154,7 @@ class FlowMap(Flow):
         base = noise_of(path, 0.0, event_shape) if distribution is None else as_base(distribution)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
+        self.noise_width = noise_width(path, 0.0)
 
     def average_velocity(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
         """u at x ``(B, *event_shape)``, r and t, ``(B,)`` or numbers, given contexts as the flow takes them."""
@@ -203,23 +204,12 @@ class MLPFlowMap(nn.Module):
         super().__init__()
         self.times = TimeFeatures(num_frequencies)
         self.uses_context = context_size > 0
-        self.proj_in = nn.Linear(size + 2 * self.times.size + context_size, channels)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
-            for _ in range(num_layers)
-        )
-        self.proj_out = nn.Linear(channels, size)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.network = ResidualMLP(size + 2 * self.times.size + context_size, size, channels, num_layers)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         if self.uses_context and context is None:
             raise ValueError("this map is conditioned on a vector; pass the flow a context.")
-        times = self.times(r), self.times(t - r)
-        hidden = self.proj_in(torch.cat([x, *times, *([] if context is None else [context])], dim=1))
-        for layer in self.layers:
-            hidden = hidden + layer(hidden)
-        return self.proj_out(hidden)
+        return self.network(x, self.times(r), self.times(t - r), context)
 
 
 def _times(value: Tensor | float, x: Tensor) -> Tensor:
@@ -227,13 +217,3 @@ def _times(value: Tensor | float, x: Tensor) -> Tensor:
     times = torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x))
     check_times(times)
     return times
-
-
-def _takes_context(velocity: Callable[..., Tensor]) -> bool:
-    """Whether u has a fourth argument, for the context, unless it says so itself by `uses_context`."""
-    own = getattr(velocity, "uses_context", None)
-    if own is not None:
-        return bool(own)
-    function = velocity.forward if isinstance(velocity, nn.Module) else velocity
-    parameters = inspect.signature(function).parameters.values()
-    return len(parameters) > 3 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

@@ -33,6 +33,31 @@ class TimeFeatures(nn.Module):
         return torch.cat([t[:, None], angles.sin(), angles.cos()], dim=1)
 
 
+class ResidualMLP(nn.Module):
+    """Residual layers of channels on vectors, given in parts ``(B, …)`` of which some may be None.
+
+    The output starts at zero.
+    """
+
+    def __init__(self, inputs: int, outputs: int, channels: int, num_layers: int):
+        super().__init__()
+        self.proj_in = nn.Linear(inputs, channels)
+        # No nn.LayerNorm: its third derivatives, which scores of densities take, are wrong in torch.
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+            for _ in range(num_layers)
+        )
+        self.proj_out = nn.Linear(channels, outputs)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, *parts: Tensor | None) -> Tensor:
+        hidden = self.proj_in(torch.cat([part for part in parts if part is not None], dim=1))
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return self.proj_out(hidden)
+
+
 class MLPVelocity(nn.Module):
     """``v(x, t, context)`` of vectors ``(B, size)``: residual layers on x, times and a context vector.
 
@@ -52,23 +77,12 @@ class MLPVelocity(nn.Module):
         super().__init__()
         self.times = TimeFeatures()
         self.uses_context = context_size > 0
-        self.proj_in = nn.Linear(size + self.times.size + context_size, channels)
-        # No nn.LayerNorm: its third derivatives, which scores of densities take, are wrong in torch.
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
-            for _ in range(num_layers)
-        )
-        self.proj_out = nn.Linear(channels, size)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.network = ResidualMLP(size + self.times.size + context_size, size, channels, num_layers)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         if self.uses_context and context is None:
             raise ValueError("this velocity is conditioned on a vector; pass the flow a context.")
-        hidden = self.proj_in(torch.cat([x, self.times(t), *([] if context is None else [context])], dim=1))
-        for layer in self.layers:
-            hidden = hidden + layer(hidden)
-        return self.proj_out(hidden)
+        return self.network(x, self.times(t), context)
 
 
 class AdaptiveRMSNorm(nn.Module):

@@ -198,10 +198,14 @@ def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tens
     return (v, trace) if graph else (v.detach(), trace.detach())
 
 
+def noise_width(path: Path, start: float) -> float:
+    """How wide the noise of a path is at its start."""
+    return float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
+
+
 def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribution:
     """The normal noise that a path starts from."""
-    width = float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
-    noise = StandardNormal(event_shape)
+    width, noise = noise_width(path, start), StandardNormal(event_shape)
     return noise if width == 1 else ScaledNoise(noise, [width])
 
 
@@ -221,9 +225,11 @@ def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor
     """The field, computed in float32 where its weights are in half precision: of its rounding no map is smooth."""
     if not isinstance(velocity, nn.Module):
         return velocity
+    if not any(w.dtype.itemsize < 4 and w.is_floating_point() for w in (*velocity.parameters(), *velocity.buffers())):
+        return velocity
     weights = {**dict(velocity.named_parameters()), **dict(velocity.named_buffers())}
     narrow = {name: w.float() for name, w in weights.items() if w.is_floating_point() and w.dtype.itemsize < 4}
-    return velocity if not narrow else lambda *inputs: torch.func.functional_call(velocity, narrow, inputs)
+    return lambda *inputs: torch.func.functional_call(velocity, narrow, inputs)
 
 
 class ODEFlow(Flow):
@@ -279,6 +285,7 @@ class ODEFlow(Flow):
         base = noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
+        self.noise_width = noise_width(path, start)
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""

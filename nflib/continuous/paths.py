@@ -67,6 +67,11 @@ class Path:
         v = c.alpha_dot * x0 + c.beta_dot * x1
         return v if z is None else v + c.gamma_dot * z
 
+    def pair(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`interpolate` and `velocity` of pairs without a latent."""
+        c = self.coefficients(t).like(x1)
+        return c.alpha * x0 + c.beta * x1, c.alpha_dot * x0 + c.beta_dot * x1
+
     def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """``s = (beta v - beta' x) / (alpha (beta' alpha - alpha' beta))``."""
         c = self._one_sided(t, x)

@@ -177,21 +177,25 @@ class Dopri5(Solver):
         direction = 1.0 if stop >= start else -1.0
         length = abs(stop - start)
         done = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        evaluations = torch.ones(len(x), dtype=torch.long, device=x.device)
         if length == 0 or len(x) == 0:
             return Solution(x, evaluations)
         step = torch.full_like(done, min(0.05, length))
         smallest = 16 * torch.finfo(x.dtype).eps * max(abs(start), abs(stop))
         active = torch.arange(len(x), device=x.device)
         state = x
+        times = torch.full((len(x),), start, dtype=x.dtype, device=x.device)
+        slope = checked_finite(field(x, times, context), times)
         for number in range(self.max_steps):
             h = torch.minimum(step[active], length - done[active])
             now = state[active]
             rows = map_context(lambda part: part[active], context)  # noqa: B023, called at once
-            candidate, error = self._step(field, now, start + direction * done[active], direction * h, rows)
-            evaluations[active] += len(_STAGES) + 1
+            t, before = start + direction * done[active], slope[active]
+            candidate, after, error = self._step(field, now, before, t, direction * h, rows)
+            evaluations[active] += len(_STAGES)
             accepted = error <= 1
             state = state.index_copy(0, active, torch.where(_rows(accepted, now), candidate, now))
+            slope = slope.index_copy(0, active, torch.where(_rows(accepted, now), after, before))
             done[active] = torch.where(accepted, done[active] + h, done[active])
             factor = (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
             step[active] = h * factor.to(h)
@@ -204,9 +208,12 @@ class Dopri5(Solver):
                 return Solution(state, evaluations)
         return self._stiff(self.max_steps, start + direction * done[active])
 
-    def _step(self, field: Field, x: Tensor, t: Tensor, h: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, field: Field, x: Tensor, slope: Tensor, t: Tensor, h: Tensor, context: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a step leads from x and its slope, the slope there, and the error; infinite where one is not finite."""
         size = _rows(h.to(x.dtype), x)
-        slopes = [checked_finite(field(x, t.to(x.dtype), context), t)]
+        slopes = [slope]
         candidate = x
         for row in _STAGES:
             candidate = x + size * _combined(row, slopes)
@@ -214,7 +221,7 @@ class Dopri5(Solver):
         scale = self.atol + self.rtol * torch.maximum(x.detach().abs(), candidate.detach().abs())
         error = (size * _combined(_ERROR, slopes)).detach() / scale
         norm = error[:, None].flatten(1).square().mean(1).sqrt()
-        return candidate, torch.where(norm.isfinite(), norm, torch.inf)
+        return candidate, slopes[-1], torch.where(norm.isfinite(), norm, torch.inf)
 
     def _stiff(self, number: int, times: Tensor) -> Solution:
         raise ValueError(

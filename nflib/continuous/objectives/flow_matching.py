@@ -74,8 +74,8 @@ class FlowMatching:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x0, x1, context = self.coupling(flow, batch, generator)
         t = self.times.sample(len(x1), generator).to(x1)
-        v = flow.velocity(flow.path.interpolate(x0, x1, t), t, context)
-        value = self.loss(v - flow.path.velocity(x0, x1, t))
+        x, v = flow.path.pair(x0, x1, t)
+        value = self.loss(flow.velocity(x, t, context) - v)
         value = value if self.weight is None else self.weight(t) * value
         loss = (value * batch["weights"].to(value) if "weights" in batch else value).mean()
         return loss, {"flow_matching": loss.detach()}

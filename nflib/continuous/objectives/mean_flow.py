@@ -95,7 +95,8 @@ class MeanFlow:
         """Jumps from points between pairs, and the pairs' velocities there."""
         x0, x1, context = self.coupling(flow, batch, generator)
         r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
-        return Jumps(flow.path.interpolate(x0, x1, r), r, t, context), flow.path.velocity(x0, x1, r)
+        x, v = flow.path.pair(x0, x1, r)
+        return Jumps(x, r, t, context), v
 
 
 def drawn_times(times: Times, x: Tensor, generator: torch.Generator, *, both_ways: bool) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,12 @@ from nflib.continuous import (
     FlowMatching,
     FromFlow,
     Independent,
+    Linear,
     MLPVelocity,
     ODEFlow,
     OptimalTransport,
     Pairs,
+    VarianceExploding,
     pairs_of,
 )
 from nflib.flows import TARFlow
@@ -100,3 +102,13 @@ def test_flow_matching_trains_with_each(flow, teacher, tmp_path):
     fit(
         flow, pairs_of(unconditional, 64, seed=0), config=config, objective=FlowMatching(Pairs()), output=tmp_path / "p"
     )
+
+
+@pytest.mark.parametrize(("path", "start"), [(VarianceExploding(0.01, 50.0), 0.0), (Linear(), 0.2)])
+def test_noise_counts_the_width_of_the_path_once(path, start):
+    flow = ODEFlow(lambda x, t: -x, (2,), path=path, start=start)
+    x1 = torch.zeros(20_000, 2)
+    x0, _, _ = Independent()(flow, {"inputs": x1}, torch.Generator().manual_seed(0))
+    state = path.interpolate(x0, x1, torch.full((len(x1),), start))
+    assert state.std() == pytest.approx(flow.noise_width, rel=0.02)
+    assert flow.sample(20_000, seed=0).shape == state.shape

@@ -122,7 +122,7 @@ def test_guidance_of_a_linear_field_is_that_of_the_guided_mean() -> None:
 def test_guided_flow_embeds_contexts_and_keeps_weights() -> None:
     embedding = torch.nn.Embedding(4, 3)
     flow = ODEFlow(MLPVelocity(2, channels=16, context_size=3), (2,), embedding_net=embedding, context_shape=())
-    torch.nn.init.normal_(flow._transform.velocity.proj_out.weight)
+    torch.nn.init.normal_(flow._transform.velocity.network.proj_out.weight)
     guided = flow.guided(RatioAware(3.0, 1.0), torch.tensor([3]))
     labels = torch.tensor([0, 1, 2, 1])
     x = X[:4].float()
@@ -134,7 +134,7 @@ def test_guided_flow_embeds_contexts_and_keeps_weights() -> None:
     assert torch.equal(guided.log_prob(x, labels), by_hand.log_prob(x, labels))
     before = guided.log_prob(x, labels)
     with torch.no_grad():
-        flow._transform.velocity.proj_out.weight.mul_(2)
+        flow._transform.velocity.network.proj_out.weight.mul_(2)
     assert not torch.allclose(guided.log_prob(x, labels), before)
     with pytest.raises(ValueError, match="given a context"):
         guided.sample(3)
@@ -185,10 +185,10 @@ def test_refined_field_is_fitted_to_the_rest() -> None:
             return self.scale * v
 
     base, refiner = MLPVelocity(2, channels=8).requires_grad_(False), Refiner()
-    torch.nn.init.normal_(base.proj_out.weight)
+    torch.nn.init.normal_(base.network.proj_out.weight)
     flow = ODEFlow(Refined(base, refiner), (2,))
     FlowMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))[0].backward()
-    assert refiner.scale.grad.abs() > 0 and base.proj_out.weight.grad is None
+    assert refiner.scale.grad.abs() > 0 and base.network.proj_out.weight.grad is None
 
 
 # ---- blocks of time
@@ -196,7 +196,7 @@ def test_refined_field_is_fitted_to_the_rest() -> None:
 
 def test_blocks_of_one_field_are_that_field() -> None:
     net = MLPVelocity(2, channels=16).double()
-    torch.nn.init.normal_(net.proj_out.weight, std=0.3)
+    torch.nn.init.normal_(net.network.proj_out.weight, std=0.3)
     blocks = Blockwise([net, net, net, net])
     assert blocks.edges == (0.25, 0.5, 0.75)
     torch.testing.assert_close(blocks(X, T), net(X, T))
@@ -234,7 +234,7 @@ def test_blocks_train_each_at_its_own_times() -> None:
     loss, _ = FlowMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))
     loss.backward()
     assert all(parameter.grad is not None for parameter in flow.parameters())
-    assert all(field.proj_out.weight.grad.abs().sum() > 0 for field in blocks.fields)
+    assert all(field.network.proj_out.weight.grad.abs().sum() > 0 for field in blocks.fields)
 
 
 def test_edges_that_do_not_fit() -> None:
@@ -298,7 +298,7 @@ def test_pseudo_corrector_is_one_map_with_a_density() -> None:
 def test_saved_and_loaded(name, tmp_path) -> None:
     nets = [MLPVelocity(2, channels=8) for _ in range(2)] + [MLPVelocity(2, channels=8, context_size=3)]
     for net in nets:
-        torch.nn.init.normal_(net.proj_out.weight)
+        torch.nn.init.normal_(net.network.proj_out.weight)
     flow = {
         "blocks": lambda: ODEFlow(Blockwise(nets[:2], [0.3]), (2,)),
         "denoiser": lambda: ODEFlow(FromDenoiser(nets[0], Trigonometric()), (2,), path=Trigonometric()),

@@ -102,7 +102,7 @@ def test_gradients_reach_both_networks() -> None:
     loss, _ = InterpolantMatching()(flow, {"inputs": torch.randn(32, 2)}, torch.Generator().manual_seed(0))
     loss.backward()
     for net in (flow._transform.velocity, flow.score_field):
-        assert net.proj_out.weight.grad.abs().sum() > 0
+        assert net.network.proj_out.weight.grad.abs().sum() > 0
 
 
 # ---- SymmFlow, of standard normal x and y with this correlation

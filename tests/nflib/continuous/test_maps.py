@@ -37,7 +37,7 @@ def mixture():
 def rough_map(seed=0):
     torch.manual_seed(seed)
     network = MLPFlowMap(2, channels=16, num_layers=1)
-    nn.init.normal_(network.proj_out.weight, std=0.05)
+    nn.init.normal_(network.network.proj_out.weight, std=0.05)
     return network
 
 
@@ -100,7 +100,7 @@ def test_weights_in_half_precision_have_densities_of_single():
 def test_contexts_steer_the_map():
     torch.manual_seed(0)
     network = MLPFlowMap(2, channels=16, num_layers=1, context_size=3)
-    nn.init.normal_(network.proj_out.weight, std=0.05)
+    nn.init.normal_(network.network.proj_out.weight, std=0.05)
     flow = FlowMap(network, (2,), num_steps=2, context_shape=(3,))
     context = torch.randn(4, 3)
     x, log_prob = flow.sample_and_log_prob(6, context, seed=0)

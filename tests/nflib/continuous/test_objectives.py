@@ -125,7 +125,7 @@ def test_mean_flow_has_the_derivative_of_the_definition():
     """Its target, against finite differences in float64, whichever way the jump leads."""
     torch.manual_seed(0)
     network = MLPFlowMap(2, channels=16, num_layers=1).double()
-    nn.init.normal_(network.proj_out.weight)
+    nn.init.normal_(network.network.proj_out.weight)
     flow = FlowMap(network, (2,))
     objective = MeanFlow(share_instant=0.0)
     batch = {"inputs": normal_data(50).double()}
@@ -148,14 +148,14 @@ def test_mean_flow_has_the_derivative_of_the_definition():
         Invertible(MeanFlow()),
         Distill(normal_ode(), num_samples=32),
         Invertible(Distill(normal_ode(), num_samples=32)),
-        Dispersive(MeanFlow(), "_transform.velocity.layers.0"),
+        Dispersive(MeanFlow(), "_transform.velocity.network.layers.0"),
     ],
     ids=lambda objective: type(objective).__name__,
 )
 def test_gradients_reach_all_parameters_of_a_map(objective):
     torch.manual_seed(0)
     network = MLPFlowMap(2, channels=16, num_layers=2)
-    nn.init.normal_(network.proj_out.weight)
+    nn.init.normal_(network.network.proj_out.weight)
     flow = FlowMap(network, (2,))
     batch = {"inputs": normal_data(32)} if getattr(objective, "needs_data", True) else {}
     loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
@@ -262,7 +262,7 @@ def test_dispersion_is_zero_of_equal_rows_and_lower_of_others():
 def test_dispersive_names_a_layer_of_the_flow(tmp_path):
     flow = FlowMap(MLPFlowMap(2, channels=16, num_layers=1), (2,))
     config = TrainingConfig(batch_size=32, max_steps=3, **QUIET)
-    objective = Dispersive(MeanFlow(), "_transform.velocity.layers.0")
+    objective = Dispersive(MeanFlow(), "_transform.velocity.network.layers.0")
     assert fit(flow, normal_data(64), config=config, objective=objective, output=tmp_path).steps == 3
     batch = {"inputs": normal_data(8)}
     with pytest.raises(ValueError, match="no layer"):

@@ -186,7 +186,7 @@ def test_derivatives_against_differences(solver, density, perturb) -> None:
     torch.testing.assert_close(flow.score(x.detach()), gradient)
     if solver.is_map:
         assert torch.autograd.gradgradcheck(flow.log_prob, x, eps=h, atol=slack)
-    parameters = [field.proj_in.weight, field.proj_out.bias]
+    parameters = [field.network.proj_in.weight, field.network.proj_out.bias]
     gradients = torch.autograd.grad(flow.log_prob(x).sum(), parameters)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -203,7 +203,7 @@ def test_scores_are_differentiable(perturb) -> None:
     """Score matching needs the derivative of a score by parameters."""
     field = network(perturb)
     flow, x = ODEFlow(field, (2,), solver=Heun(2)).double(), normal(2, 2).requires_grad_()
-    entry = field.proj_in.weight
+    entry = field.network.proj_in.weight
     (gradient,) = torch.autograd.grad(flow.score(x).square().sum(), entry)
     ends = []
     with torch.no_grad():

@@ -68,8 +68,10 @@ def test_one_step_is_that_of_scipy() -> None:
     )
     peer.step()
     solver = Dopri5(1.0, 1.0)
-    candidate, error = solver._step(field, x, torch.zeros(1).double(), torch.full((1,), h, dtype=torch.float64), None)
+    zero = torch.zeros(1).double()
+    candidate, slope, error = solver._step(field, x, field(x, zero, None), zero, zero + h, None)
     np.testing.assert_allclose(candidate[0], peer.y, rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(slope[0], peer.K[-1], rtol=1e-14, atol=1e-14)
     scale = 1.0 + np.maximum(abs(x[0].numpy()), abs(peer.y))
     np.testing.assert_allclose(float(error), peer._estimate_error_norm(peer.K, h, scale), rtol=1e-12)
 
