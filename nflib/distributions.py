@@ -21,6 +21,7 @@ class NormalNoise(Distribution):
     """
 
     uses_context = False
+    can_be_scaled = True
     location: Tensor
 
     def __init__(self) -> None:
@@ -91,6 +92,7 @@ class NormalsAndAngles(StandardNormal):
     torch.Size([5, 4, 2])
     """
 
+    can_be_scaled = False
     is_angle: Tensor
 
     def __init__(self, shape: Sequence[int], is_angle: Sequence[bool]):
@@ -151,7 +153,7 @@ class ScaledNoise(Distribution):
 
     def __init__(self, noise: NormalNoise, scales: Sequence[float], weights: Sequence[float] | None = None):
         super().__init__()
-        if not isinstance(noise, NormalNoise):
+        if not getattr(noise, "can_be_scaled", False):
             raise ValueError(f"only normal noise can be scaled, but this base is a {type(noise).__name__}.")
         shares = [1.0 / max(len(scales), 1)] * len(scales) if weights is None else list(weights)
         if not shares or len(shares) != len(scales) or not all(0.0 < x < math.inf for x in (*scales, *shares)):

@@ -9,7 +9,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflib.montecarlo.densities import Proposal, Target, as_proposal, as_target, finite_rows
+from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target, finite_rows
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
 __all__ = ["TransformedProposal", "TransformedTarget", "score_scales", "transform_back"]
@@ -54,7 +54,7 @@ class TransformedProposal:
     """The proposal's `y = transform(x)`: `log q(x(y)) + log|dx/dy|`, and draws of it."""
 
     def __init__(self, proposal: Proposal, transform: Transform) -> None:
-        self.proposal = as_proposal(proposal)
+        self.proposal = as_evaluated(proposal)
         self.transform = transform
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
@@ -77,7 +77,7 @@ def score_scales(proposal: Proposal, num_draws: int, generator: torch.Generator)
     move. Steps in coordinates divided by these are about equally long for all. Raises ValueError where no draw has a
     finite score.
     """
-    proposal = as_proposal(proposal)
+    proposal = as_evaluated(proposal)
     with torch.no_grad():
         x, _ = proposal.sample_and_log_prob(num_draws, generator=generator)
     x = x[finite_rows(x)]

@@ -65,6 +65,20 @@ def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
     )
 
 
+def as_evaluated(density: Any) -> Proposal:
+    """As `as_proposal`, of a density that can be asked for its log-density anywhere.
+
+    Raises ValueError, too, for one that knows it of its own draws alone, such as `DiffusionProposal`.
+    """
+    proposal = as_proposal(density)
+    if not hasattr(proposal, "log_prob"):
+        raise ValueError(
+            f"the proposal ({type(proposal).__name__}) has no log_prob(x), which is needed here; give it to "
+            "importance_sample or smc as it is."
+        )
+    return proposal
+
+
 def as_target(density: Any) -> Target:
     """The density as a `Target`: anything with `log_prob(x)`.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from nflib.montecarlo.densities import Proposal, as_proposal, finite_rows
+from nflib.montecarlo.densities import Proposal, as_evaluated, finite_rows
 from nflib.montecarlo.resampling import SCHEMES, resample
 
 __all__ = ["Mixture"]
@@ -23,7 +23,7 @@ class Mixture:
     is NaN, or the position is not finite, it counts as having none there.
 
     Args:
-        components: what `as_proposal` takes, over the same events.
+        components: what `as_proposal` takes, with `log_prob(x)`, over the same events.
         weights: one a component, of sum 1 (default: equal ones).
         shares: how many draws each component gives, a scheme of `nflib.montecarlo.resample`. "systematic": its weight
             times the number of draws, rounded up or down at random so that the mean is exact; estimates are unbiased
@@ -31,7 +31,7 @@ class Mixture:
 
     Raises:
         ValueError: no component, another number of weights, weights that are not positive or do not sum to 1, an
-            unknown scheme, or a component that `as_proposal` refuses.
+            unknown scheme, or a component that `as_proposal` refuses or that has no `log_prob`.
 
     >>> import torch
     >>> from nflib.montecarlo import BoltzmannDensity, importance_sample
@@ -50,7 +50,7 @@ class Mixture:
         *,
         shares: str = "systematic",
     ) -> None:
-        self.components = [as_proposal(component) for component in components]
+        self.components = [as_evaluated(component) for component in components]
         number = len(self.components)
         weights = [1.0 / max(number, 1)] * number if weights is None else [float(weight) for weight in weights]
         if not number or len(weights) != number:

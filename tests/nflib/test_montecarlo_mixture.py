@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from nflows.transforms import AffineScalarTransform
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, Uniform
 
 from nflib.montecarlo import MALA, BoltzmannDensity, Mixture, importance_sample, smc
+from nflib.montecarlo.coordinates import TransformedProposal
 
 SCALES, WEIGHTS, DIM = (0.5, 1.0, 3.0), (0.2, 0.5, 0.3), 2
 # exp(-|x|_1) in two dimensions: its tails are heavier than those of any normal.
@@ -143,3 +145,13 @@ def test_smc_starts_from_a_mixture():
 def test_mistakes(components, weights, shares, message):
     with pytest.raises(ValueError, match=message):
         Mixture(components, weights, shares=shares)
+
+
+def test_components_are_asked_for_their_density_everywhere():
+    class DrawsAlone:
+        def sample_and_log_prob(self, num_samples, *, generator=None):
+            return torch.zeros(num_samples, 2), torch.zeros(num_samples)
+
+    for use in (lambda p: Mixture([p]), lambda p: TransformedProposal(p, AffineScalarTransform(scale=2.0))):
+        with pytest.raises(ValueError, match="has no log_prob"):
+            use(DrawsAlone())

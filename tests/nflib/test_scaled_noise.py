@@ -10,7 +10,7 @@ from nflows.distributions import ConditionalDiagonalNormal
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from nflib.distributions import PaddedNormal, ScaledNoise, StandardNormal
+from nflib.distributions import NormalsAndAngles, PaddedNormal, ScaledNoise, StandardNormal
 from nflib.flows import Flow, TARFlow
 from nflib.montecarlo import BoltzmannDensity, Mixture, importance_sample
 
@@ -106,3 +106,8 @@ def test_mistakes():
         ScaledNoise(StandardNormal((2,)), SCALES, (0.5, 0.4))
     with pytest.raises(ValueError, match="only normal noise"):
         Flow(nn.Identity(), ConditionalDiagonalNormal([2])).with_scaled_noise(1.1)  # type: ignore[arg-type]
+
+
+def test_angles_are_not_scaled():
+    with pytest.raises(ValueError, match="only normal noise can be scaled"):
+        ScaledNoise(NormalsAndAngles((4, 2), [False, True]), [1.5])
