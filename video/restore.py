@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from nflows.transforms import PointwiseAffineTransform
 from torch import Tensor
 from torch.nn import functional
 
 from nflib.continuous import ODEFlow
-from nflib.montecarlo import SMCSamples, smc
+from nflib.montecarlo import SMCSamples, as_proposal, smc
+from nflib.montecarlo.coordinates import TransformedProposal, TransformedTarget, score_scales, transform_back
 
 __all__ = ["Degradation", "Posterior", "blur", "downsampling", "inpainting", "restore", "restored_mode"]
 
 LAST_TIME = 0.98
+NUM_SCALE_DRAWS = 256
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,31 @@ class Posterior:
         return self.prior.log_prob(inputs) + self.degradation.log_prob(self.observed, inputs)
 
 
-def restore(prior: Any, observed: Tensor, degradation: Degradation, num_samples: int, **options: Any) -> SMCSamples:
+def restore(
+    prior: Any, observed: Tensor, degradation: Degradation, num_samples: int, *, seed: int = 0, **options: Any
+) -> SMCSamples:
     """Weighted pictures of the posterior, by `smc` from the prior through ``q(x) N(y; A x, noise²)^b``.
+
+    Pixels are moved by lengths of their own (`score_scales`): those of an empty margin are far narrower than others.
 
     Args:
         prior: a flow of pictures, or `Flow.given` a class.
         observed: y, one degraded picture.
         degradation: how it came about.
         num_samples: particles.
-        options: of `nflib.montecarlo.smc`, such as kernel, moves and seed.
+        seed: of all randomness.
+        options: of `nflib.montecarlo.smc`, such as kernel and moves.
 
     Raises:
         ValueError: as `smc`, or an observed picture of another shape.
     """
-    return smc(prior, Posterior(prior, observed, degradation), num_samples, **options)
+    prior, posterior = as_proposal(prior), Posterior(prior, observed, degradation)
+    scales = score_scales(prior, NUM_SCALE_DRAWS, torch.Generator().manual_seed(seed))
+    scaled = PointwiseAffineTransform(shift=torch.zeros_like(scales), scale=1 / scales)
+    samples = smc(
+        TransformedProposal(prior, scaled), TransformedTarget(posterior, scaled), num_samples, seed=seed, **options
+    )
+    return transform_back(samples, scaled)
 
 
 @torch.no_grad()
