@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from nflib import Flow, decoding
 from nflib.flows import TARFlow
 from nflib.networks import CausalTransformer
+from nflib.training import TrainingConfig, fit, maximum_likelihood
+from nflib.training.feed import Augmentation
+from nflib.training.objectives import Objective
 
 if TYPE_CHECKING:
     from molecular.data.ensembles import Ensemble
@@ -67,6 +71,24 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def trained(
+    flow: nn.Module,
+    data: object,
+    seconds: float,
+    seed: int,
+    objective: Objective = maximum_likelihood,
+    augment: Augmentation | None = None,
+    **settings: Any,
+) -> int:
+    """Train a flow quietly for so many seconds, with settings of `TrainingConfig`; returns the steps."""
+    quiet = {"accelerator": "cpu", "progress_bar": False, "tensorboard": False}
+    config = TrainingConfig(max_seconds=seconds, seed=seed, **quiet, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = fit(flow, data, config=config, objective=objective, output=Path(folder), augment=augment).steps
+    flow.eval()
+    return steps
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -12,42 +12,27 @@ the Gaussians, to the target itself. Samples a second: without a density, as bot
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import argument_parser, count_parameters, markdown_table, prepare, trained
 from continuous import Density, eight_gaussians
 from continuous_digits import Dequantised
 from image_bits import PIXELS, Gaussianize
-from torch import nn
 
 from examples.digits.data import parts
 from nflib.continuous import FlowMap, Invertible, MeanFlow, MLPFlowMap, Pairs, pairs_of
 from nflib.flows import TARFlow
 from nflib.montecarlo import importance_sample
-from nflib.training import TrainingConfig, fit
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 256,
     "learning_rate": 2e-3,
     "weight_decay": 0.01,
     "ema_decay": 0.995,
-    "accelerator": "cpu",
-    "progress_bar": False,
-    "tensorboard": False,
 }
-
-
-def trained(flow: nn.Module, data: Any, seconds: float, seed: int, **options: Any) -> None:
-    """Train for so many seconds."""
-    config = TrainingConfig(max_seconds=seconds, seed=seed, **SETTINGS)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(flow, data, config=config, output=Path(folder), **options)
-    flow.eval()
 
 
 def samples_a_second(sample: Callable[[], object], number: int) -> float:
@@ -98,7 +83,7 @@ def main() -> None:
     rows: list[list[object]] = []
     number = arguments.num_samples
     for name, (teacher, data, density) in cases.items():
-        trained(teacher, data, arguments.seconds, arguments.seed)
+        trained(teacher, data, arguments.seconds, arguments.seed, **SETTINGS)
         exact = weighted(teacher, density, number, 0) if density is not None else ""
         rate = samples_a_second(lambda: teacher.sample(number, seed=0), number)  # noqa: B023, called at once
         rows.append([name, "TARFlow", count_parameters(teacher), "", exact, f"{rate:.0f}"])
@@ -106,7 +91,7 @@ def main() -> None:
         size = math.prod(teacher.event_shape)
         student = FlowMap(MLPFlowMap(size, channels=256), (size,))
         pairs = pairs_of(teacher, arguments.num_pairs, seed=arguments.seed + 1)
-        trained(student, pairs, arguments.seconds, arguments.seed, objective=Invertible(MeanFlow(Pairs())))
+        trained(student, pairs, arguments.seconds, arguments.seed, Invertible(MeanFlow(Pairs())), **SETTINGS)
         for passes in (1, 2, 4):
             flow = student.with_num_steps(passes)
             back = weighted(flow, teacher, number, 0)

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import argument_parser, count_parameters, markdown_table, prepare, trained
 from image_bits import PIXELS, Gaussianize, dequantised
 from torch import Tensor, nn
 
@@ -39,17 +37,12 @@ from nflib.continuous import (
 )
 from nflib.flows import TARFlow
 from nflib.metrics import frechet_distance
-from nflib.training import TrainingConfig, fit
-from nflib.training.objectives import maximum_likelihood
 
 SAMPLES = 2000
 SETTINGS: dict[str, Any] = {
     "batch_size": 128,
     "weight_decay": 0.01,
     "ema_decay": 0.995,
-    "accelerator": "cpu",
-    "progress_bar": False,
-    "tensorboard": False,
 }
 
 
@@ -91,13 +84,6 @@ def levels_of(z: Tensor, preprocess: Gaussianize) -> Tensor:
     return (uniform[..., None] >= upper).sum(-1).clamp(max=LEVELS - 1).float()
 
 
-def trained(flow: nn.Module, source: Dequantised, objective: Any, seconds: float, seed: int, rate: float) -> int:
-    """Train for so many seconds; returns the steps."""
-    config = TrainingConfig(max_seconds=seconds, learning_rate=rate, seed=seed, **SETTINGS)
-    with tempfile.TemporaryDirectory() as folder:
-        return fit(flow, source, config=config, objective=objective, output=Path(folder)).steps
-
-
 @torch.no_grad()
 def bits(flow: ODEFlow, part: Digits, preprocess: Gaussianize, count: int) -> float:
     """Bits per dimension of so many pictures, dequantised once each, under the map of eight steps of Heun's method."""
@@ -130,8 +116,7 @@ def main() -> None:
 
     teacher = TARFlow((PIXELS,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2)
     noisy = Dequantised(data["train"], preprocess, arguments.noise, arguments.seed)
-    steps = trained(teacher, noisy, maximum_likelihood, arguments.seconds, arguments.seed, 3e-3)
-    teacher.eval()
+    steps = trained(teacher, noisy, arguments.seconds, arguments.seed, learning_rate=3e-3, **SETTINGS)
     couplings: dict[str, Any] = {
         "independent": Independent(),
         "optimal transport": OptimalTransport(),
@@ -148,7 +133,9 @@ def main() -> None:
             torch.manual_seed(seed)
             flow = ODEFlow(MLPVelocity(PIXELS, channels=arguments.channels), (PIXELS,), solver=Euler(5))
             source = Dequantised(data["train"], preprocess, seed=seed)
-            steps = trained(flow, source, FlowMatching(coupling), arguments.seconds, seed, 2e-3)
+            steps = trained(
+                flow, source, arguments.seconds, seed, FlowMatching(coupling), learning_rate=2e-3, **SETTINGS
+            )
             few, many = (judged(flow.with_solver(solver).sample(SAMPLES, seed=0)) for solver in (Euler(5), RK4(32)))
             found.append([*few, many[0], bits(flow, data["test"], preprocess, arguments.bits)])
         table.append([name, count_parameters(flow), steps, *map(_spread, zip(*found, strict=True))])

@@ -13,13 +13,12 @@ of all tokens for each of 60 numbers and step, a weighted sample takes a second 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import argument_parser, count_parameters, markdown_table, prepare, trained
 from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 
@@ -43,7 +42,6 @@ from nflib.continuous import (
 )
 from nflib.distributions import StandardNormal
 from nflib.montecarlo import BoltzmannDensity, importance_sample
-from nflib.training import TrainingConfig, fit
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 128,
@@ -51,9 +49,6 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 4e-3,
     "weight_decay": 0.01,
     "ema_decay": 0.995,
-    "accelerator": "cpu",
-    "progress_bar": False,
-    "tensorboard": False,
 }
 
 
@@ -81,13 +76,6 @@ class OfAllAtoms(nn.Module):
 
     def forward(self, x: Tensor, *times: Tensor) -> Tensor:
         return self.inner(x.flatten(1), *times).view_as(x)
-
-
-def trained(flow: nn.Module, data: Any, seconds: float, seed: int, **options: Any) -> int:
-    """Train for so many seconds; returns the steps."""
-    config = TrainingConfig(max_seconds=seconds, seed=seed, **SETTINGS)
-    with tempfile.TemporaryDirectory() as folder:
-        return fit(flow, data, config=config, output=Path(folder), **options).steps
 
 
 def main() -> None:
@@ -130,7 +118,7 @@ def main() -> None:
         rows[-1].append(f"{arguments.num_samples / seconds:.1f}")
         print(*rows[-1], flush=True)
 
-    steps = trained(autoregressive, positions, arguments.seconds, arguments.seed, augment=symmetries)
+    steps = trained(autoregressive, positions, arguments.seconds, arguments.seed, augment=symmetries, **SETTINGS)
     judge("autoregressive", autoregressive.eval(), count_parameters(autoregressive), steps)
 
     def on_positions(flow: Flow) -> Flow:
@@ -139,12 +127,12 @@ def main() -> None:
     data = Coordinates(positions, symmetries, fixed, arguments.seed)
     size = math.prod(shape)
     ode = ODEFlow(OfAllAtoms(MLPVelocity(size, channels=384)), shape)
-    steps = trained(ode, data, arguments.seconds, arguments.seed, objective=FlowMatching(OptimalTransport()))
+    steps = trained(ode, data, arguments.seconds, arguments.seed, FlowMatching(OptimalTransport()), **SETTINGS)
     for solver in (Heun(4), Heun(8), RK4(8)):
         judge(f"ODE flow, {solver}", on_positions(ode.with_solver(solver)), count_parameters(ode), steps)
     flow_map = FlowMap(OfAllAtoms(MLPFlowMap(size, channels=384)), shape)
     objective = Invertible(MeanFlow(OptimalTransport()))
-    steps = trained(flow_map, data, arguments.seconds, arguments.seed, objective=objective)
+    steps = trained(flow_map, data, arguments.seconds, arguments.seed, objective, **SETTINGS)
     judge("flow map, 4 passes", on_positions(flow_map), count_parameters(flow_map), steps)
     print()
     header = ["flow", "parameters", "steps", "ESS / samples", "Pareto k", "E[w] / Z", "weighted samples a second"]

@@ -12,20 +12,18 @@ under the TARFlow is sampled by `video.restore.restore` (`smc`), the mode under 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import argument_parser, markdown_table, prepare
+from common import argument_parser, markdown_table, prepare, trained
 from torch import Tensor, nn
 
 from examples.digits.data import LEVELS, Digits, parts
 from nflib.continuous import FlowMatching, MLPVelocity, ODEFlow
 from nflib.flows import TARFlow
 from nflib.montecarlo import HMC
-from nflib.training import TrainingConfig, fit
 from video.restore import Degradation, blur, downsampling, inpainting, restore, restored_mode
 
 SIDE = 8
@@ -35,9 +33,6 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 2e-3,
     "weight_decay": 0.1,
     "ema_decay": 0.995,
-    "accelerator": "cpu",
-    "progress_bar": False,
-    "tensorboard": False,
 }
 PIXEL = 2 / LEVELS
 
@@ -72,14 +67,6 @@ def scaled(levels: Tensor) -> Tensor:
     return (levels * PIXEL - 1).view(-1, *SHAPE)
 
 
-def trained(flow: nn.Module, part: Digits, seconds: float, seed: int, **options: Any) -> None:
-    """Train for so many seconds."""
-    config = TrainingConfig(max_seconds=seconds, seed=seed, **SETTINGS)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(flow, Dequantised(part, seed), config=config, output=Path(folder), **options)
-    flow.eval()
-
-
 def root_mean_square(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
@@ -105,9 +92,10 @@ def main() -> None:
     data = parts()
     torch.manual_seed(arguments.seed)
     prior = TARFlow(SHAPE, patch_size=2, channels=64, num_blocks=4, layers_per_block=2, head_dim=32, dropout=0.2)
-    trained(prior, data["train"], arguments.seconds, arguments.seed)
+    train = Dequantised(data["train"], arguments.seed)
+    trained(prior, train, arguments.seconds, arguments.seed, **SETTINGS)
     velocity = ODEFlow(PictureVelocity(256), SHAPE)
-    trained(velocity, data["train"], arguments.seconds, arguments.seed, objective=FlowMatching())
+    trained(velocity, train, arguments.seconds, arguments.seed, FlowMatching(), **SETTINGS)
     generator = torch.Generator().manual_seed(arguments.seed)
     chosen = torch.randperm(len(data["test"].labels), generator=generator)[: arguments.pictures]
     levels = data["test"].levels[chosen]

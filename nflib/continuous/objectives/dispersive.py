@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nflib.continuous.objectives.composed import OfAnother
 from nflib.training.objectives import Objective
 
 __all__ = ["Dispersive"]
 
 
 @dataclass(frozen=True)
-class Dispersive:
+class Dispersive(OfAnother):
     """An objective plus ``weight log mean_ij exp(-|h_i - h_j|^2 / temperature)`` of a layer's outputs h.
 
     (Wang & He 2025, arXiv:2506.09027; for flow maps, DM1, arXiv:2510.07865.) Zero where all rows of a batch have the
@@ -41,16 +42,6 @@ class Dispersive:
     def __post_init__(self) -> None:
         if not (self.weight > 0 and self.temperature > 0):
             raise ValueError(f"Dispersive needs a positive weight and temperature, got {self}.")
-
-    @property
-    def keys(self) -> tuple[str, ...] | None:
-        """What of a batch is read."""
-        return getattr(self.objective, "keys", None)
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether it is given batches."""
-        return getattr(self.objective, "needs_data", True)
 
     def __call__(
         self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator

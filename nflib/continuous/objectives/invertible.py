@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nflib.continuous.maps import FlowMap
+from nflib.continuous.objectives.composed import OfAnother
 from nflib.continuous.objectives.mean_flow import Jumps
 
 __all__ = ["Invertible"]
@@ -25,7 +26,7 @@ class OfJumps(Protocol):
 
 
 @dataclass(frozen=True)
-class Invertible:
+class Invertible(OfAnother):
     """An objective of flow maps plus ``weight mean |x - X_{t -> r}(X_{r -> t}(x))|^2`` (FALCON, arXiv:2512.09914).
 
     Maps of a few jumps stay one-to-one by it, so that their exact densities are good for importance weights.
@@ -44,16 +45,6 @@ class Invertible:
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"the weight of Invertible must be 0 or more, got {self.weight!r}.")
-
-    @property
-    def keys(self) -> tuple[str, ...] | None:
-        """What of a batch is read."""
-        return getattr(self.objective, "keys", None)
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether it is given batches."""
-        return getattr(self.objective, "needs_data", True)
 
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nflib.continuous.objectives.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import FlowMatching
 from nflib.continuous.ode import ODEFlow
 
@@ -14,7 +15,7 @@ __all__ = ["NearReference"]
 
 
 @dataclass(frozen=True)
-class NearReference:
+class NearReference(OfAnother):
     """Flow matching plus ``weight mean |v - v_reference|^2``, which bounds the Wasserstein distance between two flows.
 
     With "weights" ``exp(A / T)`` of a critic's advantages A beside the "inputs" it bends a flow towards what is
@@ -37,11 +38,6 @@ class NearReference:
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"the weight of NearReference must be 0 or more, got {self.weight!r}.")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """What of a batch is read."""
-        return self.objective.keys
 
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator

@@ -9,22 +9,7 @@ from torch import nn
 from nflib.continuous import FlowMap, Invertible, MeanFlow, MLPFlowMap
 from nflib.flows import Flow
 from nflib.training import TrainingConfig, fit
-
-
-class NormalMap(nn.Module):
-    """The exact average velocity of the linear path from a standard normal to a normal with this mean and std."""
-
-    def __init__(self, mean=1.0, std=0.5):
-        super().__init__()
-        self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
-
-    def width(self, t):
-        return ((1 - t) ** 2 + (t * self.std) ** 2).sqrt()[:, None]
-
-    def forward(self, x, r, t):
-        # X_{r -> t}(x) = m t + (x - m r) s(t) / s(r), divided by t - r in a form that holds at t = r.
-        slope = ((t + r) * (1 + self.std**2) - 2)[:, None] / (self.width(r) + self.width(t)) / self.width(r)
-        return self.mean + (x - self.mean * r[:, None]) * slope
+from tests.nflib.continuous.normal_map import NormalMap
 
 
 def mixture():

@@ -29,25 +29,10 @@ from nflib.continuous import (
 from nflib.continuous.objectives.dispersive import log_mean_kernel
 from nflib.training import TrainingConfig, fit
 from nflib.training.objectives import maximum_likelihood
+from tests.nflib.continuous.normal_map import NormalMap
 
 MEAN, STD = 1.0, 0.5
 QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
-
-
-class NormalMap(nn.Module):
-    """The average velocity between a standard normal and a normal with this mean and standard deviation."""
-
-    def __init__(self, mean=MEAN, std=STD):
-        super().__init__()
-        self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
-
-    def width(self, t):
-        return ((1 - t) ** 2 + (t * self.std) ** 2).sqrt()[:, None]
-
-    def forward(self, x, r, t):
-        # X_{r -> t}(x) = m t + (x - m r) s(t) / s(r), divided by t - r in a form that holds at t = r.
-        slope = ((t + r) * (1 + self.std**2) - 2)[:, None] / (self.width(r) + self.width(t)) / self.width(r)
-        return self.mean + (x - self.mean * r[:, None]) * slope
 
 
 class NormalVelocity(NormalMap):
