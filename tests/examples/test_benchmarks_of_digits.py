@@ -1,0 +1,39 @@
+"""The benchmarks of continuous flows on digits run, at toy size, and print every row."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def table(name, monkeypatch, capsys, *options):
+    """The cells of the last table that a benchmark prints."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--threads", "1", "--seconds", "0.5", *map(str, options)])
+    runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_couplings(monkeypatch, capsys):
+    rows = table("continuous_digits", monkeypatch, capsys, "--num_seeds", 1, "--bits", 1, "--channels", 16)
+    names = ["training pictures", "TARFlow itself", "independent", "optimal transport", "TARFlow"]
+    assert [row[0] for row in rows] == names
+    # Real pictures are nearer to real ones than those of flows that are hardly trained.
+    assert all(float(rows[0][3]) < float(row[3].split()[0]) for row in rows[1:])
+
+
+def test_from_a_tarflow_to_a_map(monkeypatch, capsys):
+    rows = table("continuous_bridge", monkeypatch, capsys, "--num_samples", 20, "--num_pairs", 50)
+    assert [row[1] for row in rows] == ["TARFlow", "map, 1", "map, 2", "map, 4"] * 2
+
+
+@pytest.mark.slow
+def test_restoration(monkeypatch, capsys, tmp_path):
+    options = ["--output", tmp_path, "--pictures", 1, "--particles", 4]
+    rows = table("restoration", monkeypatch, capsys, *options)
+    assert [row[0] for row in rows] == ["lower half missing", "blurred", "4 × 4 pixels"]
+    assert (tmp_path / "restored.png").stat().st_size > 1000
