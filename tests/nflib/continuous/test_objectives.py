@@ -58,7 +58,7 @@ def losses(objective, flow, count=30, size=2000):
     values = []
     for seed in range(count):
         batch = {"inputs": normal_data(size, 100 + seed)} if getattr(objective, "needs_data", True) else {}
-        values.append(objective(flow, batch, torch.Generator().manual_seed(seed))[0].detach())
+        values.append(objective(flow, batch, torch.Generator().manual_seed(seed))[0])
     return torch.stack(values)
 
 
