@@ -67,7 +67,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
     digits = parts()["train"]
-    gaussians = eight_gaussians()
+    preprocess, gaussians = Gaussianize(digits.levels), eight_gaussians()
     cases: dict[str, tuple[TARFlow, Any, Density | None]] = {
         "eight Gaussians": (
             TARFlow((2,), 1, 64, 2, 2, conditional="spline", head_dim=32, start_token=True),
@@ -76,7 +76,7 @@ def main() -> None:
         ),
         "digits": (
             TARFlow((PIXELS,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2),
-            Dequantised(digits, Gaussianize(digits.levels), seed=arguments.seed),
+            Dequantised(digits, lambda levels: preprocess(levels)[0], seed=arguments.seed),
             None,
         ),
     }

@@ -47,17 +47,17 @@ SETTINGS: dict[str, Any] = {
 
 
 class Dequantised:
-    """Pictures with fresh noise of dequantisation in every batch, Gaussianised."""
+    """Pictures with fresh noise of dequantisation in every batch, prepared, and with normal noise if asked for."""
 
-    def __init__(self, part: Digits, preprocess: Gaussianize, noise: float = 0.0, seed: int = 0):
-        self.part, self.preprocess, self.noise = part, preprocess, noise
+    def __init__(self, part: Digits, prepare: Callable[[Tensor], Tensor], noise: float = 0.0, seed: int = 0):
+        self.part, self.prepare, self.noise = part, prepare, noise
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self.part.labels)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        z, _ = self.preprocess(dequantised(self.part.levels[indices], self.generator))
+        z = self.prepare(dequantised(self.part.levels[indices], self.generator))
         return {"inputs": z + self.noise * torch.randn(z.shape, generator=self.generator)}
 
 
@@ -108,6 +108,9 @@ def main() -> None:
     features = classifier(data["train"])
     real = data["test"].levels
 
+    def gaussianized(levels: Tensor) -> Tensor:
+        return preprocess(levels)[0]
+
     def judged_levels(levels: Tensor) -> list[float]:
         return [frechet_distance(of(levels), of(real)) for of in (features, lambda levels: levels / 8 - 1)]
 
@@ -115,7 +118,7 @@ def main() -> None:
         return judged_levels(levels_of(z, preprocess))
 
     teacher = TARFlow((PIXELS,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2)
-    noisy = Dequantised(data["train"], preprocess, arguments.noise, arguments.seed)
+    noisy = Dequantised(data["train"], gaussianized, arguments.noise, arguments.seed)
     steps = trained(teacher, noisy, arguments.seconds, arguments.seed, learning_rate=3e-3, **SETTINGS)
     couplings: dict[str, Any] = {
         "independent": Independent(),
@@ -132,7 +135,7 @@ def main() -> None:
         for seed in range(arguments.seed, arguments.seed + arguments.num_seeds):
             torch.manual_seed(seed)
             flow = ODEFlow(MLPVelocity(PIXELS, channels=arguments.channels), (PIXELS,), solver=Euler(5))
-            source = Dequantised(data["train"], preprocess, seed=seed)
+            source = Dequantised(data["train"], gaussianized, seed=seed)
             steps = trained(
                 flow, source, arguments.seconds, seed, FlowMatching(coupling), learning_rate=2e-3, **SETTINGS
             )

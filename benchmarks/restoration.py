@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from common import argument_parser, markdown_table, prepare, trained
+from continuous_digits import Dequantised
 from torch import Tensor, nn
 
-from examples.digits.data import LEVELS, Digits, parts
+from examples.digits.data import LEVELS, parts
 from nflib.continuous import FlowMatching, MLPVelocity, ODEFlow
 from nflib.flows import TARFlow
 from nflib.montecarlo import HMC
@@ -35,20 +36,6 @@ SETTINGS: dict[str, Any] = {
     "ema_decay": 0.995,
 }
 PIXEL = 2 / LEVELS
-
-
-class Dequantised:
-    """Pictures in -1 … 1 with fresh noise of dequantisation in every batch."""
-
-    def __init__(self, part: Digits, seed: int = 0):
-        self.part, self.generator = part, torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.part.labels)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        levels = self.part.levels[indices]
-        return {"inputs": scaled(levels + torch.rand(levels.shape, generator=self.generator))}
 
 
 class PictureVelocity(nn.Module):
@@ -92,7 +79,7 @@ def main() -> None:
     data = parts()
     torch.manual_seed(arguments.seed)
     prior = TARFlow(SHAPE, patch_size=2, channels=64, num_blocks=4, layers_per_block=2, head_dim=32, dropout=0.2)
-    train = Dequantised(data["train"], arguments.seed)
+    train = Dequantised(data["train"], scaled, seed=arguments.seed)
     trained(prior, train, arguments.seconds, arguments.seed, **SETTINGS)
     velocity = ODEFlow(PictureVelocity(256), SHAPE)
     trained(velocity, train, arguments.seconds, arguments.seed, FlowMatching(), **SETTINGS)

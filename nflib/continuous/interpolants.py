@@ -83,9 +83,9 @@ class InterpolantMatching:
         gamma = flow.path.coefficients(t).like(x1).gamma
         drift = score = x1.new_zeros(())
         for latent in (z, -z):
-            x = flow.path.interpolate(x0, x1, t, latent)
+            x, slope = flow.path.pair(x0, x1, t, latent)
             b, s = flow.velocity(x, t, context), flow.path_score(x, t, context)
-            drift = drift + _mean_sum(0.5 * b.square() - flow.path.velocity(x0, x1, t, latent) * b) / 2
+            drift = drift + _mean_sum(0.5 * b.square() - slope * b) / 2
             score = score + _mean_sum(0.5 * s.square() + latent / gamma * s) / 2
         return drift + score, {"drift": drift.detach(), "score": score.detach()}
 

@@ -138,9 +138,10 @@ class ODETransform(Transform):
             f"the step from t = {start:.4g} to {stop:.4g}",
         )
 
-    def _pieces(self) -> list[tuple[float, float]]:
+    def _pieces(self, backwards: bool = False) -> list[tuple[float, float]]:
         """The stretches of time that are integrated one after the other."""
-        return self.solver.pieces(self.start, self.stop, getattr(self.velocity, "edges", ()))
+        ends = (self.stop, self.start) if backwards else (self.start, self.stop)
+        return self.solver.pieces(*ends, getattr(self.velocity, "edges", ()))
 
     def _field(self, start: float, stop: float) -> Field:
         """The velocity between two times, with its result checked."""
@@ -162,8 +163,7 @@ class ODETransform(Transform):
         shape, size = x.shape[1:], math.prod(x.shape[1:])
         probes = self._probes(size, x) if self.stochastic_density else None
         state = torch.cat([x.reshape(len(x), size), x.new_zeros(len(x), 1)], dim=1)
-        pieces = self._pieces()
-        for start, stop in pieces if not backwards else [(last, first) for first, last in reversed(pieces)]:
+        for start, stop in self._pieces(backwards):
             field = self._field(min(start, stop), max(start, stop))
 
             def augmented(state: Tensor, t: Tensor, rows: Any, field: Field = field) -> Tensor:

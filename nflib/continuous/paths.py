@@ -57,20 +57,17 @@ class Path:
 
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """``x_t`` of noise x0 and data x1, ``(B, *event_shape)``; z: the latent of a path with gamma."""
-        c = self.coefficients(t).like(x1)
-        x = c.alpha * x0 + c.beta * x1
-        return x if z is None else x + c.gamma * z
+        return self.pair(x0, x1, t, z)[0]
 
     def velocity(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """``d x_t / dt`` of one pair: what a velocity field is fitted to."""
-        c = self.coefficients(t).like(x1)
-        v = c.alpha_dot * x0 + c.beta_dot * x1
-        return v if z is None else v + c.gamma_dot * z
+        return self.pair(x0, x1, t, z)[1]
 
-    def pair(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`interpolate` and `velocity` of pairs without a latent."""
+    def pair(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`interpolate` and `velocity` at once."""
         c = self.coefficients(t).like(x1)
-        return c.alpha * x0 + c.beta * x1, c.alpha_dot * x0 + c.beta_dot * x1
+        x, v = c.alpha * x0 + c.beta * x1, c.alpha_dot * x0 + c.beta_dot * x1
+        return (x, v) if z is None else (x + c.gamma * z, v + c.gamma_dot * z)
 
     def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """``s = (beta v - beta' x) / (alpha (beta' alpha - alpha' beta))``."""

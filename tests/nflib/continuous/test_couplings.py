@@ -110,5 +110,5 @@ def test_noise_counts_the_width_of_the_path_once(path, start):
     x1 = torch.zeros(20_000, 2)
     x0, _, _ = Independent()(flow, {"inputs": x1}, torch.Generator().manual_seed(0))
     state = path.interpolate(x0, x1, torch.full((len(x1),), start))
-    assert state.std() == pytest.approx(flow.noise_width, rel=0.02)
-    assert flow.sample(20_000, seed=0).shape == state.shape
+    width = float(path.coefficients(torch.tensor([start])).alpha)
+    assert state.std() == pytest.approx(width, rel=0.02)
