@@ -14,7 +14,17 @@ from nflib.continuous.fields import evaluated
 from nflib.continuous.ode import ODEFlow
 from nflib.distributions import draw
 
-__all__ = ["DiffusionProposal"]
+__all__ = ["DiffusionProposal", "velocity_and_score"]
+
+
+def velocity_and_score(
+    flow: ODEFlow, x: Tensor, t: Tensor, context: Any = None, score: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of x ``(B, *event_shape)`` at t, a flow's velocity and a score: the velocity's, unless another is given."""
+    velocity = flow.velocity(x, t, context)
+    if score is None:
+        return velocity, flow.path.score_from_velocity(velocity, x, t)
+    return velocity, evaluated(score, x, t, context)
 
 
 class DiffusionProposal:
@@ -57,7 +67,7 @@ class DiffusionProposal:
     ):
         if num_steps < 1:
             raise ValueError(f"DiffusionProposal takes a positive number of steps, got {num_steps!r}.")
-        start, stop = flow._transform.start, flow._transform.stop
+        start, stop = flow.span
         self.flow, self.score, self.context = flow, score, as_context(context)
         self.step = (stop - start) / num_steps
         # Where the field is looked at before and after each step: not where its score divides by zero.
@@ -96,9 +106,5 @@ class DiffusionProposal:
         return x, log_prob
 
     def _field(self, x: Tensor, t: float, context: Any) -> tuple[Tensor, Tensor]:
-        """Velocity and score at one time."""
         times = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-        velocity = self.flow.velocity(x, times, context)
-        if self.score is None:
-            return velocity, self.flow.path.score_from_velocity(velocity, x, times)
-        return velocity, evaluated(self.score, x, times, context)
+        return velocity_and_score(self.flow, x, times, context, self.score)

@@ -57,6 +57,28 @@ class ODETransform(Transform):
         allowed_folds: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= start < stop <= 1:
+            raise ValueError(f"times run from 0 (noise) to 1 (data) with start < stop, got {start} to {stop}.")
+        if num_probes < 1 or not 0 <= allowed_folds < 1:
+            raise ValueError(f"num_probes ({num_probes}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
+        self.velocity = velocity
+        self._set_solver(solver, density)
+        self.start, self.stop = float(start), float(stop)
+        self.num_probes, self.probe_seed, self.allowed_folds = num_probes, probe_seed, allowed_folds
+        self.uses_context = takes_context(velocity)
+
+    def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
+        """The same field under another solver, and another density where one is named."""
+        transform = self._copied()
+        transform._set_solver(solver, density or self.density)
+        return transform
+
+    def _copied(self) -> ODETransform:
+        transform = copy.copy(self)
+        transform._modules = {**self._modules}
+        return transform
+
+    def _set_solver(self, solver: Solver, density: str) -> None:
         if density not in DENSITIES:
             raise ValueError(f"density must be one of {', '.join(map(repr, DENSITIES))}, got {density!r}.")
         if density == "map" and not solver.is_map:
@@ -64,28 +86,7 @@ class ODETransform(Transform):
                 f"{type(solver).__name__} chooses its steps by x, so its map has no simple Jacobian; use "
                 "density='trace', or a solver of fixed steps."
             )
-        if not 0 <= start < stop <= 1:
-            raise ValueError(f"times run from 0 (noise) to 1 (data) with start < stop, got {start} to {stop}.")
-        if num_probes < 1 or not 0 <= allowed_folds < 1:
-            raise ValueError(f"num_probes ({num_probes}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
-        self.velocity = velocity
         self.solver, self.density = solver, density
-        self.start, self.stop = float(start), float(stop)
-        self.num_probes, self.probe_seed, self.allowed_folds = num_probes, probe_seed, allowed_folds
-        self.uses_context = takes_context(velocity)
-
-    def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
-        """The same field under another solver, and another density where one is named."""
-        return ODETransform(
-            self.velocity,
-            solver,
-            density or self.density,
-            start=self.start,
-            stop=self.stop,
-            num_probes=self.num_probes,
-            probe_seed=self.probe_seed,
-            allowed_folds=self.allowed_folds,
-        )
 
     @property
     def stochastic_density(self) -> bool:
@@ -122,8 +123,7 @@ class ODETransform(Transform):
 
     def guided(self, guidance: Strength) -> ODETransform:
         """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
-        transform = copy.copy(self)
-        transform._modules = {**self._modules}
+        transform = self._copied()
         transform.velocity = Guided(self.velocity, guidance)
         return transform
 
@@ -286,6 +286,11 @@ class ODEFlow(Flow):
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
         self.noise_width = noise_width(path, start)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The times of noise and data, start and stop."""
+        return self._transform.start, self._transform.stop
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nflib.continuous.diffusion import velocity_and_score
 from nflib.continuous.ode import ODEFlow
 from nflib.distributions import draw
 
@@ -57,9 +59,8 @@ class PathPolicyGradient:
     def log_prob(self, flow: ODEFlow, paths: Tensor) -> Tensor:
         """Log-densities ``(N, K)`` of the steps of paths ``(N, K + 1, *event_shape)``, each given where it began."""
         num_steps = paths.shape[1] - 1
-        now = paths[:, :-1].flatten(0, 1)
-        t = torch.arange(num_steps, dtype=paths.dtype, device=paths.device).repeat(len(paths)) / num_steps
-        mean, width = self._step(flow, now, t, 1 / num_steps)
+        times = self._times(flow, num_steps).to(paths)[:-1]
+        mean, width = self._step(flow, paths[:, :-1].flatten(0, 1), times.repeat(len(paths)), num_steps)
         density = torch.distributions.Normal(mean, width).log_prob(paths[:, 1:].flatten(0, 1))
         return density.flatten(1).sum(1).view(len(paths), num_steps)
 
@@ -68,18 +69,22 @@ class PathPolicyGradient:
         """Paths ``(num_paths, num_steps + 1, *event_shape)`` from noise to data, in equal steps of time."""
         x = draw(flow._distribution, num_paths, None, generator)
         path = [x]
-        for step in range(num_steps):
-            mean, width = self._step(flow, x, torch.full_like(x.flatten(1)[:, 0], step / num_steps), 1 / num_steps)
+        for t in self._times(flow, num_steps).to(x)[:-1]:
+            mean, width = self._step(flow, x, t.expand(num_paths), num_steps)
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
             x = mean + width * noise.to(x.device)
             path.append(x)
         return torch.stack(path, dim=1)
 
-    def _step(self, flow: ODEFlow, x: Tensor, t: Tensor, length: float) -> tuple[Tensor, float]:
+    def _times(self, flow: ODEFlow, num_steps: int) -> Tensor:
+        return torch.linspace(*flow.span, num_steps + 1, dtype=torch.float64)
+
+    def _step(self, flow: ODEFlow, x: Tensor, t: Tensor, num_steps: int) -> tuple[Tensor, float]:
         """Mean and standard deviation of where a step from x leads."""
-        v = flow.velocity(x, t)
-        score = flow.path.score_from_velocity(v, x, t)
-        return x + length * (v + self.epsilon * score), (2 * self.epsilon * length) ** 0.5
+        start, stop = flow.span
+        length = (stop - start) / num_steps
+        velocity, score = velocity_and_score(flow, x, t)
+        return x + length * (velocity + self.epsilon * score), math.sqrt(2 * self.epsilon * length)
 
 
 class Rollouts:

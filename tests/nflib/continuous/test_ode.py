@@ -30,7 +30,6 @@ from nflib.montecarlo import importance_sample, smc
 from nflib.training import TrainingConfig, fit
 from nflib.transforms import Standardize
 from tests.nflib.continuous.cases import NARROW, exact_flow, steered, swirl
-from tests.nflib.training_cases import Record, configuration
 
 KINDS = [
     (Heun(4), "map"),
@@ -327,21 +326,6 @@ def test_estimates_are_no_weights_unless_asked() -> None:
             method(flow, target, 16, seed=0)
         assert len(method(flow, target, 16, seed=0, allow_stochastic=True).x) == 16
         method(flow.with_solver(Heun(3), "trace"), target, 16, seed=0)
-
-
-def test_training_is_resumed_bit_for_bit(tmp_path: FilePath) -> None:
-    def new_flow() -> ODEFlow:
-        torch.manual_seed(0)
-        return ODEFlow(MLPVelocity(2, channels=8, num_layers=1), (2,))
-
-    data, config = normal(64, 2).float(), configuration()
-    whole, second = Record(), Record()
-    settings = {"config": config, "objective": FlowMatching()}
-    fit(new_flow(), data, output=tmp_path / "whole", callbacks=[whole], **settings)
-    with pytest.raises(InterruptedError):
-        fit(new_flow(), data, output=tmp_path / "parts", callbacks=[Record(fail_at=8)], **settings)
-    fit(new_flow(), data, output=tmp_path / "parts", callbacks=[second], **settings)
-    assert second.losses == whole.losses[5:] and len(set(whole.losses)) == 12
 
 
 def test_fields_that_do_not_fit() -> None:
