@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 MIN_TAIL = 5
+# Log-weights that differ by less are equal.
+EQUAL = 1e-3
 # The fitted tail is followed up to where a run of this size has one chance in twenty to go beyond.
 BEYOND = 0.05
 COLUMNS_AT_ONCE = 256
@@ -55,14 +57,14 @@ def pareto_k(log_weights: Tensor) -> float:
     The tail is the `min(N / 5, 3 sqrt(N))` largest weights. Below 0.5 the weights have finite variance;
     above 0.7 estimates are unreliable at practical N. `inf` if fewer than five weights stand above the
     tail's threshold (a few samples carry everything, or N is small), NaN if the largest weights are all
-    equal (there is no tail).
+    equal within a thousandth, as those of a solver's or of rounding errors alone (there is no tail).
     """
     log_w = log_weights.detach().to("cpu", torch.float64).sort(descending=True).values
     size = tail_size(len(log_w))
     if size < MIN_TAIL or log_w[0] == -torch.inf:
         return math.inf
     log_w = log_w - log_w[0]
-    if log_w[size] == 0.0:
+    if log_w[size] > -EQUAL:
         return math.nan
     # Weights may be equal, such as those of families of equal size: at least five must stand above the threshold.
     below = log_w[log_w < log_w[MIN_TAIL - 1]]

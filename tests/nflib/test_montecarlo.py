@@ -490,6 +490,9 @@ def test_pareto_k_is_scale_free_and_sees_heavy_tails():
         assert diagnostics.pareto_k(log_weights) == pytest.approx(k, abs=0.15)
         assert diagnostics.pareto_k(log_weights + 300) == pytest.approx(diagnostics.pareto_k(log_weights))
     assert diagnostics.pareto_k(uniform[:10]) == math.inf
+    # Errors of rounding or of a solver have a shape, too, and are no tail.
+    heavy = (1e-7 * uniform**-1.5).clamp(max=1e-4)
+    assert math.isnan(diagnostics.pareto_k(heavy))
     # many equal weights under a few larger ones have no heavy tail
     assert diagnostics.pareto_k(torch.tensor([0.0] * 996 + [0.7] * 4)) < 0.7
 
