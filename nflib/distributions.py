@@ -11,6 +11,7 @@ from nflows.distributions import Distribution
 from torch import Tensor, nn
 
 from nflib.contexts import num_rows
+from nflib.devices import seed_torch
 
 
 class NormalNoise(Distribution):
@@ -291,5 +292,5 @@ def draw(
         return distribution.sample(num_samples, context=context)
     # Others know only torch's global generator: seed that, and put it back afterwards.
     with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        seed_torch(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         return distribution.sample(num_samples, context=context)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from nflib.devices import seed_torch
 from nflib.interfaces import Proposal, Target
 
 __all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
@@ -104,7 +105,7 @@ class _FromGlobalGenerator:
         if generator is None:
             return self._draw(num_samples)
         with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+            seed_torch(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
             return self._draw(num_samples)
 
     def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,7 @@ class Feed:
         self.stale = False
         path = self.config.seed, seeds.REFRESH, step
         with state.averaged() as flow:
-            torch.manual_seed(seeds.derived_seed(*path))
-            generator = seeds.derived_generator(*path, device=self.fabric.device)
+            generator = seeds.seeded_generator(*path, device=self.fabric.device)
             self.source.refresh(flow, step, generator)
         self.preparation.forget()
         if self._length() != self.order.length:

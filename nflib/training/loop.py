@@ -136,6 +136,7 @@ class _Run:
         self.rank: int = self.fabric.global_rank
         self.feed = Feed(preparation, config, self.fabric, augment)
         self.flow = flow.to(self.device)
+        self.parameters = list(self.flow.parameters())
         self.named_optimizers = make_optimizers(flow, config, self.device)
         # Distributed wrapping gives all processes the weights of the first, so the average must come after.
         loss = LossModule(flow, objective, config.precision, self.device.type)
@@ -186,14 +187,13 @@ class _Run:
         """One optimiser step, or a skipped one; returns the objective's scalars."""
         state, config = self.state, self.config
         path = config.seed, seeds.OBJECTIVE, state.step, self.rank
-        torch.manual_seed(seeds.derived_seed(*path))
         rate = learning_rate(config, state.step, state.seconds)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        generator = seeds.derived_generator(*path, device=self.device)
+        generator = seeds.seeded_generator(*path, device=self.device)
         loss, metrics = self._gradient(batch, generator)
-        norm = clip_gradient(self.flow, config.gradient_clip)
+        norm = clip_gradient(self.parameters, config.gradient_clip)
         # One transfer from the device a step; the loss is averaged so that all processes decide alike.
         numbers = torch.stack([process_mean(self.fabric, loss), norm.to(loss.dtype)])
         state.loss, state.gradient_norm = numbers.tolist()

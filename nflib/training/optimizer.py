@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def make_optimizers(module: nn.Module, config: TrainingConfig, device: torch.dev
     return optimizers
 
 
-def clip_gradient(module: nn.Module, largest: float | None) -> Tensor:
+def clip_gradient(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
     """Scale the gradient down to norm `largest` where it is longer; returns its norm before, a scalar."""
-    parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if largest is None else largest)
+    reached = [parameter for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(reached, float("inf") if largest is None else largest)

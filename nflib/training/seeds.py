@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from nflib.devices import seed_torch
+
 EPOCH, AUGMENTATION, OBJECTIVE, REFRESH, VALIDATION = range(5)
 
 
@@ -16,3 +18,10 @@ def derived_seed(seed: int, *path: int) -> int:
 def derived_generator(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device`, seeded by `derived_seed`."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, *path))
+
+
+def seeded_generator(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """As `derived_generator`, with torch's global generators seeded likewise, for what knows only those."""
+    number = derived_seed(seed, *path)
+    seed_torch(number)
+    return torch.Generator(device=device).manual_seed(number)
