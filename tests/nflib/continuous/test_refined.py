@@ -117,15 +117,16 @@ def test_the_exact_refiner_has_no_loss_and_the_field_no_gradient():
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in refiner.parameters())
 
 
+@pytest.mark.slow
 def test_a_small_refiner_saves_evaluations(tmp_path):
-    """At three evaluations of the field it is nearer to the solution than methods that have no other network."""
+    """At four evaluations of the field it is nearer to the solution than methods that have no other network."""
     torch.manual_seed(0)
     refiner = MLPVelocity(2, channels=32, num_layers=1, context_size=2)
-    flow = FlowMap(RefinedSteps(mixture_velocity, refiner, num_steps=4), (2,), num_steps=3)
+    flow = FlowMap(RefinedSteps(mixture_velocity, refiner, num_steps=4), (2,), num_steps=4)
     generator = torch.Generator().manual_seed(0)
     signs = 2.0 * torch.randint(2, (8000, 1), generator=generator) - 1
     data = torch.cat([1.5 * signs, torch.ones_like(signs)], 1) + 0.3 * torch.randn(8000, 2, generator=generator)
-    config = TrainingConfig(batch_size=256, max_steps=400, learning_rate=5e-3, ema_decay=0.98, **QUIET)
+    config = TrainingConfig(batch_size=256, max_steps=1500, learning_rate=5e-3, ema_decay=0.98, **QUIET)
     fit(flow, data, config=config, objective=RefinerMatching(), output=tmp_path)
     noise = torch.randn(1000, 2, generator=torch.Generator().manual_seed(5))
     ode = ODEFlow(mixture_velocity, (2,), solver=RK4(64))
@@ -134,9 +135,8 @@ def test_a_small_refiner_saves_evaluations(tmp_path):
     def error(other):
         return float((other.decode(noise) - reached).square().sum(1).mean().sqrt())
 
-    others = [error(ode.with_solver(solver)) for solver in (Euler(3), Heun(2), PseudoCorrector(2))]  # 3, 4, 3
-    print(error(flow), others)
-    assert error(flow) < 0.6 * min(others)
+    others = [error(ode.with_solver(solver)) for solver in (Euler(4), Heun(2), PseudoCorrector(3))]
+    assert error(flow) < 0.5 * min(others)
     x, log_prob = flow.requires_grad_(False).sample_and_log_prob(100, seed=0)
     torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-4, rtol=1e-4)
 
