@@ -15,8 +15,10 @@ from nflib.continuous.objectives import (
     NearReference,
     PathPolicyGradient,
     PseudoHuber,
+    RefinerMatching,
     Reflow,
     Rollouts,
+    TwinFlow,
 )
 from nflib.continuous.ode import ODEFlow, ODETransform
 from nflib.continuous.paths import (
@@ -29,6 +31,7 @@ from nflib.continuous.paths import (
     VariancePreserving,
 )
 from nflib.continuous.potentials import potential_step, wave_residual
+from nflib.continuous.refined import RefinedSteps
 from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, PseudoCorrector, Solution, Solver
 from nflib.continuous.times import LogitNormal, Mode, Times, Uniform, UShaped, cosmap
 from nflib.io.arguments import keep_arguments_of_parts
@@ -76,6 +79,8 @@ __all__ = [
     "PseudoHuber",
     "RatioAware",
     "Refined",
+    "RefinedSteps",
+    "RefinerMatching",
     "Reflow",
     "Rollouts",
     "Solution",
@@ -85,6 +90,7 @@ __all__ = [
     "Times",
     "TransformerVelocity",
     "Trigonometric",
+    "TwinFlow",
     "TwoSided",
     "UShaped",
     "Uniform",

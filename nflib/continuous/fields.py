@@ -189,8 +189,8 @@ class Guided(_OfAnother):
 class Refined(_OfAnother):
     """``v + r(x, t, v)``: a field, such as that of a light network, and what a small refiner adds to its slope.
 
-    (FlowTurbo, Zhao et al. 2024, arXiv:2409.18128, whose refiner corrects the slope of the step before; that of the
-    same point leaves one field, with a density.) Fitted as any field is, with the first one's parameters frozen or not.
+    Fitted as any field is, with the first one's parameters frozen or not. For a refiner of the slope of the step before
+    see `RefinedSteps`.
 
     Args:
         field: v.

@@ -7,6 +7,8 @@ from nflib.continuous.objectives.invertible import Invertible
 from nflib.continuous.objectives.mean_flow import MeanFlow
 from nflib.continuous.objectives.near_reference import NearReference
 from nflib.continuous.objectives.policy import PathPolicyGradient, Rollouts
+from nflib.continuous.objectives.refiner_matching import RefinerMatching
+from nflib.continuous.objectives.twin_flow import TwinFlow
 
 __all__ = [
     "Dispersive",
@@ -17,7 +19,9 @@ __all__ = [
     "NearReference",
     "PathPolicyGradient",
     "PseudoHuber",
+    "RefinerMatching",
     "Reflow",
     "Rollouts",
+    "TwinFlow",
     "squared_error",
 ]

@@ -23,7 +23,10 @@ from nflib.continuous import (
     Pairs,
     PathPolicyGradient,
     PseudoHuber,
+    RefinedSteps,
+    RefinerMatching,
     Rollouts,
+    TwinFlow,
     pairs_of,
 )
 from nflib.continuous.objectives.dispersive import log_mean_kernel
@@ -135,6 +138,7 @@ def test_mean_flow_has_the_derivative_of_the_definition():
         Distill(normal_ode(), num_samples=32),
         Invertible(Distill(normal_ode(), num_samples=32)),
         Dispersive(MeanFlow(), "_transform.velocity.network.layers.0"),
+        TwinFlow(),
     ],
     ids=lambda objective: type(objective).__name__,
 )
@@ -334,6 +338,12 @@ def new_map():
     return FlowMap(MLPFlowMap(2, channels=8, num_layers=1), (2,), num_steps=2)
 
 
+def new_refined():
+    field = MLPVelocity(2, channels=8, num_layers=1)
+    nn.init.normal_(field.network.proj_out.weight)
+    return FlowMap(RefinedSteps(field, MLPVelocity(2, channels=8, num_layers=1, context_size=2)), (2,))
+
+
 def data_for(objective, flow):
     """What a training by the objective begins with."""
     if isinstance(objective, PathPolicyGradient):
@@ -351,6 +361,8 @@ def data_for(objective, flow):
         (Distill(normal_ode(), num_samples=16), new_map),
         (Invertible(MeanFlow()), new_map),
         (Dispersive(MeanFlow(), "_transform.velocity.network.layers.0"), new_map),
+        (TwinFlow(), new_map),
+        (RefinerMatching(), new_refined),
     ],
     ids=lambda value: type(value).__name__ if not callable(value) or hasattr(value, "keys") else value.__name__,
 )
