@@ -49,6 +49,7 @@ def test_from_a_tarflow_to_a_map(monkeypatch, capsys):
     assert [row[1] for row in rows] == ["TARFlow", "map, 1", "map, 2", "map, 4"] * 2
 
 
+@pytest.mark.slow
 def test_restoration(monkeypatch, capsys, tmp_path):
     options = ["--output", tmp_path, "--pictures", 1, "--seeds", 2, "--particles", 4, "--moves", 1, "--blocks", 1]
     rows = table("restoration", monkeypatch, capsys, *options)
