@@ -97,8 +97,11 @@ def main() -> None:
     def judged(levels: Tensor) -> list[float]:
         return [frechet_distance(of(levels), of(real)) for of in (features, lambda levels: levels / 8 - 1)]
 
+    def noisy(rows: Tensor, generator: torch.Generator) -> Tensor:
+        z = space.draw(rows, generator)
+        return z + space.teacher_noise * torch.randn(z.shape, generator=generator)
+
     teacher = TARFlow((space.size,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2)
-    noisy = space.draw(space.teacher_noise)
     steps = trained(teacher, rows, seconds, first, augment=noisy, learning_rate=3e-3, **SETTINGS)
     couplings: dict[str, Any] = {
         "independent": Independent(),
@@ -106,7 +109,7 @@ def main() -> None:
         "TARFlow": FromFlow(teacher, space.teacher_noise),
     }
     known = ["" for _ in space.bits_are] if space.teacher_noise else _figures(space.bits(teacher, test))
-    coded = space.levels(space.draw(0.0)(rows, torch.Generator().manual_seed(0)))
+    coded = space.levels(space.draw(rows, torch.Generator().manual_seed(0)))
     blank = ["" for _ in space.bits_are]
     table: list[list[object]] = [
         ["training pictures", "", "", *_figures(judged(data["train"].levels)), "", *blank],
@@ -122,8 +125,8 @@ def main() -> None:
             torch.manual_seed(seed)
             network = MLPVelocity(space.size, channels=arguments.channels)
             flow = ODEFlow(network, (space.size,), path=space.path, solver=Euler(5))
-            objective, fresh = FlowMatching(coupling), space.draw(0.0)
-            steps = trained(flow, rows, seconds, seed, objective, fresh, learning_rate=2e-3, **SETTINGS)
+            objective = FlowMatching(coupling)
+            steps = trained(flow, rows, seconds, seed, objective, space.draw, learning_rate=2e-3, **SETTINGS)
             few, many = (
                 judged(space.levels(flow.with_solver(solver).sample(count, seed=0))) for solver in (Euler(5), RK4(32))
             )

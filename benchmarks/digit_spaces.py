@@ -21,22 +21,20 @@ from nflib.training.data import TensorSource
 from nflib.training.feed import Augmentation
 from video.training import AutoencoderOptions, train_autoencoder
 
+# Share of levels that are no rounded decoding.
+STRAY = 0.01
 
-def dequantising(prepare: Callable[[Tensor], Tensor], noise: float = 0.0) -> Augmentation:
-    """Levels with fresh noise of dequantisation in every batch, prepared, and with normal noise if asked for."""
 
-    def augment(levels: Tensor, generator: torch.Generator) -> Tensor:
-        z = prepare(dequantised(levels, generator))
-        return z + noise * torch.randn(z.shape, generator=generator)
-
-    return augment
+def dequantising(prepare: Callable[[Tensor], Tensor]) -> Augmentation:
+    """Levels with fresh noise of dequantisation in every batch, prepared."""
+    return lambda levels, generator: prepare(dequantised(levels, generator))
 
 
 class Space(Protocol):
     """Where flows of pictures live.
 
-    size: numbers z of a picture. bits_are: what `bits` gives, by name. path: of the velocities. teacher_noise: what the
-    TARFlow's pictures get more than others.
+    size: numbers z of a picture. bits_are: what `bits` gives, by name. path: of the velocities. teacher_noise: width of
+    what the TARFlow's z get more than others.
     """
 
     size: int
@@ -48,7 +46,7 @@ class Space(Protocol):
         """What training starts from."""
         ...
 
-    def draw(self, noise: float) -> Augmentation:
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Of rows, fresh z ``(B, size)``."""
         ...
 
@@ -74,8 +72,8 @@ class Pixels:
     def rows(self, part: Digits) -> Tensor:
         return part.levels
 
-    def draw(self, noise: float) -> Augmentation:
-        return dequantising(lambda levels: self.preprocess(levels)[0], noise)
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return self.preprocess(dequantised(rows, generator))[0]
 
     def levels(self, z: Tensor) -> Tensor:
         """The inverse of `Gaussianize`, rounded down."""
@@ -102,8 +100,6 @@ class LatentPictures:
     teacher_noise = 0.0
     # Noise of 1e-5 is left at the data: the path of flow matching in latent space (Dao et al. 2023, arXiv:2307.08698).
     path = Linear(sigma_min=1e-5)
-    # Of levels that are no rounded decoding.
-    stray = 0.01
 
     def __init__(self, data: dict[str, Digits], noise: float, seconds: float, seed: int):
         options = AutoencoderOptions(channels=[32, 64], latent_channels=2, noise=noise)
@@ -122,9 +118,8 @@ class LatentPictures:
         """Means ``(N, size)``, pixel of the latents after pixel."""
         return self.latents.encode(part.pictures()).movedim(2, -1).flatten(1)
 
-    def draw(self, noise: float) -> Augmentation:
-        width = math.hypot(self.noise, noise)
-        return lambda means, generator: means + width * torch.randn(means.shape, generator=generator)
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return rows + self.noise * torch.randn(rows.shape, generator=generator)
 
     def levels(self, z: Tensor) -> Tensor:
         return self._decoded(z).round()
@@ -132,28 +127,32 @@ class LatentPictures:
     @torch.no_grad()
     def bits(self, flow: Flow, part: Digits) -> list[float]:
         means = self.rows(part)
-        z = self.draw(0.0)(means, torch.Generator().manual_seed(0))
+        z = self.draw(means, torch.Generator().manual_seed(0))
         prior, posterior = flow.log_prob(z), Normal(means, self.noise).log_prob(z).sum(1)
-        picture = self._log_mass(self._decoded(z), part.levels, self.widths).sum(1)
+        picture = log_mass(self._decoded(z), part.levels, self.widths).sum(1)
         return [_bits_a_number(prior, self.size), _bits_a_number(picture + prior - posterior, PIXELS)]
 
     def _decoded(self, z: Tensor) -> Tensor:
         frames = self.latents.decode(z.view(-1, 1, *self.grid).movedim(-1, 2))
         return (frames.flatten(1) + 1) * ((LEVELS - 1) / 2)
 
-    def _log_mass(self, mean: Tensor, levels: Tensor, width: Tensor) -> Tensor:
-        """Of levels: the share of a normal that is rounded to each, the outer ones with its tails, and a stray rest."""
-        normal = Normal(mean.double(), width)
-        below = torch.where(levels > 0, normal.cdf(levels - 0.5), 0.0)
-        up_to = torch.where(levels < LEVELS - 1, normal.cdf(levels + 0.5), 1.0)
-        return torch.log((1 - self.stray) * (up_to - below) + self.stray / LEVELS)
-
     def _widths(self, part: Digits) -> Tensor:
         """Of the errors of each pixel, those that suit the pictures best, ``(64,)``."""
-        decoded = self._decoded(self.draw(0.0)(self.rows(part), torch.Generator().manual_seed(1)))
+        decoded = self._decoded(self.draw(self.rows(part), torch.Generator().manual_seed(1)))
         widths = torch.logspace(-1.5, 1, 51, dtype=torch.float64)
-        fits = torch.stack([self._log_mass(decoded, part.levels, width).mean(0) for width in widths])
+        fits = torch.stack([log_mass(decoded, part.levels, width).mean(0) for width in widths])
         return widths[fits.argmax(0)]
+
+
+def log_mass(mean: Tensor, levels: Tensor, width: Tensor) -> Tensor:
+    """log P of levels: the share of a normal that is rounded to each, the outer ones with its tails, and a stray rest.
+
+    The rest is for what no decoding comes near to, such as a mark in a margin that was always empty.
+    """
+    normal = Normal(mean.double(), width)
+    below = torch.where(levels > 0, normal.cdf(levels - 0.5), 0.0)
+    up_to = torch.where(levels < LEVELS - 1, normal.cdf(levels + 0.5), 1.0)
+    return torch.log((1 - STRAY) * (up_to - below) + STRAY / LEVELS)
 
 
 def _bits_a_number(log_prob: Tensor, count: int) -> float:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TOY = ("--num_seeds", 1, "--samples", 100, "--bits", 2, "--channels", 16)
@@ -42,6 +43,15 @@ def test_latents(monkeypatch, capsys):
     # On one autoencoder the two differ by what does not depend on the flow: 32 latents stand for 64 pixels.
     rest = [bits - 0.5 * latent for bits, latent in zip(of_a_pixel, of_a_latent, strict=True)]
     assert rest == pytest.approx([rest[0]] * len(rest), abs=2e-3)  # they are printed to a thousandth
+
+
+def test_masses_of_levels_sum_to_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from digit_spaces import log_mass
+
+    levels, mean = torch.arange(17.0)[:, None], torch.tensor([0.0, 3.2, 16.0])
+    for width in (0.05, 1.0, 20.0):
+        assert log_mass(mean, levels, torch.tensor(width)).exp().sum(0) == pytest.approx([1.0, 1.0, 1.0])
 
 
 def test_from_a_tarflow_to_a_map(monkeypatch, capsys):
