@@ -18,14 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import (
-    argument_parser,
-    count_parameters,
-    markdown_table,
-    median_and_range,
-    prepare,
-    trained,
-)
+from common import argument_parser, count_parameters, markdown_table, median_and_range, prepare, trained
 from digit_spaces import LatentPictures, Pixels, Space
 from image_bits import PIXELS
 from torch import Tensor, nn

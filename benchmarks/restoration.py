@@ -86,6 +86,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="of the TARFlow")
     parser.add_argument("--noise", type=float, default=0.15, help="standard deviation of what is observed")
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds must be two or more.")
     prepare(arguments)
     data = parts()
     torch.manual_seed(arguments.seed)
@@ -115,13 +117,7 @@ def main() -> None:
             for seed in range(arguments.seed, arguments.seed + arguments.seeds):
                 start = time.process_time()
                 samples = restore(
-                    prior,
-                    observed,
-                    degradation,
-                    arguments.particles,
-                    kernel=HMC(),
-                    moves=arguments.moves,
-                    seed=seed,
+                    prior, observed, degradation, arguments.particles, kernel=HMC(), moves=arguments.moves, seed=seed
                 )
                 middle = time.process_time()
                 mode = restored_mode(velocity, observed, degradation, seed=seed)[0]
@@ -140,15 +136,8 @@ def main() -> None:
         rows.append([name, *(median_and_range(column) for column in columns)])
         print(*rows[-1], flush=True)
     header = ["degradation", "PSNR, mean", "PSNR, mode", "68 % cover", "95 % cover"]
-    header += [
-        "misfit, picture",
-        "misfit, draw",
-        "misfit, mode",
-        "ESS",
-        "seconds, posterior",
-        "seconds, mode",
-        "spread",
-    ]
+    header += [f"misfit, {what}" for what in ("picture", "draw", "mode")]
+    header += ["ESS", "seconds, posterior", "seconds, mode", "spread"]
     print("\n" + markdown_table(header, rows))
     draw(shown, arguments.output)
 
