@@ -7,13 +7,16 @@ import importlib.util
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +86,23 @@ def trained(
     **settings: Any,
 ) -> int:
     """Train a flow quietly for so many seconds, with settings of `TrainingConfig`; returns the steps."""
-    quiet = {"accelerator": "cpu", "progress_bar": False, "tensorboard": False}
-    config = TrainingConfig(max_seconds=seconds, seed=seed, **quiet, **settings)
-    with tempfile.TemporaryDirectory() as folder:
+    config = quiet(seconds, seed, **settings)
+    with tempfile.TemporaryDirectory() as folder, processor_clock():
         steps = fit(flow, data, config=config, objective=objective, output=Path(folder), augment=augment).steps
     flow.eval()
     return steps
+
+
+def quiet(seconds: float, seed: int, **settings: Any) -> TrainingConfig:
+    """Training on the CPU for so many seconds, of which nothing is shown."""
+    return TrainingConfig(
+        max_seconds=seconds, seed=seed, accelerator="cpu", progress_bar=False, tensorboard=False, **settings
+    )
+
+
+def processor_clock() -> AbstractContextManager[object]:
+    """Training by seconds counts those of this process's processor, which others' work on the machine leaves alone."""
+    return mock.patch.object(time, "monotonic", time.process_time)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -103,6 +117,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
     rule = "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numeric, strict=True))
     return "\n".join([line(cells[0]), f"|{rule}|", *(line(row) for row in cells[1:])])
+
+
+def median_and_range(values: Sequence[float]) -> str:
+    """As "median (least … most)"."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} … {max(values):.3f})"
 
 
 def _is_number(text: str) -> bool:

@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from common import argument_parser, count_parameters, markdown_table, prepare, trained
 from continuous import Density, eight_gaussians
-from continuous_digits import Dequantised
+from digit_spaces import dequantising
 from image_bits import PIXELS, Gaussianize
+from torch import Tensor
 
 from examples.digits.data import parts
 from nflib.continuous import FlowMap, Invertible, MeanFlow, MLPFlowMap, Pairs, pairs_of
 from nflib.flows import TARFlow
 from nflib.montecarlo import importance_sample
+from nflib.training.feed import Augmentation
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 256,
@@ -68,22 +70,24 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     digits = parts()["train"]
     preprocess, gaussians = Gaussianize(digits.levels), eight_gaussians()
-    cases: dict[str, tuple[TARFlow, Any, Density | None]] = {
+    cases: dict[str, tuple[TARFlow, Tensor, Augmentation | None, Density | None]] = {
         "eight Gaussians": (
             TARFlow((2,), 1, 64, 2, 2, conditional="spline", head_dim=32, start_token=True),
             gaussians.sample(20_000, generator),
+            None,
             gaussians,
         ),
         "digits": (
             TARFlow((PIXELS,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2),
-            Dequantised(digits, lambda levels: preprocess(levels)[0], seed=arguments.seed),
+            digits.levels,
+            dequantising(lambda levels: preprocess(levels)[0]),
             None,
         ),
     }
     rows: list[list[object]] = []
     number = arguments.num_samples
-    for name, (teacher, data, density) in cases.items():
-        trained(teacher, data, arguments.seconds, arguments.seed, **SETTINGS)
+    for name, (teacher, data, augment, density) in cases.items():
+        trained(teacher, data, arguments.seconds, arguments.seed, augment=augment, **SETTINGS)
         exact = weighted(teacher, density, number, 0) if density is not None else ""
         rate = samples_a_second(lambda: teacher.sample(number, seed=0), number)  # noqa: B023, called at once
         rows.append([name, "TARFlow", count_parameters(teacher), "", exact, f"{rate:.0f}"])

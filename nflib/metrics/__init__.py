@@ -2,6 +2,7 @@
 
 from nflib.metrics.entropy_production import (
     ImplicitScoreMatching,
+    entropy_production_bound,
     entropy_production_rate,
     linear_entropy_production_rate,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "SlicedWasserstein",
     "auroc",
     "bootstrap",
+    "entropy_production_bound",
     "entropy_production_rate",
     "frechet_distance",
     "grouped_jackknife",

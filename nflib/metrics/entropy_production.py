@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from nflib.continuous.steps import jacobian
 from nflib.metrics.estimates import Estimate
 
-__all__ = ["ImplicitScoreMatching", "entropy_production_rate", "linear_entropy_production_rate"]
+__all__ = [
+    "ImplicitScoreMatching",
+    "entropy_production_bound",
+    "entropy_production_rate",
+    "linear_entropy_production_rate",
+]
 
 Field = Callable[[Tensor], Tensor]
 
@@ -55,8 +60,42 @@ def entropy_production_rate(
     for x in samples.split(batch_size):
         force = torch.linalg.solve(matrix, drift(x).reshape(-1, size).T).T - score(x).reshape(-1, size)
         values.append(((force @ matrix) * force).sum(1))
-    rates = torch.cat(values).double()
-    return Estimate(float(rates.mean()), float(rates.std()) / math.sqrt(len(rates)))
+    return _mean(torch.cat(values))
+
+
+def entropy_production_bound(
+    samples: Tensor, drift: Field, score: Field, diffusion: float | Tensor, batch_size: int = 4096
+) -> Estimate:
+    """``E[f . D^-1 f + 2 div f - s . D s - 2 div(D s)]``, f the drift and s a score: at most the rate, whatever s is.
+
+    By parts, ``E[f . true score] = -E[div f]``, and likewise of ``D s``: so what is missing is ``E[d . D d]`` of the
+    score's error d, which implicit score matching makes small (Hyvärinen 2005). Where d is a gradient, as of a flow's
+    score, `entropy_production_rate` is too large by the same: their mean is right in expectation, and half their
+    difference the error. Of samples on which the score was not learnt; divergences take a backward pass a dimension.
+
+    Args, Returns, Raises: as for `entropy_production_rate`; drift and score must be differentiable.
+
+    >>> _ = torch.manual_seed(0)
+    >>> x, drift = torch.randn(1000, 2), torch.tensor([[-1.0, 1], [-1, -1]])
+    >>> bound = entropy_production_bound(x, lambda x: x @ drift, lambda x: -1.5 * x, 1.0)  # of the rate 2
+    >>> abs(bound.value - 1.5) < 3 * bound.error
+    True
+    """
+    size = math.prod(samples.shape[1:])
+    matrix = _matrix(diffusion, size).to(samples)
+    values = []
+    for x in samples.split(batch_size):
+        (force, force_slope), (s, score_slope) = (jacobian(field, x) for field in (drift, score))
+        force, s = force.reshape(-1, size), s.reshape(-1, size)
+        squares = (torch.linalg.solve(matrix, force.T).T * force - (s @ matrix) * s).sum(1)
+        divergence = force_slope.diagonal(dim1=1, dim2=2).sum(1) - (matrix.T * score_slope).sum((1, 2))
+        values.append((squares + 2 * divergence).detach())
+    return _mean(torch.cat(values))
+
+
+def _mean(values: Tensor) -> Estimate:
+    values = values.double()
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
 def linear_entropy_production_rate(drift: Tensor, diffusion: float | Tensor) -> float:

@@ -1,10 +1,19 @@
 """Entropy production of linear systems, against closed forms, with exact and with learnt scores."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from scipy.linalg import solve_continuous_lyapunov
 
-from nflib.metrics import ImplicitScoreMatching, entropy_production_rate, linear_entropy_production_rate
+from nflib.metrics import (
+    ImplicitScoreMatching,
+    entropy_production_bound,
+    entropy_production_rate,
+    linear_entropy_production_rate,
+)
 from nflib.training import TrainingConfig, fit
 
 A = torch.tensor([[-1.0, 2.0, 0.0], [-1.0, -1.5, 0.5], [0.3, 0.0, -0.8]], dtype=torch.float64)
@@ -27,6 +36,27 @@ def test_linear_system_in_closed_form(diffusion) -> None:
     rate = entropy_production_rate(x, lambda x: x @ A.T, lambda x: -torch.linalg.solve(covariance, x.T).T, diffusion)
     exact = linear_entropy_production_rate(A, diffusion)
     assert abs(rate.value - exact) < 3 * rate.error and rate.error < 0.03 * exact
+
+
+@pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=["number", "vector", "matrix"])
+def test_bounds_are_apart_by_the_error_of_a_score(diffusion) -> None:
+    x, covariance = stationary(diffusion, 20_000)
+    exact = linear_entropy_production_rate(A, diffusion)
+    value = torch.as_tensor(diffusion).double()
+    matrix = value if value.dim() == 2 else torch.diag(value.expand(3))
+    precision = torch.linalg.inv(covariance)
+    gradient = torch.tensor([[0.2, 0.1, 0.0], [0.1, -0.3, 0.2], [0.0, 0.2, 0.1]], dtype=torch.float64)
+    rotation = torch.tensor([[0.0, 0.4, 0.0], [-0.4, 0.0, 0.3], [0.0, -0.3, 0.0]], dtype=torch.float64)
+    for wrong, is_gradient in ((0 * gradient, True), (gradient, True), (rotation, False)):
+        # E[d . D d] of the error d = wrong x.
+        error = float(torch.trace(wrong.T @ matrix @ wrong @ covariance))
+        score = lambda x, wrong=wrong: x @ (wrong - precision).T  # noqa: E731
+        lower, upper = (
+            of(x, lambda x: x @ A.T, score, diffusion) for of in (entropy_production_bound, entropy_production_rate)
+        )
+        assert abs(lower.value - (exact - error)) < 3.5 * lower.error and lower.error < 0.05 * exact
+        if is_gradient:
+            assert abs(upper.value - (exact + error)) < 3.5 * upper.error
 
 
 def test_two_oscillators_by_hand() -> None:
@@ -57,6 +87,19 @@ def test_rate_from_samples_alone(tmp_path) -> None:
     fit(net, x.float(), config=config, objective=ImplicitScoreMatching(), output=tmp_path)
     rate = entropy_production_rate(x.float(), lambda x: x @ A.float().T, net, 0.7)
     assert rate.value == pytest.approx(linear_entropy_production_rate(A, 0.7), rel=0.08)
+
+
+def test_benchmark(monkeypatch, capsys) -> None:
+    benchmarks = Path(__file__).parents[3] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    options = ["--threads", "1", "--heights", "0", "4", "--samples", "200", "--steps", "2", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["entropy_production.py", *options])
+    runpy.run_path(str(benchmarks / "entropy_production.py"), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[:2] for row in rows] == [["0", "2.222"], ["4", ""]]
+    # Scores that are hardly trained are told by bounds that lie far apart.
+    assert all(float(row[-2].split()[0]) < float(row[-1].split()[0]) - 1 for row in rows)
 
 
 def test_mistakes_are_told() -> None:
