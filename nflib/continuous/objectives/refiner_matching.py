@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class RefinerMatching:
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        steps = flow._transform.velocity
+        steps: Any = flow._transform.velocity
         if not hasattr(steps, "refined"):
             raise ValueError(f"RefinerMatching fits a FlowMap of RefinedSteps, and this one is of {steps!r}.")
         x0, x1, context = self.coupling(flow, batch, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,6 @@ from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import MeanFlow
 from nflib.continuous.times import Times, Uniform
 from nflib.distributions import draw
-from nflib.training.objectives import Objective
 
 __all__ = ["TwinFlow", "twin_velocity"]
 
@@ -53,7 +53,7 @@ class TwinFlow(OfAnother):
     20
     """
 
-    objective: Objective = field(default_factory=MeanFlow)
+    objective: Callable[..., tuple[Tensor, dict[str, Tensor]]] = field(default_factory=MeanFlow)
     weight: float = 0.5
     clip: float = 1.0
     times: Times = field(default_factory=Uniform)
