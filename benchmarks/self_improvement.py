@@ -1,7 +1,7 @@
 """Self-improvement at equal numbers of energies: all for importance sampling, or some to improve the flow first.
 
-    python -m molecular improve --peptide NL --model molecular/shipped/dipeptides --output runs/improved/NL ...
-    OMP_NUM_THREADS=1 python benchmarks/self_improvement.py --peptide NL --teacher molecular/shipped/dipeptides \
+    python -m molecular improve --peptide NL --model molecular/shipped/peptides --output runs/improved/NL ...
+    OMP_NUM_THREADS=1 python benchmarks/self_improvement.py --peptide NL --teacher molecular/shipped/peptides \
         --improved runs/improved/NL --energies 20000 --threads 1
 
 The teacher has as many samples as there are energies; the improved flow as many as improvement has left. The effective

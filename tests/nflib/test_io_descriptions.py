@@ -293,7 +293,7 @@ print(type(flow).__module__, type(flow).__name__)
 
 @pytest.mark.parametrize(
     ("shipped", "module"),
-    [("molecular/shipped/dipeptides", "molecular"), ("video/shipped/moving-digits/flow", "video")],
+    [("molecular/shipped/peptides", "molecular"), ("video/shipped/moving-digits/flow", "video")],
 )
 def test_no_import_order(shipped, module):
     """Also of folders written before modules were named; nflib itself imports neither."""

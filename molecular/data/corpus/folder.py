@@ -47,7 +47,7 @@ class Corpus:
     Sequences whose simulation is not finished are left out. Raises FileNotFoundError for a folder without corpus.json,
     ValueError for one that cannot be read.
 
-    >>> corpus = Corpus("runs/dipeptides")  # doctest: +SKIP
+    >>> corpus = Corpus("runs/corpus")  # doctest: +SKIP
     >>> corpus.ensemble("AA").positions.shape  # doctest: +SKIP
     torch.Size([9600, 23, 3])
     """
