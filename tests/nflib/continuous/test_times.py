@@ -59,6 +59,24 @@ def test_numbers_of_the_convention_of_stable_diffusion():
     torch.testing.assert_close(LogitNormal(0.4).log_prob(t), LogitNormal(-0.4).log_prob(1 - t))
 
 
+def test_times_and_weights_are_those_of_diffusers():
+    """Its weights are of noise levels, which are 1 - t here."""
+    peer = pytest.importorskip("diffusers.training_utils")
+
+    def drawn(scheme, **settings):
+        return peer.compute_density_for_timestep_sampling(
+            scheme, 1000, generator=torch.Generator().manual_seed(0), **settings
+        )
+
+    for times, theirs in (
+        (Mode(1.29), drawn("mode", mode_scale=1.29)),
+        (LogitNormal(0.2, 0.7), drawn("logit_normal", logit_mean=0.2, logit_std=0.7)),
+    ):
+        torch.testing.assert_close(times.sample(1000, torch.Generator().manual_seed(0)), theirs)
+    noise = torch.linspace(0, 1, 11)
+    torch.testing.assert_close(cosmap(1 - noise), peer.compute_loss_weighting_for_sd3("cosmap", noise))
+
+
 @pytest.mark.parametrize(
     "make", [lambda: LogitNormal(0.0, 0.0), lambda: Mode(1.8), lambda: Mode(-1.1), lambda: UShaped(0.0)]
 )
