@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nflib.continuous import Linear, ODEFlow, Solver, Trigonometric, VarianceExploding, VariancePreserving
+from nflib.continuous import FlowMap, Linear, ODEFlow, Solver, Trigonometric, VarianceExploding, VariancePreserving
 from tests.nflib.continuous.gaussian_mixtures import Exact, Mixture
+
+QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
 
 ONE_SIDED = [
     Linear(),
@@ -35,3 +37,25 @@ def swirl(x: Tensor, t: Tensor) -> Tensor:
 def steered(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
     """`swirl` with a context vector for each row."""
     return swirl(x + 0.5 * context, t) + 0.3 * context
+
+
+def mixture_velocity(x, t):
+    """The exact velocity of the linear path to two normals of standard deviation 0.3 at (±1.5, 1)."""
+    means = torch.tensor([[-1.5, 1.0], [1.5, 1.0]], dtype=x.dtype)
+    t = t[:, None, None]
+    variance = (1 - t) ** 2 + 0.09 * t**2
+    difference = x[:, None] - t * means
+    share = torch.softmax(-0.5 * difference.square().sum(2, keepdim=True) / variance, dim=1)
+    return (share * (means + (0.09 * t - (1 - t)) / variance * difference)).sum(1)
+
+
+def check_density_of_map(flow: FlowMap, count: int = 20) -> None:
+    """Sampled log-densities against the log-determinant of the whole map, by autograd, and against `log_prob`."""
+    x, log_prob = flow.sample_and_log_prob(count, seed=0)
+    noise = flow.encode(x)
+    whole = torch.autograd.functional.jacobian(flow._transform.generate, noise)
+    jacobians = torch.stack([whole[row, :, row] for row in range(count)])
+    base = torch.distributions.Normal(torch.zeros_like(noise), torch.ones_like(noise)).log_prob(noise).sum(1)
+    torch.testing.assert_close(log_prob, base - torch.linalg.slogdet(jacobians)[1], atol=1e-9, rtol=0)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-9, rtol=0)
+    torch.testing.assert_close(flow.log_prob(x[:1]), log_prob[:1], atol=1e-10, rtol=0)

@@ -1,13 +1,19 @@
-"""A flow map in closed form."""
+"""A normal density, and the flow map to it in closed form."""
 
 import torch
 from torch import nn
+
+MEAN, STD = 1.0, 0.5
+
+
+def normal_data(count, seed=0):
+    return MEAN + STD * torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
 
 
 class NormalMap(nn.Module):
     """The exact average velocity of the linear path from a standard normal to a normal with this mean and std."""
 
-    def __init__(self, mean=1.0, std=0.5):
+    def __init__(self, mean=MEAN, std=STD):
         super().__init__()
         self.mean, self.std = nn.Parameter(torch.tensor(mean)), nn.Parameter(torch.tensor(std))
 

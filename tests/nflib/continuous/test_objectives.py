@@ -32,11 +32,9 @@ from nflib.continuous import (
 from nflib.continuous.objectives.dispersive import log_mean_kernel
 from nflib.training import TrainingConfig, fit
 from nflib.training.objectives import maximum_likelihood
-from tests.nflib.continuous.normal_map import NormalMap
+from tests.nflib.continuous.cases import QUIET, mixture_velocity
+from tests.nflib.continuous.normal_map import MEAN, STD, NormalMap, normal_data
 from tests.nflib.training_cases import Record, configuration
-
-MEAN, STD = 1.0, 0.5
-QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
 
 
 class NormalVelocity(NormalMap):
@@ -52,10 +50,6 @@ def normal_ode(mean=MEAN, std=STD):
 
 def normal_map(mean=MEAN, std=STD):
     return FlowMap(NormalMap(mean, std), (2,))
-
-
-def normal_data(count, seed=0):
-    return MEAN + STD * torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
 
 
 def losses(objective, flow, count=30, size=2000):
@@ -181,16 +175,6 @@ def test_pseudo_huber_is_quadratic_and_then_linear():
     torch.testing.assert_close(
         PseudoHuber()(large), torch.tensor([500 - 0.00108], dtype=torch.float64), rtol=1e-9, atol=0
     )
-
-
-def mixture_velocity(x, t):
-    """The exact velocity of the linear path to two normals of standard deviation 0.3 at (±1.5, 1)."""
-    means = torch.tensor([[-1.5, 1.0], [1.5, 1.0]], dtype=x.dtype)
-    t = t[:, None, None]
-    variance = (1 - t) ** 2 + 0.09 * t**2
-    difference = x[:, None] - t * means
-    share = torch.softmax(-0.5 * difference.square().sum(2, keepdim=True) / variance, dim=1)
-    return (share * (means + (0.09 * t - (1 - t)) / variance * difference)).sum(1)
 
 
 def bend(flow, noise):

@@ -10,19 +10,13 @@ from nflib.continuous import Distill, Euler, FlowMap, FlowMatching, MLPFlowMap, 
 from nflib.continuous.couplings import noise_like
 from nflib.distributions import draw
 from nflib.training import TrainingConfig, fit
-from tests.nflib.continuous.normal_map import NormalMap
-
-MEAN, STD = 1.0, 0.5
-QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
+from tests.nflib.continuous.cases import QUIET
+from tests.nflib.continuous.normal_map import MEAN, STD, NormalMap, normal_data
 
 
 def nothing(flow, batch, generator):
     """An objective of zero, so that what TwinFlow adds is seen alone."""
     return torch.zeros(()), {}
-
-
-def normal_data(count, seed=0):
-    return MEAN + STD * torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
 
 
 class Affine(nn.Module):
