@@ -9,9 +9,10 @@ from typing import Any
 
 from molecular.data.corpus import read_sequences, read_split, simulate_corpus
 from molecular.dynamics import report_lines
+from molecular.dynamics.simulate import Starts
 from molecular.dynamics.simulate import simulate as run
 from molecular.molecule.options import MoleculeOptions
-from molecular.sampling.starts import FlowStarts
+from molecular.sampling.starts import EnsembleStarts, FlowStarts
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def simulate(
     tar: bool = False,
     flow: Path | None = None,
     flow_draws: int = 10_000,
+    ensemble: Path | None = None,
     device: str = "cpu",
     seed: int = 0,
     **options: Any,
@@ -45,13 +47,21 @@ def simulate(
             Where they are worth fewer effective samples than there are replicas, a molecule is refused, and a corpus
             goes on without it.
         flow_draws: how many to draw of it for each molecule.
+        ensemble: folder of an earlier simulation or corpus, from whose frames the replicas start: more conformations of
+            an equilibrium reached before, at one temperature and without hot_ps.
         device: cpu, cuda or mps, of the batched engine and of the flow.
         seed: of the random numbers.
         options: of `molecular.dynamics.simulate.simulate`.
     """
     if [molecule.peptide, molecule.structure, sequences].count(None) != 2:
         raise ValueError("give one of --peptide, --structure and --sequences.")
-    starts = None if flow is None else FlowStarts(flow, flow_draws, device=device)
+    if flow is not None and ensemble is not None:
+        raise ValueError("replicas start from --flow or from --ensemble; give one.")
+    starts: Starts | None = None
+    if flow is not None:
+        starts = FlowStarts(flow, flow_draws, device=device)
+    if ensemble is not None:
+        starts = EnsembleStarts(ensemble)
     if sequences is None:
         result = run(molecule.build(), output, device=device, seed=seed, starts=starts, **options)
         for line in report_lines(result.report):

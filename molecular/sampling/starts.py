@@ -1,4 +1,4 @@
-"""A flow's weighted draws as the conformations that a simulation starts from."""
+"""The conformations that a simulation starts from: a flow's weighted draws, or frames of an earlier one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from molecular.data.ensembles import load_ensemble
+from molecular.dynamics.frames import list_shards
 from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.molecule import Molecule
+from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import load_flow, sample
 from nflib.montecarlo import resample
 
@@ -53,3 +56,40 @@ class FlowStarts:
         log.info("%d draws of %s are worth %.0f effective samples.", self.num_draws, molecule.name, size)
         chosen = resample(drawn.weights, number, torch.Generator().manual_seed(seed))
         return drawn.x[chosen]
+
+
+class EnsembleStarts:
+    """``starts(molecule, number, seed)``: positions ``(number, n, 3)`` in nm, frames of an earlier simulation.
+
+    Dynamics at the molecule's temperature then adds conformations to an equilibrium that was reached before, at a
+    fraction of the cost: a flow that sees the same frames again and again learns them by heart.
+
+    Args:
+        folder: that `molecular.dynamics.simulate.simulate` wrote, or a corpus of such folders.
+
+    Raises:
+        UnreliableStarts: when called, where a corpus has no frames of the molecule.
+        ValueError: when called, where the frames are of another molecule, force field or temperature.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __str__(self) -> str:
+        return f"frames of {self.folder}"
+
+    def __call__(self, molecule: Molecule, number: int, seed: int) -> Tensor:
+        folder = self.folder
+        if (folder / "systems").is_dir():
+            folder = folder / "systems" / molecule.name
+            if not list_shards(folder):
+                raise UnreliableStarts(f"{self.folder} has no frames of it.")
+        ensemble = load_ensemble(folder, num_atoms=molecule.num_atoms)
+        simulated = load_molecule(folder)
+        difference = simulated.difference(molecule)
+        if difference is None and simulated.temperature != molecule.temperature:
+            difference = f"its temperature is {simulated.temperature:g} K, not {molecule.temperature:g} K"
+        if difference is not None:
+            raise ValueError(f"{folder} holds a simulation of something else: {difference}; name another folder.")
+        order = torch.randperm(len(ensemble), generator=torch.Generator().manual_seed(seed))
+        return ensemble.positions[order[torch.arange(number) % len(order)]]

@@ -14,7 +14,7 @@ from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
-from molecular.sampling.starts import FlowStarts
+from molecular.sampling.starts import EnsembleStarts, FlowStarts
 from nflib.io import read_json
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
@@ -181,6 +181,43 @@ def test_the_command_starts_from_a_flow(tmp_path):
     frame = load_ensemble(tmp_path).positions
     moved = (frame - frame[:, :1]) - (given - given[:, :1])
     assert moved.abs().max() < 0.02  # a femtosecond later, its centre apart
+
+
+TINY = {"hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 3, "num_temperatures": 1, "swap_ps": 0.002}
+TINY |= {"save_ps": 0.002, "progress": False}
+
+
+def test_frames_of_an_earlier_simulation_are_starts(tmp_path):
+    peptide = Peptide("GG")
+    simulate(peptide, tmp_path / "first", picoseconds=0.004, **TINY)
+    frames = load_ensemble(tmp_path / "first").positions
+    starts = EnsembleStarts(tmp_path / "first")
+    x = starts(peptide, 8, 1)
+    assert torch.equal(x, starts(peptide, 8, 1)) and not torch.equal(x, starts(peptide, 8, 2))
+    rows = (x[:, None] == frames).flatten(2).all(-1)
+    # Six frames for eight replicas: each is there, none more than twice.
+    assert rows.any(1).all() and set(rows.sum(0).tolist()) == {1, 2}
+    arguments = ["simulate", "--peptide", "GG", "--ensemble", str(tmp_path / "first"), "--hot_ps", "0"]
+    arguments += ["--equilibration_ps", "0", "--num_ladders", "3", "--num_temperatures", "1", "--swap_ps", "0.001"]
+    arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
+    main([*arguments, "--output", str(tmp_path / "second")])
+    assert read_json(tmp_path / "second" / "settings.json")["starts"] == f"frames of {tmp_path / 'first'}"
+    given, moved = starts(peptide, 3, 3), load_ensemble(tmp_path / "second").positions
+    assert ((moved - moved[:, :1]) - (given - given[:, :1])).abs().max() < 0.02  # a femtosecond later
+    with pytest.raises(
+        ValueError, match=r"first holds a simulation of something else: its temperature is 310 K, not 350 K"
+    ):
+        starts(Peptide("GG", temperature=350.0), 3, 0)
+    with pytest.raises(SystemExit, match=r"from --flow or from --ensemble; give one"):
+        main([*arguments, "--flow", "somewhere", "--output", str(tmp_path / "third")])
+
+
+def test_a_corpus_gives_starts_of_its_molecules(tmp_path):
+    corpus = simulate_corpus(["GG"], tmp_path, picoseconds=0.004, validation_fraction=0.0, test_fraction=0.0, **TINY)
+    starts = EnsembleStarts(corpus.folder)
+    assert starts(Peptide("GG"), 4, 0).shape == (4, Peptide("GG").num_atoms, 3)
+    with pytest.raises(UnreliableStarts, match="has no frames of it"):
+        starts(Peptide("AG"), 4, 0)
 
 
 def test_the_flow_is_on_the_device_of_the_simulation(tmp_path, monkeypatch):
