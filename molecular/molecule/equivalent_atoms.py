@@ -16,33 +16,50 @@ from molecular.molecule.topology import Topology
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
-# Pairs that half a turn about a bond exchanges, between atoms of the same parameters: aromatic rings, carboxylates.
+# Pairs that half a turn about a bond exchanges, between atoms of the same parameters. Some of these turns simulations
+# hardly ever make; the Boltzmann density has all of them, and a flow without them has weights of thousands where it
+# makes one by chance.
 _RING = (("CD1", "CD2"), ("CE1", "CE2"), ("HD1", "HD2"), ("HE1", "HE2"))
-_HALF_TURNS = {"PHE": _RING, "TYR": _RING, "ASP": (("OD1", "OD2"),), "GLU": (("OE1", "OE2"),)}
-# Every group's rotations are repeated to so many rows: drawing one of them is drawing a rotation, of two or three.
-_ROWS = 6
+_GUANIDINIUM = (("NH1", "NH2"), ("HH11", "HH21"), ("HH12", "HH22"))
+# Of each residue the turns that may be made one after the other, in any order.
+_HALF_TURNS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
+    "PHE": (_RING,),
+    "TYR": (_RING,),
+    "ASP": ((("OD1", "OD2"),),),
+    "GLU": ((("OE1", "OE2"),),),
+    "ASN": ((("HD21", "HD22"),),),
+    "GLN": ((("HE21", "HE22"),),),
+    "ARG": (_GUANIDINIUM, (("HH11", "HH12"),), (("HH21", "HH22"),)),
+}
+_CARBOXYLATE = ((("O", "OXT"),),)
+# Every group's rotations are repeated to so many rows: drawing one is drawing a rotation, of two, three or eight.
+_ROWS = 24
 
 
 def symmetry_groups(molecule: AnyTopology) -> list[Tensor]:
     """The groups of atoms of an uncapped peptide that change places without a change of energy or of handedness.
 
-    Rotations of methyl and ammonium groups, half turns of the rings of phenylalanine and tyrosine and of carboxylates.
-    Each group is (rotations, atoms) int64, as of `methyl_rotations`; groups are disjoint. Raises
-    ValueError for a molecule that `molecular.molecule.orderings.named_residues` refuses.
+    Rotations of methyl and ammonium groups, half turns of the rings of phenylalanine and tyrosine, of carboxylates,
+    of amides' and of guanidinium's NH2, and of guanidinium itself. Each group is (rotations, atoms) int64, as of
+    `methyl_rotations`; groups are disjoint. Raises ValueError for a molecule that
+    `molecular.molecule.orderings.named_residues` refuses.
     """
     residues = named_residues(molecule)
-    elements: dict[int, str] = {}
-    turns: list[Sequence[tuple[str, str]]] = []
-    for residue in residues:
-        elements |= {index: name[0] for name, index in residue.atoms.items()}
-        turns.append(_HALF_TURNS.get(residue.name, ()))
+    elements = {index: name[0] for residue in residues for name, index in residue.atoms.items()}
     groups = methyl_rotations([elements[index] for index in range(len(elements))], Topology.of(molecule).bonds)
-    for residue, pairs in [*zip(residues, turns, strict=True), (residues[-1], (("O", "OXT"),))]:
-        if pairs:
-            there = [residue.atoms[name] for pair in pairs for name in pair]
-            back = [residue.atoms[name] for pair in pairs for name in pair[::-1]]
-            groups.append(torch.tensor([there, back]))
+    turned = [(residue, _HALF_TURNS[residue.name]) for residue in residues if residue.name in _HALF_TURNS]
+    for residue, turns in [*turned, (residues[-1], _CARBOXYLATE)]:
+        groups.append(torch.tensor([[residue.atoms[name] for name in names] for names in _arrangements(turns)]))
     return groups
+
+
+def _arrangements(turns: Sequence[Sequence[tuple[str, str]]]) -> list[list[str]]:
+    """The names of the atoms that turns exchange, in every order that they bring about, first as they are."""
+    rows = [list(dict.fromkeys(name for pairs in turns for pair in pairs for name in pair))]
+    for pairs in reversed(turns):
+        other = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
+        rows += [[other.get(name, name) for name in row] for row in rows]
+    return rows
 
 
 def hydrogen_triples(molecule: AnyTopology) -> Tensor:
