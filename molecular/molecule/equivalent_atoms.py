@@ -98,11 +98,12 @@ class SymmetryTable:
             pad_sequence(list(triples), batch_first=True) if triples else torch.zeros(len(groups), 0, 4).long()
         )
         most = max((len(own) for own in groups), default=0)
-        self.sources = torch.arange(num_atoms).repeat(len(groups), most, _ROWS, 1)
+        # 16 bits: a corpus has thousands of molecules.
+        self.sources = torch.arange(num_atoms, dtype=torch.int16).repeat(len(groups), most, _ROWS, 1)
         for molecule, own in enumerate(groups):
             for number, rows in enumerate(own):
                 for choice in range(_ROWS):
-                    self.sources[molecule, number, choice, rows[0]] = rows[choice % len(rows)]
+                    self.sources[molecule, number, choice, rows[0]] = rows[choice % len(rows)].to(torch.int16)
 
     def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Positions ``(B, n, 3)`` with every group of every sample rotated at random; molecules ``(B,)``: whose."""
@@ -113,7 +114,7 @@ class SymmetryTable:
         choice = torch.randint(_ROWS, (batch, groups), generator=generator, device=device).to(positions.device)
         index = torch.arange(positions.shape[1], device=positions.device)
         # Groups are disjoint, so that their displacements add up.
-        chosen = sources[torch.arange(batch)[:, None], torch.arange(groups), choice] - index
+        chosen = sources[torch.arange(batch)[:, None], torch.arange(groups), choice].long() - index
         index = index + chosen.sum(1)
         return positions.gather(1, index.unsqueeze(-1).expand_as(positions))
 
