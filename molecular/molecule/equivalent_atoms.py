@@ -10,28 +10,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from molecular.molecule.orderings import named_residues
-from molecular.molecule.symmetry import methyl_rotations
+from molecular.molecule.symmetry import half_turns, methyl_rotations
 from molecular.molecule.topology import Topology
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
-# Pairs that half a turn about a bond exchanges, between atoms of the same parameters. Some of these turns simulations
-# hardly ever make; the Boltzmann density has all of them, and a flow without them has weights of thousands where it
-# makes one by chance.
-_RING = (("CD1", "CD2"), ("CE1", "CE2"), ("HD1", "HD2"), ("HE1", "HE2"))
-_GUANIDINIUM = (("NH1", "NH2"), ("HH11", "HH21"), ("HH12", "HH22"))
-# Of each residue the turns that may be made one after the other, in any order.
-_HALF_TURNS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
-    "PHE": (_RING,),
-    "TYR": (_RING,),
-    "ASP": ((("OD1", "OD2"),),),
-    "GLU": ((("OE1", "OE2"),),),
-    "ASN": ((("HD21", "HD22"),),),
-    "GLN": ((("HE21", "HE22"),),),
-    "ARG": (_GUANIDINIUM, (("HH11", "HH12"),), (("HH21", "HH22"),)),
-}
-_CARBOXYLATE = ((("O", "OXT"),),)
 # Every group's rotations are repeated to so many rows: drawing one is drawing a rotation, of two, three or eight.
 _ROWS = 24
 
@@ -39,27 +23,28 @@ _ROWS = 24
 def symmetry_groups(molecule: AnyTopology) -> list[Tensor]:
     """The groups of atoms of an uncapped peptide that change places without a change of energy or of handedness.
 
-    Rotations of methyl and ammonium groups, half turns of the rings of phenylalanine and tyrosine, of carboxylates,
-    of amides' and of guanidinium's NH2, and of guanidinium itself. Each group is (rotations, atoms) int64, as of
-    `methyl_rotations`; groups are disjoint. Raises ValueError for a molecule that
-    `molecular.molecule.orderings.named_residues` refuses.
+    `methyl_rotations` and `half_turns`; those that share atoms, as of guanidinium and its NH2, are one group, with all
+    that they bring about one after the other. Each group is (arrangements, atoms) int64, as of `methyl_rotations`;
+    groups are disjoint. Raises ValueError for a molecule that `molecular.molecule.orderings.named_residues` refuses.
     """
-    residues = named_residues(molecule)
-    elements = {index: name[0] for residue in residues for name, index in residue.atoms.items()}
-    groups = methyl_rotations([elements[index] for index in range(len(elements))], Topology.of(molecule).bonds)
-    turned = [(residue, _HALF_TURNS[residue.name]) for residue in residues if residue.name in _HALF_TURNS]
-    for residue, turns in [*turned, (residues[-1], _CARBOXYLATE)]:
-        groups.append(torch.tensor([[residue.atoms[name] for name in names] for names in _arrangements(turns)]))
+    named_residues(molecule)
+    topology = Topology.of(molecule)
+    groups = methyl_rotations(topology.elements, topology.bonds)
+    for turn in half_turns(topology):
+        sharing = [group for group in groups if torch.isin(group[0], turn[0]).any()]
+        groups = [group for group in groups if all(group is not other for other in sharing)]
+        groups.append(_arrangements([*sharing, turn]))
     return groups
 
 
-def _arrangements(turns: Sequence[Sequence[tuple[str, str]]]) -> list[list[str]]:
-    """The names of the atoms that turns exchange, in every order that they bring about, first as they are."""
-    rows = [list(dict.fromkeys(name for pairs in turns for pair in pairs for name in pair))]
-    for pairs in reversed(turns):
-        other = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-        rows += [[other.get(name, name) for name in row] for row in rows]
-    return rows
+def _arrangements(turns: Sequence[Tensor]) -> Tensor:
+    """All rows that turns of atoms which they share bring about one after the other, first as they are."""
+    moves = [dict(zip(turn[0].tolist(), row, strict=True)) for turn in turns for row in turn[1:].tolist()]
+    rows = [tuple(sorted({atom for move in moves for atom in move}))]
+    for row in rows:  # which grows
+        new = dict.fromkeys(tuple(move.get(atom, atom) for atom in row) for move in moves)
+        rows += [other for other in new if other not in rows]
+    return torch.tensor(rows)
 
 
 def hydrogen_triples(molecule: AnyTopology) -> Tensor:

@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.molecule.symmetry import exchanged_branches
 from molecular.molecule.topology import Topology
 
 
@@ -44,10 +45,10 @@ def find_exchanges(topology: Topology) -> list[Exchange]:
     found = []
     for centre, near in enumerate(topology.neighbours):
         alike = [
-            (pair, branches)
+            (pair, (tuple(places), tuple(places.values())))
             for pair in combinations(near, 2)
-            if topology.symmetry_classes[pair[0]] == topology.symmetry_classes[pair[1]]
-            and (branches := _corresponding(topology, centre, *pair)) is not None
+            if (places := exchanged_branches(topology, centre, *pair)) is not None
+            and not places.keys() & set(places.values())  # two of one ring
         ]
         if not alike:
             continue
@@ -106,37 +107,3 @@ def _across(topology: Topology, centre: int, atom: int) -> int | None:
         return None
     classes = [topology.symmetry_classes[other] for other in beyond]
     return min(beyond, key=lambda other: (classes.count(topology.symmetry_classes[other]), other))
-
-
-def _corresponding(
-    topology: Topology, centre: int, one: int, two: int
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The atoms of two branches of `centre`, those that correspond in the same places; None if they share a ring."""
-    place: dict[int, int] = {one: two}
-    queue = [(one, two)]
-    while queue:
-        first, second = queue.pop(0)
-        children = [
-            sorted(
-                (atom for atom in topology.neighbours[parent] if atom != centre and atom not in seen),
-                key=lambda atom: (topology.symmetry_classes[atom], atom),
-            )
-            for parent, seen in ((first, place), (second, set(place.values())))
-        ]
-        if len(children[0]) != len(children[1]):
-            return None
-        for pair in zip(*children, strict=True):
-            if pair[0] not in place:
-                place[pair[0]] = pair[1]
-                queue.append(pair)
-    theirs = set(place.values())
-    if len(theirs) != len(place) or theirs & set(place) or centre in place or centre in theirs:
-        return None
-    # A walk through rings may have paired them wrongly.
-    mirrored = place | {second: first for first, second in place.items()}
-    bonds = set(topology.bonds)
-    for i, j in topology.bonds:
-        i, j = mirrored.get(i, i), mirrored.get(j, j)
-        if (min(i, j), max(i, j)) not in bonds:
-            return None
-    return tuple(place), tuple(place.values())

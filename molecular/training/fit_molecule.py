@@ -14,12 +14,14 @@ from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, save_molecule
-from molecular.molecule.symmetry import methyl_rotations, random_symmetry
+from molecular.molecule.symmetry import half_turns, methyl_rotations, random_symmetry
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
 
 SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
+# Improper torsions, whose atoms have an order, tell the two sides of half a turn apart by tenths of kT.
+HALF_TURN_ENERGY = 0.5
 
 
 def train_on_ensemble(
@@ -67,7 +69,7 @@ def train_flow(
 ) -> TrainingResult:
     """Maximum likelihood on simulated frames, or with an `energy_weight` likelihood and log-variance together.
 
-    Rotations of methyl and ammonium groups, exact symmetries of the force field, multiply the frames. With an
+    Rotations of methyl and ammonium groups and half turns, symmetries of the force field, multiply the frames. With an
     energy_weight, half of each batch are the flow's own samples, and every row has its energy as a label
     (`nflib.training.LogVariance`): this teaches the flow what its importance weights are made of.
     """
@@ -94,23 +96,24 @@ def train_flow(
 
 
 class Symmetries:
-    """Augmentation: an independent random rotation of each methyl and ammonium group of each conformation.
+    """Augmentation: independent random turns of each conformation's methyl and ammonium groups, and its `half_turns`.
 
-    Of groups alone whose hydrogens the force field treats alike: a rotation must not change the energy.
+    Only of those that the force field allows: a turn must not change the energy, up to HALF_TURN_ENERGY for half turns.
     """
 
     def __init__(self, molecule: Molecule):
-        groups = methyl_rotations(molecule.topology.elements, molecule.topology.bonds)
         energy = compile_system(molecule.system, torch.float64, fallback=True)
         start = torch.from_numpy(molecule.positions)[None]
         # Off the structure, which may be symmetric itself.
         start = start + 0.005 * torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(0))
         before = energy.energy(start)
         self.groups = []
-        for group in groups:
+        turns = half_turns(molecule.topology)
+        for group in [*turns, *methyl_rotations(molecule.topology.elements, molecule.topology.bonds)]:
             turned = start.clone()
             turned[:, group[0]] = start[:, group[1]]
-            if torch.allclose(energy.energy(turned), before, rtol=1e-9, atol=1e-6):
+            bound = HALF_TURN_ENERGY * molecule.kT if len(group) == 2 else 1e-6
+            if torch.allclose(energy.energy(turned), before, rtol=1e-9, atol=bound):
                 self.groups.append(group)
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:

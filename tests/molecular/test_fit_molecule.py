@@ -31,3 +31,33 @@ def test_symmetries_keep_the_energy():
     turned = Symmetries(peptide)(x, torch.Generator().manual_seed(2))
     assert not torch.equal(turned, x)
     torch.testing.assert_close(energy.energy(turned), energy.energy(x), rtol=1e-9, atol=1e-7)
+
+
+def test_half_turns_are_among_the_symmetries_of_one_molecule():
+    """Of phenyl, amide, guanidinium and carboxylate, by the bonds alone, whatever the residues are called."""
+    names = {
+        "Ace-F-Nme": [{"CD1", "CD2", "CE1", "CE2", "HD1", "HD2", "HE1", "HE2"}],
+        "Ace-N-Nme": [{"HD21", "HD22"}],
+        "Ace-R-Nme": [{"NH1", "NH2", "HH11", "HH12", "HH21", "HH22"}, {"HH11", "HH12"}, {"HH21", "HH22"}],
+        "Ace-P-Nme": [],
+        "Ace-V-Nme": [],
+        "AA": [{"O", "OXT"}],
+    }
+    for sequence, turned in names.items():
+        peptide = Peptide(sequence)
+        groups = [group for group in Symmetries(peptide).groups if len(group) == 2]
+        assert [{peptide.topology.atom_names[atom] for atom in group[0]} for group in groups] == turned
+
+
+def test_turns_of_a_branch_and_of_what_it_is_on_come_all_alike():
+    """Arginine's guanidinium has eight arrangements, and hydrogens stay on their nitrogen."""
+    peptide = Peptide("Ace-R-Nme")
+    index = peptide.topology.atom_names.index
+    atoms = [index(name) for name in ("NH1", "NH2", "HH11", "HH12", "HH21", "HH22")]
+    x = torch.arange(float(peptide.num_atoms))[:, None].expand(8000, -1, 3)
+    turned = Symmetries(peptide)(x, torch.Generator().manual_seed(0))[..., 0].long()[:, atoms]
+    rows, counts = turned.unique(dim=0, return_counts=True)
+    assert len(rows) == 8 and (counts - 1000).abs().max() < 150  # five standard deviations
+    hydrogens = {atoms[0]: set(atoms[2:4]), atoms[1]: set(atoms[4:6])}
+    for first, second, *others in rows.tolist():
+        assert hydrogens[first] == set(others[:2]) and hydrogens[second] == set(others[2:])

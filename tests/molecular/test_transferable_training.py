@@ -101,8 +101,10 @@ def test_guanidinium_turns_as_a_whole_and_each_nh2_alone():
     (group,) = (rows for rows in symmetry_groups(peptide) if len(rows) == 8)
     arrangements = {tuple(peptide.topology.atom_names[atom] for atom in row) for row in group.tolist()}
     assert len(arrangements) == 8 and all(sorted(row) == sorted(group[0].tolist()) for row in group.tolist())
-    for first, second, *hydrogens in arrangements:  # hydrogens stay on their nitrogen: HH1x on NH1, HH2x on NH2
-        pairs = {first: {hydrogens[0], hydrogens[2]}, second: {hydrogens[1], hydrogens[3]}}
+    names = [peptide.topology.atom_names[atom] for atom in group[0]]
+    for row in arrangements:  # hydrogens stay on their nitrogen: HH1x on NH1, HH2x on NH2
+        now = dict(zip(names, row, strict=True))
+        pairs = {now["NH1"]: {now["HH11"], now["HH12"]}, now["NH2"]: {now["HH21"], now["HH22"]}}
         assert pairs == {"NH1": {"HH11", "HH12"}, "NH2": {"HH21", "HH22"}}
 
 
