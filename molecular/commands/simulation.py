@@ -27,6 +27,7 @@ def simulate(
     tar: bool = False,
     flow: Path | None = None,
     flow_draws: int = 10_000,
+    flow_effective: float | None = None,
     ensemble: Path | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -44,9 +45,9 @@ def simulate(
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
         flow: folder of a trained flow, from whose weighted draws the replicas start instead of structures of random
             torsions: then one temperature and no hot_ps will do, and 5 ps of equilibration_ps for the velocities.
-            Where they are worth fewer effective samples than there are replicas, a molecule is refused, and a corpus
-            goes on without it.
+            Where they are worth too few effective samples, a molecule is refused, and a corpus goes on without it.
         flow_draws: how many to draw of it for each molecule.
+        flow_effective: how many effective samples these must be worth, by default as many as there are replicas.
         ensemble: folder of an earlier simulation or corpus, from whose frames the replicas start: more conformations of
             an equilibrium reached before, at one temperature and without hot_ps.
         device: cpu, cuda or mps, of the batched engine and of the flow.
@@ -59,7 +60,7 @@ def simulate(
         raise ValueError("replicas start from --flow or from --ensemble; give one.")
     starts: Starts | None = None
     if flow is not None:
-        starts = FlowStarts(flow, flow_draws, device=device)
+        starts = FlowStarts(flow, flow_draws, device=device, min_effective=flow_effective)
     if ensemble is not None:
         starts = EnsembleStarts(ensemble)
     if sequences is None:

@@ -30,15 +30,23 @@ class FlowStarts:
         num_draws: how many to draw and weight.
         batch_size: conformations decoded at once.
         device: that the flow is on.
+        min_effective: effective samples that the draws must be worth; None takes one for each start. With fewer,
+            several replicas start from one draw: for training data, where dynamics tells these apart again.
 
     Raises:
-        UnreliableStarts: when called, where the draws are worth fewer effective samples than are asked for.
+        UnreliableStarts: when called, where the draws are worth fewer.
     """
 
     def __init__(
-        self, model: str | Path | None = None, num_draws: int = 10_000, batch_size: int = 1000, device: str = "cpu"
+        self,
+        model: str | Path | None = None,
+        num_draws: int = 10_000,
+        batch_size: int = 1000,
+        device: str = "cpu",
+        min_effective: float | None = None,
     ):
         self.model, self.num_draws, self.batch_size, self.device = model, num_draws, batch_size, device
+        self.min_effective = min_effective
 
     def __str__(self) -> str:
         flow = "the shipped flow" if self.model is None else f"the flow in {self.model}"
@@ -48,10 +56,11 @@ class FlowStarts:
         flow = load_flow(molecule, self.model, self.device)
         drawn = sample(flow, molecule, self.num_draws, batch_size=self.batch_size, seed=seed, device=self.device)
         size = drawn.effective_sample_size
-        if size < number:
+        least = number if self.min_effective is None else self.min_effective
+        if size < least:
             raise UnreliableStarts(
-                f"{self.num_draws} draws of {molecule.name} are worth {size:.0f} effective samples, too few for "
-                f"{number} starts; draw more, or start from structures of random torsions."
+                f"{self.num_draws} draws of {molecule.name} are worth {size:.0f} effective samples, not the {least:g} "
+                f"wanted for {number} starts; draw more, or start from structures of random torsions."
             )
         log.info("%d draws of %s are worth %.0f effective samples.", self.num_draws, molecule.name, size)
         chosen = resample(drawn.weights, number, torch.Generator().manual_seed(seed))

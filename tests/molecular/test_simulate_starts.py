@@ -96,9 +96,11 @@ def test_a_flow_gives_starts_of_equilibrium(tmp_path):
     assert rows.any(1).all()  # they are draws, in number as their weights say: systematic resampling
     assert ((rows.sum(0) - 64 * drawn.weights / drawn.weights.sum()).abs() < 1).all()
     with pytest.raises(
-        UnreliableStarts, match=r"400 draws of Ace-A-Nme are worth \d+ effective samples, too few for 390"
+        UnreliableStarts, match=r"400 draws of Ace-A-Nme are worth \d+ effective samples, not the 390 wanted for 390"
     ):
         starts(peptide, 390, 3)
+    many = FlowStarts(num_draws=400, min_effective=64)(peptide, 390, 3)  # several from one draw
+    assert len(many) == 390 and len(many.unique(dim=0)) < 390
 
 
 def test_starts_of_a_flow_are_as_a_simulation_has_them(monkeypatch):
