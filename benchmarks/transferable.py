@@ -46,7 +46,7 @@ from molecular.data.corpus.folder import Corpus
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.prose import Prose
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
-from molecular.molecule.equivalent_atoms import with_standard_hydrogens
+from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, sample
 from molecular.sampling.smc import SplitFlow, smc
@@ -176,7 +176,7 @@ def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
     peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), model))
     frames = reference_frames(corpus.system(sequence), arguments.start_time, arguments.reference_frames)
-    positions = with_standard_hydrogens(frames.positions, peptide)
+    positions = with_canonical_names(frames.positions, peptide)
     values = torch.cat(
         [modulo_rigid_motion(flow, part, arguments.seed) for part in positions.split(arguments.batch_size)]
     ) / (3 * peptide.num_atoms - 6)

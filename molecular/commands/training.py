@@ -27,6 +27,7 @@ def train(
     dropout: float | None = None,
     neighbours: bool | None = None,
     surroundings: bool | None = None,
+    canonical_names: bool | None = None,
     start_time: float | None = None,
     initial: Path | None = None,
     energy_weight: float = 0.0,
@@ -55,12 +56,19 @@ def train(
             behind its own, which a flow learns by heart where sequences are few.
         surroundings: on a corpus and internal coordinates, whether each atom's step is shown the atoms placed before it
             in its own local frame.
+        canonical_names: on a corpus and internal coordinates, whether exchangeable atoms, such as the hydrogens of a
+            methyl, are named by their torsions (the default), or at random.
         start_time: of one molecule: drop frames before it, in ps.
         initial: folder of a trained flow to start from; its architecture then holds.
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
-    of_a_corpus = {"dropout": dropout, "neighbours": neighbours, "surroundings": surroundings}
+    of_a_corpus = {
+        "dropout": dropout,
+        "neighbours": neighbours,
+        "surroundings": surroundings,
+        "canonical_names": canonical_names,
+    }
     of_one_molecule = {"start_time": start_time, "whitened": whitened}
     corpus = is_corpus(data)
     other = of_one_molecule if corpus else of_a_corpus

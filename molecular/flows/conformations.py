@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from nflows.transforms import Transform
 from torch import Tensor
 
+from molecular.molecule.canonical_names import CanonicalNames
+from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.features import pad
 from molecular.molecule.topology import Topology
 from nflib.flows import Flow, GivenFlow
@@ -36,7 +38,7 @@ class ConformationFlow(Flow):
         """Whether the density is over position and orientation as well, 3n numbers in place of 3n - 6."""
         return False
 
-    def with_placement(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A reduced energy of conformations, as one over the space that this flow's density is over."""
         return energy
 
@@ -47,6 +49,13 @@ class TransferableFlow(ConformationFlow):
     @abstractmethod
     def context_of(self, molecule: AnyTopology) -> Tensor:
         """What the flow is told of a molecule, ``(n, k)`` int64; raises ValueError for one that it does not know."""
+
+    def symmetries(self, molecules: Sequence[AnyTopology]) -> SymmetryTable | CanonicalNames:
+        """How exchangeable atoms of molecules are named for this flow: at random, or canonically.
+
+        Raises ValueError for a molecule whose symmetries are not known.
+        """
+        return SymmetryTable.of(molecules)
 
     @abstractmethod
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
@@ -75,9 +84,9 @@ class GivenMolecule(GivenFlow):
         if difference is not None:
             raise ValueError(f"the flow is of another molecule: {difference}; choose another model.")
 
-    def with_placement(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """See `ConformationFlow.with_placement`."""
-        return cast(Callable[[Tensor], Tensor], self.flow.with_placement(energy))
+    def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """See `ConformationFlow.target_energy`."""
+        return cast(Callable[[Tensor], Tensor], self.flow.target_energy(energy))
 
     def split_coordinates(self) -> tuple[Transform, Flow | GivenFlow]:
         """A fixed map from positions ``(B, n, 3)`` to unconstrained coordinates, and the flow on those.

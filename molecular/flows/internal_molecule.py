@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nflows.transforms import CompositeTransform, Transform
@@ -11,6 +12,7 @@ from molecular.coordinates.internal import coordinate_kinds
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import PeriodicTorsions, Spherical
 from molecular.flows.conformations import GivenMolecule
+from molecular.molecule.canonical_names import CanonicalEnergy
 from molecular.molecule.features import ATOM_TYPES
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from molecular.molecule.orderings import ordering
@@ -30,6 +32,10 @@ class GivenInternalMolecule(GivenMolecule):
         self._atoms = ordering(molecule, "n2c_residue-by-residue_standard")
         place = self._atoms.argsort().tolist()
         self._bonds = [(place[a], place[b]) for a, b in Topology.of(molecule).bonds]
+
+    def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The energy itself, or, of a flow that knows canonical names alone, that of conformations so named."""
+        return CanonicalEnergy(energy, self.topology) if self.flow.canonical_names else energy
 
     def split_coordinates(self) -> tuple[Transform, GivenFlow]:
         """The fixed map from positions to internal coordinates ``(B, n - 2, 3)``, and the flow on those.

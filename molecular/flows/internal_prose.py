@@ -23,6 +23,8 @@ from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.local_environment import Surroundings
 from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS
+from molecular.molecule.canonical_names import CanonicalNames
+from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES
 from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
 from nflib.distributions import PaddedNormal
@@ -51,10 +53,11 @@ class InternalProse(TransferableFlow):
     neighbours: whether these tell the residues before and behind, which a flow trained on few sequences learns by
     heart. surroundings: whether the first block, whose tokens are a conformation's own, is shown the atoms placed so
     far from where the next one goes (`molecular.flows.local_environment`); its ordering must then visit references
-    first. max_atoms: the longest molecule. Padding carries no density. A trained flow gives next to none to methyl and
-    ammonium hydrogens that are named otherwise than in training
-    (`molecular.molecule.equivalent_atoms.with_standard_hydrogens`). Raises ValueError for settings that do not fit, or,
-    in use, a context that does not.
+    first. max_atoms: the longest molecule. canonical_names: whether the flow is taught one naming of exchangeable atoms
+    alone (`molecular.molecule.canonical_names`), its samples then weighted to the Boltzmann density of that naming.
+    Padding carries no density. A trained flow gives next to none to atoms that are named otherwise than in training;
+    `with_canonical_names` names them as every flow knows them. Raises ValueError for settings that do not fit, or, in
+    use, a context that does not.
 
     >>> from molecular import Peptide
     >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
@@ -83,6 +86,7 @@ class InternalProse(TransferableFlow):
         num_atom_types: int = 64,
         num_residue_types: int = 32,
         dropout: float = 0.0,
+        canonical_names: bool = False,
     ):
         depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
         sizes = {
@@ -144,7 +148,7 @@ class InternalProse(TransferableFlow):
             PaddedNormal(TOKEN_SIZE, TokensExist()),
             CheckedInternalContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
         )
-        self.orderings = tuple(orderings)
+        self.orderings, self.canonical_names = tuple(orderings), canonical_names
         # The same modules under names of their own.
         self.coordinates, self.marginals = coordinates, marginals
         self._blocks = blocks
@@ -157,6 +161,10 @@ class InternalProse(TransferableFlow):
     def context_of(self, molecule: AnyTopology) -> Tensor:
         """See `internal_context`."""
         return internal_context(molecule, self.orderings)
+
+    def symmetries(self, molecules: Sequence[AnyTopology]) -> SymmetryTable | CanonicalNames:
+        """See `TransferableFlow.symmetries`."""
+        return CanonicalNames(molecules) if self.canonical_names else super().symmetries(molecules)
 
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
         """This flow, with the cuts of its circles and the marginals of every kind fitted (`fit_marginals`)."""

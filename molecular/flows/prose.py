@@ -135,7 +135,7 @@ class Prose(TransferableFlow):
     def places_molecules(self) -> bool:
         return True
 
-    def with_placement(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
+    def target_energy(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
         """A reduced energy with that of the centroid that this flow was trained on, since its density places it too."""
         return CentroidEnergy(energy, self.scale)
 

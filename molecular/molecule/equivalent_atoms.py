@@ -61,15 +61,6 @@ def hydrogen_triples(molecule: AnyTopology) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
 
-def with_standard_hydrogens(positions: Tensor, molecule: AnyTopology) -> Tensor:
-    """Positions ``(B, n, 3)`` of one peptide, named as `SymmetryTable.named` says: what a transferable flow knows.
-
-    `Peptide` has these names; conformations of other programs may not, and then have next to no density.
-    """
-    table = SymmetryTable([[]], positions.shape[1], [hydrogen_triples(molecule)])
-    return table.named(positions, torch.zeros(len(positions), dtype=torch.int64))
-
-
 class SymmetryTable:
     """The groups of several molecules as one table, so that a mixed batch is turned in a few gathers.
 
@@ -89,6 +80,16 @@ class SymmetryTable:
             for number, rows in enumerate(own):
                 for choice in range(_ROWS):
                     self.sources[molecule, number, choice, rows[0]] = rows[choice % len(rows)].to(torch.int16)
+
+    @classmethod
+    def of(cls, molecules: Sequence[AnyTopology]) -> SymmetryTable:
+        """Of uncapped peptides; raises ValueError for another molecule."""
+        topologies = [Topology.of(molecule) for molecule in molecules]
+        return cls(
+            [symmetry_groups(topology) for topology in topologies],
+            max((topology.num_atoms for topology in topologies), default=0),
+            [hydrogen_triples(topology) for topology in topologies],
+        )
 
     def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Positions ``(B, n, 3)`` with every group of every sample rotated at random; molecules ``(B,)``: whose."""

@@ -11,8 +11,8 @@ import torch
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
-from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.molecule import Molecule
+from molecular.sampling.targets import energy_for
 from nflib import montecarlo
 from nflib.montecarlo import (
     HMC,
@@ -162,5 +162,5 @@ def _in_own_coordinates(
     scales = score_scales(proposal, SCALE_DRAWS, generator)
     scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
     fixed = CompositeTransform([fixed, scaled])
-    target = TransformedTarget(BoltzmannDensity(ReducedEnergy(molecule, device)), fixed)
+    target = TransformedTarget(BoltzmannDensity(energy_for(flow, molecule, device)), fixed)
     return fixed, TransformedProposal(proposal, scaled), target

@@ -14,9 +14,9 @@ from molecular.molecule.molecule import Molecule
 def energy_for(flow: object, molecule: Molecule, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
     """The reduced energy whose Boltzmann density is over the same space as the flow's: its samples are weighted to it.
 
-    Modulo rigid motion u itself; a flow whose density also places the molecule adds the energy of that by its method
-    `with_placement`, as `molecular.flows.conformations.ConformationFlow` has it.
+    Modulo rigid motion u itself; a flow whose density is over something else says so by its method `target_energy`, as
+    `molecular.flows.conformations.ConformationFlow` has it.
     """
     energy = ReducedEnergy(molecule, device)
-    with_placement = getattr(flow, "with_placement", None)
-    return energy if with_placement is None else with_placement(energy)
+    target_energy = getattr(flow, "target_energy", None)
+    return energy if target_energy is None else target_energy(energy)

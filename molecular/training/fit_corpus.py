@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from openmm import app
 from torch import Tensor, nn
 
 from molecular.data.corpus import CorpusLayout, open_corpus
@@ -17,8 +16,11 @@ from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_prose import InternalProse
 from molecular.flows.prose import Prose
 from molecular.flows.rigid_motion import random_rigid_motion
-from molecular.molecule.equivalent_atoms import SymmetryTable, hydrogen_triples, symmetry_groups
+from molecular.molecule.canonical_names import CanonicalNames
+from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.features import atoms_exist
+from molecular.molecule.orderings import named_residues
+from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig, TrainingResult, fit
@@ -54,12 +56,14 @@ def train_on_corpus(
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
-    for name in ("conditional", "num_bins", "neighbours", "surroundings"):
+    for name in ("conditional", "num_bins", "neighbours", "surroundings", "canonical_names"):
         if coordinates == "cartesian" and name in architecture:
             raise ValueError(f"{name} is a setting of flows on internal coordinates; leave it out.")
     corpus = open_corpus(data)
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
+    if coordinates == "internal":
+        architecture.setdefault("canonical_names", True)
     flow: TransferableFlow = kind(**architecture) if initial is None else kind.from_pretrained(initial)
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
     table = symmetry_table(corpus, molecules, flow)
@@ -85,39 +89,40 @@ def train_on_corpus(
     )
 
 
-def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> SymmetryTable:
-    """The symmetries of a corpus's peptides, in this order.
+def symmetry_table(
+    corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow
+) -> SymmetryTable | CanonicalNames:
+    """`TransferableFlow.symmetries` of a corpus's peptides, in this order.
 
     Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
     """
     max_atoms = (flow.config or {})["max_atoms"]
-    longest, groups, triples = 0, [], []
+    topologies = []
     for sequence in sequences:
-        topology: app.Topology = corpus.topology(sequence)
-        length = topology.getNumAtoms()
+        topology = Topology.of(corpus.topology(sequence))
+        length = topology.num_atoms
         if length > max_atoms:
             raise ValueError(
                 f"{sequence} has {length} atoms, but the flow takes {max_atoms}; raise max_atoms, or "
                 "leave the sequence out."
             )
         try:
-            groups.append(symmetry_groups(topology))
-            triples.append(hydrogen_triples(topology))
+            named_residues(topology)
         except ValueError as error:
             raise ValueError(f"{sequence} of {corpus.folder} cannot be trained on: {error}") from error
-        longest = max(longest, length)
-    return SymmetryTable(groups, longest, triples)
+        topologies.append(topology)
+    return flow.symmetries(topologies)
 
 
 class LikelihoodPerDimension:
     """The objective: mean over conformations of ``-log q(x) / dimensions``, so that all molecules weigh alike.
 
-    Each conformation is first turned by random symmetries of its molecule (a `SymmetryTable` says which; batches name
-    the molecule as "system") and, for a flow on plain positions, moved at random as a rigid body. The batch is
+    Each conformation is first turned as `TransferableFlow.symmetries` says (batches name the molecule as "system")
+    and, for a flow on plain positions, moved at random as a rigid body. The batch is
     evaluated in NUM_BUCKETS parts of similar size. Also logged: the mean in nats a conformation.
     """
 
-    def __init__(self, symmetries: SymmetryTable):
+    def __init__(self, symmetries: SymmetryTable | CanonicalNames):
         self.symmetries = symmetries
 
     def __call__(
@@ -145,7 +150,7 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
     energies, as in validation, have their likelihood alone.
     """
 
-    def __init__(self, symmetries: SymmetryTable, energy_weight: float, clip: float):
+    def __init__(self, symmetries: SymmetryTable | CanonicalNames, energy_weight: float, clip: float):
         super().__init__(symmetries)
         self.energy_weight, self.clip = energy_weight, clip
 
@@ -194,7 +199,9 @@ def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buck
     return torch.cat(parts)[order.argsort()]
 
 
-def _fitted(flow: TransferableFlow, training: Rows | Window, table: SymmetryTable, seed: int) -> TransferableFlow:
+def _fitted(
+    flow: TransferableFlow, training: Rows | Window, table: SymmetryTable | CanonicalNames, seed: int
+) -> TransferableFlow:
     """The flow with its fixed part fitted to training conformations."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(training), generator=generator)[:FITTED_FRAMES]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from molecular.energy.reduced import CLIP
-from molecular.flows.conformations import ConformationFlow
+from molecular.flows.conformations import ConformationFlow, TransferableFlow
 from molecular.flows.rigid_motion import random_rigid_motion
-from molecular.molecule.equivalent_atoms import SymmetryTable, symmetry_groups
 from molecular.molecule.molecule import Molecule
 from molecular.sampling.smc import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
@@ -141,7 +140,7 @@ class _Energy:
     def __call__(self, positions: Tensor) -> Tensor:
         device = positions.device
         if device not in self.made:
-            self.made[device] = energy_for(self.flow, self.molecule, device)
+            self.made[device] = energy_for(self.flow.given(self.molecule), self.molecule, device)
         energies: Tensor = self.made[device](positions)
         return energies
 
@@ -191,9 +190,8 @@ class _Turned:
     """Augmentation for a transferable flow: random symmetries and, on plain positions, a random rotation about the
     centroid, which stays where it is: the energy label belongs to its place."""
 
-    def __init__(self, molecule: Molecule, rotate: bool):
-        self.table = SymmetryTable([symmetry_groups(molecule)], molecule.num_atoms)
-        self.rotate = rotate
+    def __init__(self, flow: TransferableFlow, molecule: Molecule):
+        self.table, self.rotate = flow.symmetries([molecule]), flow.places_molecules
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         count = len(positions)
@@ -205,6 +203,4 @@ class _Turned:
 
 
 def _augmentation(flow: ConformationFlow, molecule: Molecule) -> Any:
-    if flow.context(molecule) is None:
-        return Symmetries(molecule)
-    return _Turned(molecule, rotate=flow.places_molecules)
+    return _Turned(flow, molecule) if isinstance(flow, TransferableFlow) else Symmetries(molecule)

@@ -20,7 +20,6 @@ from molecular.molecule.equivalent_atoms import (
     SymmetryTable,
     hydrogen_triples,
     symmetry_groups,
-    with_standard_hydrogens,
 )
 from molecular.molecule.features import pad, prose_context
 from molecular.molecule.internal_context import internal_context
@@ -162,7 +161,7 @@ def test_hydrogens_are_named_clockwise_in_every_molecule():
         exchanged[3, rows[-1, [1, 2]]] = right[3, rows[-1, [2, 1]]]
         named = table.named(exchanged, molecules)
         alone = exchanged[:, : len(x)]
-        assert torch.equal(with_standard_hydrogens(alone, peptide), named[:, : len(x)])
+        assert torch.equal(SymmetryTable.of([peptide]).named(alone, torch.zeros(8).long()), named[:, : len(x)])
         hydrogens = rows[-1, 1:]
         others = [atom for atom in range(longest) if atom not in hydrogens.tolist()]
         assert torch.equal(named[:, others], right[:, others])
