@@ -1,19 +1,21 @@
 """Training on one molecule: what is known of it beyond its frames."""
 
 import openmm
+import pytest
 import torch
 
 from molecular import Molecule, Peptide
 from molecular.training.fit_molecule import Symmetries
 
 
-def test_only_symmetries_of_the_force_field_are_used():
-    """A methyl group whose hydrogens have other charges may not be turned."""
-    peptide = Peptide("Ace-A-Nme", force_field=["amber99sbildn.xml"])
+@pytest.mark.parametrize(("sequence", "name"), [("Ace-A-Nme", "HB2"), ("Ace-N-Nme", "HD22")])
+def test_only_symmetries_of_the_force_field_are_used(sequence, name):
+    """A methyl or NH2 group whose hydrogens have other charges may not be turned."""
+    peptide = Peptide(sequence, force_field=["amber99sbildn.xml"])
     assert len(Symmetries(peptide).groups) == 3
     system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(peptide.system))
     force = next(force for force in system.getForces() if isinstance(force, openmm.NonbondedForce))
-    hydrogen = peptide.topology.atom_names.index("HB2")
+    hydrogen = peptide.topology.atom_names.index(name)
     charge, sigma, epsilon = force.getParticleParameters(hydrogen)
     force.setParticleParameters(hydrogen, 1.5 * charge, sigma, epsilon)
     molecule = Molecule(peptide.topology, system, peptide.positions)
