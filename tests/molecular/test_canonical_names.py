@@ -1,4 +1,4 @@
-"""One naming of exchangeable atoms: found whichever of the equal ones is given, and what flows that know it alone do."""
+"""One naming of exchangeable atoms: found from any of the equal ones, and what flows that know it alone do with it."""
 
 import math
 
