@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from nflows.transforms import Transform
 from torch import Tensor
 
-from molecular.molecule.canonical_names import CanonicalNames
+from molecular.molecule.canonical_names import Naming
 from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.features import pad
 from molecular.molecule.topology import Topology
@@ -50,7 +50,7 @@ class TransferableFlow(ConformationFlow):
     def context_of(self, molecule: AnyTopology) -> Tensor:
         """What the flow is told of a molecule, ``(n, k)`` int64; raises ValueError for one that it does not know."""
 
-    def symmetries(self, molecules: Sequence[AnyTopology]) -> SymmetryTable | CanonicalNames:
+    def symmetries(self, molecules: Sequence[AnyTopology]) -> Naming:
         """How exchangeable atoms of molecules are named for this flow: at random, or canonically.
 
         Raises ValueError for a molecule whose symmetries are not known.

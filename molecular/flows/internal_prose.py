@@ -23,8 +23,7 @@ from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.local_environment import Surroundings
 from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS
-from molecular.molecule.canonical_names import CanonicalNames
-from molecular.molecule.equivalent_atoms import SymmetryTable
+from molecular.molecule.canonical_names import CanonicalNames, Naming
 from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES
 from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
 from nflib.distributions import PaddedNormal
@@ -162,7 +161,7 @@ class InternalProse(TransferableFlow):
         """See `internal_context`."""
         return internal_context(molecule, self.orderings)
 
-    def symmetries(self, molecules: Sequence[AnyTopology]) -> SymmetryTable | CanonicalNames:
+    def symmetries(self, molecules: Sequence[AnyTopology]) -> Naming:
         """See `TransferableFlow.symmetries`."""
         return CanonicalNames(molecules) if self.canonical_names else super().symmetries(molecules)
 

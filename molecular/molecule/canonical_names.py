@@ -100,6 +100,8 @@ class CanonicalNames:
                     self._sources[molecule, number, naming, group.rows[0]] = group.rows[row].to(torch.int16)
                     self._torsions[molecule, number, naming] = group.torsions[row].to(torch.int16)
                 self._centres[molecule, number] = group.centre
+        # Of each molecule, the log of how many namings it has: log q of one less this compares with log q of all.
+        self.log_namings = torch.tensor([sum(math.log(len(group.rows)) for group in own) for own in groups])
         self._clockwise = SymmetryTable([[]] * len(groups), num_atoms, [hydrogen_triples(own) for own in topologies])
 
     def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -131,11 +133,15 @@ def with_canonical_names(positions: Tensor, molecule: AnyTopology) -> Tensor:
     return CanonicalNames([molecule]).turn(positions, torch.zeros(len(positions), dtype=torch.int64))
 
 
+# What a transferable flow may be taught by: all namings at random, or one.
+Naming = SymmetryTable | CanonicalNames
+
+
 class CanonicalEnergy:
     """A reduced energy, `(B, n, 3)` to `(B,)`, of one peptide's conformations that are named canonically.
 
-    Infinite for all others: the Boltzmann density of one naming. Energies of namings differ by nothing, or, where the
-    force field's improper torsions tell equal atoms apart, by tenths of kT.
+    Infinite for all others: the Boltzmann density of one naming, with a share of the partition function. Energies of
+    namings differ by nothing, or, where the force field's improper torsions tell equal atoms apart, by tenths of kT.
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor], molecule: AnyTopology):

@@ -73,6 +73,7 @@ class SymmetryTable:
         self.triples = (
             pad_sequence(list(triples), batch_first=True) if triples else torch.zeros(len(groups), 0, 4).long()
         )
+        self.log_namings = torch.zeros(len(groups))  # as of `CanonicalNames`: here all are in the density
         most = max((len(own) for own in groups), default=0)
         # 16 bits: a corpus has thousands of molecules.
         self.sources = torch.arange(num_atoms, dtype=torch.int16).repeat(len(groups), most, _ROWS, 1)

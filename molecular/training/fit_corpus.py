@@ -16,8 +16,7 @@ from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_prose import InternalProse
 from molecular.flows.prose import Prose
 from molecular.flows.rigid_motion import random_rigid_motion
-from molecular.molecule.canonical_names import CanonicalNames
-from molecular.molecule.equivalent_atoms import SymmetryTable
+from molecular.molecule.canonical_names import Naming
 from molecular.molecule.features import atoms_exist
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.topology import Topology
@@ -89,9 +88,7 @@ def train_on_corpus(
     )
 
 
-def symmetry_table(
-    corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow
-) -> SymmetryTable | CanonicalNames:
+def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> Naming:
     """`TransferableFlow.symmetries` of a corpus's peptides, in this order.
 
     Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
@@ -122,7 +119,7 @@ class LikelihoodPerDimension:
     evaluated in NUM_BUCKETS parts of similar size. Also logged: the mean in nats a conformation.
     """
 
-    def __init__(self, symmetries: SymmetryTable | CanonicalNames):
+    def __init__(self, symmetries: Naming):
         self.symmetries = symmetries
 
     def __call__(
@@ -150,7 +147,7 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
     energies, as in validation, have their likelihood alone.
     """
 
-    def __init__(self, symmetries: SymmetryTable | CanonicalNames, energy_weight: float, clip: float):
+    def __init__(self, symmetries: Naming, energy_weight: float, clip: float):
         super().__init__(symmetries)
         self.energy_weight, self.clip = energy_weight, clip
 
@@ -199,9 +196,7 @@ def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buck
     return torch.cat(parts)[order.argsort()]
 
 
-def _fitted(
-    flow: TransferableFlow, training: Rows | Window, table: SymmetryTable | CanonicalNames, seed: int
-) -> TransferableFlow:
+def _fitted(flow: TransferableFlow, training: Rows | Window, table: Naming, seed: int) -> TransferableFlow:
     """The flow with its fixed part fitted to training conformations."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(training), generator=generator)[:FITTED_FRAMES]
