@@ -14,7 +14,7 @@ from molecular.analysis.tica import TICA, fit_tica, kmeans, nearest, torsion_fea
 from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.torsions import backbone_torsions, heavy_torsions, ramachandran_torsions
+from molecular.molecule.torsions import backbone_torsions, heavy_torsions, periods, ramachandran_torsions
 
 _BATCH = 1024
 _KMEANS_POINTS = 20_000
@@ -88,16 +88,21 @@ class Describe:
         self.backbone = backbone_torsions(molecule.topology)
         self.pairs = ramachandran_torsions(molecule.topology)
         self.heavy = heavy_torsions(molecule.topology.elements, molecule.topology.bonds)
+        self.periods = periods(molecule.topology, self.heavy)
         self.tica: TICA | None = None
         self.centres = torch.zeros(0, 2, dtype=torch.float64)
         trajectories = reference.trajectories()
         if trajectories is None or not len(self.heavy):
             return
-        features = torsion_features(_angles(reference.positions, self.heavy))
+        features = self._features(reference.positions)
         self.tica = fit_tica([features[index] for index in trajectories], tica_lag)
         coordinates = self.tica(features)
         step = -(-len(coordinates) // _KMEANS_POINTS)
         self.centres = kmeans(coordinates[::step], num_clusters, torch.Generator().manual_seed(seed))
+
+    def _features(self, positions: Tensor) -> Tensor:
+        # Times the period, so that it is all one which of two equal atoms a torsion names.
+        return torsion_features(_angles(positions, self.heavy) * self.periods)
 
     @torch.no_grad()
     def __call__(self, ensemble: WeightedConformations) -> Descriptors:
@@ -107,7 +112,7 @@ class Describe:
         pairs = _angles(positions, self.pairs.reshape(-1, 4)).reshape(len(positions), -1, 2)
         tica = torch.zeros(len(used), 0, dtype=torch.float64)
         if self.tica is not None:
-            tica = self.tica(torsion_features(_angles(positions, self.heavy)))
+            tica = self.tica(self._features(positions))
         return Descriptors(
             positions=positions,
             weights=used.weights(),

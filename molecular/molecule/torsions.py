@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from molecular.molecule.symmetry import half_turns
 from molecular.molecule.topology import Topology
 
 
@@ -79,3 +80,20 @@ def heavy_torsions(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) ->
             if before and after:
                 quadruples.append([before[0], i, j, after[0]])
     return torch.tensor(quadruples, dtype=torch.int64).reshape(-1, 4)
+
+
+def periods(topology: Topology, quadruples: Tensor) -> Tensor:
+    """How often a full turn brings each torsion (k, 4) back, as if equal atoms had one name: (k,), 1 or 2.
+
+    Twice where half a turn about the middle bond exchanges an atom at its end with another (`half_turns`): the angle
+    times its period says, within the few degrees by which they are not opposite, the same of either.
+    """
+    twice = torch.zeros(len(quadruples), dtype=torch.bool)
+    for turn in half_turns(topology):
+        exchanged = dict(turn.T.tolist())
+        for row, (a, b, c, d) in enumerate(quadruples.tolist()):
+            for end, pivot, beyond in ((a, b, c), (d, c, b)):
+                other = exchanged.get(end, beyond)
+                if other != beyond and other in topology.neighbours[pivot]:
+                    twice[row] = True
+    return 1 + twice.long()

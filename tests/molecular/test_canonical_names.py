@@ -11,6 +11,7 @@ from molecular.molecule.canonical_names import CanonicalEnergy, CanonicalNames, 
 from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.symmetry import half_turns, methyl_rotations
+from molecular.molecule.torsions import heavy_torsions, periods
 from molecular.sampling.sample import sample
 from molecular.sampling.smc import move_at_target, smc
 from molecular.training.fit_corpus import LikelihoodPerDimension
@@ -132,3 +133,17 @@ def test_the_setting_is_kept_with_the_weights_and_old_ones_are_without(flow, tmp
     flow.save_pretrained(tmp_path)
     assert InternalProse.from_pretrained(tmp_path).canonical_names
     assert not InternalProse(**SMALL).canonical_names
+
+
+def test_torsions_times_their_periods_hardly_know_the_names():
+    peptide = Peptide("FD")
+    topology = peptide.topology
+    heavy = heavy_torsions(topology.elements, topology.bonds)
+    twice = [[topology.atom_names[atom] for atom in row] for row in heavy[periods(topology, heavy) == 2].tolist()]
+    ends = {frozenset((names[0], names[-1])) for names in twice}
+    assert ends == {frozenset(("CA", "CD1")), frozenset(("CA", "OD1")), frozenset(("N", "O"))}
+    x = near(peptide, 50, noise=0.003)
+    turned = SymmetryTable.of([peptide]).turn(x, torch.zeros(50).long(), torch.Generator().manual_seed(0))
+    before, after = dihedrals(x, heavy), dihedrals(turned, heavy)
+    difference = torch.cos((after - before) * periods(topology, heavy))
+    assert torch.cos(after - before).min() < -0.9 and difference.min() > 0.8
