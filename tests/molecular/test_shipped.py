@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from molecular.analysis.validity import intact_bonds, right_chirality
+from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
@@ -66,7 +67,9 @@ def test_peptides_that_were_not_trained_on(sequence):
     """All are among the public test sequences."""
     peptide, flow = Peptide(sequence), load_flow(Peptide(sequence))
     samples = sample(flow, peptide, 200, seed=1)
-    assert samples.num_rejected == 0
+    # None but those whose equal atoms have other names than the flow was taught.
+    other_names = (with_canonical_names(samples.x, peptide) != samples.x).flatten(1).any(1)
+    assert samples.num_rejected == other_names.sum() < 20
     assert right_chirality(samples.x, peptide).float().mean() > 0.9
     assert intact_bonds(samples.x, peptide.topology.elements, peptide.topology.bonds).float().mean() > 0.85
     with torch.no_grad():
