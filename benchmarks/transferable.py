@@ -180,7 +180,7 @@ def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace
     values = torch.cat(
         [modulo_rigid_motion(flow, part, arguments.seed) for part in positions.split(arguments.batch_size)]
     )
-    # Whether the flow knows one naming of equal atoms or all.
+    # Whether the flow knows one naming of equivalent atoms or all.
     values = (values + flow.flow.symmetries([peptide]).log_namings[0]) / (3 * peptide.num_atoms - 6)
     ladders = torch.stack([values[frames.ladder == ladder].mean() for ladder in frames.ladder.unique()])
     drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)

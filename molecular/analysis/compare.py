@@ -52,7 +52,7 @@ def evaluate(
     effective_sample_size_fraction (Kish's); energy_w1, energy_w2 (kT); torus_w2 of all phi and psi together (rad);
     ramachandran_jsd, averaged over residues, 10 degree bins (nats); tica_w2 and kmeans_jsd in the plane of the
     reference's two slowest coordinates (cosines and sines of all heavy-atom torsions; of their doubles where half a
-    turn exchanges equal atoms), where the reference has trajectories; chirality_rate and bond_graph_rate.
+    turn exchanges equivalent atoms), where the reference has trajectories; chirality_rate and bond_graph_rate.
 
     The first row compares half of the reference with the other half: what an ensemble that is right would get at
     such a size, since no distance between finite samples reaches zero.

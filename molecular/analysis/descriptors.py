@@ -101,7 +101,7 @@ class Describe:
         self.centres = kmeans(coordinates[::step], num_clusters, torch.Generator().manual_seed(seed))
 
     def _features(self, positions: Tensor) -> Tensor:
-        # Times the period, so that it is all one which of two equal atoms a torsion names.
+        # Times the period, so that it is all one which of two equivalent atoms a torsion names.
         return torsion_features(_angles(positions, self.heavy) * self.periods)
 
     @torch.no_grad()

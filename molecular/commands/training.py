@@ -56,7 +56,7 @@ def train(
             behind its own, which a flow learns by heart where sequences are few.
         surroundings: on a corpus and internal coordinates, whether each atom's step is shown the atoms placed before it
             in its own local frame.
-        canonical_names: on a corpus and internal coordinates, whether exchangeable atoms, such as the hydrogens of a
+        canonical_names: on a corpus and internal coordinates, whether equivalent atoms, such as the hydrogens of a
             methyl, are named by their torsions (the default), or at random.
         start_time: of one molecule: drop frames before it, in ps.
         initial: folder of a trained flow to start from; its architecture then holds.

@@ -51,7 +51,7 @@ class TransferableFlow(ConformationFlow):
         """What the flow is told of a molecule, ``(n, k)`` int64; raises ValueError for one that it does not know."""
 
     def symmetries(self, molecules: Sequence[AnyTopology]) -> Naming:
-        """How exchangeable atoms of molecules are named for this flow: at random, or canonically.
+        """How equivalent atoms of molecules are named for this flow: at random, or canonically.
 
         Raises ValueError for a molecule whose symmetries are not known.
         """

@@ -52,7 +52,7 @@ class InternalProse(TransferableFlow):
     neighbours: whether these tell the residues before and behind, which a flow trained on few sequences learns by
     heart. surroundings: whether the first block, whose tokens are a conformation's own, is shown the atoms placed so
     far from where the next one goes (`molecular.flows.local_environment`); its ordering must then visit references
-    first. max_atoms: the longest molecule. canonical_names: whether the flow is taught one naming of exchangeable atoms
+    first. max_atoms: the longest molecule. canonical_names: whether the flow is taught one naming of equivalent atoms
     alone (`molecular.molecule.canonical_names`), its samples then weighted to the Boltzmann density of that naming.
     Padding carries no density. A trained flow gives next to none to atoms that are named otherwise than in training;
     `with_canonical_names` names them as every flow knows them. Raises ValueError for settings that do not fit, or, in

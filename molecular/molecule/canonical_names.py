@@ -1,4 +1,4 @@
-"""One naming of a peptide's exchangeable atoms: of those that symmetries of the energy make equal, torsions choose one.
+"""One naming of a peptide's equivalent atoms: of those that symmetries of the energy make equal, torsions choose one.
 
 A flow that knows one naming alone need not learn that the others are as likely, nor be wrong about it.
 """
@@ -30,7 +30,7 @@ _NAMINGS = 3
 
 
 class Exchange(NamedTuple):
-    """A group of exchangeable atoms, and the torsion that tells its namings apart.
+    """A group of equivalent atoms, and the torsion that tells its namings apart.
 
     rows: (namings, atoms) int64, as of `molecular.molecule.symmetry.methyl_rotations`. torsions: (namings, 4) atoms, of
     which the last is the one that this row calls by the name of the group's first. centre: in radians, where the
@@ -72,7 +72,7 @@ def _centre(topology: Topology, first: int, namings: int) -> float:
 
 
 class CanonicalNames:
-    """Names exchangeable atoms of several peptides canonically; in place of a `SymmetryTable`, which turns at random.
+    """Names equivalent atoms of several peptides canonically; in place of a `SymmetryTable`, which turns at random.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("AA")
@@ -105,7 +105,7 @@ class CanonicalNames:
         self._clockwise = SymmetryTable([[]] * len(groups), num_atoms, [hydrogen_triples(own) for own in topologies])
 
     def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Positions ``(B, n, 3)`` with exchangeable atoms named canonically; molecules ``(B,)``: whose they are.
+        """Positions ``(B, n, 3)`` with equivalent atoms named canonically; molecules ``(B,)``: whose they are.
 
         Hydrogens clockwise (`SymmetryTable.named`); then of each group that naming whose torsion is nearest to its
         centre. The generator is not needed.
@@ -141,7 +141,7 @@ class CanonicalEnergy:
     """A reduced energy, `(B, n, 3)` to `(B,)`, of one peptide's conformations that are named canonically.
 
     Infinite for all others: the Boltzmann density of one naming, with a share of the partition function. Energies of
-    namings differ by nothing, or, where the force field's improper torsions tell equal atoms apart, by tenths of kT.
+    namings are the same, or, where improper torsions tell equivalent atoms apart, differ by tenths of kT.
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor], molecule: AnyTopology):

@@ -83,7 +83,7 @@ def heavy_torsions(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) ->
 
 
 def periods(topology: Topology, quadruples: Tensor) -> Tensor:
-    """How often a full turn brings each torsion (k, 4) back, as if equal atoms had one name: (k,), 1 or 2.
+    """How often a full turn brings each torsion (k, 4) back, as if equivalent atoms had one name: (k,), 1 or 2.
 
     Twice where half a turn about the middle bond exchanges an atom at its end with another (`half_turns`): the angle
     times its period says, within the few degrees by which they are not opposite, the same of either.

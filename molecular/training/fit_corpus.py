@@ -50,8 +50,8 @@ def train_on_corpus(
     coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
     of a trained flow to start from. energy_weight: of the log-variance of the importance weights beside the likelihood;
     batches then hold groups of one molecule, half of them the flow's own samples, which `config.refresh_interval` draws
-    anew (`molecular.training.labelled`). architecture: of the flow; on internal coordinates it knows one naming
-    of equal atoms unless canonical_names is False. Raises FileNotFoundError for a folder without a corpus; ValueError
+    anew (`molecular.training.labelled`). architecture: of the flow; on internal coordinates it knows one naming of
+    equivalent atoms unless canonical_names is False. Raises FileNotFoundError for a folder without a corpus; ValueError
     for an empty one, peptides that flow or features do not take, or settings that do not fit.
     """
     if coordinates not in COORDINATES:

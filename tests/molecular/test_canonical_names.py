@@ -1,4 +1,4 @@
-"""One naming of exchangeable atoms: found from any of the equal ones, and what flows that know it alone do with it."""
+"""One naming of equivalent atoms: found from any of the equal ones, and what flows that know it alone do with it."""
 
 import math
 

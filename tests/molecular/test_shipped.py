@@ -67,7 +67,7 @@ def test_peptides_that_were_not_trained_on(sequence):
     """All are among the public test sequences."""
     peptide, flow = Peptide(sequence), load_flow(Peptide(sequence))
     samples = sample(flow, peptide, 200, seed=1)
-    # None but those whose equal atoms have other names than the flow was taught.
+    # None but those whose equivalent atoms have other names than the flow was taught.
     other_names = (with_canonical_names(samples.x, peptide) != samples.x).flatten(1).any(1)
     assert samples.num_rejected == other_names.sum() < 20
     assert right_chirality(samples.x, peptide).float().mean() > 0.9
