@@ -42,13 +42,15 @@ def train_on_corpus(
     *,
     coordinates: str = "internal",
     initial: str | Path | None = None,
+    refit_marginals: bool = False,
     energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
     """Train on a corpus (`molecular.data.corpus`), validated on its validation sequences; run again, it goes on.
 
     coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
-    of a trained flow to start from. energy_weight: of the log-variance of the importance weights beside the likelihood;
+    of a trained flow to start from. refit_marginals: whether its fixed part is fitted anew to this corpus, which may have
+    kinds of atoms that those before had few of; the rest then has to learn on. energy_weight: of the log-variance of the importance weights beside the likelihood;
     batches then hold groups of one molecule, half of them the flow's own samples, which `config.refresh_interval` draws
     anew (`molecular.training.labelled`). architecture: of the flow; on internal coordinates it knows one naming of
     equivalent atoms unless canonical_names is False. Raises FileNotFoundError for a folder without a corpus; ValueError
@@ -69,7 +71,7 @@ def train_on_corpus(
     table = symmetry_table(corpus, molecules, flow)
     training = training_source(corpus, flow.context_of, config.seed)
     validation = validation_source(corpus, flow.context_of, len(corpus.sequences("train")), VALIDATION_FRAMES)
-    if initial is None:
+    if initial is None or refit_marginals:
         flow = _fitted(flow, training, table, config.seed)
     if not energy_weight:
         objective = LikelihoodPerDimension(table)

@@ -17,6 +17,7 @@ SMOOTHING_NODES = 9  # quantiles averaged per knot
 MIN_WIDTH_FRACTION = 1e-3  # no bin is narrower than this fraction of the mean width: ties in the data stay invertible
 MAX_SLOPE_RATIO = 4.0  # slope at a knot over the mean slope of a neighbouring bin: no deep dip of the density inside
 MIN_TAIL_COUNT = 10.0  # data points beyond the outermost quantile knot
+MIN_BINS_FOR_EDGES = 8  # with fewer, none is left for where the data end
 # Scales that float32 holds with their reciprocals and fractions in full precision, subnormal numbers flushed to zero.
 SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
 LARGEST = 1 / SMALLEST
@@ -53,7 +54,10 @@ def fit_coordinate(
         levels = (1 - uniform_fraction) * levels + uniform_fraction * (values - low) / (high - low)
         levels, values = np.r_[0.0, levels, 1.0], np.r_[low, values, high]
         inner, z = _smoothed_knots(levels, values, num_bins - 1)
-        x, y = _widened(np.r_[low, inner, high]), np.r_[0.0, ndtr(_widened(z)), 1.0]
+        probabilities = ndtr(_widened(z))
+        if num_bins >= MIN_BINS_FOR_EDGES:
+            _end_where_data_end(inner, probabilities, values, uniform_fraction)
+        x, y = _widened(np.r_[low, inner, high]), np.r_[0.0, probabilities, 1.0]
         x[0], x[-1] = ends
     scale = x[-1] - x[0]
     if scale == 0:
@@ -73,6 +77,21 @@ def fit_coordinate(
         )
     mean_slopes = np.diff(y.astype(np.float64)) / np.diff(x.astype(np.float64))
     return x, y, _knot_slopes(mean_slopes, np.diff(x.astype(np.float64))).astype(np.float32)
+
+
+def _end_where_data_end(knots: np.ndarray, probabilities: np.ndarray, values: np.ndarray, uniform: float) -> None:
+    """Moves an interval's first and last inner knot outwards to where the data end, if they leave that end empty.
+
+    That is as far beyond the outermost value as the knot was within it; what is beyond is uniform alone. Otherwise the
+    share of the data beyond the knot, MIN_TAIL_COUNT over their number, would be spread over all that is empty.
+    values: sorted, between the interval's ends. uniform: the share of the uniform distribution.
+    """
+    low, high = values[0], values[-1]
+    first, last = 2 * values[1] - knots[0], 2 * values[-2] - knots[-1]
+    if low < first < knots[0]:
+        knots[0], probabilities[0] = first, uniform * (first - low) / (high - low)
+    if knots[-1] < last < high:
+        knots[-1], probabilities[-1] = last, 1 - uniform * (high - last) / (high - low)
 
 
 def _smoothed_knots(levels: np.ndarray, values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -381,6 +381,20 @@ def test_peptides_that_are_too_long_are_refused(corpus, tmp_path):
         train_on_corpus(corpus, tmp_path, config, max_atoms=18, **small)
 
 
+def test_marginals_are_refitted_where_that_is_asked_for(corpus, tmp_path):
+    small = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4}
+    unfitted = InternalProse(**small, condition_channels=8)
+    unfitted.save_pretrained(tmp_path / "unfitted")
+    options = ("--initial", str(tmp_path / "unfitted"), "--training.max_steps", "1")
+    knots = []
+    for refit in ("false", "true"):
+        train(corpus, tmp_path / refit, *options, "--refit_marginals", refit)
+        knots.append(InternalProse.from_pretrained(tmp_path / refit / "model").marginals.knots_x)
+    assert torch.equal(knots[0], unfitted.marginals.knots_x)
+    assert (knots[1][:, -1] - knots[1][:, 0]).max() == pytest.approx(2 * math.pi)
+    assert not torch.equal(knots[0], knots[1])
+
+
 def test_contexts_of_both_flows_are_padded_by_one_function():
     topologies = [make_topology("G"), make_topology("GA")]
     for context_of in (internal_context, prose_context):

@@ -151,6 +151,25 @@ def test_density_integrates_to_one(gaussianize):
     assert abs(torch.trapezoid(density[1:-1], x.detach()[1:-1, 0, 1]).item() - 1) < 1e-3
 
 
+@pytest.mark.parametrize("count", [64, 300, 3000])
+def test_what_an_interval_has_no_data_in_is_uniform_alone(count):
+    angles = 0.1 * torch.randn(count, 1, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    fraction = 1e-4
+    transform = GaussianizeMarginals.fit(angles, {(0,): (-PI, PI)}, num_bins=32, uniform_fraction=fraction)
+    # The data end at four standard deviations or before, and as far beyond as the outermost quantile is within.
+    ends = torch.tensor([[-0.7], [0.7]], dtype=torch.float64)
+    below, up_to = torch.special.ndtr(transform(ends)[0]).flatten().tolist()
+    expected = fraction * (PI - 0.7) / (2 * PI)
+    # Nearly: a smooth density falls to that level a little way beyond.
+    assert 0.5 * expected < below < 1.1 * expected
+    assert 0.5 * expected < 1 - up_to < 1.1 * expected
+    # Angles that leave no end empty keep the knots at their quantiles.
+    everywhere = PI * (2 * torch.rand(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
+    z, logabsdet = GaussianizeMarginals.fit(everywhere, {(0,): (-PI, PI)}, num_bins=32)(everywhere)
+    log_prob = logabsdet - 0.5 * z.flatten() ** 2 - 0.5 * math.log(2 * PI)
+    assert log_prob.mean().item() == pytest.approx(-math.log(2 * PI), abs=4 / math.sqrt(count))
+
+
 def test_gradients_flow_to_inputs_not_to_buffers(gaussianize, data):
     x = data[:5].float().requires_grad_(True)
     z, logabsdet = gaussianize(x)
