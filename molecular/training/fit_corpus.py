@@ -49,12 +49,13 @@ def train_on_corpus(
     """Train on a corpus (`molecular.data.corpus`), validated on its validation sequences; run again, it goes on.
 
     coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
-    of a trained flow to start from. refit_marginals: whether its fixed part is fitted anew to this corpus, which may have
-    kinds of atoms that those before had few of; the rest then has to learn on. energy_weight: of the log-variance of the importance weights beside the likelihood;
-    batches then hold groups of one molecule, half of them the flow's own samples, which `config.refresh_interval` draws
-    anew (`molecular.training.labelled`). architecture: of the flow; on internal coordinates it knows one naming of
-    equivalent atoms unless canonical_names is False. Raises FileNotFoundError for a folder without a corpus; ValueError
-    for an empty one, peptides that flow or features do not take, or settings that do not fit.
+    of a trained flow to start from. refit_marginals: whether its fixed part is fitted anew to this corpus, which may
+    have kinds of atoms that those before had few of; the rest then has to learn on. energy_weight: of the log-variance
+    of the importance weights beside the likelihood; batches then hold groups of one molecule, half of them the flow's
+    own samples, which `config.refresh_interval` draws anew (`molecular.training.labelled`). architecture: of the flow;
+    on internal coordinates it knows one naming of equivalent atoms unless canonical_names is False. Raises
+    FileNotFoundError for a folder without a corpus; ValueError for an empty one, peptides that flow or features do not
+    take, or settings that do not fit.
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
