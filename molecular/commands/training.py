@@ -30,7 +30,7 @@ def train(
     canonical_names: bool | None = None,
     start_time: float | None = None,
     initial: Path | None = None,
-    refit_marginals: bool | None = None,
+    refit_marginals: bool = False,
     energy_weight: float = 0.0,
 ) -> TrainingResult:
     """Train a flow on an ensemble; run again, it goes on from its last checkpoint.
@@ -61,7 +61,7 @@ def train(
             methyl, are named by their torsions (the default), or at random.
         start_time: of one molecule: drop frames before it, in ps.
         initial: folder of a trained flow to start from; its architecture then holds.
-        refit_marginals: on a corpus, with initial, whether the fixed part of the flow is fitted anew to these data.
+        refit_marginals: with initial, whether the fixed part of the flow is fitted anew to these data.
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.
     """
@@ -70,7 +70,6 @@ def train(
         "neighbours": neighbours,
         "surroundings": surroundings,
         "canonical_names": canonical_names,
-        "refit_marginals": refit_marginals,
     }
     of_one_molecule = {"start_time": start_time, "whitened": whitened}
     corpus = is_corpus(data)
@@ -92,4 +91,13 @@ def train(
     }
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     run = train_on_corpus if corpus else train_on_ensemble
-    return run(data, output, training, coordinates=coordinates, initial=initial, energy_weight=energy_weight, **given)
+    return run(
+        data,
+        output,
+        training,
+        coordinates=coordinates,
+        initial=initial,
+        refit_marginals=refit_marginals,
+        energy_weight=energy_weight,
+        **given,
+    )

@@ -31,13 +31,14 @@ def train_on_ensemble(
     *,
     start_time: float = 0.0,
     initial: str | Path | None = None,
+    refit_marginals: bool = False,
     energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
     """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
 
     start_time: drop frames before it, ps. initial: folder of a trained flow to start from; architecture: of a new one.
-    See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow of another
+    refit_marginals: whether the initial flow's fixed part is fitted anew. See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow of another
     molecule, or settings that do not fit.
     """
     molecule = load_molecule(data)
@@ -46,10 +47,11 @@ def train_on_ensemble(
     if initial is None:
         torch.manual_seed(config.seed)
         flow = MoleculeFlow.of(molecule, **architecture)
-        flow.fit_coordinates(training.positions)
     else:
         flow = MoleculeFlow.from_pretrained(initial)
         flow.given(molecule)
+    if initial is None or refit_marginals:
+        flow.fit_coordinates(training.positions)
     result = train_flow(flow, molecule, training, validation, output, config, energy_weight=energy_weight)
     # So that sampling needs the model alone.
     with complete_folder(result.model) as folder:

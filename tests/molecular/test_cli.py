@@ -119,6 +119,20 @@ def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_pa
     assert MoleculeFlow.from_pretrained(tmp_path / "refined" / "model").topology.sequence == "Ace-G-Nme"
 
 
+def test_marginals_of_a_trained_flow_are_refitted_where_that_is_asked_for(simulation, model, tmp_path):
+    knots = []
+    for start_time, refit in (("0", "false"), ("0", "true"), ("0.2", "false"), ("0.2", "true")):
+        output = tmp_path / f"{start_time}-{refit}"
+        main(
+            ["train", "--data", str(simulation), "--output", str(output), "--initial", str(model), *TRAINING]
+            + ["--start_time", start_time, "--refit_marginals", refit]
+        )
+        state = MoleculeFlow.from_pretrained(output / "model").state_dict()
+        knots.append(next(value for name, value in state.items() if name.endswith("knots_x")))
+    # The same data have the same marginals; others change them where that is asked for.
+    assert [torch.equal(own, knots[0]) for own in knots] == [True, True, True, False]
+
+
 MISTAKES = {
     "unknown residue": (["sample", "--peptide", "AXA"], "X"),
     "unknown cap": (["sample", "--peptide", "Boc-A-Nme"], "Boc"),
