@@ -38,8 +38,8 @@ def train_on_ensemble(
     """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
 
     start_time: drop frames before it, ps. initial: folder of a trained flow to start from; architecture: of a new one.
-    refit_marginals: whether the initial flow's fixed part is fitted anew. See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow of another
-    molecule, or settings that do not fit.
+    refit_marginals: whether the initial flow's fixed part is fitted anew. See `train_flow`. Raises FileNotFoundError or
+    ValueError for a folder without frames, an initial flow of another molecule, or settings that do not fit.
     """
     molecule = load_molecule(data)
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
