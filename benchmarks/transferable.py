@@ -6,7 +6,7 @@
         cartesian=runs/cartesian/model --references runs/references --output runs/comparison \
         --likelihood_only --threads 1
     OMP_NUM_THREADS=1 python benchmarks/transferable.py --public-test 2 4 --references runs/public_test/references \
-        --output runs/public_test/table --batch_size 500 --threads 1
+        --start_time 60 --output runs/public_test/table --batch_size 500 --threads 1
 
 Draws of each flow as they are (proposal), weighted to the force field (reweighted) and moved to it by sequential Monte
 Carlo (SMC, where the flow can be taken apart), against parallel tempering: the metrics of `molecular.analysis`, no
