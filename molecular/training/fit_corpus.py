@@ -62,6 +62,9 @@ def train_on_corpus(
     for name in ("conditional", "num_bins", "neighbours", "surroundings", "canonical_names"):
         if coordinates == "cartesian" and name in architecture:
             raise ValueError(f"{name} is a setting of flows on internal coordinates; leave it out.")
+    if coordinates == "cartesian" and refit_marginals:
+        # What is fitted of them is a scale that all weights were trained with.
+        raise ValueError("refit_marginals is for flows on internal coordinates; those on plain positions have none.")
     corpus = open_corpus(data)
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose

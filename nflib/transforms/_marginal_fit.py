@@ -17,7 +17,7 @@ SMOOTHING_NODES = 9  # quantiles averaged per knot
 MIN_WIDTH_FRACTION = 1e-3  # no bin is narrower than this fraction of the mean width: ties in the data stay invertible
 MAX_SLOPE_RATIO = 4.0  # slope at a knot over the mean slope of a neighbouring bin: no deep dip of the density inside
 MIN_TAIL_COUNT = 10.0  # data points beyond the outermost quantile knot
-MIN_BINS_FOR_EDGES = 8  # with fewer, none is left for where the data end
+MIN_BINS_FOR_ENDS = 8  # with fewer, the outermost quantiles are wanted where they are
 # Scales that float32 holds with their reciprocals and fractions in full precision, subnormal numbers flushed to zero.
 SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
 LARGEST = 1 / SMALLEST
@@ -55,7 +55,7 @@ def fit_coordinate(
         levels, values = np.r_[0.0, levels, 1.0], np.r_[low, values, high]
         inner, z = _smoothed_knots(levels, values, num_bins - 1)
         probabilities = ndtr(_widened(z))
-        if num_bins >= MIN_BINS_FOR_EDGES:
+        if num_bins >= MIN_BINS_FOR_ENDS:
             _end_where_data_end(inner, probabilities, values, uniform_fraction)
         x, y = _widened(np.r_[low, inner, high]), np.r_[0.0, probabilities, 1.0]
         x[0], x[-1] = ends
