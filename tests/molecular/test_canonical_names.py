@@ -108,7 +108,9 @@ def test_samples_of_another_naming_have_no_weight(flow, gg):
     assert torch.equal(drawn.log_target.isfinite(), canonical)
     assert 50 < canonical.sum() < 300  # untrained, the flow has each number alone
     known = drawn.log_target[canonical]
-    torch.testing.assert_close(known, -ReducedEnergy(gg)(drawn.x[canonical]), check_dtype=False)
+    # OpenMM rounds to single precision, in an order that depends on what it was given before.
+    again = -ReducedEnergy(gg)(drawn.x[canonical])
+    torch.testing.assert_close(known, again, check_dtype=False, rtol=1e-5, atol=1e-3)
 
 
 def test_particles_keep_their_names(flow, gg):
