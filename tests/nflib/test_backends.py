@@ -145,6 +145,21 @@ def test_attention_in_bfloat16_over_windows(key_value_heads):
     torch.testing.assert_close(result.float(), expected, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_in_bfloat16_on_cpus_are_computed_in_single_precision(autocast):
+    draws = [torch.randn(2, heads, 6, 8).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        attended = causal_attention(*draws)
+    assert attended.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(attended.float().square().sum(), draws)
+    single = [part.detach().float().requires_grad_() for part in draws]
+    expected = torch.autograd.grad(causal_attention(*single).square().sum(), single)
+    for gradient, exact in zip(gradients, expected, strict=True):
+        assert gradient.dtype == torch.bfloat16
+        # What is rounded is the attention and its gradient alone, by 2^-8 each.
+        torch.testing.assert_close(gradient.float(), exact, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("case", WINDOWED, ids=str)
 def test_a_map_is_decoded_in_windows_under_autocast(case, perturb):
     transform = perturb(case.build())
