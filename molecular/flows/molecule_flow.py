@@ -13,6 +13,7 @@ from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import FirstAngleOnCircle, PeriodicTorsions, Spherical
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
+from molecular.flows.marginals import UNIFORM_FRACTION
 from molecular.molecule.topology import Topology
 from nflib.flows import Flow, autoregressive_blocks
 from nflib.transforms import (
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 COORDINATES = ("internal", "local_frames", "cartesian")
 MARGINAL_BINS = 32
-# Share of the samples whose torsion may be anything: small, as 3n - 6 coordinates each take it, yet never zero.
-UNIFORM_FRACTION = 1e-4
 # Of a bond's length, its angle and its torsion.
 BY_COORDINATE = {"circular": ("spline", "spline", "circular")}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,15 @@ _THIRD_OF_A_TURN = 60.0
 _HALF_A_TURN = {("PHE", "CD1"): 90.0, ("TYR", "CD1"): 90.0, ("GLY", "O"): 90.0}
 _LAST_OXYGEN = -50.0
 _NAMINGS = 3
+
+
+class Naming(Protocol):
+    """How equivalent atoms are named for a flow: at random (`SymmetryTable`), or canonically (`CanonicalNames`)."""
+
+    log_namings: Tensor  # of each molecule, what log q has more than the density of unnamed conformations
+
+    def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Positions ``(B, n, 3)`` so named; molecules ``(B,)``: whose they are."""
 
 
 class Exchange(NamedTuple):
@@ -131,10 +140,6 @@ def with_canonical_names(positions: Tensor, molecule: AnyTopology) -> Tensor:
     Names that other programs give to hydrogens may differ, and such conformations then have next to no density.
     """
     return CanonicalNames([molecule]).turn(positions, torch.zeros(len(positions), dtype=torch.int64))
-
-
-# What a transferable flow may be taught by: all namings at random, or one.
-Naming = SymmetryTable | CanonicalNames
 
 
 class CanonicalEnergy:
