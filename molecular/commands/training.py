@@ -16,7 +16,7 @@ def train(
     data: Path,
     output: Path,
     training: TrainingConfig,
-    coordinates: str = "internal",
+    coordinates: str | None = None,
     channels: int | None = None,
     num_blocks: int | None = None,
     layers_per_block: int | None = None,
@@ -42,7 +42,7 @@ def train(
         data: folder written by simulate or import: of one molecule, or a corpus.
         output: folder for the model, checkpoints and logs.
         training: length, learning rate and everything else of the loop.
-        coordinates: what the flow sees: internal, local_frames (not on a corpus) or cartesian.
+        coordinates: what the flow sees: internal (the default), local_frames (not on a corpus) or cartesian.
         channels: width of the transformers.
         num_blocks: autoregressive maps.
         layers_per_block: transformer layers of each.
@@ -80,24 +80,29 @@ def train(
             f"{', '.join(misplaced)}: only for {'one molecule' if corpus else 'a corpus'}, but the data are of "
             f"{'a corpus' if corpus else 'one molecule'}; leave it out."
         )
-    settings = {
+    architecture = {
         "channels": channels,
         "num_blocks": num_blocks,
         "layers_per_block": layers_per_block,
         "head_dim": head_dim,
         "conditional": conditional,
         "num_bins": num_bins,
-        **(of_a_corpus if corpus else of_one_molecule),
+        "whitened": whitened,
+        **of_a_corpus,
     }
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    # Of a corpus, they also say what kind of flow the initial one is.
+    of_a_new_flow = architecture if corpus else architecture | {"coordinates": coordinates}
+    decided = ", ".join(name for name, value in of_a_new_flow.items() if value is not None)
+    if initial is not None and decided:
+        raise ValueError(f"the initial flow has its own {decided}: leave {decided} out, or initial.")
+    given: dict[str, Any] = architecture | {"coordinates": coordinates, "start_time": start_time}
     run = train_on_corpus if corpus else train_on_ensemble
     return run(
         data,
         output,
         training,
-        coordinates=coordinates,
         initial=initial,
         refit_marginals=refit_marginals,
         energy_weight=energy_weight,
-        **given,
+        **{name: value for name, value in given.items() if value is not None},
     )

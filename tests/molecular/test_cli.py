@@ -119,6 +119,20 @@ def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_pa
     assert MoleculeFlow.from_pretrained(tmp_path / "refined" / "model").topology.sequence == "Ace-G-Nme"
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--coordinates", "cartesian"], "coordinates"),
+        (["--channels", "16", "--whitened", "true"], "channels, whitened"),
+    ],
+)
+def test_architectures_of_a_flow_that_has_one_are_refused(simulation, model, tmp_path, options, names):
+    command = ["train", "--data", str(simulation), "--output", str(tmp_path / "run"), "--initial", str(model)]
+    with pytest.raises(SystemExit, match=f"the initial flow has its own {names}: leave {names} out, or initial"):
+        main([*command, *TRAINING, *options])
+    assert not (tmp_path / "run").exists()
+
+
 def test_marginals_of_a_trained_flow_are_refitted_where_that_is_asked_for(simulation, model, tmp_path):
     knots = []
     for start_time, refit in (("0", "false"), ("0", "true"), ("0.2", "false"), ("0.2", "true")):

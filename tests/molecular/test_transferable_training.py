@@ -70,7 +70,8 @@ def corpus(tmp_path_factory):
 
 
 def train(corpus, output, *options):
-    main(["train", "--data", str(corpus), "--output", str(output), *SMALL, *LOOP, *options])
+    architecture = [] if "--initial" in options else SMALL
+    main(["train", "--data", str(corpus), "--output", str(output), *architecture, *LOOP, *options])
 
 
 @pytest.mark.parametrize(("coordinates", "kind"), [("internal", InternalProse), ("cartesian", Prose)])
