@@ -201,8 +201,14 @@ def test_mistakes(encoder, tmp_path):
         latents(features=str(tmp_path / "maps"))
     with pytest.raises(ValueError, match="takes frames of 3 channels, not of 4"):
         latents(4, features=str(encoder))
-    with pytest.raises(ValueError, match="leave features out"):
-        latents(features=str(encoder), initial=str(encoder))
+    with pytest.raises(ValueError, match="has its own features, latent_channels: leave features, latent_channels out"):
+        latents(features=str(encoder), latent_channels=4, initial=str(encoder))
+    with pytest.raises(ValueError, match="has its own channels: leave channels out, or initial"):
+        latents(channels=[4, 4], initial=str(encoder))
+    with pytest.raises(ValueError, match="decoder_layers: only of an autoencoder of features"):
+        latents(decoder_layers=2)
+    with pytest.raises(ValueError, match="channels: only of an AutoencoderKL"):
+        latents(features=str(encoder), channels=[4, 4])
     with pytest.raises(ValueError, match="multiple of 4"):
         latents(features=str(encoder), decoder_channels=10)
     with pytest.raises(ValueError, match="needs an autoencoder to begin with"):

@@ -21,6 +21,8 @@ AUTOENCODER = "autoencoder"
 # Of the training frames, from which the scale of latents is taken: so many at most, and so many numbers.
 FRAMES_OF_SCALE, NUMBERS_OF_SCALE = 2048, 1 << 26
 LATENT_CHANNELS, LATENT_CHANNELS_OF_FEATURES = 8, 32
+# Options of an autoencoder of a vision encoder's features alone.
+OF_FEATURES = ("patch_pixels", "decoder_channels", "decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class AutoencoderOptions:
         """
         torch.manual_seed(seed)
         if self.initial is not None:
-            if self.features is not None:
-                raise ValueError("the encoder of the initial autoencoder holds: leave features out, or initial.")
+            if own := self._said("features", "latent_channels", "channels", *OF_FEATURES):
+                raise ValueError(f"the initial autoencoder has its own {own}: leave {own} out, or initial.")
             latents = load_latents(self.initial)
             latents.autoencoder.requires_grad_(True)
             if self.decoder_only:
@@ -75,8 +77,12 @@ class AutoencoderOptions:
         if self.decoder_only:
             raise ValueError("decoder_only needs an autoencoder to begin with; name its folder by initial.")
         if self.features is None:
+            if other := self._said(*OF_FEATURES):
+                raise ValueError(f"{other}: only of an autoencoder of features; name its encoder by features.")
             count = self.latent_channels or LATENT_CHANNELS
             return Latents(tiny_autoencoder(in_channels, count, tuple(self.channels)))
+        if self._said("channels"):
+            raise ValueError("channels: only of an AutoencoderKL; with features, say decoder_channels.")
         vision = load_patch_features(self.features)
         if in_channels not in (1, vision.in_channels):
             raise ValueError(f"{self.features} takes frames of {vision.in_channels} channels, not of {in_channels}.")
@@ -90,6 +96,11 @@ class AutoencoderOptions:
             self.decoder_layers,
         )
         return FeatureLatents(vision, autoencoder)
+
+    def _said(self, *names: str) -> str:
+        """Those of these options that are not as by default."""
+        default = AutoencoderOptions()
+        return ", ".join(name for name in names if getattr(self, name) != getattr(default, name))
 
 
 @dataclass(frozen=True)
