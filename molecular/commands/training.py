@@ -80,22 +80,17 @@ def train(
             f"{', '.join(misplaced)}: only for {'one molecule' if corpus else 'a corpus'}, but the data are of "
             f"{'a corpus' if corpus else 'one molecule'}; leave it out."
         )
-    architecture = {
+    settings = {
+        "coordinates": coordinates,
         "channels": channels,
         "num_blocks": num_blocks,
         "layers_per_block": layers_per_block,
         "head_dim": head_dim,
         "conditional": conditional,
         "num_bins": num_bins,
-        "whitened": whitened,
-        **of_a_corpus,
+        **(of_a_corpus if corpus else of_one_molecule),
     }
-    # Of a corpus, they also say what kind of flow the initial one is.
-    of_a_new_flow = architecture if corpus else architecture | {"coordinates": coordinates}
-    decided = ", ".join(name for name, value in of_a_new_flow.items() if value is not None)
-    if initial is not None and decided:
-        raise ValueError(f"the initial flow has its own {decided}: leave {decided} out, or initial.")
-    given: dict[str, Any] = architecture | {"coordinates": coordinates, "start_time": start_time}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     run = train_on_corpus if corpus else train_on_ensemble
     return run(
         data,
@@ -104,5 +99,5 @@ def train(
         initial=initial,
         refit_marginals=refit_marginals,
         energy_weight=energy_weight,
-        **{name: value for name, value in given.items() if value is not None},
+        **given,
     )

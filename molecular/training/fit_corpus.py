@@ -21,6 +21,7 @@ from molecular.molecule.features import atoms_exist
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
+from molecular.training.initial import refuse_architecture
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig, TrainingResult, fit
 from nflib.training.objectives import huber_location, squared_or_clipped
@@ -65,6 +66,7 @@ def train_on_corpus(
     if coordinates == "cartesian" and refit_marginals:
         # What is fitted of them is a scale that all weights were trained with.
         raise ValueError("refit_marginals is for flows on internal coordinates; those on plain positions have none.")
+    refuse_architecture(initial, architecture)
     corpus = open_corpus(data)
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose

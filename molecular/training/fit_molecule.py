@@ -15,6 +15,7 @@ from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.molecule.symmetry import half_turns, methyl_rotations, random_symmetry
+from molecular.training.initial import refuse_architecture
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
 
@@ -41,6 +42,7 @@ def train_on_ensemble(
     refit_marginals: whether the initial flow's fixed part is fitted anew. See `train_flow`. Raises FileNotFoundError or
     ValueError for a folder without frames, an initial flow of another molecule, or settings that do not fit.
     """
+    refuse_architecture(initial, architecture)
     molecule = load_molecule(data)
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)

@@ -395,6 +395,8 @@ def test_marginals_are_refitted_where_that_is_asked_for(corpus, tmp_path):
     assert (knots[1][:, -1] - knots[1][:, 0]).max() == pytest.approx(2 * math.pi)
     with pytest.raises(SystemExit, match="refit_marginals is for flows on internal coordinates"):
         train(corpus, tmp_path / "plain", "--coordinates", "cartesian", *options, "--refit_marginals", "true")
+    with pytest.raises(SystemExit, match="the initial flow has its own channels, dropout: leave channels, dropout out"):
+        train(corpus, tmp_path / "wider", *options, "--channels", "16", "--dropout", "0.1")
 
 
 def test_contexts_of_both_flows_are_padded_by_one_function():
