@@ -28,6 +28,7 @@ def simulate(
     flow: Path | None = None,
     flow_draws: int = 10_000,
     flow_effective: float | None = None,
+    flow_tempered: bool = False,
     ensemble: Path | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -48,6 +49,8 @@ def simulate(
             Where they are worth too few effective samples, a molecule is refused, and a corpus goes on without it.
         flow_draws: how many to draw of it for each molecule.
         flow_effective: how many effective samples these must be worth, by default as many as there are replicas.
+        flow_tempered: raise the weights of draws that are worth fewer to the highest power at which they are worth that
+            many, instead of refusing the molecule; dynamics, hot_ps or more temperatures have to do the rest.
         ensemble: folder of an earlier simulation or corpus, from whose frames the replicas start: more conformations of
             an equilibrium reached before, at one temperature and without hot_ps.
         device: cpu, cuda or mps, of the batched engine and of the flow.
@@ -60,7 +63,7 @@ def simulate(
         raise ValueError("replicas start from --flow or from --ensemble; give one.")
     starts: Starts | None = None
     if flow is not None:
-        starts = FlowStarts(flow, flow_draws, device=device, min_effective=flow_effective)
+        starts = FlowStarts(flow, flow_draws, device=device, min_effective=flow_effective, tempered=flow_tempered)
     if ensemble is not None:
         starts = EnsembleStarts(ensemble)
     if sequences is None:

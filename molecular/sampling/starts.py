@@ -14,7 +14,7 @@ from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import load_flow, sample
-from nflib.montecarlo import resample
+from nflib.montecarlo import AdaptiveTemperatures, resample
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,11 @@ class FlowStarts:
         device: that the flow is on.
         min_effective: effective samples that the draws must be worth; None takes one for each start. With fewer,
             several replicas start from one draw: for training data, where dynamics tells these apart again.
+        tempered: raise the weights to the highest power at which draws that are worth fewer are worth that many. The
+            starts are then between the flow and the target, for dynamics that crosses the barriers between them.
 
     Raises:
-        UnreliableStarts: when called, where the draws are worth fewer.
+        UnreliableStarts: when called, where the draws are worth fewer; of tempered ones, where as many have no weight.
     """
 
     def __init__(
@@ -44,26 +46,33 @@ class FlowStarts:
         batch_size: int = 1000,
         device: str = "cpu",
         min_effective: float | None = None,
+        tempered: bool = False,
     ):
         self.model, self.num_draws, self.batch_size, self.device = model, num_draws, batch_size, device
-        self.min_effective = min_effective
+        self.min_effective, self.tempered = min_effective, tempered
 
     def __str__(self) -> str:
         flow = "the shipped flow" if self.model is None else f"the flow in {self.model}"
-        return f"{self.num_draws} weighted draws of {flow}"
+        return f"{self.num_draws} {'tempered' if self.tempered else 'weighted'} draws of {flow}"
 
     def __call__(self, molecule: Molecule, number: int, seed: int) -> Tensor:
         flow = load_flow(molecule, self.model, self.device)
         drawn = sample(flow, molecule, self.num_draws, batch_size=self.batch_size, seed=seed, device=self.device)
-        size = drawn.effective_sample_size
+        weights, size = drawn.weights, drawn.effective_sample_size
         least = number if self.min_effective is None else self.min_effective
-        if size < least:
+        alive = int(torch.isfinite(drawn.log_weights).sum())
+        if self.tempered and size < least < alive:
+            rule = AdaptiveTemperatures(conditional_ess=least / alive)
+            power = rule.next(0.0, torch.zeros_like(drawn.log_weights), drawn.log_weights)
+            weights = torch.softmax(power * drawn.log_weights, 0)
+            log.info("Weights of draws of %s, worth %.0f, are raised to %.2f.", molecule.name, size, power)
+        elif size < least:
             raise UnreliableStarts(
                 f"{self.num_draws} draws of {molecule.name} are worth {size:.0f} effective samples, not the {least:g} "
                 f"wanted for {number} starts; draw more, or start from structures of random torsions."
             )
         log.info("%d draws of %s are worth %.0f effective samples.", self.num_draws, molecule.name, size)
-        chosen = resample(drawn.weights, number, torch.Generator().manual_seed(seed))
+        chosen = resample(weights, number, torch.Generator().manual_seed(seed))
         return drawn.x[chosen]
 
 

@@ -16,6 +16,7 @@ from molecular.molecule.torsions import ramachandran_torsions
 from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
 from molecular.sampling.starts import EnsembleStarts, FlowStarts
 from nflib.io import read_json
+from nflib.montecarlo import resample
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
 CHAIN = [(0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (2, 6), (2, 7), (3, 8), (8, 9), (9, 3)]
@@ -101,6 +102,25 @@ def test_a_flow_gives_starts_of_equilibrium(tmp_path):
         starts(peptide, 390, 3)
     many = FlowStarts(num_draws=400, min_effective=64)(peptide, 390, 3)  # several from one draw
     assert len(many) == 390 and len(many.unique(dim=0)) < 390
+    with pytest.raises(UnreliableStarts, match="not the 400 wanted"):
+        FlowStarts(num_draws=400, tempered=True)(peptide, 400, 3)
+
+
+def test_starts_by_tempered_weights(monkeypatch):
+    peptide, seen = Peptide("Ace-A-Nme"), []
+    monkeypatch.setattr(
+        "molecular.sampling.starts.resample", lambda weights, *rest: seen.append(weights) or resample(weights, *rest)
+    )
+    x = FlowStarts(num_draws=400, min_effective=390, tempered=True)(peptide, 64, 3)
+    log_weights = sample(load_flow(peptide), peptide, 400, seed=3).log_weights
+    weights = seen[0] / seen[0].sum()
+    assert len(x) == 64 and abs(float(1 / weights.square().sum()) - 390) < 1
+    # A power of the weights: their logarithms are a straight line over the others, of a slope between 0 and 1.
+    power = (weights[0] / weights[1]).log() / (log_weights[0] - log_weights[1])
+    assert 0.0 < power < 1.0
+    torch.testing.assert_close(weights, torch.softmax(power * log_weights, 0), rtol=1e-4, atol=1e-9)
+    enough = FlowStarts(num_draws=400, min_effective=64, tempered=True)(peptide, 64, 3)
+    assert torch.equal(enough, FlowStarts(num_draws=400, min_effective=64)(peptide, 64, 3))
 
 
 def test_starts_of_a_flow_are_as_a_simulation_has_them(monkeypatch):
