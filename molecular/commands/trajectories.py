@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from molecular.data.import_report import ImportReport
+from molecular.data.trajectories import ImportReport
 from molecular.data.trajectories import import_trajectory as run
 from molecular.molecule.options import MoleculeOptions
 

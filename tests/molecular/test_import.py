@@ -19,10 +19,15 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from molecular import Peptide
-from molecular.data import trajectory_files, trajectory_worker
-from molecular.data.constrained_bonds import constrained_bonds, draw_lengths, harmonic_bonds, lengths, thermal_lengths
 from molecular.data.ensembles import load_ensemble, split_by_ladder
-from molecular.data.trajectories import import_trajectory
+from molecular.data.trajectories import files, import_trajectory, worker
+from molecular.data.trajectories.constrained_bonds import (
+    constrained_bonds,
+    draw_lengths,
+    harmonic_bonds,
+    lengths,
+    thermal_lengths,
+)
 from molecular.dynamics import Langevin, relax, start_structures
 from molecular.energy import compile_system
 from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
@@ -612,13 +617,13 @@ def test_damaged_files_are_told_in_one_sentence(suffix, clean, tmp_path):
 @pytest.mark.parametrize("suffix", ["xtc", "dcd", "trr", "nc", "npz", "pdb"])
 def test_many_damaged_files_are_told_in_one_sentence(suffix, clean, tmp_path, monkeypatch):
     """The reader's process is a fork of this one, which need not import everything again for each file."""
-    monkeypatch.setattr(trajectory_files.subprocess, "run", forked)
+    monkeypatch.setattr(files.subprocess, "run", forked)
     told_or_right(suffix, clean, tmp_path, 300)
 
 
 def forked(command, *, input, **options):
     """As `subprocess.run` of the reader."""
-    assert command[-1] == trajectory_worker.__file__
+    assert command[-1] == worker.__file__
     with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as said:
         asked.write(input)
         asked.seek(0)
@@ -629,7 +634,7 @@ def forked(command, *, input, **options):
                 os.dup2(asked.fileno(), 0)
                 os.dup2(said.fileno(), 2)
                 sys.stdin, sys.stderr = open(0, closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-                trajectory_worker.main()
+                worker.main()
                 code = 0
             except SystemExit as end:
                 code = end.code

@@ -1,4 +1,4 @@
-"""The process that reads binary trajectories for `trajectory_files`; run as a script, it needs mdtraj and numpy alone.
+"""The process that reads binary trajectories for `files`; run as a script, it needs mdtraj and numpy alone.
 
 Readers in C may write where they should not when a file is damaged: they then end this process and no other.
 The request is JSON on standard input: "path", and either "topology", the JSON file for the atoms that the trajectory

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from molecular.data import trajectory_worker
+from molecular.data.trajectories import worker
 from molecular.molecule.topology import Topology
 from molecular.molecule.trajectories import ascii_name
 from nflib.io import read_arrays
@@ -97,7 +97,7 @@ def read_atoms(path: Path) -> Topology:
                 return Topology.from_dict(json.loads(answer.read_text(encoding="utf-8")))
         # Every reader of these is written in Python.
         found = _load(readable, suffix).topology if suffix in FORMATS else mdtraj.load_topology(str(readable))
-        return Topology.from_dict(trajectory_worker.atoms_of(found))
+        return Topology.from_dict(worker.atoms_of(found))
 
 
 def has_atoms(path: Path) -> bool:
@@ -119,7 +119,7 @@ def solute(topology: Topology, own_residues: Sequence[str]) -> list[int]:
 def _read_apart(
     path: Path, readable: Path, num_atoms: int, atoms: NDArray[np.integer], stride: int, most: int | None
 ) -> Part:
-    """What `trajectory_worker` reads."""
+    """What `worker` reads."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "frames.npz"
         request = {"num_atoms": num_atoms, "atoms": atoms.tolist(), "stride": stride, "most": most}
@@ -133,12 +133,12 @@ def _read_apart(
 def _ask(path: Path, request: dict[str, Any]) -> None:
     """Let a process of its own answer a request."""
     _check_tables(_suffix(path))
-    command = [sys.executable, "-P", trajectory_worker.__file__]  # -P: no modules from beside the script
+    command = [sys.executable, "-P", worker.__file__]  # -P: no modules from beside the script
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False)
     said = done.stderr.strip().splitlines() or [""]
-    if done.returncode == trajectory_worker.WRONG_ATOMS:
+    if done.returncode == worker.WRONG_ATOMS:
         _check_atoms(path, int(said[-1]), request["num_atoms"])
-    if done.returncode == trajectory_worker.CANNOT_READ:
+    if done.returncode == worker.CANNOT_READ:
         raise ValueError(said[-1])
     if done.returncode < 0:
         raise ValueError("it is damaged: its reader crashed")
