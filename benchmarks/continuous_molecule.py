@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.energy.reduced import ReducedEnergy
+from molecular.energy.symmetries import Symmetries
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.storage import load_molecule
-from molecular.training.fit_molecule import SPLIT, SPLIT_SEED, Symmetries
+from molecular.training.fit_molecule import SPLIT, SPLIT_SEED
 from nflib import Flow
 from nflib.continuous import (
     RK4,

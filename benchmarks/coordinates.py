@@ -21,10 +21,11 @@ from torch import Tensor
 
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.energy.reduced import ReducedEnergy
+from molecular.energy.symmetries import Symmetries
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import PUBLISHED_TRUNCATION
-from molecular.training.fit_molecule import SPLIT, SPLIT_SEED, Symmetries
+from molecular.training.fit_molecule import SPLIT, SPLIT_SEED
 from nflib.montecarlo import BoltzmannDensity, importance_sample
 from nflib.training import TrainingConfig, fit
 

@@ -6,12 +6,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
+from molecular.energy.symmetries import Symmetries
+from molecular.flows.rigid_motion import random_rigid_motion
 from molecular.molecule.canonical_names import Naming
 from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.features import pad
+from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
 from nflib.flows import Flow, GivenFlow
 
@@ -42,6 +46,10 @@ class ConformationFlow(Flow):
         """A reduced energy of conformations, as one over the space that this flow's density is over."""
         return energy
 
+    def augmentation(self, molecule: Molecule) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """What training on conformations of a molecule turns them by, at random: ``(positions, generator)``."""
+        return Symmetries(molecule)
+
 
 class TransferableFlow(ConformationFlow):
     """A flow on conformations of any molecule that it is told of, by one integer tensor."""
@@ -57,6 +65,10 @@ class TransferableFlow(ConformationFlow):
         """
         return SymmetryTable.of(molecules)
 
+    def augmentation(self, molecule: Molecule) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """See `ConformationFlow.augmentation`."""
+        return _Turned(self, molecule)
+
     @abstractmethod
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
         """This flow, or one like it, with its fixed part fitted to conformations ("inputs", with their "context")."""
@@ -67,6 +79,21 @@ class TransferableFlow(ConformationFlow):
         Raises ValueError for no molecule, or one that the flow does not know.
         """
         return pad([self.context_of(molecule) for molecule in molecules]).to(next(self.parameters()).device)
+
+
+class _Turned:
+    """Equivalent atoms named as the flow knows them and, on plain positions, random rotations about the centroid, which
+    stays where it is: an energy label belongs to its place."""
+
+    def __init__(self, flow: TransferableFlow, molecule: Molecule):
+        self.table, self.rotate = flow.symmetries([molecule]), flow.places_molecules
+
+    def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        turned = self.table.turn(positions, torch.zeros(len(positions), dtype=torch.int64), generator)
+        if not self.rotate:
+            return turned
+        exists = torch.ones(turned.shape[:2], dtype=torch.bool, device=turned.device)
+        return random_rigid_motion(turned, exists, 0.0, generator) + turned.mean(1, keepdim=True)
 
 
 class GivenMolecule(GivenFlow):

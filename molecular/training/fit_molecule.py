@@ -9,20 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
-from molecular.energy import compile_system
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, save_molecule
-from molecular.molecule.symmetry import half_turns, methyl_rotations, random_symmetry
 from molecular.training.initial import refuse_architecture
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
 
 SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
-# Improper torsions, whose atoms have an order, tell the two sides of half a turn apart by tenths of kT.
-HALF_TURN_ENERGY = 0.5
 
 
 def train_on_ensemble(
@@ -85,7 +81,7 @@ def train_flow(
             config=config,
             objective=maximum_likelihood,
             output=Path(output),
-            augment=Symmetries(molecule),
+            augment=flow.augmentation(molecule),
         )
     reduced = ReducedEnergy(molecule)
     return fit(
@@ -95,33 +91,8 @@ def train_flow(
         config=config,
         objective=LogVariance(energy_weight=energy_weight, clip=CLIP),
         output=Path(output),
-        augment=Symmetries(molecule),
+        augment=flow.augmentation(molecule),
     )
-
-
-class Symmetries:
-    """Augmentation: independent random turns of each conformation's methyl and ammonium groups, and its `half_turns`.
-
-    Only of those that the force field allows: a turn must not change the energy, up to HALF_TURN_ENERGY for half turns.
-    """
-
-    def __init__(self, molecule: Molecule):
-        energy = compile_system(molecule.system, torch.float64, fallback=True)
-        start = torch.from_numpy(molecule.positions)[None]
-        # Off the structure, which may be symmetric itself.
-        start = start + 0.005 * torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(0))
-        before = energy.energy(start)
-        self.groups = []
-        turns = half_turns(molecule.topology)
-        for group in [*turns, *methyl_rotations(molecule.topology.elements, molecule.topology.bonds)]:
-            turned = start.clone()
-            turned[:, group[0]] = start[:, group[1]]
-            bound = HALF_TURN_ENERGY * molecule.kT if len(group) == 2 else 1e-6
-            if torch.allclose(energy.energy(turned), before, rtol=1e-9, atol=bound):
-                self.groups.append(group)
-
-    def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
-        return random_symmetry(positions, self.groups, generator)
 
 
 class FramesAndSamples:

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from molecular.energy.reduced import CLIP
-from molecular.flows.conformations import ConformationFlow, TransferableFlow
-from molecular.flows.rigid_motion import random_rigid_motion
+from molecular.flows.conformations import ConformationFlow
 from molecular.molecule.molecule import Molecule
 from molecular.sampling.smc import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
-from molecular.training.fit_molecule import Symmetries
 from molecular.training.replay_buffer import OwnSamples, drawn_seed
 from nflib.montecarlo import Proposal, WeightedSamples
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
@@ -120,7 +118,7 @@ def improve(
         config=config,
         objective=objective,
         output=Path(output),
-        augment=_augmentation(flow, molecule),
+        augment=flow.augmentation(molecule),
     )
     return Improvement(result, source.rounds(), source.num_energies)
 
@@ -184,23 +182,3 @@ class _Particles:
         )
         log_weights = last.log_weights[alive].where(torch.isfinite(moved.log_target), -torch.inf)
         return WeightedSamples(moved.x, log_weights, log_target=moved.log_target), moved.num_evaluations
-
-
-class _Turned:
-    """Augmentation for a transferable flow: random symmetries and, on plain positions, a random rotation about the
-    centroid, which stays where it is: the energy label belongs to its place."""
-
-    def __init__(self, flow: TransferableFlow, molecule: Molecule):
-        self.table, self.rotate = flow.symmetries([molecule]), flow.places_molecules
-
-    def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
-        count = len(positions)
-        turned = self.table.turn(positions, torch.zeros(count, dtype=torch.int64), generator)
-        if not self.rotate:
-            return turned
-        exists = torch.ones(turned.shape[:2], dtype=torch.bool, device=turned.device)
-        return random_rigid_motion(turned, exists, 0.0, generator) + turned.mean(1, keepdim=True)
-
-
-def _augmentation(flow: ConformationFlow, molecule: Molecule) -> Any:
-    return _Turned(flow, molecule) if isinstance(flow, TransferableFlow) else Symmetries(molecule)

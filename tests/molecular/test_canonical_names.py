@@ -15,7 +15,6 @@ from molecular.molecule.torsions import heavy_torsions, periods
 from molecular.sampling.sample import sample
 from molecular.sampling.smc import move_at_target, smc
 from molecular.training.fit_corpus import LikelihoodPerDimension
-from molecular.training.self_training import _Turned
 from tests.molecular.peptide_topologies import draw_positions, make_topology
 
 # Every residue, first and last in the chain among them.
@@ -128,7 +127,7 @@ def test_training_and_improvement_name_atoms_as_the_flow_knows_them(flow, gg):
     named = with_canonical_names(x, gg)
     objective = LikelihoodPerDimension(flow.symmetries([gg]))
     assert torch.equal(objective.augmented(flow, batch, torch.Generator())["inputs"], named)
-    assert torch.equal(_Turned(flow, gg)(x, torch.Generator()), named)
+    assert torch.equal(flow.augmentation(gg)(x, torch.Generator()), named)
 
 
 def test_the_setting_is_kept_with_the_weights_and_old_ones_are_without(flow, tmp_path):

@@ -12,7 +12,6 @@ from molecular.commands.improvement import RECORD
 from molecular.sampling.sample import sample
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import OwnSamples
-from molecular.training.self_training import _Turned
 from nflib.flows import TARFlow
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
 from nflib.montecarlo.diagnostics import effective_sample_size
@@ -205,7 +204,7 @@ def test_flows_of_plain_positions_are_weighted_with_their_centroid(gg, tmp_path)
     moved = x + 0.1
     variance = 0.3**2 / gg.num_atoms
     assert float(energy(moved) - energy(x)) == pytest.approx(3 * 0.01 / (2 * variance), rel=1e-2)
-    turned = _Turned(prose, gg)(moved.expand(5, -1, -1), torch.Generator().manual_seed(0))
+    turned = prose.augmentation(gg)(moved.expand(5, -1, -1), torch.Generator().manual_seed(0))
     torch.testing.assert_close(turned.mean(1), moved.mean(1).expand(5, -1), atol=1e-5, rtol=0)
     torch.testing.assert_close(energy(turned), energy(moved).expand(5), atol=0.3, rtol=1e-4)
     prose.save_pretrained(tmp_path / "teacher")

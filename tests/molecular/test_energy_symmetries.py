@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from molecular import Molecule, Peptide
-from molecular.training.fit_molecule import Symmetries
+from molecular.energy.symmetries import Symmetries
 
 
 @pytest.mark.parametrize(("sequence", "name"), [("Ace-A-Nme", "HB2"), ("Ace-N-Nme", "HD22")])
