@@ -1,4 +1,4 @@
-"""Training on one molecule: what is known of it beyond its frames."""
+"""Exchanges of atoms that a force field allows, and no others."""
 
 import openmm
 import pytest
