@@ -24,8 +24,8 @@ from molecular.flows.local_environment import Surroundings
 from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS
 from molecular.molecule.canonical_names import CanonicalNames, Naming
-from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES
 from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
+from molecular.molecule.orderings import check_orderings
 from nflib.distributions import PaddedNormal
 from nflib.flows import GivenFlow
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
@@ -96,7 +96,7 @@ class InternalProse(TransferableFlow):
             "condition_channels": condition_channels,
             "max_atoms": max_atoms,
         }
-        _check_settings(sizes, depths, orderings, conditional, surroundings, num_atom_types, num_residue_types)
+        _check_settings(sizes, depths, orderings, conditional, surroundings)
         embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
         self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
 
@@ -183,30 +183,16 @@ def _check_settings(
     orderings: Sequence[str],
     conditional: str,
     surroundings: bool,
-    num_atom_types: int,
-    num_residue_types: int,
 ) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be a positive number, got {size!r}.")
     if len(depths) != sizes["num_blocks"] or min(depths) < 1:
         raise ValueError(f"layers_per_block must give each of {sizes['num_blocks']} blocks at least 1 layer: {depths}.")
-    for name in ("channels", "condition_channels"):
-        if sizes[name] % 2:
-            raise ValueError(f"{name} must be even for sinusoidal features, got {sizes[name]}.")
     check_conditional(conditional, REAL_CONDITIONALS)
-    if surroundings and orderings and orderings[0].endswith("_flip"):
+    check_orderings(orderings, ORDERINGS)
+    if surroundings and orderings[0].endswith("_flip"):
         raise ValueError(
             f"surroundings need an ordering that places atoms before those that refer to them, but the first is "
             f"{orderings[0]!r}; start with another, or turn surroundings off."
-        )
-    if not orderings:
-        raise ValueError("orderings must name at least one ordering of the tokens.")
-    unknown = [name for name in orderings if name not in ORDERINGS]
-    if unknown:
-        raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
-    if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
-        raise ValueError(
-            f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
-            f"types, but have {num_atom_types} and {num_residue_types}."
         )

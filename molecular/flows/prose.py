@@ -22,8 +22,8 @@ from molecular.flows.prose_context import (
     atoms_in_order,
 )
 from molecular.flows.rigid_motion import CentroidEnergy
-from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, atoms_exist, prose_context
-from molecular.molecule.orderings import ORDERINGS, PROSE_ORDERINGS
+from molecular.molecule.features import atoms_exist, prose_context
+from molecular.molecule.orderings import PROSE_ORDERINGS, check_orderings
 from molecular.molecule.topology import Topology
 from nflib.distributions import PaddedNormal
 from nflib.flows import GivenFlow
@@ -81,7 +81,7 @@ class Prose(TransferableFlow):
             "head_dim": head_dim,
             "max_atoms": max_atoms,
         }
-        _check_settings(sizes, orderings, scale, num_atom_types, num_residue_types)
+        _check_settings(sizes, orderings, scale)
         embedding = AtomEmbedding(channels, num_atom_types, num_residue_types)
 
         def block(column: int) -> list[Transform]:
@@ -178,23 +178,10 @@ class ScaleAtoms(ClosedForm):
         return exists.sum(-1).to(torch.promote_types(inputs.dtype, torch.float32)) * (TOKEN_SIZE * math.log(self.scale))
 
 
-def _check_settings(
-    sizes: dict[str, int], orderings: Sequence[str], scale: float, num_atom_types: int, num_residue_types: int
-) -> None:
+def _check_settings(sizes: dict[str, int], orderings: Sequence[str], scale: float) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be a positive number, got {size!r}.")
-    if sizes["channels"] % 2:
-        raise ValueError(f"channels must be even for sinusoidal positions, got {sizes['channels']}.")
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive length, got {scale!r}.")
-    if not orderings:
-        raise ValueError("orderings must name at least one ordering of the atoms.")
-    unknown = [name for name in orderings if name not in ORDERINGS]
-    if unknown:
-        raise ValueError(f"unknown ordering {unknown[0]!r}; the orderings are {', '.join(ORDERINGS)}.")
-    if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
-        raise ValueError(
-            f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} residue "
-            f"types, but have {num_atom_types} and {num_residue_types}."
-        )
+    check_orderings(orderings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from molecular.molecule.features import Encoding, atoms_exist
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, Encoding, atoms_exist
 from nflib.networks.conditioning import Lookahead, SinusoidalEmbedding, distinct_rows
 
 NUM_CODES = len(Encoding._fields)
@@ -28,11 +28,17 @@ def atoms_in_order(context: Tensor, column: int) -> Tensor:
 class AtomEmbedding(nn.Module):
     """Features of atoms from their codes ``(B, n, 4)``: learned ones of the types, sines and cosines of the numbers.
 
-    Returns ``(B, n, channels)``, zero at padding.
+    Returns ``(B, n, channels)``, zero at padding. Raises ValueError for an odd number of channels, or fewer types than
+    there are.
     """
 
     def __init__(self, channels: int, num_atom_types: int, num_residue_types: int):
         super().__init__()
+        if num_atom_types <= len(ATOM_TYPES) or num_residue_types <= len(RESIDUE_TYPES):
+            raise ValueError(
+                f"the embeddings need room for padding and {len(ATOM_TYPES)} atom types and {len(RESIDUE_TYPES)} "
+                f"residue types, but have {num_atom_types} and {num_residue_types}."
+            )
         self.atom_type = nn.Embedding(num_atom_types, channels)
         self.residue_type = nn.Embedding(num_residue_types, channels)
         self.number = SinusoidalEmbedding(channels, _BASE)

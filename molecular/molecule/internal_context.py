@@ -15,7 +15,7 @@ from torch import Tensor
 
 from molecular.molecule.atom_types import ROOT, kind_number, place_of, site_number
 from molecular.molecule.features import Encoding, encode
-from molecular.molecule.orderings import named_residues, ordering
+from molecular.molecule.orderings import check_orderings, named_residues, ordering
 from molecular.molecule.topology import Topology
 from molecular.molecule.z_matrix import z_matrix_order
 
@@ -92,8 +92,7 @@ def internal_context(molecule: AnyTopology, orderings: Sequence[str] = ORDERINGS
 
 def _visit(numbers: dict[str, list[int]], name: str) -> Tensor:
     """The column of an ordering: the tokens' rows, sorted by the ordering's numbers."""
-    if name not in ORDERINGS:
-        raise ValueError(f"unknown ordering {name!r}; the orderings are {', '.join(ORDERINGS)}.")
+    check_orderings([name], ORDERINGS)
     kind, _, flip = name.partition("_")
     key = numbers[kind]
     tokens = sorted(range(ROWS_BEFORE_TOKENS, len(key)), key=key.__getitem__)

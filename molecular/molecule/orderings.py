@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,6 +106,15 @@ def named_residues(molecule: AnyTopology) -> list[NamedResidue]:
     return residues
 
 
+def check_orderings(names: Sequence[str], known: Sequence[str] = ORDERINGS) -> None:
+    """Raise ValueError where there is no name, or one that is not known."""
+    if not names:
+        raise ValueError(f"orderings must name at least one of {', '.join(known)}.")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown ordering {name!r}; the orderings are {', '.join(known)}.")
+
+
 def ordering(molecule: AnyTopology, name: str) -> Tensor:
     """The atoms of an uncapped peptide in the order of a visit, (n,) int64: entry t is the t-th atom's index.
 
@@ -120,8 +130,7 @@ def ordering(molecule: AnyTopology, name: str) -> Tensor:
     >>> ordering(Peptide("AA"), "n2c_backbone-first_standard")[:6]  # N CA C O, N CA
     tensor([ 0,  4,  6,  7, 12, 14])
     """
-    if name not in ORDERINGS:
-        raise ValueError(f"unknown ordering {name!r}; the orderings are {', '.join(ORDERINGS)}.")
+    check_orderings([name])
     direction, scope, side_chain, *flip = name.split("_")
     residues = named_residues(molecule)
     if direction == "c2n":

@@ -214,10 +214,10 @@ def test_contexts_that_do_not_fit():
     ("settings", "message"),
     [
         ({"orderings": ["n2c"]}, "unknown ordering 'n2c'"),
-        ({"orderings": []}, "at least one ordering"),
+        ({"orderings": []}, "orderings must name at least one of"),
         ({"num_blocks": 0}, "num_blocks must be a positive number"),
         ({"layers_per_block": 0}, "layers_per_block must be a positive number"),
-        ({"channels": 15, "head_dim": 5}, "channels must be even"),
+        ({"channels": 15, "head_dim": 5}, "even number of channels"),
         ({"head_dim": 5}, "multiple of head_dim"),
         ({"scale": 0.0}, "scale must be a positive length"),
         ({"num_residue_types": len(RESIDUE_TYPES)}, "need room"),
