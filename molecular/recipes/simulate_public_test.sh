@@ -8,6 +8,8 @@ export OMP_NUM_THREADS=1
 PYTHON=${PYTHON:-.venv/bin/python}
 OUTPUT=${OUTPUT:-runs/public_test/references}
 PICOSECONDS=${PICOSECONDS:-200}
+HOT_PS=${HOT_PS:-40}
+SAVE_PS=${SAVE_PS:-0.2}
 RECIPES=$(dirname "$0")
 
 for length in ${*:-2 4}; do
@@ -17,8 +19,8 @@ for length in ${*:-2 4}; do
 print(*(name for name in json.load(open(sys.argv[1]))['test'] if len(name) == $length))" "$RECIPES/public_sequences.json")
     do
         $PYTHON -m molecular simulate --peptide "$sequence" --output "$OUTPUT/$sequence" --picoseconds "$PICOSECONDS" \
-            --hot_ps 40 --equilibration_ps 10 --num_temperatures "$temperatures" --highest_temperature 700 \
-            --num_ladders 64 --save_ps 0.2 --timestep_ps 0.002 --hydrogen_mass 3 --compile true --seed 0 ||
+            --hot_ps "$HOT_PS" --equilibration_ps 10 --num_temperatures "$temperatures" --highest_temperature 700 \
+            --num_ladders 64 --save_ps "$SAVE_PS" --timestep_ps 0.002 --hydrogen_mass 3 --compile true --seed 0 ||
         echo "$sequence failed; going on with others." >&2
     done
 done

@@ -65,7 +65,7 @@ class FlowStarts:
             rule = AdaptiveTemperatures(conditional_ess=least / alive)
             power = rule.next(0.0, torch.zeros_like(drawn.log_weights), drawn.log_weights)
             weights = torch.softmax(power * drawn.log_weights, 0)
-            log.info("Weights of draws of %s, worth %.0f, are raised to %.2f.", molecule.name, size, power)
+            log.info("Weights of draws of %s are raised to the power %.2f.", molecule.name, power)
         elif size < least:
             raise UnreliableStarts(
                 f"{self.num_draws} draws of {molecule.name} are worth {size:.0f} effective samples, not the {least:g} "

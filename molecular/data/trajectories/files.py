@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from molecular.data.trajectories import worker
+import molecular.data.trajectories.worker as worker
 from molecular.molecule.topology import Topology
 from molecular.molecule.trajectories import ascii_name
 from nflib.io import read_arrays
