@@ -13,12 +13,12 @@ from molecular.analysis.plots import ramachandran
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.options import MoleculeOptions
-from molecular.molecule.storage import save_molecule
+from molecular.molecule.storage import refuse_other_content, save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.molecule.trajectories import check_format, writable, write_trajectory
 from molecular.sampling.sample import describe, load_flow, reference_positions, summarize, unusable
 from molecular.sampling.sample import sample as draw
-from molecular.sampling.smc import smc
+from molecular.sampling.smc import named_kernel, smc
 from nflib.io import complete_folder, only_run, write_json
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples
 from nflib.montecarlo.plots import plot_history
@@ -37,11 +37,11 @@ def sample(
     model: Path | None = None,
     reference: Path | None = None,
     sampler: str = "importance",
-    kernel: str = "mala",
-    moves: int = 1,
-    final_moves: int = 0,
+    kernel: str | None = None,
+    moves: int | None = None,
+    final_moves: int | None = None,
     num_draws: int | None = None,
-    conditional_ess: float = 0.9,
+    conditional_ess: float | None = None,
     batch_size: int = 1000,
     trajectory_format: str = "xtc",
     seed: int = 0,
@@ -58,12 +58,12 @@ def sample(
         sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
             Monte Carlo; the folder also gets history.png, and a run that was stopped goes on. auto weights num_draws
             draws, and where these weights cannot be used, moves num_samples from them by smc.
-        kernel: of smc (and of auto, as all the following): mala, hmc, ula or independent.
-        moves: of smc: steps of the kernel at each intermediate temperature.
-        final_moves: of smc: further steps in the force field alone, which cost no pass through the flow.
+        kernel: of smc (and of auto, as all the following): mala (default), hmc, ula or independent.
+        moves: of smc: steps of the kernel at each intermediate temperature; default 1.
+        final_moves: of smc: further steps in the force field alone, which cost no pass through the flow; default 0.
         num_draws: of smc: how many to draw, of which the better num_samples are kept early on; default num_samples.
         conditional_ess: of smc: effective samples kept from one temperature to the next, a fraction; closer to 1, more
-            temperatures.
+            temperatures; default 0.9.
         batch_size: conformations decoded at once.
         trajectory_format: of the samples: xtc (rounded to 0.001 nm), dcd, h5 or npz; weights.npz has them in full.
         seed: of the random numbers.
@@ -72,18 +72,27 @@ def sample(
     Raises:
         FileNotFoundError: no flow is shipped for the molecule, or files are missing.
         OSError: the folder cannot be written, or another run is at work in it.
-        ValueError: a flow of another molecule, an option out of range, or a checkpoint of other settings.
+        ValueError: a flow of another molecule, an option out of range or of another sampler, a folder of frames, or a
+            checkpoint of other settings.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     check_format(trajectory_format)
+    moving: dict[str, Any] = {"kernel": kernel, "moves": moves, "final_moves": final_moves}
+    for name, value in {**moving, "num_draws": num_draws, "conditional_ess": conditional_ess}.items():
+        if sampler == "importance" and value is not None:
+            raise ValueError(f"--{name} goes with --sampler smc or auto; leave it out.")
+    moving["kernel"] = named_kernel(kernel or "mala")  # an unknown one is told before the work
+    moving = {name: value for name, value in moving.items() if value is not None}
+    temperatures = None if conditional_ess is None else AdaptiveTemperatures(conditional_ess)
     target = molecule.build(model)
     flow = load_flow(target, model, device)
     if sampler == "auto":
-        flow.split_coordinates()  # draws that cannot be moved are told before the work
+        flow.split_coordinates()  # so are draws that cannot be moved
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
     draws: WeightedSamples | None = None
+    refuse_other_content(output, but="weighted samples")
     with only_run(output):
         with complete_folder(output):
             pass  # a folder that cannot be written is told before the work, not after it
@@ -104,10 +113,8 @@ def sample(
                 flow,
                 target,
                 num_samples,
-                kernel=kernel,
-                temperatures=AdaptiveTemperatures(conditional_ess),
-                moves=moves,
-                final_moves=final_moves,
+                **moving,
+                temperatures=temperatures,
                 num_draws=num_draws if draws is None else None,
                 draws=draws,
                 batch_size=batch_size,

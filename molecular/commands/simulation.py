@@ -22,11 +22,11 @@ def simulate(
     molecule: MoleculeOptions,
     sequences: Path | None = None,
     split: Path | None = None,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
+    validation_fraction: float | None = None,
+    test_fraction: float | None = None,
     tar: bool = False,
     flow: Path | None = None,
-    flow_draws: int = 10_000,
+    flow_draws: int | None = None,
     flow_effective: float | None = None,
     flow_tempered: bool = False,
     ensemble: Path | None = None,
@@ -41,13 +41,13 @@ def simulate(
         molecule: which one; of a corpus, temperature and hydrogen mass alone, of all its peptides.
         sequences: instead of a molecule, a text file of sequences, one a line, for a corpus.
         split: of a corpus, a JSON file with lists of train, validation and test; sequences it lacks are for training.
-        validation_fraction: of a corpus without such a file, the share of the sequences, chosen by seed.
+        validation_fraction: of a corpus without such a file, the share of the sequences, chosen by seed; default 0.1.
         test_fraction: likewise.
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
         flow: folder of a trained flow, from whose weighted draws the replicas start instead of structures of random
             torsions: then one temperature and no hot_ps will do, and 5 ps of equilibration_ps for the velocities.
             Where they are worth too few effective samples, a molecule is refused, and a corpus goes on without it.
-        flow_draws: how many to draw of it for each molecule.
+        flow_draws: how many to draw of it for each molecule; default 10,000.
         flow_effective: how many effective samples these must be worth, by default as many as there are replicas.
         flow_tempered: raise the weights of draws that are worth fewer to the highest power at which they are worth that
             many, instead of refusing the molecule; dynamics, hot_ps or more temperatures have to do the rest.
@@ -61,9 +61,14 @@ def simulate(
         raise ValueError("give one of --peptide, --structure and --sequences.")
     if flow is not None and ensemble is not None:
         raise ValueError("replicas start from --flow or from --ensemble; give one.")
+    unused = {"flow_draws": flow_draws, "flow_effective": flow_effective, "flow_tempered": flow_tempered or None}
+    _check_given("flow", flow, unused)
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    _check_given("sequences", sequences, fractions | {"split": split, "tar": tar or None})
     starts: Starts | None = None
     if flow is not None:
-        starts = FlowStarts(flow, flow_draws, device=device, min_effective=flow_effective, tempered=flow_tempered)
+        draws = {} if flow_draws is None else {"num_draws": flow_draws}
+        starts = FlowStarts(flow, device=device, min_effective=flow_effective, tempered=flow_tempered, **draws)
     if ensemble is not None:
         starts = EnsembleStarts(ensemble)
     if sequences is None:
@@ -78,8 +83,7 @@ def simulate(
         names,
         output,
         split=None if split is None else read_split(split, names),
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
+        **{name: share for name, share in fractions.items() if share is not None},
         temperature=molecule.temperature,
         hydrogen_mass=molecule.hydrogen_mass,
         seed=seed,
@@ -88,3 +92,10 @@ def simulate(
         device=device,
         **options,
     )
+
+
+def _check_given(option: str, value: object, others: dict[str, object]) -> None:
+    """Raises ValueError for the first of `others` that is given where the option that it belongs to is not."""
+    for name, other in others.items():
+        if value is None and other is not None:
+            raise ValueError(f"--{name} goes with --{option}; leave it out.")

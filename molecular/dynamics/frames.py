@@ -9,6 +9,7 @@ import mdtraj
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.molecule.storage import CONTENT
 from molecular.molecule.trajectories import ascii_name, write_trajectory
 from nflib.io import read_arrays, write_arrays
 
@@ -57,7 +58,7 @@ def shard_path(folder: Path, index: int) -> Path:
 
 def list_shards(folder: Path) -> list[Path]:
     """The shards of a folder in the order in which they were written."""
-    return sorted(folder.glob("frames-*.npz"))
+    return sorted(folder.glob(CONTENT["frames"]))
 
 
 def write_shard(path: Path, frames: Frames, storage: str = "float32") -> None:

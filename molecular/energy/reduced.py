@@ -17,13 +17,14 @@ HIGHEST_ENERGY = 40.0
 class ReducedEnergy:
     """``u(x) = U(x) / kT`` of a molecule, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not.
 
-    Energies and forces are computed in `dtype`. Differentiable once where positions require a gradient.
+    Energies and forces are computed in `dtype`; by OpenMM where `compile_system` does not know a force. Differentiable
+    once where positions require a gradient.
     """
 
     def __init__(
         self, molecule: Molecule, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.energy = compile_system(molecule.system, dtype).to(device)
+        self.energy = compile_system(molecule.system, dtype, fallback=True).to(device)
         self.kT = molecule.kT
 
     def __call__(self, positions: Tensor) -> Tensor:

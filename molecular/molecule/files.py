@@ -20,12 +20,15 @@ from molecular.molecule.peptide import (
     CAPPED_FORCE_FIELD,
     UNCAPPED_FORCE_FIELD,
     add_hydrogens,
+    cutoff_options,
     minimise,
+    usual_cutoff,
     usual_temperature,
 )
 from molecular.molecule.sequences import LETTERS
 from molecular.molecule.storage import read_system
-from molecular.molecule.topology import D_NAMES, Topology
+from molecular.molecule.structure_checks import odd_bond
+from molecular.molecule.topology import ALLO_NAMES, D_NAMES, Topology
 
 SOLVENTS = {"HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GBn": app.GBn, "GBn2": app.GBn2}
 WATER_AND_IONS = {
@@ -39,14 +42,16 @@ PROTONATIONS = {
     **{"HSD": "HID", "HSE": "HIE", "HSP": "HIP", "CYM": "CYX"},  # neither has a hydrogen at its sulphur
 }
 MIRRORED = {name: LETTERS[letter].upper() for letter, name in D_NAMES.items()}
+MIRRORED |= {name: LETTERS[letter].upper() for letter, names in ALLO_NAMES.items() for name in names}
 STANDARD = MIRRORED | {
     **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
     **{"ASH": "ASP", "GLH": "GLU", "LYN": "LYS", "CYX": "CYS", "CYM": "CYS"},
 }
 # Names in the file by chain, number and insertion code, of residues that were read under a standard one.
 WrittenNames: TypeAlias = dict[tuple[str, str, str], str]
-# What `Peptide` takes for peptides without caps, nm.
-UNCAPPED_CUTOFF = 2.0
+
+# With repartitioned mass.
+HEAVIEST_HYDROGEN = 4.5 * unit.dalton
 
 LONGEST_REASON = 300  # characters of what another program's reader says
 
@@ -61,7 +66,7 @@ def read_molecule(
     system: str | Path | None = None,
     implicit_solvent: str | None = None,
     temperature: float | None = None,
-    cutoff: float | None = None,
+    cutoff: float | str | None = "default",
     hydrogen_mass: float | None = None,
     name: str | None = None,
     ph: float = 7.0,
@@ -78,7 +83,7 @@ def read_molecule(
         system: with PDB or mmCIF, an OpenMM System as XML in place of a force field.
         implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2; default: none, a vacuum.
         temperature: K; default 310 for peptides without caps, 300 for all else.
-        cutoff: nm; default none, but 2 for peptides without caps in their default force field.
+        cutoff: nm, None for none; by default 2 for peptides without caps in PDB and mmCIF files, none for all else.
         hydrogen_mass: amu, see `Peptide`.
         name: default: the structure's file name without its suffix.
         ph: for the protonation of residues whose hydrogens are missing and whose names do not say it.
@@ -94,11 +99,7 @@ def read_molecule(
     for file in (path, coordinates, system):
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"there is no file {file}.")
-    options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff, "removeCMMotion": False, "rigidWater": False}
-    if cutoff is not None:
-        if not cutoff > 0:
-            raise ValueError(f"cutoff is {cutoff} nm; give a positive length, or none.")
-        options |= {"nonbondedMethod": app.CutoffNonPeriodic, "nonbondedCutoff": cutoff * unit.nanometer}
+    options: dict[str, Any] = {"removeCMMotion": False, "rigidWater": False}
     if hydrogen_mass is not None:
         options["hydrogenMass"] = hydrogen_mass * unit.dalton
     if suffix in PARAMETER_FILES:
@@ -107,9 +108,12 @@ def read_molecule(
         if coordinates is None:
             raise ValueError(f"{path} holds no positions; name the file that does as coordinates.")
         solvent = _solvent(implicit_solvent)
+        options |= cutoff_options(usual_cutoff(cutoff, capped=True))
         topology, built = PARAMETER_FILES[suffix](path, solvent, options)
         positions = _positions(Path(coordinates))
-        return Molecule(topology, built, positions, 300.0 if temperature is None else temperature, name=name)
+        if temperature is None:
+            temperature = usual_temperature(not _is_uncapped_peptide(topology))
+        return Molecule(topology, built, positions, temperature, name=name)
     if suffix not in STRUCTURE_FILES:
         known = ", ".join([*STRUCTURE_FILES, *PARAMETER_FILES])
         raise ValueError(f"{path} has no suffix of a structure that is read here: {known}.")
@@ -119,10 +123,14 @@ def read_molecule(
             "force_field file, such as implicit/obc2.xml."
         )
     modeller, written = _read_structure(path)
+    uncapped = _is_uncapped_peptide(modeller.topology)
+    if temperature is None:
+        temperature = usual_temperature(not uncapped)
     if system is not None:
-        if force_field or cutoff is not None or hydrogen_mass is not None:
+        if force_field or cutoff != "default" or hydrogen_mass is not None:
             raise ValueError("a System is complete; leave force_field, cutoff and hydrogen_mass out.")
-        return _with_system(modeller, read_system(system), 300.0 if temperature is None else temperature, name, written)
+        return _with_system(modeller, read_system(system), temperature, name, written)
+    options |= cutoff_options(usual_cutoff(cutoff, not uncapped))
     return _with_force_field(modeller, force_field, options, temperature, name, written, ph)
 
 
@@ -130,7 +138,7 @@ def _with_force_field(
     modeller: app.Modeller,
     files: Sequence[str] | None,
     options: dict[str, Any],
-    temperature: float | None,
+    temperature: float,
     name: str,
     written: WrittenNames,
     ph: float,
@@ -139,18 +147,19 @@ def _with_force_field(
     if water:
         log.info("%d residues of water and ions are left out of %s.", len(water), name)
         modeller.delete(water)
-    residues = {residue.name for residue in modeller.topology.residues()}
-    capped = "ACE" in residues and bool(residues & {"NME", "NHE", "NH2"})  # at both ends, as `Peptide` has it
-    is_peptide = any(atom.name == "CA" for atom in modeller.topology.atoms())
+    if modeller.topology.getNumAtoms():
+        # Before atoms are added: minimised with them, a gap in the chain would close.
+        odd = odd_bond(Topology.of(modeller.topology), _in_nanometres(modeller.positions))
+        if odd is not None:
+            raise ValueError(f"{name} is no whole molecule: {odd}; add the residues or atoms that are missing.")
     if not files:
-        if not is_peptide:
+        if not _is_peptide(modeller.topology):
+            residues = sorted({residue.name for residue in modeller.topology.residues()})
             raise ValueError(
                 f"{name} is no peptide, so that it has no default force field; give force_field (XML files that know "
-                f"the residue {', '.join(sorted(residues)) or '?'}) or a System as XML."
+                f"the residue {', '.join(residues) or '?'}) or a System as XML."
             )
-        files = CAPPED_FORCE_FIELD if capped else UNCAPPED_FORCE_FIELD
-        if not capped and "nonbondedCutoff" not in options:
-            options |= {"nonbondedMethod": app.CutoffNonPeriodic, "nonbondedCutoff": UNCAPPED_CUTOFF * unit.nanometer}
+        files = UNCAPPED_FORCE_FIELD if _is_uncapped_peptide(modeller.topology) else CAPPED_FORCE_FIELD
     try:
         field = app.ForceField(*files)
     except (ValueError, OSError, SyntaxError) as error:  # OpenMM's own sentence names the file it could not find
@@ -160,10 +169,18 @@ def _with_force_field(
     if added:
         log.info("%d atoms were missing in %s and are added.", added, name)
         positions = minimise(created, positions)
-    if temperature is None:
-        temperature = usual_temperature(capped or not is_peptide)
     _name_as_written(modeller.topology, written)
     return Molecule(modeller.topology, created, positions, temperature, name=name)
+
+
+def _is_peptide(topology: app.Topology) -> bool:
+    return any(atom.name == "CA" and atom.element is app.element.carbon for atom in topology.atoms())
+
+
+def _is_uncapped_peptide(topology: app.Topology) -> bool:
+    """Whether one of the ends, or both, has no cap, as `Peptide` has it."""
+    residues = {residue.name for residue in topology.residues()}
+    return _is_peptide(topology) and not ("ACE" in residues and residues & {"NME", "NHE", "NH2"})
 
 
 def _create(
@@ -231,8 +248,14 @@ def _with_system(
             "molecules."
         )
     for atom in modeller.topology.atoms():
+        mass = system.getParticleMass(atom.index)
         if atom.element is None:  # no column for it, and no name to guess by
-            atom.element = app.Element.getByMass(system.getParticleMass(atom.index))
+            atom.element = app.Element.getByMass(mass)
+        elif (atom.element is app.element.hydrogen) != (mass < HEAVIEST_HYDROGEN):
+            raise ValueError(
+                f"atom {atom.index + 1} of {name}, {atom.name} of {atom.residue.name} {atom.residue.id}, has the mass "
+                f"{mass._value:g} amu in the System; give both the same order of atoms."
+            )
     _name_as_written(modeller.topology, written)
     topology = Topology.of(modeller.topology)
     positions = _in_nanometres(modeller.positions)

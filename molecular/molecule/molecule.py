@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
 
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from molecular.molecule.structure_checks import named_by_hand, odd_bond
 from molecular.molecule.topology import Topology
 from nflib.io import complete_file
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # Beyond these it is no temperature of a molecule in a force field, but degrees Celsius or a slip.
 COLDEST, HOTTEST = 50.0, 5000.0
+
+log = logging.getLogger(__name__)
 
 
 class Molecule:
@@ -35,12 +39,13 @@ class Molecule:
         name: for messages, file names and figures.
 
     Attributes:
-        topology, system, positions (float64), temperature, name: as given.
+        topology, system, positions (float64), temperature, name: as given, but that amino acids of the other hand than
+            their name says get the name of theirs (an ALA with the hand of a D-residue is DAL).
         kT: kJ/mol.
 
     Raises:
         ValueError: parts that do not belong together, more than one molecule, virtual sites, a periodic system, a
-            structure that is not finite, or a temperature out of range.
+            structure that is not finite or whose bonds are no bonds, or a temperature out of range.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("AA")
@@ -64,6 +69,11 @@ class Molecule:
         self.name = name
         self.kT = MOLAR_GAS_CONSTANT * self.temperature
         self._check()
+        named = named_by_hand(self.topology, self.positions)
+        for before, after in zip(self.topology.residues, named.residues, strict=True):
+            if before != after:
+                log.warning("%s: %s %s is called %s, whose hand it has.", name, before.name, before.number, after.name)
+        self.topology = named
 
     def _check(self) -> None:
         topology, system = self.topology, self.system
@@ -89,6 +99,12 @@ class Molecule:
             raise ValueError(
                 f"{self.name} is {len(topology.components)} molecules; give one connected molecule, without water "
                 "and ions."
+            )
+        odd = odd_bond(topology, self.positions, system)
+        if odd is not None:
+            raise ValueError(
+                f"{self.name} is no whole structure in nm: {odd}; its atoms may be in another order than the "
+                "topology's, or lie across a box, or a residue between them is missing."
             )
         virtual = [i for i in range(topology.num_atoms) if system.isVirtualSite(i)]
         if virtual:

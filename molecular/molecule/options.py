@@ -24,7 +24,8 @@ class MoleculeOptions:
         system: with a PDB or mmCIF file, an OpenMM System as XML in place of a force field.
         temperature: K; default 310 for peptides without caps, 300 for all else.
         implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2; default: none, a vacuum.
-        cutoff: of nonbonded interactions, nm; default 2 for peptides without caps, none for all else.
+        cutoff: of nonbonded interactions, nm, or "none"; default 2 for peptides without caps from a sequence, a PDB or
+            an mmCIF file, none for all else.
         hydrogen_mass: amu, taken from the bonded heavy atoms, so that longer steps are stable; natural without it.
     """
 
@@ -35,7 +36,7 @@ class MoleculeOptions:
     system: Path | None = None
     implicit_solvent: str | None = None
     temperature: float | None = None
-    cutoff: float | None = None
+    cutoff: float | str | None = None
     hydrogen_mass: float | None = None
 
     def build(self, model: Path | None = None) -> Molecule:
@@ -49,6 +50,7 @@ class MoleculeOptions:
             return molecule if self.temperature is None else molecule.at(self.temperature)
         if (self.peptide is None) == (self.structure is None):
             raise ValueError("give either --peptide or --structure.")
+        cutoff = "default" if self.cutoff is None else None if self.cutoff == "none" else self.cutoff
         if self.peptide is not None:
             from molecular.molecule.peptide import Peptide
 
@@ -59,7 +61,7 @@ class MoleculeOptions:
                 self.peptide,
                 force_field=self.force_field,
                 temperature=self.temperature,
-                cutoff="default" if self.cutoff is None else self.cutoff,
+                cutoff=cutoff,
                 hydrogen_mass=self.hydrogen_mass,
             )
         from molecular.molecule.files import read_molecule
@@ -72,7 +74,7 @@ class MoleculeOptions:
             system=self.system,
             implicit_solvent=self.implicit_solvent,
             temperature=self.temperature,
-            cutoff=self.cutoff,
+            cutoff=cutoff,
             hydrogen_mass=self.hydrogen_mass,
         )
 

@@ -87,15 +87,9 @@ class Peptide(Molecule):
         self.force_field = tuple(force_field or (CAPPED_FORCE_FIELD if self.capped else UNCAPPED_FORCE_FIELD))
         if not all(isinstance(file, str) for file in self.force_field):
             raise ValueError(f"force_field is {force_field!r}; give the names of OpenMM force-field files.")
-        if isinstance(cutoff, str):
-            if cutoff != "default":
-                raise ValueError(f"cutoff is {cutoff!r}; give a length in nm, None, or 'default'.")
-            cutoff = None if self.capped else 2.0
-        if cutoff is not None and not cutoff > 0.0:
-            raise ValueError(f"cutoff is {cutoff} nm; give a positive length or None.")
+        self.cutoff = usual_cutoff(cutoff, self.capped)
         if constraints not in _CONSTRAINTS:
             raise ValueError(f"constraints is {constraints!r}; give one of {', '.join(map(str, _CONSTRAINTS))}.")
-        self.cutoff: float | None = cutoff
         self.constraints = constraints
         self.hydrogen_mass = hydrogen_mass
         try:
@@ -120,12 +114,7 @@ class Peptide(Molecule):
         super().__init__(topology, system, positions, temperature, name=self.sequence)
 
     def _create_system(self, topology: app.Topology, field: app.ForceField) -> openmm.System:
-        options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
-        if self.cutoff is not None:
-            options = {
-                "nonbondedMethod": app.CutoffNonPeriodic,
-                "nonbondedCutoff": self.cutoff * unit.nanometer,
-            }
+        options = cutoff_options(self.cutoff)
         if self.hydrogen_mass is not None:
             options["hydrogenMass"] = self.hydrogen_mass * unit.dalton
         # No CMMotionRemover: the target is the Boltzmann distribution of the forces alone.
@@ -141,6 +130,25 @@ class Peptide(Molecule):
 def usual_temperature(capped: bool) -> float:
     """That of a peptide for which none is given, K."""
     return 300.0 if capped else 310.0
+
+
+def usual_cutoff(cutoff: float | str | None, capped: bool) -> float | None:
+    """A cutoff, nm, None for no cutoff, where "default" is that of a peptide for which none is given.
+
+    Raises ValueError for any other word, and for a length that is not positive.
+    """
+    if cutoff == "default":
+        return None if capped else 2.0
+    if cutoff is not None and not (isinstance(cutoff, float | int) and cutoff > 0.0):
+        raise ValueError(f"cutoff is {cutoff!r}; give a positive length in nm, None, or 'default'.")
+    return cutoff
+
+
+def cutoff_options(cutoff: float | None) -> dict[str, Any]:
+    """What OpenMM's createSystem calls a cutoff, nm."""
+    if cutoff is None:
+        return {"nonbondedMethod": app.NoCutoff}
+    return {"nonbondedMethod": app.CutoffNonPeriodic, "nonbondedCutoff": cutoff * unit.nanometer}
 
 
 def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple[app.Topology, NDArray[np.float64]]:

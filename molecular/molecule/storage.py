@@ -18,6 +18,8 @@ SYSTEM = "system.xml"
 STRUCTURE = "topology.pdb"
 # Where earlier versions have the sequence and, of simulations, the force field.
 SETTINGS, SUMMARY = "settings.json", "summary.json"
+# What lies beside a molecule and is of it, by a pattern of files.
+CONTENT = {"frames": "frames-*.npz", "weighted samples": "weights.npz"}
 CHECKSUM = "checksum"  # SHA-256 of the rest of molecule.json and of system.xml, which only fit each other
 EARLIER_OPTIONS = ("force_field", "cutoff", "constraints", "hydrogen_mass")
 
@@ -39,6 +41,17 @@ def save_molecule(molecule: Molecule, folder: str | Path) -> None:
         (temporary / DESCRIPTION).write_text(json.dumps(content) + "\n", encoding="utf-8")
         (temporary / SYSTEM).write_text(system, encoding="utf-8")
         (temporary / STRUCTURE).write_text(molecule.pdb_string(), encoding="utf-8")
+
+
+def refuse_other_content(folder: str | Path, *, but: str | None = None) -> None:
+    """Raise ValueError where a folder holds what is of the molecule in it: frames or weighted samples.
+
+    Args:
+        but: of `CONTENT`, what may be there, since it is about to be replaced.
+    """
+    for content, pattern in CONTENT.items():
+        if content != but and any(Path(folder).glob(pattern)):
+            raise ValueError(f"{folder} holds {content}, whose molecule must stay with them; give another folder.")
 
 
 def load_molecule(folder: str | Path) -> Molecule:

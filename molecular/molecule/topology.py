@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,14 +28,19 @@ D_NAMES = {
     **{"M": "MED", "N": "DSG", "P": "DPR", "Q": "DGN", "R": "DAR", "S": "DSN", "T": "DTH", "V": "DVA", "W": "DTR"},
     **{"Y": "DTY"},
 }
-_RESIDUES = {name.upper(): SequenceResidue(letter) for letter, name in LETTERS.items()}
-_RESIDUES |= {name: SequenceResidue(letter, is_d=True) for letter, name in D_NAMES.items()}
-_RESIDUES |= {name.upper(): SequenceResidue(letter) for name, letter in VARIANTS.items()}
+# Of residues with the other hand at CB alone, L and D, likewise; no sequence here has them.
+ALLO_NAMES = {"I": ("IIL", "28J"), "T": ("ALO", "2TL")}
+RESIDUES = {name.upper(): SequenceResidue(letter) for letter, name in LETTERS.items()}
+RESIDUES |= {name: SequenceResidue(letter, is_d=True) for letter, name in D_NAMES.items()}
+RESIDUES |= {name.upper(): SequenceResidue(letter) for name, letter in VARIANTS.items()}
+"""What a residue is, by its name."""
+# A residue's number and its insertion code.
+_NUMBER = re.compile(r"(-?\d+)([A-Za-z])")
 
 
 @dataclass(frozen=True)
 class Residue:
-    """A residue: its name, its number as its file has it, and its chain."""
+    """A residue: its name, its number as its file has it, with any insertion code ("52A"), and its chain."""
 
     name: str
     number: str = "1"
@@ -96,8 +102,9 @@ class Topology:
         for residue in _items(topology.residues):
             # OpenMM has the number of the file in `id`, mdtraj in `resSeq`.
             number = getattr(residue, "id", None) or getattr(residue, "resSeq", residue.index + 1)
+            code = getattr(residue, "insertionCode", "").strip()
             chain = getattr(residue.chain, "id", None) or getattr(residue.chain, "chain_id", None) or "A"
-            residues.append(Residue(residue.name, str(number), str(chain)))
+            residues.append(Residue(residue.name, f"{number}{code}", str(chain)))
         for atom in _items(topology.atoms):
             if atom.element is None or atom.element.symbol in ("", "VS"):
                 raise ValueError(f"atom {atom.name} of {atom.residue.name} {atom.residue.index + 1} has no element.")
@@ -195,7 +202,7 @@ class Topology:
 
     def _sequence_residue(self, index: int) -> SequenceResidue | None:
         atoms = self.atoms_by_name[index]
-        known = _RESIDUES.get(self.residues[index].name)
+        known = RESIDUES.get(self.residues[index].name)
         if known is None or "CA" not in atoms:
             return None
         variant = None
@@ -232,9 +239,10 @@ class Topology:
         return f"{self.atom_names[atom]} of {self.residue_label(atom)}"
 
     def residue_label(self, atom: int) -> str:
-        """An atom's residue for a reader, such as "ALA 2"."""
+        """An atom's residue for a reader, such as "ALA 2"; "ALA 2 of chain B" where there are several chains."""
         residue = self.residues[self.residue_indices[atom]]
-        return f"{residue.name} {residue.number}"
+        several = any(other.chain != residue.chain for other in self.residues)
+        return f"{residue.name} {residue.number}" + (f" of chain {residue.chain}" if several else "")
 
     def select(self, atoms: Sequence[int]) -> Topology:
         """These atoms alone, in this order; residues in the order in which they first come."""
@@ -299,12 +307,14 @@ class Topology:
         from openmm import app
 
         topology = app.Topology()
-        chains: dict[str, Any] = {}
-        residues = []
+        residues: list[Any] = []
         for residue in self.residues:
-            if residue.chain not in chains:
-                chains[residue.chain] = topology.addChain(residue.chain)
-            residues.append(topology.addResidue(residue.name, chains[residue.chain], residue.number))
+            # A chain that goes on after another one is a new one to OpenMM.
+            if not residues or residues[-1].chain.id != residue.chain:
+                chain = topology.addChain(residue.chain)
+            number = _NUMBER.fullmatch(residue.number)
+            number_and_code = (residue.number, "") if number is None else number.groups()
+            residues.append(topology.addResidue(residue.name, chain, *number_and_code))
         atoms = [
             topology.addAtom(name, app.Element.getBySymbol(element), residues[residue])
             for name, element, residue in zip(self.atom_names, self.elements, self.residue_indices, strict=True)

@@ -90,7 +90,7 @@ def smc(
     kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
     be split, and what `nflib.montecarlo.smc` refuses.
     """
-    kernel = _kernel(kernel)
+    kernel = named_kernel(kernel)
     fixed, proposal, target = _in_own_coordinates(flow, molecule, torch.Generator().manual_seed(seed), device)
     if draws is not None:
         draws = transform_back(draws, InverseTransform(fixed), batch_size)
@@ -134,14 +134,15 @@ def move_at_target(
     fixed, _, target = _in_own_coordinates(flow, molecule, generator, device)
     with torch.no_grad():
         y = torch.cat([fixed(part.to(device))[0] for part in positions.split(batch_size)])
-    chains = run_chains(target, y, num_steps, kernel=_kernel(kernel), chunk_size=batch_size, generator=generator)
+    chains = run_chains(target, y, num_steps, kernel=named_kernel(kernel), chunk_size=batch_size, generator=generator)
     moved = WeightedSamples(chains.x, torch.zeros_like(chains.log_target), log_target=chains.log_target)
     back = transform_back(moved, fixed, batch_size)
     assert back.log_target is not None
     return chains._replace(x=back.x.to(positions), log_target=back.log_target.to(positions.device))
 
 
-def _kernel(kernel: Kernel | str) -> Kernel:
+def named_kernel(kernel: Kernel | str) -> Kernel:
+    """A kernel, or the one of `KERNELS` of this name; raises ValueError for another name."""
     if not isinstance(kernel, str):
         return kernel
     if kernel not in KERNELS:

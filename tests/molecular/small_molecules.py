@@ -14,7 +14,7 @@ from rdkit.Chem import AllChem
 # Harmonic, of the size that general force fields have: kJ/mol/nm^2, kJ/mol/rad^2, kJ/mol; sigma nm, epsilon kJ/mol.
 BOND, ANGLE = 250_000.0, 400.0
 LENNARD_JONES = {"H": (0.25, 0.12), "C": (0.35, 0.28), "O": (0.31, 0.71)}
-SMILES = {"butane": "CCCC", "glycol": "OCCO"}
+SMILES = {"butane": "CCCC", "glycol": "OCCO", "propane": "CCC"}
 
 
 def build(name: str, partial_charges: bool = True) -> tuple[app.Topology, openmm.System, np.ndarray]:

@@ -169,8 +169,11 @@ MISTAKES = {
     "no such device": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--device", "mtia:9"], "no device"),
     "no end of training": (["train", "--data", "{tmp}"], "max_steps or max_seconds"),
     "bad training": (["train", "--data", "{tmp}", "--training.max_steps", "-3"], "max_steps"),
-    "no time": (["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "0"], "picoseconds is 0"),
-    "degrees Celsius": (["simulate", "--peptide", "Ace-G-Nme", "--picoseconds", "1", "--temperature", "27"], "27 K"),
+    "no time": (["simulate", "--picoseconds", "1", "--peptide", "Ace-G-Nme", "--picoseconds", "0"], "picoseconds is 0"),
+    "degrees Celsius": (
+        ["simulate", "--picoseconds", "1", "--peptide", "Ace-G-Nme", "--picoseconds", "1", "--temperature", "27"],
+        "27 K",
+    ),
     "an empty path": (["sample", "--peptide", "Ace-G-Nme", "--model", ""], "--model is empty"),
     "peptide and structure": (["sample", "--peptide", "AA", "--structure", "a.pdb"], "either --peptide or --structure"),
     "a system for a peptide": (["sample", "--peptide", "AA", "--system", "a.xml"], "--system goes with --structure"),
@@ -314,3 +317,28 @@ def test_a_model_knows_its_molecule(model, tmp_path):
     main(["sample", "--model", str(model), "--num_samples", "20", "--temperature", "330", "--output", str(tmp_path)])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["molecule"] == "Ace-G-Nme" and summary["temperature_K"] == 330
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "--moves", "3"], "--moves goes with --sampler smc or auto; leave it out."),
+        (["sample", "--conditional_ess", "0.5"], "--conditional_ess goes with --sampler smc or auto"),
+        (["sample", "--sampler", "auto", "--kernel", "bogus"], "there is no kernel 'bogus'"),
+        (["simulate", "--picoseconds", "1", "--flow_draws", "10"], "--flow_draws goes with --flow; leave it out."),
+        (["simulate", "--picoseconds", "1", "--flow_tempered", "true"], "--flow_tempered goes with --flow"),
+        (["simulate", "--picoseconds", "1", "--test_fraction", "0.2"], "--test_fraction goes with --sequences"),
+        (["simulate", "--picoseconds", "1", "--tar", "true"], "--tar goes with --sequences"),
+    ],
+)
+def test_options_of_something_else_are_refused(arguments, words, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: {words}"):
+        main([*arguments, "--peptide", "Ace-A-Nme", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_do_not_join_frames(simulation, model):
+    before = {path.name: path.stat().st_mtime_ns for path in simulation.iterdir()}
+    with pytest.raises(SystemExit, match="holds frames, whose molecule must stay with them"):
+        main(["sample", "--model", str(model), "--peptide", "Ace-G-Nme", "--output", str(simulation)])
+    assert {path.name: path.stat().st_mtime_ns for path in simulation.iterdir()} == before

@@ -238,7 +238,7 @@ def test_d_residues(copy, peptides):
     write_tar(tar(copy, 0), [("AA_0", peptides["AA"].positions)])
     path = copy / "pdbs/train/AA.pdb"
     path.write_text(peptides["AA"].pdb_string(peptides["AA"].positions * np.array([1, 1, -1])))
-    with pytest.raises(ValueError, match=r"AA\.pdb: residue 1, ALA, has the handedness of a D-amino acid"):
+    with pytest.raises(ValueError, match=r"AA\.pdb: residue 1, ALA, has the handedness of DAL"):
         list(stream(copy, batch_size=4))
     path.write_text(peptides["AA"].pdb_string().replace("ALA", "DAL"))
     with pytest.raises(ValueError, match="residue DAL is a D-amino acid"):

@@ -15,7 +15,7 @@ from molecular import Molecule, Peptide
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
 from molecular.molecule.options import MoleculeOptions
-from molecular.molecule.storage import load_molecule, save_molecule
+from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
 from tests.molecular.small_molecules import SMILES, build, write
 
 VACUUM = ["amber14-all.xml"]
@@ -134,8 +134,7 @@ propane 1
 def test_gromacs(tmp_path):
     (tmp_path / "propane.top").write_text(GROMACS)
     names = ["C1", "C2", "C3", *(f"H{k}" for k in range(1, 9))]
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(11, 3)) * 0.1 + np.linspace(0, 1, 11)[:, None]
+    x = build("propane")[2]
     rows = [f"    1MOL  {name:>5}{k + 1:5d}" + "".join(f"{v:8.3f}" for v in x[k]) for k, name in enumerate(names)]
     (tmp_path / "propane.gro").write_text("\n".join(["propane", "11", *rows, "   9.0 9.0 9.0"]) + "\n")
     molecule = read_molecule(tmp_path / "propane.top", coordinates=tmp_path / "propane.gro")
@@ -225,7 +224,7 @@ def test_mistakes(tmp_path):
         ({"structure": structure, "system": structure}, "is no OpenMM System"),
         ({"structure": structure, "system": system, "cutoff": 1.0}, "a System is complete"),
         ({"structure": structure, "system": system, "coordinates": structure}, "go with a prmtop"),
-        ({"structure": structure, "force_field": ["a.xml"], "cutoff": -1.0}, "cutoff is -1.0 nm"),
+        ({"structure": structure, "force_field": ["a.xml"], "cutoff": -1.0}, "cutoff is -1.0; give a positive length"),
         ({"structure": tmp_path / "x.xyz"}, "no suffix of a structure"),
         ({"structure": tmp_path / "empty.pdb", "system": system}, "empty.pdb"),
         ({"structure": tmp_path / "x.prmtop"}, "holds no positions"),
@@ -265,3 +264,35 @@ def test_options():
         MoleculeOptions().build()
     with pytest.raises(ValueError, match="--coordinates goes with --structure"):
         MoleculeOptions(peptide="AA", coordinates="a.gro").build()
+
+
+def nonbonded(molecule):
+    (force,) = (force for force in molecule.system.getForces() if isinstance(force, openmm.NonbondedForce))
+    return force.getNonbondedMethod(), force.getCutoffDistance()
+
+
+@pytest.mark.parametrize("sequence", ["AAA", "Ace-A-Nme"])
+def test_defaults_are_the_same_by_every_way(sequence, tmp_path):
+    force_field = ["amber14-all.xml", "implicit/obc2.xml"]
+    peptide = Peptide(sequence, force_field=force_field)
+    peptide.save_pdb(tmp_path / "x.pdb")
+    (tmp_path / "x.xml").write_text(openmm.XmlSerializer.serialize(peptide.system))
+    by_structure = MoleculeOptions(structure=tmp_path / "x.pdb", force_field=force_field).build()
+    by_system = MoleculeOptions(structure=tmp_path / "x.pdb", system=tmp_path / "x.xml").build()
+    assert nonbonded(by_structure) == nonbonded(by_system) == nonbonded(peptide)
+    assert by_structure.temperature == by_system.temperature == peptide.temperature
+    free = MoleculeOptions(structure=tmp_path / "x.pdb", force_field=force_field, cutoff="none").build()
+    assert nonbonded(free)[0] == openmm.NonbondedForce.NoCutoff
+    with pytest.raises(ValueError, match="cutoff is 'far'; give a positive length"):
+        MoleculeOptions(peptide=sequence, cutoff="far").build()
+
+
+def test_a_folder_keeps_the_molecule_of_what_it_holds(tmp_path):
+    for content, file in (("frames", "frames-000000.npz"), ("weighted samples", "weights.npz")):
+        folder = tmp_path / content
+        folder.mkdir()
+        refuse_other_content(folder)
+        (folder / file).touch()
+        refuse_other_content(folder, but=content)
+        with pytest.raises(ValueError, match=f"holds {content}, whose molecule must stay with them"):
+            refuse_other_content(folder)

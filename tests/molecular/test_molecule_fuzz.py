@@ -13,7 +13,7 @@ from molecular.molecule.files import read_molecule
 from molecular.molecule.storage import load_molecule, save_molecule
 from tests.damage import damaged
 from tests.molecular.amber_files import write_amber
-from tests.molecular.small_molecules import write
+from tests.molecular.small_molecules import build, write
 from tests.molecular.test_molecule_files import GROMACS, VACUUM
 
 QUICK, THOROUGH = 12, 300
@@ -34,10 +34,9 @@ def whole(tmp_path_factory):
     prmtop.rename(folder / "x.prmtop")
     inpcrd.rename(folder / "x.inpcrd")
     (folder / "x.top").write_text(GROMACS)
-    generator = np.random.default_rng(0)
     atoms = [
-        f"    1MOL  {'C' if k < 3 else 'H':>5}{k + 1:5d}" + "".join(f"{x:8.3f}" for x in generator.normal(size=3))
-        for k in range(11)
+        f"    1MOL  {'C' if k < 3 else 'H':>5}{k + 1:5d}" + "".join(f"{x:8.3f}" for x in place)
+        for k, place in enumerate(build("propane")[2])
     ]
     (folder / "x.gro").write_text("\n".join(["propane", "   11", *atoms, "   0.0 0.0 0.0"]) + "\n")
     save_molecule(peptide, folder)

@@ -13,6 +13,7 @@ from openmm import app, unit
 from molecular import Molecule, Peptide
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
+from molecular.molecule.topology import Residue, Topology
 from tests.molecular.small_molecules import build, write
 from tests.molecular.test_molecule_files import VACUUM, assert_energies_are_openmms
 
@@ -191,3 +192,87 @@ def test_two_molecules_are_refused(tmp_path):
         app.PDBFile.writeFile(modeller.topology, modeller.positions, file)
     with pytest.raises(ValueError, match="is 2 molecules"):
         read_molecule(tmp_path / "x.pdb", force_field=VACUUM)
+
+
+@pytest.mark.parametrize("keep", [lambda line: True, is_heavy], ids=["hydrogens", "heavy"])
+def test_a_residue_that_is_missing_is_no_bond(keep, tmp_path):
+    text = Peptide("AAAAA").pdb_string()
+    path = write_pdb(tmp_path / "gap.pdb", text, lambda line: line[22:26].strip() != "3" and keep(line))
+    with pytest.raises(ValueError, match=r"C of ALA 2 and N of ALA 4 are bonded but 0\.4\d+ nm apart"):
+        read_molecule(path)
+
+
+@pytest.mark.parametrize(("sequence", "mirrored"), [("Ace-A-Nme", "Ace-dAla-Nme"), ("Ace-dIle-dThr-Nme", "Ace-IT-Nme")])
+def test_names_are_those_of_the_hand(sequence, mirrored, tmp_path, caplog):
+    peptide = Peptide(sequence)
+    names = [("DIL", "ILE"), ("DTH", "THR")]  # most programs call either hand by one name
+    text = peptide.pdb_string(peptide.positions * np.array([1.0, 1.0, -1.0]))
+    assert read_molecule(write_pdb(tmp_path / "x.pdb", text, names=names)).topology.sequence == mirrored
+    if "d" in sequence:
+        path = write_pdb(tmp_path / "y.pdb", peptide.pdb_string(), names=names)
+        assert read_molecule(path).topology.sequence == sequence
+        assert "y: ILE 2 is called DIL, whose hand it has." in caplog.text
+
+
+def test_allo_residues_are_no_sequence():
+    peptide = Peptide("Ace-T-Nme")
+    atoms = peptide.topology.atoms_by_name[1]
+    swapped, first, second = peptide.positions.copy(), atoms["OG1"], atoms["HB"]
+    centre = swapped[atoms["CB"]]
+    arms = {atom: swapped[atom] - centre for atom in (first, second)}
+    unit_arms = {atom: arm / np.linalg.norm(arm) for atom, arm in arms.items()}
+    swapped[first] = centre + np.linalg.norm(arms[first]) * unit_arms[second]
+    swapped[second] = centre + np.linalg.norm(arms[second]) * unit_arms[first]
+    swapped[atoms["HG1"]] += swapped[first] - peptide.positions[first]
+    topology = Molecule(peptide.topology, peptide.system, swapped).topology
+    assert topology.residues[1].name == "ALO" and topology.sequence is None
+
+
+def test_insertion_codes_and_chains_are_kept(tmp_path):
+    numbers = {"1": "  52 ", "2": "  52A", "3": "  52B", "4": "  53 "}
+    lines = [
+        line[:22] + numbers[line[22:26].strip()] + line[27:] if atoms_of(line) else line
+        for line in Peptide("AVVA").pdb_string().splitlines()
+    ]
+    (tmp_path / "x.pdb").write_text("\n".join(lines) + "\n")
+    molecule = read_molecule(tmp_path / "x.pdb")
+    assert [residue.number for residue in molecule.topology.residues] == ["52", "52A", "52B", "53"]
+    assert molecule.topology.label(molecule.topology.atoms_by_name[1]["CA"]) == "CA of VAL 52A"
+    molecule.save_pdb(tmp_path / "again.pdb")
+    assert read_molecule(tmp_path / "again.pdb").topology == molecule.topology
+
+
+def test_a_chain_that_goes_on_after_another(tmp_path):
+    topology = Topology(
+        ("C1", "O1", "C2"),
+        ("C", "O", "C"),
+        (Residue("ONE", "1", "A"), Residue("TWO", "1", "B"), Residue("ONE", "2", "A")),
+        (0, 1, 2),
+        ((0, 1), (1, 2)),
+    )
+    assert Topology.of(topology.to_openmm()) == topology
+    assert topology.label(1) == "O1 of TWO 1 of chain B"
+
+
+def test_atoms_in_another_order_than_the_system(tmp_path):
+    peptide = Peptide("Ace-A-Nme", hydrogen_mass=3.0)
+    (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(peptide.system))
+    assert read_molecule(write_pdb(tmp_path / "x.pdb", peptide.pdb_string()), system=tmp_path / "system.xml")
+    lines = sorted(
+        filter(atoms_of, peptide.pdb_string().splitlines()), key=lambda line: (line[22:26], not is_heavy(line))
+    )
+    (tmp_path / "y.pdb").write_text("\n".join(lines) + "\nEND\n")
+    with pytest.raises(ValueError, match=r"atom \d+ of y, .* amu in the System; give both the same order"):
+        read_molecule(tmp_path / "y.pdb", system=tmp_path / "system.xml")
+    # Of one element: the methyl groups at the ends.
+    order = np.arange(22)
+    ends = [peptide.topology.atom_names.index("CH3"), 18]
+    order[ends] = order[ends[::-1]]
+    with pytest.raises(ValueError, match="are bonded but .* nm apart; its atoms may be in another order"):
+        Molecule(peptide.topology, peptide.system, peptide.positions[order])
+
+
+def test_angstroms_are_refused():
+    peptide = Peptide("Ace-G-Nme", force_field=VACUUM)
+    with pytest.raises(ValueError, match="no whole structure in nm"):
+        Molecule(peptide.topology, peptide.system, 10.0 * peptide.positions)

@@ -6,12 +6,12 @@ import numpy as np
 from openmm import app, unit
 
 from molecular.molecule.sequences import parse_sequence
+from molecular.molecule.structure_checks import named_by_hand
+from molecular.molecule.topology import D_NAMES, Topology
 
 _NAMES = "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR"
 _VARIANTS = {"HIE": "H", "HID": "H", "HIP": "H", "CYX": "C"}
 _LETTERS = dict(zip(_NAMES.split(), "ACDEFGHIKLMNPQRSTVWY", strict=True)) | _VARIANTS
-# Names of D-residues in the PDB's chemical component dictionary.
-_MIRRORED = "DAL DAR DSG DAS DCY DGL DGN DHI DIL DLE DLY MED DPN DPR DSN DTH DTR DTY DVA"
 _CAPS = {"ACE": "Ace", "NME": "Nme"}
 
 
@@ -31,7 +31,7 @@ def read_structure(path: Path, sequence: str) -> app.Topology:
         raise ValueError(f"{path} is no PDB file that can be read ({reason}).") from error
     letters, caps = [], 0
     for residue in file.topology.residues():
-        if residue.name in _MIRRORED.split():
+        if residue.name in D_NAMES.values():
             raise ValueError(f"{path}: residue {residue.name} is a D-amino acid; only L-peptides are supported.")
         if residue.name in _CAPS:
             caps += 1
@@ -40,13 +40,11 @@ def read_structure(path: Path, sequence: str) -> app.Topology:
     if "".join(letters) != parsed.letters or caps != bool(parsed.head) + bool(parsed.tail):
         raise ValueError(f"{path} holds the residues {''.join(letters)}, not those of {sequence}.")
     positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
-    for residue in file.topology.residues():
-        atoms = {atom.name: atom.index for atom in residue.atoms()}
-        if {"N", "CA", "C", "CB"} <= atoms.keys():
-            arms = positions[[atoms["N"], atoms["C"], atoms["CB"]]] - positions[atoms["CA"]]
-            if np.linalg.det(arms) < 0:
-                raise ValueError(
-                    f"{path}: residue {residue.index + 1}, {residue.name}, has the handedness of a D-amino acid; only"
-                    " L-peptides are supported."
-                )
+    named = Topology.of(file.topology)
+    for residue, right in zip(named.residues, named_by_hand(named, positions).residues, strict=True):
+        if residue != right:
+            raise ValueError(
+                f"{path}: residue {residue.number}, {residue.name}, has the handedness of {right.name}; only "
+                "L-peptides are supported."
+            )
     return file.topology
