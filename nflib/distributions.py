@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from nflib.contexts import num_rows
 from nflib.devices import seed_torch
+from nflib.dtypes import FullPrecisionBuffers
+from nflib.events import flattened
 
 
 class NormalNoise(Distribution):
@@ -50,7 +52,7 @@ class NormalNoise(Distribution):
         else:
             inputs = inputs.masked_fill(~mask.unsqueeze(-1), 0.0)
             dimensions = mask.sum(-1).to(inputs.dtype) * shape[-1]
-        return -0.5 * (inputs.square().flatten(1).sum(-1) + dimensions * math.log(2 * math.pi))
+        return -0.5 * (flattened(inputs).square().sum(-1) + dimensions * math.log(2 * math.pi))
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
         return self.draw(num_samples, context)
@@ -134,7 +136,7 @@ class PaddedNormal(NormalNoise):
         return (self.token_mask(context).shape[1], self.token_size)
 
 
-class ScaledNoise(Distribution):
+class ScaledNoise(FullPrecisionBuffers, Distribution):
     """Normal noise whose every number is multiplied by one of some scales, chosen at random, each on its own.
 
     Of one scale s it is the noise at temperature s^2; of (1, 1.5) with weights (0.97, 0.03) it is nearly the noise
@@ -173,13 +175,14 @@ class ScaledNoise(Distribution):
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         """Log-densities ``(B,)``, in nats."""
-        log_prob = self.noise.log_prob(inputs, context)
-        inputs, scales = inputs.to(log_prob.dtype), self.scales.to(log_prob.dtype)
-        # Of each number, by how much the mixture's density is above the standard normal's.
-        gains = 0.5 * inputs[..., None].square() * (1.0 - scales**-2.0) - scales.log()
-        gain = torch.logsumexp(gains + self.log_weights.to(log_prob.dtype).log_softmax(0), dim=-1)
+        constant = self.noise.log_prob(torch.zeros_like(inputs), context)  # -N log(2 pi) / 2
+        scales, log_weights = self.scales.to(constant.dtype), self.log_weights.to(constant.dtype).log_softmax(0)
+        # Each number by itself: as a difference from the standard normal's, digits would be lost in the tails.
+        squares = (inputs.to(constant.dtype)[..., None] / scales).square()
+        log_prob = torch.logsumexp(log_weights - scales.log() - 0.5 * squares, dim=-1)
         mask = self.noise.token_mask(context)
-        return log_prob + (gain if mask is None else gain.masked_fill(~mask.unsqueeze(-1), 0.0)).flatten(1).sum(-1)
+        log_prob = log_prob if mask is None else log_prob.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return constant + flattened(log_prob).sum(-1)
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
         return self.draw(num_samples, context)
@@ -230,7 +233,7 @@ class StudentNoise(Distribution):
         number, freedom = math.prod(self.event_shape(context)), self.degrees_of_freedom
         constant = self.noise.log_prob(torch.zeros_like(inputs), context)  # -N log(2 pi) / 2
         inputs = inputs.to(constant.dtype) / self.sigma
-        square = inputs.reshape(len(inputs), -1).square().sum(1)
+        square = flattened(inputs).square().sum(1)
         return (
             constant
             + (math.lgamma((number + freedom) / 2) - math.lgamma(freedom / 2) - number / 2 * math.log(freedom / 2))

@@ -1,11 +1,27 @@
-"""One rule for the dtypes of data, at every entry point."""
+"""One rule for the dtypes of data, at every entry point, and one for tables that were fitted to data."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class FullPrecisionBuffers(nn.Module):
+    """A module whose own buffers stay in single precision or better when its weights go to half precision.
+
+    Rounded there, tables that were fitted to data, or made by a formula, would be those of another map.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and buffer.dtype.itemsize < 4:
+                self._buffers[name] = before[name].to(buffer.device)  # type: ignore[union-attr]
+        return self
 
 
 def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nflib.contexts import Context, as_context, map_context, num_rows
 from nflib.distributions import draw
+from nflib.events import flattened
 from nflib.flows.flow import Flow
 
 __all__ = ["Coupling", "FromFlow", "Independent", "OptimalTransport", "Pairs", "pairs_of"]
@@ -48,7 +49,7 @@ class OptimalTransport:
         x0, x1, context = Independent()(flow, batch, generator)
         order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
         for rows in _alike(context, torch.arange(len(x1), device=x1.device)):
-            cost = torch.cdist(x1[rows].flatten(1).double(), x0[rows].flatten(1).double()).square()
+            cost = torch.cdist(flattened(x1[rows]).double(), flattened(x0[rows]).double()).square()
             order[rows] = rows[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=rows.device)]
         return x0[order], x1, context
 
@@ -162,6 +163,6 @@ def _alike(context: Any, rows: Tensor) -> list[Tensor]:
     if context is None:
         return [rows]
     parts = [context] if isinstance(context, Tensor) else list(context)
-    flat = torch.cat([part.reshape(len(rows), -1).double() for part in parts], dim=1)
+    flat = torch.cat([flattened(part).double() for part in parts], dim=1)
     group = torch.unique(flat, dim=0, return_inverse=True)[1]
     return [rows[group == number] for number in range(int(group.max()) + 1)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nflib.contexts import map_context
 from nflib.continuous.paths import Path
+from nflib.events import flattened
 from nflib.io.arguments import keep_arguments
 from nflib.transforms.guided import unpaired
 
@@ -80,7 +81,7 @@ class _Converted(_OfAnother):
         value = evaluated(field, x, t, context)
         v = self._converted(value, x, t)
         if not torch.compiler.is_compiling():
-            spoilt = ~v.isfinite().flatten(1).all(1) & (value + x).isfinite().flatten(1).all(1)
+            spoilt = ~flattened(v).isfinite().all(1) & flattened(value + x).isfinite().all(1)
             if bool(spoilt.any()):
                 raise ValueError(
                     f"{type(self).__name__} has no velocity at t = {float(t[spoilt][0]):.6g}, where the conversion of "
@@ -152,8 +153,8 @@ class RatioAware:
 
     def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """The strength of each sample ``(B, 1, …)``, of both velocities ``(B, *event_shape)``."""
-        own = unconditional.flatten(1).norm(dim=1).clamp(min=torch.finfo(conditional.dtype).eps)
-        ratio = (conditional - unconditional).flatten(1).norm(dim=1) / own
+        own = flattened(unconditional).norm(dim=1).clamp(min=torch.finfo(conditional.dtype).eps)
+        ratio = flattened(conditional - unconditional).norm(dim=1) / own
         strength = 1 + (self.maximum - 1) * torch.exp(-self.alpha * ratio)
         return strength.reshape(-1, *[1] * (conditional.dim() - 1))
 

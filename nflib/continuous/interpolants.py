@@ -15,6 +15,7 @@ from nflib.continuous.objectives import squared_error
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.paths import Path, TwoSided
 from nflib.continuous.times import Times, Uniform
+from nflib.events import flattened
 
 __all__ = ["InterpolantFlow", "InterpolantMatching", "SymmetricMatching"]
 
@@ -70,7 +71,10 @@ class InterpolantMatching:
     coupling: Coupling = field(default_factory=Independent)
     times: Times = field(default_factory=Uniform)
 
-    keys: ClassVar[tuple[str, ...]] = ("inputs", "context")
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What of a batch is read."""
+        return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def __call__(
         self, flow: InterpolantFlow, batch: dict[str, Tensor], generator: torch.Generator
@@ -91,7 +95,7 @@ class InterpolantMatching:
 
 
 def _mean_sum(values: Tensor) -> Tensor:
-    return values.reshape(len(values), -1).sum(1).mean()
+    return flattened(values).sum(1).mean()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol, Self
@@ -21,6 +20,7 @@ from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.distributions import as_base
 from nflib.flows.flow import Flow
 from nflib.interfaces import Decoder, Inversion
+from nflib.io.arguments import changed
 
 __all__ = ["AverageVelocity", "FlowMap", "FlowMapTransform", "MLPFlowMap"]
 
@@ -47,24 +47,32 @@ class FlowMapTransform(Transform):
         num_steps: jumps of equal length, from t = 0 (noise) to 1 (data).
         allowed_folds: the largest share of samples at which the map may turn out not to be one-to-one; these get the
             log-density NaN, which has weight zero.
+        noise_width: of the noise, by which jumps are judged where a batch is concentrated.
 
     Raises:
         ValueError: num_steps below 1, allowed_folds outside [0, 1).
     """
 
-    def __init__(self, velocity: AverageVelocity, num_steps: int = 4, *, allowed_folds: float = 0.0):
+    def __init__(
+        self,
+        velocity: AverageVelocity,
+        num_steps: int = 4,
+        *,
+        allowed_folds: float = 0.0,
+        noise_width: float = 1.0,
+    ):
         super().__init__()
         if num_steps < 1 or not 0 <= allowed_folds < 1:
             raise ValueError(f"num_steps ({num_steps}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
         self.velocity = velocity
-        self.num_steps, self.allowed_folds = num_steps, allowed_folds
+        self.num_steps, self.allowed_folds, self.noise_width = num_steps, allowed_folds, noise_width
         self.uses_context = takes_context(velocity, num_times=2)
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``: each jump is inverted by Newton's method."""
         steps = self._steps(context)
-        noise, logabsdet = inverted(steps, inputs)
-        check_resolved(steps, noise, inputs)
+        noise, logabsdet = inverted(steps, inputs, allowed=self.allowed_folds)
+        check_resolved(steps, noise, inputs, ~logabsdet.isnan(), self.noise_width)
         return noise, logabsdet
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
@@ -75,7 +83,7 @@ class FlowMapTransform(Transform):
         """As `inverse`, and that nothing is left of an error."""
         steps = self._steps(context)
         outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
-        check_resolved(steps, inputs, outputs)
+        check_resolved(steps, inputs, outputs, ~logabsdet.isnan(), self.noise_width)
         return Inversion(outputs, logabsdet, 0.0)
 
     def generate(self, inputs: Tensor, context: Any = None) -> Tensor:
@@ -150,11 +158,12 @@ class FlowMap(Flow):
         embedding_net: nn.Module | None = None,
         context_shape: Sequence[int | None] | None = None,
     ):
-        transform = FlowMapTransform(velocity, num_steps, allowed_folds=allowed_folds)
+        width = noise_width(path, 0.0)
+        transform = FlowMapTransform(velocity, num_steps, allowed_folds=allowed_folds, noise_width=width)
         base = noise_of(path, 0.0, event_shape) if distribution is None else as_base(distribution)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
-        self.noise_width = noise_width(path, 0.0)
+        self.noise_width = width
 
     def average_velocity(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
         """u at x ``(B, *event_shape)``, r and t, ``(B,)`` or numbers, given contexts as the flow takes them."""
@@ -171,10 +180,11 @@ class FlowMap(Flow):
 
     def with_num_steps(self, num_steps: int) -> Self:
         """This flow in another number of jumps: a flow of its own, with its own density, on the same weights."""
-        flow = copy.copy(self)
-        transform = FlowMapTransform(self._transform.velocity, num_steps, allowed_folds=self._transform.allowed_folds)
-        flow._modules = {**self._modules, "_transform": transform}
-        return flow
+        own = self._transform
+        transform = FlowMapTransform(
+            own.velocity, num_steps, allowed_folds=own.allowed_folds, noise_width=own.noise_width
+        )
+        return changed(self, {"num_steps": num_steps}, _transform=transform)
 
 
 class MLPFlowMap(nn.Module):

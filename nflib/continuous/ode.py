@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -17,8 +16,10 @@ from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
 from nflib.continuous.steps import Step, as_leaf, check_resolved, inverted, jacobian, pushed
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
+from nflib.events import flattened
 from nflib.flows.flow import Flow
 from nflib.interfaces import Decoder, Inversion
+from nflib.io.arguments import changed
 
 __all__ = ["ODEFlow", "ODETransform", "Velocity"]
 
@@ -39,6 +40,7 @@ class ODETransform(Transform):
         num_probes, probe_seed: of the estimate; all rows share the probes, Rademacher vectors drawn once for the seed.
         allowed_folds: with "map", the largest share of samples at which the map may turn out not to be one-to-one;
             these get the log-density NaN, which has weight zero.
+        noise_width: of the noise, by which "map" judges steps where a batch is concentrated.
 
     Raises:
         ValueError: a density of another name, "map" without fixed steps, times not in order within 0 … 1.
@@ -55,6 +57,7 @@ class ODETransform(Transform):
         num_probes: int = 1,
         probe_seed: int = 0,
         allowed_folds: float = 0.0,
+        noise_width: float = 1.0,
     ):
         super().__init__()
         if not 0 <= start < stop <= 1:
@@ -65,17 +68,14 @@ class ODETransform(Transform):
         self._set_solver(solver, density)
         self.start, self.stop = float(start), float(stop)
         self.num_probes, self.probe_seed, self.allowed_folds = num_probes, probe_seed, allowed_folds
+        self.noise_width = noise_width
         self.uses_context = takes_context(velocity)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
         """The same field under another solver, and another density where one is named."""
-        transform = self._copied()
-        transform._set_solver(solver, density or self.density)
-        return transform
-
-    def _copied(self) -> ODETransform:
-        transform = copy.copy(self)
-        transform._modules = {**self._modules}
+        density = density or self.density
+        transform = changed(self, {"solver": solver, "density": density})
+        transform._set_solver(solver, density)
         return transform
 
     def _set_solver(self, solver: Solver, density: str) -> None:
@@ -97,8 +97,8 @@ class ODETransform(Transform):
         """The noise of data, and ``log|d noise / d data|``."""
         if self.density == "map":
             steps = self._steps(context)
-            noise, logabsdet = inverted(steps, inputs)
-            check_resolved(steps, noise, inputs)
+            noise, logabsdet = inverted(steps, inputs, allowed=self.allowed_folds)
+            check_resolved(steps, noise, inputs, ~logabsdet.isnan(), self.noise_width)
             return noise, logabsdet
         return self._with_trace(inputs, context, backwards=True)
 
@@ -111,7 +111,7 @@ class ODETransform(Transform):
         if self.density == "map":
             steps = self._steps(context)
             outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
-            check_resolved(steps, inputs, outputs)
+            check_resolved(steps, inputs, outputs, ~logabsdet.isnan(), self.noise_width)
             return Inversion(outputs, logabsdet, 0.0)
         return Inversion(*self._with_trace(inputs, context, backwards=False), None)
 
@@ -123,8 +123,9 @@ class ODETransform(Transform):
 
     def guided(self, guidance: Strength) -> ODETransform:
         """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
-        transform = self._copied()
-        transform.velocity = Guided(self.velocity, guidance)
+        velocity = Guided(self.velocity, guidance)
+        transform = changed(self, {"velocity": velocity})
+        transform.velocity = velocity
         return transform
 
     def _steps(self, context: Any) -> list[Step]:
@@ -162,14 +163,14 @@ class ODETransform(Transform):
         """Where the field takes x, and the integral of its Jacobian's trace along the way."""
         shape, size = x.shape[1:], math.prod(x.shape[1:])
         probes = self._probes(size, x) if self.stochastic_density else None
-        state = torch.cat([x.reshape(len(x), size), x.new_zeros(len(x), 1)], dim=1)
+        state = torch.cat([flattened(x), x.new_zeros(len(x), 1)], dim=1)
         for start, stop in self._pieces(backwards):
             field = self._field(min(start, stop), max(start, stop))
 
             def augmented(state: Tensor, t: Tensor, rows: Any, field: Field = field) -> Tensor:
-                now = state[:, :-1].reshape(-1, *shape)
+                now = state[:, :-1].reshape(len(state), *shape)
                 v, trace = _with_trace_of(lambda x: field(x, t, rows), now, probes)
-                return torch.cat([v.reshape(len(v), size), trace[:, None]], dim=1)
+                return torch.cat([flattened(v), trace[:, None]], dim=1)
 
             state = self.solver.advance(augmented, state, start, stop, context).state
         return state[:, :-1].reshape(x.shape), state[:, -1]
@@ -194,7 +195,7 @@ def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tens
             (product,) = torch.autograd.grad(
                 (v * along).sum(), leaf, retain_graph=True, create_graph=graph, materialize_grads=True
             )
-            trace = trace + (product * along).reshape(len(x), -1).sum(1) / len(probes)
+            trace = trace + flattened(product * along).sum(1) / len(probes)
     return (v, trace) if graph else (v.detach(), trace.detach())
 
 
@@ -281,11 +282,12 @@ class ODEFlow(Flow):
             num_probes=num_probes,
             probe_seed=probe_seed,
             allowed_folds=allowed_folds,
+            noise_width=noise_width(path, start),
         )
         base = noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
-        self.noise_width = noise_width(path, start)
+        self.noise_width = transform.noise_width
 
     @property
     def span(self) -> tuple[float, float]:
@@ -311,6 +313,5 @@ class ODEFlow(Flow):
         >>> flow.with_solver(Dopri5(1e-8, 1e-8), "trace").log_prob(torch.zeros(1, 2))
         tensor([0.1621])
         """
-        flow = copy.copy(self)
-        flow._modules = {**self._modules, "_transform": self._transform.with_solver(solver, density)}
-        return flow
+        transform = self._transform.with_solver(solver, density)
+        return changed(self, {"solver": solver, "density": transform.density}, _transform=transform)

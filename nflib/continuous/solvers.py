@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
+from nflib.events import flattened
 from nflib.io.arguments import keep_arguments
 
 __all__ = ["RK4", "Dopri5", "Euler", "FixedStep", "Heun", "PseudoCorrector", "Solution", "Solver"]
@@ -220,7 +221,7 @@ class Dopri5(Solver):
             slopes.append(field(candidate, (t + sum(row) * h).to(x.dtype), context))
         scale = self.atol + self.rtol * torch.maximum(x.detach().abs(), candidate.detach().abs())
         error = (size * _combined(_ERROR, slopes)).detach() / scale
-        norm = error[:, None].flatten(1).square().mean(1).sqrt()
+        norm = flattened(error).square().mean(1).sqrt()
         return candidate, slopes[-1], torch.where(norm.isfinite(), norm, torch.inf)
 
     def _stiff(self, number: int, times: Tensor) -> Solution:
@@ -234,7 +235,7 @@ class Dopri5(Solver):
 def checked_finite(v: Tensor, t: Tensor) -> Tensor:
     """Velocities ``(B, *event_shape)`` at times ``(B,)``; raises ValueError unless all are finite."""
     if not torch.compiler.is_compiling():
-        spoilt = ~v.isfinite().reshape(len(v), -1).all(1)
+        spoilt = ~flattened(v).isfinite().all(1)
         if bool(spoilt.any()):
             raise ValueError(
                 f"the velocity is not finite at t = {float(t[spoilt][0]):.6g} for {int(spoilt.sum())} of {len(v)} "

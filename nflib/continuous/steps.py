@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nflib.events import flattened
+
 __all__ = ["Step", "check_resolved", "inverted", "jacobian", "pushed"]
 
 MAX_ITERATIONS = 50
@@ -49,13 +51,13 @@ def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     leaf, create_graph = as_leaf(function, x)
     with torch.enable_grad():
         y = function(leaf)
-        flat = y.flatten(1) if y.dim() > 1 else y[:, None]
+        flat = flattened(y)
         rows = []
         for index in range(flat.shape[1]):
             (row,) = torch.autograd.grad(
                 flat[:, index].sum(), leaf, retain_graph=True, create_graph=create_graph, materialize_grads=True
             )
-            rows.append(row.reshape(len(x), -1))
+            rows.append(flattened(row))
     matrix = torch.stack(rows, dim=1)
     return (y, matrix) if create_graph else (y.detach(), matrix.detach())
 
@@ -81,57 +83,81 @@ def pushed(steps: Sequence[Step], x: Tensor, *, check: bool = True, allowed: flo
         total = total + logabsdet
         if check:
             good &= (sign > 0) & _comes_back(step, x.detach(), y.detach(), matrix.detach())
-            failed = 1 - float(good.float().mean()) if len(x) else 0.0
-            if failed > allowed:
-                raise ValueError(
-                    f"the map is not one-to-one: {failed:.2%} of {len(x)} samples cannot be traced back through "
-                    f"{step.name}, so they have no density; take more steps, or a smoother field."
-                )
+            _check_share(good, allowed, f"cannot be traced back through {step.name}")
         x = y
     return x, torch.where(good, total, torch.nan) if check and allowed > 0 else total
 
 
-def inverted(steps: Sequence[Step], y: Tensor) -> tuple[Tensor, Tensor]:
+def inverted(steps: Sequence[Step], y: Tensor, *, allowed: float = 0.0) -> tuple[Tensor, Tensor]:
     """The x that the steps take to y, and ``log|dx/dy|`` ``(B,)``; differentiable in y and the steps' parameters.
 
-    Newton's method a step, each row until it has converged, by itself. Raises ValueError for a row without a solution.
+    Newton's method a step, each row until it has converged, by itself.
+
+    Args:
+        steps: one after the other.
+        y: ``(B, *event_shape)``.
+        allowed: the largest share of rows that may have no solution, or one at which a step's determinant is not
+            positive; these get a log-determinant of NaN.
+
+    Raises:
+        ValueError: more rows fail.
     """
     total = torch.zeros(len(y), dtype=torch.promote_types(y.dtype, torch.float32), device=y.device)
+    good = torch.ones(len(y), dtype=torch.bool, device=y.device)
     for step in reversed(steps):
         with torch.no_grad():
-            x = _solved(step, y.detach())
+            x, solved = _solved(step, y.detach())
+        good &= solved
+        _check_share(good, allowed, f"are not inverted by Newton's method in {step.name}")
         # Twice, so that second derivatives are those of the solution as well (each Newton step doubles their order).
         for _ in range(2 if torch.is_grad_enabled() else 0):
             reached, matrix = jacobian(step.forward, x)
             x = x + _solve(matrix, y - reached).view_as(x)
+        # What has no solution stays where it is: its steps would lead anywhere.
+        x = torch.where(_rows(solved, x), x, y)
         _, matrix = jacobian(step.forward, x)
         sign, logabsdet = torch.linalg.slogdet(matrix.to(total.dtype))
-        if bool((sign <= 0).any()):
-            raise ValueError(
-                f"the map is not one-to-one: at {int((sign <= 0).sum())} of {len(y)} points the determinant of "
-                f"{step.name} is not positive; take more steps, or a smoother field."
-            )
+        good &= sign > 0
+        _check_share(good, allowed, f"have no positive determinant in {step.name}")
         total = total - logabsdet
         y = x
-    return y, total
+    return y, torch.where(good, total, torch.nan) if allowed > 0 else total
 
 
 @torch.no_grad()
-def check_resolved(steps: Sequence[Step], x: Tensor, y: Tensor) -> None:
+def check_resolved(steps: Sequence[Step], x: Tensor, y: Tensor, good: Tensor, width: float) -> None:
     """Raise ValueError where the steps' guesses of the inverse hardly find the noise x again that they made y of.
 
     Then the steps are too long, and what holds at these points says nothing of those between them.
+
+    Args:
+        steps: one after the other.
+        x, y: ``(B, *event_shape)``.
+        good: which rows count, ``(B,)``.
+        width: standard deviation of noise: a batch that spreads less, such as of equal points, is judged by that.
     """
-    if len(x) < FEWEST_TO_JUDGE:
+    if int(good.sum()) < FEWEST_TO_JUDGE:
         return
     found = y
     for step in reversed(steps):
         found = step.guess(found)
-    unexplained = float((found - x).square().sum() / (x - x.mean(0)).square().sum())
+    x, found = x[good], found[good]
+    spread = (x - x.mean(0)).square().sum().clamp(min=x.numel() * width**2)
+    unexplained = float((found - x).square().sum() / spread)
     if not unexplained < 1 - LEAST_EXPLAINED:
         raise ValueError(
-            f"the map cannot be shown to be one-to-one: back in time it finds {max(1 - unexplained, 0):.0%} of the "
+            f"the map cannot be shown to be one-to-one: back in time it finds {max(0.0, 1 - unexplained):.0%} of the "
             f"variance of {len(x)} samples' noise again, so its steps are too long for this field; take more."
+        )
+
+
+def _check_share(good: Tensor, allowed: float, problem: str) -> None:
+    """Raise ValueError where more than the allowed share of rows is not good."""
+    failed = int((~good).sum())
+    if failed > allowed * len(good):
+        raise ValueError(
+            f"the map is not one-to-one: {failed / len(good):.2%} of {len(good)} samples {problem}, so they have no "
+            "density; take more steps, or a smoother field."
         )
 
 
@@ -153,8 +179,8 @@ def _comes_back(step: Step, x: Tensor, y: Tensor, matrix: Tensor) -> Tensor:
         return same | (solved & (_norm((found - x) / _tolerance(x)) < 1e3))
 
 
-def _solved(step: Step, y: Tensor) -> Tensor:
-    """The x of ``step(x) = y``, without a gradient."""
+def _solved(step: Step, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The x of ``step(x) = y``, without a gradient, and which rows were solved."""
     x, solved = _newton(step.forward, step.guess(y), y)
     if not bool(solved.all()):
         # From y itself, as the step grows from none to its full length.
@@ -163,12 +189,7 @@ def _solved(step: Step, y: Tensor) -> Tensor:
             other, found = _newton(lambda x: torch.lerp(x, step.forward(x), share), other, y)  # noqa: B023
         x = torch.where(_rows(solved, x), x, other)
         solved |= found
-    if not bool(solved.all()):
-        raise ValueError(
-            f"Newton's method did not invert {step.name} at {int((~solved).sum())} of {len(y)} points: the map is not "
-            "one-to-one there, or its field is too rough; take more steps."
-        )
-    return x
+    return x, solved
 
 
 @torch.no_grad()
@@ -207,7 +228,7 @@ def _near(x: Tensor, y: Tensor) -> Tensor:
 
 def _tolerance(x: Tensor) -> Tensor:
     """What rounding leaves of each row's numbers, of their shape."""
-    largest = x[:, None].flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
+    largest = flattened(x).abs().amax(1)
     return _rows(16 * torch.finfo(x.dtype).eps * (1 + largest), x).expand_as(x)
 
 
@@ -217,12 +238,12 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 def _columns(x: Tensor) -> Tensor:
-    return x[:, None].flatten(1).unsqueeze(-1)
+    return flattened(x).unsqueeze(-1)
 
 
 def _norm(x: Tensor) -> Tensor:
     """The largest number of each row, ``(B,)``; infinite where one is not finite."""
-    norm = x[:, None].flatten(1).abs().amax(1)
+    norm = flattened(x).abs().amax(1)
     return torch.where(norm.isfinite(), norm, torch.inf)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.contexts import as_context, map_context, num_rows
 from nflib.decoding.fixed_point import GaussSeidelJacobi, Jacobi, Sequential, State
 from nflib.decoding.initial_guesses import AffineGuess
 from nflib.decoding.plans import DecodingPlan, Measured, Setting, fingerprint
@@ -81,7 +82,7 @@ class Auto:
 def plan(
     flow: Any,
     batch_sizes: Sequence[int],
-    context: Tensor | None = None,
+    context: Any = None,
     *,
     tolerance: float = 2e-4,
     num_samples: int = 1024,
@@ -123,11 +124,13 @@ class _Recorder:
         return inversion
 
 
-def _request(number: int, context: Tensor | None) -> tuple[int, Tensor | None]:
+def _request(number: int, context: Any) -> tuple[int, Any]:
     """How `Flow.sample` is asked for `number` samples, with rows of the context in turn."""
+    context = as_context(context)
     if context is None:
         return number, None
-    return 1, context[torch.arange(number, device=context.device) % len(context)]
+    rows = torch.arange(number) % num_rows(context)
+    return 1, map_context(lambda part: part[rows.to(part.device)], context)
 
 
 def _fewest_sweeps(state: State) -> int:

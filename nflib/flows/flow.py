@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -20,8 +19,10 @@ from nflib.contexts import Context, as_context, check_shape, map_context, num_ro
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import ScaledNoise, as_base, draw
 from nflib.dtypes import as_dtype
+from nflib.events import flattened
 from nflib.flows.given import GivenFlow
 from nflib.interfaces import Decoder
+from nflib.io.arguments import changed
 from nflib.io.pretrained import Pretrained
 from nflib.transforms.guided import Guidance, PairedContext, guide
 from nflib.transforms.inversion import input_shape, invert, uses_context
@@ -133,8 +134,8 @@ class Flow(Pretrained, NFlowsFlow):
             ``(num_samples, *event_shape)``, or ``(rows, num_samples, *event_shape)`` with a context.
 
         Raises:
-            ValueError: num_samples or batch_size < 1, a generator and a seed at once, a context that does not fit, or
-                a flow in training mode whose dropout would make another density of every call.
+            ValueError: num_samples < 0 or batch_size < 1, a generator and a seed at once, a context that does not fit,
+                or a flow in training mode whose dropout would make another density of every call.
         """
         return self._generate(num_samples, context, batch_size, generator, seed, decoding)[0]
 
@@ -201,7 +202,7 @@ class Flow(Pretrained, NFlowsFlow):
                 x = x if is_differentiated else x.detach().requires_grad_()
                 log_prob = self._log_prob_of(x, c).sum()
                 scores.append(torch.autograd.grad(log_prob, x, create_graph=is_differentiated)[0])
-        return torch.cat(scores) if scores else torch.zeros_like(inputs)
+        return torch.cat(scores)
 
     def bits_per_dim(
         self, inputs: Tensor, context: Any = None, batch_size: int | None = None, *, bin_width: float = 1.0
@@ -218,9 +219,11 @@ class Flow(Pretrained, NFlowsFlow):
 
     @torch.no_grad()
     def encode(self, inputs: Tensor, context: Any = None) -> Tensor:
-        """The noise that the transform makes of inputs; the inverse of `decode`."""
+        """The noise that the transform makes of inputs; the inverse of `decode`. NaN where the map has no inverse."""
         inputs = self._as_own_dtype(inputs)
-        return self._transform(inputs, context=self._embedding_net(self._checked_context(context, len(inputs))))[0]
+        embedded = self._embedding_net(self._checked_context(context, len(inputs)))
+        noise, logabsdet = self._transform(inputs, context=embedded)
+        return torch.where(logabsdet.isnan().view(-1, *[1] * (noise.dim() - 1)), torch.nan, noise)
 
     @torch.no_grad()
     def decode(self, noise: Tensor, context: Any = None, *, decoding: Decoder | None = None) -> Tensor:
@@ -279,9 +282,7 @@ class Flow(Pretrained, NFlowsFlow):
         >>> flow = TARFlow(event_shape=(6,), patch_size=2, channels=32, num_blocks=1, head_dim=16)
         >>> x, log_prob = flow.with_scaled_noise(1.0, 1.5, weights=(0.97, 0.03)).sample_and_log_prob(5, seed=0)
         """
-        flow = copy.copy(self)
-        flow._modules = {**self._modules, "_distribution": ScaledNoise(self._distribution, scales, weights)}
-        return flow
+        return changed(self, _distribution=ScaledNoise(self._distribution, scales, weights))
 
     def _generate(
         self,
@@ -294,8 +295,7 @@ class Flow(Pretrained, NFlowsFlow):
         *,
         with_log_prob: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        num_samples = _positive("num_samples", num_samples)
-        batch_size = None if batch_size is None else _positive("batch_size", batch_size)
+        num_samples = _at_least(0, "num_samples", num_samples)
         if generator is not None and seed is not None:
             raise ValueError("pass either a generator or a seed to sample, not both.")
         if seed is not None:
@@ -304,16 +304,17 @@ class Flow(Pretrained, NFlowsFlow):
         self._check_evaluation()
         embedded = self._embedding_net(self._checked_context(context))
         noise = draw(self._distribution, num_samples, embedded, generator)
+        rows = noise.shape[:2]
         if embedded is not None:
             noise = noise.flatten(0, 1)
             embedded = map_context(lambda part: part.repeat_interleave(num_samples, 0), embedded)
         pieces = [
-            self._decoded(z, rows, decoder, with_log_prob) for z, rows in self._batches(noise, embedded, batch_size)
+            self._decoded(z, own, decoder, with_log_prob) for z, own in self._batches(noise, embedded, batch_size)
         ]
         samples, log_prob = (torch.cat(column) for column in zip(*pieces, strict=True))
         if embedded is None:
             return samples, log_prob
-        return samples.unflatten(0, (-1, num_samples)), log_prob.unflatten(0, (-1, num_samples))
+        return samples.unflatten(0, rows), log_prob.unflatten(0, rows)
 
     def _decoded(
         self, noise: Tensor, embedded: Any, decoder: Decoder | None, with_log_prob: bool
@@ -325,9 +326,10 @@ class Flow(Pretrained, NFlowsFlow):
             # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
             with torch.no_grad():
                 own_noise, logabsdet = self._transform(samples, context=embedded)
-                is_finite = samples.isfinite().flatten(1).all(-1)
-                error = torch.where(is_finite[:, None], (own_noise - noise).flatten(1).abs(), 0.0)
-                record_round_trip(float(error.max()))
+                is_finite = flattened(samples).isfinite().all(-1)
+                error = torch.where(is_finite[:, None], flattened(own_noise - noise).abs(), 0.0)
+                if len(samples):
+                    record_round_trip(float(error.max()))
                 if residual != 0:
                     log_prob = self._distribution.log_prob(own_noise, context=embedded) + logabsdet
         return samples, log_prob
@@ -340,14 +342,14 @@ class Flow(Pretrained, NFlowsFlow):
         return self._distribution.log_prob(noise, context=embedded) + logabsdet
 
     def _batches(self, values: Tensor, context: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Any]]:
-        """Rows of both, at most batch_size at once."""
-        step = max(len(values), 1) if batch_size is None else _positive("batch_size", batch_size)
-        for first in range(0, len(values), step):
+        """Rows of both, at most batch_size at once; of no rows one batch, which is empty."""
+        step = max(len(values), 1) if batch_size is None else _at_least(1, "batch_size", batch_size)
+        for first in range(0, max(len(values), 1), step):
             rows = slice(first, first + step)
             yield values[rows], map_context(itemgetter(rows), context)
 
     def _checked_context(self, context: Any, rows: int | None = None) -> Any:
-        """The context with a batch dimension, if it is one that the flow takes, and of as many rows."""
+        """The context with a batch dimension, where the flow is, if it is one that it takes, and of as many rows."""
         context = as_context(context)
         if context is None:
             return None
@@ -360,7 +362,8 @@ class Flow(Pretrained, NFlowsFlow):
                 f"{rows} inputs need a context of as many rows, got {num_rows(context)}; for one that all share, use "
                 "given()."
             )
-        return context
+        weight = next(self.parameters(), None)
+        return context if weight is None else map_context(lambda part: part.to(weight.device), context)
 
     def _as_own_dtype(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype of the flow's arithmetic; raises ValueError where that would lose digits."""
@@ -401,7 +404,7 @@ def check_decoder(decoder: Decoder | None) -> Decoder | None:
     return decoder
 
 
-def _positive(name: str, number: Any) -> int:
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {number!r}.")
+def _at_least(least: int, name: str, number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name} must be an integer of {least} or more, got {number!r}.")
     return int(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 Class = TypeVar("Class", bound=type)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def keep_arguments(cls: Class) -> Class:
@@ -69,6 +71,14 @@ def keeps_arguments(cls: type) -> bool:
 def kept_arguments(thing: object) -> dict[str, Any]:
     """What the constructor of an object got, by name; further keyword arguments stand among the named ones."""
     return thing.__dict__["_arguments"]
+
+
+def changed(module: Module, arguments: Mapping[str, Any] | None = None, **parts: nn.Module) -> Module:
+    """A copy of a module on the same weights with other parts, which keeps these arguments in the place of its own."""
+    copied = copy.copy(module)
+    copied._modules = {**module._modules, **parts}
+    copied.__dict__["_arguments"] = {**module.__dict__.get("_arguments", {}), **(arguments or {})}
+    return copied
 
 
 def call_with(cls: type, arguments: Mapping[str, Any]) -> Any:

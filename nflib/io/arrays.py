@@ -69,6 +69,11 @@ def read_arrays(
     return arrays
 
 
+def within(group: str, arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Those of the arrays that were written as ``group.name``, by name."""
+    return {name.removeprefix(f"{group}."): value for name, value in arrays.items() if name.startswith(f"{group}.")}
+
+
 def _check_headers(file: IO[bytes]) -> None:
     """Refuse arrays whose headers tell of more bytes than the file has, before memory is taken for them."""
     with zipfile.ZipFile(file) as archive:

@@ -78,7 +78,8 @@ class Pretrained(nn.Module):
 
         Args:
             folder: made unless it is there.
-            dtype: in which floating-point weights are written (default: their own).
+            dtype: in which floating-point parameters are written (default: their own). Buffers, such as tables that
+                were fitted to data, are written so as well, but in float32 at least.
 
         Returns:
             The folder.
@@ -90,8 +91,11 @@ class Pretrained(nn.Module):
         config, tensors = self._description()
         module, name = name_of(type(self))
         document = {"architecture": name, "module": module, "config": config}
+        state = _distinct_state(self)
+        floating = {} if dtype is None else {k: v for k, v in state.items() if v.is_floating_point()}
+        dtypes = {name: _dtypes(tensor, dtype)[-1] for name, tensor in floating.items()}  # type: ignore[arg-type]
         with complete_folder(folder) as temporary:
-            write_tensors(temporary / WEIGHTS_NAME, _distinct_state(self) | tensors, dtype)
+            write_tensors(temporary / WEIGHTS_NAME, state | tensors, dtypes)
             (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         return folder
 
@@ -176,15 +180,18 @@ class Pretrained(nn.Module):
         if spoilt is not None:
             raise ValueError(f"{path} is damaged: its tensor {spoilt!r} is not finite; fetch or save it again.")
         if any(own[name].dtype != tensor.dtype for name, tensor in state.items()):
-            # A model saved in float64 comes back in float64, but it is one dtype for all that are no integers.
-            first = next((name for name, _ in self.named_parameters()), None)
+            # A model saved in float64 comes back in float64, but it is one dtype for all parameters, and buffers.
+            floating = [name for name, tensor in own.items() if tensor.is_floating_point()]
+            first = next((name for name, _ in self.named_parameters()), next(iter(floating), None))
             common = None if first is None else state[first].dtype
             for name, tensor in own.items():
-                wanted = common if common and common.is_floating_point and tensor.is_floating_point() else tensor.dtype
-                if state[name].dtype != wanted:
+                wanted: tuple[torch.dtype, ...] = (tensor.dtype,)
+                if common and common.is_floating_point and tensor.is_floating_point():
+                    wanted = _dtypes(tensor, common)
+                if state[name].dtype not in wanted:
                     raise ValueError(
                         f"{path} is damaged: its tensor {name!r} is of {_words(state[name].dtype)}, where "
-                        f"{_words(wanted)} belongs; fetch or save it again."
+                        f"{_words(wanted[-1])} belongs; fetch or save it again."
                     )
             self.to(common)
             own = _distinct_state(self)
@@ -257,6 +264,12 @@ def _assign(module: nn.Module, tensors: Mapping[int, Tensor]) -> None:
             if id(parameter) in tensors and id(parameter) not in made:
                 made[id(parameter)] = nn.Parameter(tensors[id(parameter)], parameter.requires_grad)
             setattr(part, name, made.get(id(parameter), parameter))
+
+
+def _dtypes(tensor: Tensor, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """In which dtypes a floating-point tensor may stand in a file of this one, the last of them that of new files."""
+    # Buffers in half precision are of files that were written before these were kept from it, or of nflows' modules.
+    return (dtype,) if isinstance(tensor, nn.Parameter) else (dtype, torch.promote_types(dtype, torch.float32))
 
 
 def _words(dtype: torch.dtype) -> str:

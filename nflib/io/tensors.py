@@ -30,13 +30,13 @@ SIZE = 8
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
 ) -> None:
     """Write a safetensors file, copying one tensor at a time, whatever memory tensors share.
 
-    dtype: of those that are floating-point (default: their own).
+    dtypes: in which tensors are written, by name (default: their own).
     """
-    dtypes = {name: dtype if dtype and t.is_floating_point() else t.dtype for name, t in tensors.items()}
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
     header, offset = {}, 0
     for name, tensor in tensors.items():
         end = offset + tensor.numel() * dtypes[name].itemsize

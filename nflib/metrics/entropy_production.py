@@ -12,6 +12,7 @@ from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor, nn
 
 from nflib.continuous.steps import jacobian
+from nflib.events import flattened
 from nflib.metrics.estimates import Estimate
 
 __all__ = [
@@ -153,5 +154,5 @@ class ImplicitScoreMatching:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         score, slopes = jacobian(network, batch["inputs"])
         divergence = slopes.diagonal(dim1=1, dim2=2).sum(1)
-        loss = (score.reshape(len(score), -1).square().sum(1) + 2 * divergence).mean()
+        loss = (flattened(score).square().sum(1) + 2 * divergence).mean()
         return loss, {"implicit_score_matching": loss.detach()}

@@ -46,7 +46,7 @@ class AcceptanceTarget:
     moves of a few particles, which are thrown away.
 
     target: mean acceptance probability; default: the kernel's. pilot_moves: 0 starts from the kernel's own step size.
-    Raises ValueError for a target outside (0, 1).
+    Raises ValueError for a target outside (0, 1), a gain that is negative or not finite, or fewer than no pilot moves.
     """
 
     target: float | None = None
@@ -90,6 +90,10 @@ class AcceptanceTarget:
     def __post_init__(self) -> None:
         if self.target is not None and not 0.0 < self.target < 1.0:
             raise ValueError(f"AcceptanceTarget: the target is {self.target}; pass a probability between 0 and 1.")
+        if not 0.0 <= self.gain < math.inf or self.pilot_moves < 0:
+            raise ValueError(
+                f"AcceptanceTarget: gain is {self.gain} and pilot_moves {self.pilot_moves}; pass 0 or more, and finite."
+            )
 
     def _target(self, kernel: Kernel) -> float:
         return kernel.target_acceptance if self.target is None else self.target
@@ -103,8 +107,8 @@ class FixedStepSizes:
 
     def __init__(self, step_sizes: Iterable[float]) -> None:
         values = tuple(float(step) for step in step_sizes)
-        if not values or not all(step > 0.0 for step in values):
-            raise ValueError(f"FixedStepSizes: step sizes must be positive numbers; got {list(values)}.")
+        if not values or not all(0.0 < step < math.inf for step in values):
+            raise ValueError(f"FixedStepSizes: step sizes must be positive, finite numbers; got {list(values)}.")
         object.__setattr__(self, "step_sizes", values)
 
     def first(

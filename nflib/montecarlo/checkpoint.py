@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nflib.io.arrays import read_arrays, write_arrays
+from nflib.io.arrays import read_arrays, within, write_arrays
 from nflib.montecarlo.densities import finite_rows
 from nflib.montecarlo.genealogy import NONE, Resamplings
 from nflib.montecarlo.history import History
@@ -100,9 +100,7 @@ def _state(arrays: dict[str, NDArray], counters: dict[str, Any], device: torch.d
     tensors = {name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name in PARTICLES}
     particles = Particles(**{name: tensors.get(f"particles.{name}") for name in Particles._fields})  # type: ignore[arg-type]
     resamplings = Resamplings(**counters.pop("resamplings"))
-    history = History.from_arrays(
-        {name.removeprefix("history."): value for name, value in arrays.items() if name.startswith("history.")}
-    )
+    history = History.from_arrays(within("history", arrays))
     log_weights, ancestors = (torch.from_numpy(arrays[name]).to(device) for name in ("log_weights", "ancestors"))
     state = RunState(particles, log_weights, ancestors, history, resamplings=resamplings, **counters)
     _check(state)

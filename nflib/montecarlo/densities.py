@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from nflib.devices import seed_torch
+from nflib.events import flattened
 from nflib.interfaces import Proposal, Target
 
 __all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
@@ -207,11 +208,6 @@ def generator_of(generator: torch.Generator | None, seed: int | None) -> torch.G
     if generator is not None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else int(seed))
-
-
-def flattened(x: Tensor) -> Tensor:
-    """`(n, *event_shape)` as `(n, numbers of the event)`; of a scalar event `(n, 1)`."""
-    return x[:, None].flatten(1)
 
 
 def finite_rows(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nflib.montecarlo.diagnostics import effective_sample_size, error_inflation, normalized_weights, pareto_k
+from nflib.montecarlo.resampling import expected_copies
 
 __all__ = ["Resamplings", "family_sums", "log_normalizer_variance", "offspring_variance", "relative_variance"]
 
@@ -95,8 +96,8 @@ def offspring_variance(weights: Tensor, scheme: str, num_samples: int | None = N
         # Less sum W^2, which Lee & Whiteley's factor accounts for already.
         return 1.0
     count = num_samples or len(weights)
-    expected = count * weights.to(torch.float64) / weights.to(torch.float64).sum()
-    fraction = expected - expected.floor()
+    expected, whole = expected_copies(weights, count)
+    fraction = (expected - whole).clamp(min=0.0)
     if scheme == "residual":
         left = fraction.sum()
         return ((left - fraction.square().sum() / left) / count).item() if left > 0.5 else 0.0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nflib.events import flattened
 from nflib.montecarlo.densities import (
     Proposal,
     Target,
@@ -16,7 +17,6 @@ from nflib.montecarlo.densities import (
     check_log_density,
     draw_batches,
     finite_rows,
-    flattened,
     log_prob_where,
 )
 from nflib.montecarlo.weighted_samples import WeightedSamples
@@ -119,7 +119,13 @@ class GeometricPath:
         """Points that were drawn of the proposal before, with the densities they had; counted as evaluations."""
         assert samples.log_prob is not None and samples.log_target is not None
         self.num_evaluations += len(samples)
-        return _finite_only(samples.x, samples.log_prob, samples.log_target)
+        # Without an accelerator there is one device, and nothing need be drawn to tell.
+        device = self.device() if torch.accelerator.is_available() else samples.x.device
+        return _finite_only(*(part.to(device) for part in (samples.x, samples.log_prob, samples.log_target)))
+
+    def device(self) -> torch.device:
+        """Where the proposal draws, which is known once it has drawn."""
+        return self.proposal.sample_and_log_prob(1, generator=torch.Generator())[0].device
 
     def evaluate(self, x: Tensor, where: Tensor | None = None, *, gradient: bool = False) -> Particles:
         """The particles at x `(N, *event_shape)`; points that are not finite, or not in the mask `where`, are dead and

@@ -54,13 +54,21 @@ def systematic(weights: Tensor, num_samples: int, generator: torch.Generator | N
 def residual(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """`floor(n w)` copies of each index for certain, and multinomial draws from what is left over."""
     _cumulative(weights, num_samples)
-    expected = num_samples * (weights.to(torch.float64) / weights.to(torch.float64).sum())
-    counts = expected.floor().long()
+    expected, counts = expected_copies(weights, num_samples)
     left = num_samples - int(counts.sum())
     if left > 0:
-        extra = multinomial(expected - counts, left, generator)
+        extra = multinomial((expected - counts).clamp(min=0.0), left, generator)
         counts = counts + torch.bincount(extra, minlength=len(counts))
     return _indices(counts.cumsum(0))
+
+
+def expected_copies(weights: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """`n w` for each index, float64, and how many copies that makes for certain, int64.
+
+    Rounded down but for what rounding took: of equal weights n 1/n may come out below one.
+    """
+    expected = num_samples * (weights.to(torch.float64) / weights.to(torch.float64).sum())
+    return expected, (expected + 1e-9).floor().long()
 
 
 SCHEMES: dict[str, Callable[[Tensor, int, torch.Generator | None], Tensor]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nflib.io.arrays import within
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
 from nflib.montecarlo.densities import Proposal, Target, generator_of
@@ -41,6 +42,14 @@ class SMCSamples(WeightedSamples):
     """
 
     history: History = field(default_factory=History)
+
+    def _arrays(self) -> dict[str, Any]:
+        return super()._arrays() | {f"history.{name}": value for name, value in self.history.arrays().items()}
+
+    @classmethod
+    def _further(cls, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        history = within("history", arrays)  # which files of earlier versions do not have
+        return {"history": History.from_arrays(history)} if history else {}
 
 
 def smc(
@@ -163,9 +172,7 @@ def smc(
     path = None if checkpoint is None else Path(checkpoint)
     state = None
     if path is not None and path.exists():
-        # On which device a proposal draws is known once it has drawn.
-        device = run.path.proposal.sample_and_log_prob(1, generator=torch.Generator())[0].device
-        state = load_state(path, generator, settings, device)
+        state = load_state(path, generator, settings, run.path.device())
     if state is None:
         state = run.start(draws)
         if path is not None:

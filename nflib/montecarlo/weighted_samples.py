@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import nflib.montecarlo.diagnostics as diagnostics
-from nflib.io.arrays import read_arrays, write_arrays
+from nflib.io.arrays import read_arrays, within, write_arrays
 from nflib.io.documents import finite_or_none
 from nflib.montecarlo.densities import Target, as_target, finite_rows, log_prob_where
 from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
@@ -271,6 +271,7 @@ class WeightedSamples:
             clipped=fraction,
             unclipped=self,
             ancestors=None if self.ancestors is None else self.ancestors[kept],
+            resamplings=self.resamplings,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -300,15 +301,23 @@ class WeightedSamples:
     def save(self, path: str | Path) -> None:
         """Write an .npz file, whole or not at all. Clipped samples are saved as the originals and the fraction."""
         source = self if self.unclipped is None else self.unclipped
-        arrays = {
+        write_arrays(path, source._arrays() | {"clipped": self.clipped})
+
+    def _arrays(self) -> dict[str, Any]:
+        """All that is saved of samples that are not clipped."""
+        arrays: dict[str, Any] = {
             name: tensor.detach().cpu().numpy()
             for name in ("x", *OPTIONAL_ARRAYS, "log_weights")
-            if (tensor := getattr(source, name)) is not None
+            if (tensor := getattr(self, name)) is not None
         }
-        arrays |= {
-            f"resamplings.{name}": value for name, value in dataclasses.asdict(source.resamplings).items() if value
-        }
-        write_arrays(path, arrays | {"num_rejected": source.num_rejected, "clipped": self.clipped})
+        resamplings = dataclasses.asdict(self.resamplings)
+        arrays |= {f"resamplings.{name}": value for name, value in resamplings.items() if value}
+        return arrays | {"num_rejected": self.num_rejected}
+
+    @classmethod
+    def _further(cls, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """What a subclass reads of these, as arguments of its own."""
+        return {}
 
     @classmethod
     def load(cls, path: str | Path) -> WeightedSamples:
@@ -318,21 +327,18 @@ class WeightedSamples:
         arrays = read_arrays(path, ARRAYS, OPTIONAL_ARRAYS)
         optional: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in OPTIONAL_ARRAYS if name in arrays}
         try:
-            of_resamplings = {
-                name.partition(".")[2]: value.item()
-                for name, value in arrays.items()
-                if name.startswith("resamplings.")
-            }
+            of_resamplings = {name: value.item() for name, value in within("resamplings", arrays).items()}
             samples = cls(
                 x=torch.from_numpy(arrays["x"]),
                 log_weights=torch.from_numpy(arrays["log_weights"]),
                 num_rejected=int(arrays["num_rejected"]),
                 resamplings=Resamplings(**of_resamplings),
                 **optional,
+                **cls._further(arrays),
             )
             if not finite_rows(samples.x[samples.log_weights > -torch.inf]).all():
                 raise ValueError("samples that are not finite have a weight")
             clipped = float(arrays["clipped"])
             return samples.truncate(clipped) if clipped else samples
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"WeightedSamples.load: {path} is damaged ({error}); save it again.") from error

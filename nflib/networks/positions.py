@@ -1,11 +1,12 @@
 """How a token knows where it stands: learned or sinusoidal vectors added to it, or rotary phases in attention."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from nflib.dtypes import FullPrecisionBuffers
 
 
 class LearnedPositions(nn.Module):
@@ -50,7 +51,7 @@ def grid_coordinates(shape: Sequence[int]) -> Tensor:
     return torch.stack(axes, dim=-1).reshape(-1, len(shape))
 
 
-class Rotary(nn.Module):
+class Rotary(FullPrecisionBuffers):
     """Rotary position embedding over coordinates of any dimension (Su et al. 2021; axial for 2-D and 3-D).
 
     coordinates ``(T, axes)``: the product of a query and a key depends on the difference of their coordinates alone.
@@ -71,15 +72,9 @@ class Rotary(nn.Module):
             raise ValueError(f"pairs {pairs} must share {head_dim // 2} channel pairs among {axes} axes.")
         rates = [base ** (-torch.arange(n, dtype=torch.float32, device=coordinates.device) / n) for n in pairs]
         angle = torch.cat([coordinates[:, [axis]].float() * rate for axis, rate in enumerate(rates)], dim=-1)
-        # Cosines and sines side by side: a view makes complex numbers of them.
+        # Cosines and sines side by side: a view makes complex numbers of them. In half precision angles of thousands
+        # of tokens could not be told apart.
         self.register_buffer("phase", torch.stack([angle.cos(), angle.sin()], dim=-1), persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        table = self.phase
-        super()._apply(fn, recurse)
-        if self.phase.dtype.itemsize < 4:  # angles of thousands of tokens cannot be told apart in half precision
-            self.phase = table.to(self.phase.device)
-        return self
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         stop = start + x.shape[-2]

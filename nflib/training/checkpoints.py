@@ -33,16 +33,13 @@ MOMENTS = {"optimizer": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_bu
 _NAME = re.compile(r"step-(\d{9})")
 
 
-def prepare_output(output: Path) -> Path:
-    """Create the output folder, try to write into it, and remove what a killed run left half written.
-
-    Returns:
-        The folder of the checkpoints.
+def check_writable(output: Path) -> None:
+    """Create the output folder, and try to write into it.
 
     Raises:
         ValueError: Where the folder cannot be written.
     """
-    probe, checkpoints = output / f".probe-{os.getpid()}", output / "checkpoints"
+    probe = output / f".probe-{os.getpid()}"
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
@@ -51,11 +48,14 @@ def prepare_output(output: Path) -> Path:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"the output folder {output} cannot be written ({reason}); choose another one.") from error
-    for path in checkpoints.glob(".step-*.tmp"):
+
+
+def remove_left_overs(output: Path) -> None:
+    """Remove what a killed run left half written."""
+    for path in (output / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
     for path in (output / "model").glob(".*.tmp"):
         path.unlink(missing_ok=True)
-    return checkpoints
 
 
 @contextmanager

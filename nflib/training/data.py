@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from nflib.contexts import map_context, num_rows
 from nflib.dtypes import as_dtype
 from nflib.training.interruption import ignore_signals
 from nflib.training.seeds import EPOCH, derived_generator
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Tensors of as many rows; a "context" may be a tuple of them, such as tokens and their padding mask."""
 CHECKED = ("inputs", "context")  # energies may be infinite: objectives give such rows no weight
 
 
@@ -44,22 +46,24 @@ class TensorSource:
     """Rows of tensors that lie in memory."""
 
     def __init__(self, tensors: Batch) -> None:
-        single = [name for name, tensor in tensors.items() if tensor.ndim == 0]
+        single = [name for name, value in tensors.items() if any(part.ndim == 0 for part in _parts(value))]
         if single:
             raise ValueError(f"the data's {single[0]!r} are a single number; give one row a sample.")
-        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        lengths = {name: num_rows(value) for name, value in tensors.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"the tensors of a dataset must have equally many rows, but have {lengths}.")
         self.tensors = tensors
         for name in CHECKED:
-            if name in tensors:
-                check_finite(name, tensors[name], None)
+            for part in _parts(tensors.get(name, ())):
+                check_finite(name, part, None)
 
     def __len__(self) -> int:
         return len(self.tensors["inputs"])
 
     def batch(self, indices: Tensor) -> Batch:
-        return {name: tensor[indices.to(tensor.device)] for name, tensor in self.tensors.items()}
+        return {
+            name: map_context(lambda part: part[indices.to(part.device)], value) for name, value in self.tensors.items()
+        }
 
 
 class DatasetSource:
@@ -76,7 +80,7 @@ class DatasetSource:
 
 
 def as_batch(data: object) -> Batch:
-    """A tensor, a tuple (inputs,) or (inputs, context), or a dict with "inputs", as a dict of tensors.
+    """A tensor, a tuple (inputs,) or (inputs, context), or a dict with "inputs", as a batch.
 
     Raises:
         ValueError: For anything else. NumPy arrays count as tensors.
@@ -88,17 +92,33 @@ def as_batch(data: object) -> Batch:
         parts = dict(zip(("inputs", "context"), data, strict=False))
     elif isinstance(data, Mapping) and "inputs" in data:
         parts = dict(data)
-    if not parts or not all(isinstance(part, Tensor | np.ndarray) for part in parts.values()):
-        raise ValueError(
-            "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a map-style "
-            f"Dataset of those, or an object with __len__ and batch(indices), not {type(data).__name__}."
-        )
-    return {name: _as_tensor(name, part) for name, part in parts.items()}
+    if not parts:
+        raise _no_data(data)
+    return {name: _as_tensors(name, values) for name, values in parts.items()}
 
 
-def _as_tensor(name: str, values: Any) -> Tensor:
+def _no_data(data: object) -> ValueError:
+    return ValueError(
+        "training data must be a tensor, a tuple (inputs, context), a dict of tensors with 'inputs', a map-style "
+        f"Dataset of those, or an object with __len__ and batch(indices), not {type(data).__name__}."
+    )
+
+
+def _parts(values: Any) -> tuple[Any, ...]:
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _as_tensors(name: Any, values: Any) -> Any:
+    if name == "context" and isinstance(values, tuple | list) and values:  # collated, a tuple is a list
+        return tuple(_as_tensor(name, part) for part in values)
+    return _as_tensor(name, values)
+
+
+def _as_tensor(name: Any, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values
+    if not isinstance(values, np.ndarray):
+        raise _no_data(values)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we only read
@@ -279,16 +299,20 @@ class Preparation:
         check_keys(batch, self.objective)
         prepared, dtype = dict(batch), working_dtype(self.flow)
         for name in CHECKED:
-            # Integers in a context are labels.
-            if name in batch and (name == "inputs" or batch[name].is_floating_point()):
-                if not isinstance(self.source, TensorSource):
-                    check_finite(name, batch[name], indices)
-                prepared[name] = as_dtype(batch[name], dtype, f"the data's {name!r}")
+            if name in batch:
+                prepared[name] = map_context(lambda part: self._checked(name, part, indices, dtype), batch[name])  # noqa: B023
         if "weights" in batch:
             if self.mean_weight is None:
                 self.mean_weight = mean_weight(self.source)
             prepared["weights"] = (batch["weights"].cpu().double() / self.mean_weight).to(dtype)
         return prepared
+
+    def _checked(self, name: str, values: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
+        if name == "context" and not values.is_floating_point():
+            return values  # labels, or padding
+        if not isinstance(self.source, TensorSource):
+            check_finite(name, values, indices)
+        return as_dtype(values, dtype, f"the data's {name!r}")
 
     def forget(self) -> None:
         """The rows of the source have changed."""

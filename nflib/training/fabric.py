@@ -20,7 +20,7 @@ def launch(config: TrainingConfig) -> Any:
     from lightning_fabric.strategies import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    processes = int(os.environ.get("WORLD_SIZE", 1)) if distributed.is_torchelastic_launched() else 1
+    processes = _from_torchrun("WORLD_SIZE", 1)
     settings: dict[str, Any] = {"devices": 1}
     if processes > 1:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -39,6 +39,15 @@ def launch(config: TrainingConfig) -> Any:
         raise ValueError(f"accelerator={config.accelerator!r} cannot be used here: {error}") from error
     fabric.launch()
     return fabric
+
+
+def is_first_process() -> bool:
+    """Whether this process is the only one, or the first of `torchrun`, whether or not they are launched."""
+    return _from_torchrun("RANK", 0) == 0
+
+
+def _from_torchrun(name: str, alone: int) -> int:
+    return int(os.environ.get(name, alone)) if distributed.is_torchelastic_launched() else alone
 
 
 def process_mean(fabric: Any, value: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import nflib.training.seeds as seeds
+from nflib.contexts import map_context
 from nflib.training.config import TrainingConfig
 from nflib.training.data import (
     Batch,
@@ -59,7 +61,9 @@ class Feed:
                 inputs = batch["inputs"]
                 path = config.seed, seeds.AUGMENTATION, step
                 inputs = self.augment(inputs, seeds.derived_generator(*path, device=inputs.device))
-                batch = {name: value[part] for name, value in (batch | {"inputs": inputs}).items()}
+                batch = {
+                    name: map_context(itemgetter(part), value) for name, value in (batch | {"inputs": inputs}).items()
+                }
             yield self.fabric.to_device(batch)
 
     def refresh_if_due(self, state: TrainingState) -> None:

@@ -17,12 +17,13 @@ from torch import nn
 
 import nflib.training.checkpoints as checkpoints
 import nflib.training.seeds as seeds
+from nflib.contexts import map_context
 from nflib.io import only_run
 from nflib.networks.transformer import checkpoint_activations
 from nflib.training.config import TrainingConfig
 from nflib.training.data import Batch, Preparation, as_source, name_of
 from nflib.training.ema import ExponentialMovingAverage
-from nflib.training.fabric import LossModule, launch, process_mean
+from nflib.training.fabric import LossModule, is_first_process, launch, process_mean
 from nflib.training.feed import Augmentation, Feed
 from nflib.training.interruption import Interruption
 from nflib.training.logs import RunLog
@@ -57,7 +58,8 @@ def fit(
         flow: A module with `log_prob(inputs, context=None) -> (B,)`; moved to the device, and trained in place. It ends
             up in evaluation mode with the averaged weights that were saved.
         train: A tensor or array (N, ...), a tuple (inputs, context), a dict of tensors with "inputs", a map-style
-            `Dataset` of those, or a `BatchSource`, which may renew its rows during training. A dict may hold "weights"
+            `Dataset` of those, or a `BatchSource`, which may renew its rows during training. A context may be a tuple
+            of tensors, such as tokens and their padding mask. A dict may hold "weights"
             (N,), zero or more, of which the mean is divided out: the loss is ``sum w loss / sum w``. Integers and half
             precision are converted to the flow's dtype, and float32 to float64. None for an objective that draws its
             own samples.
@@ -86,16 +88,21 @@ def fit(
     ...     fit(flow, torch.randn(1000, 2), config=config, output=folder).steps
     100
     """
-    run = _Run(flow, train, validation, config, objective, Path(output), augment, callbacks)
-    # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
-    devices = [run.device] if run.device.type == "cuda" else []
-    alone = only_run(output) if run.rank == 0 else nullcontext()
-    recomputing = checkpoint_activations(flow, enabled=config.checkpoint_activations)
-    with alone, run.interruption, recomputing, torch.random.fork_rng(devices=devices):
-        try:
-            return run.train()
-        finally:
-            run.log.close()
+    output, is_first = Path(output), is_first_process()
+    checkpoints.check_writable(output)
+    # Taken before anything that another run may be at work on is read, removed or written.
+    with only_run(output) if is_first else nullcontext():
+        if is_first:
+            checkpoints.remove_left_overs(output)
+        run = _Run(flow, train, validation, config, objective, output, augment, callbacks)
+        # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
+        devices = [run.device] if run.device.type == "cuda" else []
+        recomputing = checkpoint_activations(flow, enabled=config.checkpoint_activations)
+        with run.interruption, recomputing, torch.random.fork_rng(devices=devices):
+            try:
+                return run.train()
+            finally:
+                run.log.close()
 
 
 class _Run:
@@ -112,7 +119,7 @@ class _Run:
         augment: Augmentation | None,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.checkpoints, self.model = checkpoints.prepare_output(output), output / "model"
+        self.checkpoints, self.model = output / "checkpoints", output / "model"
         found = checkpoints.latest_checkpoint(self.checkpoints)
         if found is not None and not config.resume:
             raise ValueError(
@@ -220,7 +227,10 @@ class _Run:
     def _gradient(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss and scalars of a batch, whose gradients are then in the weights."""
         count, done = self.config.accumulation, progress(self.config, self.state.step, self.state.seconds)
-        parts = [{name: rows.chunk(count)[number] for name, rows in batch.items()} for number in range(count)]
+        parts = [
+            {name: map_context(lambda rows: rows.chunk(count)[number], value) for name, value in batch.items()}  # noqa: B023
+            for number in range(count)
+        ]
         found = []
         for number, part in enumerate(parts, 1):
             # Processes share their gradients once, when all parts are done.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from nflib.events import flattened
 from nflib.interfaces import Target
 
 Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -184,7 +185,7 @@ class ReverseKL:
                 raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
             integrand = log_q - log_p.to(log_q) / self.temperature
             (slope,) = torch.autograd.grad(integrand.sum(), points, retain_graph=self.estimator != "path")
-        finite = torch.isfinite(integrand) & torch.isfinite(slope).flatten(1).all(dim=1)
+        finite = torch.isfinite(integrand) & flattened(slope).isfinite().all(dim=1)
         count = _total(finite.sum()) / _world_size()
         value = integrand.detach()[finite].sum()
         surrogate = (slope[finite] * x[finite]).sum()

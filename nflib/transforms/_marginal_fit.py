@@ -1,4 +1,4 @@
-"""Fits of the monotone splines of `GaussianizeMarginals`, one coordinate at a time, in float64."""
+"""Fits of the monotone splines of `GaussianizeMarginals` and its relatives, one coordinate at a time, in float64."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nflib.transforms._intervals import closed, rounded_outward
 
+MIN_SAMPLES = 32
 CURVE_POINTS = 4001
 SMOOTHING_NODES = 9  # quantiles averaged per knot
 MIN_WIDTH_FRACTION = 1e-3  # no bin is narrower than this fraction of the mean width: ties in the data stay invertible
@@ -23,19 +24,30 @@ SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
 LARGEST = 1 / SMALLEST
 
 
+def check_fit(name: str, data: Tensor, uniform_fraction: float) -> None:
+    """Raise ValueError for too few data ``(N, *event_shape)``, or a share that is none."""
+    if data.dim() < 2 or data.shape[0] < MIN_SAMPLES:
+        raise ValueError(f"{name}: data has shape {tuple(data.shape)}; pass (N, *event_shape) with N >= {MIN_SAMPLES}.")
+    if not 0.0 < uniform_fraction < 1.0:
+        raise ValueError(f"{name}: uniform_fraction is {uniform_fraction}; use one in (0, 1).")
+
+
 def fit_coordinate(
     values: np.ndarray,
     interval: tuple[float, float] | None,
     num_bins: int,
     uniform_fraction: float,
-    name: tuple[int, ...],
+    name: str,
     dtype: torch.dtype,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Knots and slopes of one coordinate from its sorted data, float64; dtype: in which they were given."""
+    """Knots and slopes of one coordinate from its sorted data, float64.
+
+    name: what messages call it, and the fit. dtype: in which the data were given.
+    """
     if not np.isfinite(values).all():
-        raise ValueError(f"GaussianizeMarginals.fit: coordinate {name} has non-finite data; remove those samples.")
+        raise ValueError(f"{name} has non-finite data; remove those samples.")
     if values[0] == values[-1]:
-        raise ValueError(f"GaussianizeMarginals.fit: coordinate {name} is constant; leave it out of the event.")
+        raise ValueError(f"{name} is constant; leave it out of the event.")
     count = len(values)
     levels = (np.arange(count) + 0.5) / count
     if interval is None:
@@ -46,10 +58,7 @@ def fit_coordinate(
         rounded = torch.tensor([float(end) for end in ends], dtype=torch.float64)
         lowest, highest = closed(rounded[0], rounded[1], dtype)
         if values[0] < lowest.item() or values[-1] > highest.item():
-            raise ValueError(
-                f"GaussianizeMarginals.fit: coordinate {name} has data outside [{low:g}, {high:g}]; "
-                "wrap or drop such values first."
-            )
+            raise ValueError(f"{name} has data outside [{low:g}, {high:g}]; wrap or drop such values first.")
         values = values.clip(low, high)
         levels = (1 - uniform_fraction) * levels + uniform_fraction * (values - low) / (high - low)
         levels, values = np.r_[0.0, levels, 1.0], np.r_[low, values, high]
@@ -61,20 +70,15 @@ def fit_coordinate(
         x[0], x[-1] = ends
     scale = x[-1] - x[0]
     if scale == 0:
-        raise ValueError(
-            f"GaussianizeMarginals.fit: nearly all values of coordinate {name} are equal; leave it out of the event."
-        )
+        raise ValueError(f"{name} has nearly all values equal; leave it out of the event.")
     if not SMALLEST <= scale <= LARGEST or np.abs(x).max() > LARGEST:
         raise ValueError(
-            f"GaussianizeMarginals.fit: coordinate {name} is of scale {scale:g}, beyond the range of float32; rescale "
-            f"it to between {SMALLEST:.0e} and {LARGEST:.0e}."
+            f"{name} is of scale {scale:g}, beyond the range of float32; rescale it to between {SMALLEST:.0e} and "
+            f"{LARGEST:.0e}."
         )
     x, y = x.astype(np.float32), y.astype(np.float32)
     if not ((np.diff(x) > 0).all() and (np.diff(y) > 0).all()):
-        raise ValueError(
-            f"GaussianizeMarginals.fit: the spread of coordinate {name} is below the float32 precision of "
-            "its values; subtract its mean first."
-        )
+        raise ValueError(f"{name} has a spread below the float32 precision of its values; subtract its mean first.")
     mean_slopes = np.diff(y.astype(np.float64)) / np.diff(x.astype(np.float64))
     return x, y, _knot_slopes(mean_slopes, np.diff(x.astype(np.float64))).astype(np.float32)
 

@@ -63,16 +63,17 @@ class CircularRationalQuadraticSpline(Univariate):
         knots_u, knots_z = (spline_knots(sizes, 0.0, self.period) for sizes in (widths, heights))
         inner = spline_slopes(raw_slopes)
         slopes = torch.cat([inner, inner[:1]])
-        first_u, rotation = self._wrap(turns * (self.period / (2 * math.pi)))
+        first_u, rotation = wrapped(turns * (self.period / (2 * math.pi)), self.period)
         first_z = first_u + rotation
         start, stop = (first_z, first_u) if inverse else (first_u, first_z)
         half = self.period / 2
         offset = torch.remainder(points.to(raw.dtype) + half - start, self.period)
         result, log_derivative = spline(offset, knots_u, knots_z, slopes, inverse)
-        return self._wrap(result + stop - half), log_derivative
+        return wrapped(result + stop - half, self.period), log_derivative
 
-    def _wrap(self, angle: Tensor) -> Tensor:
-        """The representative in [-period/2, period/2), and untouched where it lies there already."""
-        wrapped = angle - self.period * torch.floor(angle / self.period + 0.5)
-        half = self.period / 2
-        return torch.where(wrapped < half, wrapped, wrapped - self.period).clamp(min=-half)
+
+def wrapped(angle: Tensor, period: float) -> Tensor:
+    """The representative in [-period/2, period/2), and untouched where it lies there already."""
+    turned = angle - period * torch.floor(angle / period + 0.5)
+    half = period / 2
+    return torch.where(turned < half, turned, turned - period).clamp(min=-half)

@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nflib.transforms._marginal_fit import MAX_SLOPE_RATIO, fit_coordinate
+from nflib.transforms._marginal_fit import MAX_SLOPE_RATIO, check_fit, fit_coordinate
 from nflib.transforms._rational_quadratic import spline
+from nflib.transforms.circular import wrapped
 from nflib.transforms.inversion import ClosedForm
 from nflib.transforms.marginal import as_float64, check_event_shape, working_dtype
 
 
 class UniformizeCircles(ClosedForm):
-    """Angles ``(B, D)`` in [-pi, pi], each mapped onto the same interval by its distribution function, ends at ends.
+    """Angles ``(B, D)``, each mapped onto [-pi, pi] by its distribution function there, ends at ends.
 
     What `GaussianizeMarginals` does for intervals, but for circles: of D monotone rational-quadratic splines, whose
     slopes at both ends are equal, so that densities are continuous all around. A new instance is the identity; get a
-    useful one from `fit`, or from `load_state_dict` into `UniformizeCircles(D, num_bins)`.
+    useful one from `fit`, or from `load_state_dict` into `UniformizeCircles(D, num_bins)`. Angles beyond [-pi, pi] are
+    turned back into it.
 
     Raises:
         ValueError: an input has another event shape.
@@ -49,12 +51,15 @@ class UniformizeCircles(ClosedForm):
         """Fit to angles `data` ``(N, D)`` in [-pi, pi], best cut where they are least dense.
 
         uniform_fraction: weight of the uniform distribution mixed into each. Raises ValueError for data that
-        `GaussianizeMarginals.fit` would not take either.
+        `GaussianizeMarginals.fit` would not take either, or that are no vectors.
         """
+        check_fit("UniformizeCircles.fit", data, uniform_fraction)
+        if data.dim() != 2:
+            raise ValueError(f"UniformizeCircles.fit: data has shape {tuple(data.shape)}; pass (N, D).")
         transform = cls(data.shape[1], num_bins)
         for number, column in enumerate(as_float64(data).numpy().T):
-            interval = (-math.pi, math.pi)
-            x, y, slopes = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, (number,), data.dtype)
+            interval, name = (-math.pi, math.pi), f"UniformizeCircles.fit: angle {number}"
+            x, y, slopes = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, name, data.dtype)
             slopes = 2 * math.pi * slopes
             y = 2 * math.pi * y - math.pi
             ends = np.diff(y)[[0, -1]] / np.diff(x)[[0, -1]]
@@ -76,6 +81,7 @@ class UniformizeCircles(ClosedForm):
     def _map(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         check_event_shape("UniformizeCircles", inputs, self.event_shape)
         points = inputs.to(working_dtype(inputs))
+        points = torch.where(points.abs() > math.pi, wrapped(points, 2 * math.pi), points)
         inner_x, inner_y, slopes = (table.to(points.dtype) for table in (self.knots_x, self.knots_y, self.slopes))
         end = torch.full_like(slopes[:1], math.pi)
         tables = (torch.cat([-end, inner_x, end]), torch.cat([-end, inner_y, end]), torch.cat([slopes, slopes[:1]]))

@@ -8,17 +8,18 @@ from typing import Any
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
+from nflib.dtypes import FullPrecisionBuffers
 from nflib.interfaces import Decoder, Inversion
 
 
-class ClosedForm(Transform):
+class ClosedForm(FullPrecisionBuffers, Transform):
     """A transform whose `inverse` is a formula, exact to rounding. A subclass writes `forward` and `inverse`."""
 
     uses_context = False
 
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
         """What `inverse` gives, and that nothing is left of an error."""
-        outputs, logabsdet = self.inverse(inputs, context)
+        outputs, logabsdet = self.inverse(inputs, context)  # type: ignore[operator]
         return Inversion(outputs, logabsdet, 0.0)
 
 

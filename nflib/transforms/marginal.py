@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.events import flattened
 from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
-from nflib.transforms._marginal_fit import LARGEST, SMALLEST, fit_coordinate, flat_intervals
+from nflib.transforms._marginal_fit import LARGEST, SMALLEST, check_fit, fit_coordinate, flat_intervals
 from nflib.transforms.inversion import ClosedForm
 
 __all__ = ["GaussianizeMarginals", "Standardize"]
-
-MIN_SAMPLES = 32
 
 
 class Standardize(ClosedForm):
@@ -162,19 +161,14 @@ class GaussianizeMarginals(ClosedForm):
             ValueError: too few or non-finite data, a constant coordinate, one whose scale or spread float32 cannot
                 hold, or data outside an interval.
         """
-        if data.dim() < 2 or data.shape[0] < MIN_SAMPLES:
-            raise ValueError(
-                f"GaussianizeMarginals.fit: data has shape {tuple(data.shape)}; pass (N, *event_shape) "
-                f"with N >= {MIN_SAMPLES}."
-            )
-        if not 0.0 < uniform_fraction < 1.0:
-            raise ValueError(f"GaussianizeMarginals.fit: uniform_fraction is {uniform_fraction}; use one in (0, 1).")
+        check_fit("GaussianizeMarginals.fit", data, uniform_fraction)
         transform = cls(data.shape[1:], num_bins)
         columns = as_float64(data).reshape(data.shape[0], -1).numpy().T
         flat_bounds = flat_intervals(intervals, transform.event_shape, bounds)
         for coordinate, column in enumerate(columns):
-            name = tuple(int(i) for i in np.unravel_index(coordinate, transform.event_shape))
+            index = tuple(int(i) for i in np.unravel_index(coordinate, transform.event_shape))
             interval = flat_bounds.get(coordinate)
+            name = f"GaussianizeMarginals.fit: coordinate {index}"
             values = fit_coordinate(np.sort(column), interval, num_bins, uniform_fraction, name, data.dtype)
             for buffer, value in zip((transform.knots_x, transform.knots_y, transform.slopes), values, strict=True):
                 buffer[coordinate] = torch.from_numpy(value)
@@ -189,7 +183,7 @@ class GaussianizeMarginals(ClosedForm):
             values.reshape(self.event_shape) for values in (knots[:, 0], knots[:, -1], self.is_interval)
         )
         x = clamped("GaussianizeMarginals", inputs.to(dtype), low, high, bounded, inputs.dtype)
-        x = x.reshape(inputs.shape[0], -1)
+        x = flattened(x)
         bins = Bins(*self._corners(_search(knots, x), dtype))
         z, log_slope = bins.to_normal(x, knots[:, -1] - knots[:, 0])
         return z.reshape(inputs.shape), log_slope.sum(-1)
@@ -197,7 +191,7 @@ class GaussianizeMarginals(ClosedForm):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
         dtype = working_dtype(inputs)
-        z = inputs.reshape(inputs.shape[0], -1).to(dtype)
+        z = flattened(inputs).to(dtype)
         interval = self.is_interval
         # erfc keeps the relative precision of a small tail, ndtr does not.
         index = _search(self.knots_y.to(dtype), torch.where(interval, lower_tail(z), z))

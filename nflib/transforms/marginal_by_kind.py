@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
-from nflib.transforms._marginal_fit import fit_coordinate
+from nflib.transforms._marginal_fit import check_fit, fit_coordinate
 from nflib.transforms.inversion import ClosedForm
-from nflib.transforms.marginal import MIN_SAMPLES, GaussianizeMarginals, as_float64, working_dtype
+from nflib.transforms.marginal import GaussianizeMarginals, as_float64, working_dtype
 
 
 class GaussianizeByKind(ClosedForm):
@@ -49,14 +49,14 @@ class GaussianizeByKind(ClosedForm):
         uniform_fraction: float = 0.01,
     ) -> None:
         """Fit the map of one kind to its data ``(N,)``; the arguments are those of `GaussianizeMarginals.fit`."""
-        if data.dim() != 1 or len(data) < MIN_SAMPLES:
-            raise ValueError(
-                f"GaussianizeByKind: data of shape {tuple(data.shape)}; pass (N,) with N >= {MIN_SAMPLES}."
-            )
+        if data.dim() != 1:
+            raise ValueError(f"GaussianizeByKind.fit_kind: data has shape {tuple(data.shape)}; pass (N,).")
+        check_fit("GaussianizeByKind.fit_kind", data[:, None], uniform_fraction)
         if interval is not None and not -math.inf < interval[0] < interval[1] < math.inf:
-            raise ValueError(f"GaussianizeByKind: {interval} is no bounded interval; pass finite a < b.")
+            raise ValueError(f"GaussianizeByKind.fit_kind: {interval} is no bounded interval; pass finite a < b.")
         values = np.sort(as_float64(data).numpy())
-        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, (kind,), data.dtype)
+        name = f"GaussianizeByKind.fit_kind: kind {kind}"
+        fitted = fit_coordinate(values, interval, self.num_bins, uniform_fraction, name, data.dtype)
         for buffer, row in zip((self.knots_x, self.knots_y, self.slopes), fitted, strict=True):
             buffer[kind] = torch.from_numpy(row)
         self.is_interval[kind] = interval is not None

@@ -375,6 +375,12 @@ def test_a_flow_that_needs_a_context_is_planned_with_one(perturb):
     torch.testing.assert_close(x, flow.sample(1, labels(2), seed=0), rtol=0, atol=1e-3)
 
 
+def test_a_context_of_tokens_and_mask_is_taken(perturb):
+    flow = perturb(TARFlow((4, 3), 3, context_shape=(None, 2), **SMALL))
+    context = torch.randn(3, 5, 2), torch.arange(5) >= torch.tensor([[2], [5], [3]])
+    assert len(decoding.plan(flow, [2], context, num_samples=12).initial_guesses) == 2
+
+
 def test_a_flow_without_finite_samples_is_planned_all_the_same(perturb):
     flow = perturb(TARFlow((12,), 2, **SMALL))
     with torch.no_grad():

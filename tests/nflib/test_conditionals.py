@@ -102,6 +102,19 @@ def test_circles_become_uniform_without_a_seam():
     torch.testing.assert_close(transform.inverse(z)[0], grid, rtol=0, atol=1e-10)
 
 
+def test_angles_of_other_turns_are_the_same_angles():
+    data, turns = two_modes(500), 2 * math.pi * torch.tensor([[-2.0], [-1.0], [1.0], [3.0], [0.0]]).double()
+    transform = UniformizeCircles.fit(data)
+    for turn in turns:
+        for found, expected in zip(transform(data + turn), transform(data), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(transform.inverse(data + turn)[0], transform.inverse(data)[0], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"UniformizeCircles.fit: angle 0 has data outside \[-3.14159, 3.14159\]"):
+        UniformizeCircles.fit(data + 4)
+    with pytest.raises(ValueError, match=r"UniformizeCircles.fit: data has shape \(5, 1\)"):
+        UniformizeCircles.fit(data[:5])
+
+
 def test_a_new_instance_is_the_identity():
     angles = torch.linspace(-math.pi, math.pi, 50)[:, None]
     outputs, logabsdet = UniformizeCircles(1)(angles)

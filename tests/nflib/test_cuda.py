@@ -14,6 +14,7 @@ from nflib.decoding import Auto, DecodingPlan, GaussSeidelJacobi, Jacobi, Sequen
 from nflib.decoding import plan as make_plan
 from nflib.decoding.plans import device_name
 from nflib.flows import TARFlow
+from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample, smc
 from nflib.networks import use_attention_backend
 from nflib.networks.backends import causal_attention
 from nflib.networks.cache import causal_mask
@@ -241,3 +242,30 @@ def test_the_first_losses_are_those_of_the_cpu(tmp_path: Path) -> None:
         fit(flow, normal(64, 6), config=config, output=tmp_path / f"on {device}", callbacks=[record])
         losses[device] = record.losses
     torch.testing.assert_close(losses[DEVICE], losses["cpu"], rtol=1e-3, atol=1e-3)
+
+
+# --- what is given on the CPU ---
+
+
+def test_contexts_go_where_the_flow_is() -> None:
+    torch.manual_seed(0)
+    flow = TARFlow((6,), 2, channels=16, num_blocks=1, layers_per_block=1, head_dim=8, num_classes=4)
+    expected = flow.given(3).sample((5,), seed=0)
+    given = flow.given(3)  # before the flow moves, too
+    flow.to(DEVICE)
+    for distribution in (given, flow.given(3)):
+        close(distribution.sample((5,), seed=0), expected)
+    close(flow.log_prob(expected.to(DEVICE), torch.full((5,), 3)), given.log_prob(expected.to(DEVICE)).cpu())
+
+
+def test_draws_that_came_back_are_moved_on_the_device() -> None:
+    torch.manual_seed(0)
+    flow = TARFlow((6,), 2, channels=16, num_blocks=1, layers_per_block=1, head_dim=8).to(DEVICE)
+    target = BoltzmannDensity(lambda x: 0.5 * x.square().sum(-1))
+    draws = importance_sample(flow, target, 100, seed=0)
+    moved = smc(flow, target, 100, draws=WeightedSamples.from_log_densities(*cpu(draws)), seed=1)
+    assert len(moved) == 100 and moved.effective_sample_size > 10
+
+
+def cpu(draws: WeightedSamples) -> list[Tensor]:
+    return [part.cpu() for part in (draws.x, draws.log_prob, draws.log_target) if part is not None]

@@ -85,7 +85,7 @@ def test_base_density_of_another_shape():
 # --- sampling ---
 
 
-@pytest.mark.parametrize("count", [0, -3, 1.5, True, "4", None])
+@pytest.mark.parametrize("count", [-3, 1.5, True, "4", None])
 @pytest.mark.parametrize("method", ["sample", "sample_and_log_prob"])
 def test_number_of_samples(flow, method, count):
     message = message_of(lambda: getattr(flow, method)(count))

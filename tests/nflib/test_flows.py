@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nflows.flows import Flow as NFlowsFlow
 from torch import Tensor
 
-from nflib import Flow
+from nflib import Flow, decoding
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
 from nflib.networks import ClassEmbedding, Rotary, grid_coordinates
@@ -74,6 +74,29 @@ def test_a_batch_of_one_is_a_row_of_a_batch(case, flow):
     for context in case.contexts(3, torch.float64):
         row = None if context is None else context[1:2]
         torch.testing.assert_close(flow.log_prob(x[1:2], row), flow.log_prob(x, context)[1:2], rtol=0, atol=1e-12)
+
+
+@every_flow
+def test_no_rows_give_empty_results(case, flow):
+    if case.name.startswith("nflows") or case.name == "spline-on-top":
+        pytest.skip("parts of nflows take no empty batch")
+    for context in case.contexts(0):
+        x = case.inputs(0)
+        assert flow.log_prob(x, context).shape == flow.log_prob(x, context, batch_size=2).shape == (0,)
+        assert flow.score(x, context).shape == x.shape
+        noise = flow.transform_to_noise(x, context)
+        for decoder in (None, decoding.Jacobi(), decoding.GaussSeidelJacobi(2), decoding.Auto()):
+            assert flow.decode(noise, context, decoding=decoder).shape == x.shape
+            if context is not None:
+                samples, log_prob = flow.sample_and_log_prob(3, context, decoding=decoder)
+                assert samples.shape == (0, 3, *case.event_shape) and log_prob.shape == (0, 3)
+    for context in case.contexts(1):
+        rows = () if context is None else (1,)
+        assert flow.sample(0, context).shape == (*rows, 0, *case.event_shape)
+        given = flow.given(context)
+        assert given.sample((0,)).shape == given.rsample((0,)).shape == (0, *case.event_shape)
+        assert given.sample((2, 0)).shape == (2, 0, *case.event_shape)
+        assert given.log_prob(case.inputs(0)).shape == (0,)
 
 
 @every_flow

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal as TorchNormal
 
-from nflib.montecarlo import HMC, MALA, ULA, BoltzmannDensity, IndependentMetropolis
+from nflib.montecarlo import (
+    HMC,
+    MALA,
+    ULA,
+    AcceptanceTarget,
+    BoltzmannDensity,
+    FixedStepSizes,
+    IndependentMetropolis,
+)
 from nflib.montecarlo.path import GeometricPath, Particles
 from tests.nflib.smc_cases import Normal
 
@@ -176,3 +184,22 @@ def test_mistakes_are_named():
         drawn.gradient(0.5)
     with pytest.raises(ValueError, match="one number a sample"):
         GeometricPath(Normal(DIM), BoltzmannDensity(lambda x: x)).draw(5, torch.Generator())
+
+
+@pytest.mark.parametrize("step_size", [0.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize("kernel", [HMC, MALA, ULA])
+def test_steps_that_lead_nowhere_are_refused(kernel, step_size):
+    with pytest.raises(ValueError, match=rf"{kernel.__name__}: step_size is .*; pass a positive"):
+        kernel(step_size)
+    with pytest.raises(ValueError, match="positive, finite numbers"):
+        FixedStepSizes([0.1, step_size])
+
+
+@pytest.mark.parametrize("number", [-1.0, math.nan, math.inf])
+def test_settings_of_adaptation_and_jitter(number):
+    with pytest.raises(ValueError, match="jitter"):
+        HMC(jitter=number)
+    with pytest.raises(ValueError, match="AcceptanceTarget: gain is"):
+        AcceptanceTarget(gain=number)
+    with pytest.raises(ValueError, match="pilot_moves -1"):
+        AcceptanceTarget(pilot_moves=-1)

@@ -26,6 +26,7 @@ from nflib.montecarlo import (
     resample,
 )
 from nflib.montecarlo.diagnostics import error_inflation, tail_size
+from nflib.montecarlo.genealogy import Resamplings, offspring_variance
 from nflib.montecarlo.resampling import SCHEMES
 
 DIM = 3
@@ -419,6 +420,12 @@ def test_truncate_marks_and_reports_both():
         samples.truncate(1.0)
 
 
+def test_truncated_samples_remember_what_was_resampled():
+    samples = WeightedSamples(torch.zeros(200, 1), torch.zeros(200), resamplings=Resamplings(pareto_k=1.2))
+    clipped = samples.truncate(0.01)
+    assert clipped.pareto_k == 1.2 and clipped.refusal == samples.refusal and "Pareto k" in clipped.refusal
+
+
 def test_save_and_load(tmp_path, monkeypatch):
     samples = importance_sample(StandardNormal([DIM]), TARGET, 200, seed=0)
     path = tmp_path / "samples.npz"
@@ -546,6 +553,15 @@ def test_residual_keeps_the_whole_part():
     assert resample(weights, 8, scheme="residual").tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
     counts = torch.bincount(resample(WEIGHTS, 50, torch.Generator().manual_seed(0), "residual"), minlength=9)
     assert (counts >= (50 * WEIGHTS.double() / WEIGHTS.double().sum()).floor()).all()
+
+
+@pytest.mark.parametrize("scheme", ["residual", "systematic"])
+def test_equal_weights_keep_everyone_once(scheme):
+    for count in range(2, 300):  # 49 / 49 is less than 1 in float64
+        weights = torch.full((count,), 1 / count, dtype=torch.float64)
+        assert offspring_variance(weights, scheme) == pytest.approx(0, abs=1e-9)
+        if scheme == "residual":
+            assert resample(weights, count, scheme=scheme).tolist() == list(range(count))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

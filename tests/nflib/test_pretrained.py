@@ -16,7 +16,8 @@ from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
 from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
 from nflib.networks import CausalTransformer
-from tests.nflib.cases import NUM_CLASSES, SMALL, autoregressive, spline_on_top
+from nflib.transforms import GaussianizeMarginals, Standardize, VectorPatches, Whiten
+from tests.nflib.cases import NUM_CLASSES, SMALL, autoregressive, blocks, spline_on_top
 
 
 @pytest.fixture
@@ -63,6 +64,49 @@ def test_saving_again_replaces_the_model(flow, folder, perturb):
     x = torch.randn(2, 1, 4, 4)
     assert torch.equal(TARFlow.from_pretrained(str(folder)).log_prob(x), flow.log_prob(x))
     assert len(list(folder.iterdir())) == 2
+
+
+def fitted(with_parameters: bool) -> Flow:
+    """A flow on tables that bfloat16 does not hold: a mean of 100 deviations, and marginals."""
+    x = 100 + torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
+    standardize = Standardize.fit(x)
+    marginals = GaussianizeMarginals.fit(standardize(x)[0])
+    parts = [standardize, marginals, Whiten.fit(marginals(standardize(x)[0])[0])]
+    if with_parameters:
+        return Flow(CompositeTransform([*parts, VectorPatches((4,), 2), *blocks(2, 2)]), StandardNormal((2, 2)))
+    return Flow(CompositeTransform(parts), StandardNormal((4,)))
+
+
+@pytest.mark.parametrize("with_parameters", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_only_parameters_are_saved_in_half_precision(with_parameters, dtype, tmp_path):
+    flow = fitted(with_parameters).eval()
+    x = 100 + torch.randn(5, 4)
+    flow.save_pretrained(tmp_path / "asked", dtype)
+    expected = flow.to(dtype)  # whose tables stay as they are
+    flow.save_pretrained(tmp_path / "own")
+    for name in ("asked", "own"):
+        again = Flow.from_pretrained(tmp_path / name)
+        assert all(parameter.dtype == dtype for parameter in again.parameters())
+        x = x.to(torch.promote_types(dtype, torch.float32))
+        assert torch.equal(again.log_prob(x), expected.log_prob(x))
+        for tensor, other in zip(again.buffers(), fitted(with_parameters).buffers(), strict=True):
+            assert torch.equal(tensor.to(other), other)
+
+
+def test_files_whose_tables_were_rounded_are_read(tmp_path):
+    flow = fitted(True)
+    folder = flow.save_pretrained(tmp_path)
+    state = load_file(folder / WEIGHTS_NAME)
+    rounded = {n: t.bfloat16() if t.is_floating_point() and "config/" not in n else t for n, t in state.items()}
+    save_file(rounded, folder / WEIGHTS_NAME)
+    again = Flow.from_pretrained(folder)
+    assert torch.equal(again._transform._transforms[0].mean, flow._transform._transforms[0].mean.bfloat16().float())
+
+
+def test_scaled_noise_is_kept_in_single_precision():
+    flow = TARFlow((4,), patch_size=2, **SMALL).with_scaled_noise(1.001, 3.0, weights=(0.97, 0.03)).bfloat16()
+    assert flow._distribution.scales.tolist() == pytest.approx([1.001, 3.0], abs=1e-6)
 
 
 def test_a_save_that_fails_leaves_the_old_model(flow, folder, monkeypatch):

@@ -289,9 +289,17 @@ def test_plot_save_and_load(tmp_path):
     stored = json.loads(json.dumps(samples.history.summary(), allow_nan=False))
     again = History.from_summary(stored)
     assert again.inverse_temperatures == samples.history.inverse_temperatures and again.parents == []
-    assert len(samples.truncate(0.1).ancestors) == 180
+    assert loaded.history.summary() == samples.history.summary()
+    assert torch.equal(loaded.history.lineage(), samples.history.lineage())
+    clipped = samples.truncate(0.1)
+    assert len(clipped.ancestors) == 180
+    clipped.save(tmp_path / "clipped.npz")
+    assert SMCSamples.load(tmp_path / "clipped.npz").unclipped.history.summary() == samples.history.summary()
+    # A file without a history, as earlier versions wrote.
+    WeightedSamples(samples.x, samples.log_weights, ancestors=samples.ancestors).save(tmp_path / "before.npz")
+    assert len(SMCSamples.load(tmp_path / "before.npz").history) == 0
     with pytest.raises(ValueError, match="history is empty"):
-        plot_history(loaded.history)
+        plot_history(History())
 
 
 def test_progress_bar(capsys):
@@ -322,7 +330,7 @@ def test_user_mistakes_are_named():
         smc(q, TARGET, 10, context=torch.zeros(1, 1))
     with pytest.raises(ValueError, match="between 0 and 1"):
         AdaptiveTemperatures(1.0)
-    with pytest.raises(ValueError, match="positive numbers"):
+    with pytest.raises(ValueError, match="positive, finite numbers"):
         FixedStepSizes([0.1, 0.0])
     assert FixedTemperatures([0, 0.5, 1]).inverse_temperatures == (0.5, 1.0)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from nflib.contexts import map_context
+from nflib.continuous import pairs_of
+from nflib.flows import TARFlow
 from nflib.training import LogVariance, fit, maximum_likelihood
 from nflib.training.data import Preparation, TensorSource, as_source
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
@@ -21,14 +26,14 @@ LONG = {"batch_size": 64, "max_steps": 400, "learning_rate": 5e-2, "ema_decay": 
 class Items(torch.utils.data.Dataset):
     """Rows of a dict of tensors as a torch Dataset."""
 
-    def __init__(self, data: dict[str, torch.Tensor]) -> None:
+    def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data["inputs"])
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: values[index] for name, values in self.data.items()}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: map_context(itemgetter(index), values) for name, values in self.data.items()}
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -110,6 +115,65 @@ def test_renewed_rows_have_weights_of_mean_one_again(tmp_path: Path) -> None:
 def test_weights_that_are_refused(tmp_path: Path, weights: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(Gaussian(), {"inputs": normal(4, 2), "weights": weights}, config=configuration(), output=tmp_path)
+
+
+# --- contexts of several tensors ------------------------------------------------------------------
+
+
+def told() -> TARFlow:
+    torch.manual_seed(0)
+    return TARFlow((4,), patch_size=2, channels=16, num_blocks=1, head_dim=8, context_shape=(None, 3))
+
+
+@pytest.mark.parametrize("kind", [dict, Items, "pair"])
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}])
+def test_contexts_of_tokens_with_a_padding_mask(tmp_path: Path, kind: Any, changes: dict[str, int]) -> None:
+    x, tokens, mask = normal(32, 4), normal(32, 5, 3), torch.arange(5) >= torch.arange(32)[:, None] % 5 + 1
+    data = {"inputs": x, "context": (tokens.double(), mask)}
+    flow, config = told().double(), configuration(batch_size=8, **changes)
+    fit(
+        flow,
+        (x, (tokens.numpy(), mask)) if kind == "pair" else kind(data),
+        data,
+        config=config,
+        augment=lambda inputs, generator: inputs + 1,
+        output=tmp_path,
+    )
+    assert flow.log_prob(x.double() + 1, (tokens.double(), mask)).mean() > told().log_prob(x + 1, (tokens, mask)).mean()
+
+
+def test_a_teachers_pairs_with_such_contexts_are_data(tmp_path: Path) -> None:
+    tokens, mask = normal(3, 5, 3), torch.arange(5) >= torch.tensor([[2], [5], [3]])
+    pairs = pairs_of(told().eval(), 4, (tokens, mask), seed=0)
+    batch = as_source(pairs).batch(torch.tensor([5, 0]))
+    assert torch.equal(batch["context"][0], tokens[[1, 0]]) and torch.equal(batch["context"][1], mask[[1, 0]])
+    fit(told(), pairs, config=configuration(max_steps=2), objective=Paired(), output=tmp_path)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Maximum likelihood of data that bring noise along."""
+
+    keys: ClassVar[tuple[str, ...]] = ("inputs", "context", "noise")
+
+    def __call__(self, flow: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> tuple:
+        assert batch["noise"].shape == batch["inputs"].shape
+        return maximum_likelihood(flow, batch, generator)
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        ((normal(8, 5, 3), torch.zeros(7, 5, dtype=torch.bool)), "as many rows"),
+        ((normal(7, 5, 3), torch.zeros(7, 5, dtype=torch.bool)), "equally many rows"),
+        ((normal(8, 5, 3) / 0, torch.zeros(8, 5, dtype=torch.bool)), "row 0 of the data's 'context'"),
+        ((normal(8, 5, 3), "mask"), "training data must be"),
+        ((), "training data must be"),
+    ],
+)
+def test_such_contexts_that_are_refused(tmp_path: Path, context: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(told(), {"inputs": normal(8, 4), "context": context}, config=configuration(), output=tmp_path)
 
 
 # --- keys -----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nflib.io import only_run
 from nflib.training import TrainingState, checkpoints, fit, loop
 from nflib.training.interruption import Interruption
 from tests.nflib import train_tiny_flow as tiny
@@ -100,6 +101,16 @@ def test_several_processes_leave_together(tmp_path: Path, target: str) -> None:
     assert process.returncode != 0 and "stopped by a signal after step" in errors
     found = checkpoints.latest_checkpoint(output / "checkpoints")
     assert found is not None and len(logged(output)) == int(found.name.removeprefix("step-")) < 30
+
+
+def test_a_second_run_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
+    unfinished = tmp_path / "checkpoints" / ".step-000000005.tmp"
+    unfinished.mkdir(parents=True)
+    with only_run(tmp_path), pytest.raises(OSError, match="another run is at work"):
+        fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
+    assert unfinished.exists() and [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
+    assert not unfinished.exists()
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 from nflib.continuous.couplings import Coupling, Independent, Pairs
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.times import Times, Uniform, UShaped
+from nflib.events import flattened
 
 __all__ = ["FlowMatching", "PseudoHuber", "Reflow", "squared_error"]
 
 
 def squared_error(difference: Tensor) -> Tensor:
     """The mean square of each row, ``(B,)``."""
-    return difference.square().flatten(1).mean(1)
+    return flattened(difference).square().mean(1)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PseudoHuber:
     c: float | None = None
 
     def __call__(self, difference: Tensor) -> Tensor:
-        flat = difference.flatten(1)
+        flat = flattened(difference)
         c = 0.00054 * flat.shape[1] if self.c is None else self.c
         return (flat.square().sum(1) + c**2).sqrt() - c
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nflib.continuous.diffusion import velocity_and_score
 from nflib.continuous.ode import ODEFlow
 from nflib.distributions import draw
+from nflib.events import flattened
 
 __all__ = ["PathPolicyGradient", "Rollouts"]
 
@@ -62,7 +63,7 @@ class PathPolicyGradient:
         times = self._times(flow, num_steps).to(paths)[:-1]
         mean, width = self._step(flow, paths[:, :-1].flatten(0, 1), times.repeat(len(paths)), num_steps)
         density = torch.distributions.Normal(mean, width).log_prob(paths[:, 1:].flatten(0, 1))
-        return density.flatten(1).sum(1).view(len(paths), num_steps)
+        return flattened(density).sum(1).view(len(paths), num_steps)
 
     @torch.no_grad()
     def draw(self, flow: ODEFlow, num_paths: int, num_steps: int, generator: torch.Generator) -> Tensor:

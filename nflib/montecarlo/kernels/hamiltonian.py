@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from nflib.montecarlo.kernels.interface import Move, metropolis, squared_norm, standard_normal
+from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm, standard_normal
 from nflib.montecarlo.path import GeometricPath, Particles
 
 __all__ = ["HMC"]
 
 
 @dataclass(frozen=True)
-class HMC:
+class HMC(GradientKernel):
     """Hamiltonian Monte Carlo with unit masses and a fixed number of leapfrog steps (Neal 2011, arXiv 1206.1901).
 
     Each particle's step is multiplied by `exp(jitter * normal)`: no trajectory closes on itself, and a wide jitter (1)
     serves targets with many length scales. A trajectory that meets a point without a finite density ends there and is
     rejected, as its reverse would be.
 
-    step_size: a leapfrog step at the start, a length in units of x. Raises ValueError for fewer than one leapfrog step
-    or a negative jitter.
+    step_size: a leapfrog step at the start, a length in units of x. Raises ValueError unless it is positive and finite,
+    for fewer than one leapfrog step, and for a jitter that is negative or not finite.
     """
 
     step_size: float = 0.1
     num_leapfrog: int = 8
     jitter: float = 0.2
-    needs_gradient: ClassVar[bool] = True
     target_acceptance: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.num_leapfrog < 1 or self.jitter < 0.0:
+        super().__post_init__()
+        if self.num_leapfrog < 1 or not 0.0 <= self.jitter < math.inf:
             raise ValueError(
                 f"HMC: num_leapfrog is {self.num_leapfrog} and jitter {self.jitter}; pass one step or "
-                "more, and a jitter of 0 or more."
+                "more, and a finite jitter of 0 or more."
             )
-
-    def init(self, particles: Particles, path: GeometricPath) -> Particles:
-        return path.with_gradients(particles)
 
     def step(
         self,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import math
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.densities import flattened
+from nflib.events import flattened
 from nflib.montecarlo.path import GeometricPath, Particles
 
-__all__ = ["Kernel", "Move", "metropolis", "standard_normal"]
+__all__ = ["GradientKernel", "Kernel", "Move", "metropolis", "standard_normal"]
 
 
 class Move(NamedTuple):
@@ -53,6 +54,22 @@ class Kernel(Protocol):
     ) -> tuple[Particles, Move]:
         """Particles moved once. Dead particles stay where they are, and cost no evaluation."""
         ...
+
+
+class GradientKernel:
+    """What kernels that step along a gradient share. Raises ValueError for a step_size that is no positive length."""
+
+    step_size: float
+    needs_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.step_size < math.inf:
+            raise ValueError(
+                f"{type(self).__name__}: step_size is {self.step_size}; pass a positive, finite length in units of x."
+            )
+
+    def init(self, particles: Particles, path: GeometricPath) -> Particles:
+        return path.with_gradients(particles)
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.kernels.interface import Move, metropolis, squared_norm, standard_normal
+from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm, standard_normal
 from nflib.montecarlo.path import GeometricPath, Particles
 
 __all__ = ["MALA", "ULA"]
 
 
 @dataclass(frozen=True)
-class ULA:
+class ULA(GradientKernel):
     """Unadjusted Langevin step, `x' = x + s^2/2 grad log pi(x) + s noise`, which carries its own weights.
 
     The particle is weighted by `pi(x') K(x' -> x) / (pi(x) K(x -> x'))`, the same kernel taken backwards (annealed
@@ -26,15 +25,11 @@ class ULA:
     ends inside, and staying put otherwise. A particle weighted zero there instead would be missed by the backward
     kernel, which also leads outside, and the region near the wall would lose its mass.
 
-    step_size: s at the start, a length in units of x.
+    step_size: s at the start, a length in units of x. Raises ValueError unless it is positive and finite.
     """
 
     step_size: float = 0.1
-    needs_gradient: ClassVar[bool] = True
     target_acceptance: float = 0.9
-
-    def init(self, particles: Particles, path: GeometricPath) -> Particles:
-        return path.with_gradients(particles)
 
     def step(
         self,
@@ -57,18 +52,15 @@ class ULA:
 
 
 @dataclass(frozen=True)
-class MALA:
+class MALA(GradientKernel):
     """Metropolis-adjusted Langevin algorithm (Roberts & Tweedie, Bernoulli 2 (1996) 341).
 
-    Proposes as `ULA` does. step_size: the noise's standard deviation at the start, a length in units of x.
+    Proposes as `ULA` does. step_size: the noise's standard deviation at the start, a length in units of x. Raises
+    ValueError unless it is positive and finite.
     """
 
     step_size: float = 0.1
-    needs_gradient: ClassVar[bool] = True
     target_acceptance: float = 0.574
-
-    def init(self, particles: Particles, path: GeometricPath) -> Particles:
-        return path.with_gradients(particles)
 
     def step(
         self,

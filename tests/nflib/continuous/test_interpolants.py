@@ -13,10 +13,13 @@ from nflib.continuous import (
     InterpolantMatching,
     MLPVelocity,
     ODEFlow,
+    Pairs,
     SymmetricMatching,
     TwoSided,
 )
 from nflib.montecarlo import importance_sample
+from nflib.training import TrainingConfig, fit
+from tests.nflib.continuous.cases import QUIET
 from tests.nflib.continuous.gaussian_mixtures import THREE, TWO, Exact
 
 PATH = TwoSided(0.8)
@@ -35,6 +38,15 @@ def loss_of(flow, number=4000, seed=0):
     generator = torch.Generator().manual_seed(seed)
     batch = {"inputs": THREE.sample(number, generator)}
     return InterpolantMatching()(flow, batch, generator)[1]
+
+
+def test_pairs_of_the_data_are_taken(tmp_path) -> None:
+    flow = InterpolantFlow(MLPVelocity(2, channels=8), MLPVelocity(2, channels=8), (2,))
+    data = {"inputs": torch.randn(32, 2), "noise": torch.randn(32, 2)}
+    config = TrainingConfig(batch_size=16, max_steps=2, **QUIET)
+    assert fit(flow, data, config=config, objective=InterpolantMatching(Pairs()), output=tmp_path).steps == 2
+    with pytest.raises(ValueError, match="'noise', but the objective InterpolantMatching reads"):
+        fit(flow, data, config=config, objective=InterpolantMatching(), output=tmp_path / "without")
 
 
 def test_closed_form_is_the_score_of_the_interpolant() -> None:

@@ -69,6 +69,13 @@ def test_saved_and_loaded(tmp_path):
     torch.testing.assert_close(Flow.from_pretrained(tmp_path).log_prob(x), flow.log_prob(x))
 
 
+def test_another_number_of_steps_is_saved_with_the_flow(tmp_path):
+    flow, x = FlowMap(rough_map(), (2,), num_steps=3).with_num_steps(1), torch.randn(5, 2)
+    flow.save_pretrained(tmp_path)
+    assert flow.config["num_steps"] == 1
+    assert torch.equal(Flow.from_pretrained(tmp_path).log_prob(x), flow.log_prob(x))
+
+
 def test_weights_in_half_precision_have_densities_of_single():
     flow = FlowMap(rough_map(), (2,), num_steps=2).bfloat16()
     x, log_prob = flow.sample_and_log_prob(20, seed=0)
