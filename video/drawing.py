@@ -226,6 +226,15 @@ class Drawing(Densities):
         clean = clean.expand(len(prompts), *clean.shape[1:])
         return clean, self._noisy(clean, generator)
 
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the flow takes classifier-free guidance: it is conditioned on something, by affine maps."""
+        try:
+            self._guided(1.0, Span(0, 0, 1), is_image=self.window == 1)
+        except ValueError:
+            return False
+        return True
+
     def _guided(self, guidance: float, window: Span, is_image: bool) -> Flow:
         if not guidance:
             return self.flow

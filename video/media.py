@@ -5,26 +5,37 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from nflib.io import complete_file
-from video.data.decoding import Extent, Frame, frames_at, import_av, read_frames
+from video.data.decoding import extent, frames_at, import_av, read_frames
+from video.data.samples import IMAGES
 from video.data.sizes import as_clip, fit_frame
 from video.errors import first_line
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-IMAGE = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Codecs in the order in which they are tried; the last is part of every build of FFmpeg.
 CODECS = ("libx264", "libopenh264", "mpeg4")
+# Of containers that hold none of these.
+OTHER_CODECS = {".webm": ("libvpx-vp9", "libvpx")}
+# At a quality that the eye cannot tell from the clip.
+VPX = {"crf": "12", "b": "50M", "cpu-used": "4"}
+QUALITY = {"libx264": {"crf": "12"}, "mpeg4": {"qscale": "2"}, "libvpx-vp9": VPX, "libvpx": VPX}
+# Frames a second: what is shown for less than 2/100 s is slowed down by browsers.
+FASTEST_GIF = 50
+# Variance of the levels, of 255, inside pixels that were enlarged and then compressed.
+ENLARGED = 1.0
 # Rates that differ by less than this share are taken for the same.
 SAME_RATE = 0.1
 
@@ -42,9 +53,10 @@ def write_clip(
     """Write a clip ``(T, C, H, W)`` in -1 … 1 as the suffix says: .mp4 (and the like), .gif, or a strip as .png.
 
     enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart. codec: FFmpeg's name (default:
-    the first of H.264's that is there, at a quality that the eye cannot tell from the clip, else MPEG-4's). Raises
-    ValueError for clips of another shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file
-    cannot be written; what was there then stays.
+    the first of H.264's that is there, at a quality that the eye cannot tell from the clip, else MPEG-4's; of a .webm
+    VP9's). Frames of a GIF last whole hundredths of a second, two at least. Raises ValueError for clips of another
+    shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file cannot be written; what was there
+    then stays.
     """
     with open_clip(path, frame_rate, enlarge=enlarge, codec=codec) as add:
         add(clip)
@@ -59,7 +71,7 @@ def open_clip(
 
     Frames of a video are encoded as they come, those of a GIF or PNG kept until the end of the block.
     """
-    path = check_suffix(path)
+    path = check_path(path, codec)
     if not 0 < frame_rate < math.inf:
         raise ValueError(f"frame_rate must be positive, got {frame_rate!r}.")
     with complete_file(path) as temporary:
@@ -70,9 +82,9 @@ def open_clip(
         frames: list[np.ndarray] = []
         yield lambda piece: frames.extend(as_bytes(piece, enlarge))
         if path.suffix == ".gif":
-            pictures = [Image.fromarray(frame) for frame in frames]
-            duration = max(round(1000 / frame_rate), 20)
-            pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+            if frame_rate > FASTEST_GIF:
+                log.warning("%s: a GIF cannot show %g frames a second, but %d.", path, frame_rate, FASTEST_GIF)
+            _save_gif(frames, temporary, min(frame_rate, FASTEST_GIF))
         else:
             Image.fromarray(_strip(frames, enlarge // 2)).save(temporary)
 
@@ -93,12 +105,14 @@ def grid(pictures: Tensor, gap: int = 2, columns: int | None = None) -> Tensor:
     return tiled[None, :, : tiled.shape[1] - gap, : tiled.shape[2] - gap]
 
 
-def check_suffix(path: str | os.PathLike[str]) -> Path:
-    """The path, if its suffix is one that `write_clip` knows; else raises ValueError."""
+def check_path(path: str | os.PathLike[str], codec: str | None = None) -> Path:
+    """The path, if `write_clip` knows its suffix and has an encoder for it; else raises ValueError."""
     path = Path(path)
     known = [*VIDEO, ".gif", ".png"]
     if path.suffix not in known:
         raise ValueError(f"{path} ends in none of {', '.join(known)}; choose one of them.")
+    if path.suffix in VIDEO:
+        _codec(path, codec)
     return path
 
 
@@ -112,7 +126,7 @@ def read_clip(
     Args:
         path: the file.
         frame_shape: ``(C, H, W)`` as which frames are wanted (default: ``(3, …)``, the size they have): grey if C is 1;
-            others are resized and their centre is cropped, as training does it.
+            others are resized and their centre is cropped, as training does it; what `write_clip` enlarged comes back.
         frame_rate: frames a second, which are taken from a clip of another rate (default: all frames). Rates that
             differ by less than a tenth are taken for the same, since GIFs round theirs.
 
@@ -120,49 +134,61 @@ def read_clip(
         FileNotFoundError: there is none.
         ValueError: it is empty, damaged or no video.
     """
-    path = Path(path)
+    with _pictures(Path(path), frame_rate) as pictures:
+        return _fitted(pictures, frame_shape, Path(path))
+
+
+def read_image(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
+    """The image in a file, or its first frame, as a clip of one frame: see `read_clip`, which raises the same."""
+    with _pictures(Path(path), None) as pictures:
+        return _fitted(islice(pictures, 1), frame_shape, Path(path))
+
+
+@contextmanager
+def _pictures(path: Path, frame_rate: float | None) -> Iterator[Iterator[NDArray[np.uint8]]]:
+    """The frames ``(H, W, 3)`` of a file, at that many a second, each decoded when it is asked for."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give the path of a video or an image.")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: it has no frame; give the path of a video or an image.")
+    name, is_image = str(path), path.suffix.lower() in IMAGES
     with path.open("rb") as file:
-        frames = list(read_frames(file, str(path), path.suffix.lower() in (*IMAGE, ".gif")))
-    if not frames:
+        size = None if frame_rate is None else extent(file, name, is_image)
+        with closing(read_frames(file, name, is_image)) as frames:
+            own_rate = None if size is None or size.frames == 1 else size.frames / float(size.end - size.start)
+            if frame_rate is None or size is None or own_rate is None or abs(own_rate / frame_rate - 1) < SAME_RATE:
+                yield (frame.pixels() for frame in frames)
+                return
+            times = size.times(frame_rate)
+            log.info("%s: of %d frames, %.4g a second, %d are taken.", path, size.frames, own_rate, len(times))
+            yield frames_at(frames, times, name)
+
+
+def _fitted(pictures: Iterable[NDArray[np.uint8]], frame_shape: tuple[int, int, int] | None, path: Path) -> Tensor:
+    """Frames as one clip, each in the size that is wanted before the next one is decoded."""
+    fitted: list[NDArray[np.uint8]] = []
+    for picture in pictures:
+        if frame_shape is None:
+            fitted.append(picture)
+            continue
+        _, height, width = frame_shape
+        own_height, own_width = picture.shape[:2]
+        if not fitted and own_height * width != own_width * height:
+            log.info("%s: frames of %d × %d are cropped for %d × %d.", path, own_width, own_height, width, height)
+        fitted.append(_reduced(picture, height, width))
+    if not fitted:
         raise ValueError(f"{path} has no frame that can be decoded; it is damaged or holds no video.")
-    pictures = [frame.pixels() for frame in frames] if frame_rate is None else _at_rate(frames, frame_rate, path)
-    if frame_shape is None:
-        return as_clip(pictures)
-    channels, height, width = frame_shape
-    own_height, own_width = pictures[0].shape[:2]
-    if own_height * width != own_width * height:
-        log.info("%s: frames of %d × %d are cropped for %d × %d.", path, own_width, own_height, width, height)
-    return as_clip([_fitted(picture, height, width) for picture in pictures], channels)
+    return as_clip(fitted, frame_shape[0] if frame_shape else 3)
 
 
-def _at_rate(frames: Sequence[Frame], frame_rate: float, path: Path) -> list[np.ndarray]:
-    """The frames that are shown at times that many a second."""
-    start, end = frames[0].time, frames[-1].time + frames[-1].duration
-    own_rate = len(frames) / float(end - start)
-    if len(frames) == 1 or abs(own_rate / frame_rate - 1) < SAME_RATE:
-        return [frame.pixels() for frame in frames]
-    height, width = frames[0].pixels().shape[:2]
-    taken = list(frames_at(iter(frames), Extent(height, width, start, end).times(frame_rate), str(path)))
-    log.info("%s: of %d frames, %.4g a second, %d are taken.", path, len(frames), own_rate, len(taken))
-    return taken
-
-
-def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def _reduced(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """A frame ``(H, W, 3)`` in the size that is wanted; pixels that were enlarged come back as they were."""
-    rows, columns = picture.shape[0] // height, picture.shape[1] // width
-    if picture.shape[:2] != (rows * height, columns * width) or rows != columns:
-        return fit_frame(picture, height, width)
-    blocks = picture.reshape(height, rows, width, columns, picture.shape[2]).mean((1, 3))
-    return blocks.round().astype(np.uint8)
-
-
-def read_image(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
-    """The image in a file as a clip of one frame: see `read_clip`, which raises the same."""
-    return read_clip(path, frame_shape)[:1]
+    times = picture.shape[0] // height
+    if times > 1 and picture.shape[:2] == (times * height, times * width):
+        blocks = picture.reshape(height, times, width, times, -1)
+        if blocks.var((1, 3)).mean() < ENLARGED:
+            return blocks.mean((1, 3)).round().astype(np.uint8)
+    return fit_frame(picture, height, width)
 
 
 def as_bytes(clip: Tensor, enlarge: int = 1) -> np.ndarray:
@@ -184,14 +210,28 @@ def _strip(frames: Sequence[np.ndarray], gap: int) -> np.ndarray:
     return side_by_side[:, : side_by_side.shape[1] - gap]
 
 
-def _codec(av: Any, wanted: str | None, path: Path) -> str:
-    available = av.codecs_available
-    for name in CODECS if wanted is None else (wanted,):
-        if name in available and _encodes(av, name):
+def _save_gif(frames: Sequence[np.ndarray], path: Path, frame_rate: float) -> None:
+    """Write a GIF with all frames, of which each begins at its time or, since times are rounded, just before it."""
+    starts = [int(100 * number / Fraction(frame_rate)) for number in range(len(frames) + 1)]
+    durations = [10 * (end - start) for start, end in pairwise(starts)]
+    pictures = [Image.fromarray(frames[0])]
+    for before, frame in pairwise(frames):
+        # Of equal frames Pillow would make one: every other one lets see through to the one before.
+        is_repeated = pictures[-1].mode == "RGB" and np.array_equal(before, frame)
+        pictures.append(Image.new("RGBA", pictures[0].size) if is_repeated else Image.fromarray(frame))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def _codec(path: Path, wanted: str | None) -> str:
+    """FFmpeg's name of the encoder for a file; raises ValueError where there is none."""
+    av = import_av()
+    names = OTHER_CODECS.get(path.suffix, CODECS) if wanted is None else (wanted,)
+    for name in names:
+        if name in av.codecs_available and _encodes(av, name):
             return name
     raise ValueError(
-        f"{path} cannot be written: this build of PyAV has no encoder {wanted or ', '.join(CODECS)}; choose a .gif or "
-        "a .png, or install PyAV from its wheels."
+        f"{path} cannot be written: this build of PyAV has no encoder {', '.join(names)}; choose a .gif or a .png, or "
+        "install PyAV from its wheels."
     )
 
 
@@ -208,7 +248,7 @@ def _open_video(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes frames to a temporary path of what is to be at `path`."""
     av = import_av()
-    name = _codec(av, codec, path)
+    name = _codec(path, codec)
     stream: Any = None
 
     def encode(frames: np.ndarray) -> None:
@@ -222,7 +262,7 @@ def _open_video(
         if stream is None:
             stream = container.add_stream(name, rate=Fraction(frame_rate).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "12"} if name == "libx264" else {"qscale": "2"} if name == "mpeg4" else {}
+            stream.options = QUALITY.get(name, {})
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 

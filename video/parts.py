@@ -89,6 +89,8 @@ class Parts:
             ValueError: no aspect ratio, or a flow of one size alone.
         """
         frames, channels, *sides = self.settings.clip_shape
+        if not self.flow.has_sizes:
+            raise ValueError(f"this model makes images of {sides[1]} × {sides[0]} alone: leave the aspect ratio out.")
         size = aspect_size(
             math.sqrt(math.prod(sides)), aspect_ratio, self.latents.spatial_factor * self.flow.patch_size
         )

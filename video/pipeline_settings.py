@@ -40,6 +40,8 @@ class PipelineSettings:
             `Pipeline.denoise`; overlap: latent frames that a window is given (None: half of it).
         levels: of a flow of dequantised pixels without noise, how many values a pixel has; densities are then those of
             levels, and what is generated has these alone (None: pixels or latents are any numbers).
+        file_levels: how many values a pixel had in the files that a flow of pixels was trained on, with noise or
+            without (None: of latents, or not known, as of models saved earlier).
 
     Raises:
         ValueError: numbers that no model has, or expressions that are none.
@@ -57,6 +59,7 @@ class PipelineSettings:
     denoise: str = "score"
     overlap: int | None = None
     levels: int | None = None
+    file_levels: int | None = None
 
     def __post_init__(self) -> None:
         sizes = self.clip_shape
@@ -70,6 +73,8 @@ class PipelineSettings:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
         if self.levels is not None and not (type(self.levels) is int and self.levels > 1 and not self.noise):
             raise ValueError(f"levels must be a number of them, of pixels without noise, got {self.levels!r}.")
+        if self.file_levels is not None and not (type(self.file_levels) is int and self.file_levels > 1):
+            raise ValueError(f"file_levels must be a number of levels, got {self.file_levels!r}.")
         if not (0 <= self.guidance < math.inf):
             raise ValueError(f"guidance must be zero or positive, got {self.guidance!r}.")
         if self.denoise not in DENOISING:

@@ -24,14 +24,20 @@ def numbers(frames) -> list[int]:
     return [round((float(np.asarray(frame).mean()) - 20) / STEP) for frame in frames]
 
 
-def write_video(path, count=12, rate=8, size=(32, 32), times=None, codec="libx264", noise=False, gop=12) -> Path:
-    """A video whose frame k is all of brightness(k), or noise; times: of its frames, in 1/1000 s."""
+def write_video(
+    path, count=12, rate=8, size=(32, 32), times=None, codec="libx264", noise=False, gop=12, aspect=Fraction(1)
+) -> Path:
+    """A video whose frame k is all of brightness(k), or noise; times: of its frames, in 1/1000 s.
+
+    aspect: how many times as wide as high its pixels are.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "5", "g": str(gop)} if codec == "libx264" else {"g": str(gop)}
+        stream.codec_context.sample_aspect_ratio = aspect
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(count):

@@ -15,6 +15,7 @@ from tests.video.tiny import SEVEN, tiny_model
 from video.app.page import draw_clip
 from video.gallery import clip_figure
 from video.media import write_clip
+from video.pipeline import Pipeline
 from video.threads import threads_for
 
 gradio = pytest.importorskip("gradio")
@@ -74,6 +75,17 @@ def test_numbers_through_the_client(address, model, looked_up):
     with pytest.raises(AppError, match="unknown word 'horse'"):
         client.predict("a horse", None, 0, 0.0, 1, api_name="/generate")
     assert looked_up <= {"127.0.0.1", "localhost", None}
+
+
+def test_guidance_begins_at_the_models_own():
+    from video.app import build_page
+
+    guided = tiny_model().with_settings(guidance=9.0)
+    for pipeline, is_guided, value in ((guided, True, 9.0), (Pipeline.load("digits"), False, 0.0)):
+        sliders = [one["props"] for one in build_page(pipeline).config["components"] if one["type"] == "slider"]
+        guidance = next(props for props in sliders if props["elem_id"] == "guidance")
+        assert (guidance["visible"], guidance["value"]) == (is_guided, value) and guidance["maximum"] >= value
+    assert draw_clip(Pipeline.load("digits"), "seven", guidance=0.0).clip.shape == (1, 1, 8, 8)
 
 
 @needs_chromium

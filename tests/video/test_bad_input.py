@@ -66,6 +66,7 @@ OUT = ["--out", "{folder}/out.gif"]
         (["--out", "{folder}/none/out.gif"], "there is no folder"),
         (["--gallery", "{folder}/none/page.html"], "there is no folder"),
         (["--device", "abacus"], "abacus"),
+        (["--model", "digits", "--aspect", "16:9"], "makes images of 8 × 8 alone"),
     ],
 )
 def test_generate(files, arguments, answer):

@@ -1,5 +1,8 @@
 """The command line: training to a model that generates; files; pages; how it answers mistakes."""
 
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 import torch
 
@@ -33,6 +36,15 @@ def test_generate_and_likelihood(folder, tmp_path, capsys):
     assert values[-1] == pytest.approx(expected, abs=1e-3)
 
 
+def test_videos_of_odd_sides(tmp_path):
+    """Enlarged until their sides are even, as codecs take them."""
+    pieces = [torch.zeros(1, 2, 3, 31, 25)]
+    for name, sides in (("a.mp4", (6 * 31, 6 * 25)), ("a.gif", (5 * 31, 5 * 25))):
+        enlarged = options.OutputOptions(out=tmp_path / name)
+        enlarged.write(tiny_model(), pieces, [""], seed=0, heading={})
+        assert read_clip(tmp_path / name).shape[2:] == sides
+
+
 def test_image_to_video_and_continuation(folder, tmp_path):
     frames = MovingDigits("validation", 1, 6).clips().frames[0]
     image = write_clip(frames[:1], tmp_path / "image.png", enlarge=2)
@@ -56,8 +68,40 @@ def test_prompts_are_text(folder, text, monkeypatch):
     assert taken == [text, "a two", text]
 
 
+@pytest.mark.parametrize("prompts", ['"' + SEVEN + '"', f"['{SEVEN}']", f"['{SEVEN}', '3']", "7", "null"])
+def test_options_of_a_file_are_those_of_the_command_line(prompts, monkeypatch, tmp_path):
+    taken = {}
+
+    def generate(
+        prompt: list[str] | None = None, continue_clip: Path | None = None, num_clips: int = 1, seconds: float = 1.0
+    ) -> None:
+        """Generate."""
+        taken.update(locals())
+
+    monkeypatch.setattr(generate, "__annotations__", get_type_hints(generate))
+    monkeypatch.setitem(commands.COMMANDS, "generate", generate)
+    (tmp_path / "own.yaml").write_text(f"prompt: {prompts}\ncontinue: a.mp4\nnum-clips: 3\n", encoding="utf-8-sig")
+    expected = {'"': [SEVEN], "7": ["7"], "n": None}.get(prompts[0], [SEVEN, "3"] if "3" in prompts else [SEVEN])
+    for given in (["--config", str(tmp_path / "own.yaml")], [f"--config={tmp_path / 'own.yaml'}"]):
+        main(["generate", *given, "--seconds", "2"])
+        assert {name: taken[name] for name in ("prompt", "continue_clip", "num_clips", "seconds")} == {
+            "prompt": expected,
+            "continue_clip": Path("a.mp4"),
+            "num_clips": 3,
+            "seconds": 2.0,
+        }
+
+
+def test_files_of_options_that_are_none(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("nonesuch: 3\n")
+    for name, answer in (("own.yaml", "nonesuch"), ("none.yaml", "none.yaml")):
+        with pytest.raises(SystemExit):
+            main(["generate", "--config", str(tmp_path / name)])
+        assert answer in capsys.readouterr().err
+
+
 def test_a_file_of_prompts(folder, tmp_path):
-    (tmp_path / "prompts.txt").write_text(f"{SEVEN}\n\n a two \n")
+    (tmp_path / "prompts.txt").write_text(f"{SEVEN}\n\n a two \n", encoding="utf-8-sig")
     arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "a.gif")]
     main(["generate", "--model", folder, *arguments, "--prompt", "a six"])
     assert {path.name for path in tmp_path.glob("*.gif")} == {"a-1.gif", "a-2.gif", "a-3.gif"}

@@ -109,7 +109,7 @@ def test_another_cache_is_refused_or_renewed(folder, latents, tmp_path):
     cache = tmp_path / "cache"
     encode_clip_folder(clips_of(folder), latents, cache)
     (cache / "mine.txt").write_text("a user's")
-    with pytest.raises(ValueError, match=r"made with another sizes or rate; renew it, or choose another folder\."):
+    with pytest.raises(ValueError, match=r"made with another sizes or rate; remove the folder, or choose another\."):
         encode_clip_folder(clips_of(folder, [Bucket(1, 64, 64)]), latents, cache)
     with pytest.raises(ValueError, match="another autoencoder"):
         encode_clip_folder(clips_of(folder), tiny_latents(3), cache)
@@ -125,6 +125,13 @@ def test_another_cache_is_refused_or_renewed(folder, latents, tmp_path):
     renewed = encode_clip_folder(clips_of(folder), latents, cache, renew=True)
     assert len(renewed) == 9 + 4
     assert (cache / "mine.txt").is_file()
+
+
+def test_what_was_begun_in_vain_locks_no_folder(folder, latents, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="in vain"):
+        patch.setattr(latents, "encode", lambda frames: (_ for _ in ()).throw(ValueError("in vain")))
+        encode_clip_folder(clips_of(folder), latents, tmp_path / "cache")
+    assert len(encode_clip_folder(clips_of(folder, [Bucket(1, 64, 64)]), latents, tmp_path / "cache"))
 
 
 def test_what_was_encoded_stays_after_an_interruption(folder, latents, tmp_path, monkeypatch):
@@ -219,7 +226,7 @@ def test_prompts_are_encoded_once(tmp_path):
     encode_prompts(["red", "blue red"], text, tmp_path, batch_size=2)
     assert asked[3:] == ["blue red"]
     assert torch.equal(PromptCache(tmp_path)(["blue red"]), words(["blue red"]))
-    with pytest.raises(ValueError, match="another encoder; renew"):
+    with pytest.raises(ValueError, match="another encoder; remove the folder"):
         encode_prompts(["red"], Asked(["red", "green"], 2), tmp_path)
     cache = encode_prompts(["green"], Asked(["red", "green"], 2), tmp_path, renew=True)
     assert "blue" not in cache and "green" in cache

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.video.files import gradient, numbers, png, write_image, write_video
 from video.data.decoding import DamagedFile, as_rate, extent, frames_at, read_frames
+from video.media import read_clip
 
 
 def at_rate(path, rate, is_image=False):
@@ -81,16 +82,33 @@ def test_no_more_is_decoded_than_asked_for(tmp_path):
         assert numbers([next(frames).pixels()]) == [3]  # one beyond the second had to be seen
 
 
-def test_rotated_video(tmp_path):
-    """As phones write them: the track's matrix says that what was recorded lies on its side."""
-    path = write_video(tmp_path / "clip.mp4", 2, size=(16, 32))
+def turn(path):
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 16 << 16, 0, 1 << 30)
     path.write_bytes(content)
+
+
+def test_rotated_video(tmp_path):
+    """As phones write them: the track's matrix says that what was recorded lies on its side."""
+    path = write_video(tmp_path / "clip.mp4", 2, size=(16, 32))
+    turn(path)
     with path.open("rb") as file:
         assert extent(file, "clip", False)[:2] == (32, 16)
         assert next(read_frames(file, "clip", False)).pixels().shape == (32, 16, 3)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(2), 96), (Fraction(1, 2), 24), (Fraction(12, 11), 52)])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_pixels_that_are_not_square(tmp_path, aspect, width, is_turned):
+    path = write_video(tmp_path / "clip.mp4", 4, size=(36, 48), aspect=aspect)
+    if is_turned:
+        turn(path)
+    shape = (width, 36) if is_turned else (36, width)
+    with path.open("rb") as file:
+        assert extent(file, "clip", False)[:2] == shape
+        assert [frame.pixels().shape[:2] for frame in read_frames(file, "clip", False)] == [shape] * 4
+    assert read_clip(path).shape[2:] == shape
 
 
 def test_moving_pictures(tmp_path):

@@ -1,6 +1,7 @@
 """What is read from a user's folder, and what is said of it."""
 
 import json
+import math
 import os
 
 import pytest
@@ -19,13 +20,40 @@ def captions(listing):
 
 
 def test_class_folders(tmp_path):
-    for name in ("dog/b.png", "cat/a.JPG", "dog/a.png", "dog/.hidden.png", ".git/x.png", "notes.md"):
+    for name in ("dog/b.png", "cat/a.JPG", "dog/a.png", "dog/.hidden.png", ".git/x.png"):
         write_image(tmp_path / name, format="png")
     listing = read_folder(tmp_path)
     assert names(listing) == ["cat/a.JPG", "dog/a.png", "dog/b.png"]
     assert (listing.condition, listing.classes, listing.problems) == ("label", ("cat", "dog"), ())
     assert [listing.class_number(number) for number in range(3)] == [0, 1, 1]
     assert listing.prompt(0) == "cat"
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.TGA", "a.jpf", "a.qoi", "a.mpo", "a.vob", "a.m2ts", "a.mxf", "a.3g2"])
+def test_what_can_be_read_is_read(tmp_path, name):
+    path, is_video = tmp_path / name, name in ("a.vob", "a.m2ts", "a.mxf", "a.3g2")
+    if is_video:
+        write_video(path, codec="mpeg4" if name == "a.3g2" else "mpeg2video", size=(64, 64), rate=25)
+    else:
+        write_image(path)
+    listing = read_folder(tmp_path)
+    assert (names(listing), listing.problems) == ([name], ())
+    with listing.samples[0].open() as file:
+        assert len(list(read_frames(file, name, listing.samples[0].is_image))) == (12 if is_video else 1)
+
+
+def test_what_is_of_unknown_kind_is_told(tmp_path):
+    for name in ("a.png", "b.heic", "doc.pdf", "c.png", "named"):
+        write_image(tmp_path / name, format="png")
+    for name in ("a.txt", ".DS_Store"):
+        (tmp_path / name).write_text("a seven")
+    assert read_folder(tmp_path).problems[0] == "Not read, of unknown kind: 3 files (b.heic, doc.pdf, named)."
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\nnamed,y\nc.png,z")
+    assert read_folder(tmp_path).problems == ("Not read, of unknown kind: 2 files (b.heic, doc.pdf).",)
+    for name in ("a.png", "c.png", "named", "metadata.csv"):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"of unknown kind: 2 files \(b\.heic, doc\.pdf\)"):
+        read_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +113,35 @@ def test_metadata(tmp_path, kind):
     assert "Without a caption, and trained on as unconditional: 1 file (b.png)" in told
 
 
+def test_metadata_as_pandas_and_caption_sets_write_it(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,10.0\nb.png,2.0\nc.png,\n")
+    listing = read_folder(tmp_path)
+    assert (listing.classes, [sample.label for sample in listing.samples]) == (("2", "10"), ["10", "2", None])
+    (tmp_path / "metadata.csv").unlink()
+    rows = [("a.png", ["", "a seven", "7"], 1.0), ("b.png", {"en": "x"}, 2.5), ("c.png", [], math.nan)]
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": name, "text": text, "label": label}) for name, text, label in rows)
+    )
+    listing = read_folder(tmp_path)
+    assert captions(listing) == ["a seven", None, None]
+    assert [sample.label for sample in listing.samples] == ["1", "2.5", None]
+
+
+def test_metadata_that_say_nothing_are_told_of(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text("file_name,class_name\na.png,cat\nb.png,dog\n")
+    write_tar(tmp_path / "0.tar", {"0.png": png(), "0.json": '{"class_name": 3}'})
+    listing = read_folder(tmp_path)
+    told = "has nothing of its files in text, caption, prompt or label"
+    assert [problem.partition(":")[0] for problem in listing.problems] == [f"metadata.csv {told}", f"0.tar {told}"]
+    assert listing.condition == "none"
+    assert f"{tmp_path}: of condition auto, none is taken." in caplog.text
+
+
 def test_metadata_of_subfolders(tmp_path):
     for part in ("one", "two"):
         write_image(tmp_path / part / "a.png")
@@ -124,13 +181,17 @@ def test_shards(tmp_path):
         "long" * 40 + ".mp4": video,
         "._000.png": b"junk",
         "lonely.txt": "of nothing",
+        "000.npy": b"\0",
+        "000.mask.png": contents[0],
+        "000.jpg": contents[0],
     }
     write_tar(tmp_path / "shards/0.tar", members)
     listing = read_folder(tmp_path)
     assert names(listing) == ["shards/0.tar/000.png", "shards/0.tar/dir/001.png", f"shards/0.tar/{'long' * 40}.mp4"]
     assert captions(listing) == ["a seven", "an eight", None]
     assert listing.samples[1].label == "4"
-    assert "describes what it does not hold: 1 sample (lonely)" in listing.problems[0]
+    assert "one more of a sample: 3 files (000.npy, 000.mask.png, 000.jpg)" in listing.problems[0]
+    assert "describes what it does not hold: 1 sample (lonely)" in listing.problems[1]
     for sample, content in zip(listing.samples, [*contents, video], strict=True):
         with sample.open() as file:
             assert file.read() == content

@@ -7,6 +7,7 @@ from nflib import decoding
 from tests.video.tiny import SEVEN, tiny_model
 from video.commands.options import DrawingOptions
 from video.flows.decoding import FramesAtOnce
+from video.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,14 @@ def test_many_clips_go_token_by_token(model):
     with decoding.report() as report:
         model.flow.decode(z, model.condition([SEVEN] * 3), decoding=FramesAtOnce(4, largest_batch=2))
     assert all(max(block.windows) == 1 for block in report.blocks)
+
+
+def test_all_tokens_of_an_image_at_once():
+    digits = Pipeline.load("digits")
+    with decoding.report() as report:
+        made = digits.generate(["seven"], seed=1, decoding=DrawingOptions(decoding="jacobi").decoder(digits))
+    assert max(max(block.windows) for block in report.blocks) > 1
+    torch.testing.assert_close(made, digits.generate(["seven"], seed=1), atol=1e-3, rtol=0)
 
 
 def test_is_the_default(model):

@@ -128,6 +128,27 @@ def test_trained_by_command(pictures, tmp_path):
     assert summary["bits_per_dim"]["held-out"]["value"] == pytest.approx(math.log2(3), abs=0.15)
 
 
+def test_levels_are_kept_by_models_with_noise(pictures, tmp_path, caplog):
+    """What goes on from a model counts bits in the units of its files, with noise or without."""
+    caplog.set_level("INFO")
+    begin = ["train", "--data", str(pictures), "--training.max_steps", "1", "--training.batch_size", "8", *QUIET]
+    new = ["--model", "tarflow", "--levels", "3", "--grey", "true", *TINY]
+    main([*begin, *new, "--noise", "0.1", "--output", str(tmp_path / "first")])
+    settings = Pipeline.load(tmp_path / "first/pipeline").settings
+    assert (settings.levels, settings.file_levels) == (None, 3)
+    on = ["--initial", str(tmp_path / "first"), "--grey", "true", "--samples", "0"]
+    for noise, levels in (("0.1", None), ("0", 3)):
+        main([*begin, *on, "--noise", noise, "--output", str(tmp_path / noise)])
+        assert "pixels of 3 levels" in json.loads((tmp_path / noise / "result.json").read_text())["of"]
+        settings = Pipeline.load(tmp_path / noise / "pipeline").settings
+        assert (settings.levels, settings.file_levels) == (levels, 3)
+    document = json.loads((tmp_path / "0/pipeline/model.json").read_text())
+    del document["file_levels"]  # as models had it that were saved earlier
+    (tmp_path / "0/pipeline/model.json").write_text(json.dumps(document))
+    main([*begin, "--initial", str(tmp_path / "0"), "--grey", "true", "--output", str(tmp_path / "third")])
+    assert Pipeline.load(tmp_path / "third/pipeline").settings.levels == 3
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

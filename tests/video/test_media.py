@@ -1,5 +1,7 @@
 """Clips through files and back, and what damaged, empty or odd ones are answered with."""
 
+import weakref
+
 import av
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from PIL import Image
 
 from examples.moving_digits.data import MovingDigits
 from tests.nflib.full_disk import full_disk
+from video.data.decoding import extent, frames_at, read_frames
+from video.data.sizes import as_clip, fit_frame
 from video.gallery import Entry, write_gallery
 from video.media import as_bytes, read_clip, read_image, write_clip
 
@@ -19,7 +23,7 @@ def clip():
     return MovingDigits("validation", 1, 6).clips().frames[0]
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [(".mp4", 0.03), (".mkv", 0.03), (".gif", 0.01)])
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".mp4", 0.03), (".mkv", 0.03), (".webm", 0.03), (".gif", 0.01)])
 def test_round_trip(clip, tmp_path, suffix, tolerance):
     path = write_clip(clip, tmp_path / f"clip{suffix}", 8.0, enlarge=4)
     back = read_clip(path, SHAPE)
@@ -32,6 +36,64 @@ def test_frame_rate_and_codec(clip, tmp_path):
     with av.open(str(write_clip(clip, tmp_path / "clip.mp4", 12.5, codec="mpeg4"))) as container:
         stream = container.streams.video[0]
         assert (float(stream.average_rate), stream.codec_context.name, stream.frames) == (12.5, "mpeg4", 6)
+
+
+@pytest.mark.parametrize("codec", [None, "libvpx"])
+def test_webm(clip, tmp_path, codec):
+    path = write_clip(clip, tmp_path / "clip.webm", codec=codec, enlarge=4)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == ("vp9" if codec is None else "vp8")
+    assert float((read_clip(path, SHAPE, 8.0) - clip).square().mean().sqrt()) < 0.03
+
+
+@pytest.mark.parametrize("rate", [8, 15, 24, 29.97, 50])
+def test_gifs_keep_their_rate_and_frames(clip, tmp_path, rate):
+    still = clip[[0, 0, 0, 1, 1, 0] * 5]  # equal frames, which Pillow would write as one
+    path = write_clip(still, tmp_path / "clip.gif", rate)
+    with path.open("rb") as file:
+        size = extent(file, "clip.gif", True)
+        shown = as_clip(list(frames_at(read_frames(file, "clip.gif", True), size.times(rate), "clip.gif")), 1)
+    assert (size.frames, float(size.end)) == (30, pytest.approx(30 / rate, abs=0.01))
+    for back in (shown, read_clip(path, SHAPE), read_clip(path, SHAPE, rate)):
+        torch.testing.assert_close(back, still, atol=2 / 255, rtol=0)
+    assert len(read_clip(write_clip(clip[[0] * 4], path, rate), SHAPE, rate)) == 4
+
+
+def test_what_gifs_cannot_show_is_told(clip, tmp_path, caplog):
+    path = write_clip(clip, tmp_path / "clip.gif", 100)
+    assert "a GIF cannot show 100 frames a second, but 50" in caplog.text
+    assert float(sum(frame.duration for frame in read_frames(path.open("rb"), "clip.gif", True))) == 0.12
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".apng", ".tga", ".avif"])
+def test_what_is_transparent_is_white_in_all_images(tmp_path, suffix):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / f"a{suffix}")
+    assert float(read_image(tmp_path / f"a{suffix}").min()) > 0.98
+
+
+def test_pictures_are_fitted_as_in_training(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    back = read_image(tmp_path / "a.png", (3, 8, 8))
+    torch.testing.assert_close(back, as_clip([fit_frame(pixels, 8, 8)]), atol=0, rtol=0)
+
+
+def test_no_more_than_a_frame_is_held(clip, tmp_path, monkeypatch):
+    path = write_clip(clip, tmp_path / "clip.mp4", 8, enlarge=4)
+    held, most = [], []
+
+    def watched(pixels, height, width):
+        held.append(weakref.ref(pixels))
+        most.append(sum(one() is not None for one in held))
+        return fit_frame(pixels, height, width)
+
+    monkeypatch.setattr("video.media.fit_frame", watched)
+    assert len(read_clip(path, (1, 48, 48), 8.0)) == len(read_clip(path, (1, 48, 48), 4.0)) * 2 == 6
+    assert max(most) <= 2
+    monkeypatch.setattr("video.data.decoding.frames_at", None)
+    most.clear()
+    read_image(path, (1, 48, 48))
+    assert len(most) == 1
 
 
 def test_strip_is_frames_side_by_side(clip, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from video.text import HiddenStates, Words, load_text
+from video.text.labels import Labels
 
 
 def test_words(tmp_path):
@@ -23,6 +24,14 @@ def test_words(tmp_path):
     (tmp_path / "vocabulary.json").write_text("{}")
     with pytest.raises(ValueError, match=r"vocabulary.json is damaged"):
         load_text(tmp_path)
+
+
+def test_labels_that_are_numbers():
+    """The number of a class is a prompt only where no class has a number for its name."""
+    assert Labels(["cat", "dog"])(["1", "dog", ""]).tolist() == [1, 1, -1]
+    assert Labels(["01", "02", "03"])(["02"]).tolist() == [1]
+    with pytest.raises(ValueError, match="'1' names no class"):
+        Labels(["01", "02", "03"])(["1"])
 
 
 def test_t5(tmp_path):

@@ -212,14 +212,50 @@ def test_a_killed_run_goes_on(pictures, tmp_path, capsys):
         (["--model", "tarflow", "--patch_size", "0"], "patch_size must be a positive number"),
         (["--model", "tarflow", "--validation", "1"], "must lie between 0 and 1"),
         (["--model", "tarflow", "--data", "/nowhere"], "there is no folder /nowhere"),
+        (["--model", "tarflow", "--samples", "-1"], "samples, how many are shown"),
+        (["--model", "tarflow", "--text_length", "8"], "text_length is of an encoder of text"),
+        (["--model", "tarflow", "--frame_rate", "0"], "frame_rate must be positive"),
+        (["--autoencoder", "{autoencoder}", "--levels", "17"], "leave levels out"),
     ],
 )
-def test_mistakes_end_in_one_sentence(pictures, tmp_path, arguments, message):
+def test_mistakes_end_in_one_sentence(pictures, autoencoder, tmp_path, arguments, message):
+    arguments = [argument.format(autoencoder=autoencoder) for argument in arguments]
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
         main(
             ["train", "--data", str(pictures), "--output", str(tmp_path), "--size", "16", *TINY, *steps(1), *arguments]
         )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "-1"], "samples, how many are shown"),
+        (["--latent_channels", "0"], "latent_channels must be a positive number"),
+        (["--features", "x", "--patch_pixels", "0"], "patch_pixels must be a positive number"),
+        (["--levels", "17"], "leave levels out"),
+        (["--initial", "{autoencoder}/autoencoder", "--grey", "true"], "not grey ones"),
+    ],
+)
+def test_mistakes_of_autoencoders(pictures, autoencoder, tmp_path, arguments, message):
+    arguments = [argument.format(autoencoder=autoencoder) for argument in arguments]
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        main(
+            ["train_autoencoder", "--data", str(pictures), "--output", str(tmp_path), "--size", "16", *steps(1)]
+            + arguments
+        )
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_locks_no_folder(pictures, tmp_path, monkeypatch):
+    small = ["--latent_channels", "2", "--channels", "[4, 4, 4]", "--samples", "0", *steps(1)]
+    data = ["train_autoencoder", "--data", str(pictures), "--output", str(tmp_path), *small]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="in vain"):
+        patch.setattr("video.latents.Pixels.encode", lambda self, frames: (_ for _ in ()).throw(ValueError("in vain")))
+        main([*data, "--size", "64"])
+    main([*data, "--size", "16"])
+    assert not (tmp_path / "samples").exists()
+    with pytest.raises(SystemExit, match=r"made with another size; remove the folder, or choose another\."):
+        main([*data, "--size", "64"])
 
 
 def test_one_shape_is_said(pictures, tmp_path, caplog):

@@ -78,6 +78,8 @@ def build_page(pipeline: Pipeline, example: str = "") -> Any:
         ModuleNotFoundError: gradio is not there.
     """
     gradio = _import_gradio()
+    is_guided = pipeline.can_be_guided
+    own_guidance = pipeline.settings.guidance if is_guided else 0.0
 
     def generate(prompt: str, first_frame: str | None, seed: float | None, guidance: float, candidates: float) -> str:
         try:
@@ -101,7 +103,15 @@ def build_page(pipeline: Pipeline, example: str = "") -> Any:
                     elem_id="first_frame",
                 )
                 seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
-                guidance = gradio.Slider(0.0, LARGEST_GUIDANCE, 1.0, step=0.1, label="Guidance", elem_id="guidance")
+                guidance = gradio.Slider(
+                    0.0,
+                    max(LARGEST_GUIDANCE, own_guidance),
+                    own_guidance,
+                    step=0.1,
+                    label="Guidance",
+                    elem_id="guidance",
+                    visible=is_guided,
+                )
                 candidates = gradio.Slider(1, MOST_CANDIDATES, 1, step=1, label="Candidates", elem_id="candidates")
                 button = gradio.Button("Generate", variant="primary", elem_id="generate")
             with gradio.Column():

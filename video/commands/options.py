@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.decoding import Decoder, Sequential
-from video.flows.decoding import FramesAtOnce
+from nflib.decoding import Decoder, Jacobi, Sequential
+from video.flows.decoding import TOLERANCE, FramesAtOnce
 from video.gallery import Entry, write_gallery
-from video.media import check_suffix, grid, open_clip, write_clip
+from video.media import VIDEO, check_path, grid, open_clip, write_clip
 from video.pipeline import Pipeline
 
 # Side of a picture in pixels that is easy to see.
@@ -43,7 +43,11 @@ class ModelOptions:
     def load(self) -> Pipeline:
         """Raises FileNotFoundError or ValueError where there is none, or it is damaged."""
         pipeline = Pipeline.load(self.model, self.device)
-        return pipeline if self.aspect is None else pipeline.at_aspect(self.aspect)
+        if self.aspect is not None:
+            pipeline = pipeline.at_aspect(self.aspect)
+            height, width = pipeline.settings.clip_shape[2:]
+            log.info("At %s frames are of %d × %d.", self.aspect, width, height)
+        return pipeline
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class DrawingOptions:
         guidance: weight of classifier-free guidance, 0 for none; default: the model's.
         denoise: how noise is taken off the latents: score, learned or none; default: the model's.
         overlap: latent frames of a window that the next one is given, 0 for a single window; default: the model's.
-        decoding: sequential (token by token), jacobi (a few frames at once, from the one before), or auto: the faster.
+        decoding: sequential (token by token), jacobi (a few frames at once, from the one before, or all tokens of an
+            image), or auto: the faster of them for clips, and sequential for images.
         seed: of the random numbers.
     """
 
@@ -81,7 +86,9 @@ class DrawingOptions:
         decoders: dict[str, Decoder] = {
             "auto": pipeline.decoding,
             "sequential": Sequential(),
-            "jacobi": FramesAtOnce(pipeline.flow.frame_length, largest_batch=sys.maxsize),
+            "jacobi": FramesAtOnce(pipeline.flow.frame_length, largest_batch=sys.maxsize)
+            if pipeline.window > 1
+            else Jacobi(TOLERANCE),
         }
         if self.decoding not in decoders:
             raise ValueError(f"decoding must be one of {', '.join(decoders)}, got {self.decoding!r}.")
@@ -106,7 +113,7 @@ class OutputOptions:
         if self.out is None and self.gallery is None:
             raise ValueError("nothing is to be written; name a file by --out, or a page by --gallery.")
         if self.out is not None:
-            check_suffix(self.out)
+            check_path(self.out)
         for path in (self.out, self.gallery):
             if path is not None and not path.parent.is_dir():
                 raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first.")
@@ -129,6 +136,8 @@ class OutputOptions:
         first, second = next(pieces), next(pieces, None)
         pieces = itertools.chain([first] if second is None else [first, second], pieces)
         enlarge = max(VISIBLE // first.shape[-1], 1)
+        if self.out is not None and self.out.suffix in VIDEO and any(enlarge * side % 2 for side in first.shape[-2:]):
+            enlarge += 1  # videos have even sizes
         rate, written = pipeline.settings.frame_rate, []
         shown: list[Tensor] = []
         if self.gallery is not None:
@@ -162,7 +171,7 @@ def read_prompts(prompt: Sequence[str] | None, prompts: Path | None) -> list[str
         if not prompts.is_file():
             raise FileNotFoundError(f"there is no file {prompts}; give a text file with a prompt a line.")
         try:
-            lines = prompts.read_text(encoding="utf-8").splitlines()
+            lines = prompts.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{prompts} is no text in UTF-8; give a text file with a prompt a line.") from error
         found += [line.strip() for line in lines if line.strip()]

@@ -155,7 +155,7 @@ def _names(labels: Path | None, number: int) -> list[str]:
     if not labels.is_file():
         raise FileNotFoundError(f"there is no file {labels}; give a text file with the name of a class a line.")
     try:
-        names = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{labels} is no text in UTF-8; give a text file with the name of a class a line.") from error
     if len(names) != number:

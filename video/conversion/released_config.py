@@ -34,7 +34,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     if path.suffix in WEIGHTS or path.name.endswith(".index.json"):
         raise ValueError(f"{path} is a file of weights: pass the configuration (.yaml) first, then the checkpoint.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text: give the configuration, a .yaml or .json file.") from error
     if path.suffix == ".json":

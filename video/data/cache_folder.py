@@ -60,24 +60,25 @@ def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, ren
         renew: remove what was made of something else.
 
     Raises:
-        ValueError: the folder holds a cache that was made of something else, or its description is damaged.
+        ValueError: the folder holds files that were made of something else, or whose description is damaged.
     """
     path = folder / name
+    can_begin = renew or not any(folder.glob(files))
     if path.is_file():
         try:
             found = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            if not renew:
+            if not can_begin:
                 reason = f"{path} is damaged ({first_line(error)})"
-                raise ValueError(f"{reason}; renew it, or choose another folder.") from error
+                raise ValueError(f"{reason}; remove the folder, or choose another.") from error
             found = {}
         others = [part for part in wanted if found.get(part) != wanted[part]]
         if not others:
             return
-        if not renew:
+        if not can_begin:
             raise ValueError(
-                f"what is kept in {folder} was made with another {' and another '.join(others)}; renew it, or choose "
-                "another folder."
+                f"what is kept in {folder} was made with another {' and another '.join(others)}; remove the folder, or "
+                "choose another."
             )
         path.unlink()
     # A run that is killed between these leaves no description, and what it left is removed by the next.

@@ -20,7 +20,7 @@ from video.errors import first_line
 Pixels = NDArray[np.uint8]
 
 # Formats of Pillow whose frames are moving pictures, and not pages or other views.
-MOVING = ("GIF", "PNG", "WEBP", "AVIF")
+MOVING = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
 # Of EXIF's orientations.
 SIDEWAYS = (5, 6, 7, 8)
 # What Pillow's GIFs are shown at where they do not say.
@@ -56,12 +56,16 @@ class Frame(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """height, width: pixels of the first frame. start, end: when it begins to be shown, and the last one no longer."""
+    """height, width: pixels of the first frame. start, end: when it begins to be shown, and the last one no longer.
+
+    frames: about how many there are, since packets are counted.
+    """
 
     height: int
     width: int
     start: Fraction
     end: Fraction
+    frames: int
 
     def times(self, frame_rate: float) -> list[Fraction]:
         """When frames of a clip of that many a second are due; that of an image has one frame."""
@@ -101,7 +105,7 @@ def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
     if count > 1:
         for frame in _picture_frames(file, name):
             end = frame.time + frame.duration
-    return Extent(height, width, Fraction(0), end)
+    return Extent(height, width, Fraction(0), end, count)
 
 
 def read_frames(file: IO[bytes], name: str, is_image: bool, start: Fraction | None = None) -> Generator[Frame]:
@@ -208,8 +212,8 @@ def import_av() -> Any:
 
 
 @contextmanager
-def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
-    """The container of a file and its video stream."""
+def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any, Fraction]]:
+    """The container of a file, its video stream, and how many times as wide as high its pixels are."""
     av = import_av()
     file.seek(0)
     with _told(name, (av.FFmpegError, OSError, ValueError)), av.open(file) as container:
@@ -217,13 +221,15 @@ def _opened(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
         if stream is None:
             raise DamagedFile(f"{name} holds no video stream.")
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
-        if stream.width * stream.height > limit:
-            raise DamagedFile(f"{name} has frames of {stream.width} × {stream.height}, beyond {limit} pixels.")
-        yield container, stream
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        width = _square(stream.width, aspect)
+        if width * stream.height > limit:
+            raise DamagedFile(f"{name} has frames of {width} × {stream.height}, beyond {limit} pixels.")
+        yield container, stream, aspect
 
 
 def _video_frames(file: IO[bytes], name: str, start: Fraction | None) -> Generator[Frame]:
-    with _opened(file, name) as (container, stream):
+    with _opened(file, name) as (container, stream, aspect):
         if start is not None:
             container.seek(int(start / stream.time_base), stream=stream)
         usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -232,21 +238,29 @@ def _video_frames(file: IO[bytes], name: str, start: Fraction | None) -> Generat
             time = end if frame.pts is None else frame.pts * frame.time_base
             duration = frame.duration * frame.time_base if frame.duration else usual
             end = time + duration
-            yield Frame(time, duration, partial(_upright, frame, name))
+            yield Frame(time, duration, partial(_upright, frame, aspect, name))
 
 
-def _upright(frame: Any, name: str) -> Pixels:
+def _upright(frame: Any, aspect: Fraction, name: str) -> Pixels:
+    """As it is shown: with square pixels, and turned as it was held."""
     with _told(name, (import_av().FFmpegError, OSError, ValueError)):
-        pixels: Pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        shown = frame.to_ndarray(format="rgb24", width=_square(frame.width, aspect))
+        pixels: Pixels = np.rot90(shown, frame.rotation // 90)
     return pixels
+
+
+def _square(width: int, aspect: Fraction) -> int:
+    """Of so many pixels in a row, so many times as wide as high, how many square ones make up their width."""
+    return max(round(width * aspect), 1)
 
 
 def _video_extent(file: IO[bytes], name: str) -> Extent:
     """From the first frame and the times of all packets, which are not decoded."""
-    first, end = None, None
-    with _opened(file, name) as (container, stream):
+    first, end, count = None, None, 0
+    with _opened(file, name) as (container, stream, aspect):
         usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
         for packet in container.demux(stream):
+            count += packet.size > 0  # the last one has none, and brings out what is left
             if packet.pts is not None:
                 duration = packet.duration * packet.time_base if packet.duration else usual
                 last = packet.pts * packet.time_base + duration
@@ -255,6 +269,6 @@ def _video_extent(file: IO[bytes], name: str) -> Extent:
                 first = next(iter(packet.decode()), None)
         if first is None:
             raise DamagedFile(f"{name} has no frame that can be decoded.")
-        height, width = _upright(first, name).shape[:2]
+        height, width = _upright(first, aspect, name).shape[:2]
         start = Fraction(0) if first.pts is None else first.pts * first.time_base
-        return Extent(height, width, start, end if end is not None else start + stream.frames * usual)
+        return Extent(height, width, start, end if end is not None else start + count * usual, count)

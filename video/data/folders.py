@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
-from video.data.metadata import NAMES, Description, read_metadata
+from video.data.metadata import NAMES, Description, nothing_said, read_metadata
 from video.data.samples import CONDITIONS, IMAGES, VIDEOS, Listing, Sample, counted
 from video.data.shards import read_shard
 
+log = logging.getLogger(__name__)
+
+MEDIA = IMAGES | VIDEOS
 # Folders of these names are parts of a data set, not classes.
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 
@@ -53,8 +57,12 @@ def read_folder(folder: str | os.PathLike[str], condition: str = "auto") -> List
     packed = [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".parquet"))]
     if packed:
         problems.append(f"Not read, but for unpacking to .tar, .jsonl or .csv: {counted(packed)}.")
+    read = {sample.name for sample in samples} | set(packed)
+    unknown = [name for name in files if name not in read and not _is_known(name)]
+    if unknown:
+        problems.append(f"Not read, of unknown kind: {counted(unknown)}.")
     if not samples:
-        reasons = " ".join(problems) or f"Give one with files such as {', '.join(sorted(IMAGES | VIDEOS)[:5])}."
+        reasons = " ".join(problems) or "Give one with files such as .png, .jpg, .gif, .mp4 or .tar."
         raise FileNotFoundError(f"{root} has no image, clip or tar shard that could be read. {reasons}")
     samples.sort(key=lambda sample: sample.name)
     return _conditioned(root, samples, condition, problems)
@@ -80,7 +88,7 @@ def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample
     """The files that are images or clips, with what is said of each; what is left out is told in `problems`."""
     there = set(files)
     descriptions, governed = _metadata(root, there, problems)
-    media = [name for name in files if os.path.splitext(name)[1].lower() in IMAGES | VIDEOS]
+    media = [name for name in files if _suffix(name) in MEDIA]
     unnamed = [name for name in media if name not in descriptions and _is_below(name, governed)]
     if unnamed:
         problems.append(f"Left out, since no metadata names them: {counted(unnamed)}.")
@@ -115,7 +123,10 @@ def _metadata(root: Path, there: set[str], problems: list[str]) -> tuple[dict[st
             raise ValueError(f"{root / folder} has both {' and '.join(NAMES)}; keep one of them.")
         governed.add(folder)
         missing, again = [], []
-        for name, description in read_metadata(root / path):
+        rows = read_metadata(root / path)
+        if rows and not any(any(description) for _, description in rows):
+            problems.append(nothing_said(path))
+        for name, description in rows:
             name = posixpath.normpath(posixpath.join(folder, name))
             if name not in there:
                 missing.append(name)
@@ -128,6 +139,15 @@ def _metadata(root: Path, there: set[str], problems: list[str]) -> tuple[dict[st
         if again:
             problems.append(f"{path} names again what was named before, which counts: {counted(again)}.")
     return descriptions, governed
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_known(name: str) -> bool:
+    """Whether a file that is no sample is one of those that make or describe samples, or was left out by metadata."""
+    return posixpath.basename(name) in NAMES or name.endswith(".tar") or _suffix(name) in MEDIA | {".txt"}
 
 
 def _is_below(name: str, folders: set[str]) -> bool:
@@ -157,6 +177,7 @@ def _conditioned(root: Path, samples: list[Sample], condition: str, problems: li
     }
     if condition == "auto":
         condition = next(name for name in CONDITIONS if any(has[name]))
+        log.info("%s: of condition auto, %s is taken.", root, condition)
     elif not any(has[condition]):
         raise ValueError(
             f"nothing in {root} has a {condition}; add metadata.jsonl, a .txt beside each file or a subfolder for each "

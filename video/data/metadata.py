@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,14 @@ class Description(NamedTuple):
 
 def described(columns: Mapping[str, Any]) -> Description:
     """The caption and the label among named values; what is empty was not said."""
-    return Description(*(_first(columns, names) for names in (CAPTIONS, LABELS)))
+    caption, label = (_first(columns, names) for names in (CAPTIONS, LABELS))
+    # Where a number is missing among whole ones, pandas writes the others as 1.0.
+    return Description(caption, label and re.sub(r"(?<=\d)\.0$", "", label))
+
+
+def nothing_said(name: str) -> str:
+    """That a file describes none of what it names, in a sentence."""
+    return f"{name} has nothing of its files in {', '.join(CAPTIONS)} or {LABELS[0]}: call a column so."
 
 
 def read_metadata(path: Path) -> list[tuple[str, Description]]:
@@ -42,9 +51,16 @@ def read_metadata(path: Path) -> list[tuple[str, Description]]:
 
 
 def _first(columns: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    values = (columns.get(name) for name in names)
-    said = (str(value).strip() for value in values if isinstance(value, str | int))
-    return next((value for value in said if value), None)
+    return next(filter(None, (_said(columns.get(name)) for name in names)), None)
+
+
+def _said(value: Any) -> str:
+    """A value in words, of a list its first one; empty if it has none."""
+    if isinstance(value, list):
+        return next(filter(None, map(_said, value)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from video.data.dataset import ClipFolder
+from video.data.decoding import as_rate
 from video.data.folders import read_folder
 from video.data.latent_cache import LatentCache, encode_clip_folder
 from video.data.samples import Listing
@@ -52,23 +53,29 @@ class FolderOptions:
     validation: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.frame_rate is not None:
+            as_rate(self.frame_rate)
         if self.levels is not None and not 2 <= self.levels <= MOST_LEVELS:
             raise ValueError(f"levels, the values that a pixel has, must lie in 2 … {MOST_LEVELS}, got {self.levels}.")
 
     def completed(self, size: str = SIZE, frame_rate: float = FRAME_RATE, levels: int = MOST_LEVELS) -> FolderOptions:
         """With these where nothing else is said."""
-        return replace(
-            self, size=self.size or size, frame_rate=self.frame_rate or frame_rate, levels=self.levels or levels
-        )
+        defaults: dict[str, Any] = {"size": size, "frame_rate": frame_rate, "levels": levels}
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
     @property
     def rate(self) -> float:
         """Frames a second."""
-        return self.frame_rate or FRAME_RATE
+        return FRAME_RATE if self.frame_rate is None else self.frame_rate
+
+    def check_levels(self, has_levels: bool) -> None:
+        """Raise ValueError for levels of what has none: only of pixels that a flow learns do they count."""
+        if self.levels is not None and not has_levels:
+            raise ValueError("levels are of the pixels that a tarflow learns: leave levels out.")
 
     def height_and_width(self) -> tuple[int, int]:
         """Raises ValueError for a size that is none."""
-        found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", self.size or SIZE)
+        found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", SIZE if self.size is None else self.size)
         if found is None:
             raise ValueError(f"size must be a number of pixels, or height x width such as 48x80, got {self.size!r}.")
         return int(found[1]), int(found[2] or found[1])

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+# Formats that Pillow knows by name, but decodes by other programs alone, or not at all.
+UNREAD = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 # By suffix, in lower case: what Pillow reads, some of it moving pictures, and what PyAV reads.
 IMAGES = frozenset(
-    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".tga")
-)
+    suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in UNREAD
+) | {".mpo"}  # which Pillow opens as JPEG
 VIDEOS = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv")
-    + (".ogv", ".3gp", ".y4m")
+    (".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob")
+    + (".ts", ".mts", ".m2t", ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".y4m", ".mxf", ".dv")
+    + (".mj2", ".rm", ".rmvb", ".nut", ".ivf")
 )
 CONDITIONS = ("caption", "label", "none")
 NAMED = 3

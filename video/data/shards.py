@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from video.data.metadata import described
+from video.data.metadata import described, nothing_said
 from video.data.samples import IMAGES, VIDEOS, Sample, counted
 
 # Descriptions beyond this many bytes are not read.
@@ -28,6 +28,7 @@ def read_shard(path: Path, name: str) -> tuple[list[Sample], list[str]]:
     media: dict[str, tarfile.TarInfo] = {}
     said: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
+    unread: list[str] = []
     size, modified = path.stat().st_size, int(path.stat().st_mtime)
     try:
         with tarfile.open(path, "r:") as shard:
@@ -38,12 +39,14 @@ def read_shard(path: Path, name: str) -> tuple[list[Sample], list[str]]:
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"cut off inside {member.name}")
-                if suffix in IMAGES or suffix in VIDEOS:
-                    media.setdefault(key, member)
+                if suffix in IMAGES | VIDEOS and key not in media:
+                    media[key] = member
                 elif suffix in (".txt", ".cls", ".json") and member.size <= LARGEST:
                     file = shard.extractfile(member)
                     assert file is not None  # of a regular file
-                    said.setdefault(key, {}).update(_said(suffix, file.read().decode(errors="replace")))
+                    said.setdefault(key, {}).update(_said(suffix, file.read().decode("utf-8-sig", "replace")))
+                else:
+                    unread.append(member.name)
             # A damaged header in the middle looks like the end to tarfile; the real end is a block of zeros.
             assert shard.fileobj is not None
             shard.fileobj.seek(shard.offset)
@@ -51,9 +54,14 @@ def read_shard(path: Path, name: str) -> tuple[list[Sample], list[str]]:
                 raise tarfile.ReadError(f"cut off at byte {shard.offset}")
     except (OSError, tarfile.TarError) as error:
         problems.append(f"{name} is damaged ({error}); read were the {len(media)} images and clips before that.")
+    if unread:
+        problems.append(f"Not read of {name}, of unknown kind, too long or one more of a sample: {counted(unread)}.")
     lonely = [key for key in said if key not in media]
     if lonely:
         problems.append(f"{name} describes what it does not hold: {counted(lonely, 'sample')}.")
+    descriptions = {key: described(columns) for key, columns in said.items()}
+    if said and not any(map(any, descriptions.values())):
+        problems.append(nothing_said(name))
     samples = [
         Sample(
             f"{name}/{member.name}",
@@ -61,7 +69,7 @@ def read_shard(path: Path, name: str) -> tuple[list[Sample], list[str]]:
             member.size,
             modified,
             member.offset_data,
-            *described(said.get(key, {})),
+            *descriptions.get(key, described({})),
         )
         for key, member in media.items()
     ]

@@ -61,5 +61,5 @@ class FolderBatches:
                 yield torch.stack([clip for _, clip in found]), prompts
 
     def report(self) -> str:
-        """One sentence on files that could not be read, empty if there are none."""
-        return self.source.report()
+        """Sentences on files that were left out or could not be read, empty if there are none."""
+        return " ".join(filter(None, (*self.listing.problems, self.source.report())))

@@ -15,7 +15,9 @@ LABELS = "labels.json"
 
 
 class Labels:
-    """The names of classes: a prompt is one of them, or its number, and becomes that; the empty prompt is -1, no class.
+    """The names of classes: a prompt is one of them and becomes its number; the empty prompt is -1, no class.
+
+    Where no name is a number itself, a prompt may also be the number of a class.
 
     Without names the context is None: of flows that are conditioned on nothing. Calling it raises ValueError for a
     prompt that names no class.
@@ -31,8 +33,9 @@ class Labels:
             raise ValueError("labels are a list of distinct names.")
         self.names = list(names)
         self.shape = (len(self.names),)
-        self._numbers = {str(number): number for number in range(len(self.names))} | {"": -1}
-        self._numbers |= {name: number for number, name in enumerate(self.names)}
+        self._numbers = {"": -1} | {name: number for number, name in enumerate(self.names)}
+        if not any(name.isdecimal() for name in self.names):
+            self._numbers |= {str(number): number for number in range(len(self.names))}
 
     @property
     def vocabulary(self) -> list[str]:

@@ -58,6 +58,11 @@ class AutoencoderOptions:
     decoder_channels: int = 384
     decoder_layers: int = 4
 
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", *OF_FEATURES):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be a positive number, got {value}.")
+
     def latents(self, in_channels: int, seed: int) -> Latents:
         """What is to be trained, for frames of so many channels, unless `initial` says of how many.
 
@@ -79,7 +84,7 @@ class AutoencoderOptions:
         if self.features is None:
             if other := self._said(*OF_FEATURES):
                 raise ValueError(f"{other}: only of an autoencoder of features; name its encoder by features.")
-            count = self.latent_channels or LATENT_CHANNELS
+            count = LATENT_CHANNELS if self.latent_channels is None else self.latent_channels
             return Latents(tiny_autoencoder(in_channels, count, tuple(self.channels)))
         if self._said("channels"):
             raise ValueError("channels: only of an AutoencoderKL; with features, say decoder_channels.")
@@ -89,9 +94,9 @@ class AutoencoderOptions:
         autoencoder = FeatureAutoencoder(
             vision.channels,
             vision.num_heads,
-            self.latent_channels or LATENT_CHANNELS_OF_FEATURES,
+            LATENT_CHANNELS_OF_FEATURES if self.latent_channels is None else self.latent_channels,
             in_channels,
-            self.patch_pixels or vision.patch_size,
+            vision.patch_size if self.patch_pixels is None else self.patch_pixels,
             self.decoder_channels,
             self.decoder_layers,
         )

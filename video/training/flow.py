@@ -23,7 +23,7 @@ from video.training.bits import BitsPerDimension
 from video.training.families import FlowOptions
 from video.training.grids import SampleGrid
 from video.training.likelihood import NoisyLikelihood
-from video.training.run import begin_run, is_first_process, spread
+from video.training.run import begin_run, check_samples, is_first_process, spread
 from video.training.starts import PIPELINE, NewFlow, SavedFlow, Start
 
 LATENTS, PROMPTS, RESULT = "latents", "prompts", "result.json"
@@ -84,6 +84,7 @@ def train(
         OSError: another run is at work in the folder, or it cannot be written.
         ValueError: files or settings that do not fit, or a run in the folder of other settings.
     """
+    check_samples(samples)
     device = _device(training)
     start: Start
     if initial is None:
@@ -91,7 +92,9 @@ def train(
     else:
         others = {"autoencoder": autoencoder, "text": text, "text_length": text_length, **flow.said}
         start = SavedFlow(initial, others, data.grey, device)
-    data, latents = start.completed(data), start.latents
+    latents = start.latents
+    data.check_levels(latents.has_levels)
+    data = start.completed(data)
     lengths = sorted({frames} if isinstance(frames, int) else set(frames or ())) or [start.frames]
     if start.frames == 1 and lengths != [1]:
         raise ValueError(
@@ -109,7 +112,7 @@ def train(
         raise ValueError(f"dropout of prompts must be a share in 0 … 1, got {prompt_dropout}.")
     clip_shape = (max(lengths), latents.in_channels, *shapes[0][1:])
     levels = data.levels if latents.has_levels else None
-    settings = start.settings(clip_shape, noise, data.rate, None if noise else levels)
+    settings = start.settings(clip_shape, noise, data.rate, levels)
     if settings.phrasing.frame_rate and lengths[0] == 1 != lengths[-1]:
         raise ValueError(f"{start.name} is told whether it sees images or clips: learn frames of 1, or of more.")
     latent_shape = latents.latent_shape(clip_shape)

@@ -14,7 +14,8 @@ from video.data.sizes import buckets
 from video.latents.latents import Pixels
 from video.training.autoencoder import AutoencoderOptions, train_autoencoder
 from video.training.grids import ReconstructionGrid
-from video.training.run import begin_run, spread
+from video.training.run import begin_run, check_samples, spread
+from video.training.starts import of_colour
 
 FRAMES = "frames"
 
@@ -42,14 +43,19 @@ def train_autoencoder_on_folder(
         OSError: another run is at work in the folder, or it cannot be written.
         ValueError: files or settings that do not fit, or a run in the folder of other settings.
     """
+    check_samples(samples)
+    folder.check_levels(has_levels=False)
     latents = autoencoder.latents(1 if folder.grey else 3, training.seed)
+    if autoencoder.initial is not None:
+        latents = of_colour(latents, autoencoder.initial, folder.grey)
     shapes = buckets(*folder.height_and_width(), latents.spatial_factor)
     parts = folder.parts("none")
     begin_run(output, folder.fixed() | dataclasses.asdict(autoencoder))
     caches = folder.caches(parts, shapes, Pixels(latents.in_channels), None, output / FRAMES)
     frames, validation = (_Frames(cache) for cache in caches)
-    shown = validation.batch(spread(len(validation), samples))["inputs"]
-    grids = [ReconstructionGrid(latents, shown)] if samples else []
+    grids = []
+    if samples:
+        grids.append(ReconstructionGrid(latents, validation.batch(spread(len(validation), samples))["inputs"]))
     return train_autoencoder(latents, frames, validation, output, training, autoencoder, callbacks=grids)
 
 

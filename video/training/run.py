@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from nflib.io import only_run
+from nflib.training.checkpoints import latest_checkpoint
 from video.data.cache_folder import begin_cache
 
 SETTINGS = "settings.json"
@@ -22,10 +24,21 @@ def is_first_process() -> bool:
 
 
 def begin_run(output: Path, wanted: Mapping[str, Any]) -> None:
-    """Keep what a run is made with; raises ValueError where one that goes on was made with something else."""
+    """Keep what a run is made with; raises ValueError where one that goes on was made with something else.
+
+    One that has no checkpoint yet has nothing to go on with: it may have failed by these very settings.
+    """
     if is_first_process():
-        output.mkdir(parents=True, exist_ok=True)
-        begin_cache(output, SETTINGS, {name: json.dumps(value) for name, value in wanted.items()}, SETTINGS, False)
+        described = {name: json.dumps(value) for name, value in wanted.items()}
+        is_new = latest_checkpoint(output / "checkpoints") is None
+        with only_run(output):
+            begin_cache(output, SETTINGS, described, SETTINGS, renew=is_new)
+
+
+def check_samples(count: int) -> None:
+    """Raise ValueError for a number of samples to show that is none."""
+    if count < 0:
+        raise ValueError(f"samples, how many are shown at each validation, must be zero or more, got {count}.")
 
 
 def spread(total: int, count: int) -> Tensor:

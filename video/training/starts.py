@@ -11,7 +11,7 @@ import torch
 
 from nflib.flows import Flow
 from video.data.latent_cache import LatentCache
-from video.data.options import FolderOptions
+from video.data.options import MOST_LEVELS, FolderOptions
 from video.data.samples import Listing
 from video.latents.latents import Latents, Pixels
 from video.latents.levels import dequantised, step
@@ -62,7 +62,7 @@ class Start(Protocol):
     def settings(
         self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
     ) -> PipelineSettings:
-        """Of the pipeline that the run ends in; levels: of pixels that are dequantised."""
+        """Of the pipeline that the run ends in; levels: of pixels, which are dequantised without noise."""
 
     def fixed(self) -> dict[str, Any]:
         """What a run that goes on must share with its beginning; autoencoders are compared elsewhere."""
@@ -91,6 +91,8 @@ class NewFlow:
         grey: bool,
         device: str,
     ):
+        if text is None and text_length is not None:
+            raise ValueError("text_length is of an encoder of text: name one by text, or leave text_length out.")
         family, self.options, self.name = options.family, options, options.name
         self.frames, self.noise, self.has_sizes = family.frames, family.noise, family.has_sizes
         self.patch_size = options.multiple
@@ -145,7 +147,7 @@ class NewFlow:
     def settings(
         self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
     ) -> PipelineSettings:
-        return PipelineSettings(clip_shape, noise, frame_rate, denoise="score" if noise else "none", levels=levels)
+        return PipelineSettings(clip_shape, noise, frame_rate, **_of_noise(noise, levels))
 
     def fixed(self) -> dict[str, Any]:
         return {"model": self.name, "text_length": self._text_length, "architecture": self.options.said}
@@ -162,7 +164,7 @@ class NewFlow:
             )
         of_a_run = Path(autoencoder) / "autoencoder"
         latents = load_latents(of_a_run if of_a_run.is_dir() else autoencoder, device=device)
-        return _of_colour(latents, autoencoder, grey)
+        return of_colour(latents, autoencoder, grey)
 
 
 class SavedFlow:
@@ -187,11 +189,12 @@ class SavedFlow:
         self.name, self.noise = folder, pipeline.settings.noise
         self.frames = pipeline.settings.clip_shape[0] if pipeline.flow.max_frames > 1 else 1
         self.patch_size, self.has_sizes = pipeline.flow.patch_size, pipeline.flow.has_sizes
-        self.latents = _of_colour(pipeline.latents, folder, grey)
+        self.latents = of_colour(pipeline.latents, folder, grey)
 
     def completed(self, data: FolderOptions) -> FolderOptions:
         settings = self._pipeline.settings
-        return data.completed("x".join(map(str, settings.clip_shape[2:])), settings.frame_rate, settings.levels or 256)
+        levels = settings.file_levels or settings.levels or MOST_LEVELS
+        return data.completed("x".join(map(str, settings.clip_shape[2:])), settings.frame_rate, levels)
 
     def condition(self, wanted: str) -> str:
         shape = self._pipeline.flow.text_shape
@@ -235,15 +238,22 @@ class SavedFlow:
             noise=noise,
             frame_rate=frame_rate,
             aspect_ratio=aspect_ratio,
-            denoise="score" if noise else "none",
-            levels=levels,
+            **_of_noise(noise, levels),
         )
 
     def fixed(self) -> dict[str, Any]:
         return {"initial": self.name}
 
 
-def _of_colour(latents: Latents, name: str, grey: bool) -> Latents:
+def _of_noise(noise: float, levels: int | None) -> dict[str, Any]:
+    """Settings of a pipeline that follow from the noise in training, and from the levels of pixels, if any."""
+    if noise:
+        return {"denoise": "score", "levels": None, "file_levels": levels}
+    return {"denoise": "none", "levels": levels, "file_levels": levels}
+
+
+def of_colour(latents: Latents, name: str, grey: bool) -> Latents:
+    """The latents of that name, unless they are not of grey frames where these are wanted: raises ValueError."""
     if grey and latents.in_channels != 1:
         raise ValueError(f"{name} takes frames of {latents.in_channels} channels, not grey ones.")
     return latents
