@@ -32,11 +32,11 @@ from molecular.dynamics.openmm_engine import OpenMMEngine
 from molecular.energy import compile_system
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
+from molecular.molecule.torsions import named_backbone_torsions
 from molecular.sampling.sample import load_flow, sample
 from molecular.sampling.smc import smc
 from nflib.montecarlo import WeightedSamples
 
-VARIABLE = "phi 1"
 ERROR = 0.1  # kT
 
 
@@ -54,6 +54,11 @@ class Cost(NamedTuple):
         return self.seconds * (self.error / ERROR) ** 2
 
 
+def first_phi(peptide: Peptide) -> str:
+    """The name of the first residue's phi that has one."""
+    return next(iter(named_backbone_torsions(peptide.topology)))
+
+
 def by_flow(method: str, draw: Callable[[int], WeightedSamples], peptide: Peptide, seeds: Iterable[int]) -> Cost:
     """The mean over seeds, the error and CPU time of one."""
     values, seconds = [], []
@@ -62,7 +67,7 @@ def by_flow(method: str, draw: Callable[[int], WeightedSamples], peptide: Peptid
         with torch.no_grad():
             samples = draw(seed)
         seconds.append(time.process_time() - start)
-        found = analyse(samples, peptide, [], basins={"left": f"{VARIABLE} > 0"}, unit="kT")
+        found = analyse(samples, peptide, [], basins={"left": f"{first_phi(peptide)} > 0"}, unit="kT")
         values.append(found.differences["left", ELSEWHERE].value)
         print(f"  {method}, seed {seed}: {values[-1]:.3f} kT, {seconds[-1]:.1f} s, {samples}", flush=True)
     return Cost(method, float(np.mean(values)), float(np.std(values, ddof=1)), float(np.mean(seconds)))
@@ -71,7 +76,7 @@ def by_flow(method: str, draw: Callable[[int], WeightedSamples], peptide: Peptid
 def by_simulation(folder: Path, start_time: float, peptide: Peptide) -> tuple[float, float, float]:
     """The free energy, its error over ladders, and the steps of all replicas that it took."""
     ensemble = load_ensemble(folder, num_atoms=peptide.num_atoms, start_time=start_time)
-    is_left = CollectiveVariable.of(VARIABLE, peptide)(ensemble.positions) > 0
+    is_left = CollectiveVariable.of(first_phi(peptide), peptide)(ensemble.positions) > 0
     shares = np.array(
         [float(is_left[ensemble.ladder == ladder].double().mean()) for ladder in ensemble.ladder.unique()]
     )

@@ -25,11 +25,10 @@ from molecular.analysis.analyse import analyse
 from molecular.analysis.compare import FLOOR
 from molecular.analysis.free_energy import Interval
 from molecular.analysis.validity import intact_bonds
-from molecular.dynamics.simulate import reported_torsions
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.peptide import Peptide
-from molecular.molecule.torsions import ramachandran_torsions
+from molecular.molecule.torsions import named_backbone_torsions, ramachandran_names
 from molecular.sampling.sample import PUBLISHED_TRUNCATION, SHIPPED, load_flow, sample, summarize
 from molecular.sampling.shipped_flows import COVERAGE, Coverage
 from molecular.sampling.smc import SplitFlow, smc
@@ -206,12 +205,12 @@ def _made_with(arguments: Namespace, model: Path, *options: str) -> dict[str, An
 
 def basins(molecule: Molecule) -> dict[str, dict[str, Interval]]:
     """phi > 0 of each residue, and the alpha and beta basins of each (phi, psi): intervals in degrees."""
-    names = {tuple(map(int, atoms)): name for name, atoms in reported_torsions(molecule).items()}
     found: dict[str, dict[str, Interval]] = {
-        f"{name} > 0": {name: (0.0, 180.0)} for name in names.values() if name.startswith("phi ")
+        f"{name} > 0": {name: (0.0, 180.0)}
+        for name in named_backbone_torsions(molecule.topology)
+        if name.startswith("phi ")
     }
-    for pair in ramachandran_torsions(molecule.topology).tolist():
-        phi, psi = (names[tuple(atoms)] for atoms in pair)
+    for phi, psi in ramachandran_names(molecule.topology):
         found[f"alpha of {phi}, {psi}"] = {phi: (-180.0, 0.0), psi: (-120.0, 50.0)}
         found[f"beta of {phi}, {psi}"] = {phi: (-180.0, 0.0), psi: (50.0, -120.0)}
     return found

@@ -28,7 +28,7 @@ from molecular.analysis.shares import Shares, shares_of
 from molecular.dynamics.simulate import reported_torsions
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.torsions import ramachandran_torsions
+from molecular.molecule.torsions import ramachandran_names
 from nflib.io.documents import finite_or_none
 from nflib.metrics import Estimate
 from nflib.montecarlo.diagnostics import effective_sample_size
@@ -142,16 +142,16 @@ def analyse(
             conformations are weighted to it.
         energies: (N,) kJ/mol, of `molecule`, for that; None: those of an `Ensemble`, otherwise computed.
         bins: of every axis; default 60, of maps 36.
-        limits: name of a variable -> (low, high) of its axis; default: its period, or what holds all but 0.2 % of the
-            weight.
+        limits: name of a variable -> (low, high) of its axis, such as (0, 360) for a torsion, whose values are taken
+            to there; default: its period about zero, or what holds all but 0.2 % of the weight.
         unit: of free energies: "kJ/mol", "kcal/mol" or "kT".
 
     Returns:
         What `molecular.analysis.report.free_energies.save_analysis` writes into a folder.
 
     Raises:
-        ValueError: an unknown variable, atom, basin or unit, arrays of the wrong shape, or no conformation with a
-            weight.
+        ValueError: an unknown variable, atom, basin or unit, an interval that holds nothing, arrays of the wrong shape,
+            plain positions that are not in nm, or no conformation with a weight.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("Ace-A-Nme")
@@ -164,7 +164,7 @@ def analyse(
     energy_unit(unit, at.kT)  # a wrong one is told before any work
     if bins is not None and bins < 1:
         raise ValueError(f"analyse: bins is {bins}; give 1 or more.")
-    conformations = WeightedConformations.of("the ensemble", source, molecule.num_atoms)
+    conformations = WeightedConformations.of("the ensemble", source, molecule)
     notes = []
     if target is not None:
         if energies is None:
@@ -182,7 +182,7 @@ def analyse(
     if not conformations.num_weighted():
         raise ValueError("analyse: no conformation is finite and has a weight; sample or simulate again.")
     named = _Named(molecule, conformations.positions)
-    chosen_maps = _default_maps(molecule) if maps is None and variables is None else maps or ()
+    chosen_maps = ramachandran_names(molecule.topology) if maps is None and variables is None else maps or ()
     profiles = [named(one) for one in (_default_variables(molecule) if variables is None else variables)]
     pairs = [(named(first), named(second)) for first, second in chosen_maps]
     regions = {name: Basin.of(name, condition, molecule) for name, condition in (basins or {}).items()}
@@ -256,12 +256,6 @@ class _Named:
 def _default_variables(molecule: Molecule) -> list[str]:
     torsions = list(reported_torsions(molecule))
     return [name for name in torsions if name.startswith(("phi ", "psi "))] or torsions
-
-
-def _default_maps(molecule: Molecule) -> list[tuple[str, str]]:
-    names = {tuple(map(int, atoms)): name for name, atoms in reported_torsions(molecule).items()}
-    pairs = ramachandran_torsions(molecule.topology).tolist()
-    return [(names[tuple(phi)], names[tuple(psi)]) for phi, psi in pairs]
 
 
 def _as_angle(variable: CollectiveVariable, values: Tensor) -> Tensor:

@@ -60,11 +60,12 @@ def evaluate(
     Args:
         ensembles: name -> positions (N, n, 3) in nm, `(positions, log_weights)`, `WeightedSamples`, an `Ensemble`,
             or `WeightedConformations`. Conformations that are not finite are left out and counted.
-        reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, as
-            families of particles with one ancestor are.
+        reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, or
+            blocks of 20 autocorrelation times of them where they are few, as families of particles with one ancestor
+            are.
         energy: positions (B, n, 3) -> reduced energies (B,), kT; default: the molecule's own.
         num_bootstrap: resamples of ensemble and reference together, weights kept with the conformations; the error
-            is the standard deviation over them. 0 for none.
+            is the standard deviation over them, NaN where all conformations may be correlated. 0 for none.
         transport_points: torus_w2 and tica_w2 are exact between at most so many points; larger ensembles are
             thinned by systematic resampling of their weights.
         tica_lag: frames of the reference.
@@ -99,10 +100,9 @@ def describe(
     if FLOOR in ensembles:
         raise ValueError(f"evaluate: an ensemble is named {FLOOR!r}, which is the name of a row of ours; rename it.")
     sources = {
-        name: WeightedConformations.of(f"ensemble {name!r}", source, molecule.num_atoms)
-        for name, source in ensembles.items()
+        name: WeightedConformations.of(f"ensemble {name!r}", source, molecule) for name, source in ensembles.items()
     }
-    truth = WeightedConformations.of("the reference", reference, molecule.num_atoms).usable()
+    truth = WeightedConformations.of("the reference", reference, molecule).usable()
     if len(truth) < 4:
         raise ValueError(f"the reference has {len(truth)} finite conformations; it needs 4 or more.")
     descriptors = Describe(molecule, energy or ReducedEnergy(molecule), truth, tica_lag, num_clusters, seed)
@@ -131,10 +131,14 @@ def compare(
     pairs = {FLOOR: described.halves}
     pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
     metrics = available_metrics(described.reference)
+    # One group of correlated conformations says nothing of its own spread.
+    resamples = {
+        name: num_bootstrap if min(one.num_independent for one in pair) > 1 else 0 for name, pair in pairs.items()
+    }
     rows = {}
-    with _progress(len(pairs) * (num_bootstrap + 1), progress) as steps:
+    with _progress(len(pairs) + sum(resamples.values()), progress) as steps:
         for name, (sample, against) in pairs.items():
-            rows[name] = _estimates(sample, against, metrics, num_bootstrap, transport_points, seed, steps)
+            rows[name] = _estimates(sample, against, metrics, resamples[name], transport_points, seed, steps)
     return Evaluation(
         molecule=described.molecule.name,
         rows=rows,
@@ -149,7 +153,7 @@ def compare(
             **described.settings,
             "seed": seed,
         },
-        notes=_notes(metrics, described.tica, transport_points, num_bootstrap),
+        notes=_notes(metrics, described.tica, transport_points, num_bootstrap, resamples),
     )
 
 
@@ -179,9 +183,16 @@ def _figures(sample: Descriptors, reference: Descriptors, metrics: list[Metric],
     return torch.tensor([metric.function(sample, reference, points) for metric in metrics], dtype=torch.float64)
 
 
-def _notes(metrics: list[Metric], tica: TICA | None, points: int, num_bootstrap: int) -> tuple[str, ...]:
+def _notes(
+    metrics: list[Metric], tica: TICA | None, points: int, num_bootstrap: int, resamples: Mapping[str, int]
+) -> tuple[str, ...]:
     names = {metric.name for metric in metrics}
     notes = [f"Errors: standard deviation over {num_bootstrap} bootstrap resamples of both ensembles."]
+    if without := [name for name, number in resamples.items() if number < num_bootstrap]:
+        notes.append(
+            f"No error can be told of {'; '.join(without)}: all frames of one side may be correlated; simulate for "
+            "longer, or more trajectories."
+        )
     if num_bootstrap < 2:
         notes = []
     if names & {"torus_w2", "tica_w2"}:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from molecular.analysis.divergence import angle_bins
 from molecular.analysis.ensembles import WeightedConformations
+from molecular.analysis.shares import independent_families
 from molecular.analysis.tica import TICA, fit_tica, kmeans, nearest, torsion_features
 from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.molecule.geometry import dihedrals
@@ -25,10 +26,10 @@ class Descriptors:
     """N conformations as numbers; `counts` says how often each occurs, once in the data and 0, 1, 2 ... in a bootstrap
     resample.
 
-    positions (N, n, 3) nm; weights (N,) float64; counts (N,) float64; groups (N,) or None; energy (N,) float64, kT,
-    +inf where it is not finite; torsions (N, k) rad; phi_psi (N, r, 2) rad and their cells ramachandran (N, r);
-    chirality, bonds (N,) float64, 1 where right; tica (N, 2) and clusters (N,), without trajectories (N, 0) and zeros.
-    num_samples includes rejected ones, which are not finite or have a log-weight of -inf.
+    positions (N, n, 3) nm; weights (N,) float64; counts (N,) float64; groups (N,) or None, of `independent_families`;
+    energy (N,) float64, kT, +inf where it is not finite; torsions (N, k) rad; phi_psi (N, r, 2) rad and their cells
+    ramachandran (N, r); chirality, bonds (N,) float64, 1 where right; tica (N, 2) and clusters (N,), without
+    trajectories (N, 0) and zeros. num_samples includes rejected ones: not finite, or of a log-weight of -inf.
     """
 
     positions: Tensor
@@ -53,15 +54,17 @@ class Descriptors:
         mass = self.counts * self.weights
         return mass / mass.sum()
 
-    def resampled(self, generator: torch.Generator) -> Descriptors:
-        """One bootstrap resample: as many conformations, or groups, drawn with replacement, weights kept with them.
+    @property
+    def num_independent(self) -> int:
+        """Conformations, or groups of them, that are independent; one alone says nothing of its own spread."""
+        return len(self.counts) if self.groups is None else len(self.groups.unique())
 
-        A single group says nothing of its own spread; its conformations are then drawn one by one.
-        """
-        names, member = (None, None) if self.groups is None else self.groups.unique(return_inverse=True)
-        if names is None or len(names) < 2:
+    def resampled(self, generator: torch.Generator) -> Descriptors:
+        """One bootstrap resample: as many conformations, or groups, drawn with replacement, weights kept with them."""
+        if self.groups is None:
             drawn = torch.randint(len(self.counts), (len(self.counts),), generator=generator)
             return self._recounted(torch.bincount(drawn, minlength=len(self.counts)))
+        names, member = self.groups.unique(return_inverse=True)
         drawn = torch.randint(len(names), (len(names),), generator=generator)
         return self._recounted(torch.bincount(drawn, minlength=len(names))[member])
 
@@ -117,7 +120,7 @@ class Describe:
             positions=positions,
             weights=used.weights(),
             counts=torch.ones(len(used), dtype=torch.float64),
-            groups=used.groups,
+            groups=independent_families(used, list(_angles(positions, self.heavy).T * self.periods[:, None])),
             energy=energy.where(torch.isfinite(energy), torch.inf),
             torsions=_angles(positions, self.backbone),
             phi_psi=pairs,

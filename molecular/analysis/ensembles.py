@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from molecular.data.ensembles import Ensemble
+from molecular.molecule.molecule import Molecule
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import normalized_weights
+
+# Conformations whose bonds tell the unit of length.
+_BONDS_OF = 1000
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class WeightedConformations:
     time: Tensor | None = None
 
     @classmethod
-    def of(cls, name: str, source: object, num_atoms: int) -> WeightedConformations:
-        """From anything that `evaluate` takes; `name` is for messages.
+    def of(cls, name: str, source: object, molecule: Molecule) -> WeightedConformations:
+        """From anything that `evaluate` takes, of a molecule; `name` is for messages.
 
-        Raises ValueError for another kind of object, positions of another shape, or columns of another length.
+        Raises ValueError for another kind of object, positions of another shape, plain positions whose bonds are not of
+        the molecule's length in nm, or columns of another length.
         """
+        num_atoms, is_plain = molecule.num_atoms, isinstance(source, Tensor | tuple)
         if isinstance(source, WeightedSamples):
             source = cls(source.x, source.log_weights, groups=source.ancestors)
         elif isinstance(source, Ensemble):
@@ -51,6 +57,8 @@ class WeightedConformations:
                 "WeightedSamples, an Ensemble, or WeightedConformations."
             )
         source._check(name, num_atoms)
+        if is_plain:
+            source._check_unit(name, molecule)
         columns = (source.log_weights, source.groups, source.time)
         return cls(
             source.positions.detach().cpu(),
@@ -98,6 +106,21 @@ class WeightedConformations:
         groups = torch.zeros(len(self), dtype=torch.int64) if self.groups is None else self.groups
         parts = [torch.nonzero(groups == name)[:, 0] for name in groups.unique()]
         return [part[self.time[part].argsort(stable=True)] for part in parts]
+
+    def _check_unit(self, name: str, molecule: Molecule) -> None:
+        """Raise ValueError unless bonds are about as long as the molecule's, as they are in nm alone."""
+        first, second = torch.tensor(molecule.topology.bonds).T
+        sample = self.usable().positions
+        sample = sample[:: max(1, len(sample) // _BONDS_OF)].double()
+        found, own = (
+            (x[:, first] - x[:, second]).norm(dim=-1).median().item()
+            for x in (sample, torch.as_tensor(molecule.positions)[None])
+        )
+        if len(sample) and not 0.5 < found / own < 2.0:
+            raise ValueError(
+                f"{name} has bonds of {found:.3g}, typically, where those of {molecule.name} have {own:.3g} nm; give "
+                "positions in nm."
+            )
 
     def _check(self, name: str, num_atoms: int) -> None:
         shape = tuple(self.positions.shape)

@@ -102,10 +102,13 @@ def free_energy(
     """The free energy along variables of values (N,) each, in bins of these edges; kT in kJ/mol."""
     shape = tuple(len(one) - 1 for one in edges)
     places, inside = [], torch.ones(len(values[0]), dtype=torch.bool)
-    for one, value in zip(edges, values, strict=True):
+    for variable, one, value in zip(variables, edges, values, strict=True):
+        x = value.numpy()
+        if variable.period is not None:  # into the period that begins where the bins do
+            x = x - variable.period * np.floor((x - one[0]) / variable.period)
         # The last bin holds its upper end.
-        place = np.minimum(np.searchsorted(one, value.numpy(), side="right") - 1, len(one) - 2)
-        place[value.numpy() > one[-1]] = -1
+        place = np.minimum(np.searchsorted(one, x, side="right") - 1, len(one) - 2)
+        place[x > one[-1]] = -1
         places.append(np.maximum(place, 0))
         inside &= torch.as_tensor(place >= 0)
     cells = torch.as_tensor(np.ravel_multi_index(places, shape)).where(inside, -1)
@@ -133,7 +136,13 @@ def bin_edges(
     variable: CollectiveVariable, values: Tensor, weights: Tensor, bins: int, limits: tuple[float, float] | None = None
 ) -> NDArray[np.float64]:
     """Edges (bins + 1,) of equal bins: of a whole period, or between `limits`, by default what holds all but 0.1 % of
-    the weight at either end."""
+    the weight at either end. Raises ValueError for limits that are not in order, or wider than a period."""
+    if limits is not None:
+        low, high = limits
+        period = variable.period or math.inf
+        if not (0.0 < high - low < math.inf and high - low <= period):
+            most = f", and no more than its period of {period:g}" if variable.period else ""
+            raise ValueError(f"limits of {variable.name} are {low:g} and {high:g}; give the lower end first{most}.")
     if limits is None and variable.period is not None:
         limits = (-variable.period / 2, variable.period / 2)
     if limits is None:
@@ -154,20 +163,37 @@ class Basin:
     Attributes:
         name: for tables.
         intervals: variables and (low, high), low included; None is no limit. An interval of a periodic variable goes up
-            from low to high, through the end of the period where high is below low: (150, -120) holds 180.
+            from low to high, through the end of the period where high is below low: (150, -120) holds 180. With one
+            limit alone it ends where the period does, at 180 or -180 degrees.
         function: positions -> (B,) booleans, in place of intervals.
+
+    Raises:
+        ValueError: an interval that holds nothing, or with one limit, beyond the period's ends.
     """
 
     name: str
     intervals: tuple[tuple[CollectiveVariable, Interval], ...] = ()
     function: Callable[[Tensor], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        for variable, (low, high) in self.intervals:
+            text = f"basin {self.name!r}: {_interval(variable.name, low, high)}"
+            if low is not None and high is not None:
+                width = high - low
+                if not width > 0.0 and (variable.period is None or not width % variable.period):
+                    raise ValueError(f"{text} holds nothing; give the lower end first.")
+            elif variable.period is not None:
+                half = variable.period / 2
+                if not ((low is None or -half <= low < half) and (high is None or -half < high <= half)):
+                    raise ValueError(f"{text} lies beyond {-half:g} to {half:g} {variable.unit}; give both ends.")
+
     @classmethod
     def of(cls, name: str, condition: str | Condition, molecule: Molecule) -> Basin:
         """From what `analyse` takes: {"phi 1": (0, 150), "psi 1": (None, 50)}, the same as text, "0 < phi 1 < 150,
         psi 1 < 50", or a function of positions.
 
-        Raises ValueError for a text that cannot be read, an unknown variable, or an empty interval.
+        An infinite limit is none. Raises ValueError for a text that cannot be read, or an unknown variable, and as the
+        class does.
         """
         if isinstance(condition, str):
             condition = parse_intervals(condition)
@@ -177,13 +203,8 @@ class Basin:
             raise ValueError(f"basin {name!r} has no conditions; give intervals such as {{'phi 1': (0, 150)}}.")
         found = []
         for description, (low, high) in condition.items():
-            variable = CollectiveVariable.of(description, molecule)
-            empty = low is not None and high is not None and (low == high if variable.period else low >= high)
-            if empty:
-                raise ValueError(
-                    f"basin {name!r}: {variable.name} from {low:g} to {high:g} holds nothing; give the lower end first."
-                )
-            found.append((variable, (low, high)))
+            ends = (None if low == -math.inf else low, None if high == math.inf else high)
+            found.append((CollectiveVariable.of(description, molecule), ends))
         return cls(name, tuple(found))
 
     def __str__(self) -> str:

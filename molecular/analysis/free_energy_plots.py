@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from molecular.analysis.free_energy import FreeEnergy
@@ -102,7 +103,7 @@ def _map(
 
 def _mark_degrees(axis: Axis, variable: CollectiveVariable) -> None:
     if variable.period is not None and math.isclose(variable.period, 360.0):
-        axis.set_ticks(range(-180, 181, 60))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 1.5, 3, 6, 10]))
 
 
 def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
 
 RADIUS_OF_GYRATION = "rg"
+# How names of torsions begin, which are no atoms.
+_TORSIONS = ("phi", "psi", "omega", "chi")
 _BATCH = 4096
 
 
@@ -44,7 +46,7 @@ class CollectiveVariable:
         """From what `analyse` takes.
 
         Args:
-            description: a torsion's name, such as "phi 1", "psi 2" or "CA-CB of VAL 2" (`reported_torsions`); "rg", the
+            description: a torsion's name, such as "phi 2", "psi 2" or "CA-CB of VAL 2" (`reported_torsions`); "rg", the
                 radius of gyration, weighted by mass; or two atoms (their distance, nm), three (their angle, degrees) or
                 four (their torsion, degrees), each an index from 0, or NAME:RESIDUE, or NAME:RESIDUE:CHAIN, or a NAME
                 that is unique: "0 4 6 8", "C:1 N:2 CA:2 C:2". Or a function of positions (B, n, 3), nm, that returns
@@ -64,7 +66,7 @@ class CollectiveVariable:
         if name in torsions:
             return cls(name, _torsion(torch.as_tensor(torsions[name])), "degrees", 360.0)
         words = name.split()
-        if not 2 <= len(words) <= 4:
+        if not 2 <= len(words) <= 4 or words[0] in _TORSIONS or "of" in words:
             raise ValueError(
                 f"{description!r} is no variable of {molecule.name}; give {RADIUS_OF_GYRATION!r}, two to four atoms "
                 f"such as 'C:1 N:2 CA:2 C:2', or one of {', '.join(map(repr, torsions)) or 'no named torsions'}."

@@ -146,18 +146,24 @@ def independent_families(conformations: WeightedConformations, series: Sequence[
     """Numbers (N,) of groups of conformations that are independent of each other; None where all are.
 
     Groups are taken as they are, unless they are few trajectories: these are cut into blocks of 20 autocorrelation
-    times of the slowest series, and stay whole where they are too short to tell it.
+    times of the slowest series, and stay whole where they are too short to tell it. It is that of the long ones, half
+    as long as the longest or more; shorter ones stay whole.
     """
     trajectories = conformations.trajectories()
     if trajectories is None or len(trajectories) >= ENOUGH_TRAJECTORIES:
         return conformations.groups
-    shortest = min(map(len, trajectories))
-    found = [mixing(torch.stack([one[index[:shortest]] for index in trajectories]).numpy()) for one in series]
+    longest = max(map(len, trajectories))
+    long = [index for index in trajectories if 2 * len(index) >= longest]
+    length = min(map(len, long))
+    # Of equal length, first and last part of each: together they hold every frame, and so every slow change.
+    starts = [(index, start) for index in long for start in sorted({0, len(index) - length})]
+    parts = torch.stack([index[start : start + length] for index, start in starts])
+    found = [mixing(one[parts].numpy()) for one in series]
     slowest = max((one.time if one.resolved else np.inf for one in found if one is not None), default=np.inf)
     families = torch.empty(len(conformations), dtype=torch.int64)
     number = 0
     for index in trajectories:
-        blocks = max(1, int(len(index) / (BLOCK * slowest)))
+        blocks = max(1, int(len(index) / (BLOCK * slowest))) if 2 * len(index) >= longest else 1
         families[index] = number + torch.arange(len(index)) * blocks // len(index)
         number += blocks
     return families

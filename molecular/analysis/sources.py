@@ -14,8 +14,7 @@ from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import usual_temperature
-from molecular.molecule.sequences import parse_sequence
+from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
 from nflib.io import read_json
@@ -74,9 +73,12 @@ def read_samples(entry: str) -> SampleFolder:
 def read_ensemble(folder: str | Path, start_time: float = 0.0) -> tuple[WeightedSamples | Ensemble, Molecule]:
     """The samples or, from `start_time` (ps) on, the frames at the lowest temperature in a folder, and their molecule.
 
-    Raises FileNotFoundError for a folder that holds neither, and ValueError for a damaged file.
+    Raises FileNotFoundError for a folder that holds neither, and ValueError for a damaged file, or a start time of
+    samples, which have none.
     """
     if (Path(folder) / "weights.npz").is_file():
+        if start_time:
+            raise ValueError(f"{folder} holds weighted samples, which have no time; leave out --start_ps.")
         read = read_samples(str(folder))
         return read.samples, read.molecule
     molecule = load_molecule(folder)
@@ -140,12 +142,14 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
             )
         kept = WeightedConformations(positions)
         # Shipped references are of peptides as they are by default.
-        usual = usual_temperature(parse_sequence(str(molecule.topology.sequence)).capped)
-        if abs(usual - temperature) <= _SAME_TEMPERATURE:
-            return kept, []
-        energy = ReducedEnergy(molecule)
-        energies = torch.cat([energy(part) for part in positions.split(1024)]) * molecule.kT
-        return _reweighted(kept, energies, usual, temperature)
+        shipped = Peptide(str(molecule.topology.sequence))
+        notes = _force_field_notes(molecule, shipped)
+        if abs(shipped.temperature - temperature) <= _SAME_TEMPERATURE:
+            return kept, notes
+        energy = ReducedEnergy(shipped)
+        energies = torch.cat([energy(part) for part in positions.split(1024)]) * shipped.kT
+        weighted, more = _reweighted(kept, energies, shipped.temperature, temperature)
+        return weighted, notes + more
     folder = Path(folder)
     _check_folder(folder, "settings.json", "python -m molecular simulate")
     settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
@@ -155,9 +159,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         raise ValueError(
             f"{folder} is a simulation of another molecule than {molecule.name}: {difference}; give a reference of it."
         )
-    notes = []
-    if molecule.difference(simulated) is not None:
-        notes.append("The reference was simulated in another force field than that which the samples are weighted to.")
+    notes = _force_field_notes(molecule, simulated)
     ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms)
     saved, ladder = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
     kelvins = isinstance(ladder, list) and all(isinstance(T, (int, float)) and 0 < T < torch.inf for T in ladder)
@@ -170,6 +172,12 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         return kept, notes
     weighted, more = _reweighted(kept, ensemble.energies, ladder[index], temperature)
     return weighted, notes + more
+
+
+def _force_field_notes(molecule: Molecule, simulated: Molecule) -> list[str]:
+    if molecule.difference(simulated) is None:
+        return []
+    return ["The reference was simulated in another force field than that which the samples are weighted to."]
 
 
 def _reweighted(

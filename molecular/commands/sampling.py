@@ -89,6 +89,7 @@ def sample(
     flow = load_flow(target, model, device)
     if sampler == "auto":
         flow.split_coordinates()  # so are draws that cannot be moved
+    compared = reference_positions(target, reference)
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
     draws: WeightedSamples | None = None
@@ -143,7 +144,7 @@ def sample(
             write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], target.topology)
             if isinstance(samples, SMCSamples):
                 plot_history(samples.history, folder / "history.png")
-            plot_torsions(target, samples, reference_positions(target, reference), folder / "ramachandran.png")
+            plot_torsions(target, samples, compared, folder / "ramachandran.png")
             written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
     for line in describe(summary):
         log.info(line)

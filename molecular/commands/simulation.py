@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def simulate(
         raise ValueError("replicas start from --flow or from --ensemble; give one.")
     unused = {"flow_draws": flow_draws, "flow_effective": flow_effective, "flow_tempered": flow_tempered or None}
     _check_given("flow", flow, unused)
-    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    fractions: dict[str, Any] = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     _check_given("sequences", sequences, fractions | {"split": split, "tar": tar or None})
     starts: Starts | None = None
     if flow is not None:
@@ -94,7 +95,7 @@ def simulate(
     )
 
 
-def _check_given(option: str, value: object, others: dict[str, object]) -> None:
+def _check_given(option: str, value: object, others: Mapping[str, object]) -> None:
     """Raises ValueError for the first of `others` that is given where the option that it belongs to is not."""
     for name, other in others.items():
         if value is None and other is not None:

@@ -19,7 +19,6 @@ def import_trajectory(
     topology: Path | None = None,
     highest_energy: float = 100.0,
     stride: int = 1,
-    num_parts: int = 10,
     seed: int = 0,
 ) -> ImportReport:
     """Import trajectories of a molecule, mend what can be mended, and say what was done.
@@ -33,7 +32,6 @@ def import_trajectory(
             it they must be those of the molecule in its order.
         highest_energy: kT above the median, beyond which frames are left out.
         stride: take every so many-th frame.
-        num_parts: parts for training and validation, at least: contiguous blocks where there are fewer files.
         seed: of bond lengths that are drawn anew where they were constrained.
     """
     report = run(
@@ -43,7 +41,6 @@ def import_trajectory(
         topology=topology,
         highest_energy=highest_energy,
         stride=stride,
-        num_parts=num_parts,
         seed=seed,
     )
     for line in report.lines():

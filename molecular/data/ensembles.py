@@ -10,6 +10,9 @@ from torch import Tensor
 
 from molecular.dynamics.frames import concatenate, list_shards, read_shards
 
+FEWEST_PARTS = 10
+"""Fewer ladders are cut into blocks of time before they are divided, so that small fractions can be met."""
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -87,21 +90,23 @@ def load_ensemble(
 def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 0) -> tuple[Ensemble, ...]:
     """Divide whole ladders at random, so that no two parts hold correlated frames.
 
+    Fewer than ten ladders, as of an imported trajectory, are first cut into blocks of time, some ten in all. Parts are
+    then less independent: frames beside a cut are correlated, and what is slower than a block is in no part alone.
+
     Args:
-        fractions: share of the ladders for each part, for instance ``(0.8, 0.1, 0.1)``; they must sum to 1.
-            Every part with a positive fraction gets at least one ladder.
+        fractions: share of the ladders, or blocks, for each part, for instance ``(0.8, 0.1, 0.1)``; they must sum to 1.
+            Every part with a positive fraction gets at least one.
 
     Raises:
-        ValueError: fractions that do not sum to 1 or are negative, or fewer ladders than parts.
+        ValueError: fractions that do not sum to 1 or are negative, or fewer frames than parts.
     """
     if not fractions or any(share < 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-6:
         raise ValueError(f"fractions must not be negative and must sum to 1, not {tuple(fractions)}.")
-    ladders = ensemble.ladder.unique()
+    block = _ladders_or_blocks(ensemble)
+    ladders = block.unique()
     wanted = [i for i, share in enumerate(fractions) if share > 0]
     if len(ladders) < len(wanted):
-        raise ValueError(
-            f"{len(ladders)} ladders cannot be split into {len(wanted)} parts; simulate with more ladders."
-        )
+        raise ValueError(f"{len(ensemble)} frames cannot be split into {len(wanted)} parts; simulate for longer.")
     counts = [int(share * len(ladders)) for share in fractions]
     for i in wanted:
         counts[i] = max(counts[i], 1)
@@ -116,7 +121,23 @@ def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 
             counts[wanted[min(range(len(wanted)), key=surplus.__getitem__)]] += 1
     generator = torch.Generator().manual_seed(seed)
     shuffled = ladders[torch.randperm(len(ladders), generator=generator)]
-    return tuple(ensemble.select(torch.isin(ensemble.ladder, part)) for part in shuffled.split(counts))
+    return tuple(ensemble.select(torch.isin(block, part)) for part in shuffled.split(counts))
+
+
+def _ladders_or_blocks(ensemble: Ensemble) -> Tensor:
+    """(N,) the ladder of each frame or, where there are fewer than `FEWEST_PARTS`, its block of consecutive frames."""
+    ladders = ensemble.ladder.unique()
+    if len(ladders) >= FEWEST_PARTS:
+        return ensemble.ladder
+    block, first = torch.empty_like(ensemble.ladder), 0
+    for ladder in ladders:
+        rows = torch.nonzero(ensemble.ladder == ladder)[:, 0]
+        rows = rows[ensemble.time[rows].argsort(stable=True)]
+        # By the ladder's length, so that blocks are alike.
+        number = min(len(rows), -(-FEWEST_PARTS * len(rows) // len(ensemble)))
+        block[rows] = first + torch.arange(len(rows)) * number // len(rows)
+        first += number
+    return block
 
 
 def save_reference(folder: str | Path, num_frames: int, path: str | Path, start_time: float = 0.0) -> None:

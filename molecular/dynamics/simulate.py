@@ -29,8 +29,8 @@ from molecular.dynamics import (
 from molecular.dynamics.checkpoint import CHECKPOINT
 from molecular.dynamics.replicas import MakeIntegrator
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.storage import load_molecule, save_molecule
-from molecular.molecule.torsions import phi_psi_torsions
+from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
+from molecular.molecule.torsions import named_backbone_torsions
 from nflib.devices import usable_device
 from nflib.io import complete_folder, only_run, read_json, write_json
 
@@ -167,9 +167,12 @@ def simulate(
             dtype, device = torch.float64, "cpu"
         else:
             if energy is None:
-                from molecular.energy import compile_system
+                from molecular.energy import UnsupportedForce, compile_system
 
-                energy = compile_system(molecule.system, compile=compile).to(device)
+                try:
+                    energy = compile_system(molecule.system, compile=compile).to(device)
+                except UnsupportedForce as error:
+                    raise ValueError(f"{error} Simulate it with engine='openmm'.") from error
             minimise, dtype = _descent(energy), torch.float32
         # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
         system = molecule.system
@@ -209,14 +212,12 @@ def simulate(
 
 
 def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:
-    """Atom quadruples of what should mix, by name: "phi 1", "psi 1" and so on, then each side chain's torsions.
+    """Atom quadruples of what should mix, by name: "phi 2", "psi 1" and so on (`named_backbone_torsions`), then each
+    side chain's torsions.
 
     The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2".
     """
-    named: dict[str, NDArray[np.int64]] = {}
-    phi, psi = phi_psi_torsions(molecule.topology)
-    for name, rows in (("phi", phi), ("psi", psi)):
-        named |= {f"{name} {number}": row for number, row in enumerate(rows, start=1)}
+    named = {name: np.array(atoms) for name, atoms in named_backbone_torsions(molecule.topology).items()}
     backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
     topology = molecule.topology
     heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(topology.elements) if element != "H"}
@@ -264,7 +265,10 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
     Raises ValueError where they are of another molecule, seed or method.
     """
     path = output / "settings.json"
-    if not path.exists() or not (output / CHECKPOINT).exists():
+    if not (output / CHECKPOINT).exists():
+        refuse_other_content(output)
+        return {}
+    if not path.exists():
         return {}
     before = read_json(path, "simulate into another folder")
     # Through JSON, so that a tuple equals the list it was stored as.

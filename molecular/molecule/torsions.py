@@ -11,25 +11,30 @@ from molecular.molecule.symmetry import half_turns
 from molecular.molecule.topology import Topology
 
 
-def phi_psi_torsions(topology: Topology) -> tuple[Tensor, Tensor]:
-    """Quadruples (k, 4) of the backbone torsions phi (C, N, CA, C) and psi (N, CA, C, N), in the order of residues.
+def named_backbone_torsions(topology: Topology) -> dict[str, tuple[int, int, int, int]]:
+    """Atoms of every backbone torsion phi (C, N, CA, C), then psi (N, CA, C, N), by name.
 
-    A cap counts as a neighbour: ``Ace-A-Nme`` and ``AA`` have one of each. Neighbours are told by their bonds.
+    The number in a name is the residue's place among the amino acids, caps not counted, so that "phi 2" and "psi 2" are
+    of one residue: ``Ace-A-Nme`` has phi 1 and psi 1, ``AA`` psi 1 and phi 2. Neighbours, of which a cap is one, are
+    told by their bonds.
     """
-    phi, psi = [], []
-    atoms = topology.atoms_by_name
-    for own in atoms:
-        if "CA" not in own:
-            continue
-        nitrogen, alpha, carbon = own.get("N"), own["CA"], own.get("C")
-        if nitrogen is None or carbon is None:
-            continue
+    phi, psi = {}, {}
+    amino_acids = (own for own in topology.atoms_by_name if {"N", "CA", "C"} <= own.keys())
+    for number, own in enumerate(amino_acids, start=1):
+        nitrogen, alpha, carbon = own["N"], own["CA"], own["C"]
         before = _neighbour(topology, nitrogen, "C", own)
         after = _neighbour(topology, carbon, "N", own)
         if before is not None:
-            phi.append([before, nitrogen, alpha, carbon])
+            phi[f"phi {number}"] = (before, nitrogen, alpha, carbon)
         if after is not None:
-            psi.append([nitrogen, alpha, carbon, after])
+            psi[f"psi {number}"] = (nitrogen, alpha, carbon, after)
+    return phi | psi
+
+
+def phi_psi_torsions(topology: Topology) -> tuple[Tensor, Tensor]:
+    """Quadruples (k, 4) of all phi, and of all psi, of `named_backbone_torsions`, in the order of residues."""
+    named = named_backbone_torsions(topology).items()
+    phi, psi = ([atoms for name, atoms in named if name.startswith(kind)] for kind in ("phi", "psi"))
     return torch.tensor(phi, dtype=torch.int64).reshape(-1, 4), torch.tensor(psi, dtype=torch.int64).reshape(-1, 4)
 
 
@@ -46,17 +51,22 @@ def backbone_torsions(topology: Topology) -> Tensor:
     return torch.cat(phi_psi_torsions(topology))
 
 
-def ramachandran_torsions(topology: Topology) -> Tensor:
-    """Quadruples (r, 2, 4) of phi and psi of every residue that has both.
+def ramachandran_names(topology: Topology) -> list[tuple[str, str]]:
+    """Names of phi and psi of every residue that has both, of `named_backbone_torsions`.
 
     A zwitterionic dipeptide has no such residue; there psi of the first and phi of the second, which flank its one
     peptide bond, are taken together, as is the custom.
     """
-    phi, psi = (torsions.tolist() for torsions in phi_psi_torsions(topology))
-    by_alpha_carbon = {quadruple[1]: quadruple for quadruple in psi}
-    pairs = [(first, by_alpha_carbon[first[2]]) for first in phi if first[2] in by_alpha_carbon]
-    if not pairs and phi and psi:
-        pairs = [(phi[0], psi[0])]
+    named = list(named_backbone_torsions(topology))
+    phi, psi = ([name for name in named if name.startswith(kind)] for kind in ("phi", "psi"))
+    pairs = [(name, other) for name in phi if (other := name.replace("phi", "psi")) in psi]
+    return pairs or list(zip(phi, psi, strict=False))[:1]
+
+
+def ramachandran_torsions(topology: Topology) -> Tensor:
+    """Quadruples (r, 2, 4) of the torsions of `ramachandran_names`."""
+    named = named_backbone_torsions(topology)
+    pairs = [(named[phi], named[psi]) for phi, psi in ramachandran_names(topology)]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2, 4)
 
 

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
 import torch
 
-from molecular import Peptide
+from molecular import Molecule, Peptide
+from molecular.dynamics.simulate import simulate
 from molecular.energy import CompiledEnergy, OpenMMEnergy, UnsupportedForce, compile_system
+from molecular.energy.reduced import ReducedEnergy
 from tests.molecular.test_energy import periodic_nonbonded, random_positions, reference, system_of
 
 
@@ -170,3 +173,15 @@ def test_fallback_only_if_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     constrained.addConstraint(0, 1, 0.1)
     with pytest.raises(ValueError, match="constraints=None"):
         compile_system(constrained, fallback=True)
+
+
+def test_reduced_energies_of_any_force(peptide: Peptide, x: torch.Tensor, tmp_path: Path) -> None:
+    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(peptide.system))
+    system.addForce(custom_bond())
+    molecule = Molecule(peptide.topology, system, peptide.positions)
+    energy = ReducedEnergy(molecule, dtype=torch.float64)
+    with energy.energy:
+        expected = reference(system, x.double().numpy())[0] / molecule.kT
+        np.testing.assert_allclose(energy(x.double()).numpy(), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"has a CustomBondForce.* Simulate it with engine='openmm'\."):
+        simulate(molecule, tmp_path, picoseconds=1.0)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from molecular import Peptide
-from molecular.analysis.sources import check_same_system, name_ensembles, read_reference, read_samples
+from molecular.analysis.sources import (
+    check_same_system,
+    name_ensembles,
+    read_ensemble,
+    read_reference,
+    read_samples,
+)
 from molecular.commands import main
 from molecular.dynamics.frames import Frames, shard_path, write_shard
 from molecular.energy.reduced import ReducedEnergy
@@ -92,6 +98,32 @@ def test_other_physics_is_told(alanine, positions, tmp_path):
     (folder / "settings.json").write_text(json.dumps(settings))
     _, (note,) = read_reference(folder, alanine)
     assert "another force field" in note
+
+
+def test_a_shipped_reference_of_other_physics_is_told(alanine):
+    """It keeps the weights of its own force field at another temperature."""
+    other = Peptide("Ace-A-Nme", force_field=["amber14-all.xml", "implicit/obc1.xml"], cutoff=2.0)
+    frames, (note,) = read_reference(None, other)
+    assert "another force field" in note and frames.log_weights is None
+    frames, (note, temperatures) = read_reference(None, other.at(310.0))
+    assert "another force field" in note and "310 K" in temperatures
+    expected = read_reference(None, alanine.at(310.0))[0].log_weights
+    torch.testing.assert_close(frames.log_weights, expected, atol=1e-9, rtol=0)
+    assert read_reference(None, alanine)[1] == []
+
+
+def test_frames_of_another_molecule_are_no_reference(inputs, alanine):
+    assert len(reference_positions(alanine, inputs / "simulation")) == 100
+    with pytest.raises(ValueError, match="simulation is of another molecule than AAA: it has 22 atoms, not 33"):
+        reference_positions(Peptide("AAA"), inputs / "simulation")
+
+
+def test_samples_have_no_start_time(inputs, tmp_path):
+    assert len(read_ensemble(inputs / "good")[0]) == 100
+    with pytest.raises(
+        SystemExit, match="error: .*good holds weighted samples, which have no time; leave out --start_ps"
+    ):
+        main(["analyse", "--data", str(inputs / "good"), "--output", str(tmp_path / "out"), "--start_ps", "50"])
 
 
 def test_one_temperature_at_a_time(positions, tmp_path):

@@ -317,6 +317,32 @@ def test_trajectories_add_slow_coordinates(alanine, states):
     assert result["shares", "tica_w2"].value == pytest.approx(0.0, abs=1e-3)
 
 
+def test_a_trajectory_is_resampled_in_blocks(alanine, states):
+    """One trajectory that hops often has the error of its blocks, not of its frames; one that hops once has none."""
+    pytest.importorskip("ot")
+    generator = torch.Generator().manual_seed(0)
+
+    def trajectory(state):
+        noise = 1e-3 * torch.randn(len(state), alanine.num_atoms, 3, generator=generator)
+        return WeightedConformations(states[state] + noise, time=torch.arange(len(state)))
+
+    hops = (torch.rand(8000, generator=generator) < 0.05).long().cumsum(0) % 2
+    often, once = trajectory(hops), trajectory(torch.arange(1000).ge(700).long())
+    result = evaluate(
+        {"often": often, "as if independent": often.positions, "once": once},
+        mixture(states, 100, 0),
+        alanine,
+        energy=lambda x: GAP * ((x - states[0]).square().sum(dim=(1, 2)) > 0.01).double(),
+        num_bootstrap=100,
+        transport_points=10,
+    )
+    # Correlated for 1 / (2 * 0.05) frames: errors are sqrt(20) times those of as many independent frames.
+    ratio = result["often", "energy_w1"].error / result["as if independent", "energy_w1"].error
+    assert ratio == pytest.approx(math.sqrt(20.0), rel=0.35)
+    assert math.isnan(result["once", "energy_w1"].error)
+    assert any(note.startswith("No error can be told of once:") for note in result.notes)
+
+
 def test_thinning_keeps_masses():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(5000, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 3.0])

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.signal import lfilter
 
 from molecular import Peptide
-from molecular.analysis import WeightedConformations
+from molecular.analysis import WeightedConformations, evaluate
 from molecular.analysis.analyse import ELSEWHERE, analyse
 from molecular.analysis.free_energy import (
     Basin,
@@ -29,6 +29,7 @@ from molecular.analysis.reweighting import reweight, reweight_to
 from molecular.analysis.shares import Shares, shares_of
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Residue, Topology
+from molecular.molecule.torsions import named_backbone_torsions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import effective_sample_size
 
@@ -185,6 +186,39 @@ def test_errors_of_trajectories_cover(trajectories, length, memory, families):
     assert np.mean(naive) < 0.45
 
 
+def trajectories_of(*series):
+    """Conformations without atoms, of one trajectory for each of these series, and the series as one."""
+    groups = torch.arange(len(series)).repeat_interleave(torch.tensor(list(map(len, series))))
+    time = torch.cat([torch.arange(float(len(one))) for one in series])
+    return WeightedConformations(torch.zeros(len(time), 1, 3), groups=groups, time=time), torch.cat(series)
+
+
+def step(low, high):
+    """An angle with noise that changes its place once."""
+    return torch.cat([torch.zeros(low), torch.ones(high)]) + 0.1 * torch.randn(low + high)
+
+
+def test_a_nearly_empty_trajectory_stays_whole_and_hides_nothing():
+    torch.manual_seed(0)
+    fast = torch.as_tensor(autoregressive(1, 5000, 0.8, np.random.default_rng(0)))[0]
+    alone, _ = shares_of(*trajectories_of(fast)[:1], [fast])
+    conformations, x = trajectories_of(fast, fast[:3])
+    shares, refusal = shares_of(conformations, [x])
+    assert refusal is None and shares.num_families == alone.num_families + 1
+    conformations, x = trajectories_of(step(700, 300), step(3, 0))
+    assert shares_of(conformations, [x])[0].num_families == 2
+
+
+@pytest.mark.parametrize("shorter", [1000, 600, 500, 100])
+def test_a_change_late_in_a_longer_trajectory_is_seen(shorter):
+    """Of trajectories of unequal length the late part counts as well."""
+    torch.manual_seed(0)
+    conformations, x = trajectories_of(step(700, 300), step(shorter, 0))
+    shares, refusal = shares_of(conformations, [x])
+    assert shares.num_families == 2 and "simulate for longer" in refusal
+    assert population(shares, x > 0.5).error == math.inf
+
+
 def test_short_trajectories_state_no_error():
     x = torch.as_tensor(autoregressive(2, 60, 0.9, np.random.default_rng(0))).reshape(-1)
     groups = torch.arange(2).repeat_interleave(60)
@@ -270,7 +304,8 @@ def test_variables_by_name_and_by_atoms(alanine):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ("phi 2", "there is no atom phi"),
+        ("phi 2", "'phi 2' is no variable of Ace-A-Nme; .* or one of 'phi 1', 'psi 1'"),
+        ("CA-CB of VAL 2", "or one of 'phi 1', 'psi 1'"),
         ("chi", "is no variable of Ace-A-Nme"),
         ("4 6 8 22", "no atom 22; the last of 22 is 21"),
         ("4 6 6 8", "names an atom twice"),
@@ -283,6 +318,29 @@ def test_variables_by_name_and_by_atoms(alanine):
 def test_variables_that_are_not_there(alanine, description, message):
     with pytest.raises(ValueError, match=message):
         CollectiveVariable.of(description, alanine)
+
+
+def test_torsions_of_one_number_are_of_one_residue():
+    for sequence, expected in (
+        ("AAA", ["phi 2", "phi 3", "psi 1", "psi 2"]),
+        ("Ace-AG-Nme", ["phi 1", "phi 2", "psi 1", "psi 2"]),
+        ("Ace-AG", ["phi 1", "phi 2", "psi 1"]),
+        ("GP", ["phi 2", "psi 1"]),
+    ):
+        topology = Peptide(sequence, force_field=["amber99sbildn.xml"]).topology
+        named = named_backbone_torsions(topology)
+        assert list(named) == expected
+        amino_acids = [own["CA"] for own in topology.atoms_by_name if "CA" in own]
+        for name, atoms in named.items():
+            kind, number = name.split()
+            assert atoms[2 if kind == "phi" else 1] == amino_acids[int(number) - 1]
+            first = "CNCA" if kind == "phi" else "NCAC"
+            assert "".join(topology.atom_names[atom] for atom in atoms[:3]) == first
+    tripeptide = Peptide("AAA")
+    found = analyse(torch.as_tensor(tripeptide.positions).repeat(9, 1, 1), tripeptide)
+    assert list(found.maps) == ["phi 2, psi 2"] and list(found.profiles) == ["phi 2", "phi 3", "psi 1", "psi 2"]
+    with pytest.raises(ValueError, match="'phi 1' is no variable of AAA; .* 'phi 2', 'phi 3', 'psi 1', 'psi 2'"):
+        Basin.of("left", "phi 1 > 0", tripeptide)
 
 
 def test_functions_that_return_no_variable():
@@ -304,11 +362,21 @@ def test_periodic_variables_wrap():
     assert within(torsion, values, 150.0, -120.0).tolist() == [True] * 5 + [False] * 3
     assert within(torsion, values, None, 0.0).tolist() == [True, True, True, False, True, False, False, True]
     assert within(torsion, values, -180.0, 180.0).all()
+    assert within(torsion, values, 340.0, 400.0).tolist() == [False] * 5 + [True] * 3
     edges = bin_edges(torsion, values, equal(8), 36)
     assert (edges[0], edges[-1], len(edges)) == (-180.0, 180.0, 37)
     # Every conformation is in a bin, whichever end of the period it came from.
     assert free_energy(Shares(equal(8)), [torsion], [values], [edges], KT).outside == pytest.approx(0.0)
     assert within(LINE, values, -1.0, None).sum() == 4
+    for limits in ((0.0, 360.0), (-90.0, 270.0), (540.0, 900.0), (0.0, 190.0)):
+        edges = bin_edges(torsion, values, equal(8), 36, limits)
+        found = free_energy(Shares(equal(8)), [torsion], [values], [edges], KT)
+        turned = (angles.double().numpy() - limits[0]) % 360.0 + limits[0]
+        expected = np.histogram(turned[:6], edges)[0]  # the last two are on an edge, but for rounding
+        np.testing.assert_array_equal(
+            free_energy(Shares(equal(6)), [torsion], [values[:6]], [edges], KT).shares * 6, expected
+        )
+        assert found.outside == pytest.approx(0.125 if limits == (0.0, 190.0) else 0.0)
 
 
 def test_profile_of_a_wrapped_normal():
@@ -324,6 +392,17 @@ def test_profile_of_a_wrapped_normal():
     scores = (surface.values + surface.lowest + KT * np.log(spread / 10.0))[known] / surface.errors[known]
     assert np.abs(scores).max() < 4.0
     assert surface.values.argmin() in (0, 35)
+
+
+@pytest.mark.parametrize("text", ["phi 1 > 200", "phi 1 > 180", "phi 1 < -180", "phi 1 < -200", "phi 1 < 181"])
+def test_basins_with_one_end_beyond_the_period_are_refused(alanine, text):
+    with pytest.raises(ValueError, match=f"{text} lies beyond -180 to 180 degrees; give both ends"):
+        Basin.of("a", text, alanine)
+
+
+def test_an_infinite_end_is_none(alanine):
+    assert str(Basin.of("a", {"phi 1": (0, math.inf), "rg": (-math.inf, 0.4)}, alanine)) == "phi 1 > 0, rg < 0.4"
+    assert str(Basin.of("a", {"phi 1": (-180, None), "psi 1": (None, 180)}, alanine)) == "phi 1 > -180, psi 1 < 180"
 
 
 @pytest.mark.parametrize("text", ["0 < phi 1 < 150", "rg > 0.3, phi 1 < -12.5", "-180 < psi 1 < 1e-05"])
@@ -553,15 +632,29 @@ def test_conformations_that_are_not_finite_are_left_out(alanine, turned):
         ({"basins": {"a": "phi 1"}}, "cannot be read"),
         ({"basins": {"a": {"rg": (1.0, 0.5)}}}, "holds nothing"),
         ({"basins": {"a": {"phi 1": (5.0, 5.0)}}}, "holds nothing"),
+        ({"basins": {"a": "180 < phi 1 < -180"}}, "holds nothing"),
         ({"basins": {"a": {}}}, "no conditions"),
         ({"basins": {ELSEWHERE: "phi 1 > 0"}}, "rename it"),
         ({"limits": {"psi 1": (0.0, 1.0)}}, "limits are given for psi 1"),
+        ({"limits": {"phi 1": (0.0, 400.0)}}, "no more than its period of 360"),
+        ({"limits": {"phi 1": (150.0, -120.0)}}, "lower end first"),
+        ({"variables": ["rg"], "limits": {"rg": (0.3, math.inf)}}, "lower end first"),
         ({"variables": [lambda x: x[:, 0, 0], lambda x: x[:, 0, 1]]}, "two variables are named 'lambda'"),
     ],
 )
 def test_mistakes_are_told(alanine, turned, options, message):
     with pytest.raises(ValueError, match=message):
         analyse(turned[0][:50], alanine, **({"variables": ["phi 1"]} | options))
+
+
+@pytest.mark.parametrize(("factor", "typical"), [(10.0, "1.09"), (0.1, "0.0109"), (1000.0, "109")])
+def test_positions_in_another_unit_are_refused(alanine, turned, factor, typical):
+    positions, log_weights, _ = turned
+    for source in (factor * positions[:50], (factor * positions[:50], log_weights[:50])):
+        with pytest.raises(ValueError, match=f"bonds of {typical}, typically, .* have 0.109 nm; give positions in nm"):
+            analyse(source, alanine, ["rg"])
+    with pytest.raises(ValueError, match="the reference has bonds of"):
+        evaluate({"flow": positions[:50]}, factor * positions[:50], alanine)
 
 
 def test_files_of_like_names_are_kept_apart(alanine, turned, tmp_path):

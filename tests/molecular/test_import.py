@@ -19,6 +19,8 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from molecular import Peptide
+from molecular.analysis.analyse import analyse
+from molecular.analysis.observables import CollectiveVariable
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.data.trajectories import files, import_trajectory, worker
 from molecular.data.trajectories.constrained_bonds import (
@@ -226,8 +228,7 @@ def test_a_spoilt_trajectory_gives_the_training_set_of_the_clean_one(name, clean
     np.testing.assert_allclose(ensemble.positions.numpy(), clean.positions, atol=1e-6)
     expected = compile_system(clean.molecule.system, dtype=torch.float64)(ensemble.positions.double())
     torch.testing.assert_close(ensemble.energies, expected)
-    assert len(ensemble.ladder.unique()) == 10
-    assert (ensemble.ladder.diff() >= 0).all()
+    assert (ensemble.ladder == 0).all() and (ensemble.time.diff() > 0).all()
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["temperatures"] == [300.0]
     assert json.loads((tmp_path / "out" / "import.json").read_text())["frames_kept"] == len(ensemble)
     assert sum(len(part) for part in split_by_ladder(ensemble, (0.8, 0.2))) == 60
@@ -397,7 +398,7 @@ def test_every_format_in_a_folder_of_any_name(suffix, clean, tmp_path):
             np.testing.assert_allclose(ensemble.time, np.arange(60)[::2] * 2.0)
 
 
-def test_files_are_parts_and_a_high_energy_is_left_out(clean, tmp_path):
+def test_files_are_ladders_and_a_high_energy_is_left_out(clean, tmp_path):
     paths = []
     for number in range(3):
         positions = clean.positions[20 * number : 20 * number + 20].copy()
@@ -406,12 +407,51 @@ def test_files_are_parts_and_a_high_energy_is_left_out(clean, tmp_path):
             positions[4, hydrogen] += 0.45 * (positions[4, hydrogen] - positions[4, carbon])
         paths.append(tmp_path / f"run{number}.npz")
         np.savez(paths[-1], positions=positions)
-    report = import_trajectory(clean.molecule, paths, tmp_path / "out", num_parts=3, temperature=320, highest_energy=30)
+    report = import_trajectory(clean.molecule, paths, tmp_path / "out", temperature=320, highest_energy=30)
     ensemble = load_ensemble(tmp_path / "out")
     assert report.left_out == {"with an energy of more than 30 kT above the median": 1}
     assert torch.bincount(ensemble.ladder).tolist() == [20, 19, 20]
-    with pytest.raises(ValueError, match="holds frames already"):
+    with pytest.raises(ValueError, match="holds frames, whose molecule must stay"):
         import_trajectory(clean.molecule, paths, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("times", "spacing"),
+    [
+        (np.tile(np.arange(30.0), 2) * 2.5, 2.5),  # two runs joined
+        (np.arange(60) // 2 * 5.0, 5.0),  # each frame twice
+        (np.arange(60.0)[::-1], 1.0),
+        (np.zeros(60), 1.0),
+        (np.where(np.arange(60) == 7, np.nan, np.arange(60) * 0.5), 0.5),
+        (np.arange(60) * 0.5 - 3.0, 0.5),
+        (np.cumsum(np.arange(60) % 3 + 1.0), None),
+    ],
+)
+def test_times_that_do_not_increase_are_given_anew(times, spacing, clean, tmp_path):
+    np.savez(tmp_path / "run.npz", positions=clean.positions.astype(np.float32), time=times)
+    report = import_trajectory(clean.molecule, tmp_path / "run.npz", tmp_path / "out")
+    ensemble = load_ensemble(tmp_path / "out")
+    np.testing.assert_allclose(ensemble.positions, clean.positions, atol=1e-6)
+    np.testing.assert_allclose(ensemble.time, times if spacing is None else spacing * np.arange(60))
+    told = [line for line in report.lines() if "times do not increase" in line]
+    assert len(told) == (spacing is not None) and all(f"put {spacing:g} ps apart" in line for line in told)
+
+
+def test_one_transition_has_no_error_however_it_is_imported(clean, tmp_path):
+    """700 frames on one side and 300 on the other, in one file: its parts are not independent."""
+    molecule = clean.molecule
+    phi = CollectiveVariable.of("phi 1", molecule)(torch.from_numpy(clean.positions))
+    ends = clean.positions[[int((phi - wanted).abs().argmin()) for wanted in (-90.0, 70.0)]]
+    noise = 5e-4 * np.random.default_rng(0).standard_normal((1000, molecule.num_atoms, 3))
+    positions = np.repeat(ends, [700, 300], axis=0) + noise
+    basin = {"high": "0 < phi 1 < 150"}
+    for name, time in (("increasing", np.arange(1000.0)), ("restarting", np.tile(np.arange(20.0), 50))):
+        np.savez(tmp_path / f"{name}.npz", positions=positions, time=time)
+        import_trajectory(molecule, tmp_path / f"{name}.npz", tmp_path / name, highest_energy=1e9)
+        found = analyse(load_ensemble(tmp_path / name), molecule, ["phi 1"], basins=basin)
+        assert found.populations["high"].value == pytest.approx(0.3)
+        assert found.populations["high"].error == np.inf
+        assert any("simulate for longer" in note for note in found.notes)
 
 
 def test_another_molecule_is_told_in_one_sentence(clean, tmp_path):

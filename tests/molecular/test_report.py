@@ -114,10 +114,10 @@ def test_table_is_that_of_evaluate(output, folders, alanine):
     assert {"tica_w2", "kmeans_jsd", "torus_w2"} <= expected.units.keys()
 
 
-def test_families_are_resampled_together(folders):
+def test_families_are_resampled_together(folders, alanine):
     """Particles with one ancestor are not independent."""
     samples = read_samples(str(folders / "moved")).samples
-    torch.testing.assert_close(WeightedConformations.of("SMC", samples, 22).groups, torch.arange(100) // 4)
+    torch.testing.assert_close(WeightedConformations.of("SMC", samples, alanine).groups, torch.arange(100) // 4)
 
 
 class Addresses(HTMLParser):

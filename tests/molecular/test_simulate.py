@@ -426,7 +426,7 @@ class Bead:
     """What `simulate` asks of a molecule, for four beads in harmonic wells."""
 
     name, temperature, num_atoms = "beads", 300.0, 4
-    positions = np.random.default_rng(0).normal(size=(4, 3)) * 0.05
+    positions = np.array([[0.0, 0.0, 0.0], [0.13, 0.0, 0.0], [0.17, 0.13, 0.0], [0.3, 0.13, 0.05]])
     topology = Topology(
         ("C", "N", "CA", "C"),
         tuple("CNCC"),
@@ -533,6 +533,17 @@ def test_simulate_refuses_what_it_cannot_do(tmp_path):
     assert len(simulate_beads(tmp_path / "a", seed=1, picoseconds=0.8).frames or []) == 2 * 60
 
 
+def test_simulate_leaves_frames_of_another_temperature_alone(tmp_path):
+    simulate_beads(tmp_path)
+    (tmp_path / "checkpoint.npz").unlink()  # as a folder of imported frames
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    hotter = Bead()
+    hotter.temperature = 400.0
+    with pytest.raises(ValueError, match="holds frames, whose molecule must stay with them"):
+        simulate_beads(tmp_path, hotter)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def write(folder: Path, **changes) -> None:
     frames = Frames(
         positions=np.zeros((5, 4, 3), dtype=np.float32),
@@ -585,7 +596,7 @@ def make_ensemble(num_ladders: int, frames_each: int = 3) -> Ensemble:
 
 @pytest.mark.parametrize(
     ("num_ladders", "fractions", "expected"),
-    [(32, (0.8, 0.1, 0.1), [26, 3, 3]), (3, (0.9, 0.05, 0.05), [1, 1, 1]), (10, (0.5, 0.0, 0.5), [5, 0, 5])],
+    [(32, (0.8, 0.1, 0.1), [26, 3, 3]), (10, (0.9, 0.05, 0.05), [8, 1, 1]), (10, (0.5, 0.0, 0.5), [5, 0, 5])],
 )
 def test_split_divides_whole_ladders(num_ladders, fractions, expected):
     ensemble = make_ensemble(num_ladders)
@@ -609,5 +620,23 @@ def test_split_depends_on_the_seed_and_refuses_nonsense():
     assert not torch.equal(first, other)
     with pytest.raises(ValueError, match="must sum to 1"):
         split_by_ladder(ensemble, (0.5, 0.4))
-    with pytest.raises(ValueError, match="2 ladders cannot be split into 3 parts"):
-        split_by_ladder(make_ensemble(2), (0.8, 0.1, 0.1))
+    with pytest.raises(ValueError, match="2 frames cannot be split into 3 parts"):
+        split_by_ladder(make_ensemble(2, frames_each=1), (0.8, 0.1, 0.1))
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [([1000], [800, 100, 100]), ([450, 450, 100], [818, 91, 91])])
+def test_split_cuts_few_ladders_into_blocks_of_time(lengths, expected):
+    ladder = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
+    time = torch.cat([torch.arange(float(length)) for length in lengths])
+    shuffled = torch.randperm(len(time), generator=torch.Generator().manual_seed(0))
+    ensemble = Ensemble(torch.zeros(len(time), 2, 3), time, ladder, time, torch.zeros_like(ladder)).select(shuffled)
+    parts = split_by_ladder(ensemble, (0.8, 0.1, 0.1), seed=1)
+    for part, size in zip(parts, expected, strict=True):
+        assert abs(len(part) - size) <= 20
+    assert sum(map(len, parts)) == len(ensemble)
+    for part in parts[1:]:  # each a block or two, without gaps
+        jumps = [part.time[part.ladder == ladder].sort().values.diff() for ladder in part.ladder.unique()]
+        assert sum(int((jump > 1).sum()) for jump in jumps) + len(jumps) <= 2
+    again = split_by_ladder(ensemble, (0.8, 0.1, 0.1), seed=1)
+    assert all(torch.equal(one.time, two.time) for one, two in zip(parts, again, strict=True))
+    assert not torch.equal(split_by_ladder(ensemble, (0.8, 0.1, 0.1), seed=3)[1].time, parts[1].time)

@@ -155,7 +155,7 @@ def test_simulate_with_either_engine_writes_the_same_kind_of_folder(tmp_path):
 def test_side_chain_torsions_have_names():
     peptide = Peptide("VS")
     named = reported_torsions(peptide)
-    assert list(named)[:2] == ["phi 1", "psi 1"]
-    assert {"CA-CB of VAL 1", "CA-CB of SER 2", "CA-C of SER 2"} == set(named) - {"phi 1", "psi 1"}
+    assert list(named)[:2] == ["phi 2", "psi 1"]
+    assert {"CA-CB of VAL 1", "CA-CB of SER 2", "CA-C of SER 2"} == set(named) - {"phi 2", "psi 1"}
     atoms = [peptide.topology.atom_names[i] for i in named["CA-CB of VAL 1"]]
     assert atoms[1:3] == ["CA", "CB"] and "H" not in {peptide.topology.elements[i] for i in named["CA-CB of VAL 1"]}

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from molecular.data.trajectories.files import read_atoms
 from molecular.data.trajectories.mending import Collected, draw_constrained, mend, no_frame, with_energies
 from molecular.data.trajectories.reading import read_matched
 from molecular.data.trajectories.report import ImportReport
-from molecular.dynamics.frames import Frames, list_shards, shard_path, write_shard
+from molecular.dynamics.frames import Frames, shard_path, write_shard
 from molecular.energy import compile_system
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.storage import save_molecule
+from molecular.molecule.storage import refuse_other_content, save_molecule
 from nflib.io import complete_folder, only_run, write_json
 
 SHARD = 10_000
@@ -36,7 +35,6 @@ def import_trajectory(
     temperature: float | None = None,
     highest_energy: float = 100.0,
     stride: int = 1,
-    num_parts: int = 10,
     seed: int = 0,
 ) -> ImportReport:
     """Trajectories of a molecule as an ensemble that `molecular.data.ensembles.load_ensemble` reads.
@@ -49,15 +47,15 @@ def import_trajectory(
 
     Args:
         molecule: whose force field is flexible.
-        trajectories: one file or several, which are taken for independent: XTC, TRR, DCD, NetCDF, H5, models of a PDB,
-            mmCIF or GRO file, or NPZ with positions (N, n, 3), and, if wanted, time (N,) and box (3, 3) or (N, 3, 3).
+        trajectories: one file or several, which are taken for independent, each a ladder: XTC, TRR, DCD, NetCDF, H5,
+            models of a PDB, mmCIF or GRO file, or NPZ with positions (N, n, 3), and, if wanted, time (N,) and box
+            (3, 3) or (N, 3, 3).
         output: a folder for topology.pdb, settings.json, frames-*.npz and import.json.
         topology: the atoms of the trajectories (PDB, mmCIF, GRO, prmtop, PSF, MOL2, H5). Without it, files
             that do not tell their atoms must have those of the molecule in its order.
         temperature: K that was simulated at; by default the molecule's.
         highest_energy: kT above the median; frames beyond it are left out.
         stride: take every so many-th frame.
-        num_parts: parts for training and validation, at least: contiguous blocks where there are fewer files.
         seed: of the bond lengths that are drawn.
 
     Returns:
@@ -72,7 +70,7 @@ def import_trajectory(
     output = Path(output)
     files = [Path(path) for path in ([trajectories] if isinstance(trajectories, str | Path) else trajectories)]
     temperature = molecule.temperature if temperature is None else float(temperature)
-    _check(files, output, temperature, highest_energy, stride, num_parts)
+    _check(files, output, temperature, highest_energy, stride)
     molecule = molecule.at(temperature)
     energy = compile_system(molecule.system, dtype=torch.float64, fallback=True)
     report = ImportReport(molecule.name, temperature)
@@ -81,15 +79,14 @@ def import_trajectory(
     frames = Collected(
         np.concatenate([part.positions for part in parts]),
         np.concatenate([part.time for part in parts]),
-        np.concatenate(_ladders([len(part.time) for part in parts], num_parts)),
-        np.repeat(np.arange(len(parts)), [len(part.time) for part in parts]),
+        np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.time) for part in parts]),
     )
     if not len(frames.time):
         raise no_frame(report)
     mend(molecule, frames, report, energy)
     draw_constrained(molecule, frames, report, seed)
     written = with_energies(frames, energy, molecule.kT, highest_energy, report)
-    report.frames_kept, report.ladders = len(written), len(np.unique(written.ladder))
+    report.frames_kept = len(written)
     report.energy_mean, report.energy_deviation = float(written.energies.mean()), float(written.energies.std())
     with only_run(output), complete_folder(output) as folder:
         _check_output(output)  # another import may have ended meanwhile
@@ -115,34 +112,21 @@ def import_trajectory(
     return report
 
 
-def _check(
-    files: list[Path], output: Path, temperature: float, highest_energy: float, stride: int, num_parts: int
-) -> None:
+def _check(files: list[Path], output: Path, temperature: float, highest_energy: float, stride: int) -> None:
     if not files:
         raise ValueError("there is no trajectory; give one or more files.")
     if not (math.isfinite(temperature) and temperature > 0.0):
         raise ValueError(f"temperature is {temperature} K; give a positive number.")
     if not highest_energy > 0.0:
         raise ValueError(f"highest_energy is {highest_energy} kT above the median; give a positive number.")
-    for name, value in (("stride", stride), ("num_parts", num_parts)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; give a positive whole number.")
+    if stride < 1:
+        raise ValueError(f"stride is {stride}; give a positive whole number.")
     _check_output(output)
 
 
 def _check_output(output: Path) -> None:
-    if output.is_dir() and (list_shards(output) or (output / "settings.json").exists()):
-        raise ValueError(f"{output} holds frames already; give another folder.")
+    refuse_other_content(output)
+    if (output / "settings.json").exists():
+        raise ValueError(f"{output} holds a simulation already; give another folder.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; give a folder.")
-
-
-def _ladders(counts: list[int], num_parts: int) -> list[NDArray[np.int32]]:
-    """A number for each frame's part: files, or contiguous blocks of them, as equal as may be."""
-    each = -(-num_parts // len(counts))
-    found, first = [], 0
-    for count in counts:
-        blocks = min(each, count)
-        found.append((first + np.arange(count) * blocks // count).astype(np.int32))
-        first += blocks
-    return found

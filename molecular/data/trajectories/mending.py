@@ -26,20 +26,18 @@ SAMPLE = 50
 
 @dataclass
 class Collected:
-    """Frames on the way: positions (N, n, 3) nm in the molecule's order; time (N,) ps; ladder (N,); file (N,)."""
+    """Frames on the way: positions (N, n, 3) nm in the molecule's order; time (N,) ps; file (N,), its number."""
 
     positions: NDArray[np.floating]
     time: NDArray[np.float64]
-    ladder: NDArray[np.int32]
-    file: NDArray[np.integer]
+    file: NDArray[np.int32]
 
     def keep(self, kept: NDArray[np.bool_], reason: str, report: ImportReport) -> None:
         """Leave frames out for one reason; raises ValueError if that leaves none."""
         if kept.all():
             return
         report.left_out[reason] = int((~kept).sum())
-        self.positions, self.time = self.positions[kept], self.time[kept]
-        self.ladder, self.file = self.ladder[kept], self.file[kept]
+        self.positions, self.time, self.file = self.positions[kept], self.time[kept], self.file[kept]
         if not kept.any():
             raise no_frame(report)
 
@@ -167,6 +165,6 @@ def with_energies(
         positions=frames.positions.astype(np.float32, copy=False),
         energies=energies[low],
         temperature_index=np.zeros(count, dtype=np.int16),
-        ladder=frames.ladder,
+        ladder=frames.file,
         time=frames.time,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def read_matched(molecule: Molecule, path: Path, topology: Topology | None, stri
     part = _scaled(read_frames(path, num_atoms, order, stride=stride), scale)
     count = len(part.time)
     report.frames_read += count
-    part = _finite(part)
+    time, spacing = _increasing(part.time)
+    part = _finite(replace(part, time=time))
     if len(part.time) < count:
         report.left_out[NOT_FINITE] = report.left_out.get(NOT_FINITE, 0) + count - len(part.time)
     positions, torn = made_whole(part, molecule.topology)
@@ -58,13 +60,21 @@ def read_matched(molecule: Molecule, path: Path, topology: Topology | None, stri
             "unit": UNITS[scale],
             "matched": matched,
             "rounding": _grid(part.positions),
+            "spacing": spacing,
             "drawn_bonds": 0,
         }
     )
-    time = part.time
-    if not (np.isfinite(time).all() and (time >= 0.0).all()):
-        time = np.arange(len(time), dtype=np.float64)
-    return Part(positions, time, None)
+    return Part(positions, part.time, None)
+
+
+def _increasing(time: NDArray[np.float64]) -> tuple[NDArray[np.float64], float | None]:
+    """Times (N,) as they are where they increase strictly from 0 or more; otherwise, as where runs were joined, which
+    would mix them frame by frame, new ones of the usual spacing, and this."""
+    if np.isfinite(time).all() and (time >= 0.0).all() and (np.diff(time) > 0.0).all():
+        return time, None
+    steps = np.diff(time[np.isfinite(time)])
+    spacing = float(np.median(steps[steps > 0.0])) if (steps > 0.0).any() else 1.0
+    return np.arange(len(time), dtype=np.float64) * spacing, spacing
 
 
 def _finite(part: Part) -> Part:

@@ -15,14 +15,14 @@ class ImportReport:
     Args:
         molecule: its name. temperature: K.
         files: of each trajectory "file", "frames", "atoms", "unit" of length, how the atoms were "matched", "rounding"
-            of positions in nm, 0 for floating point, and how many "drawn_bonds" were constrained and drawn anew.
+            of positions in nm, 0 for floating point, the "spacing" in ps that new times were given by, None for its
+            own, and how many "drawn_bonds" were constrained and drawn anew.
         frames_read, frames_kept: in all. left_out: frames by the reason.
         unwrapped: frames that were made whole across a periodic box.
         relabelled: frames in which equivalent atoms changed places. exchanged: how often, by the pair.
         unequal_energies: kT (root mean square) that exchanging a pair changes the energy by, where that is not zero.
         not_equivalent: the same of pairs that were left as they are for it.
         cis_amides: frames with each cis amide bond.
-        ladders: parts for training and validation.
         energy_mean, energy_deviation: kJ/mol.
         warnings: sentences on what else should be known.
     """
@@ -39,7 +39,6 @@ class ImportReport:
     unequal_energies: dict[str, float] = field(default_factory=dict)
     not_equivalent: dict[str, float] = field(default_factory=dict)
     cis_amides: dict[str, int] = field(default_factory=dict)
-    ladders: int = 0
     energy_mean: float = math.nan
     energy_deviation: float = math.nan
     warnings: list[str] = field(default_factory=list)
@@ -53,13 +52,15 @@ class ImportReport:
             )
             if file["rounding"]:
                 yield f"    Positions were stored to {file['rounding']:g} nm, which energies and densities feel."
+            if file["spacing"] is not None:
+                yield f"    Its times do not increase from 0 or later on; frames are put {file['spacing']:g} ps apart."
             if file["drawn_bonds"]:
                 yield (
                     f"    {file['drawn_bonds']} bonds were constrained; their lengths were drawn from the force "
                     f"field's thermal distribution at {self.temperature:g} K, each on its own, which leaves energies a "
                     "little high where bonds between heavy atoms are among them."
                 )
-        yield f"{self.frames_kept} of {self.frames_read} frames kept, in {self.ladders} parts."
+        yield f"{self.frames_kept} of {self.frames_read} frames kept."
         for reason, count in self.left_out.items():
             yield f"Left out: {count} {reason}."
         if self.unwrapped:
