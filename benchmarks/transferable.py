@@ -130,7 +130,8 @@ def parse() -> Namespace:
 
 def named_folders(entries: list[str]) -> dict[str, Path]:
     """NAME=FOLDER, or FOLDER, which is its own name."""
-    return {entry.partition("=")[0]: Path(entry.rpartition("=")[2]) for entry in entries}
+    parts = [entry.partition("=") for entry in entries]
+    return {name: Path(folder if equals else name) for name, equals, folder in parts}
 
 
 def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:

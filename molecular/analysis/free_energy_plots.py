@@ -65,7 +65,9 @@ def _profile(surface: FreeEnergy, _: Figure, axes: Axes) -> None:
     known = np.isfinite(surface.errors) & np.isfinite(values)
     low, high = (np.where(known, values + sign * np.where(known, surface.errors, 0.0), np.nan) for sign in (-1, 1))
     centres = (edges[1:] + edges[:-1]) / 2
-    axes.fill_between(edges, _to_edges(low), _to_edges(high), step="post", color=LINE, alpha=0.3, linewidth=0)
+    # Both ends of each bin: steps drop a bin whose neighbour has no error.
+    ends = np.repeat(edges, 2)[1:-1]
+    axes.fill_between(ends, np.repeat(low, 2), np.repeat(high, 2), color=LINE, alpha=0.3, linewidth=0)
     # Bins without a known error are dots alone.
     axes.stairs(np.where(known, values, np.nan), edges, baseline=None, color=LINE, linewidth=1.5)
     axes.plot(centres[~known], values[~known], ".", color=REFERENCE_COLOR, markersize=4, label="too few to tell errors")
@@ -108,8 +110,3 @@ def _mark_degrees(axis: Axis, variable: CollectiveVariable) -> None:
 
 def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def _to_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One value an edge, the last one twice, as steps are drawn."""
-    return np.append(values, values[-1])

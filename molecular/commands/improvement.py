@@ -46,5 +46,12 @@ def improve(
     sizes = ", ".join(f"{part['effective_sample_size_fraction']:.3g}" for part in result.rounds)
     log.info("%d energies in %d rounds.", result.num_energies, len(result.rounds))
     log.info("Effective sample size before each round's training, as a fraction: %s.", sizes)
-    log.info("The improved flow is in %s; sample it with --model.", result.training.model)
+    first, last = (result.rounds[index]["effective_sample_size_fraction"] for index in (0, -1))
+    if last < first:
+        log.warning(
+            "It fell from %.3g to %.3g: train for longer, with more samples or a smaller training.learning_rate.",
+            first,
+            last,
+        )
+    log.info("The flow after all rounds is in %s; sample it with --model, which tells its own.", result.training.model)
     return result

@@ -65,7 +65,8 @@ def sample(
         conditional_ess: of smc: effective samples kept from one temperature to the next, a fraction; closer to 1, more
             temperatures; default 0.9.
         batch_size: conformations decoded at once.
-        trajectory_format: of the samples: xtc (rounded to 0.001 nm), dcd, h5 or npz; weights.npz has them in full.
+        trajectory_format: of the samples: xtc (rounded to 0.001 nm), dcd, npz, or h5 (which needs PyTables);
+            weights.npz has them in full.
         seed: of the random numbers.
         device: cpu, cuda or mps.
 

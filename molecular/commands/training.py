@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from molecular.training.fit_corpus import train_on_corpus
 from molecular.training.fit_molecule import train_on_ensemble
 from nflib.training import TrainingResult
 from nflib.training.config import TrainingConfig
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -92,7 +95,7 @@ def train(
     }
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     run = train_on_corpus if corpus else train_on_ensemble
-    return run(
+    result = run(
         data,
         output,
         training,
@@ -101,3 +104,14 @@ def train(
         energy_weight=energy_weight,
         **given,
     )
+    best = ""
+    if result.best_validation_loss is not None:
+        best = f" Best validation loss {result.best_validation_loss:.4g}, at step {result.best_step}."
+    log.info(
+        "%d steps in %.0f s.%s The flow is in %s; sample it with --model.",
+        result.steps,
+        result.seconds,
+        best,
+        result.model,
+    )
+    return result

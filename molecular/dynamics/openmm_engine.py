@@ -34,7 +34,7 @@ class OpenMMEngine:
         known = [openmm.Platform.getPlatform(index).getName() for index in range(openmm.Platform.getNumPlatforms())]
         if platform not in known:
             raise ValueError(f"OpenMM has no platform {platform!r} here; it has {', '.join(known)}.")
-        self.system = system
+        self.system = _without_motion_remover(system)
         self.platform = openmm.Platform.getPlatformByName(platform)
         self.properties = {"Threads": "1"} if platform == "CPU" else {}
         on_host = platform in ("CPU", "Reference")
@@ -166,3 +166,12 @@ def _energy_and_force(context: openmm.Context) -> tuple[float, Tensor]:
 def _array(quantity: unit.Quantity) -> np.ndarray:
     """The numbers in OpenMM's own units: nm, ps, kJ/mol."""
     return np.asarray(quantity.value_in_unit_system(unit.md_unit_system))
+
+
+def _without_motion_remover(system: openmm.System) -> openmm.System:
+    """A copy in which the centre of mass has a thermal velocity, as the thermostat and the batched engine have it."""
+    copied = openmm.XmlSerializer.clone(system)
+    for index in reversed(range(copied.getNumForces())):
+        if isinstance(copied.getForce(index), openmm.CMMotionRemover):
+            copied.removeForce(index)
+    return copied

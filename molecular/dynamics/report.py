@@ -93,7 +93,8 @@ def _drift(angle: NDArray[np.floating], basins: Sequence[tuple[float, float]]) -
         first, second = (half.mean(axis=1) for half in np.array_split(inside, 2, axis=1))
         difference = second - first
         error = difference.std(ddof=1) / np.sqrt(ladders)
-        score = abs(difference.mean()) / error if error > 0 else 0.0
+        change = abs(float(difference.mean()))
+        score = change / error if error > 0 else np.inf if change else 0.0
         p_value = min(1.0, len(basins) * 2 * float(special.stdtr(ladders - 1, -score)))
         found.append({"first_half": float(first.mean()), "second_half": float(second.mean()), "p_value": p_value})
     return min(found, key=lambda drift: drift["p_value"])

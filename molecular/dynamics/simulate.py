@@ -28,6 +28,7 @@ from molecular.dynamics import (
 )
 from molecular.dynamics.checkpoint import CHECKPOINT
 from molecular.dynamics.replicas import MakeIntegrator
+from molecular.molecule.geometry import has_torsion
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
 from molecular.molecule.torsions import named_backbone_torsions
@@ -215,7 +216,8 @@ def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:
     """Atom quadruples of what should mix, by name: "phi 2", "psi 1" and so on (`named_backbone_torsions`), then each
     side chain's torsions.
 
-    The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2".
+    The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2". Bonds
+    to linear groups, such as nitriles, have none.
     """
     named = {name: np.array(atoms) for name, atoms in named_backbone_torsions(molecule.topology).items()}
     backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
@@ -233,7 +235,9 @@ def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:
         if before and after:
             name = f"{topology.atom_names[i]}-{topology.label(j)}"
             named[name] = np.array([before[0], i, j, after[0]])
-    return named
+    atoms = torch.as_tensor(np.array(list(named.values())), dtype=torch.int64).reshape(-1, 4)
+    defined = has_torsion(torch.as_tensor(molecule.positions), atoms)
+    return {name: row for (name, row), kept in zip(named.items(), defined.tolist(), strict=True) if kept}
 
 
 def _descent(energy: EnergyAndForce) -> Any:
@@ -277,7 +281,7 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
             raise ValueError(
                 f"{output} holds a simulation with {name} {before.get(name)}, not {value}; use another folder."
             )
-    difference = load_molecule(output).difference(molecule)
+    difference = load_molecule(output).difference(molecule, masses=True)
     if difference is not None:
         raise ValueError(f"{output} holds a simulation of another molecule: {difference}; use another folder.")
     return before

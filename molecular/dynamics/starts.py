@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from molecular.molecule.geometry import dihedrals
+from molecular.molecule.geometry import dihedrals, has_torsion
 from molecular.molecule.topology import beyond_bond
 
 LONGEST_BOND = 1.2
@@ -105,6 +105,7 @@ def is_same_molecule(x: Tensor, reference: Tensor, bonds: Sequence[tuple[int, in
     neighbours = _neighbours(num_atoms, bonds)
     centres = [[atom, *sorted(near)[:3]] for atom, near in enumerate(neighbours) if len(near) == 4]
     quadruples = rigid_torsions(num_atoms, bonds).to(x.device)
+    quadruples = quadruples[has_torsion(reference, quadruples)]
 
     def lengths(y: Tensor) -> Tensor:
         return (y[:, pairs[:, 0]] - y[:, pairs[:, 1]]).norm(dim=-1)

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from molecular.energy.compiled import compile_system
+from molecular.energy.openmm_energy import OpenMMEnergy
+from molecular.energy.potential import PotentialEnergy
+from molecular.energy.unsupported import UnsupportedForce
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.symmetry import half_turns, methyl_rotations, random_symmetry
 
@@ -20,7 +23,11 @@ class Symmetries:
     """
 
     def __init__(self, molecule: Molecule):
-        energy = compile_system(molecule.system, torch.float64, fallback=True)
+        energy: PotentialEnergy
+        try:
+            energy = compile_system(molecule.system, torch.float64)
+        except UnsupportedForce:  # OpenMM's other platforms are of single precision
+            energy = OpenMMEnergy(molecule.system, "Reference", num_workers=1)
         start = torch.from_numpy(molecule.positions)[None]
         # Off the structure, which may be symmetric itself.
         start = start + 0.005 * torch.randn(start.shape, dtype=start.dtype, generator=torch.Generator().manual_seed(0))

@@ -67,7 +67,9 @@ def _torsions(seen: dict[int, _Seen], kind: int, own: Tensor) -> Tensor:
     if lacking <= 0 or not widely_seen:
         return own
     relatives = _tokens(seen, _closest(kind, widely_seen))[:, 2]
-    return torch.cat([own, relatives[: len(own) * lacking // seen[kind].num_molecules]])
+    # In the ratio of molecules, whichever of the two there is less of.
+    number = seen[kind].num_molecules
+    return torch.cat([own[: len(relatives) * number // lacking], relatives[: len(own) * lacking // number]])
 
 
 def _tokens(seen: dict[int, _Seen], kinds: tuple[int, ...]) -> Tensor:

@@ -298,9 +298,13 @@ def _bonds(system: openmm.System) -> set[tuple[int, int]]:
 
 def _read_structure(path: Path) -> tuple[app.Modeller, WrittenNames]:
     written: WrittenNames = {}
+    is_pdb = path.suffix.lower() in (".pdb", ".ent")
+    text = path.read_text(encoding="utf-8", errors="replace") if is_pdb else ""
+    if is_pdb and not any(line.startswith(("ATOM", "HETATM")) for line in text.splitlines()):
+        raise ValueError(f"{path} holds no atoms.")
     try:
-        if path.suffix.lower() in (".pdb", ".ent"):
-            file = app.PDBFile(_standard_names(path.read_text(encoding="utf-8", errors="replace"), written))
+        if is_pdb:
+            file = app.PDBFile(_standard_names(text, written))
         else:
             file = STRUCTURE_FILES[path.suffix.lower()](str(path))
         topology, positions = file.topology, file.getPositions()

@@ -1,7 +1,12 @@
 """Geometry of conformations: torsion angles."""
 
+import math
+
 import torch
 from torch import Tensor
+
+# With three atoms closer to a line than this many degrees, a torsion over them is noise.
+LINEAR = 10.0
 
 
 def dihedrals(positions: Tensor, quadruples: Tensor) -> Tensor:
@@ -16,3 +21,14 @@ def dihedrals(positions: Tensor, quadruples: Tensor) -> Tensor:
     second = torch.linalg.cross(middle, d - c)
     sine = (torch.linalg.cross(first, second) * middle).sum(-1)
     return torch.atan2(sine, (first * second).sum(-1))
+
+
+def has_torsion(positions: Tensor, quadruples: Tensor) -> Tensor:
+    """(k,) bool: which of quadruples ``(k, 4)`` are not in a line at either middle atom of a structure ``(n, 3)``, as
+    they are at a triple bond."""
+    a, b, c, d = (positions[quadruples[:, column]] for column in range(4))
+    cosines = [
+        torch.nn.functional.cosine_similarity(one - centre, other - centre, dim=-1)
+        for one, centre, other in ((a, b, c), (b, c, d))
+    ]
+    return torch.stack(cosines).amin(0) > -math.cos(math.radians(LINEAR))

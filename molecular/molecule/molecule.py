@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Beyond these it is no temperature of a molecule in a force field, but degrees Celsius or a slip.
 COLDEST, HOTTEST = 50.0, 5000.0
+SAME_ENERGY = 1e-3  # kJ/mol
 
 log = logging.getLogger(__name__)
 
@@ -132,16 +133,26 @@ class Molecule:
         elements = [app.Element.getBySymbol(symbol) for symbol in self.topology.elements]
         return np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
 
-    def difference(self, other: Molecule) -> str | None:
+    def difference(self, other: Molecule, *, masses: bool = False) -> str | None:
         """In what another molecule differs from this one, in words for a reader; None for the same atoms and forces.
 
-        Structure, temperature and name may differ.
+        Structure, temperature and name may differ, and the order in which a System lists its terms: forces are the same
+        where energies are, of the structure and of some around it.
+
+        Args:
+            other: the other one.
+            masses: whether those of the System count, as in dynamics alone.
         """
         difference = self.topology.difference(other.topology)
-        mine, theirs = (openmm.XmlSerializer.serialize(part.system) for part in (self, other))
-        if difference is None and mine != theirs:
-            return "its force field is another"
-        return difference
+        if difference is not None:
+            return difference
+        mine, theirs = self.system, other.system
+        if masses and any(mine.getParticleMass(i) != theirs.getParticleMass(i) for i in range(self.num_atoms)):
+            return "its masses are others"
+        if _constrained(mine) != _constrained(theirs):
+            return "its constraints are others"
+        energies = [_energies(system, self.positions) for system in (mine, theirs)]
+        return None if np.allclose(*energies, rtol=1e-9, atol=SAME_ENERGY) else "its force field is another"
 
     def at(self, temperature: float) -> Molecule:
         """The same molecule at another temperature, K."""
@@ -164,3 +175,19 @@ class Molecule:
 
 def _in_nanometres(positions: Any) -> Any:
     return positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
+
+
+def _constrained(system: openmm.System) -> set[tuple[int, int]]:
+    pairs = (system.getConstraintParameters(k)[:2] for k in range(system.getNumConstraints()))
+    return {(min(i, j), max(i, j)) for i, j in pairs}
+
+
+def _energies(system: openmm.System, positions: NDArray[np.float64]) -> list[float]:
+    """kJ/mol of a structure, and of some around it, in which every term takes part."""
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    generator, energies = np.random.default_rng(0), []
+    for width in (0.0, 0.003, 0.01, 0.03):
+        context.setPositions(positions + width * generator.standard_normal(positions.shape))
+        energies.append(context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
+    return energies

@@ -30,9 +30,15 @@ def odd_bond(topology: Topology, positions: ArrayLike, system: openmm.System | N
         topology: whose bonds have the lengths that are usual between their elements.
         positions: (n, 3) nm.
         system: whose stiff harmonic bonds have the lengths that it says, which tells atoms in another order.
+
+    Raises:
+        ValueError: an element that is none.
     """
     table = Chem.GetPeriodicTable()
-    radii = [table.GetRcovalent(element) / 10.0 for element in topology.elements]  # Angstrom
+    try:
+        radii = [table.GetRcovalent(element) / 10.0 for element in topology.elements]  # Angstrom
+    except RuntimeError as error:
+        raise ValueError(f"an element among {', '.join(sorted(set(topology.elements)))} is none.") from error
     usual = [(i, j, radii[i] + radii[j]) for i, j in topology.bonds] + _stiff_bonds(system)
     if not usual:
         return None

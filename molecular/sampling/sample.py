@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,8 @@ PUBLISHED_TRUNCATION = 0.002
 # Worth fewer independent draws than that, or above such a Pareto k, no error bar can be trusted.
 FEWEST = 50
 LARGEST_K = 0.7
+# A flow whose draws are worth that share needs no more than more of them.
+GOOD_SHARE = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +48,6 @@ def sample(
 
     Raises ValueError for a flow that was given another molecule.
     """
-    check = getattr(flow, "check", None)
-    if check is not None:
-        check(molecule)
     target = BoltzmannDensity(energy_for(flow, molecule, device))
     return importance_sample(flow, target, num_samples, batch_size=batch_size, seed=seed, progress=progress)
 
@@ -143,6 +143,10 @@ def verdict(summary: dict[str, Any]) -> str:
         return "The weights can be used: averages over them have errors that can be trusted."
     if "history" in summary:
         return f"The samples cannot be relied on ({reason}): run smc with more --num_draws, --moves or --final_moves."
+    size, number, k = summary["effective_num_ancestors"], summary["num_samples"], summary["pareto_k"]
+    if size > GOOD_SHARE * number and k is not None and k <= LARGEST_K:
+        needed = 10 * math.ceil(1.2 * FEWEST * number / size / 10)
+        return f"The draws are too few for averages with errors ({reason}): draw {needed} or more."
     return (
         f"The weights cannot be used ({reason}): move the samples to the force field with --sampler smc, draw more, or "
         "fit the flow to this molecule with `python -m molecular improve`."

@@ -88,7 +88,7 @@ def smc(
     draws: of this flow, as `molecular.sampling.sample.sample` weighted them, from which to begin; positions in nm.
 
     kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
-    be split, and what `nflib.montecarlo.smc` refuses.
+    be split or was given another molecule, and what `nflib.montecarlo.smc` refuses.
     """
     kernel = named_kernel(kernel)
     fixed, proposal, target = _in_own_coordinates(flow, molecule, torch.Generator().manual_seed(seed), device)
@@ -159,9 +159,10 @@ def _in_own_coordinates(
             f"a {type(flow).__name__} has no split_coordinates, so its samples cannot be moved; use importance "
             "sampling."
         )
+    energy = energy_for(flow, molecule, device)
     fixed, proposal = flow.split_coordinates()
     scales = score_scales(proposal, SCALE_DRAWS, generator)
     scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
     fixed = CompositeTransform([fixed, scaled])
-    target = TransformedTarget(BoltzmannDensity(energy_for(flow, molecule, device)), fixed)
+    target = TransformedTarget(BoltzmannDensity(energy), fixed)
     return fixed, TransformedProposal(proposal, scaled), target

@@ -15,8 +15,12 @@ def energy_for(flow: object, molecule: Molecule, device: str | torch.device = "c
     """The reduced energy whose Boltzmann density is over the same space as the flow's: its samples are weighted to it.
 
     Modulo rigid motion u itself; a flow whose density is over something else says so by its method `target_energy`, as
-    `molecular.flows.conformations.ConformationFlow` has it.
+    `molecular.flows.conformations.ConformationFlow` has it. Raises ValueError for a flow that was given another
+    molecule.
     """
+    check = getattr(flow, "check", None)
+    if check is not None:
+        check(molecule)
     energy = ReducedEnergy(molecule, device)
     target_energy = getattr(flow, "target_energy", None)
     return energy if target_energy is None else target_energy(energy)

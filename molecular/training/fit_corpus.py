@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -155,6 +155,9 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
     rows with a label, with h and c, of each group on its own, as in `nflib.training.LogVariance`. Batches without
     energies, as in validation, have their likelihood alone.
     """
+
+    # Groups must stay whole.
+    whole_batch: ClassVar[bool] = True
 
     def __init__(self, symmetries: Naming, energy_weight: float, clip: float):
         super().__init__(symmetries)

@@ -70,8 +70,9 @@ def train_flow(
     """Maximum likelihood on simulated frames, or with an `energy_weight` likelihood and log-variance together.
 
     Rotations of methyl and ammonium groups and half turns, symmetries of the force field, multiply the frames. With an
-    energy_weight, half of each batch are the flow's own samples, and every row has its energy as a label
-    (`nflib.training.LogVariance`): this teaches the flow what its importance weights are made of.
+    energy_weight every row has its energy as a label (`nflib.training.LogVariance`) and, from the first
+    `config.refresh_interval` on, half of each batch are the flow's own samples: this teaches the flow what its
+    importance weights are made of.
     """
     if not energy_weight:
         return fit(
@@ -98,7 +99,8 @@ def train_flow(
 class FramesAndSamples:
     """Batches of simulated frames and, in equal number, samples of the flow, with energies; a `BatchSource`.
 
-    Index i < N is frame i; index N + j is sample j, modulo the number of samples, which `refresh` replaces.
+    Index i < N is frame i; index N + j is sample j, modulo the number of samples, which `refresh` replaces; before the
+    first time, frame j.
     """
 
     def __init__(self, frames: Ensemble, reduced: ReducedEnergy, num_samples: int = 8192):
@@ -112,8 +114,9 @@ class FramesAndSamples:
         return 2 * len(self.positions)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        is_frame = indices < len(self.positions)
-        frame = indices.clamp_max(len(self.positions) - 1)
+        has_samples = bool(torch.isfinite(self.sample_energies).any())
+        is_frame = (indices < len(self.positions)) | (not has_samples)
+        frame = indices % len(self.positions)
         sample = indices % len(self.samples)
         mask = is_frame.view(-1, 1, 1)
         return {
@@ -125,7 +128,7 @@ class FramesAndSamples:
     @torch.no_grad()
     def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
         """Draw the samples anew, and label those in reach of the thermal range with their energies."""
-        samples = flow.sample(len(self.samples), batch_size=1024, generator=generator)  # type: ignore[operator]
+        samples = flow.sample(len(self.samples), batch_size=1024, generator=generator).cpu()  # type: ignore[operator]
         energies = self.reduced(samples)
         ceiling = self.energies.median() + HIGHEST_ENERGY
         self.samples = samples

@@ -153,7 +153,7 @@ class WeightedSamples:
         if size < MIN_EFFECTIVE:
             reason = f"the {len(self)} samples are worth {size:.1f} independent draws"
         elif k > MAX_PARETO_K:
-            reason = f"Pareto k of the weights is {k:.2f}, above {MAX_PARETO_K}"
+            reason = f"Pareto k of the weights is {k:.3g}, above {MAX_PARETO_K}"
         else:
             return None
         return f"No estimate can be trusted, for {reason}: draw more, or from a proposal nearer to the target."

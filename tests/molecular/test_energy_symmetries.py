@@ -63,3 +63,12 @@ def test_turns_of_a_branch_and_of_what_it_is_on_come_all_alike():
     hydrogens = {atoms[0]: set(atoms[2:4]), atoms[1]: set(atoms[4:6])}
     for first, second, *others in rows.tolist():
         assert hydrogens[first] == set(others[:2]) and hydrogens[second] == set(others[2:])
+
+
+def test_symmetries_of_a_force_that_openmm_alone_knows():
+    peptide = Peptide("Ace-A-Nme")
+    system = openmm.XmlSerializer.clone(peptide.system)
+    force = openmm.CustomBondForce("0*r")
+    force.addBond(0, 1)
+    system.addForce(force)
+    assert len(Symmetries(Molecule(peptide.topology, system, peptide.positions)).groups) == 3

@@ -296,3 +296,17 @@ def test_a_folder_keeps_the_molecule_of_what_it_holds(tmp_path):
         refuse_other_content(folder, but=content)
         with pytest.raises(ValueError, match=f"holds {content}, whose molecule must stay with them"):
             refuse_other_content(folder)
+
+
+def test_forces_are_the_same_where_energies_are(tmp_path):
+    """A System from a file lists its terms in another order; masses are of dynamics alone."""
+    peptide = Peptide("Ace-A-Nme")
+    peptide.save_pdb(tmp_path / "x.pdb")
+    molecule = read_molecule(tmp_path / "x.pdb")
+    assert openmm.XmlSerializer.serialize(molecule.system) != openmm.XmlSerializer.serialize(peptide.system)
+    assert peptide.difference(molecule) is None
+    heavy = Peptide("Ace-A-Nme", hydrogen_mass=3.0)
+    assert peptide.difference(heavy) is None and peptide.difference(heavy, masses=True) == "its masses are others"
+    assert peptide.difference(Peptide("Ace-A-Nme", constraints="HBonds")) == "its constraints are others"
+    for other in (Peptide("Ace-A-Nme", cutoff=0.6), Peptide("Ace-A-Nme", force_field=VACUUM)):
+        assert peptide.difference(other) == "its force field is another"

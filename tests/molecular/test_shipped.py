@@ -1,5 +1,7 @@
 """The flows that ship with the package do what the README says of them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
-from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
+from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample, summarize, verdict
 
 SEQUENCE = "Ace-A-Nme"
 
@@ -78,3 +80,11 @@ def test_peptides_that_were_not_trained_on(sequence):
 
 def test_the_flow_of_all_peptides_fits_into_a_repository():
     assert sum(path.stat().st_size for path in (SHIPPED / "peptides").iterdir()) < 24e6
+
+
+def test_few_good_draws_ask_for_more_of_them(peptide):
+    samples = sample(load_flow(peptide), peptide, 60, seed=0)
+    summary = summarize(samples) | {"molecule": peptide.name, "temperature_K": peptide.temperature}
+    assert summary["effective_num_ancestors"] < 50 and summary["pareto_k"] < 0.7
+    found = re.fullmatch(r"The draws are too few for averages with errors .*: draw (\d+) or more\.", verdict(summary))
+    assert found and 60 < int(found[1]) < 300

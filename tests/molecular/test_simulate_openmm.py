@@ -80,6 +80,15 @@ def test_ensemble_of_harmonic_wells():
     np.testing.assert_allclose(frames.energies, energy, rtol=1e-4)
 
 
+def test_a_remover_of_motion_leaves_the_temperature_as_it_is():
+    """OpenMM's createSystem adds one by default; the thermostat acts on the centre of mass all the same."""
+    system = wells()
+    system.addForce(openmm.CMMotionRemover())
+    result = run(OpenMMEngine(system, "Reference"), torch.zeros(2, 3, dtype=torch.float64))
+    assert result.report["kinetic_temperature_K"] == pytest.approx([300.0, 400.0], rel=0.05)
+    assert system.getNumForces() == 2
+
+
 def test_constraints_are_kept_and_their_degrees_of_freedom_counted():
     engine = OpenMMEngine(wells(constraint=0.1), "Reference")
     assert engine.degrees_of_freedom == 5

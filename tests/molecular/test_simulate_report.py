@@ -141,3 +141,10 @@ def test_report_is_a_short_table():
     single = list(report_lines(run(40, 0, num_ladders=1)))
     assert "±" not in "".join(single)
     assert len(list(report_lines(run(0, 10)))) == 4  # nothing was measured
+
+
+def test_a_drift_that_all_ladders_share_is_one():
+    angle = np.where(np.arange(40) < 20, -1.0, 1.0) * np.ones((32, 1))
+    drift = _drift(angle, [(0.0, math.pi)])
+    assert drift == {"first_half": 0.0, "second_half": 1.0, "p_value": 0.0}
+    assert _drift(np.ones((32, 40)), [(0.0, math.pi)])["p_value"] == 1.0

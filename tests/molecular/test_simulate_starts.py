@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from rdkit import Chem
+from rdkit.Chem import AllChem
 
 from molecular.commands import main
 from molecular.data.corpus import simulate_corpus
@@ -10,7 +12,7 @@ from molecular.dynamics import report_lines, rotatable_bonds, start_structures
 from molecular.dynamics.simulate import simulate
 from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions, rigid_torsions
 from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.geometry import dihedrals
+from molecular.molecule.geometry import dihedrals, has_torsion
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
@@ -254,3 +256,16 @@ def test_the_flow_is_on_the_device_of_the_simulation(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="far enough"):
         main(["simulate", *arguments, "--output", str(tmp_path)])
     assert seen["device"] == seen["starts"].device == "cuda"
+
+
+def test_linear_groups_are_no_torsions():
+    """Around a triple bond four atoms are in a line, and a torsion of them is noise."""
+    butyne, noise = Chem.AddHs(Chem.MolFromSmiles("CC#CC")), torch.Generator().manual_seed(0)
+    AllChem.EmbedMolecule(butyne, randomSeed=1)
+    x = torch.from_numpy(butyne.GetConformer().GetPositions() / 10)
+    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in butyne.GetBonds()]
+    quadruples = rigid_torsions(len(x), bonds)
+    assert len(quadruples) and not has_torsion(x, quadruples).any()
+    shaken = x + 0.003 * torch.randn(200, *x.shape, generator=noise, dtype=x.dtype)
+    assert is_same_molecule(shaken, x, bonds).all()
+    assert has_torsion(structure(), torch.tensor([[0, 1, 2, 3]])).all()

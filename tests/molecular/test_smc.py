@@ -344,3 +344,14 @@ def test_mistakes_end_in_one_sentence(options, message, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(["sample", "--peptide", SEQUENCE, "--output", str(tmp_path / "output"), *options])
     assert not list((tmp_path / "output").glob("*"))
+
+
+def test_a_flow_of_another_molecule_is_refused():
+    """Glycylalanine has as many atoms as alanylglycine, and would be moved as if it were that."""
+    one, other = Peptide("AG"), Peptide("GA")
+    with pytest.raises(ValueError, match="the flow is of another molecule"):
+        smc(load_flow(one), other, 20, seed=0)
+    with pytest.raises(ValueError, match="the flow is of another molecule"):
+        move_at_target(
+            load_flow(one), other, torch.from_numpy(other.positions)[None].float(), 1, generator=torch.Generator()
+        )
