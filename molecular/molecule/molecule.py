@@ -151,8 +151,8 @@ class Molecule:
             return "its masses are others"
         if _constrained(mine) != _constrained(theirs):
             return "its constraints are others"
-        energies = [_energies(system, self.positions) for system in (mine, theirs)]
-        return None if np.allclose(*energies, rtol=1e-9, atol=SAME_ENERGY) else "its force field is another"
+        own, others = (_energies(system, self.positions) for system in (mine, theirs))
+        return None if np.allclose(own, others, rtol=1e-9, atol=SAME_ENERGY) else "its force field is another"
 
     def at(self, temperature: float) -> Molecule:
         """The same molecule at another temperature, K."""
