@@ -150,7 +150,7 @@ class Parts:
         overlap = self.settings.overlap if overlap is None else overlap
         windows = spans(num_frames, num_known, self.window, overlap, is_anchored=self.settings.anchored is not None)
         if self.window == 1 < num_frames:
-            raise ValueError(f"this model makes images, of one frame each, not clips of {num_frames}.")
+            raise ValueError(f"{num_frames} frames cannot be had: this model makes images, of one frame each.")
         if num_frames > self.window and (self.window // 2 if overlap is None else overlap) == 0:
             raise ValueError(
                 f"{num_frames} frames are more than the {self.window} of one window: allow an overlap of windows, or "
