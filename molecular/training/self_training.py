@@ -58,7 +58,8 @@ def improve(
 
         E_p[-log q] + teacher_weight E_T[-log q], over 1 + teacher_weight,  + energy_weight log-variance
 
-    without particles; with them E_p has the weight (samples_per_round + num_particles) / samples_per_round.
+    without particles; with them the weight of E_p, and 1 in that sum, are (samples_per_round + num_particles) /
+    samples_per_round.
 
     The loss's first part is, but for a constant, the divergence KL(m | q) from the mixture m of p and T in their
     shares. Hence the regulariser is a likelihood of unweighted teacher samples: q = m keeps every mode the teacher has,
@@ -78,8 +79,8 @@ def improve(
         config: of the training.
         samples_per_round: conformations drawn, and energies evaluated, in each round.
         teacher_weight: of the likelihood of the first flow's own samples beside that of the resampled ones, which keeps
-            the flow from forgetting and from learning single conformations by heart. Particles add
-            to the resampled rows, so that with them the teacher's share is smaller.
+            the flow from forgetting and from learning single conformations by heart. Particles add to the resampled
+            rows, so that with them the teacher's share is smaller.
         energy_weight: of the log-variance of the importance weights, with energies as labels; 0 for likelihood alone.
         num_particles: brought to the force field by sequential Monte Carlo, to learn from beside weighted draws.
         moves_per_round: steps by which particles go on in each round, an energy each, after one where they stand.

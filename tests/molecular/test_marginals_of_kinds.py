@@ -3,8 +3,8 @@
 import torch
 
 from molecular import InternalProse
-from molecular.flows.marginals import MIN_MOLECULES
-from molecular.molecule.atom_types import MIDDLE, kind_number
+from molecular.flows.marginals import MAX_DATA, MIN_MOLECULES, _closest, _Seen, _torsions
+from molecular.molecule.atom_types import KINDS, MIDDLE, ROOT, kind_number
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column, internal_context
 from tests.molecular.peptide_topologies import draw_positions, make_topology
 
@@ -57,3 +57,16 @@ def test_torsions_of_many_molecules_are_their_own():
     alone = fitted(middle)
     together = fitted([*middle, *(batch(sequence, noise=0.001) for sequence in DIPEPTIDES)])
     assert torch.equal(together.marginals.knots_x[3 * KIND + 2], alone.marginals.knots_x[3 * KIND + 2])
+
+
+def test_relatives_have_their_share_however_many_frames_there_are():
+    """One molecule of eight: its own torsions are an eighth of what is fitted, of few frames and of many."""
+    kinds = [kind for kind, described in enumerate(KINDS) if described[2] != ROOT]
+    for count in (100, MAX_DATA):
+        own, relatives = torch.zeros(count, 3), torch.ones(MAX_DATA, 3)
+        for kind in kinds[:3]:
+            others = {
+                other: _Seen(relatives, MIN_MOLECULES) for other in _closest(kind, [k for k in kinds if k != kind])
+            }
+            fitted = _torsions({kind: _Seen(own, 1), **others}, kind, own[:, 2])
+            assert abs(float((fitted == 0).double().mean()) - 1 / MIN_MOLECULES) < 0.01
