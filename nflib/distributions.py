@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from nflows.distributions import Distribution
+from scipy.special import betaln
 from torch import Tensor, nn
 
 from nflib.contexts import num_rows
@@ -236,7 +237,7 @@ class StudentNoise(Distribution):
         square = flattened(inputs).square().sum(1)
         return (
             constant
-            + (math.lgamma((number + freedom) / 2) - math.lgamma(freedom / 2) - number / 2 * math.log(freedom / 2))
+            + _log_gamma_ratio(freedom / 2, number / 2)
             - number * math.log(self.sigma)
             - (number + freedom) / 2 * torch.log1p(square / freedom)
         )
@@ -253,6 +254,11 @@ class StudentNoise(Distribution):
         gamma = torch._standard_gamma(half, generator=generator).to(noise.device)  # type: ignore[call-arg]
         factor = self.sigma * (0.5 * self.degrees_of_freedom / gamma).sqrt()
         return noise * factor.reshape(*shape, *[1] * len(self.noise.shape))
+
+
+def _log_gamma_ratio(a: float, b: float) -> float:
+    """``log(Gamma(a + b) / Gamma(a) / a^b)``, also where both are so large that their difference loses all digits."""
+    return math.lgamma(b) - float(betaln(a, b)) - b * math.log(a)
 
 
 class TorchBase(Distribution):
@@ -276,7 +282,9 @@ class TorchBase(Distribution):
         return self.distribution.log_prob(inputs)
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
-        return self.distribution.sample((num_samples,) if context is None else (num_rows(context), num_samples))
+        shape = (num_samples,) if context is None else (num_rows(context), num_samples)
+        # With their gradient, where it is recorded: samples of a flow depend on its base.
+        return self.distribution.rsample(shape) if self.distribution.has_rsample else self.distribution.sample(shape)
 
 
 def as_base(distribution: Distribution | torch.distributions.Distribution) -> Distribution:

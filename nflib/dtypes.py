@@ -49,5 +49,10 @@ def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Te
     return values.to(wanted)
 
 
+def widened(values: Tensor) -> Tensor:
+    """The same in single precision where they are of half precision."""
+    return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

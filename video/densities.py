@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
+from nflib.training.seeds import derived_generator
 from video.latents.levels import log_step
 from video.parts import Parts
 
@@ -40,9 +41,9 @@ class Densities(Parts):
         their mean is a bound on the log-probability of the levels. At most as many frames as the flow has positions
         for; see `log_prob_of_frames` for more.
         """
-        latents = self.encode(clips, torch.Generator().manual_seed(seed))
+        latents = self.encode(clips, noise_generator(seed))
         density = self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
-        return density + latents[0].numel() * log_step(self.settings.levels)
+        return density + latents.shape[1:].numel() * log_step(self.settings.levels)
 
     @torch.no_grad()
     def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
@@ -50,14 +51,19 @@ class Densities(Parts):
 
         In longer clips a frame is given what it would be generated from, were windows moved on by single frames.
         """
-        latents = self.encode(clips, torch.Generator().manual_seed(seed))
+        latents = self.encode(clips, noise_generator(seed))
         context = self.condition(prompts, is_image=clips.shape[1] == 1)
         values = [self.flow.log_prob_of_frames(latents[:, : self.window], context)]
         for window in self._windows(latents.shape[1], self.window, self.window - 1):
             context = self.condition(prompts, window)
             values.append(self.flow.log_prob_of_frames(window.of(latents), context)[:, -1:])
-        return torch.cat(values, dim=1) + latents[0, 0].numel() * log_step(self.settings.levels)
+        return torch.cat(values, dim=1) + latents.shape[2:].numel() * log_step(self.settings.levels)
 
     def nats_per_dim(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
         """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``."""
         return -self.log_prob_of_frames(clips, prompts, seed=seed) / math.prod(self.flow.event_shape[1:])
+
+
+def noise_generator(seed: int) -> torch.Generator:
+    """Of the noise on latents: another than that which clips of this seed are drawn from, or the two are correlated."""
+    return derived_generator(seed % 2**64, 0)

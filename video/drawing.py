@@ -159,7 +159,7 @@ class Drawing(Densities):
         clean, start = self._start(prompts, given, generator)
         num_given = start.shape[1]
         if num_frames <= num_given:
-            raise ValueError(f"{num_given} frames are given: ask for more than that, got {num_frames}.")
+            raise ValueError(f"{num_given} latent frames are given: ask for more than that, got {num_frames}.")
 
         def noise_of(window: Span, flow: Flow) -> Tensor:
             return draw(self.flow.noise(window.num_frames), len(prompts) * candidates, None, generator)

@@ -36,8 +36,8 @@ QUALITY = {"libx264": {"crf": "12"}, "mpeg4": {"qscale": "2"}, "libvpx-vp9": VPX
 FASTEST_GIF = 50
 # Variance of the levels, of 255, inside pixels that were enlarged and then compressed.
 ENLARGED = 1.0
-# Rates that differ by less than this share are taken for the same.
-SAME_RATE = 0.1
+# Rates that differ by less than this share are taken for the same, where no frame is shown for more than so many steps.
+SAME_RATE, LONGEST = 0.1, 1.5
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def read_clip(
         frame_shape: ``(C, H, W)`` as which frames are wanted (default: ``(3, …)``, the size they have): grey if C is 1;
             others are resized and their centre is cropped, as training does it; what `write_clip` enlarged comes back.
         frame_rate: frames a second, which are taken from a clip of another rate (default: all frames). Rates that
-            differ by less than a tenth are taken for the same, since GIFs round theirs.
+            differ by less than a tenth are taken for the same, since GIFs round theirs, unless frames are uneven.
 
     Raises:
         FileNotFoundError: there is none.
@@ -156,12 +156,16 @@ def _pictures(path: Path, frame_rate: float | None) -> Iterator[Iterator[NDArray
         size = None if frame_rate is None else extent(file, name, is_image)
         with closing(read_frames(file, name, is_image)) as frames:
             own_rate = None if size is None or size.frames == 1 else size.frames / float(size.end - size.start)
-            if frame_rate is None or size is None or own_rate is None or abs(own_rate / frame_rate - 1) < SAME_RATE:
+            if frame_rate is None or size is None or own_rate is None or _is_same(own_rate, frame_rate, size.longest):
                 yield (frame.pixels() for frame in frames)
                 return
             times = size.times(frame_rate)
             log.info("%s: of %d frames, %.4g a second, %d are taken.", path, size.frames, own_rate, len(times))
             yield frames_at(frames, times, name)
+
+
+def _is_same(own_rate: float, frame_rate: float, longest: Fraction) -> bool:
+    return abs(own_rate / frame_rate - 1) < SAME_RATE and longest * frame_rate < LONGEST
 
 
 def _fitted(pictures: Iterable[NDArray[np.uint8]], frame_shape: tuple[int, int, int] | None, path: Path) -> Tensor:

@@ -146,6 +146,10 @@ class Parts:
             clips = checked(clips, clips.isfinite())
             yield clips if self.settings.levels is None else snapped(clips, self.settings.levels)
 
+    def filled(self, clips: Tensor) -> Tensor:
+        """Clips ``(B, T, C, H, W)`` without the last frames that fill no latent one: what there is a density of."""
+        return clips[:, : self._num_frames(self._num_latent_frames(clips.shape[1]))]
+
     def _windows(self, num_frames: int, num_known: int, overlap: int | None) -> Iterator[Span]:
         overlap = self.settings.overlap if overlap is None else overlap
         windows = spans(num_frames, num_known, self.window, overlap, is_anchored=self.settings.anchored is not None)

@@ -89,6 +89,8 @@ class Pipeline(Drawing):
             num_frames = self.settings.clip_shape[0] + (num_given if num_given > 1 else 0)
         if num_frames < 1:
             raise ValueError(f"there are no clips of {num_frames} frames; ask for one or more.")
+        if num_frames <= num_given:  # whose latent frames `draw` would count
+            raise ValueError(f"{num_given} frames are given: ask for more than that, got {num_frames}.")
         unread = num_given - self._num_frames(self._num_latent_frames(num_given)) if num_given else 0
         # As many latents as hold the frames, of which the last may be too many.
         needed = self._num_latent_frames(num_frames - unread + self.latents.temporal_factor - 1)

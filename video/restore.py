@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nflows.transforms import PointwiseAffineTransform
+from nflows.transforms import CompositeTransform, IdentityTransform, PointwiseAffineTransform
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,11 +73,17 @@ def inpainting(mask: Tensor, noise: float) -> Degradation:
     >>> y
     tensor([[[1., 0.]]])
     """
-    return Degradation(lambda pictures: pictures * mask.to(pictures), noise)
+    seen = mask.bool()  # of a mask of 0 and 255, too
+    return Degradation(lambda pictures: pictures * seen.to(pictures), noise)
 
 
 def blur(width: float, noise: float) -> Degradation:
-    """Pictures convolved with a Gaussian of this standard deviation, in pixels; beyond their edge they are zero."""
+    """Pictures convolved with a Gaussian of this standard deviation, in pixels; beyond their edge they are zero.
+
+    Raises ValueError for a width that is not positive.
+    """
+    if not 0 < width < math.inf:
+        raise ValueError(f"the width of a blur must be a positive number of pixels, got {width!r}.")
     reach = math.ceil(3 * width)
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / width).square())
@@ -93,11 +99,19 @@ def blur(width: float, noise: float) -> Degradation:
 def downsampling(factor: int, noise: float) -> Degradation:
     """Pictures of fewer pixels, each the mean of ``factor × factor``.
 
+    Raises ValueError for a factor that is not positive, or, when it is used, for pictures of which it leaves a rest.
+
     >>> downsampling(2, 0.1).operator(torch.ones(1, 1, 4, 4)).shape
     torch.Size([1, 1, 2, 2])
     """
 
+    if factor < 1:
+        raise ValueError(f"the factor of a downsampling must be a positive number of pixels, got {factor!r}.")
+
     def operator(pictures: Tensor) -> Tensor:
+        height, width = pictures.shape[-2:]
+        if height % factor or width % factor:
+            raise ValueError(f"pictures of {width} × {height} are no squares of {factor}: crop them, or take another.")
         rows = functional.avg_pool2d(pictures.reshape(-1, 1, *pictures.shape[-2:]), factor)
         return rows.view(*pictures.shape[:-2], *rows.shape[-2:])
 
@@ -122,6 +136,7 @@ def restore(
     """Weighted pictures of the posterior, by `smc` from the prior through ``q(x) N(y; A x, noise²)^b``.
 
     Pixels are moved by lengths of their own (`score_scales`): those of an empty margin are far narrower than others.
+    Where a flow keeps them within bounds (`GaussianizedTARFlow`), what it first maps them to is moved, without bounds.
 
     Args:
         prior: a flow of pictures, or `Flow.given` a class.
@@ -132,11 +147,15 @@ def restore(
         options: of `nflib.montecarlo.smc`, such as kernel and moves.
 
     Raises:
-        ValueError: as `smc`, or an observed picture of another shape.
+        ValueError: as `smc`, or an observed picture of another shape, or that is not finite.
     """
+    _check(observed)
+    coordinates = getattr(getattr(prior, "flow", prior), "coordinate_transform", IdentityTransform())
     prior, posterior = as_proposal(prior), Posterior(prior, observed, degradation)
-    scales = score_scales(prior, NUM_SCALE_DRAWS, torch.Generator().manual_seed(seed))
-    scaled = PointwiseAffineTransform(shift=torch.zeros_like(scales), scale=1 / scales)
+    moved = TransformedProposal(prior, coordinates)
+    scales = score_scales(moved, NUM_SCALE_DRAWS, torch.Generator().manual_seed(seed))
+    scale = PointwiseAffineTransform(shift=torch.zeros_like(scales), scale=1 / scales)
+    scaled = CompositeTransform([coordinates, scale])
     samples = smc(
         TransformedProposal(prior, scaled), TransformedTarget(posterior, scaled), num_samples, seed=seed, **options
     )
@@ -181,13 +200,15 @@ def restored_mode(
         ``(num_modes, *event_shape)``.
 
     Raises:
-        ValueError: an odd number of draws, times out of order, or a renoise outside [0, 1).
+        ValueError: an odd number of draws, times out of order, a renoise outside [0, 1), or an observed picture
+            that is not finite.
     """
     if draws < 2 or draws % 2 or not 0 <= renoise < 1:
         raise ValueError(f"draws ({draws}) must be even and renoise ({renoise}) in [0, 1).")
     times = [LAST_TIME * k / 40 for k in range(1, 41)] if times is None else list(times)
     if not times or any(not 0 < t < 1 for t in times) or sorted(times) != times:
         raise ValueError("times must rise within (0, 1).")
+    _check(observed)
     generator = torch.Generator().manual_seed(seed)
     weight = next(flow.parameters(), observed)
     shape = (num_modes, *flow.event_shape)
@@ -211,6 +232,11 @@ def restored_mode(
             predicted = noise
             mode = _proximal(denoised, observed, degradation, ratio, solve_steps)
     return mode
+
+
+def _check(observed: Tensor) -> None:
+    if not observed.isfinite().all():
+        raise ValueError("the picture observed has numbers that are not finite; where nothing is seen, put zero.")
 
 
 def _proximal(x: Tensor, observed: Tensor, degradation: Degradation, length: Tensor, iterations: int) -> Tensor:

@@ -140,7 +140,8 @@ def analyse(
         basins: name -> what `Basin.of` takes: "0 < phi 1 < 150", {"phi 1": (0, 150)}, or a function of positions.
         target: the same molecule at another temperature (`molecule.at(330.0)`) or in another force field: all
             conformations are weighted to it.
-        energies: (N,) kJ/mol, of `molecule`, for that; None: those of an `Ensemble`, otherwise computed.
+        energies: (N,) kJ/mol, of `molecule`, for that; None: computed, or, to another temperature, those of an
+            `Ensemble`.
         bins: of every axis; default 60, of maps 36.
         limits: name of a variable -> (low, high) of its axis, such as (0, 360) for a torsion, whose values are taken
             to there; default: its period about zero, or what holds all but 0.2 % of the weight.
@@ -167,16 +168,18 @@ def analyse(
     conformations = WeightedConformations.of("the ensemble", source, molecule)
     notes = []
     if target is not None:
-        if energies is None:
+        # An ensemble's are of positions before they were rounded for storage; another force field sees these rounded.
+        if energies is None and target.system is molecule.system:
             energies = getattr(source, "energies", None)
         changed = reweight_to(conformations, molecule, target, energies)
         conformations = changed.conformations
         share = changed.effective_sample_size / len(conformations)
         temperatures = f"{molecule.temperature:g} K to {target.temperature:g} K"
         other = "" if target.system is molecule.system else ", in another force field"
+        tail = "" if math.isnan(changed.pareto_k) else f", Pareto k {changed.pareto_k:.2f}"  # equal weights have none
         notes.append(
-            f"Weighted from {temperatures}{other}: effective sample size {share:.3f} of the conformations, "
-            f"Pareto k {changed.pareto_k:.2f}." + (f" {changed.warning}" if changed.warning else "")
+            f"Weighted from {temperatures}{other}: effective sample size {share:.3f} of the conformations{tail}."
+            + (f" {changed.warning}" if changed.warning else "")
         )
     num_samples, conformations = len(conformations), conformations.usable()
     if not conformations.num_weighted():

@@ -195,10 +195,10 @@ def _notes(
         )
     if num_bootstrap < 2:
         notes = []
-    if names & {"torus_w2", "tica_w2"}:
-        notes.append(f"torus_w2 and tica_w2 are exact between at most {points} points an ensemble.")
+    if exact := sorted(names & {"torus_w2", "tica_w2"}, reverse=True):
+        notes.append(f"Exact between at most {points} points an ensemble: {', '.join(exact)}.")
     if tica is None:
-        notes.append("tica_w2 and kmeans_jsd are left out: the reference has no trajectories.")
+        notes.append("tica_w2 and kmeans_jsd need a reference of trajectories, and torsions of heavy atoms: left out.")
     else:
         eigenvalues = ", ".join(f"{value:.3f}" for value in tica.eigenvalues.tolist())
         notes.append(f"TICA eigenvalues (autocorrelation at the lag): {eigenvalues}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from molecular.data.ensembles import Ensemble
 from molecular.molecule.molecule import Molecule
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import normalized_weights
+from nflib.montecarlo.genealogy import NONE, Resamplings
 
 # Conformations whose bonds tell the unit of length.
 _BONDS_OF = 1000
@@ -26,12 +28,14 @@ class WeightedConformations:
         groups: (N,) integers. Conformations of one group may be correlated (frames of one ladder, particles with one
             ancestor) and are resampled together; None means that all are independent.
         time: (N,) within a group, in any unit; None for conformations that are not trajectories.
+        resamplings: that the conformations went through: what weights were like before is told by these alone.
     """
 
     positions: Tensor
     log_weights: Tensor | None = None
     groups: Tensor | None = None
     time: Tensor | None = None
+    resamplings: Resamplings = NONE
 
     @classmethod
     def of(cls, name: str, source: object, molecule: Molecule) -> WeightedConformations:
@@ -42,7 +46,7 @@ class WeightedConformations:
         """
         num_atoms, is_plain = molecule.num_atoms, isinstance(source, Tensor | tuple)
         if isinstance(source, WeightedSamples):
-            source = cls(source.x, source.log_weights, groups=source.ancestors)
+            source = cls(source.x, source.log_weights, groups=source.ancestors, resamplings=source.resamplings)
         elif isinstance(source, Ensemble):
             if len(source.temperature_index.unique()) > 1:
                 raise ValueError(f"{name} mixes temperatures; load it with temperature_index=0.")
@@ -59,21 +63,20 @@ class WeightedConformations:
         source._check(name, num_atoms)
         if is_plain:
             source._check_unit(name, molecule)
-        columns = (source.log_weights, source.groups, source.time)
-        return cls(
-            source.positions.detach().cpu(),
-            *(None if column is None else column.detach().cpu() for column in columns),
-        )
+        return source._changed(lambda column: column.detach().cpu())
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def select(self, index: Tensor) -> WeightedConformations:
         """The conformations of a boolean mask or an index tensor."""
-        return WeightedConformations(
-            self.positions[index],
-            *(None if column is None else column[index] for column in (self.log_weights, self.groups, self.time)),
-        )
+        return self._changed(lambda column: column[index])
+
+    def _changed(self, function: Callable[[Tensor], Tensor]) -> WeightedConformations:
+        """With each column changed alike."""
+        columns = (self.log_weights, self.groups, self.time)
+        log_weights, groups, time = (None if column is None else function(column) for column in columns)
+        return WeightedConformations(function(self.positions), log_weights, groups, time, self.resamplings)
 
     def usable(self) -> WeightedConformations:
         """Without conformations that are not finite; they carry no weight."""

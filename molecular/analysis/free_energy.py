@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from molecular.analysis.observables import CollectiveVariable
@@ -263,7 +264,7 @@ def parse_intervals(text: str) -> dict[str, Interval]:
 def population(shares: Shares, inside: Tensor) -> Estimate:
     """Share of the ensemble in a basin, a boolean mask (N,)."""
     log_ratio, error = shares.log_ratio(inside, ~inside)
-    share = 1.0 / (1.0 + math.exp(-log_ratio)) if log_ratio > -math.inf else 0.0
+    share = float(expit(log_ratio))
     # With p the share, log(p / (1 - p)) changes by dp / (p (1 - p)).
     return Estimate(share, share * (1.0 - share) * error if math.isfinite(error) else error)
 

@@ -67,7 +67,10 @@ def reweight(
         raise ValueError("reweight: no conformation keeps a weight, for no energy is finite; check the molecule.")
     # Frames of a trajectory are not a family of one ancestor; how correlated they are is told with each estimate.
     ancestors = conformations.groups if conformations.time is None else None
-    samples = [WeightedSamples(old, weights, ancestors=ancestors) for weights in (old, log_weights)]
+    resamplings = conformations.resamplings
+    samples = [
+        WeightedSamples(old, weights, ancestors=ancestors, resamplings=resamplings) for weights in (old, log_weights)
+    ]
     was, size = (one.effective_num_ancestors for one in samples)
     warning = samples[1].refusal
     if warning is None and size < _FEW * was:

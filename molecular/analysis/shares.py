@@ -96,11 +96,11 @@ class Shares:
         shares = [float(one.shares[0]) for one in both]
         if not all(shares):
             return (np.inf if shares[0] else -np.inf if shares[1] else np.nan), np.inf
-        one, two = (mask.numpy() / share for mask, share in zip((first, second), shares, strict=True))
-        deviations = self.weights * (one - two)
-        families = np.bincount(self.families, deviations)
         error = np.inf
         if self.trusted and all(_enough(one.effective_counts).all() for one in both):
+            one, two = (mask.numpy() / share for mask, share in zip((first, second), shares, strict=True))
+            deviations = self.weights * (one - two)
+            families = np.bincount(self.families, deviations)
             moments = ((families**2).sum(), (families**3).sum(), (deviations**2).sum())
             error = float(self._error(*map(np.asarray, moments)))
         return float(np.log(shares[0] / shares[1])), error
@@ -132,7 +132,8 @@ def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) ->
     if log_weights is None:
         log_weights = torch.zeros(count, dtype=torch.float64)
     # The refusal is that of every other estimate from weights.
-    samples = WeightedSamples(torch.zeros(count), log_weights, ancestors=families)
+    resamplings = conformations.resamplings
+    samples = WeightedSamples(torch.zeros(count), log_weights, ancestors=families, resamplings=resamplings)
     refusal = samples.refusal
     if refusal and conformations.time is not None and samples.effective_num_ancestors < MIN_EFFECTIVE:
         refusal = (

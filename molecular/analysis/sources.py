@@ -13,7 +13,7 @@ from molecular.analysis.ensembles import WeightedConformations
 from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
-from molecular.molecule.molecule import Molecule
+from molecular.molecule.molecule import SAME_TEMPERATURE, Molecule
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
@@ -21,9 +21,6 @@ from nflib.io import read_json
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import effective_sample_size
 from nflib.montecarlo.history import History
-
-# Temperatures this near are one: settings are written in decimals.
-_SAME_TEMPERATURE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,9 @@ def read_samples(entry: str) -> SampleFolder:
     Raises FileNotFoundError where folder or files are missing and ValueError for a damaged file.
     """
     name, equals, place = entry.partition("=")
-    folder = Path(place if equals else entry)
-    name = name if equals else ""
+    if not equals or Path(entry).is_dir():  # a folder's own name may hold the sign
+        name, place = "", entry
+    folder = Path(place)
     _check_folder(folder, "weights.npz", "python -m molecular sample")
     summary = _read_json(folder, "summary.json", ("temperature_K",), "python -m molecular sample")
     try:
@@ -70,8 +68,12 @@ def read_samples(entry: str) -> SampleFolder:
     return SampleFolder(folder, name, molecule, samples, summary, history)
 
 
-def read_ensemble(folder: str | Path, start_time: float = 0.0) -> tuple[WeightedSamples | Ensemble, Molecule]:
-    """The samples or, from `start_time` (ps) on, the frames at the lowest temperature in a folder, and their molecule.
+def read_ensemble(
+    folder: str | Path, start_time: float = 0.0, temperature: float | None = None
+) -> tuple[WeightedSamples | Ensemble, Molecule]:
+    """The samples or, from `start_time` (ps) on, the frames in a folder, and their molecule.
+
+    Frames are those at the lowest temperature, or the one nearest to that wanted (K), and so is the molecule.
 
     Raises FileNotFoundError for a folder that holds neither, and ValueError for a damaged file, or a start time of
     samples, which have none.
@@ -82,7 +84,10 @@ def read_ensemble(folder: str | Path, start_time: float = 0.0) -> tuple[Weighted
         read = read_samples(str(folder))
         return read.samples, read.molecule
     molecule = load_molecule(folder)
-    return load_ensemble(folder, num_atoms=molecule.num_atoms, start_time=start_time), molecule
+    if temperature is None:
+        return load_ensemble(folder, num_atoms=molecule.num_atoms, start_time=start_time), molecule
+    ensemble, simulated = _frames_near(Path(folder), molecule, temperature, start_time)
+    return ensemble, molecule.at(simulated)
 
 
 def check_same_system(folders: list[SampleFolder]) -> Molecule:
@@ -95,7 +100,7 @@ def check_same_system(folders: list[SampleFolder]) -> Molecule:
                 f"{other.path} holds samples of another molecule than {first.path}: {difference}; evaluate one "
                 "molecule at a time."
             )
-        if abs(other.molecule.temperature - first.molecule.temperature) > _SAME_TEMPERATURE:
+        if abs(other.molecule.temperature - first.molecule.temperature) > SAME_TEMPERATURE:
             raise ValueError(
                 f"{other.path} holds samples at {other.molecule.temperature:g} K and {first.path} at "
                 f"{first.molecule.temperature:g} K; evaluate one temperature at a time."
@@ -114,7 +119,7 @@ def name_ensembles(folders: list[SampleFolder]) -> dict[str, WeightedConformatio
     for folder in folders:
         prefix = folder.name or (folder.path.name if kinds.count(folder.sequential) > 1 else "")
         samples = folder.samples
-        weighted = WeightedConformations(samples.x, samples.log_weights, groups=samples.ancestors)
+        weighted = WeightedConformations.of(str(folder.path), samples, folder.molecule)
         parts = {"SMC": weighted}
         if not folder.sequential:
             parts = {"proposal": WeightedConformations(samples.x), "reweighted": weighted}
@@ -129,8 +134,8 @@ def name_ensembles(folders: list[SampleFolder]) -> dict[str, WeightedConformatio
 def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[WeightedConformations, list[str]]:
     """A simulation's frames, or the ensemble shipped for the molecule, and what a reader must know of it.
 
-    Frames simulated at the molecule's temperature are taken where there are some; otherwise those of the lowest
-    temperature are reweighted to it. Raises FileNotFoundError without a reference, and ValueError for one of another
+    Of frames that were simulated at several temperatures, those nearest to the molecule's are taken, and reweighted to
+    it where they are of another. Raises FileNotFoundError without a reference, and ValueError for one of another
     molecule.
     """
     temperature = molecule.temperature
@@ -144,7 +149,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         # Shipped references are of peptides as they are by default.
         shipped = Peptide(str(molecule.topology.sequence))
         notes = _force_field_notes(molecule, shipped)
-        if abs(shipped.temperature - temperature) <= _SAME_TEMPERATURE:
+        if abs(shipped.temperature - temperature) <= SAME_TEMPERATURE:
             return kept, notes
         energy = ReducedEnergy(shipped)
         energies = torch.cat([energy(part) for part in positions.split(1024)]) * shipped.kT
@@ -152,7 +157,6 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         return weighted, notes + more
     folder = Path(folder)
     _check_folder(folder, "settings.json", "python -m molecular simulate")
-    settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
     simulated = load_molecule(folder)
     difference = molecule.topology.difference(simulated.topology)
     if difference is not None:
@@ -160,18 +164,26 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
             f"{folder} is a simulation of another molecule than {molecule.name}: {difference}; give a reference of it."
         )
     notes = _force_field_notes(molecule, simulated)
-    ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms)
+    ensemble, kelvins = _frames_near(folder, simulated, temperature)
+    kept = WeightedConformations(ensemble.positions, groups=ensemble.ladder, time=ensemble.time)
+    if abs(kelvins - temperature) <= SAME_TEMPERATURE:
+        return kept, notes
+    weighted, more = _reweighted(kept, ensemble.energies, kelvins, temperature)
+    return weighted, notes + more
+
+
+def _frames_near(
+    folder: Path, molecule: Molecule, temperature: float, start_time: float = 0.0
+) -> tuple[Ensemble, float]:
+    """The frames at that of a simulation's saved temperatures which is nearest to the wanted one, and it, K."""
+    settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
+    ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms, start_time=start_time)
     saved, ladder = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
     kelvins = isinstance(ladder, list) and all(isinstance(T, (int, float)) and 0 < T < torch.inf for T in ladder)
     if not kelvins or not 0 <= saved[0] <= saved[-1] < len(ladder):
         raise ValueError(f"{folder / 'settings.json'} is damaged: its temperatures are not those of the frames.")
-    index = min(saved, key=lambda index: (abs(ladder[index] - temperature) > _SAME_TEMPERATURE, index))
-    ensemble = ensemble.select(ensemble.temperature_index == index)
-    kept = WeightedConformations(ensemble.positions, groups=ensemble.ladder, time=ensemble.time)
-    if abs(ladder[index] - temperature) <= _SAME_TEMPERATURE:
-        return kept, notes
-    weighted, more = _reweighted(kept, ensemble.energies, ladder[index], temperature)
-    return weighted, notes + more
+    index = min(saved, key=lambda index: abs(ladder[index] - temperature))
+    return ensemble.select(ensemble.temperature_index == index), float(ladder[index])
 
 
 def _force_field_notes(molecule: Molecule, simulated: Molecule) -> list[str]:

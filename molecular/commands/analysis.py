@@ -35,13 +35,14 @@ def analyse(
             NAME:RESIDUE, as in "C:1 N:2 CA:2 C:2"; may be given again; default: all phi and psi with their maps, or all
             torsions.
         basins: NAME=CONDITION, such as "left=phi 1 > 0" or "alpha=-120 < phi 1 < -30"; may be given again.
-        temperature: K, that the conformations are reweighted to; default: their own.
+        temperature: K, that the conformations are reweighted to, of a simulation those that were saved at the nearest
+            temperature; default: their own.
         system: an OpenMM System as XML, another force field that they are reweighted to.
         bins: of each axis.
         unit: of free energies: kJ/mol, kcal/mol or kT.
         start_ps: of a simulation, frames before this time are left out.
     """
-    source, molecule = read_ensemble(data, start_ps)
+    source, molecule = read_ensemble(data, start_ps, temperature)
     regions = {}
     for basin in basins or ():
         name, equals, condition = basin.partition("=")
@@ -49,7 +50,7 @@ def analyse(
             raise ValueError(f"--basins is {basin!r}; write NAME=CONDITION, as in 'left=phi 1 > 0'.")
         regions[name.strip()] = condition.strip()
     target = None
-    if temperature is not None or system is not None:
+    if temperature not in (None, molecule.temperature) or system is not None:
         target = Molecule(
             molecule.topology,
             molecule.system if system is None else read_system(system),

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from molecular.analysis.ensembles import WeightedConformations
 from molecular.analysis.plots import ramachandran
+from molecular.analysis.sources import read_reference
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.options import MoleculeOptions
+from molecular.molecule.options import MoleculeOptions, refuse_given
 from molecular.molecule.storage import refuse_other_content, save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.molecule.trajectories import check_format, writable, write_trajectory
@@ -20,7 +22,7 @@ from molecular.sampling.sample import describe, load_flow, reference_positions, 
 from molecular.sampling.sample import sample as draw
 from molecular.sampling.smc import named_kernel, smc
 from nflib.io import complete_folder, only_run, write_json
-from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples
+from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples, check_smc_options
 from nflib.montecarlo.plots import plot_history
 
 SAMPLERS = ("importance", "smc", "auto")
@@ -54,7 +56,8 @@ def sample(
         molecule: what to sample, by default what the model was trained on; its temperature is the one weighted to.
         num_samples: how many conformations to draw.
         model: folder of a trained flow; default: the one shipped for this peptide, or for peptides like it.
-        reference: folder of a simulation for the plot; default: the one shipped for this peptide, if any.
+        reference: folder of a simulation for the plot, reweighted where it is of another temperature; default: the one
+            shipped for this peptide, if any.
         sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
             Monte Carlo; the folder also gets history.png, and a run that was stopped goes on. auto weights num_draws
             draws, and where these weights cannot be used, moves num_samples from them by smc.
@@ -80,17 +83,27 @@ def sample(
         raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     check_format(trajectory_format)
     moving: dict[str, Any] = {"kernel": kernel, "moves": moves, "final_moves": final_moves}
-    for name, value in {**moving, "num_draws": num_draws, "conditional_ess": conditional_ess}.items():
-        if sampler == "importance" and value is not None:
-            raise ValueError(f"--{name} goes with --sampler smc or auto; leave it out.")
+    if sampler == "importance":
+        of_smc = moving | {"num_draws": num_draws, "conditional_ess": conditional_ess}
+        refuse_given(of_smc, "goes with --sampler smc or auto")
+    number = num_samples if num_draws is None else num_draws
+    if not 2 <= num_samples <= number:
+        raise ValueError(
+            f"num_samples is {num_samples} and num_draws {number}; ask for 2 samples or more, of as many draws or more."
+        )
     moving["kernel"] = named_kernel(kernel or "mala")  # an unknown one is told before the work
     moving = {name: value for name, value in moving.items() if value is not None}
+    check_smc_options(num_samples, number, **moving)  # so are these
     temperatures = None if conditional_ess is None else AdaptiveTemperatures(conditional_ess)
     target = molecule.build(model)
     flow = load_flow(target, model, device)
     if sampler == "auto":
         flow.split_coordinates()  # so are draws that cannot be moved
-    compared = reference_positions(target, reference)
+    compared: WeightedConformations | None = None
+    if reference is not None or reference_positions(target) is not None:
+        compared, notes = read_reference(reference, target)
+        for note in notes:
+            log.info(note)
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
     draws: WeightedSamples | None = None
@@ -99,7 +112,6 @@ def sample(
         with complete_folder(output):
             pass  # a folder that cannot be written is told before the work, not after it
         if sampler != "smc":
-            number = num_draws or num_samples if sampler == "auto" else num_samples
             draws = samples = draw(flow, target, number, batch_size=batch_size, seed=seed, device=device, progress=True)
         reason = None if sampler != "auto" else unusable(samples.summary())
         if reason is not None:
@@ -157,7 +169,9 @@ def sample(
     return samples
 
 
-def plot_torsions(molecule: Molecule, samples: WeightedSamples, reference: torch.Tensor | None, path: Path) -> None:
+def plot_torsions(
+    molecule: Molecule, samples: WeightedSamples, reference: WeightedConformations | None, path: Path
+) -> None:
     """Free-energy map of the first residue's (phi, psi): the flow, its samples reweighted, and the reference; of
     sequential Monte Carlo, the moved samples instead of the first two.
 
@@ -178,5 +192,5 @@ def plot_torsions(molecule: Molecule, samples: WeightedSamples, reference: torch
     else:
         panels = {"flow": (own, None), "reweighted": (own, weights)}
     if reference is not None:
-        panels["reference"] = (angles(reference), None)
+        panels["reference"] = (angles(reference.positions), reference.weights().numpy())
     ramachandran(panels, path, title=molecule.name, temperature=molecule.temperature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from molecular.data.corpus import read_sequences, read_split, simulate_corpus
 from molecular.dynamics import report_lines
 from molecular.dynamics.simulate import Starts
 from molecular.dynamics.simulate import simulate as run
-from molecular.molecule.options import MoleculeOptions
+from molecular.molecule.options import MoleculeOptions, refuse_given
 from molecular.sampling.starts import EnsembleStarts, FlowStarts
 
 log = logging.getLogger(__name__)
@@ -62,10 +61,12 @@ def simulate(
         raise ValueError("give one of --peptide, --structure and --sequences.")
     if flow is not None and ensemble is not None:
         raise ValueError("replicas start from --flow or from --ensemble; give one.")
-    unused = {"flow_draws": flow_draws, "flow_effective": flow_effective, "flow_tempered": flow_tempered or None}
-    _check_given("flow", flow, unused)
+    of_flow = {"flow_draws": flow_draws, "flow_effective": flow_effective, "flow_tempered": flow_tempered or None}
     fractions: dict[str, Any] = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
-    _check_given("sequences", sequences, fractions | {"split": split, "tar": tar or None})
+    if flow is None:
+        refuse_given(of_flow, "goes with --flow")
+    if sequences is None:
+        refuse_given(fractions | {"split": split, "tar": tar or None}, "goes with --sequences")
     starts: Starts | None = None
     if flow is not None:
         draws = {} if flow_draws is None else {"num_draws": flow_draws}
@@ -93,10 +94,3 @@ def simulate(
         device=device,
         **options,
     )
-
-
-def _check_given(option: str, value: object, others: Mapping[str, object]) -> None:
-    """Raises ValueError for the first of `others` that is given where the option that it belongs to is not."""
-    for name, other in others.items():
-        if value is None and other is not None:
-            raise ValueError(f"--{name} goes with --{option}; leave it out.")

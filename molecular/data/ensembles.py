@@ -79,8 +79,9 @@ def load_ensemble(
     if temperature_index is not None:
         keep &= ensemble.temperature_index == temperature_index
     if not keep.any():
+        chosen = "" if temperature_index is None else f" at temperature index {temperature_index}"
         raise ValueError(
-            f"{folder} has {len(ensemble)} frames but none at temperature index {temperature_index} from"
+            f"{folder} has {len(ensemble)} frames but none{chosen} from"
             f" {start_time} ps on; it holds indices {ensemble.temperature_index.unique().tolist()} up to"
             f" {float(ensemble.time.max()):g} ps."
         )

@@ -281,7 +281,7 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
             raise ValueError(
                 f"{output} holds a simulation with {name} {before.get(name)}, not {value}; use another folder."
             )
-    difference = load_molecule(output).difference(molecule, masses=True)
+    difference = molecule.difference(load_molecule(output), masses=True)
     if difference is not None:
         raise ValueError(f"{output} holds a simulation of another molecule: {difference}; use another folder.")
     return before

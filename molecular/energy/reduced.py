@@ -12,6 +12,9 @@ from molecular.molecule.molecule import Molecule
 CLIP = 4.0
 # Samples of an energy above the target's median by more than this many kT have no weight to speak of: no labels.
 HIGHEST_ENERGY = 40.0
+# kT, by which stored energies may be off as labels, and frames that tell whether they are.
+_ROUNDING, _TRIED = 0.01, 256
+_BATCH = 1024
 
 
 class ReducedEnergy:
@@ -29,3 +32,16 @@ class ReducedEnergy:
 
     def __call__(self, positions: Tensor) -> Tensor:
         return self.energy.energy(positions).double() / self.kT
+
+    @torch.no_grad()
+    def of_frames(self, positions: Tensor, energies: Tensor) -> Tensor:
+        """u of frames (N, n, 3), which were stored with their energies (N,), kJ/mol.
+
+        Those of a simulation are of positions before rounding, which moves them by 0.8 kT in XTC files: they are
+        computed anew unless frames that are tried have them.
+        """
+        stored = energies.double() / self.kT
+        tried = torch.linspace(0, len(positions) - 1, min(_TRIED, len(positions))).long()
+        if bool(((self(positions[tried]) - stored[tried]).abs() < _ROUNDING).all()):
+            return stored
+        return torch.cat([self(part) for part in positions.split(_BATCH)])

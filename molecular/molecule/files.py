@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,12 +24,13 @@ from molecular.molecule.peptide import (
     cutoff_options,
     minimise,
     usual_cutoff,
+    usual_order,
     usual_temperature,
 )
 from molecular.molecule.sequences import LETTERS
 from molecular.molecule.storage import read_system
-from molecular.molecule.structure_checks import odd_bond
-from molecular.molecule.topology import ALLO_NAMES, D_NAMES, Topology
+from molecular.molecule.structure_checks import named_by_hand, odd_bond, unnamed_bond, with_right_hands
+from molecular.molecule.topology import ALLO_NAMES, D_NAMES, Residue, Topology
 
 SOLVENTS = {"HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GBn": app.GBn, "GBn2": app.GBn2}
 WATER_AND_IONS = {
@@ -53,6 +55,7 @@ WrittenNames: TypeAlias = dict[tuple[str, str, str], str]
 # With repartitioned mass.
 HEAVIEST_HYDROGEN = 4.5 * unit.dalton
 
+LONGEST_PEPTIDE_BOND = 0.18  # nm
 LONGEST_REASON = 300  # characters of what another program's reader says
 
 log = logging.getLogger(__name__)
@@ -148,10 +151,17 @@ def _with_force_field(
         log.info("%d residues of water and ions are left out of %s.", len(water), name)
         modeller.delete(water)
     if modeller.topology.getNumAtoms():
+        _join_residues(modeller)
         # Before atoms are added: minimised with them, a gap in the chain would close.
-        odd = odd_bond(Topology.of(modeller.topology), _in_nanometres(modeller.positions))
+        topology, positions = Topology.of(modeller.topology), _in_nanometres(modeller.positions)
+        odd = odd_bond(topology, positions)
         if odd is not None:
             raise ValueError(f"{name} is no whole molecule: {odd}; add the residues or atoms that are missing.")
+        lost = unnamed_bond(topology, positions)
+        if lost is not None:
+            raise ValueError(
+                f"{name} has atoms where a bond would be: {lost}; name it in a CONECT record, or part them."
+            )
     if not files:
         if not _is_peptide(modeller.topology):
             residues = sorted({residue.name for residue in modeller.topology.residues()})
@@ -164,13 +174,40 @@ def _with_force_field(
         field = app.ForceField(*files)
     except (ValueError, OSError, SyntaxError) as error:  # OpenMM's own sentence names the file it could not find
         raise ValueError(f"cannot load the force field {', '.join(files)}: {_first_line(error)}") from error
+    own_hands = _named_by_hand(modeller)
     modeller, created, added = _create(field, modeller, options, name, written, ph)
     positions = _in_nanometres(modeller.positions)
     if added:
         log.info("%d atoms were missing in %s and are added.", added, name)
         positions = minimise(created, positions)
+        modeller = app.Modeller(modeller.topology, positions * unit.nanometer)
+        for own, made, residue in zip(own_hands, _named_by_hand(modeller), modeller.topology.residues(), strict=True):
+            if made.name not in (own.name, residue.name):
+                raise ValueError(
+                    f"{name} lacks atoms that tell the hand of {own.name} {own.number}, and completed it would be "
+                    f"{made.name}; add its heavy atoms with another program."
+                )
     _name_as_written(modeller.topology, written)
     return Molecule(modeller.topology, created, positions, temperature, name=name)
+
+
+def _join_residues(modeller: app.Modeller) -> None:
+    """Bond C to the next residue's N where they touch: OpenMM does it for the residues it knows, not for MSE or SEP."""
+    positions, bonded = _in_nanometres(modeller.positions), {frozenset(bond[:2]) for bond in modeller.topology.bonds()}
+    for chain in modeller.topology.chains():
+        for residue, following in pairwise(chain.residues()):
+            carbons = [atom for atom in residue.atoms() if atom.name == "C"]
+            nitrogens = [atom for atom in following.atoms() if atom.name == "N"]
+            for pair in zip(carbons, nitrogens, strict=False):
+                distance = np.linalg.norm(positions[pair[0].index] - positions[pair[1].index])
+                if distance < LONGEST_PEPTIDE_BOND and frozenset(pair) not in bonded:
+                    modeller.topology.addBond(*pair)
+
+
+def _named_by_hand(modeller: app.Modeller) -> tuple[Residue, ...]:
+    if not modeller.topology.getNumAtoms():
+        return ()
+    return named_by_hand(Topology.of(modeller.topology), _in_nanometres(modeller.positions)).residues
 
 
 def _is_peptide(topology: app.Topology) -> bool:
@@ -203,8 +240,9 @@ def _create(
             completed = complete()
             variants = [PROTONATIONS.get(written.get(_key(r), "")) for r in completed.topology.residues()]
             add_hydrogens(completed, field, variants, seed=1, ph=ph)
-            system = field.createSystem(completed.topology, **options)
-            return completed, system, completed.topology.getNumAtoms() - before
+            added = completed.topology.getNumAtoms() - before
+            completed = _in_usual_order(completed) if added else completed
+            return completed, field.createSystem(completed.topology, **options), added
         except ImportError:
             hint = " (if heavy atoms are missing: `pip install pdbfixer`, which adds them)"
         except (ValueError, KeyError, openmm.OpenMMException) as error:
@@ -214,6 +252,14 @@ def _create(
     raise ValueError(
         f"the force field does not know all of {name}, and adding hydrogens does not help: {told}{hint}."
     ) from reason
+
+
+def _in_usual_order(modeller: app.Modeller) -> app.Modeller:
+    """Atoms as `Peptide` lists them, which flows of it need; only where some were added, as no trajectory has those."""
+    topology = Topology.of(modeller.topology)
+    order = usual_order(topology)
+    positions = _in_nanometres(modeller.positions)[order]
+    return app.Modeller(topology.select(order).to_openmm(), positions * unit.nanometer)
 
 
 def _with_missing_heavy_atoms(modeller: app.Modeller, written: WrittenNames) -> app.Modeller:
@@ -235,7 +281,18 @@ def _with_missing_heavy_atoms(modeller: app.Modeller, written: WrittenNames) -> 
     fixer.addMissingAtoms(seed=1)
     for chain, made in zip(modeller.topology.chains(), fixer.topology.chains(), strict=True):
         made.id = chain.id  # a blank one is lost in a PDB file
-    return app.Modeller(fixer.topology, fixer.positions)
+    # So are bonds between residues that make rings, and with them the molecule.
+    atoms = {(atom.residue.index, atom.name): atom for atom in fixer.topology.atoms()}
+    bonded = {frozenset(bond[:2]) for bond in fixer.topology.bonds()}
+    for bond in modeller.topology.bonds():
+        pair = [atoms.get((atom.residue.index, atom.name)) for atom in bond[:2]]
+        if None not in pair and frozenset(pair) not in bonded:
+            fixer.topology.addBond(*pair)
+    there = {(atom.residue.index, atom.name) for atom in modeller.topology.atoms()}
+    added = {atom.index for place, atom in atoms.items() if place not in there}
+    # pdbfixer knows no hands: alanine without CB may become D-alanine, isoleucine without CG2 allo-isoleucine.
+    positions = with_right_hands(Topology.of(fixer.topology), _in_nanometres(fixer.positions), added)
+    return app.Modeller(fixer.topology, positions * unit.nanometer)
 
 
 def _with_system(

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 # Beyond these it is no temperature of a molecule in a force field, but degrees Celsius or a slip.
 COLDEST, HOTTEST = 50.0, 5000.0
 SAME_ENERGY = 1e-3  # kJ/mol
+SAME_TEMPERATURE = 1e-3  # K: settings are written in decimals
+# They cannot tell where a molecule is, nor how it is turned.
+INTERNAL_FORCES = (
+    *(openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce, openmm.RBTorsionForce),
+    *(openmm.CMAPTorsionForce, openmm.NonbondedForce, openmm.GBSAOBCForce, openmm.CMMotionRemover),
+    *(openmm.CustomBondForce, openmm.CustomAngleForce, openmm.CustomTorsionForce, openmm.CustomNonbondedForce),
+    openmm.CustomGBForce,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +54,8 @@ class Molecule:
 
     Raises:
         ValueError: parts that do not belong together, more than one molecule, virtual sites, a periodic system, a
-            structure that is not finite or whose bonds are no bonds, or a temperature out of range.
+            structure that is not finite or whose bonds are no bonds, forces that hold atoms in place, or a temperature
+            out of range.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("AA")
@@ -118,6 +127,11 @@ class Molecule:
                 f"the System of {self.name} is periodic; a single molecule needs one without a box, such as "
                 "nonbondedMethod=NoCutoff gives."
             )
+        if _held_in_place(system, self.positions):
+            raise ValueError(
+                f"the energy of {self.name} changes where the molecule is moved and turned as a whole, which flows and "
+                "simulations here do not heed; leave out what holds atoms in place, such as a CustomExternalForce."
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.num_atoms} atoms, {self.temperature:g} K)"
@@ -133,15 +147,16 @@ class Molecule:
         elements = [app.Element.getBySymbol(symbol) for symbol in self.topology.elements]
         return np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
 
-    def difference(self, other: Molecule, *, masses: bool = False) -> str | None:
+    def difference(self, other: Molecule, *, masses: bool = False, temperature: bool = False) -> str | None:
         """In what another molecule differs from this one, in words for a reader; None for the same atoms and forces.
 
-        Structure, temperature and name may differ, and the order in which a System lists its terms: forces are the same
-        where energies are, of the structure and of some around it.
+        Structure and name may differ, and the order in which a System lists its terms: forces are the same where
+        energies are, of the structure and of some around it.
 
         Args:
             other: the other one.
             masses: whether those of the System count, as in dynamics alone.
+            temperature: whether it counts.
         """
         difference = self.topology.difference(other.topology)
         if difference is not None:
@@ -151,8 +166,14 @@ class Molecule:
             return "its masses are others"
         if _constrained(mine) != _constrained(theirs):
             return "its constraints are others"
-        own, others = (_energies(system, self.positions) for system in (mine, theirs))
-        return None if np.allclose(own, others, rtol=1e-9, atol=SAME_ENERGY) else "its force field is another"
+        generator = np.random.default_rng(0)
+        around = [width * generator.standard_normal(self.positions.shape) for width in (0.0, 0.003, 0.01, 0.03)]
+        own, others = (_energies(system, self.positions + np.stack(around)) for system in (mine, theirs))
+        if not np.allclose(own, others, rtol=1e-9, atol=SAME_ENERGY):
+            return "its force field is another"
+        if temperature and abs(self.temperature - other.temperature) > SAME_TEMPERATURE:
+            return f"its temperature is {other.temperature:g} K, not {self.temperature:g} K"
+        return None
 
     def at(self, temperature: float) -> Molecule:
         """The same molecule at another temperature, K."""
@@ -182,12 +203,21 @@ def _constrained(system: openmm.System) -> set[tuple[int, int]]:
     return {(min(i, j), max(i, j)) for i, j in pairs}
 
 
-def _energies(system: openmm.System, positions: NDArray[np.float64]) -> list[float]:
-    """kJ/mol of a structure, and of some around it, in which every term takes part."""
+def _held_in_place(system: openmm.System, positions: NDArray[np.float64]) -> bool:
+    """Whether the energy is not that of distances, angles and torsions alone."""
+    if all(isinstance(force, INTERNAL_FORCES) for force in system.getForces()):
+        return False
+    moved = positions[:, [1, 2, 0]] + 1.0  # turned by a third
+    before, after = _energies(system, np.stack([positions, moved]))
+    return not np.isclose(before, after, rtol=1e-5, atol=0.1, equal_nan=True)  # forces may be of single precision
+
+
+def _energies(system: openmm.System, frames: NDArray[np.float64]) -> list[float]:
+    """kJ/mol of conformations (N, n, 3)."""
     platform = openmm.Platform.getPlatformByName("Reference")
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-    generator, energies = np.random.default_rng(0), []
-    for width in (0.0, 0.003, 0.01, 0.03):
-        context.setPositions(positions + width * generator.standard_normal(positions.shape))
+    energies = []
+    for positions in frames:
+        context.setPositions(positions)
         energies.append(context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
     return energies

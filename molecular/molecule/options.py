@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,9 +55,8 @@ class MoleculeOptions:
         if self.peptide is not None:
             from molecular.molecule.peptide import Peptide
 
-            for name in ("coordinates", "system", "implicit_solvent"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"--{name} goes with --structure, not with --peptide.")
+            others = ("coordinates", "system", "implicit_solvent")
+            refuse_given({name: getattr(self, name) for name in others}, "goes with --structure, not with --peptide")
             return Peptide(
                 self.peptide,
                 force_field=self.force_field,
@@ -80,6 +80,11 @@ class MoleculeOptions:
 
     def check_unused(self, reason: str) -> None:
         """Raise ValueError, with the reason, for the first option that was given."""
-        for name, value in vars(self).items():
-            if value is not None:
-                raise ValueError(f"--{name} {reason}; leave it out.")
+        refuse_given(vars(self), reason)
+
+
+def refuse_given(options: Mapping[str, object], reason: str) -> None:
+    """Raise ValueError, with the reason, for the first of some options, by name, that was given: that is not None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name} {reason}; leave it out.")

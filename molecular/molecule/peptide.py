@@ -17,7 +17,7 @@ from rdkit.Chem import rdDistGeom
 
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.sequences import PeptideSequence, SequenceResidue, parse_sequence
-from molecular.molecule.topology import D_NAMES
+from molecular.molecule.topology import D_NAMES, Topology
 
 CAPPED_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
@@ -260,6 +260,21 @@ def _heavy_atoms(molecule: Chem.Mol, sequence: PeptideSequence) -> list[tuple[in
         if name:
             atoms.append((place, (number, residue_name, name, atom.GetIdx())))
     return [record for _, record in sorted(atoms)]
+
+
+def usual_order(topology: Topology) -> list[int]:
+    """The atoms of a topology as `Peptide` lists them; as they are, where it is none of its peptides."""
+    as_they_are = list(range(topology.num_atoms))
+    if topology.sequence is None or len(topology.residues) == 1:
+        return as_they_are
+    sequence = parse_sequence(topology.sequence)
+    named = [(number - 1, name) for number, _, name, _ in _heavy_atoms(_graph(sequence), sequence)]
+    order = []
+    for heavy in (topology.atoms_by_name[residue].get(name) for residue, name in named):
+        if heavy is not None:
+            hydrogens = [atom for atom in topology.neighbours[heavy] if topology.elements[atom] == "H"]
+            order += [heavy, *sorted(hydrogens, key=topology.atom_names.__getitem__)]
+    return order if sorted(order) == as_they_are else as_they_are
 
 
 def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> NDArray[np.float64]:

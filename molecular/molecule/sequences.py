@@ -100,7 +100,10 @@ def parse_sequence(sequence: str, *, letters: bool = False) -> PeptideSequence:
     if re.search(r"\.\w{2,6}$", text):
         raise ValueError(f"sequence {sequence!r} is the name of a file; give it as --structure.")
     if text.lower().startswith(("cyclo", "c(")):
-        raise ValueError(f"sequence {sequence!r} is of a cyclic peptide; give a PDB file of it as --structure.")
+        raise ValueError(
+            f"sequence {sequence!r} is of a cyclic peptide; give a PDB file of it, with hydrogens and a CONECT "
+            "record of the bond that closes it, as --structure."
+        )
     parts = text.split("-")
     head = tail = None
     if len(parts) > 1 and parts[-1] in TAILS and not _is_ambiguous(parts[-1], parts[0] in HEADS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,16 @@ import openmm
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 from rdkit import Chem
+from scipy.spatial import cKDTree
 
+from molecular.molecule.matching import perceive_bonds
 from molecular.molecule.sequences import LETTERS
-from molecular.molecule.topology import ALLO_NAMES, D_NAMES, RESIDUES, Topology
+from molecular.molecule.topology import ALLO_NAMES, D_NAMES, RESIDUES, Topology, beyond_bond
 
 # Of the sum of the covalent radii. Start structures may be strained, but no bond is that far off.
 SHORTEST_BOND, LONGEST_BOND = 0.5, 1.7
 SOFTEST_BOND = 5e4  # kJ/mol/nm^2
+FARTHEST_BOND = 0.26  # nm, of two sulphurs
 # The volume of three unit arms is .7 at a tetrahedral centre; below this it is too flat to have a hand.
 FLATTEST = 0.2
 
@@ -55,6 +59,22 @@ def odd_bond(topology: Topology, positions: ArrayLike, system: openmm.System | N
     )
 
 
+def unnamed_bond(topology: Topology, positions: NDArray[np.float64]) -> str | None:
+    """Two heavy atoms of different residues, as near as bonded ones but not bonded, in words for a reader; or None.
+
+    Files often leave such bonds out, of cyclic and stapled peptides; atoms would be added in their stead.
+    """
+    heavy = [atom for atom, element in enumerate(topology.elements) if element != "H"]
+    pairs = np.array(heavy)[cKDTree(positions[heavy]).query_pairs(FARTHEST_BOND, output_type="ndarray")]
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    distances = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=-1)
+    near = dict(zip(map(tuple, pairs.tolist()), distances.tolist(), strict=True))
+    for i, j in sorted(set(perceive_bonds(topology.elements, distances, pairs)) - set(topology.bonds)):
+        if topology.residue_indices[i] != topology.residue_indices[j]:
+            return f"{topology.label(i)} and {topology.label(j)} are {near[i, j]:.3g} nm apart and not bonded"
+    return None
+
+
 def _stiff_bonds(system: openmm.System | None) -> list[tuple[int, int, float]]:
     """Atoms and length, nm, of each bond as stiff as chemical ones; softer ones may be restraints."""
     found = []
@@ -87,6 +107,40 @@ def named_by_hand(topology: Topology, positions: NDArray[np.float64]) -> Topolog
         if right != residue.name:
             residues[index] = replace(residue, name=right)
     return replace(topology, residues=tuple(residues))
+
+
+def with_right_hands(
+    topology: Topology, positions: NDArray[np.float64], movable: Collection[int]
+) -> NDArray[np.float64]:
+    """Positions (n, 3) in which movable atoms give no amino acid another hand than its name says.
+
+    Where they do, they become their mirror images in a plane of three atoms that stay, where there are these.
+    """
+    positions = positions.copy()
+    for residue, atoms in zip(topology.residues, topology.atoms_by_name, strict=True):
+        known = RESIDUES.get(residue.name)
+        if known is None:
+            continue
+        is_d = known.is_d
+        for centre, arms in [("CA", ("N", "C", "CB")), ("CB", _SECOND_ARMS.get(known.letter, ()))]:
+            volume = _volume(atoms, centre, arms, positions) if arms else 0.0
+            if not volume:
+                continue
+            wrong, is_d = (volume < 0.0) != is_d, volume < 0.0
+            first, second, last = sorted((atoms[name] for name in arms), key=movable.__contains__)
+            middle = atoms[centre]
+            if wrong and last in movable:
+                beyond = beyond_bond(topology.neighbours, middle, last) - {middle}
+                moved, plane = [atom for atom in atoms.values() if atom in beyond and atom in movable], middle
+            elif wrong and middle in movable:
+                moved, plane = [middle], last
+            else:
+                continue
+            normal = np.cross(positions[first] - positions[plane], positions[second] - positions[plane])
+            normal /= np.linalg.norm(normal)
+            positions[moved] -= 2.0 * np.outer((positions[moved] - positions[plane]) @ normal, normal)
+            is_d = not is_d
+    return positions
 
 
 def _volume(atoms: dict[str, int], centre: str, arms: tuple[str, ...], positions: NDArray[np.float64]) -> float:

@@ -247,13 +247,15 @@ class Topology:
     def select(self, atoms: Sequence[int]) -> Topology:
         """These atoms alone, in this order; residues in the order in which they first come."""
         place = {atom: number for number, atom in enumerate(atoms)}
-        order = list(dict.fromkeys(self.residue_indices[atom] for atom in atoms))
+        order = {
+            index: number for number, index in enumerate(dict.fromkeys(map(self.residue_indices.__getitem__, atoms)))
+        }
         bonds = {_pair(place[i], place[j]) for i, j in self.bonds if i in place and j in place}
         return Topology(
             tuple(self.atom_names[atom] for atom in atoms),
             tuple(self.elements[atom] for atom in atoms),
             tuple(self.residues[index] for index in order),
-            tuple(order.index(self.residue_indices[atom]) for atom in atoms),
+            tuple(order[self.residue_indices[atom]] for atom in atoms),
             tuple(sorted(bonds)),
         )
 

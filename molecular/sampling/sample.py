@@ -11,10 +11,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from molecular.data.ensembles import load_ensemble
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.storage import load_molecule
 from molecular.molecule.topology import Topology
 from molecular.sampling.shipped_flows import beyond_coverage, shipped_flow
 from molecular.sampling.targets import energy_for
@@ -71,18 +69,8 @@ def load_flow(molecule: Molecule, model: str | Path | None = None, device: str =
         raise ValueError(f"{model}: {error}") from error
 
 
-def reference_positions(molecule: Molecule, folder: str | Path | None = None) -> torch.Tensor | None:
-    """Positions of a reference ensemble: a simulation's folder, or the one shipped for the molecule, if any.
-
-    Raises FileNotFoundError for a folder without frames, ValueError for one of another molecule.
-    """
-    if folder is not None:
-        difference = molecule.topology.difference(load_molecule(folder).topology)
-        if difference is not None:
-            raise ValueError(
-                f"{folder} is of another molecule than {molecule.name}: {difference}; give a reference of it."
-            )
-        return load_ensemble(folder).positions
+def reference_positions(molecule: Molecule) -> torch.Tensor | None:
+    """Positions of the reference ensemble that is shipped for a molecule, if any."""
     sequence = molecule.topology.sequence
     path = SHIPPED / (sequence or "") / "reference.npz"
     if not path.is_file():

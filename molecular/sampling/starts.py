@@ -103,11 +103,14 @@ class EnsembleStarts:
             if not list_shards(folder):
                 raise UnreliableStarts(f"{self.folder} has no frames of it.")
         ensemble = load_ensemble(folder, num_atoms=molecule.num_atoms)
-        simulated = load_molecule(folder)
-        difference = simulated.difference(molecule)
-        if difference is None and simulated.temperature != molecule.temperature:
-            difference = f"its temperature is {simulated.temperature:g} K, not {molecule.temperature:g} K"
+        difference = molecule.difference(load_molecule(folder), temperature=True)
         if difference is not None:
             raise ValueError(f"{folder} holds a simulation of something else: {difference}; name another folder.")
+        if number > len(ensemble):
+            log.warning(
+                "%d replicas of %s start from %d frames: those that share one are not independent, as errors take them "
+                "to be; use fewer ladders, or simulate more frames first.",
+                *(number, molecule.name, len(ensemble)),
+            )
         order = torch.randperm(len(ensemble), generator=torch.Generator().manual_seed(seed))
         return ensemble.positions[order[torch.arange(number) % len(order)]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import torch
@@ -40,12 +40,13 @@ class Window:
     """As many conformations as fit into memory of a corpus that does not; a `BatchSource`.
 
     `refresh` replaces a quarter of them, the oldest, by the next of an endless stream. A resumed run draws the window
-    anew: it is the only part of a run that is not repeated exactly.
+    anew, and reads on in another order: it is the only part of a run that is not repeated exactly.
     """
 
     def __init__(self, stream: ConformationStream, size: int):
-        self._items = stream.items()
-        self._rows = list(islice(self._items, size))
+        self._stream = stream
+        self._items: Iterator[Item] | None = None
+        self._rows = list(islice(stream.items(), size))
         self._oldest = 0
 
     def __len__(self) -> int:
@@ -57,6 +58,10 @@ class Window:
 
     def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
         """Read on; the flow is not needed."""
+        if self._items is None:
+            # An order by the step: a run that is stopped again and again would only see what comes first in one.
+            self._stream.set_epoch(step)
+            self._items = self._stream.items()
         fresh: list[Item] = list(islice(self._items, max(len(self._rows) // 4, 1)))
         for item in fresh:
             self._rows[self._oldest] = item

@@ -12,7 +12,7 @@ from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.storage import load_molecule, save_molecule
+from molecular.molecule.storage import DESCRIPTION, load_molecule, save_molecule
 from molecular.training.initial import refuse_architecture
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
@@ -36,10 +36,16 @@ def train_on_ensemble(
 
     start_time: drop frames before it, ps. initial: folder of a trained flow to start from; architecture: of a new one.
     refit_marginals: whether the initial flow's fixed part is fitted anew. See `train_flow`. Raises FileNotFoundError or
-    ValueError for a folder without frames, an initial flow of another molecule, or settings that do not fit.
+    ValueError for a folder without frames, an initial flow of another molecule, an output with a flow of another
+    molecule or temperature, or settings that do not fit.
     """
     refuse_architecture(initial, architecture)
     molecule = load_molecule(data)
+    model = Path(output) / "model"
+    if (model / DESCRIPTION).is_file():
+        difference = molecule.difference(load_molecule(model), temperature=True)
+        if difference is not None:
+            raise ValueError(f"{model} is a flow of something else than {data}: {difference}; give another output.")
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
     if initial is None:
@@ -50,11 +56,10 @@ def train_on_ensemble(
         flow.given(molecule)
     if initial is None or refit_marginals:
         flow.fit_coordinates(training.positions)
-    result = train_flow(flow, molecule, training, validation, output, config, energy_weight=energy_weight)
-    # So that sampling needs the model alone.
-    with complete_folder(result.model) as folder:
+    # So that sampling needs the model alone, of a run that was stopped too.
+    with complete_folder(model) as folder:
         save_molecule(molecule, folder)
-    return result
+    return train_flow(flow, molecule, training, validation, output, config, energy_weight=energy_weight)
 
 
 def train_flow(
@@ -88,7 +93,7 @@ def train_flow(
     return fit(
         flow,
         FramesAndSamples(training, reduced),
-        {"inputs": validation.positions, "energy": validation.energies / reduced.kT},
+        {"inputs": validation.positions, "energy": reduced.of_frames(validation.positions, validation.energies)},
         config=config,
         objective=LogVariance(energy_weight=energy_weight, clip=CLIP),
         output=Path(output),
@@ -105,7 +110,7 @@ class FramesAndSamples:
 
     def __init__(self, frames: Ensemble, reduced: ReducedEnergy, num_samples: int = 8192):
         self.positions = frames.positions
-        self.energies = frames.energies / reduced.kT
+        self.energies = reduced.of_frames(frames.positions, frames.energies)
         self.reduced = reduced
         self.samples = frames.positions[:1].expand(num_samples, -1, -1).clone()
         self.sample_energies = torch.full((num_samples,), torch.inf, dtype=torch.float64)

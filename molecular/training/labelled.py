@@ -50,7 +50,7 @@ class LabelledFrames:
             order = torch.randperm(len(ensemble), generator=generator)
             self.reduced.append(reduced)
             self.frames.append(ensemble.positions[order])
-            self.energies.append(ensemble.energies[order] / reduced.kT)
+            self.energies.append(reduced.of_frames(ensemble.positions, ensemble.energies)[order])
         self.system = torch.repeat_interleave(torch.tensor([len(part) for part in self.frames]))
         self.starts = torch.tensor([0, *(len(part) for part in self.frames)]).cumsum(0)
         self.samples_per_molecule = samples_per_molecule

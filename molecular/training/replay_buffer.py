@@ -43,7 +43,7 @@ class OwnSamples:
     heart: none is more than one in so many. Cut weights are for training alone.
 
     propose: the proposal that a flow in training makes. context: ``(1, n, k)``, of a transferable flow. Raises
-    ValueError, in a round, where no sample so far has a finite energy.
+    ValueError, in the first round, where no draw has a finite energy.
     """
 
     def __init__(
@@ -147,12 +147,13 @@ class OwnSamples:
         weights = torch.zeros_like(self.log_weights)
         for number in self.sets.unique():
             weights[self.sets == number] = _share(self.log_weights[self.sets == number])
-        if not bool((weights > 0).any()):
-            raise ValueError(
-                f"none of the flow's {len(weights)} samples has a finite energy; train it further, or draw more."
-            )
         usable = torch.isfinite(self.energies)
         teacher = usable & (self.sets == 0)
+        if not bool(teacher.any()):
+            raise ValueError(
+                f"none of the flow's first {self.samples_per_round} samples has a finite energy; train it further, or "
+                "draw more."
+            )
         later = usable & (self.sets > 0) & (self.sets % 2 == 0)
         if not bool(later.any()):
             later = usable
@@ -167,7 +168,15 @@ class OwnSamples:
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the samples of a checkpoint; raises TypeError for what is no state of these rounds."""
+        """Go on with the samples of a checkpoint.
+
+        Raises ValueError for rounds of another size, TypeError for what is no state of such rounds.
+        """
+        if len(state["rows"]) != len(self):
+            raise ValueError(
+                f"the run was begun with rounds of {len(state['rows'])} rows, not {len(self)}; give the same "
+                "samples_per_round, num_particles and energy_weight, or choose another output folder."
+            )
         count, rounds = len(state["positions"]), len(state["steps"])
         rows = dict.fromkeys(("energies", "log_weights", "sets", "labels"), (count,)) | {"rows": (sum(self.sizes),)}
         wrong = [name for name, shape in rows.items() if state[name].shape != shape]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from molecular.energy.reduced import CLIP
 from molecular.flows.conformations import ConformationFlow
 from molecular.molecule.molecule import Molecule
+from molecular.molecule.storage import DESCRIPTION, load_molecule, save_molecule
 from molecular.sampling.smc import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import OwnSamples, drawn_seed
@@ -75,7 +76,7 @@ def improve(
     Args:
         flow: to train.
         molecule: what it is of, at the temperature that samples are weighted to.
-        output: folder for the model, checkpoints and logs.
+        output: folder for the model with its molecule, checkpoints and logs.
         config: of the training.
         samples_per_round: conformations drawn, and energies evaluated, in each round.
         teacher_weight: of the likelihood of the first flow's own samples beside that of the resampled ones, which keeps
@@ -87,8 +88,8 @@ def improve(
         batch_size: conformations decoded at once.
 
     Raises:
-        ValueError: numbers out of range, a flow whose samples have no finite energies, or particles of a flow that
-            `molecular.sampling.smc` cannot move.
+        ValueError: numbers out of range, a flow whose samples have no finite energies, particles of a flow that
+            `molecular.sampling.smc` cannot move, or a folder of a run for another molecule or temperature.
     """
     if samples_per_round < 2 or batch_size < 1:
         raise ValueError(
@@ -112,8 +113,12 @@ def improve(
         particles=_Particles(molecule, num_particles, moves_per_round, batch_size) if num_particles else None,
         batch_size=batch_size,
     )
-    # A run that goes on has its rounds in the checkpoint.
-    if latest_checkpoint(Path(output) / "checkpoints") is None:
+    # A run that goes on has its rounds in the checkpoint, with energies of the molecule that lies beside the model.
+    model = Path(output) / "model"
+    if latest_checkpoint(Path(output) / "checkpoints") is not None:
+        _refuse_other(model, molecule)
+    else:
+        save_molecule(molecule, model)
         log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)
         source.refresh(flow.eval(), 0, derived_generator(config.seed, REFRESH, 0))
     result = fit(
@@ -125,6 +130,18 @@ def improve(
         augment=flow.augmentation(molecule),
     )
     return Improvement(result, source.rounds(), source.num_energies)
+
+
+def _refuse_other(model: Path, molecule: Molecule) -> None:
+    """Raise ValueError for a run of another molecule, force field or temperature; earlier versions do not tell it."""
+    if not (model / DESCRIPTION).is_file():
+        return
+    begun = load_molecule(model)
+    difference = begun.difference(molecule)
+    if difference is None and begun.temperature != molecule.temperature:
+        difference = f"its temperature is {begun.temperature:g} K, not {molecule.temperature:g} K"
+    if difference is not None:
+        raise ValueError(f"{model} is of a run for something else: {difference}; choose another output folder.")
 
 
 def _proposal(student: nn.Module, molecule: Molecule) -> Proposal:

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.contexts import as_context, map_context
 from nflib.continuous.fields import evaluated
 from nflib.continuous.ode import ODEFlow
-from nflib.distributions import draw
 
 __all__ = ["DiffusionProposal", "velocity_and_score"]
 
@@ -42,10 +40,11 @@ class DiffusionProposal:
         score: s, a function ``(x, t, context)`` as the velocity is one (default: of the velocity, by the flow's path;
             that of `TwoSided` is to be learnt). At an end at which the path leaves no noise, the last step looks at
             its middle instead.
-        context: of all draws, one row, where the flow takes one.
+        context: of all draws, one, where the flow takes one; see `Flow.given`.
 
     Raises:
-        ValueError: num_steps below 1, an epsilon that is not positive, a path that needs a score of its own.
+        ValueError: num_steps below 1, an epsilon that is not positive, a path that needs a score of its own, a context
+            that does not fit.
 
     >>> from nflib.continuous import ODEFlow
     >>> from nflib.montecarlo import importance_sample
@@ -68,7 +67,7 @@ class DiffusionProposal:
         if num_steps < 1:
             raise ValueError(f"DiffusionProposal takes a positive number of steps, got {num_steps!r}.")
         start, stop = flow.span
-        self.flow, self.score, self.context = flow, score, as_context(context)
+        self.flow, self.score, self.given = flow, score, flow.given(context)
         self.step = (stop - start) / num_steps
         # Where the field is looked at before and after each step: not where its score divides by zero.
         self.looks = [start + k * self.step for k in range(num_steps)] + [stop]
@@ -88,10 +87,11 @@ class DiffusionProposal:
         self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws ``(num_samples, *event_shape)`` and what stands for the log-density of each, ``(num_samples,)``."""
-        base = self.flow._distribution
-        x = draw(base, num_samples, None, generator)
-        log_prob = base.log_prob(x)
-        context = map_context(lambda part: part.expand(num_samples, *part.shape[1:]), self.context)
+        context = self.given._expanded(num_samples)
+        embedded = self.flow._embedding_net(self.given.context)
+        x = self.flow._noise(num_samples, embedded, generator)
+        x = x if embedded is None else x[0]
+        log_prob = self.flow._base_log_prob(x, self.flow._embedding_net(context))
         velocity, score = self._field(x, self.looks[0], context)
         for look, epsilon in zip(self.looks[1:], self.epsilons, strict=True):
             scale = math.sqrt(2 * epsilon * self.step)

@@ -165,6 +165,7 @@ class Guided(_OfAnother):
     Args:
         field: what is guided.
         strength: w, a number (1: the conditional field itself), or a function of v_c and v_u such as `RatioAware`.
+            Raises ValueError for a guidance of autoregressive maps.
 
     It takes pairs of contexts, as `nflib.transforms.PairedContext` makes them: ``flow.guided(strength,
     unconditional)`` is the flow along the guided field, with the exact density of its own.
@@ -178,6 +179,11 @@ class Guided(_OfAnother):
 
     def __init__(self, field: Callable[..., Tensor], strength: Strength):
         super().__init__(field)
+        if hasattr(strength, "attention_temperature"):
+            raise ValueError(
+                f"a velocity is guided by a number, or a function of two velocities such as RatioAware; a "
+                f"{type(strength).__name__} guides autoregressive flows."
+            )
         self.strength = strength
 
     def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:

@@ -19,6 +19,7 @@ from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.distributions import as_base
 from nflib.flows.flow import Flow
+from nflib.inference import differentiates, without_autocast
 from nflib.interfaces import Decoder, Inversion
 from nflib.io.arguments import changed
 
@@ -68,6 +69,8 @@ class FlowMapTransform(Transform):
         self.num_steps, self.allowed_folds, self.noise_width = num_steps, allowed_folds, noise_width
         self.uses_context = takes_context(velocity, num_times=2)
 
+    @without_autocast
+    @differentiates
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``: each jump is inverted by Newton's method."""
         steps = self._steps(context)
@@ -79,6 +82,8 @@ class FlowMapTransform(Transform):
         """The data that noise becomes, and ``log|d data / d noise|``."""
         return self.invert(inputs, context)[:2]
 
+    @without_autocast
+    @differentiates
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
         """As `inverse`, and that nothing is left of an error."""
         steps = self._steps(context)

@@ -11,13 +11,16 @@ from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflib.contexts import map_context
 from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
 from nflib.continuous.steps import Step, as_leaf, check_resolved, inverted, jacobian, pushed
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
+from nflib.dtypes import widened
 from nflib.events import flattened
 from nflib.flows.flow import Flow
+from nflib.inference import differentiates, without_autocast
 from nflib.interfaces import Decoder, Inversion
 from nflib.io.arguments import changed
 
@@ -93,6 +96,13 @@ class ODETransform(Transform):
         """Whether log-densities are estimates, and so no weights."""
         return self.density == "hutchinson"
 
+    @property
+    def exact_forward(self) -> bool:
+        """Whether the log-determinant of `forward` is that of the very map that the inverse turns back."""
+        return self.density == "map"
+
+    @without_autocast
+    @differentiates
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``."""
         if self.density == "map":
@@ -106,6 +116,8 @@ class ODETransform(Transform):
         """The data that noise becomes, and ``log|d data / d noise|``."""
         return self.invert(inputs, context)[:2]
 
+    @without_autocast
+    @differentiates
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
         """As `inverse`. What the integrated trace gives is not quite the density of the x returned: see `forward`."""
         if self.density == "map":
@@ -229,8 +241,9 @@ def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor
     if not any(w.dtype.itemsize < 4 and w.is_floating_point() for w in (*velocity.parameters(), *velocity.buffers())):
         return velocity
     weights = {**dict(velocity.named_parameters()), **dict(velocity.named_buffers())}
-    narrow = {name: w.float() for name, w in weights.items() if w.is_floating_point() and w.dtype.itemsize < 4}
-    return lambda *inputs: torch.func.functional_call(velocity, narrow, inputs)
+    single = {name: widened(w) for name, w in weights.items()}
+    # A context comes as an embedding in half precision makes it.
+    return lambda *inputs: torch.func.functional_call(velocity, single, tuple(map_context(widened, i) for i in inputs))
 
 
 class ODEFlow(Flow):

@@ -137,7 +137,8 @@ class Linear(Path):
     def _coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
         slope = 1.0 - self.sigma_min
-        return _without_latent(1 - slope * t, t, -slope * one, one)
+        # Small differences of large numbers would lose the last digits of alpha near t = 1, here and below.
+        return _without_latent((1 - t) + self.sigma_min * t, t, -slope * one, one)
 
 
 @keep_arguments
@@ -146,8 +147,7 @@ class Trigonometric(Path):
     """``x_t = cos(pi t / 2) x0 + sin(pi t / 2) x1``: variance-preserving for data of unit variance."""
 
     def _coefficients(self, t: Tensor) -> Coefficients:
-        angle = 0.5 * math.pi * t
-        sine, cosine = angle.sin(), angle.cos()
+        sine, cosine = (0.5 * math.pi * t).sin(), (0.5 * math.pi * (1 - t)).sin()
         return _without_latent(cosine, sine, -0.5 * math.pi * sine, 0.5 * math.pi * cosine)
 
 

@@ -43,6 +43,9 @@ class Auto:
     def __deepcopy__(self, memo: dict[int, Any]) -> Auto:
         return self  # a map that is copied goes on with the same plan
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.plan, self.tolerance)  # locks are not pickled
+
     @torch.no_grad()
     def __call__(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> Inversion:
         setting = Setting.of(map, noise, prefix)

@@ -123,7 +123,7 @@ def fingerprint(map: CausalMap) -> str:
     """
     module = cast(nn.Module, map)
     known = _known.get(module)
-    if known is not None and [parameter._version for parameter in known[0]] == known[1]:
+    if known is not None and _versions(known[0]) == known[1]:
         return known[2]
     parameters = list(module.parameters())
     described = (type(map).__name__, *(tuple(parameter.shape) for parameter in parameters))
@@ -131,8 +131,13 @@ def fingerprint(map: CausalMap) -> str:
     read = [*parameters[:3], *parameters[-3:]]
     for parameter in read:
         digest.update(parameter.detach().flatten()[:4096].float().cpu().numpy().tobytes())
-    _known[module] = (read, [parameter._version for parameter in read], digest.hexdigest())
+    _known[module] = (read, _versions(read), digest.hexdigest())
     return digest.hexdigest()
+
+
+def _versions(parameters: list[nn.Parameter]) -> list[int]:
+    """How often each has been changed, of which tensors made in inference mode keep no count."""
+    return [0 if parameter.is_inference() else parameter._version for parameter in parameters]
 
 
 def device_name(device: torch.device) -> str:

@@ -25,10 +25,7 @@ def warmed_up(
     encoded_context: in full precision. Returns the guess and the number of sweeps.
     """
     rounded = in_precision(map, dtype)
-    parts = (
-        part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part for part in encoded_context
-    )
-    encoded_context = type(encoded_context)(*parts)
+    encoded_context = _in_dtype(encoded_context, dtype)
     sweeps, change = 0, float("inf")
     while change > WARMUP_TOLERANCE and sweeps < noise.shape[1] - 1:
         solved, _ = rounded.from_noise(noise, rounded.conditionals(guess.to(dtype), encoded_context))
@@ -38,6 +35,20 @@ def warmed_up(
         if change > SLOWEST_GAIN * last_change:
             break
     return guess, sweeps
+
+
+def _in_dtype(encoded_context: Any, dtype: torch.dtype) -> Any:
+    """What a map made of its context, a tensor or several in a container, with floating-point numbers in `dtype`."""
+
+    def converted(part: Any) -> Any:
+        return part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
+
+    if isinstance(encoded_context, dict):
+        return {name: converted(part) for name, part in encoded_context.items()}
+    if not isinstance(encoded_context, (tuple, list)):
+        return converted(encoded_context)
+    parts = map(converted, encoded_context)
+    return type(encoded_context)(*parts) if hasattr(encoded_context, "_fields") else type(encoded_context)(parts)
 
 
 def in_precision(map: Map, dtype: torch.dtype) -> Map:

@@ -11,7 +11,14 @@ from typing import Any, Self
 import torch
 from nflows.distributions import Distribution
 from nflows.flows import Flow as NFlowsFlow
-from nflows.transforms import Transform
+from nflows.transforms import (
+    ActNorm,
+    BatchNorm,
+    CompositeTransform,
+    InverseTransform,
+    MultiscaleCompositeTransform,
+    Transform,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,11 +28,15 @@ from nflib.distributions import ScaledNoise, as_base, draw
 from nflib.dtypes import as_dtype
 from nflib.events import flattened
 from nflib.flows.given import GivenFlow
+from nflib.inference import differentiates
 from nflib.interfaces import Decoder
 from nflib.io.arguments import changed
 from nflib.io.pretrained import Pretrained
 from nflib.transforms.guided import Guidance, PairedContext, guide
 from nflib.transforms.inversion import input_shape, invert, uses_context
+
+# Of nflows, what takes weights of any dtype: containers, and what multiplies number by number.
+ANY_DTYPE = (CompositeTransform, InverseTransform, MultiscaleCompositeTransform, ActNorm, BatchNorm)
 
 
 class Flow(Pretrained, NFlowsFlow):
@@ -73,7 +84,13 @@ class Flow(Pretrained, NFlowsFlow):
     @property
     def stochastic_density(self) -> bool:
         """Whether a part of the flow only estimates its log-determinant: such log-densities are no weights."""
-        return any(getattr(part, "stochastic_density", False) for part in self._transform.modules())
+        parts = (part for whole in (self._transform, self._distribution) for part in whole.modules())
+        return any(getattr(part, "stochastic_density", False) for part in parts)
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether the flow takes a context, as a flow that has this one as its base asks."""
+        return self._takes_context
 
     def log_prob(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
         """Log-density of each input.
@@ -188,6 +205,14 @@ class Flow(Pretrained, NFlowsFlow):
         rows = map_context(lambda part: part.repeat_interleave(num_samples, 0), as_context(context))
         return samples, self.log_prob(samples.flatten(0, 1), rows).view(samples.shape[:2])
 
+    def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        """Samples as a flow that has this one as its base draws them: `rsample`, for each row of any context."""
+        if context is None or self._takes_context:
+            return self.rsample(num_samples, context, generator=generator)
+        rows = num_rows(context)
+        return self.rsample(rows * num_samples, generator=generator).unflatten(0, (rows, num_samples))
+
+    @differentiates
     def score(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
         """The score, ``d log_prob(x) / dx``: same shape as inputs; works under `torch.no_grad` as well.
 
@@ -229,6 +254,7 @@ class Flow(Pretrained, NFlowsFlow):
     def decode(self, noise: Tensor, context: Any = None, *, decoding: Decoder | None = None) -> Tensor:
         """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
         self._check_evaluation()
+        noise = self._as_own_dtype(noise, "noise values")
         embedded = self._embedding_net(self._checked_context(context, len(noise)))
         return invert(self._transform, noise, embedded, check_decoder(decoding), density=False).tokens
 
@@ -303,7 +329,7 @@ class Flow(Pretrained, NFlowsFlow):
         decoder = check_decoder(decoding)
         self._check_evaluation()
         embedded = self._embedding_net(self._checked_context(context))
-        noise = draw(self._distribution, num_samples, embedded, generator)
+        noise = self._noise(num_samples, embedded, generator)
         rows = noise.shape[:2]
         if embedded is not None:
             noise = noise.flatten(0, 1)
@@ -316,12 +342,18 @@ class Flow(Pretrained, NFlowsFlow):
             return samples, log_prob
         return samples.unflatten(0, rows), log_prob.unflatten(0, rows)
 
+    def _noise(self, num_samples: int, embedded: Any, generator: torch.Generator | None) -> Tensor:
+        """Draws of the base, ``(num_samples, *event)``, or ``(rows, num_samples, *event)`` with a context."""
+        noise = draw(self._distribution, num_samples, self._base_context(embedded), generator)
+        # Bases of others draw in a dtype of their own.
+        return noise if (dtype := self._dtype()) is None else noise.to(torch.promote_types(dtype, torch.float32))
+
     def _decoded(
         self, noise: Tensor, embedded: Any, decoder: Decoder | None, with_log_prob: bool
     ) -> tuple[Tensor, Tensor]:
         """The samples x of this noise and their log-densities, which are not exact unless with_log_prob."""
         samples, logabsdet, residual, _ = invert(self._transform, noise, embedded, decoder, density=with_log_prob)
-        log_prob = self._distribution.log_prob(noise, context=embedded) - logabsdet
+        log_prob = self._base_log_prob(noise, embedded) - logabsdet
         if is_reporting() or (with_log_prob and residual != 0):
             # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
             with torch.no_grad():
@@ -331,7 +363,7 @@ class Flow(Pretrained, NFlowsFlow):
                 if len(samples):
                     record_round_trip(float(error.max()))
                 if residual != 0:
-                    log_prob = self._distribution.log_prob(own_noise, context=embedded) + logabsdet
+                    log_prob = self._base_log_prob(own_noise, embedded) + logabsdet
         return samples, log_prob
 
     def _log_prob_of(self, inputs: Tensor, context: Any) -> Tensor:
@@ -339,7 +371,16 @@ class Flow(Pretrained, NFlowsFlow):
 
     def _log_prob_given(self, inputs: Tensor, embedded: Any) -> Tensor:
         noise, logabsdet = self._transform(inputs, context=embedded)
-        return self._distribution.log_prob(noise, context=embedded) + logabsdet
+        return self._base_log_prob(noise, embedded) + logabsdet
+
+    def _base_log_prob(self, noise: Tensor, embedded: Any) -> Tensor:
+        # A flow as the base refuses a context that it does not take.
+        context = self._base_context(embedded) if self._base_uses_context() else None
+        return self._distribution.log_prob(noise, context=context)
+
+    def _base_context(self, embedded: Any) -> Any:
+        """Of a context as the transform takes it, that of the base."""
+        return embedded
 
     def _batches(self, values: Tensor, context: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Any]]:
         """Rows of both, at most batch_size at once; of no rows one batch, which is empty."""
@@ -365,10 +406,24 @@ class Flow(Pretrained, NFlowsFlow):
         weight = next(self.parameters(), None)
         return context if weight is None else map_context(lambda part: part.to(weight.device), context)
 
-    def _as_own_dtype(self, inputs: Tensor) -> Tensor:
+    def _as_own_dtype(self, inputs: Tensor, name: str = "inputs") -> Tensor:
         """Inputs in the dtype of the flow's arithmetic; raises ValueError where that would lose digits."""
+        return as_dtype(inputs, self._dtype(), name)
+
+    def _dtype(self) -> torch.dtype | None:
+        """The weights' dtype, None without weights; raises ValueError for one in which a part does not compute."""
         weight = next(self.parameters(), None)
-        return as_dtype(inputs, None if weight is None else weight.dtype)
+        if weight is None or weight.dtype.itemsize >= 4:
+            return None if weight is None else weight.dtype
+        for part in self._transform.modules():
+            # Ours keep tokens in single precision around a network in half precision; those of nflows know one dtype.
+            foreign = isinstance(part, Transform) and type(part).__module__.startswith("nflows.")
+            if foreign and not isinstance(part, ANY_DTYPE) and any(own.dtype.itemsize < 4 for own in part.parameters()):
+                raise ValueError(
+                    f"{type(part).__name__} of nflows does not compute with weights in {weight.dtype}: call "
+                    "flow.float() first."
+                )
+        return weight.dtype
 
     def _event_shape(self, embedded: Any) -> tuple[int, ...]:
         base = getattr(self._distribution, "event_shape", None)
@@ -376,7 +431,7 @@ class Flow(Pretrained, NFlowsFlow):
             base = getattr(self._distribution, "_shape", None)
         if base is None:
             raise ValueError(f"the base {type(self._distribution).__name__} does not say what shape its events have.")
-        return input_shape(self._transform, tuple(base(embedded) if callable(base) else base))
+        return input_shape(self._transform, tuple(base(self._base_context(embedded)) if callable(base) else base))
 
     def _base_uses_context(self) -> bool:
         return bool(getattr(self._distribution, "uses_context", True))
@@ -395,6 +450,9 @@ class GuidedFlow(Flow):
         embedding = PairedContext(unconditional, flow._embedding_net)
         transform = guide(flow._transform, guidance)
         super().__init__(transform, flow._distribution, embedding, context_shape=flow.context_shape)
+
+    def _base_context(self, embedded: Any) -> Any:
+        return map_context(lambda part: part[:, 0], embedded)  # that of the conditional branch: noise is not guided
 
 
 def check_decoder(decoder: Decoder | None) -> Decoder | None:

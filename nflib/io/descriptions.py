@@ -54,7 +54,7 @@ def describe(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Te
         CannotDescribe: naming the first value that has no description.
     """
     describer = _Describer()
-    return describer.mapping(arguments), describer.tensors
+    return describer.named(arguments), describer.tensors
 
 
 def rebuild(cls: type, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], largest: int | None = None) -> Any:
@@ -152,10 +152,14 @@ class _Describer:
         self._parts: dict[int, dict[str, Any]] = {}
         self._number = 0
 
+    def named(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments, which may have any names: they stand where no object can."""
+        return {name: self.value(value) for name, value in arguments.items()}
+
     def mapping(self, values: Mapping[str, Any]) -> dict[str, Any]:
         if not all(isinstance(name, str) for name in values) or set(values) in SHAPES:
             raise CannotDescribe(f"a mapping with the keys {', '.join(map(repr, values))} cannot be told in JSON.")
-        return {name: self.value(value) for name, value in values.items()}
+        return self.named(values)
 
     def value(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -174,7 +178,7 @@ class _Describer:
             return {
                 "partial": self.value(value.func),
                 "arguments": self.value(value.args),
-                "keywords": self.mapping(value.keywords),
+                "keywords": self.named(value.keywords),
             }
         if isinstance(value, (type, FunctionType)):
             if not _belongs(value.__module__, ALLOWED):
@@ -196,7 +200,7 @@ class _Describer:
             raise CannotDescribe(f"{type(part).__qualname__} does not keep its arguments.")
         description: dict[str, Any] = {"class": self._name(type(part)), "arguments": {}}
         self._parts[id(part)] = description
-        description["arguments"] |= {name: self.value(value) for name, value in arguments.items()}
+        description["arguments"] |= self.named(arguments)
         return description
 
     def _name(self, thing: type | FunctionType) -> str:
@@ -219,7 +223,10 @@ class _Rebuilder:
             # To Python, True is the number 1.
             if isinstance(value, bool) and name in parameters and parameters[name].annotation in NUMBERS:
                 raise ValueError(f"{name} is {value}, where a number belongs.")
-        return call_with(cls, {name: self.value(value, largest) for name, value in arguments.items()})
+        return call_with(cls, self.named(arguments, largest))
+
+    def named(self, arguments: Mapping[str, Any], largest: int | None) -> dict[str, Any]:
+        return {name: self.value(value, largest) for name, value in arguments.items()}
 
     def value(self, value: Any, largest: int | None) -> Any:
         if isinstance(value, int) and largest is not None and abs(value) > largest:
@@ -231,7 +238,7 @@ class _Rebuilder:
         if not isinstance(value, dict):
             return value
         if set(value) not in SHAPES:
-            return {name: self.value(item, largest) for name, item in value.items()}
+            return self.named(value, largest)
         if "class" in value:
             part = self.call(find_class(value["class"]), value["arguments"])
             if "id" in value:
@@ -248,6 +255,6 @@ class _Rebuilder:
             return dtype
         if "partial" in value:
             function = self.value(value["partial"], largest)
-            arguments, keywords = self.value(value["arguments"], largest), self.value(value["keywords"], largest)
+            arguments, keywords = self.value(value["arguments"], largest), self.named(value["keywords"], largest)
             return functools.partial(function, *arguments, **keywords)
         return _reference(value["reference"])

@@ -86,6 +86,7 @@ class Pretrained(nn.Module):
 
         Raises:
             OSError: the folder cannot be written, or the disk is full; what was there stays.
+            ValueError: a tensor is of numbers that safetensors files do not hold, such as complex128.
         """
         folder = Path(folder)
         config, tensors = self._description()

@@ -20,6 +20,9 @@ DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
     "C64": torch.complex64,
@@ -34,9 +37,13 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file, copying one tensor at a time, whatever memory tensors share.
 
-    dtypes: in which tensors are written, by name (default: their own).
+    dtypes: in which tensors are written, by name (default: their own). Raises ValueError for numbers of another kind
+    than torch's usual ones.
     """
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
+    strange = next((name for name, dtype in dtypes.items() if dtype not in NAMES), None)
+    if strange is not None:
+        raise ValueError(f"the tensor {strange!r} is of {dtypes[strange]}, which safetensors files do not hold here.")
     header, offset = {}, 0
     for name, tensor in tensors.items():
         end = offset + tensor.numel() * dtypes[name].itemsize

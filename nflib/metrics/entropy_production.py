@@ -126,7 +126,7 @@ def _matrix(diffusion: float | Tensor, size: int) -> Tensor:
     value = torch.as_tensor(diffusion).detach().double().cpu()
     if value.dim() == 0:
         value = value.expand(size)
-    matrix = value if value.dim() == 2 and size > 1 else torch.diag(value.flatten())
+    matrix = value if value.shape == (size, size) else torch.diag(value.flatten())
     if matrix.shape != (size, size):
         raise ValueError(f"the diffusion has the shape {tuple(value.shape)}, but an event has {size} numbers.")
     if not torch.equal(matrix, matrix.T) or int(torch.linalg.cholesky_ex(matrix).info) != 0:

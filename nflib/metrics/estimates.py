@@ -11,19 +11,23 @@ from torch import Tensor
 
 # An error this small beside the value is rounding.
 _ROUNDING = 1e-9
+# In place of an error that cannot be told.
+UNKNOWN = "± ?"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its standard error; the error is NaN where it is unknown."""
+    """A value and its standard error: NaN where none was estimated, infinite where none can be told."""
 
     value: float
     error: float = math.nan
 
     def __str__(self) -> str:
-        """The error to two digits and the value to the same place: 0.1234 ± 0.0056."""
-        if not math.isfinite(self.error) or not math.isfinite(self.value):
+        """The error to two digits and the value to the same place: 0.1234 ± 0.0056; "± ?" where none can be told."""
+        if math.isnan(self.error) or not math.isfinite(self.value):
             return f"{self.value:.4g}"
+        if math.isinf(self.error):
+            return f"{self.value:.4g} {UNKNOWN}"
         if self.error <= _ROUNDING * abs(self.value):
             return f"{self.value:.4g} ± 0"
         places = 1 - math.floor(math.log10(self.error))

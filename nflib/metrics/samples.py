@@ -12,6 +12,12 @@ def double(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
 
 
+def power_of_two(values: Tensor) -> Tensor:
+    """The largest power of two up to each of these (not negative) numbers, 1 for zero: division by it is exact."""
+    scale = values / (2 * torch.frexp(values).mantissa)
+    return torch.where(values > 0, scale, 1.0)
+
+
 def check_order(function: str, order: float) -> None:
     """ValueError for an order below one."""
     if not order >= 1:

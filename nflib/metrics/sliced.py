@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nflib.metrics.control_variates import VARIATES, Moments, controlled_terms
 from nflib.metrics.one_dimensional import quantile_distances
-from nflib.metrics.samples import as_pair, as_weights
+from nflib.metrics.samples import as_pair, as_weights, power_of_two
 
 __all__ = ["SlicedWasserstein", "projected_wasserstein", "random_directions", "sliced_wasserstein"]
 
@@ -104,14 +104,16 @@ def sliced_wasserstein(
     y_weights = as_weights("sliced_wasserstein", "y_weights", y_weights, len(y), x.device)
 
     directions = random_directions(num_directions, x.shape[1], generator).to(x.device)
-    values, moments = projected_wasserstein(x, y, directions, x_weights, y_weights)
+    # Control variates are squares of squares, which leave the range of numbers before their estimate does.
+    scale = power_of_two(torch.maximum(x.abs().max(), y.abs().max()))
+    values, moments = projected_wasserstein(x / scale, y / scale, directions, x_weights, y_weights)
     coefficients = values.new_zeros(0)
     if control_variate is not None:
         variates, means = VARIATES[control_variate](moments)
         values, coefficients = controlled_terms(values, variates, means, leave_one_out)
     return SlicedWasserstein(
-        squared=values.mean(),
-        standard_error=values.std() / math.sqrt(num_directions),
+        squared=values.mean() * scale * scale,
+        standard_error=values.std() / math.sqrt(num_directions) * scale * scale,
         coefficients=coefficients,
         num_directions=num_directions,
         control_variate=control_variate,

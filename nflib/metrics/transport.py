@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nflib.metrics.bottleneck import bottleneck
 from nflib.metrics.one_dimensional import NARROWEST, quantile_distances, wasserstein_of_quantiles
-from nflib.metrics.samples import as_pair, as_weights, check_order
+from nflib.metrics.samples import as_pair, as_weights, check_order, power_of_two
 
 __all__ = ["euclidean", "torus", "wasserstein"]
 
@@ -140,7 +140,7 @@ def _cut_offs(cost: np.ndarray) -> Iterator[float]:
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
     """Distances `(n, m)` of points `(n, 1, d)` and `(1, m, d)`."""
-    return torch.linalg.vector_norm(x - y, dim=-1)
+    return _length(x - y)
 
 
 def torus(period: float = 2 * math.pi) -> Metric:
@@ -150,9 +150,15 @@ def torus(period: float = 2 * math.pi) -> Metric:
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         difference = x - y
-        return torch.linalg.vector_norm(difference - period * torch.round(difference / period), dim=-1)
+        return _length(difference - period * torch.round(difference / period))
 
     return distance
+
+
+def _length(difference: Tensor) -> Tensor:
+    """Norms along the last dimension, also where squares are beyond the range of numbers."""
+    scale = power_of_two(difference.abs().amax(dim=-1, keepdim=True))
+    return torch.linalg.vector_norm(difference / scale, dim=-1) * scale.squeeze(-1)
 
 
 def import_pot() -> Any:

@@ -9,7 +9,7 @@ from nflib.montecarlo.importance import importance_sample
 from nflib.montecarlo.kernels import HMC, MALA, ULA, IndependentMetropolis
 from nflib.montecarlo.mixture import Mixture
 from nflib.montecarlo.resampling import resample
-from nflib.montecarlo.smc import SMCSamples, smc
+from nflib.montecarlo.smc import SMCSamples, check_smc_options, smc
 from nflib.montecarlo.temperatures import AdaptiveTemperatures, FixedTemperatures
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
@@ -34,6 +34,7 @@ __all__ = [
     "WeightedSamples",
     "as_proposal",
     "as_target",
+    "check_smc_options",
     "importance_sample",
     "resample",
     "run_chains",

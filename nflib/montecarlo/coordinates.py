@@ -96,6 +96,8 @@ def transform_back(samples: Samples, transform: Transform, batch_size: int = 102
 
     At most `batch_size` samples are transformed at once. Positions of samples without weight may be NaN.
     """
+    if samples.unclipped is not None:  # which are what is saved
+        return transform_back(samples.unclipped, transform, batch_size).truncate(samples.clipped)  # type: ignore[return-value]
     device = next((tensor.device for tensor in (*transform.parameters(), *transform.buffers())), samples.x.device)
     pieces = [transform.inverse(part.to(device)) for part in samples.x.split(batch_size)]
     x, logabsdet = (torch.cat(column).to(samples.x.device) for column in zip(*pieces, strict=True))

@@ -142,10 +142,12 @@ class _TorchDensity(_FromGlobalGenerator):
         except NotImplementedError:
             support = None
         inside = None if support is None else support.check(inputs)
+        # In the graph, so that gradients are zero, not missing, where no point is inside or the density is constant.
+        zero = flattened(0.0 * inputs).sum(dim=1)
         if inside is None or inside.all():
-            return self.distribution.log_prob(inputs)
-        # In the graph, so that gradients are zero, not missing, where no point is inside.
-        outside = 0.0 * flattened(inputs).sum(dim=1) - torch.inf
+            values = self.distribution.log_prob(inputs)
+            return values + zero if inputs.requires_grad and not values.requires_grad else values
+        outside = zero - torch.inf
         return outside.index_put((inside,), self.distribution.log_prob(inputs[inside]).to(outside))
 
     def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:

@@ -185,7 +185,10 @@ class WeightedSamples:
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
-        values = function(self.x[used]).to(torch.float64)
+        values = function(self.x[used])
+        if values.is_complex():
+            raise ValueError("expectation: the function returned complex numbers; return torch.view_as_real of them.")
+        values = values.to(torch.float64)
         if values.dim() == 0 or len(values) != len(weights):
             raise ValueError(
                 f"expectation: the function returned shape {tuple(values.shape)} for {len(weights)} samples; "

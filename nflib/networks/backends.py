@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import math
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from nflib.networks.cache import causal_mask
+from nflib.networks.kernels import differentiable
 
 BACKENDS = ("torch", "xformers")
 
@@ -58,13 +58,8 @@ def causal_attention(
             return causal_attention(query.float(), key.float(), value.float(), mask).to(value.dtype)
     if mask is None:
         mask = causal_mask(query.shape[-2], key.shape[-2], query)
-    if not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad):
-        return _torch_attention(query, key, value, mask)
-    if torch.compiler.is_compiling():
-        return _torch_attention(query, key, value, mask)
-    if torch._C._are_functorch_transforms_active():
-        return _explicit_attention(query, key, value, mask)
-    return _TwiceDifferentiable.apply(query, key, value, mask)  # type: ignore[no-any-return]
+    # torch's kernels have no second derivative.
+    return differentiable(_torch_attention, _explicit_attention, query, key, value, mask)
 
 
 def _torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -89,37 +84,6 @@ def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
     if mask is not None:
         scores = scores + (mask if mask.dim() == 2 else mask.unsqueeze(2))
     return (scores.softmax(-1) @ value.unsqueeze(2)).flatten(1, 2)
-
-
-class _TwiceDifferentiable(torch.autograd.Function):
-    """torch's attention, whose kernels have no second derivative, with the explicit one's where one is asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.once = _with_graph(query, key, value, mask)
-        return ctx.once[1].detach()  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants to differentiate this gradient
-            attended = _explicit_attention(query, key, value, mask)
-            needed = [part for part in (query, key, value) if part.requires_grad]
-            gradients = iter(torch.autograd.grad(attended, needed, gradient, create_graph=True))
-            return *(next(gradients) if part.requires_grad else None for part in (query, key, value)), None
-        once, ctx.once = ctx.once, None  # its memory is free after the first time
-        if once is None:
-            once = _with_graph(query, key, value, mask)
-        inputs, attended = once
-        return *torch.autograd.grad(attended, inputs, gradient), None
-
-
-@torch.enable_grad()
-def _with_graph(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """Attention with an autograd graph of its own, which begins at the inputs returned beside it."""
-    inputs = [part.detach().requires_grad_() for part in (query, key, value)]
-    return inputs, _torch_attention(inputs[0], inputs[1], inputs[2], mask)
 
 
 def _xformers_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.dtypes import as_dtype
+from nflib.networks.norms import LayerNorm
 from nflib.networks.positions import LearnedPositions
 
 
@@ -52,7 +53,7 @@ class VectorEmbedding(nn.Module):
         super().__init__()
         self.up = nn.Linear(size, channels)
         self.down = nn.Linear(channels, channels)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nflib.networks.kernels import differentiable
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with unit offset: ``x / rms(x) * (1 + weight)`` over the last dimension.
@@ -23,10 +25,25 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm` that accepts, and ignores, a per-token condition, as every norm here does."""
+    """`torch.nn.LayerNorm` that accepts, and ignores, a per-token condition, as every norm here does.
+
+    Its derivatives of any order are right; torch's own are not from the third on, such as those by the parameters of
+    the trace of a Hessian, or the Hessian of a score.
+    """
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return super().forward(x)
+        return differentiable(self._fast, self._explicit, x, self.weight, self.bias)
+
+    def _fast(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return nn.functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+    def _explicit(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        last = tuple(range(-len(self.normalized_shape), 0))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        centred = wide - wide.mean(last, keepdim=True)
+        normed = centred * torch.rsqrt(centred.square().mean(last, keepdim=True) + self.eps)
+        normed = normed if weight is None else normed * weight
+        return (normed if bias is None else normed + bias).to(x.dtype)
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -38,8 +55,8 @@ class AdaptiveLayerNorm(nn.Module):
 
     def __init__(self, channels: int, condition_channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
-        self.condition_norm = nn.LayerNorm(condition_channels)
+        self.norm = LayerNorm(channels, elementwise_affine=False)
+        self.condition_norm = LayerNorm(condition_channels)
         self.gain = nn.Linear(condition_channels, channels)
         self.bias = nn.Linear(condition_channels, channels, bias=False)
 

@@ -35,23 +35,28 @@ class TrainingConfig:
         final_learning_rate: floor of the cosine schedule, as a fraction of `learning_rate`.
         warmup_steps: steps of the linear warm-up; None takes `warmup_fraction` of the run.
         warmup_fraction: share of the run spent in the linear warm-up, where `warmup_steps` is None.
-        betas, epsilon: AdamW's moment decays and denominator offset.
+        betas: decays a step of AdamW's first and second moments.
+        epsilon: added to the denominator of AdamW's steps.
         weight_decay: decoupled decay; not applied to biases, norms, embeddings and other vectors.
         gradient_clip: largest norm of the gradient of all parameters; None leaves it.
         max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an
             error.
         ema_decay: decay per step of the averaged weights, 0 for none; early on it is at most (1 + n) / (10 + n).
         precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
-        seed: seeds the order of the data, augmentation, and whatever the model or objective draws.
+        seed: seeds the order of the data, augmentation, and whatever the model, the objective or the items of a dataset
+            draw, torch's global generator included.
         refresh_interval: steps between calls of the training data's `refresh`; None never calls it.
         num_workers: processes that load items of a torch `Dataset` ahead; 0 loads in this process.
-        validation_interval, validation_seconds: validate after so many steps, or so many seconds, whichever comes
-            first; None for either turns it off. The last step is always validated.
+        validation_interval: validate at every multiple of so many steps; None for not by steps. The last step is
+            always validated.
+        validation_seconds: validate where the last time is so many seconds ago; None for not by the clock.
         validation_batch_size: rows of a validation batch; None takes `batch_size`.
         keep_best: with validation data, the saved model is the one of lowest validation loss, else that of the
             last step.
-        checkpoint_interval, checkpoint_seconds: write a checkpoint after so many steps, or so many seconds; the first
-            one comes after a minute at the latest, and one at the end or when a signal stops the run.
+        checkpoint_interval: write a checkpoint at every multiple of so many steps; None for not by steps. There is one
+            at the end too, and when a signal stops the run.
+        checkpoint_seconds: write one where the last is so many seconds ago; None for not by the clock. The first comes
+            after a minute at the latest.
         checkpoints_kept: how many of the latest checkpoints stay on disk.
         resume: continue from the latest checkpoint in the output folder, if there is one; False raises ValueError
             instead.
@@ -102,7 +107,13 @@ class TrainingConfig:
     find_unused_parameters: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(map(float, self.betas)))  # YAML files give lists
+        try:
+            betas = tuple(map(float, self.betas))  # YAML files give lists
+        except (TypeError, ValueError):
+            betas = ()
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), not {self.betas!r}.")
+        object.__setattr__(self, "betas", betas)
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, np.generic):  # of which checkpoints could not be read without unpickling
@@ -124,8 +135,6 @@ class TrainingConfig:
         for name in ("final_learning_rate", "warmup_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a fraction, between 0 and 1, not {getattr(self, name)!r}.")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), not {self.betas!r}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay!r}.")
         if self.optimizer not in OPTIMIZERS:

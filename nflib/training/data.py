@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sized
-from itertools import count
+from itertools import count, tee
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nflib.contexts import map_context, num_rows
+from nflib.devices import seed_torch
 from nflib.dtypes import as_dtype
 from nflib.training.interruption import ignore_signals
-from nflib.training.seeds import EPOCH, derived_generator
+from nflib.training.seeds import DATA, EPOCH, derived_generator, derived_seed
 
 Batch = dict[str, Any]
 """Tensors of as many rows; a "context" may be a tuple of them, such as tokens and their padding mask."""
@@ -76,7 +77,23 @@ class DatasetSource:
         return len(cast(Sized, self.dataset))
 
     def batch(self, indices: Tensor) -> Batch:
-        return as_batch(default_collate([self.dataset[index] for index in indices.tolist()]))
+        return as_batch(default_collate(_items(self.dataset, indices.tolist())))
+
+
+class _Seeded(Dataset[Any]):
+    """Items of a dataset for `DataLoader`, by batches of a seed and row numbers, whichever worker loads them."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
+        torch.default_generator.manual_seed(batch[0])  # a forked worker must leave accelerators alone
+        return _items(self.dataset, batch[1])
+
+
+def _items(dataset: Any, indices: list[int]) -> list[Any]:
+    many = getattr(dataset, "__getitems__", None)  # as DataLoader asks for them
+    return [dataset[index] for index in indices] if many is None else many(indices)
 
 
 def as_batch(data: object) -> Batch:
@@ -223,20 +240,25 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Rows `part` of the batches from `step` on, each with its row numbers; workers load a torch Dataset
     ahead.
+
+    What items draw from torch's global generator, such as random crops, depends on the step and the part alone.
     """
-    numbers = (order.batch(now)[part] for now in count(step))
+    numbers: Iterator[tuple[int, Tensor]] = (
+        (derived_seed(order.seed, DATA, now, part.start), order.batch(now)[part]) for now in count(step)
+    )
     if num_workers and isinstance(source, DatasetSource):
-        ahead = (order.batch(now)[part].tolist() for now in count(step))
+        numbers, ahead = tee(numbers)
         loader = DataLoader(
-            source.dataset,
-            batch_sampler=cast(Any, ahead),
+            _Seeded(source.dataset),
+            batch_sampler=cast(Any, ((seed, indices.tolist()) for seed, indices in ahead)),
             num_workers=num_workers,
             worker_init_fn=ignore_signals,
         )
-        for indices, items in zip(numbers, loader, strict=False):
+        for (_, indices), items in zip(numbers, loader, strict=False):
             yield indices, as_batch(items)
     else:
-        for indices in numbers:
+        for seed, indices in numbers:
+            seed_torch(seed)
             yield indices, source.batch(indices)
 
 

@@ -74,7 +74,7 @@ class LossModule(nn.Module):
 
     def forward(
         self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 1.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Any]]:
         objective = self.objective.at(progress) if hasattr(self.objective, "at") else self.objective
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.mixed):
             loss, metrics = objective(self.flow, batch, generator)

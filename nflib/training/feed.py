@@ -60,7 +60,7 @@ class Feed:
             if self.augment is not None:
                 inputs = batch["inputs"]
                 path = config.seed, seeds.AUGMENTATION, step
-                inputs = self.augment(inputs, seeds.derived_generator(*path, device=inputs.device))
+                inputs = self.augment(inputs, seeds.seeded_generator(*path, device=inputs.device))
                 batch = {
                     name: map_context(itemgetter(part), value) for name, value in (batch | {"inputs": inputs}).items()
                 }

@@ -68,7 +68,8 @@ def fit(
         objective: (flow, batch, generator) -> (loss, scalars to log), where batch is a dict of tensors.
         output: Folder that gets `model/` (the saved flow), `checkpoints/` and `logs/`.
         augment: (inputs, generator) -> inputs, applied to every global training batch where the data lie.
-        callbacks: Called with the `TrainingState` after every step.
+        callbacks: Called with the `TrainingState` after every step. A run that one of them ended by `state.stop` goes on
+            too when `fit` is called again, until one does so again or the budget of `config` is spent.
 
     Returns:
         A summary; the flow itself is trained in place.
@@ -239,7 +240,11 @@ class _Run:
                 loss, metrics = self.loss(part, generator, done)
                 self.fabric.backward(loss / count)
             found.append((loss.detach(), metrics))
-        means = {name: torch.stack([metrics[name] for _, metrics in found]).mean() for name in found[0][1]}
+        # Scalars may be Python's numbers or counts: what is averaged, here and over processes, is as the loss.
+        means = {
+            name: torch.stack([torch.as_tensor(metrics[name]).detach().to(loss) for _, metrics in found]).mean()
+            for name in found[0][1]
+        }
         return torch.stack([loss for loss, _ in found]).mean(), means
 
     def _validate(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,15 +20,19 @@ from torch.nn import functional
 
 from nflib.events import flattened
 from nflib.interfaces import Target
+from nflib.montecarlo.densities import check_log_density
 
-Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Any]]]
 
 
 def log_density(flow: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """log q(x | context) of the batch's "inputs", given "context" if there is one: (B,), in nats, float32 or
     float64.
+
+    Raises ValueError unless it is one number a sample: beside weights or energies it would be broadcast.
     """
     log_prob = flow.log_prob(batch["inputs"], context=batch.get("context"))  # type: ignore[operator]
+    check_log_density("the flow's log_prob", log_prob, len(batch["inputs"]))
     return log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))
 
 
@@ -63,7 +67,8 @@ class LogVariance:
     together, so that a run on several gives the loss of one. Rows of infinite or NaN energy have no weight in
     the second term, and their share is logged.
 
-    Raises ValueError for a batch without "energy", negative weights or a clip that is not positive.
+    Raises ValueError for a batch without "energy", or with one that is not one number a row, negative weights or a clip
+    that is not positive.
     """
 
     energy_weight: float = 1.0
@@ -85,6 +90,10 @@ class LogVariance:
         if "energy" not in batch:
             raise ValueError("LogVariance needs 'energy', the reduced energies in kT, beside 'inputs' in every batch.")
         log_prob = log_density(flow, batch)
+        for name in ("energy", "is_data"):
+            if name in batch and batch[name].shape != log_prob.shape:
+                shape = tuple(batch[name].shape[1:])
+                raise ValueError(f"the data's {name!r} must be one number a row, not of shape {shape}.")
         energy = batch["energy"].to(log_prob.dtype)
         is_data = batch.get("is_data", torch.ones_like(log_prob)).to(log_prob.dtype)
         finite = torch.isfinite(energy)
@@ -181,6 +190,7 @@ class ReverseKL:
             points = x.detach().requires_grad_()
             log_q = log_density(flow, {"inputs": points})
             log_p = self.target.log_prob(points)
+            check_log_density("the target's log_prob", log_p, len(points))
             if not log_p.requires_grad:
                 raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
             integrand = log_q - log_p.to(log_q) / self.temperature

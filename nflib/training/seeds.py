@@ -7,7 +7,7 @@ import torch
 
 from nflib.devices import seed_torch
 
-EPOCH, AUGMENTATION, OBJECTIVE, REFRESH, VALIDATION = range(5)
+EPOCH, AUGMENTATION, OBJECTIVE, REFRESH, VALIDATION, DATA = range(6)
 
 
 def derived_seed(seed: int, *path: int) -> int:

@@ -25,7 +25,8 @@ class TrainingState:
         gradient_norm: Before clipping.
         metrics: Scalars of the objective at the last logged step.
         validation_loss: None unless this step was validated.
-        stop: Setting it ends the run after this step; under torchrun every process must set it alike.
+        stop: Setting it ends the run after this step, with a checkpoint; under torchrun every process must set it
+            alike. It is not kept: `fit` called again goes on from there until a callback sets it again.
     """
 
     flow: nn.Module

@@ -22,8 +22,8 @@ def mean_loss(loss: LossModule, preparation: Preparation, batch_size: int, seed:
     for start in range(0, len(source), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(source)))
         part = indices[rank_slice(len(indices), fabric.global_rank, fabric.world_size)]
+        generator = seeds.seeded_generator(seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device)
         batch = preparation(source.batch(part), part)
-        generator = seeds.derived_generator(seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device)
         value, _ = loss(fabric.to_device(batch), generator)
         total += process_mean(fabric, value).double().cpu() * len(indices)
     return float(total / len(source))

@@ -91,6 +91,11 @@ class Guided(AffineAutoregressive):
 
     def __init__(self, transform: AffineAutoregressive, guidance: Guidance):
         super().__init__()
+        if not hasattr(guidance, "attention_temperature"):
+            raise ValueError(
+                f"an autoregressive map is guided by a Guidance such as LinearGuidance(1.5), got {guidance!r}; numbers "
+                "and functions of two velocities guide ODE flows."
+            )
         self.transform = transform
         self.guidance = guidance
         self.decoding = transform.decoding
@@ -185,7 +190,9 @@ def guide(transform: Transform, guidance: Guidance) -> Transform:
     guided: dict[nn.Module, nn.Module] = {}
     _guide_children(holder, guidance, guided)
     if not guided:
-        raise ValueError("no map of this flow uses a context, so there is nothing to guide.")
+        raise ValueError(
+            "there is nothing to guide: no map of this flow that uses a context is autoregressive, or follows a velocity."
+        )
     return holder[0]  # type: ignore[return-value]
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from nflows.transforms import (
+    CompositeTransform,
+    InverseTransform,
+    MultiscaleCompositeTransform,
+    SqueezeTransform,
+    Transform,
+)
 from torch import Tensor
 
 from nflib.dtypes import FullPrecisionBuffers
@@ -39,9 +46,10 @@ def invert(
             inversion = inversion.then(invert(part, inversion.tokens, context, decoder, density=density))  # type: ignore[arg-type]
         return inversion
     if isinstance(transform, InverseTransform):
-        # Its inverse is the inner transform forwards, which is a formula wherever maps are exact.
+        # Its inverse is the inner transform forwards: a formula, unless a part says that it is not.
         outputs, logabsdet = transform.inverse(inputs, context)
-        return Inversion(outputs, logabsdet, 0.0)
+        exact = all(getattr(part, "exact_forward", True) for part in transform.modules())
+        return Inversion(outputs, logabsdet, 0.0 if exact else None)
     if not density and hasattr(transform, "generate"):
         return Inversion(transform.generate(inputs, context), inputs.new_zeros(len(inputs)), None)
     own = getattr(transform, "invert", None)
@@ -61,9 +69,34 @@ def uses_context(transform: Transform) -> bool:
 
 def input_shape(transform: Transform, output_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of an event that the transform takes to one of `output_shape`; parts that do not say keep shapes."""
+    return _mapped_shape(transform, tuple(output_shape), backwards=True)
+
+
+def _mapped_shape(transform: Any, shape: tuple[int, ...], *, backwards: bool) -> tuple[int, ...]:
+    """The shape of what a transform, or its inverse, makes of an event of this shape."""
+    if isinstance(transform, InverseTransform):
+        return _mapped_shape(transform._transform, shape, backwards=not backwards)
     if isinstance(transform, CompositeTransform):
-        for part in reversed(list(transform._transforms)):  # type: ignore[arg-type]
-            output_shape = input_shape(part, output_shape)  # type: ignore[arg-type]
-        return tuple(output_shape)
-    own = getattr(transform, "input_shape", None)
-    return tuple(output_shape) if own is None else tuple(own(output_shape))
+        parts = list(transform._transforms)
+        for part in reversed(parts) if backwards else parts:
+            shape = _mapped_shape(part, shape, backwards=backwards)
+        return shape
+    if isinstance(transform, MultiscaleCompositeTransform):
+        return _shape_of_scales(transform) if backwards else (math.prod(shape),)
+    if isinstance(transform, SqueezeTransform):
+        (channels, *sides), factor = shape, transform.factor
+        if backwards:
+            return (channels // factor**2, *(side * factor for side in sides))
+        return (channels * factor**2, *(side // factor for side in sides))
+    own = getattr(transform, "input_shape" if backwards else "output_shape", None)
+    return shape if own is None else tuple(own(shape))
+
+
+def _shape_of_scales(transform: Any) -> tuple[int, ...]:
+    """The shape of an event that nflows' multiscale transform takes, whose parts split off what is done."""
+    *others, last = zip(transform._transforms, transform._output_shapes, strict=True)
+    shape = _mapped_shape(last[0], tuple(last[1]), backwards=True)
+    axis = transform._split_dim - 1
+    for part, done in reversed(others):
+        shape = _mapped_shape(part, (*shape[:axis], shape[axis] + done[axis], *shape[axis + 1 :]), backwards=True)
+    return shape

@@ -17,6 +17,9 @@ class _Rearrangement(ClosedForm):
     def input_shape(self, output_shape: Sequence[int]) -> tuple[int, ...]:
         return self.event_shape
 
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        return self.token_shape
+
     def _to_tokens(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
 

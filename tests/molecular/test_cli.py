@@ -325,6 +325,11 @@ def test_a_model_knows_its_molecule(model, tmp_path):
         (["sample", "--moves", "3"], "--moves goes with --sampler smc or auto; leave it out."),
         (["sample", "--conditional_ess", "0.5"], "--conditional_ess goes with --sampler smc or auto"),
         (["sample", "--sampler", "auto", "--kernel", "bogus"], "there is no kernel 'bogus'"),
+        (["sample", "--num_samples", "1"], "num_samples is 1 and num_draws 1; ask for 2 samples or more"),
+        (
+            ["sample", "--sampler", "auto", "--num_draws", "9"],
+            "num_samples is 10000 and num_draws 9; ask for 2 samples",
+        ),
         (["simulate", "--picoseconds", "1", "--flow_draws", "10"], "--flow_draws goes with --flow; leave it out."),
         (["simulate", "--picoseconds", "1", "--flow_tempered", "true"], "--flow_tempered goes with --flow"),
         (["simulate", "--picoseconds", "1", "--test_fraction", "0.2"], "--test_fraction goes with --sequences"),

@@ -54,6 +54,12 @@ def write_simulation(folder, sequence, x, energies, temperatures):
 # --- names
 
 
+def test_a_folder_whose_name_holds_the_sign(positions, tmp_path):
+    folder = write_samples(tmp_path / "T=300", "Ace-A-Nme", positions)
+    assert read_samples(str(folder)).name == "" and read_samples(f"mine={folder}").name == "mine"
+    assert len(read_ensemble(folder)[0]) == 100
+
+
 def test_names(positions, tmp_path):
     for name in ("a", "b", "c"):
         write_samples(tmp_path / name, "Ace-A-Nme", positions, **({"sampler": "smc"} if name == "c" else {}))
@@ -113,9 +119,9 @@ def test_a_shipped_reference_of_other_physics_is_told(alanine):
 
 
 def test_frames_of_another_molecule_are_no_reference(inputs, alanine):
-    assert len(reference_positions(alanine, inputs / "simulation")) == 100
-    with pytest.raises(ValueError, match="simulation is of another molecule than AAA: it has 22 atoms, not 33"):
-        reference_positions(Peptide("AAA"), inputs / "simulation")
+    assert len(read_reference(inputs / "simulation", alanine)[0]) == 100
+    with pytest.raises(ValueError, match="is a simulation of another molecule than AAA: it has 22 atoms, not 33"):
+        read_reference(inputs / "simulation", Peptide("AAA"))
 
 
 def test_samples_have_no_start_time(inputs, tmp_path):

@@ -200,7 +200,7 @@ def test_two_states_in_closed_form(alanine, states):
         assert math.isnan(result[row, "energy_w1"].error)
     # Contiguous halves: 500 A against 200 A + 300 B.
     assert result[FLOOR, "energy_w1"].value == pytest.approx(0.6 * GAP)
-    assert "tica_w2" not in result.units and any("no trajectories" in note for note in result.notes)
+    assert "tica_w2" not in result.units and any("need a reference of trajectories" in note for note in result.notes)
 
 
 def test_bootstrap_errors_are_those_of_the_binomial(alanine, states):

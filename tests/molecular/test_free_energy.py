@@ -27,11 +27,13 @@ from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.report import save_analysis
 from molecular.analysis.reweighting import reweight, reweight_to
 from molecular.analysis.shares import Shares, shares_of
+from molecular.data.ensembles import Ensemble
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Residue, Topology
 from molecular.molecule.torsions import named_backbone_torsions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.diagnostics import effective_sample_size
+from nflib.montecarlo.genealogy import Resamplings
 
 KT = 2.5
 GRID = np.linspace(-2.5, 2.5, 200_001)
@@ -254,6 +256,38 @@ def test_untrusted_weights_state_no_error():
     shares, refusal = shares_of(conformations, [])
     assert "independent draws" in refusal
     assert math.isinf(shares.log_ratio(torch.arange(1000) % 2 == 0, torch.arange(1000) % 2 == 1)[1])
+
+
+def test_a_share_near_the_smallest_number_is_a_population():
+    weights = torch.tensor([0.5, 0.5, 0.0, 1e-313], dtype=torch.float64)
+    rare = torch.tensor([False, False, True, True])
+    assert population(Shares(weights), rare).value < 1e-300
+    assert difference(Shares(weights), rare, ~rare, 1.0, "kT").value == pytest.approx(-math.log(1e-313), rel=1e-3)
+
+
+def test_what_weights_were_like_before_a_resampling_counts(alanine):
+    """As `WeightedSamples.refusal` has it: equal weights of particles hide the tail that they were resampled from."""
+    x = torch.as_tensor(alanine.positions).repeat(100, 1, 1)
+    inside = {"half": lambda positions: torch.arange(len(positions)) % 2 == 0}
+    for k, error in ((0.5, 0.05), (0.9, math.inf)):
+        samples = WeightedSamples(x, torch.zeros(100), ancestors=torch.arange(100), resamplings=Resamplings(pareto_k=k))
+        found = analyse(samples, alanine, [], basins=inside)
+        assert found.populations["half"].error == pytest.approx(error, rel=0.02)
+        assert (samples.refusal in found.notes) == (k > 0.7)
+        warmer = analyse(samples, alanine, [], basins=inside, target=alanine.at(301.0), energies=torch.zeros(100))
+        assert math.isinf(warmer.populations["half"].error) == (k > 0.7)
+
+
+def test_another_force_field_sees_positions_as_they_were_stored(alanine, turned):
+    """Energies of an ensemble are of positions before rounding: against its own force field all still weigh alike."""
+    x = turned[0]
+    x = (x[:50] * 1000).round() / 1000
+    count = torch.zeros(50, dtype=torch.int64)
+    exact = 30.0 * torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    frames = Ensemble(x, exact, count, torch.arange(50.0).double(), count)
+    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(alanine.system))
+    same = Molecule(alanine.topology, system, alanine.positions, alanine.temperature)
+    assert analyse(frames, alanine, ["rg"], target=same).effective_sample_size == pytest.approx(50, rel=1e-3)
 
 
 def test_ratio_of_overlapping_and_of_empty_basins():
@@ -505,7 +539,7 @@ def test_analysis_for_another_temperature_and_force_field(constant, temperature)
     assert np.abs(scores).max() < 4.0
     assert 0.5 < np.mean(scores**2) < 2.0
     assert (analysis.temperature, analysis.source_temperature, analysis.unit) == (temperature, 300.0, "kJ/mol")
-    assert "Pareto k" in analysis.notes[0]
+    assert "effective sample size" in analysis.notes[0] and "nan" not in analysis.notes[0]
     given = reweight_to(WeightedConformations(positions), molecule, target, energies)
     computed = reweight_to(WeightedConformations(positions), molecule, target)
     torch.testing.assert_close(given.conformations.weights(), computed.conformations.weights(), rtol=1e-3, atol=0.0)

@@ -460,8 +460,12 @@ def test_another_molecule_is_told_in_one_sentence(clean, tmp_path):
     glycine = Peptide("Ace-G-Nme")
     with pytest.raises(ValueError, match=r"run.pdb holds no molecule like Ace-G-Nme \(C5H10N2O2\); .* C6H12N2O2"):
         import_trajectory(glycine, [tmp_path / "run.pdb"], tmp_path / "out")
-    with pytest.raises(ValueError, match=r"run.npz has 22 atoms but 19 were expected"):
+    with pytest.raises(ValueError, match=r"run.npz has 22 atoms but Ace-G-Nme has 19; give the topology"):
         import_trajectory(glycine, [tmp_path / "run.npz"], tmp_path / "out")
+    glycine.save_pdb(tmp_path / "other.pdb")
+    write_dcd(tmp_path / "run.dcd", clean.positions)
+    with pytest.raises(ValueError, match=r"run.dcd has 22 atoms but \S*other.pdb has 19; give the topology"):
+        import_trajectory(clean.molecule, [tmp_path / "run.dcd"], tmp_path / "out", topology=tmp_path / "other.pdb")
     # The same atoms with other bonds, and without a topology to tell it.
     np.savez(tmp_path / "order.npz", positions=clean.positions[:, ::-1])
     with pytest.raises(

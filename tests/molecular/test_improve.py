@@ -9,6 +9,7 @@ import torch
 from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
 from molecular.commands.improvement import RECORD
+from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import sample
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import OwnSamples
@@ -136,6 +137,18 @@ def test_one_heavy_sample_does_not_become_all_rows():
     assert source.rounds()[0]["effective_sample_size_fraction"] == pytest.approx(0.01, abs=1e-6)
 
 
+def particles_without_draws():
+    """Particles of finite energy, whatever the draws are."""
+
+    class Particles:
+        count = 5
+
+        def __call__(self, student, last, generator):
+            return WeightedSamples(torch.ones(5, 1, 1), torch.zeros(5), log_target=torch.zeros(5)), 5
+
+    return Particles()
+
+
 def test_rejected_samples_are_rows_of_no_part_and_high_energies_no_labels():
     class Line:
         def sample_and_log_prob(self, num_samples, *, generator=None):
@@ -152,8 +165,23 @@ def test_rejected_samples_are_rows_of_no_part_and_high_energies_no_labels():
     high = batch["inputs"].flatten() < 20
     assert high.any()
     assert torch.equal(torch.isinf(batch["energy"]), high)
-    nothing = OwnSamples(lambda _: Line(), lambda x: x.flatten() * torch.nan, 100, teacher_weight=0.5, labelled=True)
-    with pytest.raises(ValueError, match="finite energy"):
+
+
+@pytest.mark.parametrize("particles", [None, particles_without_draws()], ids=["draws", "particles"])
+def test_first_draws_without_an_energy_are_refused(particles):
+    class Line:
+        def sample_and_log_prob(self, num_samples, *, generator=None):
+            return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
+
+    nothing = OwnSamples(
+        lambda _: Line(),
+        lambda x: x.flatten() * torch.nan,
+        100,
+        teacher_weight=0.5,
+        labelled=True,
+        particles=particles,
+    )
+    with pytest.raises(ValueError, match="none of the flow's first 100 samples has a finite energy; train it further"):
         nothing.refresh(torch.nn.Identity(), 0, torch.Generator())
 
 
@@ -181,6 +209,14 @@ def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path):
     assert records[0] == records[1]
     assert records[0]["num_energies"] == 40
     assert [part["step"] for part in records[0]["rounds"]] == [0, 2]
+    # Sampling needs the model alone, and energies over another kT are not gone on with.
+    assert load_molecule(tmp_path / "whole" / "model").difference(Peptide("GG")) is None
+    for options, words in (
+        (["--temperature", "350"], "its temperature is 310 K, not 350 K; choose another output folder"),
+        (["--samples_per_round", "30"], "begun with rounds of 60 rows, not 90; give the same samples_per_round"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            improve(tmp_path / "teacher", tmp_path / "whole", *options)
 
 
 def test_a_run_with_particles_goes_on_where_it_was_stopped(flow, tmp_path):

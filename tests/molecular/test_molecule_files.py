@@ -259,6 +259,22 @@ def test_what_is_no_molecule():
         Molecule(topology, system, x)
 
 
+def test_forces_that_know_where_a_molecule_is():
+    """Flows and simulations take the energy for that of its shape: recentred, a restraint would be another."""
+    topology, system, x = build("butane")
+    pair = openmm.CustomCompoundBondForce(2, "100*(distance(p1, p2) - 0.3)^2")
+    pair.addBond([0, 3], [])
+    system.addForce(pair)
+    Molecule(topology, system, x)
+    restraint = openmm.CustomExternalForce("1000*((x - 1)^2 + y^2 + z^2)")
+    restraint.addParticle(0, [])
+    nested = openmm.CustomCVForce("restraint")
+    nested.addCollectiveVariable("restraint", restraint)
+    system.addForce(nested)
+    with pytest.raises(ValueError, match="moved and turned as a whole.*CustomExternalForce"):
+        Molecule(topology, system, x)
+
+
 def test_options():
     with pytest.raises(ValueError, match="either --peptide or --structure"):
         MoleculeOptions().build()

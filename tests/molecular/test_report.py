@@ -8,12 +8,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from molecular import Peptide
 from molecular.analysis import WeightedConformations, evaluate
 from molecular.analysis.compare import describe
 from molecular.analysis.report.figures import distance_histogram, torsion_names
-from molecular.analysis.report.viewer import view_data, view_of
+from molecular.analysis.report.viewer import superposed, view_data, view_of
 from molecular.analysis.sources import name_ensembles, read_reference, read_samples
 from molecular.commands import main
 from molecular.dynamics.frames import Frames, shard_path, write_shard
@@ -225,3 +226,19 @@ def test_distances(positions):
 def test_torsion_names():
     assert torsion_names(Peptide("AG")) == [("φ of GLY 2", "ψ of ALA 1")]
     assert torsion_names(Peptide("AGV")) == [("φ of GLY 2", "ψ of GLY 2")]
+
+
+@pytest.mark.parametrize("flat", [0.0, 1.0], ids=["in a plane", "in space"])
+def test_conformations_are_superposed(flat):
+    """Turned and moved copies come back, without reflections, those of atoms in a plane too."""
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(5, 3)) * [1.0, 1.0, flat]
+    target[4] = rng.normal(size=3)  # an atom that is not aligned by
+    turns = Rotation.random(20, random_state=1).as_matrix()
+    found = superposed(target @ turns + rng.normal(size=(20, 1, 3)), target, [0, 1, 2, 3])
+    aligned = target - target[:4].mean(axis=0)
+    if flat:
+        np.testing.assert_allclose(found, np.broadcast_to(aligned, found.shape), atol=1e-10)
+    np.testing.assert_allclose(found[:, :4], np.broadcast_to(aligned[:4], found[:, :4].shape), atol=1e-10)
+    mirrored = superposed(target[None] * [1.0, 1.0, -1.0], target, range(5))[0]
+    assert np.isclose(np.linalg.det(mirrored[:3] - mirrored[4]), -np.linalg.det(target[:3] - target[4]))

@@ -13,6 +13,8 @@ from openmm import app, unit
 from molecular import Molecule, Peptide
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
+from molecular.molecule.peptide import minimise
+from molecular.molecule.structure_checks import named_by_hand, with_right_hands
 from molecular.molecule.topology import Residue, Topology
 from tests.molecular.small_molecules import build, write
 from tests.molecular.test_molecule_files import VACUUM, assert_energies_are_openmms
@@ -154,6 +156,48 @@ def test_missing_heavy_atoms_are_added_by_pdbfixer(chain, tmp_path, caplog):
         assert np.linalg.det(x[1:] - x[0]) > 1e-4  # L
 
 
+@pytest.mark.parametrize(
+    ("sequence", "lost", "keep"),
+    [
+        ("Ace-AR-Nme", "CG", lambda line: True),
+        ("GIN", "CG2", is_heavy),
+        ("AT", "CG2", is_heavy),
+        ("GV", "CB", is_heavy),
+    ],
+)
+def test_completed_peptides_have_their_usual_order_and_hand(sequence, lost, keep, tmp_path):
+    """pdbfixer puts what it adds behind the rest, and makes allo-isoleucine of isoleucine without CG2."""
+    pytest.importorskip("pdbfixer")
+    peptide = Peptide(sequence, force_field=VACUUM)
+    path = write_pdb(tmp_path / "x.pdb", peptide.pdb_string(), lambda line: keep(line) and line[12:16].strip() != lost)
+    assert peptide.topology.difference(read_molecule(path, force_field=VACUUM).topology) is None
+
+
+@pytest.mark.parametrize(
+    ("corners", "moved"),
+    [
+        (("CA", "N", "C"), ("CB", "CG1", "CG2", "CD1")),
+        (("CB", "CA", "CG1"), ("CG2",)),
+        (("CB", "CA", "CG2"), ("CG1", "CD1")),
+        (("N", "C", "CB"), ("CA",)),
+    ],
+)
+def test_movable_atoms_get_the_hand_of_their_name(corners, moved):
+    peptide = Peptide("Ace-I-Nme", force_field=VACUUM)
+    heavy = peptide.topology.select([k for k, element in enumerate(peptide.topology.elements) if element != "H"])
+    x = peptide.positions[[element != "H" for element in peptide.topology.elements]]
+    atoms = heavy.atoms_by_name[1]
+    rows = [atoms[name] for name in moved]
+    origin, one, other = x[[atoms[name] for name in corners]]
+    normal = np.cross(one - origin, other - origin)
+    mirrored = x.copy()
+    mirrored[rows] -= 2.0 * np.outer((x[rows] - origin) @ normal, normal) / (normal @ normal)
+    assert named_by_hand(heavy, mirrored) != heavy
+    np.testing.assert_allclose(with_right_hands(heavy, mirrored, set(rows)), x, atol=1e-12)
+    np.testing.assert_array_equal(with_right_hands(heavy, mirrored, set()), mirrored)
+    np.testing.assert_array_equal(with_right_hands(heavy, x, set(rows)), x)
+
+
 def test_missing_heavy_atoms_without_pdbfixer(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pdbfixer", None)
     with pytest.raises(ValueError, match=r"does not know all of x.*HIS.*pip install pdbfixer") as error:
@@ -276,3 +320,34 @@ def test_angstroms_are_refused():
     peptide = Peptide("Ace-G-Nme", force_field=VACUUM)
     with pytest.raises(ValueError, match="no whole structure in nm"):
         Molecule(peptide.topology, peptide.system, 10.0 * peptide.positions)
+
+
+def test_a_bond_that_closes_a_ring_is_never_replaced_by_two_ends(tmp_path):
+    """Hydrogens and a second oxygen were added in its stead: another molecule, without a word."""
+    pytest.importorskip("pdbfixer")
+    field = app.ForceField(*VACUUM)
+    peptide = Peptide("GAGA", force_field=VACUUM)
+    first, last = peptide.topology.atoms_by_name[0], peptide.topology.atoms_by_name[-1]
+    modeller = app.Modeller(peptide.topology.to_openmm(), peptide.positions * unit.nanometer)
+    ends = {first["H2"], first["H3"], last["OXT"]}
+    modeller.delete([atom for atom in modeller.topology.atoms() if atom.index in ends])
+    atoms = {(atom.residue.index, atom.name): atom for atom in modeller.topology.atoms()}
+    nitrogen, carbon = atoms[0, "N"], atoms[3, "C"]
+    modeller.topology.addBond(nitrogen, carbon)
+    system = field.createSystem(modeller.topology)
+    ring = Topology.of(modeller.topology)
+    pulled = minimise(system, np.array(modeller.positions.value_in_unit(unit.nanometer)))
+    text = Molecule(ring, system, pulled, name="ring").pdb_string()
+    bond = f"CONECT{nitrogen.index + 1:5d}{carbon.index + 1:5d}"
+
+    named = write_pdb(tmp_path / "named.pdb", text)
+    named.write_text(named.read_text().replace("\nEND", f"\n{bond}\nEND"))
+    assert read_molecule(named, force_field=VACUUM).topology.difference(ring) is None
+    with pytest.raises(ValueError, match="N of GLY 1 and C of ALA 4 are 0.1.* not bonded; name it in a CONECT record"):
+        read_molecule(write_pdb(tmp_path / "x.pdb", text), force_field=VACUUM)
+    bare = write_pdb(tmp_path / "bare.pdb", text, is_heavy)
+    numbers = {(line[22:26].strip(), line[12:16].strip()): line[6:11] for line in bare.read_text().splitlines()}
+    bond = f"CONECT{numbers['1', 'N']}{numbers['4', 'C']}"
+    bare.write_text(bare.read_text().replace("\nEND", f"\n{bond}\nEND"))
+    with pytest.raises(ValueError, match="does not know all of bare"):
+        read_molecule(bare, force_field=VACUUM)

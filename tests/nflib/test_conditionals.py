@@ -63,8 +63,8 @@ def test_densities_are_continuous_through_pi():
                 assert (plain.log_prob(ahead) - plain.log_prob(behind)).abs().max() > 1e-2
     turns = torch.zeros_like(x)
     turns[..., [0, 2]] = 2 * math.pi * torch.arange(-1.0, 3.0, dtype=torch.float64).view(1, 4, 1)
-    with torch.no_grad():
-        torch.testing.assert_close(flow.log_prob(x + turns), flow.log_prob(x), rtol=0, atol=1e-8)
+    with torch.no_grad():  # the flow is so steep, 1e7 a radian, that rounding x + turns moves its density
+        torch.testing.assert_close(flow.log_prob(x + turns), flow.log_prob(x), rtol=0, atol=1e-6)
 
 
 def test_base_of_normals_and_angles():

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from nflows.distributions import StandardNormal as NFlowsStandardNormal
 from nflows.distributions.uniform import BoxUniform
-from nflows.transforms import CompositeTransform, IdentityTransform, Transform
+from nflows.transforms import (
+    CompositeTransform,
+    IdentityTransform,
+    InverseTransform,
+    MultiscaleCompositeTransform,
+    SqueezeTransform,
+    Transform,
+)
 from torch import Tensor, nn
 
 from nflib import Flow, decoding
+from nflib.continuous import Heun, MLPVelocity, ODEFlow, ODETransform
 from nflib.decoding import Jacobi
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
-from nflib.transforms import LinearGuidance
+from nflib.transforms import LinearGuidance, Standardize, VectorPatches
 
 SMALL = {"channels": 32, "num_blocks": 2, "layers_per_block": 1, "head_dim": 16}
 
@@ -243,6 +253,143 @@ def test_hessians(conditional):
     y = x.clone().requires_grad_()
     (twice,) = torch.autograd.grad(flow.score(y)[0, 1], y)
     torch.testing.assert_close(twice[0], hessian[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_third_derivatives(norm):
+    """Of the trace of the Hessian, by a parameter, as score matching takes it."""
+    flow = make((3,), norm=norm).double()
+    x = torch.randn(1, 3, dtype=torch.float64).requires_grad_()
+    weight = flow._transform._transforms[1].network.proj_in.weight
+
+    def trace() -> Tensor:
+        score = flow.score(x)
+        return sum(torch.autograd.grad(score[0, k], x, create_graph=True)[0][0, k] for k in range(3))
+
+    (gradient,) = torch.autograd.grad(trace(), weight)
+    step, traces = 1e-5 * torch.randn_like(weight), []
+    for factor in (1, -2):
+        with torch.no_grad():
+            weight += factor * step
+        traces.append(trace())
+    torch.testing.assert_close((gradient * step).sum(), (traces[0] - traces[1]).detach() / 2, rtol=1e-5, atol=1e-12)
+
+
+def test_forward_derivatives():
+    flow = make((4,)).double().requires_grad_(False)
+    x, direction = torch.randn(2, 3, 4, dtype=torch.float64)
+    (_, along) = torch.func.jvp(flow.log_prob, (x,), (direction,))
+    torch.testing.assert_close(along, (flow.score(x) * direction).sum(1), rtol=1e-9, atol=1e-9)
+
+
+# --- inference mode ---
+
+
+@pytest.mark.parametrize("build", [make, lambda: ODEFlow(MLPVelocity(6), (6,))])
+def test_derivatives_in_inference_mode(build):
+    flow, x = build(), torch.randn(2, 6)
+    flow.requires_grad_(False)
+    expected = flow.log_prob(x), flow.score(x)
+    with torch.inference_mode():
+        torch.testing.assert_close((flow.log_prob(x), flow.score(x)), expected)
+        drawn, log_prob = flow.sample_and_log_prob(2, seed=0)
+    torch.testing.assert_close(flow.log_prob(drawn), log_prob, rtol=0, atol=1e-4)
+    assert flow.score(drawn).shape == (2, 6)
+
+
+def test_a_flow_made_in_inference_mode_plans_its_decoding():
+    with torch.inference_mode():
+        assert make().sample(2, decoding=decoding.Auto()).shape == (2, 6)
+
+
+# --- bases ---
+
+
+def test_a_flow_is_the_base_of_another():
+    inner, std = make().double(), torch.linspace(0.5, 2, 6).double()
+    flow = Flow(Standardize(torch.zeros(6), std), inner)
+    x, log_prob = flow.rsample_and_log_prob(3, seed=0)
+    torch.testing.assert_close(log_prob, inner.log_prob(x / std.float()) - std.float().double().log().sum())
+    (own,) = torch.autograd.grad(x.sum(), inner._transform._transforms[1].network.proj_out.bias)
+    generator = torch.Generator().manual_seed(0)
+    same = inner.rsample(3, generator=generator) * std.float()
+    torch.testing.assert_close(x, same)
+    (expected,) = torch.autograd.grad(same.sum(), inner._transform._transforms[1].network.proj_out.bias)
+    torch.testing.assert_close(own, expected)
+
+
+def test_a_base_flow_that_takes_no_context_stands_under_a_map_that_does():
+    conditional = make(context_shape=(3,))
+    transform = CompositeTransform([conditional._transform, InverseTransform(VectorPatches((6,), 1))])
+    flow, context = Flow(transform, make()).double(), torch.randn(2, 3, dtype=torch.float64)
+    x, log_prob = flow.sample_and_log_prob(4, context, seed=0)
+    expected = flow.log_prob(x.flatten(0, 1), context.repeat_interleave(4, 0))
+    torch.testing.assert_close(log_prob.flatten(), expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="takes no context"):
+        Flow(Standardize(torch.zeros(6), torch.ones(6)), make()).sample(2, context)
+
+
+def test_samples_have_the_gradient_of_a_base_of_torch():
+    location = torch.zeros(6, requires_grad=True)
+    base = torch.distributions.Independent(torch.distributions.Normal(location, 1.0), 1)
+    flow = Flow(Standardize(torch.zeros(6), 2 * torch.ones(6)), base)
+    (gradient,) = torch.autograd.grad(flow.rsample(3, seed=0).sum(), location)
+    torch.testing.assert_close(gradient, torch.full((6,), 6.0))
+    assert not flow.sample(3).requires_grad
+
+
+def test_a_base_that_only_estimates_is_told():
+    inner = ODEFlow(MLPVelocity(6), (6,), density="hutchinson")
+    flow = Flow(Standardize(torch.zeros(6), torch.ones(6)), inner)
+    assert flow.stochastic_density and flow.given().stochastic_density
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bases_of_others_draw_in_the_dtype_of_the_flow(dtype):
+    normal = torch.distributions.Normal(torch.zeros(6, 1), 1.0)
+    other = torch.distributions.Normal(torch.zeros(6, 1, dtype=torch.float64), 1.0)
+    for base in (NFlowsStandardNormal((6, 1)), *(torch.distributions.Independent(own, 2) for own in (normal, other))):
+        assert Flow(make()._transform, base).to(dtype).sample(2).dtype == dtype
+
+
+def test_noise_to_decode_is_converted_as_inputs_are():
+    flow = make()
+    with pytest.raises(ValueError, match="noise values are float64"):
+        flow.decode(torch.zeros(2, 6, 1, dtype=torch.float64))
+    assert flow.double().decode(torch.zeros(2, 6, 1)).dtype == torch.float64
+
+
+# --- compositions ---
+
+
+def test_the_inverse_of_an_integrated_trace_is_not_taken_for_exact(perturb):
+    velocity = perturb(MLPVelocity(2, channels=16), 0.3).double()
+    transform = InverseTransform(ODETransform(velocity, Heun(2), "trace"))
+    flow = Flow(transform, StandardNormal((2,))).double()
+    x, log_prob = flow.sample_and_log_prob(4, seed=0)
+    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=0, atol=1e-12)
+
+
+def test_events_of_transforms_that_change_shapes():
+    scales = MultiscaleCompositeTransform(2)
+    scales.add_transform(IdentityTransform(), scales.add_transform(SqueezeTransform(), (4, 2, 2)))
+    for transform, shape in (
+        (SqueezeTransform(), (4, 2, 2)),
+        (InverseTransform(SqueezeTransform()), (1, 4, 4)),
+        (scales, (16,)),
+        (InverseTransform(VectorPatches((6,), 2)), (6,)),
+    ):
+        flow = Flow(transform, StandardNormal(shape))
+        assert flow.event_shape == tuple(flow.sample(1).shape[1:])
+        assert flow.given().sample((2,)).shape == (2, *flow.event_shape)
+
+
+def test_a_flow_with_a_decoder_that_plans_itself_is_pickled():
+    flow = make()
+    flow._transform._transforms[1].decoding = decoding.Auto(tolerance=1e-3)
+    again = pickle.loads(pickle.dumps(flow))
+    assert again._transform._transforms[1].decoding.tolerance == 1e-3
+    torch.testing.assert_close(again.sample(2, seed=0), flow.sample(2, seed=0), rtol=0, atol=1e-2)
 
 
 # --- given ---

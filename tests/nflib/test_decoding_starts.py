@@ -481,3 +481,32 @@ def test_an_affine_guess_has_the_latents_dtype_and_is_finite_where_it_is(dtype):
     guess = start.guess(z)
     assert guess.dtype == dtype and guess.isfinite().all()
     assert torch.equal(guess[0], torch.ones(2, 2, dtype=dtype)) and guess[1, 1, 0] == z[1, 1, 0]
+
+
+class OwnMap(AffineAutoregressive):
+    """A map of somebody's own, which encodes its context in its own way."""
+
+    token_size, uses_context = 2, False
+
+    def __init__(self, encoded: Any):
+        super().__init__()
+        self.linear, self.encoded, self.decoding = nn.Linear(2, 2), encoded, Sequential()
+
+    def encode_context(self, context: Any) -> Any:
+        return self.encoded
+
+    def new_cache(self, batch_size: int, num_tokens: int, encoded_context: Any) -> Any:
+        return SimpleNamespace(dtype=torch.float32)
+
+    def conditionals(self, tokens: Tensor, encoded_context: Any, cache: Any = None, start: int = 0, stop: Any = None):
+        before = nn.functional.pad(tokens, (0, 0, 1, 0))[:, start : tokens.shape[1] if stop is None else stop]
+        shift = torch.tanh(self.linear(before)).float()
+        return shift, 0.1 * shift
+
+
+@pytest.mark.parametrize("encoded", [None, torch.ones(2), (torch.ones(2), None), {"ones": torch.ones(2)}])
+@pytest.mark.parametrize("decoder", [Jacobi(1e-6, warmup=torch.bfloat16), Auto()])
+def test_warm_up_of_contexts_encoded_in_any_way(encoded, decoder):
+    own, noise = OwnMap(encoded), torch.randn(3, 5, 2)
+    found = own.invert(noise, decoder=decoder).tokens
+    torch.testing.assert_close(found, own.invert(noise).tokens, rtol=0, atol=1e-3)

@@ -364,3 +364,19 @@ def test_names_are_the_shortest_public_ones():
     for thing in (lambda x: x, spline_coupling, object(), {1: 2}, {"same": 1}, nn.Parameter(torch.ones(1))):
         with pytest.raises(CannotDescribe):
             describe({"thing": thing})
+
+
+class AnyNames(nn.Module):
+    def __init__(self, dtype=None, tensor=None, reference=None):
+        super().__init__()
+        self.arguments = (dtype, tensor, reference)
+
+
+@pytest.mark.parametrize("name", ["dtype", "tensor", "reference"])
+def test_an_argument_may_have_a_name_that_objects_are_told_by(name):
+    description, tensors = describe({name: torch.float64})
+    built = rebuild(AnyNames, description, tensors)
+    assert built.arguments == AnyNames(**{name: torch.float64}).arguments
+    description, tensors = describe({"tensor": functools.partial(nn.Linear, **{name: 3})})
+    made = rebuild(AnyNames, json.loads(json.dumps(description)), tensors).arguments[1]
+    assert made.func is nn.Linear and made.keywords == {name: 3}

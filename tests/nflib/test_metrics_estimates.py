@@ -53,6 +53,7 @@ def test_errors_of_distances_are_their_spread(distance):
 def test_too_few_samples_have_no_error():
     assert math.isnan(bootstrap(mean, torch.ones(1)).error)
     assert math.isnan(grouped_jackknife(mean, torch.randn(19)).error)
+    assert str(Estimate(0.5, math.inf)) == "0.5 ± ?" and str(Estimate(math.inf, math.inf)) == "inf"
     assert str(Estimate(0.5)) == "0.5" and str(Estimate(0.12345, 0.0056)) == "0.1235 ± 0.0056"
 
 

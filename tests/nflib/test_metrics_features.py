@@ -126,3 +126,10 @@ def test_precision_and_recall_by_brute_force(neighbours):
 def test_mistakes(function, x, y, words):
     with pytest.raises(ValueError, match=words):
         function(x, y)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_precision_and_recall_do_not_mind_an_offset(offset):
+    real = torch.randn(100, 4, generator=generator(), dtype=torch.float64)
+    generated = torch.randn(100, 4, generator=generator(1), dtype=torch.float64) + 1
+    assert precision_recall(real + offset, generated + offset) == precision_recall(real, generated)

@@ -360,6 +360,16 @@ def test_standard_errors_of_skewed_weights(sigma, widest):
     assert 0.9 < np.median(reported) / np.sqrt(np.mean(errors**2)) < widest
 
 
+def test_complex_expectations_are_refused_not_cut():
+    samples = weighted(torch.zeros(100))
+    with pytest.raises(ValueError, match="complex numbers; return torch.view_as_real"):
+        samples.expectation(lambda x: torch.exp(1j * x))
+    value, _ = samples.expectation(lambda x: torch.view_as_real(torch.exp(1j * x[:, 0])))
+    torch.testing.assert_close(
+        value, torch.stack([torch.arange(100.0).cos(), torch.arange(100.0).sin()]).double().mean(1)
+    )
+
+
 def test_reweighting_to_another_target():
     """From a normal density to others: normalisers and moments in closed form, over 60 runs within their errors."""
     narrow = BoltzmannDensity(lambda x: 0.75 * (x - 0.2).square().sum(dim=-1))  # variance 2/3 around 0.2

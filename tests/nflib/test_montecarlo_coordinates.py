@@ -147,3 +147,14 @@ def test_transformed_proposal_has_the_density_of_its_draws():
 def test_score_scales_of_a_normal_density_are_its_widths():
     scales = score_scales(Normal(DIM, 0.5), 4000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(scales, torch.full_like(scales, 0.5), rtol=0.1, atol=0)
+
+
+def test_clipped_samples_are_saved_in_the_coordinates_they_have(tmp_path):
+    y = importance_sample(Normal(DIM), BoltzmannDensity(energy), 100, seed=0)
+    clipped = transform_back(y.truncate(0.1), affine())
+    clipped.save(tmp_path / "samples.npz")
+    loaded = WeightedSamples.load(tmp_path / "samples.npz")
+    assert len(clipped) == 90 and clipped.clipped == 0.1
+    for samples in (clipped, loaded):
+        torch.testing.assert_close(samples.x, transform_back(y, affine()).truncate(0.1).x)
+        torch.testing.assert_close(samples.unclipped.x, affine().inverse(y.x)[0])

@@ -359,3 +359,24 @@ def test_the_dtype_in_which_weights_are_written(flow, tmp_path, dtype):
     x = torch.randn(2, 1, 4, 4, dtype=torch.promote_types(dtype, torch.float32))
     expected = flow.log_prob(x.float()).to(x.dtype)
     torch.testing.assert_close(again.log_prob(x), expected, rtol=0, atol=1 if dtype == torch.bfloat16 else 1e-4)
+
+
+class Table(Pretrained):
+    """A buffer of some kind of numbers."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.register_buffer("table", torch.arange(3).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.complex64], ids=str)
+def test_tables_of_other_numbers_come_back(dtype, tmp_path):
+    loaded = Table.from_pretrained(Table(dtype).save_pretrained(tmp_path))
+    assert loaded.table.dtype == dtype and loaded.table.tolist() == [0, 1, 2]
+    assert load_file(tmp_path / WEIGHTS_NAME)["table"].dtype == dtype
+
+
+def test_numbers_that_a_file_does_not_hold_are_named(tmp_path):
+    with pytest.raises(ValueError, match="the tensor 'table' is of torch.complex128"):
+        Table(torch.complex128).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

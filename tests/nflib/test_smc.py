@@ -432,3 +432,14 @@ def test_draws_that_are_there_are_not_drawn_again():
     ):
         with pytest.raises(ValueError, match=words):
             smc(Normal(DIM), TARGET, 1000, **wrong)
+
+
+@pytest.mark.parametrize("kernel", [MALA(), ULA(), HMC()])
+def test_a_constant_density_has_gradient_zero(kernel):
+    box = torch.distributions.Independent(torch.distributions.Uniform(-torch.ones(2), 2 * torch.ones(2)), 1)
+    target = BoltzmannDensity(lambda x: 2.0 * x.square().sum(dim=-1))
+    samples = smc(box, target, 1000, kernel=kernel, seed=0)
+    exact = math.log(math.pi / 2) + 2 * math.log((math.erf(2**0.5) + math.erf(2 * 2**0.5)) / 2)
+    assert abs(samples.log_normalizer - exact) < 3 * samples.log_normalizer_standard_error < 0.3
+    half = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
+    assert smc(half, box, 50, kernel=kernel, temperatures=[1.0], seed=0).log_normalizer == pytest.approx(-math.log(9))

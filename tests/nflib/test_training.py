@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from nflib.training import (
     maximum_likelihood,
 )
 from nflib.training.data import EpochOrder
+from nflib.training.feed import Augmentation
 from nflib.training.optimizer import parameter_groups
 from nflib.training.schedule import learning_rate
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
@@ -167,6 +169,8 @@ def test_callback_stops_the_run(tmp_path: Path) -> None:
 
     result = fit(Gaussian(), normal(64, 2), config=configuration(), output=tmp_path, callbacks=[stop])
     assert result.steps == 3 and (tmp_path / "checkpoints" / "step-000000003").is_dir()
+    again = fit(Gaussian(), normal(64, 2), config=configuration(), output=tmp_path, callbacks=[stop])
+    assert again.steps == configuration().max_steps  # it goes on, past the step that the callback waits for
 
 
 def test_global_random_state_is_given_back(tmp_path: Path) -> None:
@@ -212,6 +216,60 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -
         assert torch.equal(weights[name], resumed_weights[name])
     third = Record()
     assert run(tmp_path / "parts", third)[0].steps == 12 and not third.losses  # a finished run stays as it is
+
+
+class RandomItems(torch.utils.data.Dataset):
+    """Items that draw from torch's global generator, as random crops do."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return index / 50 + torch.randn(3)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "augment"),
+    [
+        (RandomItems(), {}, None),
+        (RandomItems(), {"num_workers": 2}, None),
+        (normal(50, 3), {}, lambda inputs, generator: inputs + torch.randn_like(inputs)),
+    ],
+    ids=["items", "workers", "augmentation"],
+)
+def test_what_data_draw_from_the_global_generator_is_resumed_too(
+    tmp_path: Path, data: object, settings: dict[str, object], augment: Augmentation | None
+) -> None:
+    config = configuration(max_steps=8, checkpoint_interval=3, **settings)
+    losses: dict[str, list[float]] = {}
+    for seed, (folder, fail_at) in enumerate([("whole", None), ("parts", 4), ("parts", None)]):
+        torch.manual_seed(seed)
+        record = Record(fail_at)
+        with pytest.raises(InterruptedError) if fail_at else nullcontext():
+            fit(Gaussian(3), data, config=config, output=tmp_path / folder, augment=augment, callbacks=[record])
+        losses[f"{folder}-{fail_at}"] = record.losses
+    assert losses["parts-4"] == losses["whole-None"][:4]
+    assert losses["parts-None"] == losses["whole-None"][3:]
+
+
+def test_validation_draws_the_same_numbers_every_time(tmp_path: Path) -> None:
+    def noisy(flow: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> object:
+        return maximum_likelihood(flow, {"inputs": batch["inputs"] + torch.randn_like(batch["inputs"])}, generator)
+
+    config = configuration(learning_rate=1e-12)
+    fit(Gaussian(3), normal(50, 3), RandomItems(), config=config, objective=noisy, output=tmp_path)  # type: ignore[arg-type]
+    values = logged(tmp_path, "validation_loss")
+    assert len(values) == 3 and values == pytest.approx(values[:1] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [3, 3.0, True, torch.tensor(3), torch.tensor(True), torch.tensor(3.0).double()])
+def test_scalars_to_log_may_be_numbers_of_any_kind(tmp_path: Path, value: object) -> None:
+    def objective(flow: nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> object:
+        return maximum_likelihood(flow, batch, generator)[0], {"mine": value}
+
+    config = configuration(max_steps=2, accumulation=2)
+    fit(Gaussian(), normal(20, 2), config=config, objective=objective, output=tmp_path)  # type: ignore[arg-type]
+    assert logged(tmp_path, "mine") == [float(value)] * 2  # type: ignore[arg-type]
 
 
 class Growing:
@@ -412,6 +470,8 @@ def test_too_many_skipped_steps_are_an_error_naming_the_step(tmp_path: Path) -> 
         ({"precision": "16"}, "bf16-mixed"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"betas": (0.9,)}, "betas"),
+        ({"betas": 0.9}, "betas must be two numbers"),
+        ({"betas": ("high", 0.9)}, "betas must be two numbers"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"warmup_fraction": 2.0}, "fraction"),
     ],

@@ -321,3 +321,30 @@ def test_sizes_and_seeds_are_whole_numbers(name: str, value: object) -> None:
 def test_settings_are_numbers(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a (whole )?number, not {value!r}"):
         configuration(**{name: value})
+
+
+class Column(Gaussian):
+    """Its densities are a column, `(B, 1)`."""
+
+    def log_prob(self, inputs: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        return super().log_prob(inputs)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("flow", "data", "objective", "message"),
+    [
+        (Column(), {"weights": torch.ones(20)}, maximum_likelihood, "log_prob returned log-densities of shape (16, 1)"),
+        (Gaussian(), {"energy": torch.ones(20, 1)}, LogVariance(), "the data's 'energy' must be one number a row"),
+        (
+            Gaussian(),
+            {"energy": torch.ones(20), "is_data": torch.ones(20, 1)},
+            LogVariance(),
+            "the data's 'is_data' must be one number a row, not of shape (1,)",
+        ),
+    ],
+)
+def test_columns_that_would_be_broadcast_are_refused(
+    tmp_path: Path, flow: nn.Module, data: dict[str, torch.Tensor], objective: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit(flow, {"inputs": normal(20, 2)} | data, config=configuration(), objective=objective, output=tmp_path)

@@ -342,3 +342,12 @@ def test_fit_brings_a_decoded_flow_to_a_correlated_target(tmp_path: Path) -> Non
     weights = torch.softmax(target.log_prob(x) - log_q, dim=0)
     assert 1 / (weights**2).sum() > 0.95 * len(x)
     assert float((log_q - target.log_prob(x)).mean()) < 0.02
+
+
+@pytest.mark.parametrize("keepdim", [True, None])
+def test_a_target_of_another_shape_is_refused(keepdim: bool | None) -> None:
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum() if keepdim is None else x.square().sum(dim=1, keepdim=keepdim)
+
+    with pytest.raises(ValueError, match="the target's log_prob returned log-densities of shape"):
+        ReverseKL(BoltzmannDensity(energy), num_samples=2)(Gaussian(), {}, generator())

@@ -25,11 +25,20 @@ def numbers(frames) -> list[int]:
 
 
 def write_video(
-    path, count=12, rate=8, size=(32, 32), times=None, codec="libx264", noise=False, gop=12, aspect=Fraction(1)
+    path,
+    count=12,
+    rate=8,
+    size=(32, 32),
+    times=None,
+    codec="libx264",
+    noise=False,
+    gop=12,
+    aspect=Fraction(1),
+    quarters=None,
 ) -> Path:
     """A video whose frame k is all of brightness(k), or noise; times: of its frames, in 1/1000 s.
 
-    aspect: how many times as wide as high its pixels are.
+    aspect: how many times as wide as high its pixels are. quarters: the levels of all frames' quarters, row by row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -43,6 +52,8 @@ def write_video(
         for number in range(count):
             random = np.random.default_rng(number).integers(0, 256, (*size, 3))
             pixels = (random if noise else np.full((*size, 3), brightness(number))).astype(np.uint8)
+            if quarters is not None:
+                pixels[:] = np.kron(np.reshape(quarters, (2, 2)), np.ones([side // 2 for side in size]))[..., None]
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)

@@ -82,10 +82,11 @@ def test_no_more_is_decoded_than_asked_for(tmp_path):
         assert numbers([next(frames).pixels()]) == [3]  # one beyond the second had to be seen
 
 
-def turn(path):
+def turn(path, a=0, b=1, c=-1, d=0):
+    """Have the track's matrix show what is at (x, y) at (a x + c y, b x + d y), but for where that begins."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 16 << 16, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 16 << 16, 0, 1 << 30)
     path.write_bytes(content)
 
 
@@ -96,6 +97,20 @@ def test_rotated_video(tmp_path):
     with path.open("rb") as file:
         assert extent(file, "clip", False)[:2] == (32, 16)
         assert next(read_frames(file, "clip", False)).pixels().shape == (32, 16, 3)
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+@pytest.mark.parametrize(("a", "b"), [(1, 0), (0, 1), (-1, 0), (0, -1)])
+def test_mirrored_video(tmp_path, a, b, mirror):
+    """As front cameras may write them: each corner is where the matrix puts it."""
+    c, d = -mirror * b, mirror * a
+    path = write_video(tmp_path / "clip.mp4", 1, size=(32, 32), quarters=(20, 80, 140, 200))
+    turn(path, a, b, c, d)
+    with path.open("rb") as file:
+        pixels = next(read_frames(file, "clip", False)).pixels()
+    shown = {(a * x + c * y, b * x + d * y): 20 + 60 * (x > 0) + 120 * (y > 0) for x in (-1, 1) for y in (-1, 1)}
+    for (x, y), level in shown.items():
+        assert pixels[16 + 8 * y, 16 + 8 * x] == pytest.approx(level, abs=4)
 
 
 @pytest.mark.parametrize(("aspect", "width"), [(Fraction(2), 96), (Fraction(1, 2), 24), (Fraction(12, 11), 52)])
@@ -118,6 +133,14 @@ def test_moving_pictures(tmp_path):
             tmp_path / name, save_all=True, append_images=frames[1:], duration=[100, 200, 100, 100], lossless=True
         )
         assert numbers(at_rate(tmp_path / name, 10, True)) == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_still_picture_of_a_moving_png_is_left_out(tmp_path, count):
+    still, *frames = [Image.fromarray(np.full((8, 8, 3), 20 + 10 * number, np.uint8)) for number in range(count)]
+    path = tmp_path / "clip.png"
+    still.save(path, save_all=True, append_images=frames, default_image=True, duration=[100] * (count - 1))
+    assert numbers(at_rate(path, 10, True)) == list(range(1, count))
 
 
 def test_pages_are_no_clip(tmp_path):
@@ -152,13 +175,14 @@ def test_sixteen_bits():
     assert pixels_of(png(levels))[0, :, 0].tolist() == [0, 1, 100, 255]
 
 
-def test_orientation(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_orientation(tmp_path, name):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90° clockwise
-    path = write_image(tmp_path / "a.png", exif=exif)
+    path = write_image(tmp_path / name, exif=exif)
     assert np.array_equal(pixels_of(path), np.rot90(gradient(20, 24), -1))
     with path.open("rb") as file:
-        assert extent(file, "a.png", True)[:2] == (24, 20)
+        assert extent(file, name, True)[:2] == (24, 20)
 
 
 def test_too_large(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import unicodedata
 
 import pytest
 
@@ -113,6 +114,19 @@ def test_metadata(tmp_path, kind):
     assert "Without a caption, and trained on as unconditional: 1 file (b.png)" in told
 
 
+@pytest.mark.parametrize("on_disk, told", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_with_accents_taken_apart(tmp_path, on_disk, told):
+    """As macOS's archives have names, and metadata from a keyboard: the same letters, of other bytes."""
+    for name in ("ü/é.png", "é.png"):
+        write_image(tmp_path / unicodedata.normalize(on_disk, name))
+    (tmp_path / unicodedata.normalize(told, "é.txt")).write_text("beside")
+    metadata = tmp_path / unicodedata.normalize(on_disk, "ü") / "metadata.csv"
+    metadata.write_text(unicodedata.normalize(told, "file_name,text\né.png,below\n"), encoding="utf-8")
+    listing = read_folder(tmp_path)
+    assert captions(listing) == ["beside", "below"] and not listing.problems
+    assert all(sample.path.is_file() for sample in listing.samples)
+
+
 def test_metadata_as_pandas_and_caption_sets_write_it(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         write_image(tmp_path / name)
@@ -163,6 +177,7 @@ def test_text_beside(tmp_path):
     listing = read_folder(tmp_path)
     assert listing.condition == "caption"
     assert captions(listing) == ["a seven; moving", "na\ufffdve", None]
+    assert any("another encoding than UTF-8" in problem and "(y/b.png)" in problem for problem in listing.problems)
     assert [listing.prompt(number) for number in (0, 2)] == ["a seven; moving", ""]
     assert read_folder(tmp_path, "label").classes == ("x", "y")
     assert read_folder(tmp_path, "none").prompt(0) == ""

@@ -16,10 +16,10 @@ from video.training import AutoencoderOptions, train_autoencoder
 STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
 
 
-def tiny_wan():
+def tiny_wan(halves=(False, True)):
     torch.manual_seed(0)
     return AutoencoderKLWan(
-        base_dim=4, z_dim=2, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True], **STATISTICS
+        base_dim=4, z_dim=2, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=list(halves), **STATISTICS
     )
 
 
@@ -56,6 +56,21 @@ def test_wan(tmp_path):
     torch.testing.assert_close(loaded.decode(z)[1:], decoded, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="1 frame and multiples of 2 more"):
         loaded.encode(clips[:, :4])
+
+
+@pytest.mark.parametrize("halves", [(False, False), (False, True), (True, True)])
+def test_every_frame_is_read(halves):
+    """Of clips of any number of frames that fits, whatever so many frames become: the longer clip begins like them."""
+    latents = WanLatents(tiny_wan(halves).eval())
+    factor = latents.temporal_factor
+    clips = torch.rand(1, 1 + 4 * factor, 3, 16, 16) * 2 - 1
+    z = latents.encode(clips)
+    for count in range(1, 5):
+        begun = clips[:, : 1 + (count - 1) * factor]
+        torch.testing.assert_close(latents.encode(begun), z[:, :count])
+        assert latents.decode(z[:, :count]).shape == begun.shape
+    other = torch.cat([clips[:, :-1], -clips[:, -1:]], dim=1)
+    assert ((latents.encode(other) - z).flatten(2).abs().amax(-1) > 1e-6).tolist() == [[*4 * [False], True]]
 
 
 def test_training_and_decoder_alone(tmp_path):

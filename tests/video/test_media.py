@@ -10,6 +10,7 @@ from PIL import Image
 
 from examples.moving_digits.data import MovingDigits
 from tests.nflib.full_disk import full_disk
+from tests.video.files import brightness, numbers, write_video
 from video.data.decoding import extent, frames_at, read_frames
 from video.data.sizes import as_clip, fit_frame
 from video.gallery import Entry, write_gallery
@@ -157,6 +158,21 @@ def test_clips_of_another_frame_rate(clip, tmp_path):
     assert len(read_clip(rounded, SHAPE, 8.0)) == len(clip)
     picture = write_clip(clip[:1], tmp_path / "picture.png")
     assert len(read_clip(picture, SHAPE, 8.0)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".gif"])
+def test_uneven_frames_are_taken_at_their_times(tmp_path, suffix):
+    """As in training, though their mean rate be the one that is wanted."""
+    starts = [*range(0, 220, 20), 1355, 1500]  # ms
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".gif":
+        frames = [Image.fromarray(np.full((32, 32, 3), brightness(k), np.uint8)) for k in range(12)]
+        durations = np.diff(starts).tolist()
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations)
+    else:
+        write_video(path, 12, times=starts[:12])
+    frames = (read_clip(path, (3, 32, 32), 8) + 1) * 127.5
+    assert numbers(frames.movedim(1, -1))[:11] == [0, 6, *[10] * 9]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.mp4", "a.html"])

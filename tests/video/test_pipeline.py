@@ -1,6 +1,7 @@
 """A model with all its parts: clips from prompts, images and clips; exact densities frame by frame; saving."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,17 +10,21 @@ import torch
 from examples.moving_digits.data import WORDS, MovingDigits
 from examples.moving_digits.train import TEXT_LENGTH
 from nflib.decoding import Jacobi
+from nflib.flows import TARFlow
 from nflib.transforms import ProductGuidance
 from tests.video.recorded import perturbed
 from tests.video.test_latents import tiny_wan
 from tests.video.tiny import SEVEN, tiny_latents, tiny_model
 from video import STARFlow, STARFlowV, rollout
 from video.commands import main
+from video.densities import noise_generator
 from video.latents import WanLatents
+from video.latents.latents import Pixels
 from video.media import read_clip, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text import Words
+from video.text.labels import Labels
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +157,7 @@ def test_densities_of_frames_add_up(model, clips):
 def test_densities_of_later_frames_are_those_that_they_are_drawn_from(clips, is_anchored):
     model = tiny_model(is_anchored=is_anchored)
     last = model.log_prob_of_frames(clips.frames, [SEVEN, SEVEN], seed=2)[:, -1]
-    latents = model.encode(clips.frames, torch.Generator().manual_seed(2))
+    latents = model.encode(clips.frames, noise_generator(2))
     first = latents[:, :1] if is_anchored else latents[:, 2:3]
     way = "on and on" if is_anchored else "on"
     window, context = torch.cat([first, latents[:, 3:]], dim=1), model.condition([f"a seven moving {way}, fast"] * 2)
@@ -161,11 +166,24 @@ def test_densities_of_later_frames_are_those_that_they_are_drawn_from(clips, is_
 
 
 def test_density_is_the_flows(model, clips):
-    z = model.encode(clips.frames[:, :4], torch.Generator().manual_seed(5))
+    z = model.encode(clips.frames[:, :4], noise_generator(5))
     clean = model.latents.encode(clips.frames[:, :4])
     assert float((z - clean).std()) == pytest.approx(model.settings.noise, rel=0.1)
     expected = model.flow.log_prob(z, model.condition(clips.prompts))
     torch.testing.assert_close(model.log_prob(clips.frames[:, :4], clips.prompts, seed=5), expected)
+
+
+def test_noise_on_what_was_drawn_is_new():
+    """By the same seed, too: of normal numbers that are cut off at 1, with noise, the mean density is known."""
+    flow = TARFlow((1, 8, 8), patch_size=1, channels=16, num_blocks=1, layers_per_block=1, head_dim=16)  # the identity
+    model = Pipeline(flow, Pixels(1), Labels(), PipelineSettings((1, 1, 8, 8), 0.5, denoise="none"))
+    pictures, prompts = model.generate([""] * 200, seed=3), [""] * 200
+    variance = 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) + 0.5**2
+    for seed in (3, 4, -1):
+        nats = float(model.nats_per_dim(pictures, prompts, seed=seed).mean())
+        assert nats == pytest.approx((variance + math.log(2 * math.pi)) / 2, abs=0.03)
+    for density in (model.log_prob, model.log_prob_of_frames):
+        assert len(density(pictures[:0], [])) == 0
 
 
 def test_saving(model, tmp_path):
@@ -268,6 +286,8 @@ def test_clips_of_any_length_are_continued(wan_model, num_given):
     assert made.shape == (1, length, 3, 16, 16)
     torch.testing.assert_close(made[:, :num_given], given)
     assert wan_model.generate(["a seven"], 9, given, overlap=1).shape[1] == 9
+    with pytest.raises(ValueError, match=f"{num_given} frames are given: ask for more than that, got {num_given}"):
+        wan_model.generate(["a seven"], num_given, given)
     # What is continued is its end: frames that were not read change nothing.
     unread = (num_given - 1) % 2
     other = torch.cat([-given[:, :unread], given[:, unread:]], dim=1)
@@ -282,9 +302,16 @@ def test_any_number_of_frames_is_generated(wan_model):
     torch.testing.assert_close(wan_model.generate(["a seven"], 4, seed=2), five[:, :4])
 
 
-def test_a_clip_is_continued_from_the_command_line(wan_model, tmp_path):
+def test_a_clip_is_continued_from_the_command_line(wan_model, tmp_path, capsys):
     folder = wan_model.save(tmp_path / "model")
     assert Pipeline.load(folder).latents.later_scale == 1.0  # what the settings say
     given = write_clip(torch.rand(6, 3, 16, 16) * 2 - 1, tmp_path / "given.gif")
     main(["generate", "--model", str(folder), "--continue", str(given), "--overlap", "1", "--out", f"{tmp_path}/a.gif"])
     assert len(read_clip(tmp_path / "a.gif")) == 11
+    # The last of an even number of frames fills no latent one, and has no density.
+    again = ["generate", "--model", str(folder), "--frames", "4", "--overlap", "1"]
+    main([*again, "--out", f"{tmp_path}/b.gif", "--gallery", f"{tmp_path}/b.html"])
+    assert "4 frames" in (tmp_path / "b.html").read_text()
+    capsys.readouterr()
+    main(["likelihood", f"{tmp_path}/b.gif", "--model", str(folder)])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2

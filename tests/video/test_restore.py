@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nflib.continuous import ODEFlow
 from nflib.montecarlo import HMC
+from video.flows.images import GaussianizedTARFlow, as_clips
 from video.restore import Degradation, blur, downsampling, inpainting, restore, restored_mode
 
 SHAPE = (1, 4, 4)
@@ -86,6 +87,19 @@ def test_smc_samples_a_normal_posterior(name: str) -> None:
     assert (second - spread).abs().max() < 0.15 * spread.diagonal().max()
 
 
+def test_pixels_stay_within_the_bounds_of_their_flow() -> None:
+    """Uniform pixels in -1 … 1, seen as 1 with noise: the posterior is half a normal distribution."""
+    torch.manual_seed(0)
+    flow = GaussianizedTARFlow((1, 2, 2), patch_size=1, channels=16, num_blocks=1, layers_per_block=1, head_dim=16)
+    flow.fit_marginals(torch.linspace(-1, 1, 1001)[:, None, None, None].expand(-1, 1, 2, 2), (-1.0, 1.0))
+    mask = torch.tensor([[255, 255], [0, 0]], dtype=torch.uint8)
+    for prior, shape in ((flow.eval(), (1, 2, 2)), (as_clips(flow), (1, 1, 2, 2))):
+        samples = restore(prior, torch.tensor([[1.0, 1.0], [0.0, 0.0]]).view(shape), inpainting(mask, 0.3), 500, seed=0)
+        assert samples.x.shape[1:] == shape and samples.x.abs().max() <= 1
+        mean = (samples.weights[:, None] * samples.x.flatten(1)).sum(0)
+        assert (mean - torch.tensor([0.7606, 0.7606, 0.0, 0.0])).abs().max() < 0.1
+
+
 def test_adjoints() -> None:
     for degradation in DEGRADATIONS.values():
         x, generator = torch.randn(2, *SHAPE).double(), torch.Generator().manual_seed(0)
@@ -99,7 +113,16 @@ def test_bad_input() -> None:
         Degradation(lambda x: x, 0.0)
     with pytest.raises(ValueError, match="makes pictures of shape"):
         downsampling(2, 0.1).log_prob(torch.zeros(SHAPE), torch.zeros(3, *SHAPE))
+    with pytest.raises(ValueError, match="width of a blur"):
+        blur(0.0, 0.1)
+    with pytest.raises(ValueError, match="factor of a downsampling"):
+        downsampling(0, 0.1)
+    with pytest.raises(ValueError, match="4 × 4 are no squares of 3"):
+        downsampling(3, 0.1).log_prob(torch.zeros(1, 1, 1), torch.zeros(3, *SHAPE))
     flow = ODEFlow(velocity, SHAPE).double()
+    for restoring in (restore, restored_mode):
+        with pytest.raises(ValueError, match="not finite; where nothing is seen, put zero"):
+            restoring(flow, torch.full(SHAPE, torch.nan), DEGRADATIONS["blur"], 2)
     with pytest.raises(ValueError, match="times must rise"):
         restored_mode(flow, torch.zeros(SHAPE), DEGRADATIONS["blur"], times=[0.5, 0.2])
     with pytest.raises(ValueError, match="draws"):

@@ -1,5 +1,7 @@
 """Words and T5, saved and loaded as folders; prompts of released models; mistakes."""
 
+import unicodedata
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -26,9 +28,20 @@ def test_words(tmp_path):
         load_text(tmp_path)
 
 
+@pytest.mark.parametrize("prompt", ["की", "का", "หมี", "café", "äpfel"])
+def test_marks_belong_to_their_letters(prompt):
+    """However they are composed, and whatever sign stands beside them."""
+    words = Words.of_prompts(["की", "का", "หมี", "café", "äpfel"], 5)
+    expected = words.words.index(prompt) + 1
+    for form in ("NFC", "NFD"):
+        assert words([f"❤\ufe0f {unicodedata.normalize(form, prompt.upper())}!"]).argmax(-1).tolist() == [[expected]]
+    assert Labels(["x", unicodedata.normalize("NFD", prompt)])([unicodedata.normalize("NFC", prompt)]).tolist() == [1]
+
+
 def test_labels_that_are_numbers():
     """The number of a class is a prompt only where no class has a number for its name."""
     assert Labels(["cat", "dog"])(["1", "dog", ""]).tolist() == [1, 1, -1]
+    assert Labels(["cat", "dog"])([]).dtype == torch.long
     assert Labels(["01", "02", "03"])(["02"]).tolist() == [1]
     with pytest.raises(ValueError, match="'1' names no class"):
         Labels(["01", "02", "03"])(["1"])

@@ -154,7 +154,7 @@ class OutputOptions:
             clips = torch.cat(shown, dim=1)
             if source is not None:
                 clips, prompts = torch.cat([source[0].to(clips), clips]), [source[1], *prompts]
-            nats = pipeline.nats_per_dim(clips, prompts, seed=seed)
+            nats = pipeline.nats_per_dim(pipeline.filled(clips), prompts, seed=seed)
             entries = [Entry(prompt, clip, values) for prompt, clip, values in zip(prompts, clips, nats, strict=True)]
             written.append(write_gallery(entries, self.gallery, rate, heading, enlarge=enlarge))
             log.info("Written %s: %d clips.", self.gallery, len(clips))

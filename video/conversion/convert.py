@@ -69,7 +69,8 @@ def convert(
         labels: of a TARFlow with classes, their names, a text file with one a line (default: their numbers).
         dtype: of the weights of flow and text encoder: float32, bfloat16 or float16; default: as they are.
         patch_size: of a TARFlow (default: from the configuration, or the file's name).
-        noise: standard deviation of what was added to latents in training; default: likewise.
+        noise: standard deviation of what was added to latents in training; default: likewise. Of a TARFlow of uniformly
+            dequantised pixels 0: what evaluate then gives are densities of levels as they are, not the published bits.
 
     Returns:
         The folder.

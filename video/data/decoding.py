@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ class Frame(NamedTuple):
 class Extent(NamedTuple):
     """height, width: pixels of the first frame. start, end: when it begins to be shown, and the last one no longer.
 
-    frames: about how many there are, since packets are counted.
+    frames: about how many there are, since packets are counted. longest: for how long one of them is shown at most.
     """
 
     height: int
@@ -66,6 +67,7 @@ class Extent(NamedTuple):
     start: Fraction
     end: Fraction
     frames: int
+    longest: Fraction
 
     def times(self, frame_rate: float) -> list[Fraction]:
         """When frames of a clip of that many a second are due; that of an image has one frame."""
@@ -95,17 +97,17 @@ def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
     if not is_image:
         return _video_extent(file, name)
     with _told(name, DAMAGE):
-        picture, count = _picture(file)
+        picture, shown = _picture(file)
         width, height = picture.size
-        # To look for what a PNG may say after its pixels, Pillow would decode these.
-        says = picture.format != "PNG" or "exif" in picture.info
+        # To look for what a PNG may say after its pixels, Pillow would decode these; a TIFF's size is as it is shown.
+        says = "exif" in picture.info if picture.format == "PNG" else picture.format != "TIFF"
         if says and picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
             width, height = height, width
-    end = Fraction(0)
-    if count > 1:
+    end = longest = Fraction(0)
+    if len(shown) > 1:
         for frame in _picture_frames(file, name):
-            end = frame.time + frame.duration
-    return Extent(height, width, Fraction(0), end, count)
+            end, longest = frame.time + frame.duration, max(longest, frame.duration)
+    return Extent(height, width, Fraction(0), end, len(shown), longest)
 
 
 def read_frames(file: IO[bytes], name: str, is_image: bool, start: Fraction | None = None) -> Generator[Frame]:
@@ -179,20 +181,22 @@ def _told(name: str, damage: tuple[type[Exception], ...]) -> Iterator[None]:
         raise DamagedFile(f"{name} cannot be decoded ({reason}); it is damaged or of another kind.") from error
 
 
-def _picture(file: IO[bytes]) -> tuple[Image.Image, int]:
-    """An image, not decoded yet, and the number of its frames."""
+def _picture(file: IO[bytes]) -> tuple[Image.Image, range]:
+    """An image, not decoded yet, and the numbers of the frames that are shown."""
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images below the limit, and of damaged remarks in them
         picture = Image.open(file)
-        return picture, getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+        count = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+        # What a moving PNG has for readers of still ones is no part of it.
+        return picture, range(int(count > 1 and getattr(picture, "default_image", False)), count)
 
 
 def _picture_frames(file: IO[bytes], name: str) -> Iterator[Frame]:
     with _told(name, DAMAGE):
-        picture, count = _picture(file)
+        picture, shown = _picture(file)
     time = Fraction(0)
-    for index in range(count):
+    for index in shown:
         with _told(name, DAMAGE):
             picture.seek(index)
             pixels = np.asarray(rgb(picture))
@@ -245,8 +249,17 @@ def _upright(frame: Any, aspect: Fraction, name: str) -> Pixels:
     """As it is shown: with square pixels, and turned as it was held."""
     with _told(name, (import_av().FFmpegError, OSError, ValueError)):
         shown = frame.to_ndarray(format="rgb24", width=_square(frame.width, aspect))
-        pixels: Pixels = np.rot90(shown, frame.rotation // 90)
+        pixels: Pixels = np.rot90(shown[::-1] if _is_mirrored(frame) else shown, frame.rotation // 90)
     return pixels
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Whether its display matrix mirrors it, top to bottom, before it turns it."""
+    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return False
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
+    return bool(a * d < b * c)
 
 
 def _square(width: int, aspect: Fraction) -> int:
@@ -257,18 +270,22 @@ def _square(width: int, aspect: Fraction) -> int:
 def _video_extent(file: IO[bytes], name: str) -> Extent:
     """From the first frame and the times of all packets, which are not decoded."""
     first, end, count = None, None, 0
+    times: list[Fraction] = []
     with _opened(file, name) as (container, stream, aspect):
         usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
         for packet in container.demux(stream):
             count += packet.size > 0  # the last one has none, and brings out what is left
             if packet.pts is not None:
                 duration = packet.duration * packet.time_base if packet.duration else usual
-                last = packet.pts * packet.time_base + duration
-                end = last if end is None else max(end, last)
+                times.append(packet.pts * packet.time_base)
+                end = times[-1] + duration if end is None else max(end, times[-1] + duration)
             if first is None:
                 first = next(iter(packet.decode()), None)
         if first is None:
             raise DamagedFile(f"{name} has no frame that can be decoded.")
         height, width = _upright(first, aspect, name).shape[:2]
         start = Fraction(0) if first.pts is None else first.pts * first.time_base
-        return Extent(height, width, start, end if end is not None else start + count * usual, count)
+        if end is None:
+            return Extent(height, width, start, start + count * usual, count, usual)
+        longest = max(later - time for time, later in pairwise([*sorted(times), end]))
+        return Extent(height, width, start, end, count, longest)

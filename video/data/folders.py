@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from video.data.metadata import NAMES, Description, nothing_said, read_metadata
@@ -15,6 +16,8 @@ from video.data.shards import read_shard
 log = logging.getLogger(__name__)
 
 MEDIA = IMAGES | VIDEOS
+# What takes the place of bytes that are no UTF-8.
+LOST = "\ufffd"
 # Folders of these names are parts of a data set, not classes.
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 
@@ -86,7 +89,8 @@ def _files(root: Path) -> list[str]:
 
 def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample]:
     """The files that are images or clips, with what is said of each; what is left out is told in `problems`."""
-    there = set(files)
+    # By the name as it is, and with accents as keyboards write them, which some file systems take apart.
+    there = {_composed(name): name for name in files} | {name: name for name in files}
     descriptions, governed = _metadata(root, there, problems)
     media = [name for name in files if _suffix(name) in MEDIA]
     unnamed = [name for name in media if name not in descriptions and _is_below(name, governed)]
@@ -96,9 +100,9 @@ def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample
     plain = [name for name in media if name not in descriptions and name not in left_out]
     labels = _folder_labels(plain)
     for name in plain:
-        beside = os.path.splitext(name)[0] + ".txt"
+        beside = _found(there, os.path.splitext(name)[0] + ".txt")
         caption = None
-        if beside in there:
+        if beside is not None:
             caption = (root / beside).read_text(encoding="utf-8-sig", errors="replace").strip() or None
         descriptions[name] = Description(caption, labels.get(name))
     samples = []
@@ -113,11 +117,11 @@ def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample
     return samples
 
 
-def _metadata(root: Path, there: set[str], problems: list[str]) -> tuple[dict[str, Description], set[str]]:
+def _metadata(root: Path, there: Mapping[str, str], problems: list[str]) -> tuple[dict[str, Description], set[str]]:
     """What metadata say of files that are there, and the folders that have some."""
     descriptions: dict[str, Description] = {}
     governed: set[str] = set()
-    for path in sorted(name for name in there if posixpath.basename(name) in NAMES):
+    for path in sorted(name for name in set(there.values()) if posixpath.basename(name) in NAMES):
         folder = posixpath.dirname(path)
         if folder in governed:
             raise ValueError(f"{root / folder} has both {' and '.join(NAMES)}; keep one of them.")
@@ -127,18 +131,28 @@ def _metadata(root: Path, there: set[str], problems: list[str]) -> tuple[dict[st
         if rows and not any(any(description) for _, description in rows):
             problems.append(nothing_said(path))
         for name, description in rows:
-            name = posixpath.normpath(posixpath.join(folder, name))
-            if name not in there:
-                missing.append(name)
-            elif name in descriptions:
-                again.append(name)
+            wanted = posixpath.normpath(posixpath.join(folder, name))
+            found = _found(there, wanted)
+            if found is None:
+                missing.append(wanted)
+            elif found in descriptions:
+                again.append(found)
             else:
-                descriptions[name] = description
+                descriptions[found] = description
         if missing:
             problems.append(f"{path} names what is not there: {counted(missing)}.")
         if again:
             problems.append(f"{path} names again what was named before, which counts: {counted(again)}.")
     return descriptions, governed
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _found(there: Mapping[str, str], name: str) -> str | None:
+    """The file of a name, however either writes its accents; None if there is none."""
+    return there.get(name, there.get(_composed(name)))
 
 
 def _suffix(name: str) -> str:
@@ -186,6 +200,9 @@ def _conditioned(root: Path, samples: list[Sample], condition: str, problems: li
     lacking = [sample.name for sample, is_there in zip(samples, has[condition], strict=True) if not is_there]
     if lacking:
         problems.append(f"Without a {condition}, and trained on as unconditional: {counted(lacking)}.")
+    garbled = [sample.name for sample in samples if LOST in f"{sample.caption}{sample.label}"]
+    if garbled:
+        problems.append(f"Described in another encoding than UTF-8, so that letters are lost: {counted(garbled)}.")
     labels = {sample.label for sample in samples if sample.label is not None} if condition == "label" else set()
     is_numbered = all(label.isdecimal() for label in labels)
     classes = sorted(labels, key=(lambda label: (int(label), label)) if is_numbered else None)

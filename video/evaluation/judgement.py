@@ -134,10 +134,12 @@ def scored_quantity(pipeline: Pipeline) -> str:
             "these, uniformly dequantised, with a step as its unit, which bounds the bits of a lossless code"
         )
     if latent == shape:
-        return (
-            f"the density of pixels in -1 … 1, {_product(shape)} a clip, {noisy}; add log2(127.5) = 6.994 bits for "
-            "units of 8-bit levels"
+        units = (
+            "add log2(127.5) = 6.994 bits for units of 8-bit levels"
+            if noise
+            else "at their levels alone, which bounds no code: published bits are of dequantised pixels"
         )
+        return f"the density of pixels in -1 … 1, {_product(shape)} a clip, {noisy}; {units}"
     return (
         f"the density of latents, {_product(latent)} a clip, that the model's autoencoder makes of {_product(shape)} "
         f"pixels, {noisy}: not a density of pixels, and to be compared on the same latents alone"

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from nflows.distributions import Distribution
-from nflows.transforms import CompositeTransform
+from nflows.transforms import CompositeTransform, IdentityTransform, Transform
 from torch import Tensor
 
 from nflib.distributions import StandardNormal
@@ -88,6 +88,11 @@ class ImageClips(Flow):
         raise ValueError(f"this model makes images of {self.frame_shape[2]} × {self.frame_shape[1]} alone.")
 
     @property
+    def coordinate_transform(self) -> Transform:
+        """That of the images."""
+        return CompositeTransform([OneFrame(), getattr(self.images, "coordinate_transform", IdentityTransform())])
+
+    @property
     def saved(self) -> Flow:
         """What is saved, and trained."""
         return self.images
@@ -138,12 +143,18 @@ class GaussianizedTARFlow(TARFlow):
             [GaussianizeMarginals(event_shape, num_bins_of_marginals), self._transform]
         )
 
+    @property
+    def coordinate_transform(self) -> Transform:
+        """From pixels, which may have bounds, to the numbers of each that have none: for Monte Carlo to move in."""
+        marginals: Transform = self._transform._transforms[0]
+        return marginals
+
     def fit_marginals(self, images: Tensor, bounds: tuple[float, float] | None = None) -> None:
         """Fit the splines to images ``(N, C, H, W)``; bounds: between which numbers lie, None for any.
 
         Raises ValueError for too few images, or some outside the bounds.
         """
-        marginals: Any = self._transform._transforms[0]
+        marginals: Any = self.coordinate_transform
         is_bounded = torch.full(images.shape[1:], bounds is not None)
         fitted = GaussianizeMarginals.fit(
             images.double().cpu(), is_bounded, bounds=bounds or (-1, 1), num_bins=marginals.num_bins

@@ -9,6 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+# That an AutoencoderKLWan of diffusers encodes, after the first.
+FRAMES_AT_ONCE = 4
+
 
 class Latents(nn.Module):
     """Clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)`` of mean 0 and deviation 1, and back.
@@ -206,8 +209,12 @@ class WanLatents(Latents):
         return int(self.autoencoder.config.z_dim)
 
     def _encode(self, clips: Tensor) -> Tensor:
-        coded = [self.autoencoder.encode(clip.transpose(1, 2)).latent_dist.mode() for clip in clips.split(1)]
-        return torch.cat(coded).transpose(1, 2)
+        # diffusers reads four frames at a time, whatever the factor, and would leave out a rest. No latent frame sees
+        # those after its own, so that any may be added.
+        added = clips[:, -1:].repeat_interleave(-(clips.shape[1] - 1) % FRAMES_AT_ONCE, 1)
+        whole = torch.cat([clips, added], dim=1).transpose(1, 2)
+        coded = [self.autoencoder.encode(clip).latent_dist.mode() for clip in whole.split(1)]
+        return torch.cat(coded).transpose(1, 2)[:, : 1 + (clips.shape[1] - 1) // self.temporal_factor]
 
     def _new_decoder(self) -> Callable[[Tensor], Tensor]:
         """As the autoencoder's own `decode`, whose causal convolutions remember the frames before, between calls."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,7 +96,12 @@ class Words:
 
 
 def _words(prompt: str) -> list[str]:
-    return re.findall(r"[^\W_]+", prompt.lower())
+    """Letters and numbers with the marks on them, of which scripts such as Devanagari make vowels, however composed."""
+    said = ""
+    for letter in unicodedata.normalize("NFC", prompt.lower()):
+        is_mark = unicodedata.category(letter).startswith("M") and said[-1:].strip()
+        said += letter if letter.isalnum() or is_mark else " "
+    return said.split()
 
 
 def load_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Labels:
             raise ValueError("labels are a list of distinct names.")
         self.names = list(names)
         self.shape = (len(self.names),)
-        self._numbers = {"": -1} | {name: number for number, name in enumerate(self.names)}
+        self._numbers = {"": -1} | {_composed(name): number for number, name in enumerate(self.names)}
         if not any(name.isdecimal() for name in self.names):
             self._numbers |= {str(number): number for number in range(len(self.names))}
 
@@ -42,12 +43,19 @@ class Labels:
         return self.names
 
     def __call__(self, prompts: Sequence[str]) -> Tensor | None:
+        prompts = [_composed(prompt) for prompt in prompts]
         unknown = [prompt for prompt in prompts if prompt not in self._numbers]
         if unknown:
             known = ", ".join(self.names[:10]) + (" …" if len(self.names) > 10 else "") or "no class"
             raise ValueError(f"the prompt {unknown[0]!r} names no class of this model, which knows {known}.")
-        return torch.tensor([self._numbers[prompt] for prompt in prompts]) if self.names else None
+        numbers = [self._numbers[prompt] for prompt in prompts]
+        return torch.tensor(numbers, dtype=torch.long) if self.names else None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write labels.json."""
         write_json(Path(folder) / LABELS, {"names": self.names})
+
+
+def _composed(name: str) -> str:
+    """As keyboards write letters with accents, which some file systems take apart."""
+    return unicodedata.normalize("NFC", name)

@@ -76,7 +76,8 @@ class FlowOptions:
         patch_size: pixels, or latents, along the side of a token; default 4 of tarflow, 1 of others. Of tarflow it may
             be a height and a width: "[1, 8]" makes a token of each row of 8.
         channels: width of the transformers.
-        layers_per_block: layers of each autoregressive map, of starflow the last one deep, and given the prompt.
+        layers_per_block: a list of the layers of each autoregressive map, such as "[2, 2, 8]"; of starflow the last one
+            is deep, and given the prompt.
         head_dim: channels of an attention head.
         conditional: of tarflow, how pixels are mapped: affine, or spline, quadratic, binned or mixture, which suit
             small or flat pictures.

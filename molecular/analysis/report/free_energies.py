@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,11 @@ from molecular.analysis.free_energy import FreeEnergy, energy_unit
 from molecular.analysis.free_energy_plots import draw, figures
 from nflib.io import complete_folder, write_json
 from nflib.metrics import Estimate
+from nflib.metrics.estimates import UNKNOWN
 from nflib.page import Section, bullets, definitions, drawing, grid, paragraph, table, write_page
 
 _NO_LETTERS = re.compile(r"\W+")
 _LONGEST_NAME = 50  # characters, of which file systems hold 63 of the longest
-UNKNOWN = "± ?"
 
 
 def save_analysis(analysis: Analysis, folder: str | Path) -> dict[str, Path]:
@@ -114,10 +113,8 @@ def _basins(analysis: Analysis) -> str:
 
 
 def _shown(estimate: Estimate) -> str:
-    """The estimate, which says so where no error can be told."""
-    if math.isinf(estimate.value):
-        return "∞" if estimate.value > 0 else "-∞"
-    return str(estimate) if math.isfinite(estimate.error) else f"{estimate} {UNKNOWN}"
+    """The estimate, with the sign of infinity."""
+    return str(estimate).replace("inf", "∞")
 
 
 def _drawings(surfaces: Mapping[str, FreeEnergy], files: Mapping[str, str]) -> str:

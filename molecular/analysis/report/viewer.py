@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mdtraj
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,18 +47,31 @@ def view_of(
     which comes first."""
     order = [first, *(name for name in ensembles if name != first)]
     heavy = [atom for atom, element in enumerate(molecule.topology.elements) if element != "H"]
+    # One or two atoms have no orientation.
+    atoms = heavy if len(heavy) > 2 else list(range(molecule.num_atoms))
     views: dict[str, ViewedEnsemble] = {}
-    target: mdtraj.Trajectory | None = None
+    target: NDArray | None = None
     for name in order:
         one = ensembles[name]
         drawn = resample(one.mass, num_conformations, torch.Generator().manual_seed(seed), "systematic").unique()
-        trajectory = mdtraj.Trajectory(one.positions[drawn].numpy(), None)
-        trajectory.center_coordinates()
-        target = target or trajectory[0]
-        trajectory.superpose(target, atom_indices=heavy)
+        positions = one.positions[drawn].double().numpy()
+        target = positions[0] if target is None else target
         energies = one.energy[drawn].tolist()
-        views[name] = ViewedEnsemble(trajectory.xyz, [f"energy {energy:.1f} kT" for energy in energies])
+        captions = [f"energy {energy:.1f} kT" for energy in energies]
+        views[name] = ViewedEnsemble(superposed(positions, target, atoms), captions)
     return views
+
+
+def superposed(positions: NDArray, target: NDArray, atoms: Sequence[int]) -> NDArray:
+    """Conformations (k, n, 3) about their centre, turned so that some atoms are nearest to those of a target (n, 3).
+
+    By singular values (Kabsch 1976), which atoms in a plane or on a line do not disturb.
+    """
+    x = positions - positions[:, atoms].mean(axis=1, keepdims=True)
+    y = target[atoms] - target[atoms].mean(axis=0)
+    left, _, right = np.linalg.svd(x[:, atoms].swapaxes(1, 2) @ y)
+    left[:, :, 2] *= np.linalg.det(left @ right)[:, None]  # no reflection
+    return x @ (left @ right)
 
 
 def viewer_scripts(molecule: Molecule, views: Mapping[str, ViewedEnsemble]) -> list[str]:

@@ -47,7 +47,13 @@ class Part:
 
 
 def read_frames(
-    path: Path, num_atoms: int, atoms: Sequence[int] | None = None, *, stride: int = 1, most: int | None = None
+    path: Path,
+    num_atoms: int,
+    atoms: Sequence[int] | None = None,
+    *,
+    owner: str,
+    stride: int = 1,
+    most: int | None = None,
 ) -> Part:
     """The frames of a file.
 
@@ -55,6 +61,7 @@ def read_frames(
         path: XTC, TRR, DCD, NetCDF or H5, models of a PDB, mmCIF or GRO file, or an NPZ of positions (N, m, 3), and, if
             wanted, time (N,) and box (3, 3) or (N, 3, 3).
         num_atoms: how many atoms it has.
+        owner: the file or molecule that says so, for messages.
         atoms: those to keep, in this order; by default all.
         stride: keep every so many-th frame.
         most: read no more frames than these.
@@ -67,10 +74,10 @@ def read_frames(
     with _reading(path) as readable:
         suffix = _suffix(path)
         if suffix in BINARY:
-            part = _read_apart(path, readable, num_atoms, chosen, stride, most)
+            part = _read_apart(path, readable, num_atoms, owner, chosen, stride, most)
         elif suffix == ".npz" or suffix in FORMATS:
             part = _read_npz(readable) if suffix == ".npz" else _part(_load(readable, suffix))
-            _check_atoms(path, part.positions.shape[1], num_atoms)
+            _check_atoms(path, part.positions.shape[1], num_atoms, owner)
             part = part.select(slice(None, most), chosen).select(slice(None, None, stride))
         else:
             raise ValueError(f"the formats are {', '.join(FORMATS)}")
@@ -117,27 +124,33 @@ def solute(topology: Topology, own_residues: Sequence[str]) -> list[int]:
 
 
 def _read_apart(
-    path: Path, readable: Path, num_atoms: int, atoms: NDArray[np.integer], stride: int, most: int | None
+    path: Path,
+    readable: Path,
+    num_atoms: int,
+    owner: str,
+    atoms: NDArray[np.integer],
+    stride: int,
+    most: int | None,
 ) -> Part:
     """What `worker` reads."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "frames.npz"
         request = {"num_atoms": num_atoms, "atoms": atoms.tolist(), "stride": stride, "most": most}
-        _ask(path, {"path": str(readable), "output": str(output)} | request)
+        _ask(path, {"path": str(readable), "output": str(output)} | request, owner)
         with np.load(output) as stored:
             if "positions" not in stored.files:
                 raise ValueError("it has no frames")
             return Part(stored["positions"], stored["time"], stored["box"] if "box" in stored.files else None)
 
 
-def _ask(path: Path, request: dict[str, Any]) -> None:
+def _ask(path: Path, request: dict[str, Any], owner: str = "") -> None:
     """Let a process of its own answer a request."""
     _check_tables(_suffix(path))
     command = [sys.executable, "-P", worker.__file__]  # -P: no modules from beside the script
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, encoding="utf-8", check=False)
     said = done.stderr.strip().splitlines() or [""]
     if done.returncode == worker.WRONG_ATOMS:
-        _check_atoms(path, int(said[-1]), request["num_atoms"])
+        _check_atoms(path, int(said[-1]), request["num_atoms"], owner)
     if done.returncode == worker.CANNOT_READ:
         raise ValueError(said[-1])
     if done.returncode < 0:
@@ -185,11 +198,11 @@ def _read_npz(path: Path) -> Part:
     return Part(positions, time.astype(np.float64), box)
 
 
-def _check_atoms(path: Path, found: int, wanted: int) -> None:
+def _check_atoms(path: Path, found: int, wanted: int, owner: str) -> None:
     if found != wanted:
         raise _OtherAtoms(
-            f"{path} has {found} atoms but {wanted} were expected; give the topology that belongs to it, with every "
-            "atom of its frames."
+            f"{path} has {found} atoms but {owner} has {wanted}; give the topology that belongs to it, with every atom "
+            "of its frames."
         )
 
 

@@ -74,8 +74,8 @@ def import_trajectory(
     molecule = molecule.at(temperature)
     energy = compile_system(molecule.system, dtype=torch.float64, fallback=True)
     report = ImportReport(molecule.name, temperature)
-    atoms = None if topology is None else read_atoms(Path(topology))
-    parts = [read_matched(molecule, path, atoms, stride, report) for path in files]
+    atoms, owner = (None, molecule.name) if topology is None else (read_atoms(Path(topology)), str(topology))
+    parts = [read_matched(molecule, path, atoms, owner, stride, report) for path in files]
     frames = Collected(
         np.concatenate([part.positions for part in parts]),
         np.concatenate([part.time for part in parts]),

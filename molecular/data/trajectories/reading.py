@@ -27,12 +27,14 @@ GRIDS = (1e-2, 1e-3, 1e-4)
 NOT_FINITE = "with positions that are not finite"
 
 
-def read_matched(molecule: Molecule, path: Path, topology: Topology | None, stride: int, report: ImportReport) -> Part:
-    """One file's frames of the molecule's atoms, in its order, nm, whole."""
+def read_matched(
+    molecule: Molecule, path: Path, topology: Topology | None, owner: str, stride: int, report: ImportReport
+) -> Part:
+    """One file's frames of the molecule's atoms, in its order, nm, whole; owner: of its atoms, for messages."""
     if topology is None and has_atoms(path):
-        topology = read_atoms(path)
+        topology, owner = read_atoms(path), str(path)
     num_atoms = molecule.num_atoms if topology is None else topology.num_atoms
-    sample = _finite(read_frames(path, num_atoms, most=SAMPLE))
+    sample = _finite(read_frames(path, num_atoms, owner=owner, most=SAMPLE))
     if not len(sample.time):
         raise ValueError(f"none of the first frames of {path} is finite; give a trajectory that is.")
     candidates = (
@@ -43,7 +45,7 @@ def read_matched(molecule: Molecule, path: Path, topology: Topology | None, stri
     scale = _length_unit(path, sample.positions[:, candidates], molecule)
     sample = _scaled(sample, scale)
     order, matched = _match(molecule, path, topology, candidates, sample, report)
-    part = _scaled(read_frames(path, num_atoms, order, stride=stride), scale)
+    part = _scaled(read_frames(path, num_atoms, order, owner=owner, stride=stride), scale)
     count = len(part.time)
     report.frames_read += count
     time, spacing = _increasing(part.time)

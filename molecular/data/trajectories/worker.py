@@ -32,6 +32,11 @@ def read(request: dict[str, Any]) -> dict[str, np.ndarray]:
         if hasattr(file, "topology"):
             check_atoms(file.topology.n_atoms, num_atoms)
         else:
+            # Some readers call another number of atoms a wrong shape, as of a damaged file.
+            first = np.asarray(file.read(1)[0])
+            if len(first):
+                check_atoms(first.shape[1], num_atoms)
+            file.seek(0)
             arguments = [anonymous(num_atoms)]
         while most is None or start < most:
             number = max(1, CHUNK // (3 * num_atoms))

@@ -112,3 +112,17 @@ def test_mistakes_are_told() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             linear_entropy_production_rate(A, diffusion)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 1, 3)])
+def test_a_diffusion_of_each_number_has_the_shape_of_the_event(shape) -> None:
+    diffusion = torch.tensor([1.0, 0.5, 0.3])
+    samples, _ = stationary(diffusion, 100)
+
+    def rate(shape, value):
+        def drift(x):
+            return (x.reshape(-1, 3) @ A.T).reshape(-1, *shape)
+
+        return entropy_production_rate(samples.reshape(-1, *shape), drift, lambda x: -x, value)
+
+    assert rate(shape, diffusion.reshape(shape)) == rate((3,), diffusion)

@@ -64,3 +64,10 @@ def test_numbers_that_are_not_positive() -> None:
             StudentNoise((2,), **arguments)
     with pytest.raises(ValueError, match="expected inputs of shape"):
         StudentNoise((2,), 1.0).log_prob(torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("freedom", [1e6, 1e12, 1e18])
+def test_many_degrees_of_freedom_are_nearly_the_normal(freedom):
+    x = torch.randn(3, 4, dtype=torch.float64)
+    expected = StandardNormal((4,)).log_prob(x)
+    torch.testing.assert_close(StudentNoise((4,), freedom).log_prob(x), expected, rtol=0, atol=100 / freedom + 1e-12)

@@ -1,0 +1,51 @@
+"""Computing within `torch.inference_mode`, and by tensors that were made there; and within `torch.autocast`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from nflib.contexts import map_context
+from nflib.dtypes import widened
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def differentiates(method: Method) -> Method:
+    """A method ``(inputs, context=None, …)`` that takes derivatives: by ordinary tensors, in ordinary mode."""
+
+    @functools.wraps(method)
+    def outside(self: Any, inputs: Any, context: Any = None, *args: Any, **kwargs: Any) -> Any:
+        parts = (inputs, *(context if isinstance(context, tuple) else (context,)))
+        if not torch.is_inference_mode_enabled() and not any(map(_is_inference, parts)):
+            return method(self, inputs, context, *args, **kwargs)
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+            inputs, *rest = (part.clone() if _is_inference(part) else part for part in parts)
+            return method(self, inputs, tuple(rest) if isinstance(context, tuple) else rest[0], *args, **kwargs)
+
+    return cast(Method, outside)
+
+
+def without_autocast(method: Method) -> Method:
+    """A method ``(inputs, context=None, …)`` that computes in single precision or better under `torch.autocast`, too.
+
+    For log-determinants of maps of which each pass is exact: what is rounded to half precision is no smooth map.
+    """
+
+    @functools.wraps(method)
+    def outside(self: Any, inputs: Tensor, context: Any = None, *args: Any, **kwargs: Any) -> Any:
+        device = inputs.device.type
+        if not torch.is_autocast_enabled(device):
+            return method(self, inputs, context, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return method(self, widened(inputs), map_context(widened, context), *args, **kwargs)
+
+    return cast(Method, outside)
+
+
+def _is_inference(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.is_inference()
