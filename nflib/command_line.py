@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import json
 import logging
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import yaml
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, ModuleNotFoundError)
 
@@ -50,6 +52,8 @@ def run_command(
             command.add_class_arguments(group)
         subcommands.add_subcommand(name, command, help=summary)
     given = [_option(argument, aliases or {}) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    if given and given[0] in commands and not _has_config(commands[given[0]]):
+        given = _configured(given, aliases or {})
     parsed = parser.parse_args(given)
     try:
         options = parser.instantiate_classes(parsed)
@@ -93,3 +97,33 @@ def _option(argument: str, aliases: Mapping[str, str]) -> str:
     name, equals, value = argument.partition("=")
     name = "--" + name[2:].replace("-", "_")
     return aliases.get(name, name) + equals + value
+
+
+def _configured(arguments: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+    """The arguments, with files of options after --config as `_as_options` reads them."""
+    read: list[str] = []
+    for argument in arguments:
+        option, equals, path = argument.partition("=")
+        if read and read[-1] == "--config":
+            argument = _as_options(argument, aliases)
+        elif option == "--config" and equals:
+            argument = f"--config={_as_options(path, aliases)}"
+        read.append(argument)
+    return read
+
+
+def _as_options(path: str, aliases: Mapping[str, str]) -> str:
+    """The options in a YAML file as JSON: as on the command line, aliases hold, and one of a list needs no list.
+
+    The path itself where that changes nothing, and where it cannot be read, for the parser to say so.
+    """
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        options = {_option(f"--{name}", aliases).removeprefix("--"): given[name] for name in given}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError):
+        return path
+    lists = [name for name in options if name.endswith("+")]
+    for name in lists:
+        value = options.pop(name)
+        options[name[:-1]] = value if isinstance(value, list | None) else [str(value)]
+    return json.dumps(options, default=str) if lists or options != given else path

@@ -44,6 +44,18 @@ def test_commands_are_understood(page, monkeypatch):
             assert words[0] in ("python", "cp", "sh")
 
 
+@pytest.mark.parametrize(
+    ("package", "command"), [(package, command) for package in PACKAGES for command in PACKAGES[package].COMMANDS]
+)
+def test_every_option_is_explained(package, command, capsys, monkeypatch):
+    """Where one line of a docstring is of two arguments, neither has it."""
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        PACKAGES[package].main([command, "--help"])
+    unexplained = r"^  (\S+)[^\n]*?(?:\n {20,}| {2,})\((?:required, )?(?:type|default):"
+    assert not re.findall(unexplained, capsys.readouterr().out, re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_named_files_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")

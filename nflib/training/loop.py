@@ -68,8 +68,8 @@ def fit(
         objective: (flow, batch, generator) -> (loss, scalars to log), where batch is a dict of tensors.
         output: Folder that gets `model/` (the saved flow), `checkpoints/` and `logs/`.
         augment: (inputs, generator) -> inputs, applied to every global training batch where the data lie.
-        callbacks: Called with the `TrainingState` after every step. A run that one of them ended by `state.stop` goes on
-            too when `fit` is called again, until one does so again or the budget of `config` is spent.
+        callbacks: Called with the `TrainingState` after every step. A run that one of them ended by `state.stop` goes
+            on too when `fit` is called again, until one does so again or the budget of `config` is spent.
 
     Returns:
         A summary; the flow itself is trained in place.

@@ -191,7 +191,8 @@ def guide(transform: Transform, guidance: Guidance) -> Transform:
     _guide_children(holder, guidance, guided)
     if not guided:
         raise ValueError(
-            "there is nothing to guide: no map of this flow that uses a context is autoregressive, or follows a velocity."
+            "no map of this flow that uses a context can be guided (autoregressive maps and velocities can), so there "
+            "is nothing to guide."
         )
     return holder[0]  # type: ignore[return-value]
 

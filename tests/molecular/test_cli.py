@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import mdtraj
 import numpy as np
 import pytest
 import torch
 
-from molecular.commands import main
+from molecular.commands import COMMANDS, main
 from molecular.data.ensembles import load_ensemble
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
+from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.sampling.sample import sample
 from nflib.io import only_run
 from nflib.montecarlo import WeightedSamples
@@ -119,6 +122,18 @@ def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_pa
     assert MoleculeFlow.from_pretrained(tmp_path / "refined" / "model").topology.sequence == "Ace-G-Nme"
 
 
+def test_a_flow_does_not_go_on_at_another_temperature(simulation, model, tmp_path):
+    """Its weights would be of frames at one temperature and its molecule of another."""
+    folder = shutil.copytree(model.parent, tmp_path / "run")
+    warm = shutil.copytree(simulation, tmp_path / "warm")
+    save_molecule(load_molecule(simulation).at(350.0), warm)
+    with pytest.raises(
+        SystemExit, match="is a flow of something else than .*warm: its temperature is 300 K, not 350 K"
+    ):
+        main(["train", "--data", str(warm), "--output", str(folder), *TRAINING])
+    assert load_molecule(folder / "model").temperature == 300.0
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -145,6 +160,22 @@ def test_marginals_of_a_trained_flow_are_refitted_where_that_is_asked_for(simula
         knots.append(next(value for name, value in state.items() if name.endswith("knots_x")))
     # The same data have the same marginals; others change them where that is asked for.
     assert [torch.equal(own, knots[0]) for own in knots] == [True, True, True, False]
+
+
+def test_files_of_options_are_read_as_the_command_line_is(monkeypatch, tmp_path):
+    """Names with dashes, and one basin without a list, as `python -m video` takes them too."""
+    taken = {}
+
+    def analyse(data: Path, basins: list[str] | None = None, start_ps: float = 0.0) -> None:
+        """Analyse."""
+        taken.update(locals())
+
+    monkeypatch.setitem(COMMANDS, "analyse", analyse)
+    (tmp_path / "own.yaml").write_text("data: runs\nbasins: left=phi 1 > 0\nstart-ps: 3\n")
+    main(["analyse", "--config", str(tmp_path / "own.yaml")])
+    assert taken == {"data": Path("runs"), "basins": ["left=phi 1 > 0"], "start_ps": 3.0, "taken": taken}
+    main(["analyse", f"--config={tmp_path / 'own.yaml'}", "--basins", "right=phi 1 < 0"])
+    assert taken["basins"] == ["left=phi 1 > 0", "right=phi 1 < 0"]
 
 
 MISTAKES = {
@@ -323,6 +354,8 @@ def test_a_model_knows_its_molecule(model, tmp_path):
     ("arguments", "words"),
     [
         (["sample", "--moves", "3"], "--moves goes with --sampler smc or auto; leave it out."),
+        (["sample", "--sampler", "auto", "--moves", "0"], "smc: .* moves 0"),
+        (["sample", "--sampler", "auto", "--kernel", "independent", "--final_moves", "5"], "smc: final_moves ask the"),
         (["sample", "--conditional_ess", "0.5"], "--conditional_ess goes with --sampler smc or auto"),
         (["sample", "--sampler", "auto", "--kernel", "bogus"], "there is no kernel 'bogus'"),
         (["sample", "--num_samples", "1"], "num_samples is 1 and num_draws 1; ask for 2 samples or more"),

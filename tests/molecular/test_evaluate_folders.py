@@ -80,7 +80,7 @@ def names(entries):
 
 
 def test_reference_of_another_temperature(alanine, positions, tmp_path):
-    """Frames at the temperature itself where there are some; otherwise weights exp(-u' + u)."""
+    """Frames at the temperature itself where there are some; otherwise the nearest with weights exp(-u' + u)."""
     energies = ReducedEnergy(alanine)(positions) * alanine.kT
     folder = write_simulation(tmp_path / "simulation", "Ace-A-Nme", positions, energies, [300.0, 330.0])
     warm, hot = Peptide("Ace-A-Nme", temperature=310.0), Peptide("Ace-A-Nme", temperature=330.0)
@@ -92,6 +92,13 @@ def test_reference_of_another_temperature(alanine, positions, tmp_path):
     expected = ReducedEnergy(alanine)(positions[:50]) - ReducedEnergy(warm)(positions[:50])
     torch.testing.assert_close(frames.log_weights, expected, atol=1e-4, rtol=0)
     assert "300 K" in note and "310 K" in note
+    frames, (note,) = read_reference(folder, alanine.at(320.0))
+    torch.testing.assert_close(frames.positions, positions[50:])
+    assert "330 K" in note and "320 K" in note
+    for wanted, simulated, part in ((310.0, 300.0, positions[:50]), (320.0, 330.0, positions[50:])):
+        frames, molecule = read_ensemble(folder, temperature=wanted)
+        torch.testing.assert_close(frames.positions, part)
+        assert molecule.temperature == simulated
     frames, (note,) = read_reference(None, warm)  # the shipped one, which has no energies
     everything = reference_positions(Peptide("Ace-A-Nme"))
     expected = ReducedEnergy(alanine)(everything) - ReducedEnergy(warm)(everything)

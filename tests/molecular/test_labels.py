@@ -1,5 +1,6 @@
 """Energies as labels of one molecule: what batches hold before the first samples, and after."""
 
+import pytest
 import torch
 
 from molecular import Peptide
@@ -31,3 +32,17 @@ def test_batches_are_of_frames_until_there_are_samples():
     assert after["is_data"].tolist() == [True] * 6 + [False] * 6
     torch.testing.assert_close(after["inputs"][6:], positions[torch.arange(6, 12) % 4].flip(-1))
     torch.testing.assert_close(after["energy"][6:], reduced(after["inputs"][6:]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("grid", [1e-3, None])
+def test_labels_are_of_the_positions_that_are_stored(grid):
+    """Energies of a simulation are of positions before XTC rounded them."""
+    peptide = Peptide("Ace-G-Nme")
+    reduced = ReducedEnergy(peptide)
+    noise = torch.randn(20, peptide.num_atoms, 3, generator=torch.Generator().manual_seed(0))
+    positions = torch.as_tensor(peptide.positions, dtype=torch.float32) + 0.002 * noise
+    energies = reduced(positions) * peptide.kT
+    stored = positions if grid is None else (positions / grid).round() * grid
+    labels = reduced.of_frames(stored, energies)
+    torch.testing.assert_close(labels, reduced(stored), rtol=0, atol=1e-4)
+    assert bool((labels - energies / peptide.kT).abs().max() > 0.1) == (grid is not None)

@@ -211,7 +211,7 @@ TINY = {"hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 3, "num_temperatu
 TINY |= {"save_ps": 0.002, "progress": False}
 
 
-def test_frames_of_an_earlier_simulation_are_starts(tmp_path):
+def test_frames_of_an_earlier_simulation_are_starts(tmp_path, caplog):
     peptide = Peptide("GG")
     simulate(peptide, tmp_path / "first", picoseconds=0.004, **TINY)
     frames = load_ensemble(tmp_path / "first").positions
@@ -219,7 +219,8 @@ def test_frames_of_an_earlier_simulation_are_starts(tmp_path):
     x = starts(peptide, 8, 1)
     assert torch.equal(x, starts(peptide, 8, 1)) and not torch.equal(x, starts(peptide, 8, 2))
     rows = (x[:, None] == frames).flatten(2).all(-1)
-    # Six frames for eight replicas: each is there, none more than twice.
+    # Six frames for eight replicas: each is there, none more than twice, which is said.
+    assert "8 replicas of GG start from 6 frames" in caplog.text
     assert rows.any(1).all() and set(rows.sum(0).tolist()) == {1, 2}
     arguments = ["simulate", "--peptide", "GG", "--ensemble", str(tmp_path / "first"), "--hot_ps", "0"]
     arguments += ["--equilibration_ps", "0", "--num_ladders", "3", "--num_temperatures", "1", "--swap_ps", "0.001"]

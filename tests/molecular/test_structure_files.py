@@ -322,6 +322,13 @@ def test_angstroms_are_refused():
         Molecule(peptide.topology, peptide.system, 10.0 * peptide.positions)
 
 
+def test_residues_that_openmm_does_not_know_are_bonded_to_their_neighbours(tmp_path):
+    """Files of selenomethionine often have no CONECT records of the bonds to it, which the chain implies."""
+    pytest.importorskip("pdbfixer")
+    file = write_pdb(tmp_path / "x.pdb", Peptide("AMA").pdb_string(), is_heavy, [("MET", "MSE")])
+    assert read_molecule(file, force_field=VACUUM).topology.sequence == "AMA"
+
+
 def test_a_bond_that_closes_a_ring_is_never_replaced_by_two_ends(tmp_path):
     """Hydrogens and a second oxygen were added in its stead: another molecule, without a word."""
     pytest.importorskip("pdbfixer")

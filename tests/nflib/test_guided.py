@@ -13,6 +13,7 @@ from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 
 from nflib import Flow, decoding
+from nflib.continuous import RatioAware
 from nflib.decoding import Auto, GaussSeidelJacobi, Jacobi, Sequential
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
@@ -426,3 +427,9 @@ def test_contexts_are_paired():
     paired = PairedContext(torch.zeros(1, 3, 4), nn.Linear(4, 5))
     assert paired(text).shape == (2, 2, 3, 5) and not paired.state_dict().keys() & {"unconditional"}
     torch.testing.assert_close(paired(text)[:, 1], paired.embedding.bias.expand(2, 3, 5))
+
+
+@pytest.mark.parametrize("guidance", [2.0, RatioAware(2.0, 0.3)], ids=repr)
+def test_guidance_of_velocities_is_refused(flow, guidance):
+    with pytest.raises(ValueError, match="guided by a Guidance"):
+        flow.guided(guidance, NO_CLASS)

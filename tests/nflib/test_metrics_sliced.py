@@ -227,3 +227,12 @@ def test_offsets_far_points_and_dtypes(name):
         rounded = [(4 * z).to(dtype) for z in (x, y)]
         estimate = sliced_wasserstein(*rounded, **settings).squared
         assert estimate == sliced_wasserstein(*(z.double() for z in rounded), **settings).squared
+
+
+def test_fourth_powers_beyond_the_range_of_numbers():
+    x, y, scale = normal(30, 3), normal(20, 3, seed=1) + 1, 2.0**500
+    expected = sliced_wasserstein(x, y, num_directions=50, seed=0)
+    found = sliced_wasserstein(x * scale, y * scale, num_directions=50, seed=0)
+    torch.testing.assert_close(found.squared / scale**2, expected.squared, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.standard_error / scale**2, expected.standard_error, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.coefficients, expected.coefficients)

@@ -365,3 +365,14 @@ def test_many_weights_lose_no_digits():
         torch.testing.assert_close(
             wasserstein_1d(x, y, ones, tenths, order=order), wasserstein_1d(x, y, order=order), rtol=1e-10, atol=0
         )
+
+
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+@pytest.mark.parametrize("power", [-700, 700])
+def test_squares_beyond_the_range_of_numbers(power, order):
+    x, y, scale = normal(20, 3), normal(20, 3, seed=1), 2.0**power
+    expected = wasserstein(x, y, order=order) * scale
+    torch.testing.assert_close(wasserstein(x * scale, y * scale, order=order), expected, rtol=1e-12, atol=0)
+    wrapped = wasserstein(x * scale, y * scale, order=order, metric="torus", period=scale)
+    expected = wasserstein(x, y, order=order, metric="torus", period=1.0) * scale
+    torch.testing.assert_close(wrapped, expected, rtol=1e-12, atol=0)

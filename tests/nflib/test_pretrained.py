@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from nflows.transforms import CompositeTransform
+from nflows.transforms import ActNorm, CompositeTransform, LULinear
 from safetensors.torch import load_file, save_file
 
 from nflib import Flow
@@ -380,3 +380,16 @@ def test_numbers_that_a_file_does_not_hold_are_named(tmp_path):
     with pytest.raises(ValueError, match="the tensor 'table' is of torch.complex128"):
         Table(torch.complex128).save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_nflows_do_not_compute_in_half_precision(tmp_path):
+    flow = Flow(CompositeTransform([LULinear(6), ActNorm(6)]), StandardNormal((6,))).eval()
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    expected = flow.log_prob(x)
+    narrow = Flow.from_pretrained(flow.save_pretrained(tmp_path / "narrow", dtype=torch.bfloat16))
+    for call in (lambda: narrow.log_prob(x), lambda: narrow.sample(3), lambda: narrow.encode(x)):
+        with pytest.raises(ValueError, match="LULinear of nflows does not compute with weights in torch.bfloat16"):
+            call()
+    torch.testing.assert_close(narrow.float().log_prob(x), expected, rtol=0.02, atol=0.02)
+    scaled = Flow(CompositeTransform([ActNorm(6)]), StandardNormal((6,))).eval().bfloat16()
+    assert scaled.log_prob(x).isfinite().all()  # which takes any

@@ -24,6 +24,7 @@ from nflib.montecarlo import (
     IndependentMetropolis,
     SMCSamples,
     WeightedSamples,
+    check_smc_options,
     importance_sample,
     smc,
 )
@@ -443,3 +444,18 @@ def test_a_constant_density_has_gradient_zero(kernel):
     assert abs(samples.log_normalizer - exact) < 3 * samples.log_normalizer_standard_error < 0.3
     half = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), torch.ones(2)), 1)
     assert smc(half, box, 50, kernel=kernel, temperatures=[1.0], seed=0).log_normalizer == pytest.approx(-math.log(9))
+
+
+def test_options_are_checked_without_densities():
+    check_smc_options(10, 20, kernel=MALA(), moves=2, final_moves=3)
+    check_smc_options(10, kernel=IndependentMetropolis())
+    wrong: list[tuple[tuple[int, ...], dict[str, object], str]] = [
+        ((10,), {"moves": 0}, "moves 0"),
+        ((10, 9), {}, "num_draws is 9"),
+        ((10,), {"kernel": IndependentMetropolis(), "final_moves": 1}, "final_moves ask the proposal nothing"),
+        ((10,), {"resampling": "none"}, "unknown resampling scheme"),
+        ((10,), {"resampling_threshold": 2.0}, "a fraction from 0 to 1"),
+    ]
+    for counts, options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            check_smc_options(*counts, **options)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.moving_digits.data import MovingDigits
+from nflib.flows import TARFlow
 from nflib.metrics import frechet_distance, kernel_distance, precision_recall
 from tests.browser import browse, needs_chromium
 from tests.video.tiny import SEVEN, tiny_model
@@ -18,7 +19,11 @@ from video.commands import main
 from video.evaluation import PooledPixels, load_features, pass_over, score, scored_quantity
 from video.evaluation.judgement import judge
 from video.evaluation.page import clip_grid
+from video.latents import Pixels
 from video.media import as_bytes, read_image, write_clip
+from video.pipeline import Pipeline
+from video.pipeline_settings import PipelineSettings
+from video.text.labels import Labels
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +162,15 @@ def test_what_is_scored(model):
     words = scored_quantity(model)
     assert "4 × 2 × 4 × 4 a clip" in words and "deviation 0.1 added" in words and "not a density of pixels" in words
     assert "without noise" in scored_quantity(model.with_settings(noise=0.0))
+
+
+def test_pixels_that_are_not_dequantised_have_no_bits_of_levels():
+    """As of released TARFlows of uniformly dequantised pixels, which are of other levels than ours."""
+    flow = TARFlow((1, 4, 4), patch_size=4, channels=16, num_blocks=1, layers_per_block=1, head_dim=16)
+    noisy = Pipeline(flow, Pixels(1), Labels(), PipelineSettings((1, 1, 4, 4), 0.1))
+    assert "6.994 bits" in scored_quantity(noisy) and "bounds no code" not in scored_quantity(noisy)
+    plain = noisy.with_settings(noise=0.0)
+    assert "bounds no code" in scored_quantity(plain) and "6.994" not in scored_quantity(plain)
 
 
 def test_grid():

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from nflib.command_line import run_command
 from video.commands.app import app
@@ -51,39 +48,6 @@ def _quoted(arguments: Sequence[str]) -> list[str]:
     return quoted
 
 
-def _configured(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with each file of options after --config as JSON, as `_as_commands_call_them`."""
-    read: list[str] = []
-    for argument in arguments:
-        option, equals, path = argument.partition("=")
-        if read and read[-1] == "--config":
-            argument = _as_commands_call_them(argument)
-        elif option == "--config" and equals:
-            argument = f"--config={_as_commands_call_them(path)}"
-        read.append(argument)
-    return read
-
-
-def _as_commands_call_them(path: str) -> str:
-    """The options in a YAML file as JSON: as on the command line, aliases hold, and one prompt needs no list.
-
-    What cannot be read stays, for the parser to say so.
-    """
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-        options = {ALIASES.get(_option(name), _option(name)).removeprefix("--"): given[name] for name in given}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError):
-        return path
-    for name in [name for name in options if name.endswith("+")]:
-        value = options.pop(name)
-        options[name[:-1]] = value if isinstance(value, list | None) else [str(value)]
-    return json.dumps(options, default=str)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("-", "_")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one sentence on standard error and exit status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -91,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         "python -m video",
         "Images and video from text, with likelihoods.",
         COMMANDS,
-        arguments if arguments[:1] == ["convert"] else _configured(_quoted(arguments)),  # whose --config is another
+        _quoted(arguments),
         positional=("edit", "likelihood"),
         aliases=ALIASES,
         groups=[FolderOptions, FlowOptions, AutoencoderOptions, ModelOptions, DrawingOptions, OutputOptions],

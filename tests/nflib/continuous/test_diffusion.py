@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from nflows.distributions import ConditionalDiagonalNormal
 
-from nflib.continuous import DiffusionProposal, Linear, ODEFlow, TwoSided, VariancePreserving
+from nflib.continuous import DiffusionProposal, Linear, MLPVelocity, ODEFlow, TwoSided, VariancePreserving
 from nflib.montecarlo import IndependentMetropolis, importance_sample, smc
 from tests.nflib.continuous.gaussian_mixtures import THREE, Exact
 
@@ -115,3 +116,39 @@ def test_smc_has_no_temperatures_without_a_density() -> None:
     for options in ({"temperatures": [0.5, 1.0]}, {"kernel": IndependentMetropolis()}):
         with pytest.raises(ValueError, match=r"has no log_prob\(x\), so there are no temperatures"):
             smc(proposal, THREE, 100, **options)
+
+
+def steering(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """Along `Linear`, from the standard normal to the normal of width 1 about the context."""
+    alpha, beta = (1 - t)[:, None], t[:, None]
+    return context + (beta - alpha) / (alpha**2 + beta**2) * (x - beta * context)
+
+
+def test_context() -> None:
+    flow = ODEFlow(steering, (2,), context_shape=(2,))
+    mean = torch.tensor([1.0, -2.0])
+    target = torch.distributions.Independent(torch.distributions.Normal(mean, torch.ones(2)), 1)
+    for context in (mean, mean[None]):
+        samples = importance_sample(DiffusionProposal(flow, 0.3, 40, context=context), target, 1000, seed=0)
+        assert abs(samples.log_normalizer) < 4 * samples.log_normalizer_standard_error
+        assert samples.effective_sample_size_fraction > 0.8
+    with pytest.raises(ValueError, match="one context, got 2 rows"):
+        DiffusionProposal(flow, 0.3, 40, context=torch.zeros(2, 2))
+
+
+def test_base_of_the_context() -> None:
+    base = ConditionalDiagonalNormal((2,))  # whose means and log-widths are the context
+    flow = ODEFlow(lambda x, t, context: 0 * x, (2,), distribution=base, context_shape=(4,))
+    context = torch.tensor([1.0, -2.0, 0.0, 0.0])
+    target = torch.distributions.Independent(torch.distributions.Normal(context[:2], torch.ones(2)), 1)
+    proposal = DiffusionProposal(flow, 0.01, 20, score=lambda x, t, c: c[:, :2] - x, context=context)
+    samples = importance_sample(proposal, target, 500, seed=0)
+    assert samples.effective_sample_size_fraction > 0.99
+    assert abs(samples.log_normalizer) < 0.01
+
+
+def test_base_of_another_dtype() -> None:
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+    flow = ODEFlow(MLPVelocity(2, channels=8, num_layers=1), (2,), distribution=base).double()
+    x, log_prob = DiffusionProposal(flow, 0.3, 4).sample_and_log_prob(3)
+    assert x.dtype == log_prob.dtype == torch.float64

@@ -155,3 +155,19 @@ def test_a_trained_map_has_mean_weight_one_at_four_and_eight_steps(tmp_path):
         assert abs(mean - 1) < 3 * error
         assert error < 0.05
         assert effective > 800
+
+
+def test_densities_under_autocast_are_those_of_single_precision() -> None:
+    flow = FlowMap(rough_map(), (2,), num_steps=2)
+    x, log_prob = flow.sample_and_log_prob(20, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drawn, drawn_log_prob = flow.sample_and_log_prob(20, seed=0)
+        found = flow.log_prob(x)
+    torch.testing.assert_close(drawn, x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn_log_prob, log_prob, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, log_prob, rtol=0, atol=1e-4)
+
+
+def test_what_cannot_be_guided_is_told() -> None:
+    with pytest.raises(ValueError, match="can be guided"):
+        FlowMap(MLPFlowMap(2, channels=8, context_size=3), (2,)).guided(2.0, torch.zeros(1, 3))

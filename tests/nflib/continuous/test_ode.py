@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 
 import pytest
 import torch
+from nflows.distributions import ConditionalDiagonalNormal
 from nflows.transforms import CompositeTransform
 
 from nflib.continuous import (
@@ -28,7 +29,7 @@ from nflib.distributions import StandardNormal
 from nflib.flows import Flow
 from nflib.montecarlo import importance_sample, smc
 from nflib.training import TrainingConfig, fit
-from nflib.transforms import Standardize
+from nflib.transforms import LinearGuidance, Standardize
 from tests.nflib.continuous.cases import NARROW, exact_flow, steered, swirl
 
 KINDS = [
@@ -441,3 +442,54 @@ def test_settings_that_do_not_fit() -> None:
             swirling().velocity(normal(2, 2), t)
     with pytest.raises(ValueError, match="expected inputs|shape"):
         swirling().log_prob(normal(3, 5))
+
+
+@pytest.mark.parametrize(("solver", "density"), [(Heun(4), "map"), (Heun(8), "trace")], ids=repr)
+def test_densities_under_autocast_are_those_of_single_precision(solver, density) -> None:
+    torch.manual_seed(0)
+    field = MLPVelocity(2, channels=32, context_size=3)
+    torch.nn.init.normal_(field.network.proj_out.weight, std=0.1)
+    flow = ODEFlow(field, (2,), solver=solver, density=density, embedding_net=torch.nn.Linear(3, 3).bfloat16())
+    context = torch.ones(1, 3, dtype=torch.bfloat16)  # whose embedding is rounded in any case
+    x, log_prob = (part[0] for part in flow.sample_and_log_prob(20, context, seed=0))
+    rows = context.expand(20, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drawn, drawn_log_prob = (part[0] for part in flow.sample_and_log_prob(20, context, seed=0))
+        found = flow.log_prob(x, rows)
+    torch.testing.assert_close(drawn, x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn_log_prob, log_prob, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, flow.log_prob(x, rows), rtol=0, atol=1e-5)
+
+
+def test_contexts_embedded_in_half_precision() -> None:
+    class Field(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = torch.nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+            return self.shift(context)
+
+    flow = ODEFlow(Field(), (2,), embedding_net=torch.nn.Linear(5, 3)).bfloat16()
+    x, log_prob = flow.sample_and_log_prob(4, torch.zeros(1, 5, dtype=torch.bfloat16), seed=0)
+    expected = flow._distribution.log_prob(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(log_prob[0], expected)  # of a shift
+    assert x.dtype == torch.float32
+
+
+def test_guided_flow_with_a_base_of_the_context() -> None:
+    base = ConditionalDiagonalNormal((2,))  # whose means and log-widths are the context
+    flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, context_shape=(4,))
+    guided = flow.guided(3.0, torch.zeros(1, 4))
+    contexts = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    x, log_prob = guided.sample_and_log_prob(5, contexts, seed=0)
+    normal = torch.distributions.Normal(4 * contexts[:, None, :2], contexts[:, None, 2:].exp())
+    torch.testing.assert_close(log_prob, normal.log_prob(x).sum(-1), rtol=0, atol=1e-4)
+    rows = contexts.repeat_interleave(5, 0)
+    torch.testing.assert_close(guided.log_prob(x.flatten(0, 1), rows), log_prob.flatten(), rtol=0, atol=1e-4)
+
+
+def test_guidance_of_another_kind_of_flow() -> None:
+    flow = ODEFlow(MLPVelocity(2, channels=8, context_size=3), (2,))
+    with pytest.raises(ValueError, match="LinearGuidance guides autoregressive flows"):
+        flow.guided(LinearGuidance(1.0), torch.zeros(1, 3))

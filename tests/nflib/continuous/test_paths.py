@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nflib.continuous import Linear, Path, TwoSided, VarianceExploding
+from nflib.continuous import Linear, Path, Trigonometric, TwoSided, VarianceExploding
 from nflib.continuous.steps import jacobian
 from tests.nflib.continuous.cases import NARROW, ONE_SIDED
 from tests.nflib.continuous.gaussian_mixtures import Exact
@@ -95,3 +95,11 @@ def test_errors() -> None:
         Linear().coefficients(torch.tensor([torch.nan]))
     with pytest.raises(ValueError, match="learn both"):
         TwoSided().score_from_velocity(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("path", [*ONE_SIDED, Linear(1e-5), Trigonometric(), VarianceExploding()], ids=repr)
+def test_single_precision_keeps_its_digits_near_the_data(path: Path) -> None:
+    t = torch.tensor([1 - 1e-4, 1 - 1e-6, 1.0])
+    found, expected = path.coefficients(t), path.coefficients(t.double())
+    for name in ("alpha", "beta", "beta_dot"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(expected, name), rtol=1e-5, atol=1e-12)
