@@ -445,7 +445,7 @@ class Bead:
     def pdb_string(self) -> str:
         return "END\n"
 
-    def difference(self, other: Molecule) -> str | None:
+    def difference(self, other: Molecule, masses: bool = False) -> str | None:
         return None
 
 

@@ -173,7 +173,7 @@ def encode_slowly(folder, cache):
 
 def test_killed(folder, latents, tmp_path):
     cache = tmp_path / "cache"
-    run = multiprocessing.get_context("fork").Process(target=encode_slowly, args=(folder, cache))
+    run = multiprocessing.get_context("spawn").Process(target=encode_slowly, args=(folder, cache))
     run.start()
     try:
         while not list(cache.glob("*.safetensors")):
