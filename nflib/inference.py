@@ -23,7 +23,8 @@ def differentiates(method: Method) -> Method:
         parts = (inputs, *(context if isinstance(context, tuple) else (context,)))
         if not torch.is_inference_mode_enabled() and not any(map(_is_inference, parts)):
             return method(self, inputs, context, *args, **kwargs)
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        recorded = torch.is_grad_enabled()  # which leaving the mode would switch on
+        with torch.inference_mode(False), torch.set_grad_enabled(recorded):
             inputs, *rest = (part.clone() if _is_inference(part) else part for part in parts)
             return method(self, inputs, tuple(rest) if isinstance(context, tuple) else rest[0], *args, **kwargs)
 

@@ -295,6 +295,9 @@ def test_derivatives_in_inference_mode(build):
         drawn, log_prob = flow.sample_and_log_prob(2, seed=0)
     torch.testing.assert_close(flow.log_prob(drawn), log_prob, rtol=0, atol=1e-4)
     assert flow.score(drawn).shape == (2, 6)
+    flow.requires_grad_(True)
+    with torch.no_grad():
+        assert not flow.log_prob(drawn).requires_grad
 
 
 def test_a_flow_made_in_inference_mode_plans_its_decoding():
