@@ -64,8 +64,8 @@ def unnamed_bond(topology: Topology, positions: NDArray[np.float64]) -> str | No
 
     Files often leave such bonds out, of cyclic and stapled peptides; atoms would be added in their stead.
     """
-    heavy = [atom for atom, element in enumerate(topology.elements) if element != "H"]
-    pairs = np.array(heavy)[cKDTree(positions[heavy]).query_pairs(FARTHEST_BOND, output_type="ndarray")]
+    heavy = np.array([atom for atom, element in enumerate(topology.elements) if element != "H"], dtype=np.int64)
+    pairs = heavy[cKDTree(positions[heavy]).query_pairs(FARTHEST_BOND, output_type="ndarray")]
     pairs = pairs[np.lexsort(pairs.T[::-1])]
     distances = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=-1)
     near = dict(zip(map(tuple, pairs.tolist()), distances.tolist(), strict=True))

@@ -14,7 +14,7 @@ from molecular import Molecule, Peptide
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
 from molecular.molecule.peptide import minimise
-from molecular.molecule.structure_checks import named_by_hand, with_right_hands
+from molecular.molecule.structure_checks import named_by_hand, unnamed_bond, with_right_hands
 from molecular.molecule.topology import Residue, Topology
 from tests.molecular.small_molecules import build, write
 from tests.molecular.test_molecule_files import VACUUM, assert_energies_are_openmms
@@ -327,6 +327,11 @@ def test_residues_that_openmm_does_not_know_are_bonded_to_their_neighbours(tmp_p
     pytest.importorskip("pdbfixer")
     file = write_pdb(tmp_path / "x.pdb", Peptide("AMA").pdb_string(), is_heavy, [("MET", "MSE")])
     assert read_molecule(file, force_field=VACUUM).topology.sequence == "AMA"
+
+
+def test_hydrogens_alone_lack_no_bond_of_heavy_atoms():
+    hydrogens = Topology(("H1", "H2"), ("H", "H"), (Residue("HHH"),), (0, 0), ())
+    assert unnamed_bond(hydrogens, np.zeros((2, 3))) is None
 
 
 def test_a_bond_that_closes_a_ring_is_never_replaced_by_two_ends(tmp_path):
