@@ -6,7 +6,18 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+from nflows.transforms import (
+    ActNorm,
+    BatchNorm,
+    CompositeTransform,
+    InverseTransform,
+    MultiscaleCompositeTransform,
+    Transform,
+)
 from torch import Tensor, nn
+
+# Of nflows, what takes weights of any dtype: containers, and what multiplies number by number.
+ANY_DTYPE = (CompositeTransform, InverseTransform, MultiscaleCompositeTransform, ActNorm, BatchNorm)
 
 
 class FullPrecisionBuffers(nn.Module):
@@ -52,6 +63,20 @@ def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Te
 def widened(values: Tensor) -> Tensor:
     """The same in single precision where they are of half precision."""
     return values.float() if values.is_floating_point() and values.dtype.itemsize < 4 else values
+
+
+def check_half_precision(transform: nn.Module) -> None:
+    """Raise ValueError for a part of nflows with weights in half precision, with which it does not compute.
+
+    Ours keep tokens in single precision around a network in half precision; those of nflows know one dtype.
+    """
+    for part in transform.modules():
+        foreign = isinstance(part, Transform) and type(part).__module__.startswith("nflows.")
+        narrow = next((own.dtype for own in part.parameters() if own.dtype.itemsize < 4), None)
+        if foreign and narrow is not None and not isinstance(part, ANY_DTYPE):
+            raise ValueError(
+                f"{type(part).__name__} of nflows does not compute with weights in {narrow}: call flow.float() first."
+            )
 
 
 def _name(dtype: torch.dtype) -> str:

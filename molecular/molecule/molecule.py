@@ -26,9 +26,18 @@ SAME_ENERGY = 1e-3  # kJ/mol
 SAME_TEMPERATURE = 1e-3  # K: settings are written in decimals
 # They cannot tell where a molecule is, nor how it is turned.
 INTERNAL_FORCES = (
-    *(openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce, openmm.RBTorsionForce),
-    *(openmm.CMAPTorsionForce, openmm.NonbondedForce, openmm.GBSAOBCForce, openmm.CMMotionRemover),
-    *(openmm.CustomBondForce, openmm.CustomAngleForce, openmm.CustomTorsionForce, openmm.CustomNonbondedForce),
+    openmm.HarmonicBondForce,
+    openmm.HarmonicAngleForce,
+    openmm.PeriodicTorsionForce,
+    openmm.RBTorsionForce,
+    openmm.CMAPTorsionForce,
+    openmm.NonbondedForce,
+    openmm.GBSAOBCForce,
+    openmm.CMMotionRemover,
+    openmm.CustomBondForce,
+    openmm.CustomAngleForce,
+    openmm.CustomTorsionForce,
+    openmm.CustomNonbondedForce,
     openmm.CustomGBForce,
 )
 

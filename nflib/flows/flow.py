@@ -11,21 +11,14 @@ from typing import Any, Self
 import torch
 from nflows.distributions import Distribution
 from nflows.flows import Flow as NFlowsFlow
-from nflows.transforms import (
-    ActNorm,
-    BatchNorm,
-    CompositeTransform,
-    InverseTransform,
-    MultiscaleCompositeTransform,
-    Transform,
-)
+from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nflib.contexts import Context, as_context, check_shape, map_context, num_rows
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import ScaledNoise, as_base, draw
-from nflib.dtypes import as_dtype
+from nflib.dtypes import as_dtype, check_half_precision
 from nflib.events import flattened
 from nflib.flows.given import GivenFlow
 from nflib.inference import differentiates
@@ -34,9 +27,6 @@ from nflib.io.arguments import changed
 from nflib.io.pretrained import Pretrained
 from nflib.transforms.guided import Guidance, PairedContext, guide
 from nflib.transforms.inversion import input_shape, invert, uses_context
-
-# Of nflows, what takes weights of any dtype: containers, and what multiplies number by number.
-ANY_DTYPE = (CompositeTransform, InverseTransform, MultiscaleCompositeTransform, ActNorm, BatchNorm)
 
 
 class Flow(Pretrained, NFlowsFlow):
@@ -413,16 +403,10 @@ class Flow(Pretrained, NFlowsFlow):
     def _dtype(self) -> torch.dtype | None:
         """The weights' dtype, None without weights; raises ValueError for one in which a part does not compute."""
         weight = next(self.parameters(), None)
-        if weight is None or weight.dtype.itemsize >= 4:
-            return None if weight is None else weight.dtype
-        for part in self._transform.modules():
-            # Ours keep tokens in single precision around a network in half precision; those of nflows know one dtype.
-            foreign = isinstance(part, Transform) and type(part).__module__.startswith("nflows.")
-            if foreign and not isinstance(part, ANY_DTYPE) and any(own.dtype.itemsize < 4 for own in part.parameters()):
-                raise ValueError(
-                    f"{type(part).__name__} of nflows does not compute with weights in {weight.dtype}: call "
-                    "flow.float() first."
-                )
+        if weight is None:
+            return None
+        if weight.dtype.itemsize < 4:
+            check_half_precision(self._transform)
         return weight.dtype
 
     def _event_shape(self, embedded: Any) -> tuple[int, ...]:

@@ -132,16 +132,13 @@ def smc(
     # Numbers of numpy are no numbers of JSON, in which the checkpoint keeps them.
     counts = (num_samples, num_draws, moves, final_moves)
     num_samples, num_draws, moves, final_moves = (operator.index(number) for number in counts)
-    check_smc_options(
-        num_samples,
-        num_draws,
-        kernel=kernel,
-        moves=moves,
-        final_moves=final_moves,
-        resampling=resampling,
-        resampling_threshold=resampling_threshold,
-        chunk_size=chunk_size,
-    )
+    check_smc_options(num_samples, num_draws, kernel=kernel, moves=moves, final_moves=final_moves)
+    if chunk_size < 1:
+        raise ValueError(f"smc: chunk_size is {chunk_size}; pass 1 or more.")
+    if resampling not in SCHEMES:
+        raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
+    if not 0.0 <= resampling_threshold <= 1.0:
+        raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
     geometric_path = GeometricPath(proposal, target, chunk_size, allow_stochastic=allow_stochastic)
     if not geometric_path.is_geometric:
         if temperatures is not None or isinstance(kernel, IndependentMetropolis):
@@ -191,23 +188,19 @@ def check_smc_options(
     kernel: Kernel | None = None,
     moves: int = 1,
     final_moves: int = 0,
-    resampling: str = "systematic",
-    resampling_threshold: float = 0.5,
-    chunk_size: int = 1024,
 ) -> None:
     """Raise ValueError for options that `smc` refuses whatever the densities: for who has much to do before it runs.
 
     Args:
-        num_samples, num_draws, kernel, moves, final_moves, resampling, resampling_threshold, chunk_size: of `smc`.
+        num_samples, num_draws, kernel, moves, final_moves: of `smc`.
 
     Raises:
-        ValueError: numbers out of range, an unknown scheme, final moves of a kernel that draws from the proposal.
+        ValueError: numbers out of range, final moves of a kernel that draws from the proposal.
     """
     num_draws = num_samples if num_draws is None else num_draws
-    if num_samples < 2 or chunk_size < 1 or moves < 1 or final_moves < 0:
+    if num_samples < 2 or moves < 1 or final_moves < 0:
         raise ValueError(
-            f"smc: num_samples is {num_samples}, chunk_size {chunk_size}, moves {moves}, final_moves {final_moves}; "
-            "pass 2, 1, 1 and 0 or more."
+            f"smc: num_samples is {num_samples}, moves {moves}, final_moves {final_moves}; pass 2, 1 and 0 or more."
         )
     if num_draws < num_samples:
         raise ValueError(f"smc: num_draws is {num_draws}, fewer than the {num_samples} samples; draw as many or more.")
@@ -215,10 +208,6 @@ def check_smc_options(
         raise ValueError(
             "smc: final_moves ask the proposal nothing, but IndependentMetropolis draws from it; use moves."
         )
-    if resampling not in SCHEMES:
-        raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
-    if not 0.0 <= resampling_threshold <= 1.0:
-        raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,7 @@ def test_user_mistakes_are_named():
     q = Normal(DIM)
     for message, keywords in (
         ("not both", {"generator": torch.Generator(), "seed": 1}),
-        ("chunk_size 0", {"chunk_size": 0}),
+        ("chunk_size is 0", {"chunk_size": 0}),
         ("moves 0", {"moves": 0}),
         ("unknown resampling scheme 'bootstrap'", {"resampling": "bootstrap"}),
         ("resampling_threshold is 2", {"resampling_threshold": 2.0}),

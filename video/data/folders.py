@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from video.data.metadata import NAMES, Description, nothing_said, read_metadata
 from video.data.samples import CONDITIONS, IMAGES, VIDEOS, Listing, Sample, counted
 from video.data.shards import read_shard
+from video.text.labels import composed
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _files(root: Path) -> list[str]:
 def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample]:
     """The files that are images or clips, with what is said of each; what is left out is told in `problems`."""
     # By the name as it is, and with accents as keyboards write them, which some file systems take apart.
-    there = {_composed(name): name for name in files} | {name: name for name in files}
+    there = {composed(name): name for name in files} | {name: name for name in files}
     descriptions, governed = _metadata(root, there, problems)
     media = [name for name in files if _suffix(name) in MEDIA]
     unnamed = [name for name in media if name not in descriptions and _is_below(name, governed)]
@@ -146,13 +146,9 @@ def _metadata(root: Path, there: Mapping[str, str], problems: list[str]) -> tupl
     return descriptions, governed
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def _found(there: Mapping[str, str], name: str) -> str | None:
     """The file of a name, however either writes its accents; None if there is none."""
-    return there.get(name, there.get(_composed(name)))
+    return there.get(name, there.get(composed(name)))
 
 
 def _suffix(name: str) -> str:

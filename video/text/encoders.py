@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nflib.io import write_json
 from video.errors import first_line
-from video.text.labels import LABELS, Labels
+from video.text.labels import LABELS, Labels, composed
 from video.text.transformers_text import LONGEST, load_transformers_text
 
 VOCABULARY = "vocabulary.json"
@@ -98,7 +98,7 @@ class Words:
 def _words(prompt: str) -> list[str]:
     """Letters and numbers with the marks on them, of which scripts such as Devanagari make vowels, however composed."""
     said = ""
-    for letter in unicodedata.normalize("NFC", prompt.lower()):
+    for letter in composed(prompt.lower()):
         is_mark = unicodedata.category(letter).startswith("M") and said[-1:].strip()
         said += letter if letter.isalnum() or is_mark else " "
     return said.split()

@@ -34,7 +34,7 @@ class Labels:
             raise ValueError("labels are a list of distinct names.")
         self.names = list(names)
         self.shape = (len(self.names),)
-        self._numbers = {"": -1} | {_composed(name): number for number, name in enumerate(self.names)}
+        self._numbers = {"": -1} | {composed(name): number for number, name in enumerate(self.names)}
         if not any(name.isdecimal() for name in self.names):
             self._numbers |= {str(number): number for number in range(len(self.names))}
 
@@ -43,7 +43,7 @@ class Labels:
         return self.names
 
     def __call__(self, prompts: Sequence[str]) -> Tensor | None:
-        prompts = [_composed(prompt) for prompt in prompts]
+        prompts = [composed(prompt) for prompt in prompts]
         unknown = [prompt for prompt in prompts if prompt not in self._numbers]
         if unknown:
             known = ", ".join(self.names[:10]) + (" …" if len(self.names) > 10 else "") or "no class"
@@ -56,6 +56,6 @@ class Labels:
         write_json(Path(folder) / LABELS, {"names": self.names})
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """As keyboards write letters with accents, which some file systems take apart."""
     return unicodedata.normalize("NFC", name)
