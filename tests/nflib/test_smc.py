@@ -453,8 +453,6 @@ def test_options_are_checked_without_densities():
         ((10,), {"moves": 0}, "moves 0"),
         ((10, 9), {}, "num_draws is 9"),
         ((10,), {"kernel": IndependentMetropolis(), "final_moves": 1}, "final_moves ask the proposal nothing"),
-        ((10,), {"resampling": "none"}, "unknown resampling scheme"),
-        ((10,), {"resampling_threshold": 2.0}, "a fraction from 0 to 1"),
     ]
     for counts, options, message in wrong:
         with pytest.raises(ValueError, match=message):
