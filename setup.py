@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "nflib" / "version.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "nflib" / "version.py").read_text(encoding="utf-8")).group(1)
 
 TRAINING = ["lightning-fabric>=2.4", "tensorboard>=2.16", "tqdm>=4.66"]
 SCRIPTS = ["jsonargparse[signatures]>=4.35", "matplotlib>=3.8"]
@@ -17,18 +17,19 @@ setup(
     name="nflib",
     version=VERSION,
     description="Exact likelihoods and samples from transformer autoregressive normalizing flows",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["nflib*", "molecular*", "video*"]),
     package_data={
-        "molecular": ["analysis/report/*.css", "analysis/report/*.js", "shipped/**/*"],
+        "molecular": ["analysis/report/*.css", "analysis/report/*.js", "py.typed", "shipped/**/*"],
         "nflib": ["page.css", "py.typed"],
-        "video": ["shipped/**/*"],
+        "video": ["py.typed", "shipped/**/*"],
     },
     install_requires=["torch>=2.6", "nflows>=0.14", "numpy>=1.26", "scipy>=1.12", "safetensors>=0.4.5"],
     extras_require={
+        "training": TRAINING,
         "metrics": METRICS,
         "molecular": [
             *TRAINING,

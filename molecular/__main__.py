@@ -1,6 +1,11 @@
-"""``python -m molecular <simulate|train|sample>``."""
+"""``python -m molecular COMMAND``; ``--help`` lists the commands."""
 
-from molecular.commands import main
+import sys
+
+try:
+    from molecular.commands import main
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error.name} is not installed: pip install "nflib[molecular]".')
 
 if __name__ == "__main__":
     main()

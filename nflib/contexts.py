@@ -18,6 +18,15 @@ def map_context(function: Callable[[Tensor], Tensor], context: Any) -> Any:
     return function(context) if isinstance(context, Tensor) else tuple(function(part) for part in context)
 
 
+def repeated(context: Any, times: int) -> Any:
+    """Each row of a context so many times; of a single row in one memory, which conditioners see (`distinct_rows`)."""
+
+    def of(part: Tensor) -> Tensor:
+        return part.expand(times, *part.shape[1:]) if len(part) == 1 else part.repeat_interleave(times, 0)
+
+    return map_context(of, context)
+
+
 def num_rows(context: Any) -> int:
     """How many rows a context has; raises ValueError where its tensors disagree."""
     parts = (context,) if isinstance(context, Tensor) else context

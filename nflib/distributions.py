@@ -305,3 +305,9 @@ def draw(
     with torch.random.fork_rng():
         seed_torch(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         return distribution.sample(num_samples, context=context)
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers of x's shape, dtype and device; where there is a generator, drawn on its device."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)

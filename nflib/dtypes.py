@@ -42,7 +42,7 @@ def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Te
 
     Args:
         values: a tensor, or what `torch.as_tensor` takes.
-        dtype: of the model's weights; None: floating-point data stay as they are.
+        dtype: of the model's weights; None: float32 and float64 stay as they are.
         name: what a message calls the data.
 
     Raises:
@@ -50,7 +50,7 @@ def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Te
     """
     values = torch.as_tensor(values)
     if dtype is None:
-        return values
+        dtype = values.dtype if values.is_floating_point() else torch.float32
     wanted = torch.promote_types(dtype, torch.float32)
     if values.is_complex() or (values.is_floating_point() and torch.promote_types(values.dtype, wanted) != wanted):
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -50,10 +52,24 @@ class Inversion(NamedTuple):
 
     def then(self, following: Inversion) -> Inversion:
         """This one and that of another map, which took this one's solution further."""
-        known = self.residual is not None and following.residual is not None
-        residual = max(self.residual, following.residual) if known else None  # type: ignore[type-var]
-        statistics = self.statistics + following.statistics
-        return Inversion(following.tokens, self.logabsdet + following.logabsdet, residual, statistics)
+        return Inversion(
+            following.tokens,
+            self.logabsdet + following.logabsdet,
+            largest_residual([self.residual, following.residual]),
+            self.statistics + following.statistics,
+        )
+
+
+def largest_residual(residuals: Iterable[float | None]) -> float | None:
+    """The largest of some residuals, 0 of none; None where one is unknown."""
+    residuals = list(residuals)
+    known = [residual for residual in residuals if residual is not None]
+    return largest(known) if len(known) == len(residuals) else None
+
+
+def largest(numbers: Iterable[float]) -> float:
+    """The largest number, 0 of none; a NaN, where there is one, does not vanish behind the others."""
+    return max(numbers, key=lambda number: math.inf if math.isnan(number) else number, default=0.0)
 
 
 class CausalMap(Protocol):

@@ -3,6 +3,8 @@
 import functools
 import importlib
 import re
+import sys
+import types
 
 import pytest
 import yaml
@@ -19,9 +21,10 @@ SETUP = (ROOT / "setup.py").read_text()
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
+    module = types.ModuleType("page")  # where classes of the page are found by their names
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks(page, "python"):
-        exec(compile(block, page, "exec"), namespace)
+        exec(compile(block, page, "exec"), vars(module))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
@@ -69,6 +72,12 @@ def test_every_page_is_in_the_contents():
     # The options of the site hold no tags of Python's, so that a safe reader does.
     contents = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert {page.removeprefix("docs/") for page in PAGES[1:]} == set(re.findall(r"[\w/]+\.md", contents))
+
+
+def test_every_extra_is_named():
+    extras = set(re.findall(r'^        "(\w+)": ', SETUP.partition("extras_require")[2], re.MULTILINE))
+    named = re.search(r"Extras: (.*?)\.\n", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    assert extras <= set(re.findall(r"`(\w+)`", named))
 
 
 REFERENCE = "\n".join((ROOT / page).read_text() for page in PAGES if "/api/" in page)

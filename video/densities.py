@@ -43,7 +43,7 @@ class Densities(Parts):
         """
         latents = self.encode(clips, noise_generator(seed))
         density = self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
-        return density + latents.shape[1:].numel() * log_step(self.settings.levels)
+        return density + latents.shape[1:].numel() * self._log_step
 
     @torch.no_grad()
     def log_prob_of_frames(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
@@ -57,11 +57,15 @@ class Densities(Parts):
         for window in self._windows(latents.shape[1], self.window, self.window - 1):
             context = self.condition(prompts, window)
             values.append(self.flow.log_prob_of_frames(window.of(latents), context)[:, -1:])
-        return torch.cat(values, dim=1) + latents.shape[2:].numel() * log_step(self.settings.levels)
+        return torch.cat(values, dim=1) + latents.shape[2:].numel() * self._log_step
 
     def nats_per_dim(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
         """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``."""
         return -self.log_prob_of_frames(clips, prompts, seed=seed) / math.prod(self.flow.event_shape[1:])
+
+    @property
+    def _log_step(self) -> float:
+        return log_step(self.settings.levels, self.settings.pixel_scale)
 
 
 def noise_generator(seed: int) -> torch.Generator:

@@ -144,7 +144,8 @@ class Parts:
         latents = (checked(piece, piece.abs() < LARGEST_LATENT) for piece in pieces)
         for clips in self.latents.stream(latents):
             clips = checked(clips, clips.isfinite())
-            yield clips if self.settings.levels is None else snapped(clips, self.settings.levels)
+            levels, scale = self.settings.levels, self.settings.pixel_scale
+            yield clips if levels is None else snapped(clips, levels, scale)
 
     def filled(self, clips: Tensor) -> Tensor:
         """Clips ``(B, T, C, H, W)`` without the last frames that fill no latent one: what there is a density of."""
@@ -167,7 +168,7 @@ class Parts:
 
     def _noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         if self.settings.levels is not None:
-            return dequantised(latents, self.settings.levels, generator)
+            return dequantised(latents, self.settings.levels, generator, self.settings.pixel_scale)
         noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
         return latents + self.settings.noise * noise
 

@@ -40,6 +40,7 @@ class PipelineSettings:
             `Pipeline.denoise`; overlap: latent frames that a window is given (None: half of it).
         levels: of a flow of dequantised pixels without noise, how many values a pixel has; densities are then those of
             levels, and what is generated has these alone (None: pixels or latents are any numbers).
+        pixel_scale: times which the flow has pixels of levels, as public TARFlows do: see `video.latents.levels`.
         file_levels: how many values a pixel had in the files that a flow of pixels was trained on, with noise or
             without (None: of latents, or not known, as of models saved earlier).
 
@@ -59,6 +60,7 @@ class PipelineSettings:
     denoise: str = "score"
     overlap: int | None = None
     levels: int | None = None
+    pixel_scale: float = 1.0
     file_levels: int | None = None
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class PipelineSettings:
             raise ValueError(f"clip_shape must be four positive integers (T, C, H, W), got {list(sizes)}.")
         if not 0 <= self.noise <= LARGEST_NOISE:
             raise ValueError(f"noise must lie in 0 … {LARGEST_NOISE:g}, got {self.noise!r}.")
-        for name in ("frame_rate", "later_scale"):
+        for name in ("frame_rate", "later_scale", "pixel_scale"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")

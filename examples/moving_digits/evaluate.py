@@ -220,7 +220,14 @@ def evaluate(
         candidates: of each window of roll-outs, compared with one.
         seed: of the random numbers.
         device: cpu, cuda or mps.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such model, it is damaged, or settings do not fit.
     """
+    if candidates < 1:
+        raise ValueError(f"candidates must be a positive number, got {candidates}.")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name a JSON file for the figures.")
     pipeline = Pipeline.load(model, device)
     denoisers = ["score", "none"] + (["learned"] if pipeline.flow.denoiser is not None else [])
     settings: dict[str, Any] = {"num_clips": num_clips, "roll_outs": roll_outs, "guidance": guidance}

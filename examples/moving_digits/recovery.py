@@ -71,10 +71,12 @@ def recovery(
         not to be learnt, and "is_anchored" ``(N,)``: whether the first one is the clip's.
 
     Raises:
-        ValueError: numbers below 1.
+        ValueError: numbers below 1, or an output that is a folder.
     """
     if clips < 1 or windows < 1:
         raise ValueError(f"recovery clips take one clip and one window at least, got {clips} and {windows}.")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name a .safetensors file for the clips.")
     pipeline = Pipeline.load(model)
     half = pipeline.window // 2
     num_frames = pipeline.window + (windows - 1) * half

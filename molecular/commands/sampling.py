@@ -87,13 +87,12 @@ def sample(
         of_smc = moving | {"num_draws": num_draws, "conditional_ess": conditional_ess}
         refuse_given(of_smc, "goes with --sampler smc or auto")
     number = num_samples if num_draws is None else num_draws
-    if not 2 <= num_samples <= number:
-        raise ValueError(
-            f"num_samples is {num_samples} and num_draws {number}; ask for 2 samples or more, of as many draws or more."
-        )
-    moving["kernel"] = named_kernel(kernel or "mala")  # an unknown one is told before the work
+    moving["kernel"] = named_kernel(kernel or "mala")
     moving = {name: value for name, value in moving.items() if value is not None}
-    check_smc_options(num_samples, number, **moving)  # so are these
+    if sampler != "importance":
+        check_smc_options(num_samples, number, **moving)  # told before the work
+    elif num_samples < 2:
+        raise ValueError(f"num_samples is {num_samples}; ask for 2 samples or more.")
     temperatures = None if conditional_ess is None else AdaptiveTemperatures(conditional_ess)
     target = molecule.build(model)
     flow = load_flow(target, model, device)
@@ -107,36 +106,42 @@ def sample(
     checkpoint = Path(output) / CHECKPOINT
     samples: WeightedSamples
     draws: WeightedSamples | None = None
+
+    def move(draws: WeightedSamples | None) -> SMCSamples:
+        return smc(
+            flow,
+            target,
+            num_samples,
+            **moving,
+            temperatures=temperatures,
+            num_draws=number if draws is None else None,
+            draws=draws,
+            batch_size=batch_size,
+            seed=seed if sampler == "smc" else seed + 1,
+            device=device,
+            checkpoint=checkpoint,
+            progress=True,
+        )
+
     refuse_other_content(output, but="weighted samples")
     with only_run(output):
         with complete_folder(output):
             pass  # a folder that cannot be written is told before the work, not after it
+        # What auto goes on with needs no draws: a checkpoint of other settings is refused before there are any.
+        goes_on = sampler == "auto" and checkpoint.is_file()
+        if sampler == "smc" or goes_on:
+            samples = move(None)
         if sampler != "smc":
-            draws = samples = draw(flow, target, number, batch_size=batch_size, seed=seed, device=device, progress=True)
-        reason = None if sampler != "auto" else unusable(samples.summary())
-        if reason is not None:
-            log.info(
-                "The weights of %d draws cannot be used (%s): moving %d of them to the force field by sequential Monte "
-                "Carlo.",
-                len(samples),
-                reason,
-                num_samples,
-            )
-        if sampler == "smc" or reason is not None:
-            samples = smc(
-                flow,
-                target,
-                num_samples,
-                **moving,
-                temperatures=temperatures,
-                num_draws=num_draws if draws is None else None,
-                draws=draws,
-                batch_size=batch_size,
-                seed=seed if draws is None else seed + 1,
-                device=device,
-                checkpoint=checkpoint,
-                progress=True,
-            )
+            draws = draw(flow, target, number, batch_size=batch_size, seed=seed, device=device, progress=True)
+        if draws is not None and not goes_on:
+            reason = unusable(draws.summary()) if sampler == "auto" else None
+            if reason is not None:
+                log.info(
+                    "The weights of %d draws cannot be used (%s): moving %d of them to the force field by sequential "
+                    "Monte Carlo.",
+                    *(number, reason, num_samples),
+                )
+            samples = draws if reason is None else move(draws)
         summary = summarize(samples) | {
             "molecule": target.name,
             "temperature_K": target.temperature,

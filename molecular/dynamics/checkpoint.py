@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nflib.io import read_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"
 MESSAGE = "{path} cannot be read ({reason}); delete the folder or simulate into another."
+DOCUMENTS = {"counters": "U", "settings": "U"}
 COUNTERS: dict[str, Any] = {"step": int, "num_shards": int, "wall_seconds": (int, float)}
 Settings = dict[str, object]
 
@@ -38,16 +40,8 @@ def load_checkpoint(
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    arrays = read_arrays(path, {"counters": "U", "settings": "U"}, message=MESSAGE)
-    try:
-        counters, before = (json.loads(str(arrays.pop(name))) for name in ("counters", "settings"))
-        numbers = {name: counters[name] for name in COUNTERS}
-        if not all(isinstance(numbers[name], kind) and numbers[name] >= 0 for name, kind in COUNTERS.items()):
-            raise TypeError("its counters are none")
-        if not isinstance(before, dict):
-            raise TypeError("its settings are none")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(MESSAGE.format(path=path, reason=repr(error))) from error
+    arrays = read_arrays(path, DOCUMENTS, message=MESSAGE)
+    numbers, before = _documents(path, arrays)
     # Through JSON, so that a tuple equals the list it was stored as.
     now = json.loads(json.dumps(settings))
     before.setdefault("hot_steps", 0)  # earlier versions had no hot stage
@@ -71,3 +65,23 @@ def load_checkpoint(
         if not bool(torch.isfinite(stored).all()):
             raise ValueError(f"{path} is damaged: its {name} is not finite; use another folder.")
     return tensors, numbers
+
+
+def stored_step(folder: Path) -> int:
+    """The step that the checkpoint of ``folder`` was made at; 0 where there is none. Raises as `load_checkpoint`."""
+    path = folder / CHECKPOINT
+    return _documents(path, read_arrays(path, DOCUMENTS, message=MESSAGE))[0]["step"] if path.exists() else 0
+
+
+def _documents(path: Path, arrays: dict[str, NDArray]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Counters and settings, taken out of a checkpoint's arrays; raises ValueError where they are none."""
+    try:
+        counters, before = (json.loads(str(arrays.pop(name))) for name in ("counters", "settings"))
+        numbers = {name: counters[name] for name in COUNTERS}
+        if not all(isinstance(numbers[name], kind) and numbers[name] >= 0 for name, kind in COUNTERS.items()):
+            raise TypeError("its counters are none")
+        if not isinstance(before, dict):
+            raise TypeError("its settings are none")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(MESSAGE.format(path=path, reason=repr(error))) from error
+    return numbers, before

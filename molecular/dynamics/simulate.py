@@ -1,6 +1,7 @@
 """Simulate one molecule by parallel tempering, into a folder."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from molecular.dynamics import (
     start_structures,
     torsion_statistics,
 )
-from molecular.dynamics.checkpoint import CHECKPOINT
+from molecular.dynamics.checkpoint import CHECKPOINT, stored_step
 from molecular.dynamics.replicas import MakeIntegrator
 from molecular.molecule.geometry import has_torsion
 from molecular.molecule.molecule import Molecule
@@ -41,6 +42,8 @@ ENGINES = ("batched", "openmm")
 Starts = Callable[[Molecule, int, int], Tensor]
 MAY_CHANGE = {"picoseconds", "num_steps", "device", "torch", "num_threads", "compile", "platform"}
 """Settings that may differ when a simulation is taken up again."""
+
+log = logging.getLogger(__name__)
 
 
 def simulate(
@@ -75,7 +78,8 @@ def simulate(
     Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`),
     checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
     (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
-    goes on from the last checkpoint; with more ``picoseconds`` it is extended. Each replica starts from a structure of
+    goes on from the last checkpoint; with more ``picoseconds`` it is extended, with fewer than there are it stays as it
+    is. Each replica starts from a structure of
     its own (`start_structures`, or what ``starts`` gives).
 
     Args:
@@ -153,6 +157,14 @@ def simulate(
     } | asdict(tempering)
     with only_run(output):
         before = _check_folder(output, settings, molecule)
+        simulated = stored_step(output) - tempering.hot_steps - tempering.equilibration_steps
+        if simulated > num_steps:
+            num_steps, picoseconds = simulated, round(simulated * timestep_ps, 9)
+            log.warning(
+                "%s holds %g ps already, more than the %g asked for; all of them stay.",
+                *(output, picoseconds, settings["picoseconds"]),
+            )
+            settings |= {"picoseconds": picoseconds, "num_steps": num_steps}
         # One that goes on has the starts it once had, whatever is asked for now.
         asked = None if starts is None else str(starts)
         settings["starts"] = before.get("starts") if before else asked

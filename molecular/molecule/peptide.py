@@ -16,7 +16,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.sequences import PeptideSequence, SequenceResidue, parse_sequence
+from molecular.molecule.sequences import PeptideSequence, parse_sequence
 from molecular.molecule.topology import D_NAMES, Topology
 
 CAPPED_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
@@ -41,6 +41,8 @@ _CIS = {
 _AMIDE_HYDROGENS = """<Residues><Residue name="NHE">
 <H name="HN1" parent="N"/><H name="HN2" parent="N"/>
 </Residue></Residues>"""
+_HYDROGEN = app.element.hydrogen
+_HISTIDINE_PH = 6.5  # below it OpenMM gives histidine both hydrogens
 _REMOTENESS = "ABGDEZHNC"  # second letter of a side-chain atom's name; the backbone's N and C come last
 
 
@@ -178,7 +180,7 @@ def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple
         app.Modeller.loadHydrogenDefinitions(io.StringIO(_AMIDE_HYDROGENS))
     modeller = app.Modeller(topology, xyz[list(placed)] * unit.nanometer)
     wanted = [None] * bool(sequence.head) + list(sequence.residues) + [None] * bool(sequence.tail)
-    variants = [None if residue is None else _variant(residue) for residue in wanted]
+    variants = [residue.variant.upper() if residue is not None and residue.variant else None for residue in wanted]
     add_hydrogens(modeller, field, variants, seed)
     positions = _standard_labels(
         modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
@@ -190,9 +192,19 @@ def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple
 
 
 def add_hydrogens(
-    modeller: app.Modeller, field: app.ForceField, variants: list[str | None], seed: int, ph: float = 7.0
+    modeller: app.Modeller, field: app.ForceField, variants: Sequence[str | None], seed: int, ph: float = 7.0
 ) -> None:
-    """OpenMM's, the same for the same seed; variants by their names, None as the pH has it."""
+    """OpenMM's, the same for the same seed; variants by their names, None as the pH has it.
+
+    Neutral histidine that has neither a variant nor one of its two hydrogens is HIE, the usual choice of AMBER: OpenMM
+    would choose by the hydrogen bonds of this one conformation, which moves.
+    """
+    protonated = {bond[k] for bond in modeller.topology.bonds() for k in (0, 1) if bond[1 - k].element is _HYDROGEN}
+    variants = list(variants)
+    for residue in modeller.topology.residues():
+        nitrogens = {atom for atom in residue.atoms() if atom.name in ("ND1", "NE2")}
+        if residue.name == "HIS" and ph > _HISTIDINE_PH and not nitrogens & protonated:
+            variants[residue.index] = variants[residue.index] or "HIE"
     state = random.getstate()  # addHydrogens draws start positions from Python's global generator
     random.seed(seed)
     try:
@@ -227,13 +239,6 @@ def _graph(sequence: PeptideSequence) -> Chem.Mol:
     joined = editable.GetMol()
     Chem.SanitizeMol(joined)
     return joined
-
-
-def _variant(residue: SequenceResidue) -> str | None:
-    """The name by which OpenMM adds its hydrogens."""
-    if residue.variant is not None:
-        return residue.variant.upper()
-    return "HIE" if residue.letter == "H" else None
 
 
 def _heavy_atoms(molecule: Chem.Mol, sequence: PeptideSequence) -> list[tuple[int, str, str, int]]:

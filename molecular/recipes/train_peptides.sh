@@ -1,5 +1,6 @@
 # The shipped flow of peptides of 2 to 4 residues, from the data of simulate_corpus.sh, on one core, by Muon; then the public
-# test. Run again, it goes on; run again with more sequences, they join.
+# test. Run again, it goes on. Where there are more sequences since, another --output with --initial runs/peptides/model in
+# place of the architecture trains further on all of them.
 set -e
 export OMP_NUM_THREADS=1
 PYTHON=${PYTHON:-.venv/bin/python}

@@ -80,7 +80,9 @@ class EnsembleStarts:
     """``starts(molecule, number, seed)``: positions ``(number, n, 3)`` in nm, frames of an earlier simulation.
 
     Dynamics at the molecule's temperature then adds conformations to an equilibrium that was reached before, at a
-    fraction of the cost: a flow that sees the same frames again and again learns them by heart.
+    fraction of the cost: a flow that sees the same frames again and again learns them by heart. As many replicas as
+    the earlier simulation has ladders start from a ladder each, independent of each other; more of them do not, and
+    what dynamics does not forget of their starts has larger errors than ladders tell.
 
     Args:
         folder: that `molecular.dynamics.simulate.simulate` wrote, or a corpus of such folders.
@@ -106,11 +108,17 @@ class EnsembleStarts:
         difference = molecule.difference(load_molecule(folder), temperature=True)
         if difference is not None:
             raise ValueError(f"{folder} holds a simulation of something else: {difference}; name another folder.")
-        if number > len(ensemble):
-            log.warning(
-                "%d replicas of %s start from %d frames: those that share one are not independent, as errors take them "
-                "to be; use fewer ladders, or simulate more frames first.",
-                *(number, molecule.name, len(ensemble)),
-            )
         order = torch.randperm(len(ensemble), generator=torch.Generator().manual_seed(seed))
+        _, ladder, counts = ensemble.ladder[order].unique(return_inverse=True, return_counts=True)
+        if number > len(counts):
+            log.warning(
+                "%d replicas of %s start from %d frames of %d ladders: those that share a ladder or a frame are not "
+                "independent, as errors take them to be; for errors, use fewer ladders.",
+                *(number, molecule.name, min(number, len(ensemble)), len(counts)),
+            )
+        # A frame of each ladder, then a second one of each, and so on: those of one ladder resemble each other.
+        grouped = ladder.argsort(stable=True)
+        turn = torch.empty_like(grouped)
+        turn[grouped] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[ladder[grouped]]
+        order = order[turn.argsort(stable=True)]
         return ensemble.positions[order[torch.arange(number) % len(order)]]

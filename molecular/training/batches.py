@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 Context = Callable[[app.Topology], Tensor]
 # Share of the machine's memory that conformations may take.
 MEMORY_SHARE = 0.25
+FINGERPRINTED = 1000
 
 
 class Rows:
@@ -34,6 +36,11 @@ class Rows:
         """The padded conformations of indices (B,): "inputs", "context" and "system"."""
         batch = self.source.batch(self.rows[indices])
         return batch | {"system": batch["system"] + self.first_molecule}
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of some of the conformations, evenly spaced, by which others are told from these."""
+        chosen = torch.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED), dtype=torch.float64).long()
+        return hashlib.sha256(self.batch(chosen)["inputs"].numpy().tobytes()).hexdigest()
 
 
 class Window:
@@ -55,6 +62,9 @@ class Window:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """As of `Rows`."""
         return collate([self._rows[index] for index in indices.tolist()])
+
+    def fingerprint(self) -> None:
+        """None: a stream reads on, in a corpus that may have grown."""
 
     def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
         """Read on; the flow is not needed."""

@@ -23,7 +23,9 @@ from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
 from molecular.training.initial import refuse_architecture
 from molecular.training.labelled import GROUP, LabelledFrames
+from nflib.io import read_json, write_json
 from nflib.training import TrainingConfig, TrainingResult, fit
+from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.objectives import huber_location, squared_or_clipped
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ VALIDATION_FRAMES = 256
 NUM_BUCKETS = 4
 # Conformations that scales and marginals are fitted to.
 FITTED_FRAMES = 60_000
+# In the folder of a run: which conformations it was begun with.
+CONFORMATIONS = "conformations.json"
 
 
 def train_on_corpus(
@@ -56,7 +60,7 @@ def train_on_corpus(
     own samples, which `config.refresh_interval` draws anew (`molecular.training.labelled`). architecture: of the flow;
     on internal coordinates it knows one naming of equivalent atoms unless canonical_names is False. Raises
     FileNotFoundError for a folder without a corpus; ValueError for an empty one, peptides that flow or features do not
-    take, or settings that do not fit.
+    take, settings that do not fit, or a run that was begun with other conformations.
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
@@ -76,6 +80,7 @@ def train_on_corpus(
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
     table = symmetry_table(corpus, molecules, flow)
     training = training_source(corpus, flow.context_of, config.seed)
+    _refuse_other_conformations(Path(output), corpus.folder, training.fingerprint())
     validation = validation_source(corpus, flow.context_of, len(corpus.sequences("train")), VALIDATION_FRAMES)
     if initial is None or refit_marginals:
         flow = _fitted(flow, training, table, config.seed)
@@ -206,6 +211,23 @@ def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buck
         log_prob = flow.log_prob(inputs[rows, :longest], context[rows, :longest])  # type: ignore[operator]
         parts.append(log_prob.to(torch.promote_types(log_prob.dtype, torch.float32)))
     return torch.cat(parts)[order.argsort()]
+
+
+def _refuse_other_conformations(output: Path, data: Path, fingerprint: str | None) -> None:
+    """Raise ValueError where the run in a folder was begun with others than these; runs of earlier versions tell none.
+
+    Of another temperature or force field, they may well be as many.
+    """
+    path = output / CONFORMATIONS
+    if latest_checkpoint(output / "checkpoints") is None:
+        write_json(path, {"fingerprint": fingerprint})
+        return
+    begun = read_json(path).get("fingerprint") if path.is_file() else None
+    if None not in (begun, fingerprint) and begun != fingerprint:
+        raise ValueError(
+            f"the run in {output} was begun with other conformations than those in {data}, as of another temperature, "
+            "force field or seed; go on with the same data, or choose another output."
+        )
 
 
 def _fitted(flow: TransferableFlow, training: Rows | Window, table: Naming, seed: int) -> TransferableFlow:

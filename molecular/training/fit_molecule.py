@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
+from molecular.flows.conformations import ConformationFlow
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import DESCRIPTION, load_molecule, save_molecule
+from molecular.sampling.sample import load_flow
 from molecular.training.initial import refuse_architecture
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
@@ -34,10 +36,10 @@ def train_on_ensemble(
 ) -> TrainingResult:
     """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
 
-    start_time: drop frames before it, ps. initial: folder of a trained flow to start from; architecture: of a new one.
-    refit_marginals: whether the initial flow's fixed part is fitted anew. See `train_flow`. Raises FileNotFoundError or
-    ValueError for a folder without frames, an initial flow of another molecule, an output with a flow of another
-    molecule or temperature, or settings that do not fit.
+    start_time: drop frames before it, ps. initial: folder of a trained flow to start from, of this molecule or of many;
+    architecture: of a new one. refit_marginals: whether the fixed part of an initial flow of this molecule alone is
+    fitted anew. See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow
+    of another molecule, an output with a flow of another molecule or temperature, or settings that do not fit.
     """
     refuse_architecture(initial, architecture)
     molecule = load_molecule(data)
@@ -48,13 +50,15 @@ def train_on_ensemble(
             raise ValueError(f"{model} is a flow of something else than {data}: {difference}; give another output.")
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
+    flow: ConformationFlow
     if initial is None:
         torch.manual_seed(config.seed)
         flow = MoleculeFlow.of(molecule, **architecture)
     else:
-        flow = MoleculeFlow.from_pretrained(initial)
-        flow.given(molecule)
+        flow = load_flow(molecule, initial).flow
     if initial is None or refit_marginals:
+        if not isinstance(flow, MoleculeFlow):
+            raise ValueError(f"{initial} is a flow of many molecules, fitted to a corpus: leave refit_marginals out.")
         flow.fit_coordinates(training.positions)
     # So that sampling needs the model alone, of a run that was stopped too.
     with complete_folder(model) as folder:
@@ -63,7 +67,7 @@ def train_on_ensemble(
 
 
 def train_flow(
-    flow: MoleculeFlow,
+    flow: ConformationFlow,
     molecule: Molecule,
     training: Ensemble,
     validation: Ensemble,
@@ -79,39 +83,38 @@ def train_flow(
     `config.refresh_interval` on, half of each batch are the flow's own samples: this teaches the flow what its
     importance weights are made of.
     """
-    if not energy_weight:
-        return fit(
-            flow,
-            training.positions,
-            validation.positions,
-            config=config,
-            objective=maximum_likelihood,
-            output=Path(output),
-            augment=flow.augmentation(molecule),
-        )
-    reduced = ReducedEnergy(molecule)
-    return fit(
-        flow,
-        FramesAndSamples(training, reduced),
-        {"inputs": validation.positions, "energy": reduced.of_frames(validation.positions, validation.energies)},
-        config=config,
-        objective=LogVariance(energy_weight=energy_weight, clip=CLIP),
-        output=Path(output),
-        augment=flow.augmentation(molecule),
-    )
+    augment = flow.augmentation(molecule)
+    context = flow.context(molecule)
+    train: Any = _rows(training.positions, context)
+    # A flow may know one naming of equivalent atoms alone.
+    held_out = _rows(augment(validation.positions, torch.Generator().manual_seed(config.seed)), context)
+    objective: Any = maximum_likelihood
+    if energy_weight:
+        train = FramesAndSamples(training, molecule, context)
+        held_out["energy"] = train.reduced.of_frames(validation.positions, validation.energies)
+        objective = LogVariance(energy_weight=energy_weight, clip=CLIP)
+    return fit(flow, train, held_out, config=config, objective=objective, output=Path(output), augment=augment)
+
+
+def _rows(positions: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+    """Conformations of one molecule, with its context ``(1, n, k)``, if any, in each row."""
+    rows = {"inputs": positions}
+    return rows if context is None else rows | {"context": context.expand(len(positions), -1, -1)}
 
 
 class FramesAndSamples:
     """Batches of simulated frames and, in equal number, samples of the flow, with energies; a `BatchSource`.
 
     Index i < N is frame i; index N + j is sample j, modulo the number of samples, which `refresh` replaces; before the
-    first time, frame j.
+    first time, frame j. context: ``(1, n, k)``, of a transferable flow.
     """
 
-    def __init__(self, frames: Ensemble, reduced: ReducedEnergy, num_samples: int = 8192):
+    def __init__(
+        self, frames: Ensemble, molecule: Molecule, context: Tensor | None = None, num_samples: int = 8192
+    ) -> None:
+        self.molecule, self.context, self.reduced = molecule, context, ReducedEnergy(molecule)
         self.positions = frames.positions
-        self.energies = reduced.of_frames(frames.positions, frames.energies)
-        self.reduced = reduced
+        self.energies = self.reduced.of_frames(frames.positions, frames.energies)
         self.samples = frames.positions[:1].expand(num_samples, -1, -1).clone()
         self.sample_energies = torch.full((num_samples,), torch.inf, dtype=torch.float64)
 
@@ -124,8 +127,8 @@ class FramesAndSamples:
         frame = indices % len(self.positions)
         sample = indices % len(self.samples)
         mask = is_frame.view(-1, 1, 1)
-        return {
-            "inputs": torch.where(mask, self.positions[frame], self.samples[sample]),
+        rows = _rows(torch.where(mask, self.positions[frame], self.samples[sample]), self.context)
+        return rows | {
             "energy": torch.where(is_frame, self.energies[frame], self.sample_energies[sample]),
             "is_data": is_frame,
         }
@@ -133,7 +136,8 @@ class FramesAndSamples:
     @torch.no_grad()
     def refresh(self, flow: nn.Module, step: int, generator: torch.Generator) -> None:
         """Draw the samples anew, and label those in reach of the thermal range with their energies."""
-        samples = flow.sample(len(self.samples), batch_size=1024, generator=generator).cpu()  # type: ignore[operator]
+        given = cast(ConformationFlow, flow).given(self.molecule)
+        samples = given.sample((len(self.samples),), batch_size=1024, generator=generator).cpu()
         energies = self.reduced(samples)
         ceiling = self.energies.median() + HIGHEST_ENERGY
         self.samples = samples

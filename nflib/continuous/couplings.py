@@ -10,8 +10,8 @@ from nflows.transforms import CompositeTransform, Transform
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nflib.contexts import Context, as_context, map_context, num_rows
-from nflib.distributions import draw
+from nflib.contexts import Context, as_context, map_context
+from nflib.distributions import draw, normal_like
 from nflib.events import flattened
 from nflib.flows.flow import Flow
 
@@ -70,6 +70,7 @@ class Pairs:
         return batch["noise"].to(x1), x1, batch.get("context")
 
 
+@torch.no_grad()
 def pairs_of(
     flow: Flow, num_pairs: int, context: Any = None, *, seed: int, batch_size: int = 1024
 ) -> dict[str, Tensor | Context]:
@@ -92,12 +93,12 @@ def pairs_of(
     >>> torch.allclose(teacher.encode(pairs["inputs"]).flatten(1), pairs["noise"], atol=1e-4)
     True
     """
-    rows, context = num_pairs, as_context(context)
+    context = as_context(context)
+    noise, _ = flow.noise_and_log_prob(num_pairs, context, generator=torch.Generator().manual_seed(seed))
     if context is not None:
-        rows = num_pairs * num_rows(context)
+        noise = noise.flatten(0, 1)
         context = map_context(lambda part: part.repeat_interleave(num_pairs, 0), context)
-    noise = draw(flow._distribution, rows, None, torch.Generator().manual_seed(seed))
-    parts = [slice(first, first + batch_size) for first in range(0, rows, batch_size)]
+    parts = [slice(first, first + batch_size) for first in range(0, len(noise), batch_size)]
     x = torch.cat([flow.decode(noise[part], map_context(itemgetter(part), context)) for part in parts])
     return {"inputs": x, "noise": placed(flow._transform, noise)} | ({} if context is None else {"context": context})
 
@@ -126,7 +127,7 @@ class FromFlow:
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
         x1, context = batch["inputs"], batch.get("context")
-        added = torch.randn(x1.shape, generator=generator, device=generator.device, dtype=x1.dtype).to(x1.device)
+        added = normal_like(x1, generator)
         encoded = self.flow.to(x1.device).encode(x1 + self.noise * added, context)
         return placed(self.flow._transform, encoded).to(x1) / self.width, x1, context
 

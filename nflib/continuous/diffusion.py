@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.contexts import repeated
 from nflib.continuous.fields import evaluated
 from nflib.continuous.ode import ODEFlow
+from nflib.distributions import normal_like
+from nflib.events import flattened
 
 __all__ = ["DiffusionProposal", "velocity_and_score"]
 
@@ -67,7 +70,7 @@ class DiffusionProposal:
         if num_steps < 1:
             raise ValueError(f"DiffusionProposal takes a positive number of steps, got {num_steps!r}.")
         start, stop = flow.span
-        self.flow, self.score, self.given = flow, score, flow.given(context)
+        self.flow, self.score, self.context = flow, score, flow.given(context).context
         self.step = (stop - start) / num_steps
         # Where the field is looked at before and after each step: not where its score divides by zero.
         self.looks = [start + k * self.step for k in range(num_steps)] + [stop]
@@ -87,21 +90,18 @@ class DiffusionProposal:
         self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws ``(num_samples, *event_shape)`` and what stands for the log-density of each, ``(num_samples,)``."""
-        context = self.given._expanded(num_samples)
-        embedded = self.flow._embedding_net(self.given.context)
-        x = self.flow._noise(num_samples, embedded, generator)
-        x = x if embedded is None else x[0]
-        log_prob = self.flow._base_log_prob(x, self.flow._embedding_net(context))
+        context = repeated(self.context, num_samples)
+        x, log_prob = self.flow.noise_and_log_prob(num_samples, self.context, generator=generator)
+        x, log_prob = (x, log_prob) if context is None else (x[0], log_prob[0])
         velocity, score = self._field(x, self.looks[0], context)
         for look, epsilon in zip(self.looks[1:], self.epsilons, strict=True):
             scale = math.sqrt(2 * epsilon * self.step)
-            device = x.device if generator is None else generator.device
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+            noise = normal_like(x, generator)
             moved = x + self.step * (velocity + epsilon * score) + scale * noise
             velocity, score = self._field(moved, look, context)
             # The noise with which the step back in time would lead from here to where this one began.
             back = (x - moved + self.step * (velocity - epsilon * score)) / scale
-            log_prob = log_prob - 0.5 * (noise.square() - back.square()).reshape(num_samples, -1).sum(1)
+            log_prob = log_prob - 0.5 * flattened(noise.square() - back.square()).sum(1)
             x = moved
         return x, log_prob
 

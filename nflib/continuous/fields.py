@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nflib.contexts import map_context
 from nflib.continuous.paths import Path
-from nflib.events import flattened
+from nflib.events import flattened, per_row
 from nflib.io.arguments import keep_arguments
 from nflib.transforms.guided import unpaired
 
@@ -156,7 +156,7 @@ class RatioAware:
         own = flattened(unconditional).norm(dim=1).clamp(min=torch.finfo(conditional.dtype).eps)
         ratio = flattened(conditional - unconditional).norm(dim=1) / own
         strength = 1 + (self.maximum - 1) * torch.exp(-self.alpha * ratio)
-        return strength.reshape(-1, *[1] * (conditional.dim() - 1))
+        return per_row(strength, conditional)
 
 
 class Guided(_OfAnother):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from nflib.continuous.couplings import Coupling, Independent
-from nflib.continuous.fields import Velocity
+from nflib.continuous.fields import Guided, Strength, Velocity
 from nflib.continuous.objectives import squared_error
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.paths import Path, TwoSided
 from nflib.continuous.times import Times, Uniform
+from nflib.distributions import normal_like
 from nflib.events import flattened
+from nflib.io.arguments import changed
 
 __all__ = ["InterpolantFlow", "InterpolantMatching", "SymmetricMatching"]
 
@@ -54,6 +56,11 @@ class InterpolantFlow(ODEFlow):
         """``s(x, t) = d log p_t(x) / dx`` as learnt, given contexts as the flow takes them."""
         return self._evaluated(self.score_field, x, t, context)
 
+    def guided(self, guidance: Strength, unconditional: Any) -> Self:  # type: ignore[override]
+        """As `ODEFlow.guided`, with the score guided as well; a strength that is a function sees scores there."""
+        score = Guided(self.score_field, guidance)
+        return changed(super().guided(guidance, unconditional), {"path_score": score}, score_field=score)
+
 
 @dataclass(frozen=True)
 class InterpolantMatching:
@@ -83,7 +90,7 @@ class InterpolantMatching:
         t = self.times.sample(len(x1), generator).to(x1)
         edge = torch.finfo(t.dtype).eps
         t = t.clamp(edge, 1 - edge)
-        z = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=generator.device).to(x1)
+        z = normal_like(x1, generator)
         gamma = flow.path.coefficients(t).like(x1).gamma
         drift = score = x1.new_zeros(())
         for latent in (z, -z):
@@ -130,7 +137,7 @@ class SymmetricMatching:
             raise ValueError(
                 f"SymmetricMatching takes vectors of x ({self.size} numbers) and y, got the shape {tuple(data.shape)}."
             )
-        noise = torch.randn(data.shape, generator=generator, dtype=data.dtype, device=generator.device).to(data)
+        noise = normal_like(data, generator)
         start = torch.cat([noise[:, : self.size], data[:, self.size :]], dim=1)
         stop = torch.cat([data[:, : self.size], noise[:, self.size :]], dim=1)
         t = self.times.sample(len(data), generator).to(data)

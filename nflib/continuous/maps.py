@@ -18,6 +18,7 @@ from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.distributions import as_base
+from nflib.events import per_row
 from nflib.flows.flow import Flow
 from nflib.inference import differentiates, without_autocast
 from nflib.interfaces import Decoder, Inversion
@@ -100,7 +101,7 @@ class FlowMapTransform(Transform):
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
         """``X_{r -> t}(x)``: where what is at x at times r is at times t, ``(B,)`` or numbers."""
         r, t = (_times(value, x) for value in (r, t))
-        return x + (t - r).reshape(-1, *[1] * (x.dim() - 1)) * self.average_velocity(x, r, t, context)
+        return x + per_row(t - r, x) * self.average_velocity(x, r, t, context)
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """u, with its result checked."""

@@ -317,6 +317,16 @@ class ODEFlow(Flow):
         context = self._embedding_net(self._checked_context(context, len(x)))
         return evaluated(in_single_precision(field), x, t, context)
 
+    def guided(self, guidance: Strength, unconditional: Any) -> Self:  # type: ignore[override]
+        """As `Flow.guided`: an ODE flow along the guided field. guidance: a strength, see `Guided`."""
+        guided = super().guided(guidance, unconditional)  # type: ignore[arg-type]
+        arguments = {
+            "velocity": guided._transform.velocity,
+            "distribution": guided._distribution,
+            "embedding_net": guided._embedding_net,
+        }
+        return changed(self, arguments, **guided._modules)  # type: ignore[arg-type]
+
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
         """This flow under another solver, and another density where one is named: a flow of its own, on its weights.
 

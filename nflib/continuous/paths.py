@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nflib.events import per_row
 from nflib.io.arguments import keep_arguments
 
 __all__ = ["Coefficients", "Linear", "Path", "Trigonometric", "TwoSided", "VarianceExploding", "VariancePreserving"]
@@ -35,7 +36,7 @@ class Coefficients(NamedTuple):
 
     def like(self, x: Tensor) -> Coefficients:
         """The same, in x's dtype, with dimensions of size 1 after the first, so that they multiply x."""
-        return Coefficients(*(c.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)) for c in self))
+        return Coefficients(*(per_row(c.to(x.dtype), x) for c in self))
 
 
 class Path:
@@ -126,6 +127,7 @@ class Linear(Path):
     """``x_t = (1 - t) x0 + t x1``: rectified flow, flow matching with straight conditional paths.
 
     sigma_min: width that is left of the noise at t = 1, ``(1 - (1 - sigma_min) t) x0 + t x1`` (Lipman et al. 2023).
+    Raises ValueError for one outside [0, 1).
 
     >>> path = Linear()
     >>> path.interpolate(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
@@ -133,6 +135,10 @@ class Linear(Path):
     """
 
     sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"Linear: sigma_min must be in [0, 1), got {self.sigma_min!r}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
@@ -158,10 +164,15 @@ class VariancePreserving(Path):
 
     ``beta(t) = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2)``, ``alpha = sqrt(1 - beta^2)``. At t = 0 a share
     beta(0) of the data is left (0.0066 by default), which a standard normal base leaves out. alpha' diverges at t = 1.
+    Raises ValueError unless 0 <= beta_min <= beta_max, the latter positive.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.beta_min <= self.beta_max and 0 < self.beta_max < math.inf):
+            raise ValueError(f"VariancePreserving needs 0 <= beta_min <= beta_max, the latter positive, got {self}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         s, slope = 1 - t, self.beta_max - self.beta_min
@@ -175,10 +186,17 @@ class VariancePreserving(Path):
 @keep_arguments
 @dataclass(frozen=True)
 class VarianceExploding(Path):
-    """``x_t = x1 + sigma x0`` with ``sigma = sigma_max (sigma_min / sigma_max)^t``: of noise as wide as sigma_max."""
+    """``x_t = x1 + sigma x0`` with ``sigma = sigma_max (sigma_min / sigma_max)^t``: of noise as wide as sigma_max.
+
+    Raises ValueError unless 0 < sigma_min < sigma_max.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"VarianceExploding needs 0 < sigma_min < sigma_max, got {self}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         rate = math.log(self.sigma_min / self.sigma_max)
@@ -193,11 +211,15 @@ class TwoSided(Path):
 
     (Albergo, Boffi & Vanden-Eijnden 2023, arXiv:2303.08797.) Its drift ``b = E[d x_t / dt | x_t]`` and its score
     ``s = -E[z | x_t] / gamma`` are learnt apart; gamma' diverges at both ends, ``gamma gamma' = a (1 - 2 t) / 2`` does
-    not.
+    not. Raises ValueError for an `a` that is not positive.
     """
 
     a: float = 1.0
     one_sided = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.a < math.inf:
+            raise ValueError(f"TwoSided: a must be a positive number, got {self.a!r}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.continuous.fields import Velocity, evaluated, takes_context
+from nflib.events import per_row
 
 __all__ = ["RefinedSteps"]
 
@@ -49,7 +50,7 @@ class RefinedSteps(nn.Module):
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
         length = (t - r) / self.num_steps
-        h = length.reshape(-1, *[1] * (x.dim() - 1))
+        h = per_row(length, x)
         slope = evaluated(self.field, x, r, context)
         state, total = x, torch.zeros_like(x)
         for k in range(1, self.num_steps + 1):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
-from nflib.events import flattened
+from nflib.events import flattened, per_row
 from nflib.io.arguments import keep_arguments
 
 __all__ = ["RK4", "Dopri5", "Euler", "FixedStep", "Heun", "PseudoCorrector", "Solution", "Solver"]
@@ -195,8 +195,8 @@ class Dopri5(Solver):
             candidate, after, error = self._step(field, now, before, t, direction * h, rows)
             evaluations[active] += len(_STAGES)
             accepted = error <= 1
-            state = state.index_copy(0, active, torch.where(_rows(accepted, now), candidate, now))
-            slope = slope.index_copy(0, active, torch.where(_rows(accepted, now), after, before))
+            state = state.index_copy(0, active, torch.where(per_row(accepted, now), candidate, now))
+            slope = slope.index_copy(0, active, torch.where(per_row(accepted, now), after, before))
             done[active] = torch.where(accepted, done[active] + h, done[active])
             factor = (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
             step[active] = h * factor.to(h)
@@ -213,7 +213,7 @@ class Dopri5(Solver):
         self, field: Field, x: Tensor, slope: Tensor, t: Tensor, h: Tensor, context: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where a step leads from x and its slope, the slope there, and the error; infinite where one is not finite."""
-        size = _rows(h.to(x.dtype), x)
+        size = per_row(h.to(x.dtype), x)
         slopes = [slope]
         candidate = x
         for row in _STAGES:
@@ -246,10 +246,6 @@ def checked_finite(v: Tensor, t: Tensor) -> Tensor:
 
 def _constant(x: Tensor, t: float) -> Tensor:
     return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-
-
-def _rows(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _combined(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.events import flattened
+from nflib.events import flattened, per_row
 
 __all__ = ["Step", "check_resolved", "inverted", "jacobian", "pushed"]
 
@@ -114,7 +114,7 @@ def inverted(steps: Sequence[Step], y: Tensor, *, allowed: float = 0.0) -> tuple
             reached, matrix = jacobian(step.forward, x)
             x = x + _solve(matrix, y - reached).view_as(x)
         # What has no solution stays where it is: its steps would lead anywhere.
-        x = torch.where(_rows(solved, x), x, y)
+        x = torch.where(per_row(solved, x), x, y)
         _, matrix = jacobian(step.forward, x)
         sign, logabsdet = torch.linalg.slogdet(matrix.to(total.dtype))
         good &= sign > 0
@@ -171,7 +171,7 @@ def _comes_back(step: Step, x: Tensor, y: Tensor, matrix: Tensor) -> Tensor:
         found = guess
         for _ in range(MAX_ITERATIONS):
             change = torch.linalg.lu_solve(*factors[:2], _columns(y - step.forward(found))).view_as(x)
-            found = torch.where(_rows(_near(found + change, y), x), found + change, guess)
+            found = torch.where(per_row(_near(found + change, y), x), found + change, guess)
             same = _norm((found - x) / _tolerance(x)) < 1e3
             if bool(same.all()):
                 return same
@@ -187,7 +187,7 @@ def _solved(step: Step, y: Tensor) -> tuple[Tensor, Tensor]:
         other = y
         for share in torch.linspace(0, 1, CONTINUATION + 1).tolist()[1:]:
             other, found = _newton(lambda x: torch.lerp(x, step.forward(x), share), other, y)  # noqa: B023
-        x = torch.where(_rows(solved, x), x, other)
+        x = torch.where(per_row(solved, x), x, other)
         solved |= found
     return x, solved
 
@@ -205,19 +205,19 @@ def _newton(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple
         active = active & (error > 1)
         if not bool(active.any()):
             break
-        change = torch.where(_rows(active, x), _solve(matrix, residual).view_as(x), 0.0)
+        change = torch.where(per_row(active, x), _solve(matrix, residual).view_as(x), 0.0)
         factor = torch.ones_like(error)
         for _ in range(MAX_HALVINGS):
-            candidate = x + _rows(factor, x) * change
+            candidate = x + per_row(factor, x) * change
             near = _near(candidate, y)
-            candidate = torch.where(_rows(near, x), candidate, x)
+            candidate = torch.where(per_row(near, x), candidate, x)
             worse = active & ~(near & (_norm((y - function(candidate)) / tolerance) < error))
             if not bool(worse.any()):
                 break
             factor = torch.where(worse, 0.5 * factor, factor)
         # What rounding leaves may stay a little above the tolerance, and then falls no more.
         active = active & ~worse
-        x = torch.where(_rows(active, x), x + _rows(factor, x) * change, x)
+        x = torch.where(per_row(active, x), x + per_row(factor, x) * change, x)
     return x, error < 1e3
 
 
@@ -229,7 +229,7 @@ def _near(x: Tensor, y: Tensor) -> Tensor:
 def _tolerance(x: Tensor) -> Tensor:
     """What rounding leaves of each row's numbers, of their shape."""
     largest = flattened(x).abs().amax(1)
-    return _rows(16 * torch.finfo(x.dtype).eps * (1 + largest), x).expand_as(x)
+    return per_row(16 * torch.finfo(x.dtype).eps * (1 + largest), x).expand_as(x)
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -245,7 +245,3 @@ def _norm(x: Tensor) -> Tensor:
     """The largest number of each row, ``(B,)``; infinite where one is not finite."""
     norm = flattened(x).abs().amax(1)
     return torch.where(norm.isfinite(), norm, torch.inf)
-
-
-def _rows(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (x.dim() - 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nflib.decoding.initial_guesses import InitialGuess, as_initial_guess
 from nflib.decoding.warmup import contained, warmed_up
-from nflib.interfaces import BlockReport, CausalMap, Inversion
+from nflib.interfaces import BlockReport, CausalMap, Inversion, largest
 
 # Looking ahead trusts the rate of changes only this near to the tolerance: in strongly coupled maps it may rise again.
 FAR_AHEAD = 10.0
@@ -169,7 +169,7 @@ class GaussSeidelJacobi:
                 state.start = num_tokens
                 return
             settled = len(changes) - 1 if out_of_sweeps else _count_leading(changes[:-1], self.tolerance)
-            state.residual = max([state.residual, *changes[:settled]])
+            state.residual = largest([state.residual, *changes[:settled]])
             committed = settled + math.isfinite(changes[settled])
             guess = contained(new, latent, state.cache.dtype, changes)
             u[:, start + settled : stop] = guess[:, settled:]

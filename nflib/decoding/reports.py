@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from nflib.interfaces import BlockReport
+from nflib.interfaces import BlockReport, largest_residual
 
 
 @dataclass
@@ -37,9 +37,7 @@ class DecodingReport:
     @property
     def residual(self) -> float | None:
         """The largest residual of any block; None where a decoder did not say."""
-        residuals = [block.residual for block in self.blocks]
-        known = [residual for residual in residuals if residual is not None]
-        return max(known, default=0.0) if len(known) == len(residuals) else None
+        return largest_residual(block.residual for block in self.blocks)
 
     def __str__(self) -> str:
         lines = ["block  batch  tokens  warm-up  sweeps  largest window  tokens computed  residual"]

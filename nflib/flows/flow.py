@@ -15,11 +15,11 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nflib.contexts import Context, as_context, check_shape, map_context, num_rows
+from nflib.contexts import Context, as_context, check_shape, map_context, num_rows, repeated
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import ScaledNoise, as_base, draw
 from nflib.dtypes import as_dtype, check_half_precision
-from nflib.events import flattened
+from nflib.events import flattened, per_row
 from nflib.flows.given import GivenFlow
 from nflib.inference import differentiates
 from nflib.interfaces import Decoder
@@ -192,7 +192,7 @@ class Flow(Pretrained, NFlowsFlow):
         samples, _ = self._generate(num_samples, context, None, generator, seed, decoding)
         if context is None:
             return samples, self.log_prob(samples)
-        rows = map_context(lambda part: part.repeat_interleave(num_samples, 0), as_context(context))
+        rows = repeated(as_context(context), num_samples)
         return samples, self.log_prob(samples.flatten(0, 1), rows).view(samples.shape[:2])
 
     def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
@@ -224,8 +224,11 @@ class Flow(Pretrained, NFlowsFlow):
     ) -> Tensor:
         """Negative log-likelihood in bits for each dimension, ``(B,)``: the usual figure for images.
 
-        ``-(log_prob + D log bin_width) / (D log 2)``; bin_width is the width that one quantisation level has in the
-        inputs: 2/256 for 8-bit images scaled to [-1, 1]. Raises ValueError where it is not positive.
+        ``-(log_prob + D log bin_width) / (D log 2)``; bin_width is how far apart two quantisation levels are in the
+        inputs. Of levels k = 0 … 255 it is 2/255 as ``k / 127.5 - 1``, and 2/256 as ``(k + u) / 128 - 1``, u uniform on
+        [0, 1), as the released TARFlows of uniform noise take pixels. The mean over inputs that are uniformly
+        dequantised, each level over its bin, bounds the bits of a lossless code; that at the levels alone bounds none.
+        Raises ValueError where bin_width is not positive.
         """
         if not bin_width > 0:
             raise ValueError(f"bin_width is the width of one quantisation level, a positive number; got {bin_width!r}.")
@@ -238,7 +241,7 @@ class Flow(Pretrained, NFlowsFlow):
         inputs = self._as_own_dtype(inputs)
         embedded = self._embedding_net(self._checked_context(context, len(inputs)))
         noise, logabsdet = self._transform(inputs, context=embedded)
-        return torch.where(logabsdet.isnan().view(-1, *[1] * (noise.dim() - 1)), torch.nan, noise)
+        return torch.where(per_row(logabsdet.isnan(), noise), torch.nan, noise)
 
     @torch.no_grad()
     def decode(self, noise: Tensor, context: Any = None, *, decoding: Decoder | None = None) -> Tensor:
@@ -247,6 +250,16 @@ class Flow(Pretrained, NFlowsFlow):
         noise = self._as_own_dtype(noise, "noise values")
         embedded = self._embedding_net(self._checked_context(context, len(noise)))
         return invert(self._transform, noise, embedded, check_decoder(decoding), density=False).tokens
+
+    def noise_and_log_prob(
+        self, num_samples: int, context: Any = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of the base, which `decode` makes samples of, and their log-densities under it.
+
+        Shapes are those of `sample_and_log_prob`; a learnt base has its gradient.
+        """
+        noise, embedded, shape = self._noise(num_samples, context, generator)
+        return noise.unflatten(0, shape), self._base_log_prob(noise, embedded).unflatten(0, shape)
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one context, as a `torch.distributions.Distribution` on the same weights.
@@ -311,32 +324,32 @@ class Flow(Pretrained, NFlowsFlow):
         *,
         with_log_prob: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        num_samples = _at_least(0, "num_samples", num_samples)
         if generator is not None and seed is not None:
             raise ValueError("pass either a generator or a seed to sample, not both.")
         if seed is not None:
             generator = torch.Generator().manual_seed(int(seed))
         decoder = check_decoder(decoding)
         self._check_evaluation()
-        embedded = self._embedding_net(self._checked_context(context))
-        noise = self._noise(num_samples, embedded, generator)
-        rows = noise.shape[:2]
-        if embedded is not None:
-            noise = noise.flatten(0, 1)
-            embedded = map_context(lambda part: part.repeat_interleave(num_samples, 0), embedded)
+        noise, embedded, shape = self._noise(num_samples, context, generator)
         pieces = [
             self._decoded(z, own, decoder, with_log_prob) for z, own in self._batches(noise, embedded, batch_size)
         ]
         samples, log_prob = (torch.cat(column) for column in zip(*pieces, strict=True))
-        if embedded is None:
-            return samples, log_prob
-        return samples.unflatten(0, rows), log_prob.unflatten(0, rows)
+        return samples.unflatten(0, shape), log_prob.unflatten(0, shape)
 
-    def _noise(self, num_samples: int, embedded: Any, generator: torch.Generator | None) -> Tensor:
-        """Draws of the base, ``(num_samples, *event)``, or ``(rows, num_samples, *event)`` with a context."""
+    def _noise(
+        self, num_samples: int, context: Any, generator: torch.Generator | None
+    ) -> tuple[Tensor, Any, tuple[int, ...]]:
+        """Draws of the base, the embedded context of each, and the shape of samples that these become."""
+        num_samples = _at_least(0, "num_samples", num_samples)
+        embedded = self._embedding_net(self._checked_context(context))
         noise = draw(self._distribution, num_samples, self._base_context(embedded), generator)
         # Bases of others draw in a dtype of their own.
-        return noise if (dtype := self._dtype()) is None else noise.to(torch.promote_types(dtype, torch.float32))
+        if (dtype := self._dtype()) is not None:
+            noise = noise.to(torch.promote_types(dtype, torch.float32))
+        if embedded is None:
+            return noise, None, (num_samples,)
+        return noise.flatten(0, 1), repeated(embedded, num_samples), tuple(noise.shape[:2])
 
     def _decoded(
         self, noise: Tensor, embedded: Any, decoder: Decoder | None, with_log_prob: bool
@@ -369,8 +382,9 @@ class Flow(Pretrained, NFlowsFlow):
         return self._distribution.log_prob(noise, context=context)
 
     def _base_context(self, embedded: Any) -> Any:
-        """Of a context as the transform takes it, that of the base."""
-        return embedded
+        """Of a context as the transform takes it, that of the base: in a guided flow the conditional one of a pair."""
+        conditional = getattr(self._embedding_net, "conditional", None)
+        return embedded if conditional is None else conditional(embedded)
 
     def _batches(self, values: Tensor, context: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Any]]:
         """Rows of both, at most batch_size at once; of no rows one batch, which is empty."""
@@ -434,9 +448,6 @@ class GuidedFlow(Flow):
         embedding = PairedContext(unconditional, flow._embedding_net)
         transform = guide(flow._transform, guidance)
         super().__init__(transform, flow._distribution, embedding, context_shape=flow.context_shape)
-
-    def _base_context(self, embedded: Any) -> Any:
-        return map_context(lambda part: part[:, 0], embedded)  # that of the conditional branch: noise is not guided
 
 
 def check_decoder(decoder: Decoder | None) -> Decoder | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from nflib.contexts import map_context
+from nflib.contexts import repeated
 from nflib.interfaces import ConditionalDensity, Decoder
 
 
@@ -36,12 +36,12 @@ class GivenFlow(Distribution):
     def log_prob(self, value: Tensor, batch_size: int | None = None) -> Tensor:
         """Log-densities, in nats, of values ``(*sample_shape, *event_shape)``: of the sample shape."""
         rows = self._rows(value)
-        return self.flow.log_prob(rows, self._expanded(len(rows)), batch_size).view(self._sample_shape(value))
+        return self.flow.log_prob(rows, repeated(self.context, len(rows)), batch_size).view(self._sample_shape(value))
 
     def score(self, value: Tensor, batch_size: int | None = None) -> Tensor:
         """``d log_prob(x) / dx``, of the shape of the values."""
         rows = self._rows(value)
-        return self.flow.score(rows, self._expanded(len(rows)), batch_size).view(value.shape)
+        return self.flow.score(rows, repeated(self.context, len(rows)), batch_size).view(value.shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = (), **options: Any) -> Tensor:
@@ -67,10 +67,6 @@ class GivenFlow(Distribution):
             num_samples, self.context, batch_size, generator=generator, seed=seed, decoding=decoding
         )
         return (samples, log_prob) if self.context is None else (samples[0], log_prob[0])
-
-    def _expanded(self, rows: int) -> Any:
-        # One memory for all rows, which conditioners see (`distinct_rows`).
-        return map_context(lambda part: part.expand(rows, *part.shape[1:]), self.context)
 
     def _rows(self, value: Tensor) -> Tensor:
         shape = self._sample_shape(value)

@@ -46,6 +46,7 @@ class TARFlow(Flow):
         context_shape: the context is a vector ``(D,)``, a sequence ``(L, D)`` (L None: of any length; it may come as a
             pair with a padding mask ``(B, L)``, True at padding), or an image ``(C, H, W)``, cut into patches of
             context_patch_size.
+        head_dim: channels of each attention head. expansion: hidden channels of an MLP, for each of channels.
         scale: "exponential" or "softplus". norm: "layer_norm" or "rms_norm". mlp: "gelu" or "gated".
         positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches).
         start_token: a learned one, read before the first token, instead of an identity there (default: where the first

@@ -85,6 +85,9 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path that becomes `path` once the block has ended without an error; see `complete_folder`.
 
+    Raises:
+        OSError: as `complete_folder`; an IsADirectoryError, before the block, where `path` is a folder.
+
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with complete_file(f"{folder}/a.txt") as temporary:
     ...         _ = temporary.write_text("whole")
@@ -92,6 +95,8 @@ def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a folder, which no file replaces; choose a file's name.")
     with complete_folder(path.parent) as temporary:
         yield temporary / path.name
 

@@ -123,7 +123,8 @@ class Pretrained(nn.Module):
         architecture = cls._architecture(path, document)
         if not isinstance(document.get("config"), dict):
             raise ValueError(
-                f"{path} holds no configuration: build the flow as it was built before, and call its load_pretrained."
+                f"{path} holds no configuration: build the flow as it was built before, and call its load_pretrained "
+                "(a part of your own has one if its class is decorated by nflib.io.keep_arguments)."
             )
         state = _read(folder / WEIGHTS_NAME)
         numbers = sum(tensor.numel() for tensor in state.values())

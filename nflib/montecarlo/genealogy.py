@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.diagnostics import effective_sample_size, error_inflation, normalized_weights, pareto_k
+from nflib.montecarlo.diagnostics import error_inflation, normalized_weights, pareto_k
 from nflib.montecarlo.resampling import expected_copies
 
 __all__ = ["Resamplings", "family_sums", "log_normalizer_variance", "offspring_variance", "relative_variance"]
@@ -62,11 +62,9 @@ def relative_variance(log_weights: Tensor, ancestors: Tensor | None = None, resa
     With multinomial resampling r times, and an offspring variance of r, it is Lee & Whiteley's estimator, unbiased for
     the variance of the normaliser: `1 - M / (M - 1) (N / (N - 1))^r (1 - sum_e S_e^2)` with S_e the normalised
     weight of family e, of M first draws. Other schemes spread offspring by less. Without resampling it is the sample
-    variance of the weights. NaN where every weight is zero or N < 2.
+    variance of the weights. There must be two weights or more, some of them positive.
     """
     count = len(log_weights)
-    if count < 2 or effective_sample_size(log_weights) == 0.0:
-        return math.nan
     concentration = family_sums(normalized_weights(log_weights), ancestors).square().sum().item()
     draws = resamplings.num_draws or count
     correction = (1.0 - 1.0 / draws) ** -1.0 * (1.0 - 1.0 / count) ** -resamplings.offspring_variance
@@ -77,10 +75,8 @@ def log_normalizer_variance(
     log_weights: Tensor, ancestors: Tensor | None = None, resamplings: Resamplings = NONE
 ) -> float:
     """Squared standard error of the log of the mean weight: `relative_variance`, times the square of
-    `error_inflation` of the families' weights. Infinite where every weight is zero or N < 2."""
+    `error_inflation` of the families' weights."""
     variance = relative_variance(log_weights, ancestors, resamplings)
-    if math.isnan(variance):
-        return math.inf
     # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
     floor = resamplings.block_variance + relative_variance(log_weights)
     families = family_sums(normalized_weights(log_weights), ancestors)

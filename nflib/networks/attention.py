@@ -17,9 +17,10 @@ class CausalSelfAttention(nn.Module):
     `forward(x, step, layer)`: x ``(B, L, channels)`` stands at the positions that the step says; with a cache, theirs
     are written into it, at this layer, and those before them are read from it. `num_heads` defaults to
     ``channels / head_dim``; `num_key_value_heads` < heads shares each key head among several query heads.
-    query_norm, key_norm: constructors given the width of all query (key) heads together, whose module normalises
-    ``(B, L, width)``. `rotary` turns queries and keys by their positions. backend: what computes attention, "torch" or
-    "xformers" (`nflib.networks.use_attention_backend` changes it of all layers at once).
+    query_key_norm: a constructor given the width of all query (or key) heads together, whose module normalises
+    ``(B, L, width)``. `rotary` turns queries and keys by their positions. bias: whether both linear maps have one.
+    backend: what computes attention, "torch" or "xformers" (`nflib.networks.use_attention_backend` changes it of all
+    layers at once).
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class TokenPrefix(nn.Module):
         if mask is not None:
             tokens = tokens.masked_fill(mask.bool().unsqueeze(-1), 0.0)
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.projection(tokens) + self.positions(places).to(tokens.dtype)
+        return self.projection(tokens) + self.positions(places)
 
     def valid(self, context: Any) -> Tensor | None:
         """Which tokens are no padding, ``(B, L)``; None where all are."""
@@ -108,7 +108,7 @@ class ImagePrefix(nn.Module):
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of numbers, interleaved, at the rates ``base^(-2i / channels)``: ``(…) -> (…, channels)``.
 
-    Integers, too. Raises ValueError for an odd number of channels.
+    Integers, too; in the module's dtype. Raises ValueError for an odd number of channels.
     """
 
     rates: Tensor
@@ -117,12 +117,19 @@ class SinusoidalEmbedding(nn.Module):
         super().__init__()
         if channels % 2:
             raise ValueError(f"a sinusoidal embedding needs an even number of channels, got {channels}.")
-        rates = torch.exp(torch.arange(0, channels, 2) * (-math.log(base) / channels))
-        self.register_buffer("rates", rates, persistent=False)
+        self.base = base
+        self.register_buffer("rates", _rates(channels, base), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        phase = numbers.unsqueeze(-1) * self.rates
-        return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
+        rates = self.rates
+        if rates.dtype.itemsize < 4:  # by which numbers of some hundreds could not be told apart
+            rates = _rates(2 * len(rates), self.base, rates.device)
+        phase = numbers.unsqueeze(-1) * rates
+        return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2).to(self.rates.dtype)
+
+
+def _rates(channels: int, base: float, device: torch.device | None = None) -> Tensor:
+    return torch.exp(torch.arange(0, channels, 2, device=device) * (-math.log(base) / channels))
 
 
 class Lookahead(nn.Module):

@@ -14,11 +14,14 @@ from nflib.training.objectives import Objective
 
 def launch(config: TrainingConfig) -> Any:
     """A launched Fabric: on one device, or on all processes of `torchrun`; raises ValueError for an unknown
-    device.
+    device, and ModuleNotFoundError without lightning-fabric.
     """
-    import lightning_fabric
-    from lightning_fabric.strategies import DDPStrategy
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    try:
+        import lightning_fabric
+        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'fit needs {error.name}: pip install "nflib[training]".', name=error.name) from error
 
     processes = _from_torchrun("WORLD_SIZE", 1)
     settings: dict[str, Any] = {"devices": 1}

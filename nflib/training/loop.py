@@ -79,6 +79,7 @@ def fit(
             that is damaged or of another model or configuration.
         RuntimeError: Where loss or gradient stay non-finite.
         OSError: Where the disk is full, or another run is at work in the folder.
+        ModuleNotFoundError: Without lightning-fabric, which the extra nflib[training] brings.
 
     >>> import tempfile
     >>> from nflows import distributions, flows, transforms

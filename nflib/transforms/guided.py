@@ -160,6 +160,10 @@ class PairedContext(nn.Module):
             raise ValueError("either both the context and the unconditional one have a padding mask, or neither does.")
         return tuple(_stacked(*pair) for pair in zip(encoded, unconditional, strict=True))
 
+    def conditional(self, paired: Any) -> Any:
+        """The contexts alone, of what `forward` gave: what a base reads, since noise is not guided."""
+        return map_context(lambda part: part[:, 0], paired)
+
 
 def unpaired(context: Any) -> Any:
     """The conditional contexts and then the unconditional ones, of pairs as `PairedContext` makes them."""

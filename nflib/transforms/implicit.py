@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.events import per_row
+
 # Of a sample's largest cotangent: by then changes shrink geometrically, and one more sweep gains little.
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-6}
 
@@ -55,7 +57,7 @@ def solve_transposed(transposed: Callable[[Tensor], Tensor], diagonal: Tensor, c
         change = (cotangent - transposed(w)) / diagonal
         # Numbers that overflow on the way start again: they become exact once those behind them are.
         w = torch.where(change.isfinite(), w + change, guess)
-        largest = w.abs().flatten(1).amax(-1).view(-1, *[1] * (w.dim() - 1))
+        largest = per_row(w.abs().flatten(1).amax(-1), w)
         if bool((change.abs() <= tolerance * largest).all()):
             break
     return w

@@ -151,9 +151,11 @@ class GaussianizeMarginals(ClosedForm):
         """Fit to the marginals of `data` `(N, *event_shape)`.
 
         Args:
+            data: 32 samples or more.
             intervals: which coordinates are bounded. A mapping from an index into the event shape (an int
                 where the event has one dimension) to `(a, b)`; or a bool mask of the event shape, all with
                 `bounds`.
+            num_bins: pieces of each spline, 4 or more.
             uniform_fraction: weight of the uniform distribution mixed into the distribution of each interval,
                 so that its density is positive where no data were seen.
 

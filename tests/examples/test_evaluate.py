@@ -83,3 +83,10 @@ def test_evaluate_a_model_that_knows_nothing(tmp_path):
     assert likelihoods(model, 8, batch_size=3)["nats_per_dim"] == pytest.approx(
         figures["likelihood"]["nats_per_dim"], abs=0.1
     )
+
+
+def test_mistakes_are_told_before_the_work(tmp_path):
+    with pytest.raises(ValueError, match="candidates must be a positive number, got 0"):
+        evaluate(tmp_path / "figures.json", candidates=0)
+    with pytest.raises(ValueError, match="is a folder: name a JSON file"):
+        evaluate(tmp_path)

@@ -90,6 +90,8 @@ def test_they_are_saved_and_loaded(clips, path):
 def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="one clip and one window at least, got 0 and 4"):
         recovery.recovery(tmp_path / "a.safetensors", clips=0)
+    with pytest.raises(ValueError, match="is a folder: name a .safetensors file"):
+        recovery.recovery(tmp_path)
     with pytest.raises(FileNotFoundError, match="python -m examples.moving_digits recovery"):
         load_recovery_clips([tmp_path / "none.safetensors"])
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors")

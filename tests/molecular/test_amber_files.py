@@ -69,6 +69,16 @@ def test_a_prmtop_with_positions_of_a_pdb_and_heavy_hydrogens(peptide, files, tm
     assert_energies_are_openmms(molecule)
 
 
+def test_a_box_is_left_out_with_a_warning(peptide, tmp_path, caplog):
+    prmtop, inpcrd = write_amber(peptide, tmp_path)
+    read_molecule(prmtop, coordinates=inpcrd)
+    assert not caplog.text
+    inpcrd.write_text(inpcrd.read_text() + "".join(f"{value:12.7f}" for value in (30, 30, 30, 90, 90, 90)) + "\n")
+    molecule = read_molecule(prmtop, coordinates=inpcrd, name="boxed")
+    assert f"The box of {inpcrd} is left out: boxed is taken alone, in a vacuum." in caplog.text
+    np.testing.assert_allclose(molecule.positions, peptide.positions, rtol=0, atol=1e-8)
+
+
 def test_positions_of_another_molecule(files, tmp_path):
     prmtop, _ = files
     Peptide("Ace-G-Nme", force_field=["amber99sbildn.xml"]).save_pdb(tmp_path / "glycine.pdb")

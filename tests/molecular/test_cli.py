@@ -358,10 +358,10 @@ def test_a_model_knows_its_molecule(model, tmp_path):
         (["sample", "--sampler", "auto", "--kernel", "independent", "--final_moves", "5"], "smc: final_moves ask the"),
         (["sample", "--conditional_ess", "0.5"], "--conditional_ess goes with --sampler smc or auto"),
         (["sample", "--sampler", "auto", "--kernel", "bogus"], "there is no kernel 'bogus'"),
-        (["sample", "--num_samples", "1"], "num_samples is 1 and num_draws 1; ask for 2 samples or more"),
+        (["sample", "--num_samples", "1"], "num_samples is 1; ask for 2 samples or more"),
         (
             ["sample", "--sampler", "auto", "--num_draws", "9"],
-            "num_samples is 10000 and num_draws 9; ask for 2 samples",
+            "smc: num_draws is 9, fewer than the 10000 samples; draw as many or more",
         ),
         (["simulate", "--picoseconds", "1", "--flow_draws", "10"], "--flow_draws goes with --flow; leave it out."),
         (["simulate", "--picoseconds", "1", "--flow_tempered", "true"], "--flow_tempered goes with --flow"),

@@ -16,7 +16,7 @@ def test_batches_are_of_frames_until_there_are_samples():
     positions = torch.as_tensor(peptide.positions, dtype=torch.float32) + 0.002 * noise
     zeros = torch.zeros(6, dtype=torch.int64)
     frames = Ensemble(positions, reduced(positions) * peptide.kT, torch.arange(6), zeros.double(), zeros)
-    source = FramesAndSamples(frames, reduced, num_samples=4)
+    source = FramesAndSamples(frames, peptide, num_samples=4)
 
     before = source.batch(torch.arange(len(source)))
     assert before["is_data"].all()
@@ -24,8 +24,11 @@ def test_batches_are_of_frames_until_there_are_samples():
     torch.testing.assert_close(before["energy"], reduced(positions).repeat(2))
 
     class Turned(torch.nn.Module):
-        def sample(self, number, **_):
-            return positions[:number].flip(-1)
+        def given(self, molecule):
+            return self
+
+        def sample(self, shape, **_):
+            return positions[: shape[0]].flip(-1)
 
     source.refresh(Turned(), 0, torch.Generator())
     after = source.batch(torch.arange(len(source)))

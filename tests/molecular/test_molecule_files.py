@@ -131,13 +131,15 @@ propane 1
 """
 
 
-def test_gromacs(tmp_path):
+def test_gromacs(tmp_path, caplog):
     (tmp_path / "propane.top").write_text(GROMACS)
     names = ["C1", "C2", "C3", *(f"H{k}" for k in range(1, 9))]
     x = build("propane")[2]
     rows = [f"    1MOL  {name:>5}{k + 1:5d}" + "".join(f"{v:8.3f}" for v in x[k]) for k, name in enumerate(names)]
-    (tmp_path / "propane.gro").write_text("\n".join(["propane", "11", *rows, "   9.0 9.0 9.0"]) + "\n")
-    molecule = read_molecule(tmp_path / "propane.top", coordinates=tmp_path / "propane.gro")
+    for box, told in ((0.0, False), (9.0, True)):
+        (tmp_path / "propane.gro").write_text("\n".join(["propane", "11", *rows, f"   {box} {box} {box}"]) + "\n")
+        molecule = read_molecule(tmp_path / "propane.top", coordinates=tmp_path / "propane.gro")
+        assert ("propane.gro is left out: propane is taken alone, in a vacuum" in caplog.text) == told
     assert molecule.num_atoms == 11 and len(molecule.topology.bonds) == 10
     np.testing.assert_allclose(molecule.positions, x, atol=6e-4)
     assert_energies_are_openmms(molecule)

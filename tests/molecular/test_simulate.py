@@ -486,6 +486,17 @@ def test_simulate_writes_the_folder(tmp_path):
     assert len(load_ensemble(tmp_path, start_time=0.3)) == 6 * 3
 
 
+def test_fewer_picoseconds_than_there_are_leave_a_simulation_as_it_is(tmp_path, caplog):
+    """settings.json then told the smaller number beside the frames of the larger one."""
+    simulate_beads(tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    report = simulate_beads(tmp_path, picoseconds=0.2).report
+    assert json.loads((tmp_path / "settings.json").read_text()) == settings and report["steps"] == 250
+    assert "holds 0.4 ps already, more than the 0.2 asked for; all of them stay." in caplog.text
+    assert simulate_beads(tmp_path, picoseconds=0.6).report["steps"] == 350
+    assert json.loads((tmp_path / "settings.json").read_text())["picoseconds"] == 0.6
+
+
 def test_simulate_depends_on_the_seed_alone(tmp_path):
     a, b, c = (simulate_beads(tmp_path / name, seed=s).frames for name, s in (("a", 1), ("b", 1), ("c", 2)))
     assert_same_frames(a, b)

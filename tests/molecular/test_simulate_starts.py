@@ -214,13 +214,18 @@ TINY |= {"save_ps": 0.002, "progress": False}
 def test_frames_of_an_earlier_simulation_are_starts(tmp_path, caplog):
     peptide = Peptide("GG")
     simulate(peptide, tmp_path / "first", picoseconds=0.004, **TINY)
-    frames = load_ensemble(tmp_path / "first").positions
+    frames, ladder = load_ensemble(tmp_path / "first").positions, load_ensemble(tmp_path / "first").ladder
     starts = EnsembleStarts(tmp_path / "first")
     x = starts(peptide, 8, 1)
     assert torch.equal(x, starts(peptide, 8, 1)) and not torch.equal(x, starts(peptide, 8, 2))
     rows = (x[:, None] == frames).flatten(2).all(-1)
     # Six frames for eight replicas: each is there, none more than twice, which is said.
-    assert "8 replicas of GG start from 6 frames" in caplog.text
+    assert "8 replicas of GG start from 6 frames of 3 ladders" in caplog.text
+    # Replicas take turns with ladders: three of them are independent.
+    for seed in range(10):
+        caplog.clear()
+        chosen = (starts(peptide, 3, seed)[:, None] == frames).flatten(2).all(-1).int().argmax(1)
+        assert sorted(ladder[chosen].tolist()) == [0, 1, 2] and "independent" not in caplog.text
     assert rows.any(1).all() and set(rows.sum(0).tolist()) == {1, 2}
     arguments = ["simulate", "--peptide", "GG", "--ensemble", str(tmp_path / "first"), "--hot_ps", "0"]
     arguments += ["--equilibration_ps", "0", "--num_ladders", "3", "--num_temperatures", "1", "--swap_ps", "0.001"]

@@ -294,6 +294,34 @@ def test_automatic_choice(draws, sampler, number, tmp_path, caplog):
         assert "The weights can be used" in caplog.text and "importance" not in summary
 
 
+def test_a_stopped_automatic_run_goes_on_and_other_settings_are_refused_before_the_draws(tmp_path, monkeypatch):
+    """They were refused after the draws, which may take hours."""
+    module, command = import_module("nflib.montecarlo.smc"), import_module("molecular.commands.sampling")
+    common = ["sample", "--peptide", SEQUENCE, "--sampler", "auto", "--num_samples", "30", "--num_draws", "60"]
+    common += ["--conditional_ess", "0.5"]
+    main([*common, "--output", str(tmp_path / "whole")])
+    output, draw = tmp_path / "stopped", command.draw
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(module._Run, "advance", stopped)
+        main([*common, "--output", str(output)])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SystemExit, match="error: .*other settings .moves 1 then, 2 now"),
+    ):
+        patch.setattr(command, "draw", stopped)
+        main([*common, "--moves", "2", "--output", str(output)])
+    assert command.draw is draw
+    main([*common, "--output", str(output)])
+    whole, again = (WeightedSamples.load(tmp_path / name / "weights.npz") for name in ("whole", "stopped"))
+    assert torch.equal(whole.x, again.x) and torch.equal(whole.log_weights, again.log_weights)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "stopped")]
+    assert summaries[0]["importance"] == summaries[1]["importance"]
+
+
 def test_smc_from_draws_that_are_there(peptide, flow):
     draws = sample(flow, peptide, 200, seed=0)
     samples = smc(flow, peptide, 100, draws=draws, temperatures=[0.5, 1.0], seed=1)

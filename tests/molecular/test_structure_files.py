@@ -13,7 +13,7 @@ from openmm import app, unit
 from molecular import Molecule, Peptide
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
-from molecular.molecule.peptide import minimise
+from molecular.molecule.peptide import add_hydrogens, minimise
 from molecular.molecule.structure_checks import named_by_hand, unnamed_bond, with_right_hands
 from molecular.molecule.topology import Residue, Topology
 from tests.molecular.small_molecules import build, write
@@ -113,7 +113,28 @@ def test_thiolates(tmp_path):
 def test_ph_decides_what_names_do_not(tmp_path):
     path = write_pdb(tmp_path / "x.pdb", Peptide("Ace-H-Nme", force_field=VACUUM).pdb_string(), is_heavy)
     assert read_molecule(path, force_field=VACUUM, ph=4.0).topology.sequence == "Ace-Hip-Nme"
-    assert read_molecule(path, force_field=VACUUM).topology.sequence in ("Ace-H-Nme", "Ace-Hid-Nme")
+    assert read_molecule(path, force_field=VACUUM).topology.sequence == "Ace-H-Nme"
+
+
+def test_plain_histidine_is_hie_whatever_hydrogen_bonds_it_makes():
+    """As `Peptide` and the shipped flows have it, where OpenMM makes HID of a nitrogen that is near an oxygen."""
+    peptide = Peptide("AH", force_field=VACUUM)
+    positions, (alanine, histidine) = peptide.positions.copy(), peptide.topology.atoms_by_name
+    donor, ring = (positions[[histidine[name] for name in atoms]].mean(0) for atoms in (["ND1"], ["CG", "CE1", "NE2"]))
+    positions[alanine["O"]] = donor + 0.28 * (donor - ring) / np.linalg.norm(donor - ring)
+    modeller = app.Modeller(peptide.topology.to_openmm(), positions * unit.nanometer)
+    modeller.delete([atom for atom in modeller.topology.atoms() if atom.element is app.element.hydrogen])
+    openmms = app.Modeller(modeller.topology, modeller.positions)
+    assert openmms.addHydrogens(app.ForceField(*VACUUM))[1] == "HID"
+    add_hydrogens(modeller, app.ForceField(*VACUUM), [None, None], seed=1)
+    assert Topology.of(modeller.topology).sequence == "AH"
+
+
+def test_hydrogens_of_histidine_that_are_there_are_heeded(tmp_path):
+    lacking = tmp_path / "x.pdb"
+    text = Peptide("Ace-Hid-Nme", force_field=VACUUM).pdb_string()
+    lacking.write_text("\n".join(line for line in text.splitlines() if line[12:16].strip() != "HA"))
+    assert read_molecule(lacking, force_field=VACUUM).topology.sequence == "Ace-Hid-Nme"
 
 
 def test_reading_is_reproducible_and_leaves_the_global_generator(tmp_path):
@@ -196,6 +217,31 @@ def test_movable_atoms_get_the_hand_of_their_name(corners, moved):
     np.testing.assert_allclose(with_right_hands(heavy, mirrored, set(rows)), x, atol=1e-12)
     np.testing.assert_array_equal(with_right_hands(heavy, mirrored, set()), mirrored)
     np.testing.assert_array_equal(with_right_hands(heavy, x, set(rows)), x)
+
+
+def test_a_hand_that_nothing_tells_is_not_guessed(tmp_path):
+    """Without CA and CB pdbfixer makes D-alanine, and no atom of the file says which way to mirror it."""
+    pytest.importorskip("pdbfixer")
+    lost = lambda line: line[17:20] == "ALA" and line[12:16].strip() in ("CA", "CB")  # noqa: E731
+    text = Peptide("GAG", force_field=VACUUM).pdb_string()
+    path = write_pdb(tmp_path / "x.pdb", text, lambda line: is_heavy(line) and not lost(line))
+    with pytest.raises(ValueError, match="lacks atoms that tell the hand of ALA 2, and completed it would be DAL"):
+        read_molecule(path, force_field=VACUUM)
+
+
+def test_atoms_of_large_molecules_are_selected_in_no_time():
+    """Proteins in water; a loop over all pairs would take hours."""
+    count = 100_000
+    chain = Topology(
+        ("C",) * count,
+        ("C",) * count,
+        tuple(Residue("UNK", str(k)) for k in range(count // 10)),
+        tuple(k // 10 for k in range(count)),
+        tuple((k, k + 1) for k in range(count - 1)),
+    )
+    mirrored = chain.select(range(count)[::-1])
+    assert mirrored.bonds == chain.bonds and mirrored.residues == chain.residues[::-1]
+    assert mirrored.residue_indices == chain.residue_indices
 
 
 def test_missing_heavy_atoms_without_pdbfixer(tmp_path, monkeypatch):
@@ -327,6 +373,16 @@ def test_residues_that_openmm_does_not_know_are_bonded_to_their_neighbours(tmp_p
     pytest.importorskip("pdbfixer")
     file = write_pdb(tmp_path / "x.pdb", Peptide("AMA").pdb_string(), is_heavy, [("MET", "MSE")])
     assert read_molecule(file, force_field=VACUUM).topology.sequence == "AMA"
+
+
+def test_only_selenomethionine_is_replaced_and_that_is_said(tmp_path, caplog):
+    """A phosphoserine became a serine, with a line of the log."""
+    pytest.importorskip("pdbfixer")
+    text = Peptide("ASMA").pdb_string()
+    read_molecule(write_pdb(tmp_path / "x.pdb", text, is_heavy, [("MET", "MSE")]), force_field=VACUUM)
+    assert "WARNING" in caplog.text and "Residue MSE 3 is not standard; taken as MET." in caplog.text
+    with pytest.raises(ValueError, match="SEP 2 is not standard; give a force field that knows it, or make it SER"):
+        read_molecule(write_pdb(tmp_path / "x.pdb", text, is_heavy, [("SER", "SEP")]), force_field=VACUUM)
 
 
 def test_hydrogens_alone_lack_no_bond_of_heavy_atoms():

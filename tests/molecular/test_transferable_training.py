@@ -12,6 +12,7 @@ import torch
 from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
 from molecular.data.corpus import ConformationStream, open_corpus
+from molecular.data.ensembles import load_ensemble
 from molecular.dynamics.simulate import simulate
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.prose import spread
@@ -23,6 +24,7 @@ from molecular.molecule.equivalent_atoms import (
 )
 from molecular.molecule.features import pad, prose_context
 from molecular.molecule.internal_context import internal_context
+from molecular.molecule.storage import load_molecule
 from molecular.training.batches import Window
 from molecular.training.fit_corpus import (
     LikelihoodAndEnergies,
@@ -88,6 +90,45 @@ def test_training_goes_on_where_it_was_stopped(corpus, tmp_path, coordinates, ki
     samples, log_prob = models[0].given(Peptide("GA")).sample_and_log_prob(3, seed=0)
     assert samples.shape[1:] == (20, 3)
     assert log_prob.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "kind", "energy_weight"),
+    [("internal", InternalProse, 0), ("internal", InternalProse, 0.1), ("cartesian", Prose, 0)],
+)
+def test_a_flow_of_many_molecules_is_fitted_to_one(corpus, tmp_path, coordinates, kind, energy_weight):
+    train(corpus, tmp_path / "many", "--coordinates", coordinates, "--training.max_steps", "1")
+    data, initial = corpus / "systems" / "AG", tmp_path / "many" / "model"
+    options = ("--initial", str(initial), "--energy_weight", str(energy_weight), "--training.learning_rate", "0.01")
+    steps = ("--training.max_steps", "12", "--training.validation_interval", "4")
+    if energy_weight:
+        steps += ("--training.refresh_interval", "8")
+    train(data, tmp_path / "one", *options, *steps)
+    molecule = load_molecule(tmp_path / "one" / "model")
+    x = load_ensemble(data).positions
+    x = kind.from_pretrained(initial).augmentation(molecule)(x, torch.Generator().manual_seed(0))
+    before, after = (
+        kind.from_pretrained(folder).given(molecule).log_prob(x).mean()
+        for folder in (initial, tmp_path / "one" / "model")
+    )
+    assert molecule.name == "AG" and after > before + 0.1
+    with pytest.raises(SystemExit, match="model is a flow of many molecules, .* leave refit_marginals out"):
+        train(data, tmp_path / "refit", *options, *steps, "--refit_marginals", "true")
+
+
+def test_a_run_does_not_go_on_with_other_conformations(corpus, tmp_path):
+    """Of another temperature, say: as many, so that their number tells nothing."""
+    other = shutil.copytree(corpus, tmp_path / "other")
+    shard = other / "systems" / "AG" / "frames-000000.npz"
+    arrays = dict(np.load(shard))
+    arrays["positions"] = arrays["positions"] + np.float32(0.001) * np.sin(arrays["positions"])
+    np.savez(shard, **arrays)
+    train(corpus, tmp_path / "run", "--training.max_steps", "1")
+    train(corpus, tmp_path / "run", "--training.max_steps", "2")
+    with pytest.raises(SystemExit, match="begun with other conformations than those in .*other, as of another temp"):
+        train(other, tmp_path / "run", "--training.max_steps", "3")
+    (tmp_path / "run" / "conformations.json").unlink()  # of an earlier version
+    train(other, tmp_path / "run", "--training.max_steps", "3")
 
 
 def test_the_symmetries_of_all_residues():

@@ -30,6 +30,14 @@ def test_sinusoidal_embedding_closed_form():
         SinusoidalEmbedding(5)
 
 
+def test_far_numbers_are_told_apart_in_half_precision():
+    embedding, numbers = SinusoidalEmbedding(6), torch.arange(3000)
+    expected = embedding(numbers)
+    embedded = embedding.bfloat16()(numbers)
+    assert embedded.dtype == torch.bfloat16
+    torch.testing.assert_close(embedded.float(), expected, rtol=0, atol=4e-3)
+
+
 def test_lookahead_sees_a_token_and_the_next():
     lookahead = Lookahead(3, 5)
     features = torch.randn(2, 4, 3)

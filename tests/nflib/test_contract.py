@@ -74,6 +74,18 @@ def test_an_unknown_residual_is_reported_as_such():
     assert report.round_trip_error > 1e-3
 
 
+def test_a_residual_that_is_no_number_is_inexact():
+    flow = make((16,)).double()
+
+    def lost(*call):
+        return decoding.Inversion(*two_sweeps(*call), math.nan, (decoding.BlockReport(32, 16, (16, 16), math.nan),))
+
+    with decoding.report() as report:
+        x, log_prob = flow.sample_and_log_prob(32, seed=0, decoding=lost)
+    assert math.isnan(report.residual)
+    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=0, atol=1e-8)
+
+
 class Cube(Transform):
     """``z = x^3 + x``, whose inverse takes three steps of Newton's method: an nflows transform that iterates."""
 

@@ -94,6 +94,14 @@ def test_names_of_any_script(name, tmp_path):
     assert names(tmp_path / name) == [name]
 
 
+def test_no_file_replaces_a_folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "precious").write_text("x")
+    with pytest.raises(IsADirectoryError, match="results is a folder"), complete_file(tmp_path / "results"):
+        raise AssertionError("the block is not to begin")
+    assert names(tmp_path) == ["results"] and names(tmp_path / "results") == ["precious"]
+
+
 def test_folders_are_replaced_whole_and_others_stay(tmp_path):
     for content in ("old", "new"):
         with complete_folder(tmp_path) as temporary:

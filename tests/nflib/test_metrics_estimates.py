@@ -53,8 +53,15 @@ def test_errors_of_distances_are_their_spread(distance):
 def test_too_few_samples_have_no_error():
     assert math.isnan(bootstrap(mean, torch.ones(1)).error)
     assert math.isnan(grouped_jackknife(mean, torch.randn(19)).error)
+    assert math.isfinite(bootstrap(mean, torch.randn(2)).error)
+    assert math.isfinite(grouped_jackknife(mean, torch.randn(20)).error)
+
+
+def test_an_error_is_written_to_two_digits():
     assert str(Estimate(0.5, math.inf)) == "0.5 ± ?" and str(Estimate(math.inf, math.inf)) == "inf"
     assert str(Estimate(0.5)) == "0.5" and str(Estimate(0.12345, 0.0056)) == "0.1235 ± 0.0056"
+    assert str(Estimate(12345.6, 23.4)) == "12346 ± 23" and str(Estimate(12345.0, 234.0)) == "1.23e+04 ± 2.3e+02"
+    assert str(Estimate(2e6, 1.5)) == "2e+06 ± 1.5" and str(Estimate(3.0, 1e-12)) == "3 ± 0"
 
 
 def test_auroc():

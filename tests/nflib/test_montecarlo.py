@@ -401,6 +401,9 @@ def test_reweighting_knows_what_it_needs():
     half = moved.reweight(BoltzmannDensity(lambda x: x[:, 1]))
     torch.testing.assert_close(half.log_weights[alive], -samples.x[alive, 1].double())
     assert (half.log_weights[~alive] == -torch.inf).all() and half.num_rejected == samples.num_rejected
+    # a particle without weight is not rejected once more, though its target is known
+    light = dataclasses.replace(moved, log_weights=torch.where(alive & (samples.x[:, 1] > 0), 0.0, -torch.inf))
+    assert light.reweight(TARGET).num_rejected == samples.num_rejected
     none = moved.reweight(BoltzmannDensity(lambda x: x[:, 1] * torch.nan))
     assert none.effective_sample_size == 0 and none.num_rejected == 2000
     with pytest.raises(ValueError, match="neither log_prob nor log_target"):

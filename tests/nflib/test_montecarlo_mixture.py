@@ -65,6 +65,11 @@ def test_shares_are_the_weights_rounded_at_random_without_bias():
         assert sorted(set(x.flatten().tolist())) == [1.0, 2.0]
     assert set(first.asked) == {2, 3} and set(second.asked) == {7, 8}
     assert abs(sum(first.asked) / 400 - 2.5) < 4 * 0.5 / 20
+    # Of one draw, one of them gives none and is not asked for any.
+    for _ in range(10):
+        x, log_prob = proposal.sample_and_log_prob(1, generator=generator)
+        assert log_prob.item() == pytest.approx(math.log(0.25 if x.item() == 1.0 else 0.75))
+    assert set(first.asked + second.asked) == {1, 2, 3, 7, 8}
     # Any one place of a batch holds draws of all components.
     places = [proposal.sample_and_log_prob(10, generator=generator)[0][0, 0].item() for _ in range(400)]
     assert abs(places.count(1.0) / 400 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)

@@ -372,6 +372,7 @@ def test_final_moves_are_of_the_target_alone(name):
     assert Counted.calls == 2 * calls + 1
     assert after.history.inverse_temperatures == [0.3, 1.0, 1.0]
     assert len(after.history.step_sizes) == 2 + 30
+    assert after.history.conditional_ess_fraction == [*before.history.conditional_ess_fraction, 1.0]
     torch.testing.assert_close(after.log_prob, Normal(DIM).log_prob(after.x))
     assert within(after, LOG_NORMALIZER)
     # Far from where they were, and of the target's distribution: N(2, 1/4) in each direction.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nflib.montecarlo import ULA, BoltzmannDensity, FixedStepSizes, resample, smc
-from nflib.montecarlo.genealogy import Resamplings, offspring_variance, relative_variance
+from nflib.montecarlo.genealogy import Resamplings, log_normalizer_variance, offspring_variance, relative_variance
 from nflib.montecarlo.resampling import SCHEMES
 from tests.nflib.smc_cases import CASES, Normal
 
@@ -123,6 +123,14 @@ def test_families_of_one_are_independent_samples():
     log_weights = torch.randn(300, dtype=torch.float64)
     expected = (log_weights.exp().std() / log_weights.exp().mean()).item() / math.sqrt(300)
     assert math.sqrt(relative_variance(log_weights, torch.arange(300))) == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_error_is_below_that_of_independent_blocks():
+    """What came before the resamplings is added to the variance of the last weights, however the families look."""
+    log_weights = torch.randn(300, dtype=torch.float64)
+    last = log_normalizer_variance(log_weights)
+    both = log_normalizer_variance(log_weights, resamplings=Resamplings(block_variance=0.02))
+    assert both / last == pytest.approx(1 + 0.02 / relative_variance(log_weights))
 
 
 def walled(x: torch.Tensor) -> torch.Tensor:

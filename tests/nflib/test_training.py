@@ -545,6 +545,27 @@ def test_log_variance_restricts_the_likelihood_to_data() -> None:
         LogVariance(clip=0.0)
 
 
+def test_clipped_log_variance_is_the_least_over_the_constant() -> None:
+    flow, data = Gaussian().double(), normal(200, 2).double()
+    energy = (data**4).sum(dim=1)
+    loss, _ = LogVariance(likelihood_weight=0.0, clip=3.0)(flow, {"inputs": data, "energy": energy}, generator())
+    constants = torch.linspace(-5, 5, 20001, dtype=torch.float64)
+    residual = ((flow.log_prob(data) + energy).detach() - constants[:, None]).abs()
+    penalty = torch.where(residual <= 3.0, residual**2, 2 * 3.0 * residual - 3.0**2)
+    torch.testing.assert_close(loss.detach(), penalty.mean(dim=1).min(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_log_variance_of_no_data_or_no_energy_has_the_other_term_alone(clip) -> None:
+    flow, data = Gaussian(), normal(10, 2)
+    energy, objective = (data**4).sum(dim=1), LogVariance(clip=clip)
+    loss, _ = objective(flow, {"inputs": data, "energy": energy, "is_data": torch.zeros(10)}, generator())
+    variance, _ = LogVariance(likelihood_weight=0.0, clip=clip)(flow, {"inputs": data, "energy": energy}, generator())
+    torch.testing.assert_close(loss, variance)
+    loss, _ = objective(flow, {"inputs": data, "energy": torch.full((10,), torch.inf)}, generator())
+    torch.testing.assert_close(loss, -flow.log_prob(data).mean())
+
+
 def test_schedule_warms_up_and_ends_at_the_floor() -> None:
     config = configuration(max_steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
     rates = [learning_rate(config, step, 0.0) for step in range(101)]
@@ -618,6 +639,12 @@ def test_training_without_tensorboard(
     monkeypatch.setattr(lightning_fabric.loggers, "TensorBoardLogger", missing)
     fit(Gaussian(), normal(64, 2), config=configuration(tensorboard=True, max_steps=1), output=tmp_path)
     assert "tensorboard is not installed" in caplog.text and len(logged(tmp_path)) == 1
+
+
+def test_training_without_fabric_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    with pytest.raises(ModuleNotFoundError, match=r'^fit needs lightning_fabric: pip install "nflib\[training\]"\.$'):
+        fit(Gaussian(), normal(64, 2), config=configuration(max_steps=1), output=tmp_path)
 
 
 def test_import_needs_no_fabric() -> None:

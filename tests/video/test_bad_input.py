@@ -65,6 +65,7 @@ OUT = ["--out", "{folder}/out.gif"]
         (["--out", "{folder}/out.doc"], "ends in none of"),
         (["--out", "{folder}/none/out.gif"], "there is no folder"),
         (["--gallery", "{folder}/none/page.html"], "there is no folder"),
+        (["--gallery", "{folder}"], "is a folder; name a file"),
         (["--device", "abacus"], "abacus"),
         (["--model", "digits", "--aspect", "16:9"], "makes images of 8 × 8 alone"),
     ],

@@ -1,6 +1,7 @@
 """Released weights, as tiny stand-ins, converted and drawn from by the command line alone."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -13,10 +14,15 @@ from tests.video import stand_ins
 from tests.video.recorded import recorded
 from video.commands import main
 from video.conversion.released import load_starflow, load_tarflow
+from video.densities import noise_generator
 from video.drawing import NoisyClips
+from video.evaluation.judgement import scored_quantity
 from video.media import read_clip, write_clip
 from video.pipeline import Pipeline
 from video.text import TokenEmbeddings, load_text
+from video.training.bits import BitsPerDimension
+from video.training.likelihood import NoisyLikelihood
+from video.training.starts import SavedFlow
 
 PROMPT = ["--prompt", "a red fox in snow"]
 
@@ -243,6 +249,37 @@ def test_tarflow(parts, tarflow, tmp_path):
     assert nats.shape == (3, 1) and nats.isfinite().all()
 
 
+def test_bits_of_a_tarflow_of_dequantised_pixels(parts, tmp_path):
+    """As the public code counts them: of ``2 (k + u) / 256 - 1``, less log 128 nats a number."""
+    weights = tmp_path / "cifar_model_2_64_2_1_uniform.pth"
+    weights.write_bytes((parts / "afhq_model_2_64_2_1_0.07.pth").read_bytes())
+    main(["convert", "--checkpoint", str(weights), "--output", f"{tmp_path}/model"])
+    pipeline = Pipeline.load(tmp_path / "model")
+    levels = torch.randint(0, 256, (3, 1, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    levels[0, 0, 0, 0, :3] = torch.tensor([0, 1, 255])
+    pictures = levels / 127.5 - 1
+    uniform = torch.rand(levels.shape, generator=noise_generator(5))
+    with torch.no_grad():
+        density = load_tarflow(weights, 2).log_prob((2 * (levels + uniform) / 256 - 1)[:, 0], torch.tensor([0, 2, -1]))
+    expected = density - levels[0].numel() * math.log(128)
+    prompts = ["0", "2", ""]
+    torch.testing.assert_close(pipeline.log_prob(pictures, prompts, seed=5), expected, rtol=1e-5, atol=1e-3)
+    of_frames = pipeline.log_prob_of_frames(pictures, prompts, seed=5)
+    torch.testing.assert_close(of_frames.sum(1), expected, rtol=1e-5, atol=1e-3)
+    # Training goes on in the same units.
+    objective = BitsPerDimension(NoisyLikelihood(0.0, 0.0, None), 256, pipeline.settings.pixel_scale)
+    batch = {"inputs": pictures, "context": torch.tensor([0, 2, -1])}
+    bits = float(objective(pipeline.flow.images, batch, noise_generator(5))[0].detach())
+    assert bits == pytest.approx(float(-density.mean()) / (192 * math.log(2)) + 7, rel=1e-5)
+    start = SavedFlow(f"{tmp_path}/model", {}, False, "cpu")
+    assert [start.settings((1, 3, 8, 8), noise, 8.0, 256).pixel_scale for noise in (0.0, 0.1)] == [255 / 256, 1.0]
+    # What has noise in its step, or none, is the level itself again.
+    noisy = pipeline.encode(pictures, torch.Generator().manual_seed(1))
+    for latents in (noisy, pipeline.latents.encode(pictures)):
+        torch.testing.assert_close(pipeline.decode(latents), pictures)
+    assert noisy.abs().max() <= 1 and "256 levels" in scored_quantity(pipeline)
+
+
 def test_tarflow_without_classes(tmp_path):
     save_file(stand_ins.weights(stand_ins.tarflow_shapes(0)), tmp_path / "w.safetensors")
     arguments = ["--checkpoint", f"{tmp_path}/w.safetensors", "--patch-size", "2", "--noise", "0.05"]
@@ -258,8 +295,11 @@ def test_names_of_classes(parts, tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\nwild\n")
     arguments = ["convert", "--checkpoint", f"{parts}/afhq_model_2_64_2_1_0.07.pth", "--output", f"{tmp_path}/model"]
     main([*arguments, "--labels", f"{tmp_path}/names.txt"])
-    assert load_text(tmp_path / "model" / "text")(["dog", "2", ""]).tolist() == [1, 2, -1]
+    assert load_text(tmp_path / "model" / "text")(["dog", "wild", ""]).tolist() == [1, 2, -1]
     main(["generate", "--model", f"{tmp_path}/model", "--prompt", "wild", "--out", f"{tmp_path}/a.png"])
+    (tmp_path / "names.txt").write_text("crane\ndog\ncrane\n")  # as ImageNet's lists have it, a bird and a machine
+    with pytest.raises(SystemExit, match="names several classes 'crane'"):
+        main([*arguments, "--labels", f"{tmp_path}/names.txt"])
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(SystemExit, match="names 2 classes, and the model has 3"):
         main([*arguments, "--labels", f"{tmp_path}/names.txt"])

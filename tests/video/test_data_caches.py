@@ -1,5 +1,6 @@
 """Latents and contexts that are encoded once, in files that may be gone on with and never mistaken for others."""
 
+import json
 import multiprocessing
 import threading
 import time
@@ -119,6 +120,13 @@ def test_another_cache_is_refused_or_renewed(folder, latents, tmp_path):
         encode_clip_folder(clips_of(folder), other, cache)
     with pytest.raises(ValueError, match="another dtype"):
         encode_clip_folder(clips_of(folder), latents, cache, dtype=torch.bfloat16)
+    description = json.loads((cache / latent_cache.DESCRIPTION).read_text())
+    del description["version of reading and encoding files"]  # as before there was one
+    (cache / latent_cache.DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(
+        ValueError, match=r"another version of reading and encoding files; remove the folder, or choose another\."
+    ):
+        encode_clip_folder(clips_of(folder), latents, cache)
     (folder / "0.png").unlink()
     with pytest.raises(ValueError, match="another set of files"):
         encode_clip_folder(clips_of(folder), latents, cache)

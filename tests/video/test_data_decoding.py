@@ -167,6 +167,9 @@ def test_transparent_is_white():
     assert pixels[1, 1].tolist() == [244, 204, 204]  # a fifth of it: 255 + (200 - 255) / 5, 255 - 255 / 5
     file = io.BytesIO()
     Image.fromarray(np.array([[0, 7]], np.uint8)).save(file, "png", transparency=7)
+    deep = io.BytesIO()
+    Image.fromarray(np.array([[0, 700]], np.uint16)).save(deep, "png", transparency=700)
+    assert pixels_of(deep.getvalue())[0].tolist() == [[0, 0, 0], [255, 255, 255]]
     assert pixels_of(file.getvalue())[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 

@@ -3,13 +3,18 @@
 import json
 import math
 import os
+import sys
 import unicodedata
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.video.files import png, write_image, write_tar, write_video
+from video.data.dataset import ClipFolder
 from video.data.decoding import read_frames
 from video.data.folders import read_folder
+from video.data.sizes import Bucket
 
 
 def names(listing):
@@ -125,6 +130,35 @@ def test_names_with_accents_taken_apart(tmp_path, on_disk, told):
     listing = read_folder(tmp_path)
     assert captions(listing) == ["beside", "below"] and not listing.problems
     assert all(sample.path.is_file() for sample in listing.samples)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode")
+def test_names_that_are_no_unicode(tmp_path):
+    """As archives of other systems have them: trained on as any, and told so that every file can hold the words."""
+    for letter in (b"\xe9", b"\xe8"):
+        folder = os.path.join(os.fsencode(tmp_path), b"caf" + letter)
+        os.mkdir(folder)
+        for name in (letter + b".png", b"b.png", letter + b".unknown"):
+            Path(os.fsdecode(os.path.join(folder, name))).write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    listing = read_folder(tmp_path)
+    assert listing.classes == ("caf\\udce8", "caf\\udce9") and "\\udce8.unknown" in listing.problems[0]
+    training, validation = listing.split(0.5)
+    assert len(training) + len(validation) == 4
+    assert len(dict(ClipFolder(listing, [Bucket(1, 8, 8)]).decoded(range(4)))) == 4
+
+
+def test_one_class_whose_name_is_written_in_two_ways(tmp_path):
+    for number, (label, form) in enumerate([("Café", "NFC"), ("Café", "NFD"), ("Bar", "NFC")]):
+        write_image(tmp_path / unicodedata.normalize(form, label) / f"{number}.png")
+    listing = read_folder(tmp_path)
+    assert listing.classes == ("Bar", "Caf\u00e9") and sorted(map(listing.class_number, range(3))) == [0, 1, 1]
+    lines = [
+        json.dumps({"file_name": f"{form}.png", "label": unicodedata.normalize(form, "é")}) for form in ("NFC", "NFD")
+    ]
+    for form in ("NFC", "NFD"):
+        write_image(tmp_path / f"told/{form}.png")
+    (tmp_path / "told/metadata.jsonl").write_text("\n".join(lines))
+    assert read_folder(tmp_path / "told").classes == ("\u00e9",)
 
 
 def test_metadata_as_pandas_and_caption_sets_write_it(tmp_path):

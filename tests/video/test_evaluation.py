@@ -165,7 +165,7 @@ def test_what_is_scored(model):
 
 
 def test_pixels_that_are_not_dequantised_have_no_bits_of_levels():
-    """As of released TARFlows of uniformly dequantised pixels, which are of other levels than ours."""
+    """As of TARFlows of uniformly dequantised pixels that were converted before their levels were known."""
     flow = TARFlow((1, 4, 4), patch_size=4, channels=16, num_blocks=1, layers_per_block=1, head_dim=16)
     noisy = Pipeline(flow, Pixels(1), Labels(), PipelineSettings((1, 1, 4, 4), 0.1))
     assert "6.994 bits" in scored_quantity(noisy) and "bounds no code" not in scored_quantity(noisy)
@@ -236,10 +236,11 @@ def test_page_in_a_browser(evaluated, tmp_path):
         (["--data", "data", "--num_clips", "0"], "must be positive, got 50 and 0"),
         (["--data", "data", "--features", "noise"], "no vision encoder"),
         (["--data", "data", "--denoise", "magic"], "denoise must be one of"),
+        (["--data", "data", "--output", "page/index.html"], "page/index.html is a file"),
     ],
 )
 def test_mistakes(evaluated, monkeypatch, arguments, answer):
     monkeypatch.chdir(evaluated)
     with pytest.raises(SystemExit, match=answer):
-        main(["evaluate", *arguments, "--output", "other", "--model", "model"])
+        main(["evaluate", "--output", "other", "--model", "model", *arguments])
     assert not (evaluated / "other").exists()

@@ -39,12 +39,13 @@ def test_marks_belong_to_their_letters(prompt):
 
 
 def test_labels_that_are_numbers():
-    """The number of a class is a prompt only where no class has a number for its name."""
-    assert Labels(["cat", "dog"])(["1", "dog", ""]).tolist() == [1, 1, -1]
+    """A class is told by its name alone, numbers or not."""
+    assert Labels(["cat", "dog"])(["cat", "dog", ""]).tolist() == [0, 1, -1]
     assert Labels(["cat", "dog"])([]).dtype == torch.long
     assert Labels(["01", "02", "03"])(["02"]).tolist() == [1]
-    with pytest.raises(ValueError, match="'1' names no class"):
-        Labels(["01", "02", "03"])(["1"])
+    for names in (["01", "02", "03"], ["eight", "five", "four"]):
+        with pytest.raises(ValueError, match="'1' names no class"):
+            Labels(names)(["1"])
 
 
 def test_t5(tmp_path):

@@ -50,6 +50,8 @@ def evaluate(
     """
     if num_shown < 1:
         raise ValueError(f"num_shown must be a positive number, got {num_shown}.")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file, and the page takes a folder: choose another output.")
     pipeline = model.load()
     encoder = load_features(features, model.device)
     settings, seed = pipeline.settings, drawing.seed

@@ -117,6 +117,8 @@ class OutputOptions:
         for path in (self.out, self.gallery):
             if path is not None and not path.parent.is_dir():
                 raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first.")
+            if path is not None and path.is_dir():
+                raise ValueError(f"{path} is a folder; name a file, in it or elsewhere.")
 
     def write(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from video.latents.load import load_latents
 from video.parts import check_parts
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, load_text
-from video.text.labels import Labels
+from video.text.labels import Labels, composed
 from video.text.phrases import Phrasing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How files of TARFlows are named: patch size, width, blocks, layers, noise.
 TARFLOW_NAME = re.compile(r"_(\d+)_\d+_\d+_\d+_(\d*\.\d+|uniform)$")
+# Of pixels to which TARFlows are fitted without noise: level k becomes uniform in (2 k … 2 k + 2) / 256 - 1.
+DEQUANTISED: dict[str, Any] = {"denoise": "none", "levels": 256, "file_levels": 256, "pixel_scale": 255 / 256}
 # Of the latent frames of a window, how many the public sampler gives the next one.
 CONTEXT_FRAMES = 16
 
@@ -69,8 +72,8 @@ def convert(
         labels: of a TARFlow with classes, their names, a text file with one a line (default: their numbers).
         dtype: of the weights of flow and text encoder: float32, bfloat16 or float16; default: as they are.
         patch_size: of a TARFlow (default: from the configuration, or the file's name).
-        noise: standard deviation of what was added to latents in training; default: likewise. Of a TARFlow of uniformly
-            dequantised pixels 0: what evaluate then gives are densities of levels as they are, not the published bits.
+        noise: standard deviation of what was added to latents in training; default: likewise. 0 of a TARFlow of
+            uniformly dequantised pixels: evaluate then gives bits of 8-bit levels, as they are published.
 
     Returns:
         The folder.
@@ -145,7 +148,8 @@ def _tarflow(arguments: Mapping[str, Any], state: Mapping[str, Tensor], labels: 
     flow = tarflow_from_state_dict(state, int(arguments["patch_size"]), keep_dtype=True)
     channels, height, width = flow.event_shape
     number = int((flow.config or {})["num_classes"])
-    settings = PipelineSettings((1, channels, height, width), _noise(arguments), guidance=0.0)
+    noise = _noise(arguments)
+    settings = PipelineSettings((1, channels, height, width), noise, guidance=0.0, **({} if noise else DEQUANTISED))
     return _Parts(flow, Pixels(channels), Labels(_names(labels, number)), settings)
 
 
@@ -161,6 +165,8 @@ def _names(labels: Path | None, number: int) -> list[str]:
         raise ValueError(f"{labels} is no text in UTF-8; give a text file with the name of a class a line.") from error
     if len(names) != number:
         raise ValueError(f"{labels} names {len(names)} classes, and the model has {number}; name each on a line.")
+    if again := [name for name, count in Counter(map(composed, names)).items() if count > 1]:
+        raise ValueError(f"{labels} names several classes {again[0]!r}; give each a name of its own.")
     return names
 
 
@@ -171,7 +177,7 @@ def _noise(arguments: Mapping[str, Any]) -> float:
 
 
 def _from_name(checkpoint: Path) -> dict[str, Any]:
-    """What the name of a TARFlow's file tells; "uniform" noise, of dequantisation, is none of ours."""
+    """What the name of a TARFlow's file tells; "uniform" noise, of dequantisation, is no normal one."""
     found = TARFLOW_NAME.search(checkpoint.stem)
     if found is None:
         return {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -102,10 +100,6 @@ class ClipFolder:
             "channels": self.channels,
             "with_mirrored": self.with_mirrored,
         }
-
-    def fingerprint(self) -> str:
-        """Of files and settings: equal where all clips are."""
-        return hashlib.sha256(json.dumps([self.listing.fingerprint(), self.settings]).encode()).hexdigest()
 
     @cached_property
     def rows(self) -> list[Row]:

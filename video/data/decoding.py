@@ -160,6 +160,7 @@ def rgb(picture: Image.Image) -> Image.Image:
         raise ValueError("it has floating-point pixels; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
         levels = np.asarray(picture).astype(np.int64)
+        levels[levels == picture.info.get("transparency")] = 65535
         picture = Image.fromarray(((levels.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         picture = picture.convert("RGBA")

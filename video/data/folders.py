@@ -6,6 +6,7 @@ import logging
 import os
 import posixpath
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from video.data.metadata import NAMES, Description, nothing_said, read_metadata
@@ -33,7 +34,7 @@ def read_folder(folder: str | os.PathLike[str], condition: str = "auto") -> List
     - the name of its subfolder, if there are several: its label,
     - in tar shards of WebDataset, ``key.txt``, ``key.cls`` or ``key.json`` beside ``key.png``.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are passed over. Labels that differ in how their accents are written alone are one.
 
     Args:
         folder: of files as Pillow or PyAV read them.
@@ -67,6 +68,8 @@ def read_folder(folder: str | os.PathLike[str], condition: str = "auto") -> List
     if not samples:
         reasons = " ".join(problems) or "Give one with files such as .png, .jpg, .gif, .mp4 or .tar."
         raise FileNotFoundError(f"{root} has no image, clip or tar shard that could be read. {reasons}")
+    samples = [_encodable(sample) for sample in samples]
+    problems = [_escaped(problem) for problem in problems]
     samples.sort(key=lambda sample: sample.name)
     return _conditioned(root, samples, condition, problems)
 
@@ -149,6 +152,17 @@ def _metadata(root: Path, there: Mapping[str, str], problems: list[str]) -> tupl
 def _found(there: Mapping[str, str], name: str) -> str | None:
     """The file of a name, however either writes its accents; None if there is none."""
     return there.get(name, there.get(composed(name)))
+
+
+def _encodable(sample: Sample) -> Sample:
+    """With words that any file can hold; as some file systems take accents apart, a label is one however written."""
+    caption, label = sample.caption and _escaped(sample.caption), sample.label and composed(_escaped(sample.label))
+    return replace(sample, name=_escaped(sample.name), caption=caption, label=label)
+
+
+def _escaped(text: str) -> str:
+    """With bytes of file names that are no UTF-8, and halves of letters in JSON, as ``\\udce9`` and the like."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _suffix(name: str) -> str:

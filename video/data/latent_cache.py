@@ -25,6 +25,9 @@ from video.latents.latents import Latents
 DESCRIPTION = "latents.json"
 COMPLETE = "latents-complete.json"
 SHARDS = "latents-*"
+# To be raised when other latents come of the same files, as by a mistake in decoding that is mended: old ones are then
+# refused.
+VERSION = 1
 
 
 class LatentCache:
@@ -119,6 +122,7 @@ def encode_clip_folder(
     wanted = {
         "set of files": clips.listing.fingerprint(),
         "sizes or rate": json.dumps(clips.settings),
+        "version of reading and encoding files": str(VERSION),
         "autoencoder": fingerprint(latents),
         "dtype": str(dtype),
         "size of its files": str(shard_bytes),

@@ -137,7 +137,7 @@ def scored_quantity(pipeline: Pipeline) -> str:
         units = (
             "add log2(127.5) = 6.994 bits for units of 8-bit levels"
             if noise
-            else "at their levels alone, which bounds no code: published bits are of dequantised pixels"
+            else "at their levels alone, which bounds no code: bits are of dequantised pixels (convert the model anew)"
         )
         return f"the density of pixels in -1 … 1, {_product(shape)} a clip, {noisy}; {units}"
     return (

@@ -18,12 +18,12 @@ LABELS = "labels.json"
 class Labels:
     """The names of classes: a prompt is one of them and becomes its number; the empty prompt is -1, no class.
 
-    Where no name is a number itself, a prompt may also be the number of a class.
+    The number of a class is no prompt, lest "7" be the seventh where classes are "zero" to "nine" in another order.
 
     Without names the context is None: of flows that are conditioned on nothing. Calling it raises ValueError for a
     prompt that names no class.
 
-    >>> Labels(["cat", "dog"])(["dog", "0", ""])
+    >>> Labels(["cat", "dog"])(["dog", "cat", ""])
     tensor([ 1,  0, -1])
     """
 
@@ -35,8 +35,6 @@ class Labels:
         self.names = list(names)
         self.shape = (len(self.names),)
         self._numbers = {"": -1} | {composed(name): number for number, name in enumerate(self.names)}
-        if not any(name.isdecimal() for name in self.names):
-            self._numbers |= {str(number): number for number in range(len(self.names))}
 
     @property
     def vocabulary(self) -> list[str]:

@@ -25,10 +25,12 @@ class BitsPerDimension:
     Args:
         likelihood: with its noise and dropout.
         levels: of pixels, 256 of those of 8 bits; None: of latents.
+        scale: times which a flow has dequantised pixels: see `video.latents.levels`.
     """
 
     likelihood: NoisyLikelihood
     levels: int | None = None
+    scale: float = 1.0
 
     @property
     def unit(self) -> str:
@@ -47,9 +49,9 @@ class BitsPerDimension:
             # As they may have been kept in half precision.
             inputs = snapped(inputs, self.levels)
             if not self.likelihood.noise:
-                inputs = dequantised(inputs, self.levels, generator)
+                inputs = dequantised(inputs, self.levels, generator, self.scale)
         nats, metrics = self.likelihood(clips, batch | {"inputs": inputs}, generator)
-        return (nats - log_step(self.levels)) / math.log(2), metrics
+        return (nats - log_step(self.levels, self.scale)) / math.log(2), metrics
 
 
 def _of_shape(flow: Any, inputs: Tensor) -> Any:

@@ -137,7 +137,7 @@ def train(
     caches = data.caches(parts, shapes, latents, contexts, output / LATENTS)
 
     likelihood = NoisyLikelihood(noise, prompt_dropout, contexts(["", ""]), learn_denoiser=False)
-    objective = BitsPerDimension(likelihood, levels)
+    objective = BitsPerDimension(likelihood, levels, settings.pixel_scale)
     start.fit(trained, caches[0], settings)
     grid = SampleGrid(latents, encoder, settings, _prompts(parts[1], samples), objective.unit)
     result = fit(trained, *caches, config=training, objective=objective, output=output, callbacks=[grid])

@@ -248,7 +248,7 @@ class SavedFlow:
 def _of_noise(noise: float, levels: int | None) -> dict[str, Any]:
     """Settings of a pipeline that follow from the noise in training, and from the levels of pixels, if any."""
     if noise:
-        return {"denoise": "score", "levels": None, "file_levels": levels}
+        return {"denoise": "score", "levels": None, "pixel_scale": 1.0, "file_levels": levels}
     return {"denoise": "none", "levels": levels, "file_levels": levels}
 
 

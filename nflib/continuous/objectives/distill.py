@@ -14,7 +14,7 @@ from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import Jumps, derivative_along, drawn_times
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.times import Times, Uniform
-from nflib.distributions import draw
+from nflib.events import per_row
 
 __all__ = ["Distill"]
 
@@ -58,7 +58,7 @@ class Distill:
     @torch.no_grad()
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
         """Points that the map itself reaches from its noise, and where to go from there."""
-        noise = draw(flow._distribution, self.num_samples, None, generator)
+        noise, _ = flow.noise_and_log_prob(self.num_samples, generator=generator)
         r, t = drawn_times(self.times, noise, generator, both_ways=True)
         r[::2] = 0
         return Jumps(flow.jump(noise, torch.zeros_like(r), r), r, t)
@@ -68,7 +68,7 @@ class Distill:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, r, t, _ = self.jumps(flow, batch, generator)
         u, slope = derivative_along(lambda t: flow.average_velocity(x, r, t), (t,), (torch.ones_like(t),))
-        left = (t - r).reshape(-1, *[1] * (x.dim() - 1))
+        left = per_row(t - r, x)
         with torch.no_grad():
             target = self.teacher.to(x.device).velocity(x + left * u, t) - left * slope
         loss = self.loss(u - target).mean()

@@ -16,6 +16,7 @@ from nflib.continuous.couplings import Coupling, Independent
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.times import Times, Uniform
+from nflib.events import per_row
 
 __all__ = ["Jumps", "MeanFlow", "derivative_along", "drawn_times"]
 
@@ -86,7 +87,7 @@ class MeanFlow:
             u, slope = derivative_along(
                 lambda x, r: flow.average_velocity(x, r, t, context), (x, r), (v, torch.ones_like(r))
             )
-            left = (t - r).reshape(-1, *[1] * (x.dim() - 1))
+            left = per_row(t - r, x)
             parts.append(self.loss(u - (v + left * slope.detach())))
         loss = torch.cat(parts).mean()
         return loss, {"mean_flow": loss.detach()}

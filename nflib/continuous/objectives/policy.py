@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nflib.continuous.diffusion import velocity_and_score
 from nflib.continuous.ode import ODEFlow
-from nflib.distributions import draw
+from nflib.distributions import normal_like
 from nflib.events import flattened
 
 __all__ = ["PathPolicyGradient", "Rollouts"]
@@ -68,12 +68,11 @@ class PathPolicyGradient:
     @torch.no_grad()
     def draw(self, flow: ODEFlow, num_paths: int, num_steps: int, generator: torch.Generator) -> Tensor:
         """Paths ``(num_paths, num_steps + 1, *event_shape)`` from noise to data, in equal steps of time."""
-        x = draw(flow._distribution, num_paths, None, generator)
+        x, _ = flow.noise_and_log_prob(num_paths, generator=generator)
         path = [x]
         for t in self._times(flow, num_steps).to(x)[:-1]:
             mean, width = self._step(flow, x, t.expand(num_paths), num_steps)
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
-            x = mean + width * noise.to(x.device)
+            x = mean + width * normal_like(x, generator)
             path.append(x)
         return torch.stack(path, dim=1)
 

@@ -14,6 +14,7 @@ from nflib.continuous.fields import evaluated
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.times import Times, Uniform
+from nflib.events import per_row
 
 __all__ = ["RefinerMatching"]
 
@@ -76,7 +77,7 @@ class RefinerMatching:
         with torch.no_grad():
             x = flow.path.interpolate(x0, x1, t)
             slope = evaluated(steps.field, x, t, context)
-            x, t = x + h.reshape(-1, *[1] * (x.dim() - 1)) * slope, t + h
+            x, t = x + per_row(h, x) * slope, t + h
             target = evaluated(steps.field, x, t, context)
         loss = self.loss(steps.refined(x, t, slope, context) - target).mean()
         return loss, {"refiner": loss.detach()}

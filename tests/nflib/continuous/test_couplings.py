@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from nflows.distributions import ConditionalDiagonalNormal
 
 from nflib.continuous import (
     FlowMatching,
@@ -112,3 +113,19 @@ def test_noise_counts_the_width_of_the_path_once(path, start):
     state = path.interpolate(x0, x1, torch.full((len(x1),), start))
     width = float(path.coefficients(torch.tensor([start])).alpha)
     assert state.std() == pytest.approx(width, rel=0.02)
+
+
+def test_pairs_of_a_guided_flow_with_a_base_of_its_context():
+    base = ConditionalDiagonalNormal((2,))  # whose means and log-widths are the context
+    flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, context_shape=(4,))
+    context = torch.tensor([[100.0, 0, 0, 0], [-100.0, 0, 0, 0]])
+    pairs = pairs_of(flow.guided(2.0, torch.zeros(1, 4)), 3, context, seed=0)
+    rows = context.repeat_interleave(3, 0)
+    assert torch.equal(pairs["context"], rows) and ((pairs["noise"] - rows[:, :2]).abs() < 5).all()
+    torch.testing.assert_close(pairs["inputs"], pairs["noise"] + 2 * rows[:, :2])
+
+
+def test_pairs_of_a_base_of_another_dtype():
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2).double(), 1.0), 1)
+    pairs = pairs_of(ODEFlow(MLPVelocity(2, channels=8), (2,), distribution=base), 3, seed=0)
+    assert pairs["noise"].dtype == pairs["inputs"].dtype == torch.float32

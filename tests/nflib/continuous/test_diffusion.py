@@ -152,3 +152,22 @@ def test_base_of_another_dtype() -> None:
     flow = ODEFlow(MLPVelocity(2, channels=8, num_layers=1), (2,), distribution=base).double()
     x, log_prob = DiffusionProposal(flow, 0.3, 4).sample_and_log_prob(3)
     assert x.dtype == log_prob.dtype == torch.float64
+
+
+def test_guided_flow() -> None:
+    # The field is linear in its context, so that guidance of strength 2 doubles the mean.
+    flow = ODEFlow(steering, (2,), context_shape=(2,)).guided(2.0, torch.zeros(1, 2))
+    mean = torch.tensor([1.0, -2.0])
+    target = torch.distributions.Independent(torch.distributions.Normal(2 * mean, torch.ones(2)), 1)
+    samples = importance_sample(DiffusionProposal(flow, 0.3, 40, context=mean), target, 1000, seed=0)
+    assert abs(samples.log_normalizer) < 4 * samples.log_normalizer_standard_error
+    assert samples.effective_sample_size_fraction > 0.8
+
+
+@pytest.mark.parametrize("event_shape", [(2,), ()])
+def test_no_draws(event_shape) -> None:
+    proposal = DiffusionProposal(ODEFlow(lambda x, t: -x, event_shape), 0.3, 4)
+    x, log_prob = proposal.sample_and_log_prob(0)
+    assert x.shape == (0, *event_shape) and log_prob.shape == (0,)
+    with pytest.raises(ValueError, match="num_samples must be an integer of 0 or more"):
+        proposal.sample_and_log_prob(-1)

@@ -156,3 +156,13 @@ def test_symmetric_flow_both_ways_in_closed_form() -> None:
     assert float(forwards[0, 1]) == pytest.approx(math.sin(angle), abs=1e-6)  # x of y
     assert float(backwards[1, 0]) == pytest.approx(math.sin(angle), abs=1e-6)  # y of x
     assert abs(math.sin(angle) - r) > 0.1  # which is not the conditional's
+
+
+def test_guided_flow_guides_its_score(perturb, tmp_path) -> None:
+    flow = perturb(InterpolantFlow(*(MLPVelocity(2, channels=8, context_size=3) for _ in range(2)), (2,)))
+    none, x, t, context = torch.zeros(4, 3), torch.randn(4, 2), torch.rand(4), torch.randn(4, 3)
+    flow.guided(2.0, none[:1]).save_pretrained(tmp_path)
+    guided = InterpolantFlow.from_pretrained(tmp_path)
+    for name in ("velocity", "path_score"):
+        field = getattr(flow, name)
+        torch.testing.assert_close(getattr(guided, name)(x, t, context), 2 * field(x, t, context) - field(x, t, none))

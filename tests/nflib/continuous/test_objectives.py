@@ -288,6 +288,15 @@ def test_a_ratio_out_of_bounds_pulls_no_more():
     assert gradient.tolist() == [0.0, 0.0]
 
 
+def test_noise_is_in_the_dtype_of_the_flow():
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+    flow = ODEFlow(MLPVelocity(2, channels=8), (2,), distribution=base).double()
+    rows = Rollouts(flow, lambda x: x[:, 0], PathPolicyGradient(0.2), num_paths=4, num_steps=2).rows
+    assert rows["inputs"].dtype == rows["log_prob"].dtype == torch.float64
+    jumps = FlowMap(MLPFlowMap(2, channels=8), (2,), distribution=base).double()
+    assert Distill(flow, num_samples=4)(jumps, {}, torch.Generator())[0].dtype == torch.float64
+
+
 def test_a_rewarded_flow_moves_where_it_is_told(tmp_path):
     flow, policy = ODEFlow(Drift(), (2,)), PathPolicyGradient(0.2)
     rollouts = Rollouts(flow, lambda x: -(x - 1).square().sum(1), policy, num_paths=256, num_steps=5)

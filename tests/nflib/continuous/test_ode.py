@@ -15,6 +15,7 @@ from nflib.continuous import (
     Dopri5,
     Euler,
     FlowMatching,
+    Guided,
     Heun,
     Linear,
     MLPVelocity,
@@ -29,7 +30,7 @@ from nflib.distributions import StandardNormal
 from nflib.flows import Flow
 from nflib.montecarlo import importance_sample, smc
 from nflib.training import TrainingConfig, fit
-from nflib.transforms import LinearGuidance, Standardize
+from nflib.transforms import LinearGuidance, PairedContext, Standardize
 from tests.nflib.continuous.cases import NARROW, exact_flow, steered, swirl
 
 KINDS = [
@@ -487,6 +488,55 @@ def test_guided_flow_with_a_base_of_the_context() -> None:
     torch.testing.assert_close(log_prob, normal.log_prob(x).sum(-1), rtol=0, atol=1e-4)
     rows = contexts.repeat_interleave(5, 0)
     torch.testing.assert_close(guided.log_prob(x.flatten(0, 1), rows), log_prob.flatten(), rtol=0, atol=1e-4)
+
+
+def test_a_guided_flow_is_an_ode_flow() -> None:
+    base = ConditionalDiagonalNormal((2,))
+    flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, path=TwoSided(), context_shape=(4,))
+    guided, context = flow.guided(3.0, torch.zeros(1, 4)), torch.randn(3, 4)
+    assert type(guided) is ODEFlow and guided.span == flow.span and guided.path == flow.path
+    torch.testing.assert_close(guided.velocity(torch.zeros(3, 2), 0.5, context), 3 * context[:, :2])
+    twice = guided.with_solver(RK4(2), "trace").guided(2.0, torch.ones(1, 4))
+    torch.testing.assert_close(twice.velocity(torch.zeros(3, 2), 0.5, context), 6 * context[:, :2] - 3)
+    # Bases of guided fields that were put together by hand read the conditional context, too.
+    field, pairs = Guided(flow._transform.velocity, 3.0), PairedContext(torch.zeros(1, 4))
+    by_hand = ODEFlow(field, (2,), distribution=base, embedding_net=pairs)
+    assert torch.equal(by_hand.log_prob(torch.zeros(3, 2), context), guided.log_prob(torch.zeros(3, 2), context))
+
+
+def test_noise_and_its_density() -> None:
+    base = ConditionalDiagonalNormal((2,))  # whose means and log-widths are the context
+    flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, context_shape=(4,))
+    contexts = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    noise, log_prob = flow.noise_and_log_prob(5, contexts, generator=torch.Generator().manual_seed(1))
+    normal = torch.distributions.Normal(contexts[:, None, :2], contexts[:, None, 2:].exp())
+    torch.testing.assert_close(log_prob, normal.log_prob(noise).sum(-1))
+    rows = contexts.repeat_interleave(5, 0)
+    samples = flow.sample(5, contexts, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(flow.decode(noise.flatten(0, 1), rows), samples.flatten(0, 1))
+
+
+def test_samples_of_one_context_share_its_memory() -> None:
+    strides = []
+
+    def velocity(x, t, context):
+        strides.append(context.stride(0))
+        return context
+
+    flow, context = ODEFlow(velocity, (2,), context_shape=(2,)), torch.randn(2)
+    for draw in (flow.given(context).sample_and_log_prob, lambda n: flow.rsample_and_log_prob(n, context[None])):
+        x, log_prob = draw(5)
+        torch.testing.assert_close(log_prob.view(5), flow.given(context).log_prob(x.view(5, 2)))
+    assert set(strides) == {0}
+
+
+def test_numbers_of_any_dtype_where_no_weight_has_one() -> None:
+    flow = ODEFlow(lambda x, t: -x, (2,))
+    x = torch.tensor([[1, 2]])
+    for given in (x, x.half()):
+        assert torch.equal(flow.log_prob(given), flow.log_prob(x.float()))
+        assert torch.equal(flow.score(given), flow.score(x.float()))
+    assert flow.log_prob(x.double()).dtype == torch.float64
 
 
 def test_guidance_of_another_kind_of_flow() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nflib.continuous import Linear, Path, Trigonometric, TwoSided, VarianceExploding
+from nflib.continuous import Linear, Path, Trigonometric, TwoSided, VarianceExploding, VariancePreserving
 from nflib.continuous.steps import jacobian
 from tests.nflib.continuous.cases import NARROW, ONE_SIDED
 from tests.nflib.continuous.gaussian_mixtures import Exact
@@ -103,3 +103,21 @@ def test_single_precision_keeps_its_digits_near_the_data(path: Path) -> None:
     found, expected = path.coefficients(t), path.coefficients(t.double())
     for name in ("alpha", "beta", "beta_dot"):
         torch.testing.assert_close(getattr(found, name).double(), getattr(expected, name), rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (Linear, (-0.1,)),
+        (Linear, (1.0,)),
+        (VariancePreserving, (-1.0, 2.0)),
+        (VariancePreserving, (2.0, 1.0)),
+        (VarianceExploding, (0.0, 5.0)),
+        (VarianceExploding, (5.0, 1.0)),
+        (TwoSided, (0.0,)),
+        (TwoSided, (float("nan"),)),
+    ],
+)
+def test_widths_of_no_path(path, values) -> None:
+    with pytest.raises(ValueError, match=path.__name__):
+        path(*values)
