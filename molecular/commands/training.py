@@ -63,7 +63,8 @@ def train(
         canonical_names: on a corpus and internal coordinates, whether equivalent atoms, such as the hydrogens of a
             methyl, are named by their torsions (the default), or at random.
         start_time: of one molecule: drop frames before it, in ps.
-        initial: folder of a trained flow to start from; its architecture then holds.
+        initial: folder of a trained flow to start from; its architecture then holds. On one molecule, a flow of many
+            is fitted to it.
         refit_marginals: with initial, whether the fixed part of the flow is fitted anew to these data.
         energy_weight: weight of the log-variance of the importance weights beside the likelihood; with it, batches
             also hold the flow's own samples, drawn anew every training.refresh_interval steps.

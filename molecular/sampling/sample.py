@@ -137,7 +137,7 @@ def verdict(summary: dict[str, Any]) -> str:
         return f"The draws are too few for averages with errors ({reason}): draw {needed} or more."
     return (
         f"The weights cannot be used ({reason}): move the samples to the force field with --sampler smc, draw more, or "
-        "fit the flow to this molecule with `python -m molecular improve`."
+        "fit the flow to this molecule with `python -m molecular improve`, or `train --initial` on a simulation of it."
     )
 
 

@@ -383,8 +383,8 @@ class Flow(Pretrained, NFlowsFlow):
 
     def _base_context(self, embedded: Any) -> Any:
         """Of a context as the transform takes it, that of the base: in a guided flow the conditional one of a pair."""
-        conditional = getattr(self._embedding_net, "conditional", None)
-        return embedded if conditional is None else conditional(embedded)
+        net = self._embedding_net
+        return net.conditional(embedded) if isinstance(net, PairedContext) else embedded
 
     def _batches(self, values: Tensor, context: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Any]]:
         """Rows of both, at most batch_size at once; of no rows one batch, which is empty."""
