@@ -23,8 +23,9 @@ demo-peptide: $(STAMP)
 	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --sampler auto --num_draws 4000 --num_samples 500 \
 	    --batch_size 250 --seed 0 --output runs/demo-$(PEPTIDE)
 
+# Two processes of one thread each; files are not parted, for their tests share what they set up.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow

@@ -57,6 +57,7 @@ setup(
         "dev": [
             *HUB,
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff",
             "mypy>=1.11",
