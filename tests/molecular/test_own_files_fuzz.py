@@ -55,11 +55,13 @@ class Whole:
 # --- what is read
 
 SIMULATION = {
-    "picoseconds": 0.04, "equilibration_ps": 0.0, "num_ladders": 3, "num_temperatures": 2, "save_ps": 0.001,
-    "swap_ps": 0.01, "progress": False,
+    "picoseconds": 0.04, "hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 3, "num_temperatures": 2,
+    "save_ps": 0.001, "swap_ps": 0.01, "progress": False,
 }  # fmt: skip
-DIPEPTIDES = {"picoseconds": 0.004, "equilibration_ps": 0, "num_ladders": 1, "num_temperatures": 2, "save_ps": 0.002}
-DIPEPTIDES |= {"swap_ps": 0.002, "progress": False, "validation_fraction": 0, "test_fraction": 0.5, "tar": True}
+DIPEPTIDES = {
+    "picoseconds": 0.004, "hot_ps": 0.0, "equilibration_ps": 0, "num_ladders": 1, "num_temperatures": 2,
+    "save_ps": 0.002, "swap_ps": 0.002, "progress": False, "validation_fraction": 0, "test_fraction": 0.5, "tar": True,
+}  # fmt: skip
 TRAINING = {"max_steps": 2, "checkpoint_interval": 1, "checkpoints_kept": 2, "batch_size": 4, "progress_bar": False}
 TRAINING |= {"tensorboard": False}
 FLOW = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4}
