@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nflib.continuous import ODEFlow
+from nflib.events import per_row
 from nflib.montecarlo import SMCSamples, as_proposal, smc
 from nflib.montecarlo.coordinates import TransformedProposal, TransformedTarget, score_scales, transform_back
 
@@ -247,7 +248,7 @@ def _proximal(x: Tensor, observed: Tensor, degradation: Degradation, length: Ten
         return m + scale * degradation.adjoint(degradation.operator(m), m)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.dim() - 1))
+        return per_row((a * b).flatten(1).sum(1), a)
 
     residual = scale * degradation.adjoint(observed.expand(len(x), *observed.shape) - degradation.operator(x), x)
     direction, m, size = residual, x, dot(residual, residual)

@@ -54,6 +54,20 @@ def refuse_other_content(folder: str | Path, *, but: str | None = None) -> None:
             raise ValueError(f"{folder} holds {content}, whose molecule must stay with them; give another folder.")
 
 
+def refuse_another_molecule(model: str | Path, molecule: Molecule) -> None:
+    """Raise ValueError where the molecule beside a flow differs from this one, in force field or temperature, too.
+
+    Flows of earlier versions have none beside them.
+    """
+    if not (Path(model) / DESCRIPTION).is_file():
+        return
+    difference = molecule.difference(load_molecule(model), temperature=True)
+    if difference is not None:
+        raise ValueError(
+            f"{model} is a flow of something else than {molecule.name}: {difference}; give another output."
+        )
+
+
 def load_molecule(folder: str | Path) -> Molecule:
     """The molecule in a folder; of an earlier version's, the peptide that settings.json or summary.json names.
 

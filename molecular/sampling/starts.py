@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -109,16 +110,15 @@ class EnsembleStarts:
         if difference is not None:
             raise ValueError(f"{folder} holds a simulation of something else: {difference}; name another folder.")
         order = torch.randperm(len(ensemble), generator=torch.Generator().manual_seed(seed))
-        _, ladder, counts = ensemble.ladder[order].unique(return_inverse=True, return_counts=True)
-        if number > len(counts):
+        ladders: dict[int, list[int]] = {}
+        for frame, ladder in zip(order.tolist(), ensemble.ladder[order].tolist(), strict=True):
+            ladders.setdefault(ladder, []).append(frame)
+        if number > len(ladders):
             log.warning(
                 "%d replicas of %s start from %d frames of %d ladders: those that share a ladder or a frame are not "
                 "independent, as errors take them to be; for errors, use fewer ladders.",
-                *(number, molecule.name, min(number, len(ensemble)), len(counts)),
+                *(number, molecule.name, min(number, len(ensemble)), len(ladders)),
             )
         # A frame of each ladder, then a second one of each, and so on: those of one ladder resemble each other.
-        grouped = ladder.argsort(stable=True)
-        turn = torch.empty_like(grouped)
-        turn[grouped] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[ladder[grouped]]
-        order = order[turn.argsort(stable=True)]
-        return ensemble.positions[order[torch.arange(number) % len(order)]]
+        turns = [frame for turn in zip_longest(*ladders.values()) for frame in turn if frame is not None]
+        return ensemble.positions[[turns[replica % len(turns)] for replica in range(number)]]

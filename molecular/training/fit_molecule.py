@@ -13,7 +13,7 @@ from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.flows.conformations import ConformationFlow
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.storage import DESCRIPTION, load_molecule, save_molecule
+from molecular.molecule.storage import load_molecule, refuse_another_molecule, save_molecule
 from molecular.sampling.sample import load_flow
 from molecular.training.initial import refuse_architecture
 from nflib.io import complete_folder
@@ -44,10 +44,7 @@ def train_on_ensemble(
     refuse_architecture(initial, architecture)
     molecule = load_molecule(data)
     model = Path(output) / "model"
-    if (model / DESCRIPTION).is_file():
-        difference = molecule.difference(load_molecule(model), temperature=True)
-        if difference is not None:
-            raise ValueError(f"{model} is a flow of something else than {data}: {difference}; give another output.")
+    refuse_another_molecule(model, molecule)
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
     flow: ConformationFlow

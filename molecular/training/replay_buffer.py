@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from molecular.energy.reduced import HIGHEST_ENERGY
+from nflib.events import per_row
 from nflib.montecarlo import BoltzmannDensity, Proposal, WeightedSamples, importance_sample, resample
 from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights
 
@@ -129,7 +130,7 @@ class OwnSamples:
         # Rejected samples stay, so that fractions are of all; they are chosen for no row.
         x, log_weights = samples.x.cpu(), samples.log_weights.cpu()
         finite = torch.isfinite(log_weights)
-        positions = x.where(finite.view(-1, *[1] * (x.dim() - 1)), 0.0)
+        positions = x.where(per_row(finite, x), 0.0)
         energies = torch.where(finite, -samples.log_target.cpu().double(), torch.inf)
         self.positions = torch.cat([self.positions, positions]) if len(self.sets) else positions
         self.energies = torch.cat([self.energies, energies])

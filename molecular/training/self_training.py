@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from molecular.energy.reduced import CLIP
 from molecular.flows.conformations import ConformationFlow
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.storage import DESCRIPTION, load_molecule, save_molecule
+from molecular.molecule.storage import refuse_another_molecule, save_molecule
 from molecular.sampling.smc import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import OwnSamples, drawn_seed
@@ -116,7 +116,7 @@ def improve(
     # A run that goes on has its rounds in the checkpoint, with energies of the molecule that lies beside the model.
     model = Path(output) / "model"
     if latest_checkpoint(Path(output) / "checkpoints") is not None:
-        _refuse_other(model, molecule)
+        refuse_another_molecule(model, molecule)
     else:
         save_molecule(molecule, model)
         log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)
@@ -130,18 +130,6 @@ def improve(
         augment=flow.augmentation(molecule),
     )
     return Improvement(result, source.rounds(), source.num_energies)
-
-
-def _refuse_other(model: Path, molecule: Molecule) -> None:
-    """Raise ValueError for a run of another molecule, force field or temperature; earlier versions do not tell it."""
-    if not (model / DESCRIPTION).is_file():
-        return
-    begun = load_molecule(model)
-    difference = begun.difference(molecule)
-    if difference is None and begun.temperature != molecule.temperature:
-        difference = f"its temperature is {begun.temperature:g} K, not {molecule.temperature:g} K"
-    if difference is not None:
-        raise ValueError(f"{model} is of a run for something else: {difference}; choose another output folder.")
 
 
 def _proposal(student: nn.Module, molecule: Molecule) -> Proposal:

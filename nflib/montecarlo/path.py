@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.events import flattened
+from nflib.events import flattened, per_row
 from nflib.montecarlo.densities import (
     Proposal,
     Target,
@@ -75,7 +75,7 @@ class Particles(NamedTuple):
         def merge(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
             if mine is None or theirs is None:
                 return None
-            return torch.where(where.reshape(-1, *[1] * (mine.dim() - 1)), theirs, mine)
+            return torch.where(per_row(where, mine), theirs, mine)
 
         return Particles(*(merge(mine, theirs) for mine, theirs in zip(self, others, strict=True)))  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ class GeometricPath:
         gradient, found = gradient.to(x), log_prob.detach().to(x.device, torch.float64)
         finite = finite_rows(gradient)
         if not finite.all():
-            gradient = torch.where(finite.reshape(-1, *[1] * (x.dim() - 1)), gradient, 0.0)
+            gradient = torch.where(per_row(finite, x), gradient, 0.0)
         if everywhere:
             return found, gradient
         values = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
@@ -232,7 +232,7 @@ def _finite_only(
     alive = torch.isfinite(log_proposal + log_target)
     if alive.all():
         return Particles(x.detach(), log_proposal, log_target, proposal_gradient, target_gradient)
-    mask = alive.reshape(-1, *[1] * (x.dim() - 1))
+    mask = per_row(alive, x)
     gradients = (None if g is None else torch.where(mask, g, 0.0) for g in (proposal_gradient, target_gradient))
     log_proposal = torch.where(alive, log_proposal, -torch.inf)
     log_target = torch.where(alive, log_target, -torch.inf)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import nflib.montecarlo.diagnostics as diagnostics
+from nflib.events import per_row
 from nflib.io.arrays import read_arrays, within, write_arrays
 from nflib.io.documents import finite_or_none
 from nflib.montecarlo.densities import Target, as_target, finite_rows, log_prob_where
@@ -194,7 +195,7 @@ class WeightedSamples:
                 f"expectation: the function returned shape {tuple(values.shape)} for {len(weights)} samples; "
                 "return one value a sample along the first dimension."
             )
-        weights = weights.reshape(-1, *[1] * (values.dim() - 1))
+        weights = per_row(weights, values)
         mean = (weights * values).sum(0)
         if self.refusal:
             return mean, torch.full_like(mean, torch.inf)

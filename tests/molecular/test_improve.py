@@ -212,7 +212,7 @@ def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path):
     # Sampling needs the model alone, and energies over another kT are not gone on with.
     assert load_molecule(tmp_path / "whole" / "model").difference(Peptide("GG")) is None
     for options, words in (
-        (["--temperature", "350"], "its temperature is 310 K, not 350 K; choose another output folder"),
+        (["--temperature", "350"], "its temperature is 310 K, not 350 K; give another output"),
         (["--samples_per_round", "30"], "begun with rounds of 60 rows, not 90; give the same samples_per_round"),
     ):
         with pytest.raises(SystemExit, match=words):

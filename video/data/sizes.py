@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from nflib.events import per_row
+
 
 class Bucket(NamedTuple):
     """The shape of clips that make a batch: how many frames, and their pixels."""
@@ -109,5 +111,5 @@ def as_clip(frames: Sequence[NDArray[np.uint8]], channels: int = 3) -> Tensor:
 def random_flip(clips: Tensor, generator: torch.Generator) -> Tensor:
     """Each of the clips ``(B, …, H, W)`` as it is or mirrored, left to right, by chance: for `fit`'s `augment`."""
     chance = torch.rand(len(clips), generator=generator, device=generator.device)
-    is_flipped = (chance < 0.5).to(clips.device).view(-1, *[1] * (clips.dim() - 1))
+    is_flipped = per_row((chance < 0.5).to(clips.device), clips)
     return torch.where(is_flipped, clips.flip(-1), clips)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from nflib.events import per_row
 from video.flows.denoiser import UNIT
 
 
@@ -80,7 +81,7 @@ class NoisyLikelihood:
             is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
             unconditional = self.unconditional.to(context)
             replaced = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
-            context = torch.where(is_dropped.view(-1, *[1] * (context.dim() - 1)), replaced, context)
+            context = torch.where(per_row(is_dropped, context), replaced, context)
         return latents + self.noise * noise, context
 
     def _with_context_noise(self, given: Tensor, is_anchored: Tensor | None, generator: torch.Generator) -> Tensor:

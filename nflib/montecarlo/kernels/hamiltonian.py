@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm, standard_normal
+from nflib.distributions import normal_like
+from nflib.events import per_row
+from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm
 from nflib.montecarlo.path import GeometricPath, Particles
 
 __all__ = ["HMC"]
@@ -47,9 +49,9 @@ class HMC(GradientKernel):
         generator: torch.Generator,
     ) -> tuple[Particles, Move]:
         x = particles.x
-        velocity = standard_normal(x, generator)
-        spread = (self.jitter * standard_normal(x.new_empty(len(x)), generator)).exp()
-        steps = step_size * spread.reshape(-1, *[1] * (x.dim() - 1))
+        velocity = normal_like(x, generator)
+        spread = (self.jitter * normal_like(x.new_empty(len(x)), generator)).exp()
+        steps = step_size * per_row(spread, x)
         kinetic = 0.5 * squared_norm(velocity)
         proposed = particles
         for _ in range(self.num_leapfrog):

@@ -11,7 +11,7 @@ from torch import Tensor
 from nflib.events import flattened
 from nflib.montecarlo.path import GeometricPath, Particles
 
-__all__ = ["GradientKernel", "Kernel", "Move", "metropolis", "standard_normal"]
+__all__ = ["GradientKernel", "Kernel", "Move", "metropolis"]
 
 
 class Move(NamedTuple):
@@ -70,11 +70,6 @@ class GradientKernel:
 
     def init(self, particles: Particles, path: GeometricPath) -> Particles:
         return path.with_gradients(particles)
-
-
-def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise, drawn where the generator lives: one draw for all particles, however they are chunked."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
 
 def squared_norm(x: Tensor) -> Tensor:

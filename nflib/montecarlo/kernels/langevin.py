@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm, standard_normal
+from nflib.distributions import normal_like
+from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm
 from nflib.montecarlo.path import GeometricPath, Particles
 
 __all__ = ["MALA", "ULA"]
@@ -83,7 +84,7 @@ def _langevin(
 ) -> tuple[Particles, Tensor]:
     """Proposals, and log of `pi(x') K(x' -> x) / (pi(x) K(x -> x'))`, `-inf` for dead ones, `(N,)` float64."""
     drift = 0.5 * step_size**2 * particles.gradient(inverse_temperature)
-    x = particles.x + drift + step_size * standard_normal(particles.x, generator)
+    x = particles.x + drift + step_size * normal_like(particles.x, generator)
     proposed = path.evaluate(x, particles.alive, gradient=True)
     # From the positions as they were rounded, not from the noise: the kernel's density is that of what was returned.
     forward = (proposed.x.double() - particles.x.double() - drift.double()) / step_size
