@@ -5,7 +5,7 @@
 Of each molecule the folder of a long simulation is named (`python -m molecular simulate`): the reference, and what
 parallel tempering reaches. The error of a flow is the spread of repeats with other seeds, weights or sequential Monte
 Carlo, and its cost their CPU time. The error of parallel tempering is that of the mean over its ladders, all of which
-are independent, from --start_time on, and its cost the CPU time of a replica's step, measured here, times all steps
+are independent, from --start_ps on, and its cost the CPU time of a replica's step, measured here, times all steps
 of all replicas; time to equilibrate is left out, which is in favour of simulation. OpenMM's runs the same dynamics: its
 error in the same simulated time is taken to be the same, and only its time for a step differs. Costs are scaled to an
 error of 0.1 kT by its square. --prepared: CPU seconds that a molecule's flow cost beforehand, its data and training.
@@ -73,9 +73,9 @@ def by_flow(method: str, draw: Callable[[int], WeightedSamples], peptide: Peptid
     return Cost(method, float(np.mean(values)), float(np.std(values, ddof=1)), float(np.mean(seconds)))
 
 
-def by_simulation(folder: Path, start_time: float, peptide: Peptide) -> tuple[float, float, float]:
+def by_simulation(folder: Path, start_ps: float, peptide: Peptide) -> tuple[float, float, float]:
     """The free energy, its error over ladders, and the steps of all replicas that it took."""
-    ensemble = load_ensemble(folder, num_atoms=peptide.num_atoms, start_time=start_time)
+    ensemble = load_ensemble(folder, num_atoms=peptide.num_atoms, start_ps=start_ps)
     is_left = CollectiveVariable.of(first_phi(peptide), peptide)(ensemble.positions) > 0
     shares = np.array(
         [float(is_left[ensemble.ladder == ladder].double().mean()) for ladder in ensemble.ladder.unique()]
@@ -83,7 +83,7 @@ def by_simulation(folder: Path, start_time: float, peptide: Peptide) -> tuple[fl
     share = float(shares.mean())
     error = float(shares.std(ddof=1)) / math.sqrt(len(shares)) / (share * (1 - share))
     settings = json.loads((folder / "settings.json").read_text())
-    steps = (settings["picoseconds"] - start_time) / settings["timestep"]
+    steps = (settings["picoseconds"] - start_ps) / settings["timestep"]
     return math.log((1 - share) / share), error, steps * len(shares) * len(settings["temperatures"])
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--molecules", nargs="+", required=True, help="PEPTIDE=FOLDER of its simulation")
     parser.add_argument("--models", nargs="*", default=[], help="PEPTIDE=FOLDER of its flow; default: what is shipped")
     parser.add_argument("--prepared", nargs="*", default=[], help="PEPTIDE=SECONDS of CPU for its flow")
-    parser.add_argument("--start_time", type=float, default=80.0, help="ps of the simulations that are left out")
+    parser.add_argument("--start_ps", type=float, default=80.0, help="ps of the simulations that are left out")
     parser.add_argument("--seeds", type=int, default=10, help="repeats of a flow")
     parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each")
     parser.add_argument("--num_particles", type=int, default=2_000, help="particles of sequential Monte Carlo")
@@ -121,7 +121,7 @@ def main() -> None:
             raise SystemExit(f"{folder} is a simulation of another molecule than {name}: {difference}.")
         print(f"{peptide}", flush=True)
         flow = load_flow(peptide, models.get(name))
-        free_energy, error, steps = by_simulation(Path(folder), arguments.start_time, peptide)
+        free_energy, error, steps = by_simulation(Path(folder), arguments.start_ps, peptide)
         temperatures = len(json.loads((Path(folder) / "settings.json").read_text())["temperatures"])
 
         def weighted(seed: int, flow=flow, peptide=peptide) -> WeightedSamples:

@@ -145,11 +145,11 @@ def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]
     return record
 
 
-def reference_frames(folder: Path, start_time: float, most: int) -> Ensemble:
+def reference_frames(folder: Path, start_ps: float, most: int) -> Ensemble:
     """At most so many frames of a simulation, evenly spaced, from a time in ps on."""
     from molecular.data.ensembles import load_ensemble
 
-    frames = load_ensemble(folder, start_time=start_time)
+    frames = load_ensemble(folder, start_ps=start_ps)
     return frames.select(torch.linspace(0, len(frames) - 1, min(len(frames), most)).round().long())
 
 

@@ -32,7 +32,7 @@ from common import argument_parser, count_parameters, markdown_table, prepare
 from torch import Tensor, nn
 
 from nflib.continuous import Dopri5, FlowMatching, Heun, MLPVelocity, ODEFlow
-from nflib.continuous.steps import jacobian
+from nflib.derivatives import jacobian
 
 NUM_HELD_OUT, NUM_ALONE, NUM_FINE = 1000, 16, 200
 BATCH_SIZE, LEARNING_RATE, EMA_DECAY = 256, 2e-3, 0.99

@@ -1,6 +1,6 @@
 """One molecule by continuous flows and by the autoregressive one, in the same coordinates, at equal training time.
 
-    OMP_NUM_THREADS=1 python benchmarks/continuous_molecule.py --data runs/Ace-A-Nme --start_time 80 --threads 1
+    OMP_NUM_THREADS=1 python benchmarks/continuous_molecule.py --data runs/Ace-A-Nme --start_ps 80 --threads 1
 
 The autoregressive flow is as those shipped (`MoleculeFlow`, one block, splines), trained anew. The continuous ones see
 the very coordinates that its transformer sees: atoms in local frames, spherical, Gaussianised one by one. An ODE flow
@@ -83,13 +83,13 @@ def main() -> None:
     """Train the flows, weight their draws, and print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of a simulation")
-    parser.add_argument("--start_time", type=float, default=0.0, help="of its frames, ps")
+    parser.add_argument("--start_ps", type=float, default=0.0, help="of its frames, ps")
     parser.add_argument("--seconds", type=float, default=300.0, help="of each training")
     parser.add_argument("--num_samples", type=int, default=2_000, help="draws of each flow")
     arguments = parser.parse_args()
     prepare(arguments)
     molecule = load_molecule(arguments.data)
-    ensemble = load_ensemble(arguments.data, num_atoms=molecule.num_atoms, start_time=arguments.start_time)
+    ensemble = load_ensemble(arguments.data, num_atoms=molecule.num_atoms, start_ps=arguments.start_ps)
     positions = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)[0].positions
     symmetries, target = Symmetries(molecule), BoltzmannDensity(ReducedEnergy(molecule))
     torch.manual_seed(arguments.seed)

@@ -111,7 +111,7 @@ def run(problem: Problem, sampler: str, seed: int) -> WeightedSamples:
     options: dict[str, Any] = {"kernel": HMC(num_leapfrog=4), "temperatures": AdaptiveTemperatures(0.9)}
     if sampler == "SMC, 1 step":
         options["temperatures"] = [1.0]
-    return smc(problem.proposal, target, problem.num_particles, moves=2, chunk_size=4096, seed=seed, **options)
+    return smc(problem.proposal, target, problem.num_particles, moves=2, batch_size=4096, seed=seed, **options)
 
 
 def row(samples: list[WeightedSamples], found: list[tuple[float, float]], truth: float) -> list[str]:

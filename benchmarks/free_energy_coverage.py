@@ -77,14 +77,14 @@ def main() -> None:
     """Print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("--reference", required=True, help="folder of a simulation of Ace-A-Nme at 300 K")
-    parser.add_argument("--start_time", type=float, default=80.0, help="ps of the reference that are left out")
+    parser.add_argument("--start_ps", type=float, default=80.0, help="ps of the reference that are left out")
     parser.add_argument("--seeds", type=int, default=20, help="repeats")
     parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each")
     arguments = parser.parse_args()
     prepare(arguments)
     peptide = Peptide(SEQUENCE, temperature=TEMPERATURES[0])
     targets = {temperature: peptide.at(temperature) for temperature in TEMPERATURES}
-    ensemble = load_ensemble(arguments.reference, num_atoms=peptide.num_atoms, start_time=arguments.start_time)
+    ensemble = load_ensemble(arguments.reference, num_atoms=peptide.num_atoms, start_ps=arguments.start_ps)
     truth = {}
     for temperature, target in targets.items():
         known = analyse(ensemble, peptide, basins=BASINS, target=target)

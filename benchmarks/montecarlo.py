@@ -105,7 +105,7 @@ def run_ours(problem: Problem, count: int, seed: int, kernel: Any, moves: int) -
         kernel=kernel,
         moves=moves,
         temperatures=AdaptiveTemperatures(ESS),
-        chunk_size=count,
+        batch_size=count,
         seed=seed,
     )
     seconds = time.perf_counter() - start

@@ -79,7 +79,7 @@ sequences."""
 
 # Options that the figures of a step are of, besides those of all.
 SMC_OPTIONS = ("smc_samples", "conditional_ess", "moves", "final_moves")
-COMPARISON_OPTIONS = (*SMC_OPTIONS, "reference_frames", "start_time", "transport_points", "bootstrap")
+COMPARISON_OPTIONS = (*SMC_OPTIONS, "reference_frames", "start_ps", "transport_points", "bootstrap")
 
 # Of each sequence, by step.
 Records = Mapping[str, dict[str, dict[str, Any]]]
@@ -123,7 +123,7 @@ def importance(sequence: str, name: str, model: Path, arguments: Namespace) -> d
         flow = load_flow(peptide, model)
         drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)
         drawn.save(path.with_suffix(".npz"))
-        bonds = intact_bonds(drawn.x, peptide.topology.elements, peptide.topology.bonds)
+        bonds = intact_bonds(drawn.x, peptide.topology)
         return summarize(drawn) | {"bond_graph_rate": bonds.double().mean().item(), "num_energies": len(drawn)}
 
     return kept(path.with_suffix(".json"), _made_with(arguments, model), run)
@@ -162,7 +162,7 @@ def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> d
     folder = arguments.references and arguments.references / sequence
     if folder is None or not (folder / "report.json").is_file():
         return None
-    frames = reference_frames(folder, arguments.start_time, arguments.reference_frames)
+    frames = reference_frames(folder, arguments.start_ps, arguments.reference_frames)
     settings = _made_with(arguments, model, *COMPARISON_OPTIONS)
     settings |= {"frames": len(frames), "last_ps": frames.time.max().item()}
     path = arguments.output / "comparison" / name / f"{sequence}.json"

@@ -1,7 +1,7 @@
 """Flows of one peptide each, beside the published figures: effective sample sizes, and distances to a simulation.
 
     OMP_NUM_THREADS=1 python benchmarks/single_systems.py --models AAA=runs/AAA/model --references runs/simulations \
-        --output runs/single_systems --start_time 80 --threads 1
+        --output runs/single_systems --start_ps 80 --threads 1
 
 Without --models, the shipped flows. `references` holds a folder of `python -m molecular simulate` for each peptide,
 named like it; one that is not there leaves its distances out. Each peptide and seed has files in the output folder, and
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each flow and seed")
     parser.add_argument("--batch_size", type=int, default=1_000, help="conformations decoded at once")
     parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
-    parser.add_argument("--start_time", type=float, default=0.0, help="of the references, ps")
+    parser.add_argument("--start_ps", type=float, default=0.0, help="of the references, ps")
     parser.add_argument("--transport_points", type=int, default=2_000, help="of an ensemble in the torus distance")
     parser.add_argument("--bootstrap", type=int, default=3, help="resamples for the errors of distances")
     parser.set_defaults(**dict.fromkeys(SMC_OPTIONS, 0))  # no SMC here

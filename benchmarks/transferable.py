@@ -6,7 +6,7 @@
         cartesian=runs/cartesian/model --references runs/references --output runs/comparison \
         --likelihood_only --threads 1
     OMP_NUM_THREADS=1 python benchmarks/transferable.py --public-test 2 4 --references runs/public_test/references \
-        --start_time 60 --output runs/public_test/table --batch_size 500 --threads 1
+        --start_ps 60 --output runs/public_test/table --batch_size 500 --threads 1
 
 Draws of each flow as they are (proposal), weighted to the force field (reweighted) and moved to it by sequential Monte
 Carlo (SMC, where the flow can be taken apart), against parallel tempering: the metrics of `molecular.analysis`, no
@@ -44,8 +44,6 @@ from molecular.analysis.compare import FLOOR
 from molecular.analysis.table import Estimate
 from molecular.data.corpus.folder import Corpus
 from molecular.energy.reduced import ReducedEnergy
-from molecular.flows.prose import Prose
-from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, sample
@@ -65,7 +63,7 @@ FIXED = (
     "final_moves",
     "smc_draws",
     "reference_frames",
-    "start_time",
+    "start_ps",
     "transport_points",
     "bootstrap",
 )
@@ -116,9 +114,7 @@ def parse() -> Namespace:
     parser.add_argument("--final_moves", type=int, default=0, help="of smc, at the target, in the end")
     parser.add_argument("--batch_size", type=int, default=2_000, help="conformations decoded at once")
     parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
-    parser.add_argument(
-        "--start_time", type=float, default=0.0, help="of the references, ps: frames before are left out"
-    )
+    parser.add_argument("--start_ps", type=float, default=0.0, help="of the references, ps: frames before are left out")
     parser.add_argument("--transport_points", type=int, default=1_000, help="of an ensemble in the torus distance")
     parser.add_argument("--bootstrap", type=int, default=10, help="resamples for the errors")
     parser.add_argument("--likelihood_only", action="store_true", help="likelihood and effective sample size alone")
@@ -137,7 +133,7 @@ def named_folders(entries: list[str]) -> dict[str, Path]:
 def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
     peptide, flow = Peptide(sequence), load_flow(Peptide(sequence), model)
-    frames = reference_frames(corpus.system(sequence), arguments.start_time, arguments.reference_frames)
+    frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     drawn = sample(flow, peptide, arguments.num_samples, **options)
     named: dict[str, WeightedConformations | WeightedSamples] = {
@@ -176,7 +172,7 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
 def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
     peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), model))
-    frames = reference_frames(corpus.system(sequence), arguments.start_time, arguments.reference_frames)
+    frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
     positions = with_canonical_names(frames.positions, peptide)
     values = torch.cat(
         [modulo_rigid_motion(flow, part, arguments.seed) for part in positions.split(arguments.batch_size)]
@@ -196,12 +192,9 @@ def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace
 @torch.no_grad()
 def modulo_rigid_motion(flow: GivenFlow, positions: Tensor, seed: int) -> Tensor:
     """Minus the log-density (B,) of conformations modulo rigid motion, float64."""
-    if not isinstance(flow.flow, Prose):
-        return -flow.log_prob(positions).double()
-    scale = float((flow.flow.config or {})["scale"])
     exists = torch.ones(positions.shape[:2], dtype=torch.bool)
-    placed = random_rigid_motion(positions, exists, scale, torch.Generator().manual_seed(seed))
-    placing = CentroidEnergy(lambda x: torch.zeros(len(x), dtype=torch.float64), scale)
+    placed = flow.flow.placed(positions, exists, torch.Generator().manual_seed(seed))
+    placing = flow.flow.target_energy(lambda x: torch.zeros(len(x), dtype=torch.float64))
     return -flow.log_prob(placed).double() - placing(placed)
 
 

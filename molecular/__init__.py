@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from molecular.flows.convert_prose import load_prose
     from molecular.flows.internal_prose import InternalProse
-    from molecular.flows.molecule_flow import MoleculeFlow, PeptideFlow
+    from molecular.flows.molecule_flow import MoleculeFlow
     from molecular.flows.prose import Prose
     from molecular.molecule.molecule import Molecule
     from molecular.molecule.peptide import Peptide
     from molecular.molecule.topology import Topology
 
-__all__ = ["InternalProse", "Molecule", "MoleculeFlow", "Peptide", "PeptideFlow", "Prose", "Topology", "load_prose"]
+__all__ = ["InternalProse", "Molecule", "MoleculeFlow", "Peptide", "Prose", "Topology", "load_prose"]
 
 _MODULES = {
     "InternalProse": "molecular.flows.internal_prose",
     "Molecule": "molecular.molecule.molecule",
     "MoleculeFlow": "molecular.flows.molecule_flow",
     "Peptide": "molecular.molecule.peptide",
-    "PeptideFlow": "molecular.flows.molecule_flow",
     "Prose": "molecular.flows.prose",
     "Topology": "molecular.molecule.topology",
     "load_prose": "molecular.flows.convert_prose",

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 import yaml
 
-USER_ERRORS = (ValueError, OSError, RuntimeError, ModuleNotFoundError)
+from nflib.errors import ComputationError
+
+# Not RuntimeError, which torch raises for mistakes of the program: their traceback is wanted.
+USER_ERRORS = (ValueError, OSError, ComputationError, ModuleNotFoundError, torch.OutOfMemoryError)
 
 
 def run_command(
@@ -69,6 +73,13 @@ def run_command(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # what can be kept has been written by then
         sys.exit(128 + signal.SIGINT)
+
+
+def refuse_given(options: Mapping[str, object], reason: str) -> None:
+    """Raise ValueError, with the reason, for the first of some options, by name, that was given: that is not None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name} {reason}; leave it out.")
 
 
 def _has_config(function: Callable[..., None]) -> bool:

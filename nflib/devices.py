@@ -1,4 +1,4 @@
-"""Devices by name, and torch's own generators on them."""
+"""Devices by name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,3 @@ def usable_device(device: str | torch.device) -> torch.device:
         # torch says at length that it was built without CUDA, or lists the backends that it knows.
         raise ValueError(f"there is no device {str(device)!r} here; choose cpu, or one that is.") from error
     return found
-
-
-def seed_torch(seed: int) -> None:
-    """Seed torch's global generators, those of the CPU and of an accelerator where there is one.
-
-    >>> seed_torch(0)
-    """
-    # Without one torch.manual_seed would remember each call, with its traceback, for one that may come.
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)

@@ -12,9 +12,9 @@ from scipy.special import betaln
 from torch import Tensor, nn
 
 from nflib.contexts import num_rows
-from nflib.devices import seed_torch
-from nflib.dtypes import FullPrecisionBuffers
-from nflib.events import flattened
+from nflib.dtypes import FullPrecisionBuffers, widened
+from nflib.events import check_event_shape, flattened
+from nflib.random import globally_seeded
 
 
 class NormalNoise(Distribution):
@@ -42,11 +42,8 @@ class NormalNoise(Distribution):
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         """Log-densities ``(B,)``, in nats. Raises ValueError for inputs of another shape."""
         shape = self.event_shape(context)
-        if tuple(inputs.shape[1:]) != shape:
-            raise ValueError(
-                f"expected inputs of shape (batch, {', '.join(map(str, shape))}), got {tuple(inputs.shape)}."
-            )
-        inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        check_event_shape(inputs, shape)
+        inputs = widened(inputs)
         mask = self.token_mask(context)
         if mask is None:
             dimensions: float | Tensor = math.prod(shape)
@@ -274,12 +271,14 @@ class TorchBase(Distribution):
                 f"{tuple(distribution.batch_shape)}; wrap it in torch.distributions.Independent."
             )
         self.distribution = distribution
+        with torch.random.fork_rng():
+            self.device = distribution.sample().device  # where it stays, wherever the flow goes
 
     def event_shape(self, context: Any) -> tuple[int, ...]:
         return tuple(self.distribution.event_shape)
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
-        return self.distribution.log_prob(inputs)
+        return self.distribution.log_prob(inputs.to(self.device)).to(inputs.device)
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
         shape = (num_samples,) if context is None else (num_rows(context), num_samples)
@@ -299,15 +298,5 @@ def draw(
     own = getattr(distribution, "draw", None)
     if own is not None:
         return own(num_samples, context, generator)  # type: ignore[no-any-return]
-    if generator is None:
+    with globally_seeded(generator):  # others know no other generator
         return distribution.sample(num_samples, context=context)
-    # Others know only torch's global generator: seed that, and put it back afterwards.
-    with torch.random.fork_rng():
-        seed_torch(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-        return distribution.sample(num_samples, context=context)
-
-
-def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers of x's shape, dtype and device; where there is a generator, drawn on its device."""
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)

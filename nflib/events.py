@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -10,6 +12,20 @@ def flattened(x: Tensor) -> Tensor:
     return x[:, None].flatten(1)
 
 
+def finite_rows(x: Tensor) -> Tensor:
+    """Which events hold finite numbers only, ``(n,)``; several times faster than isfinite and all."""
+    return flattened(0.0 * x).sum(dim=1) == 0.0
+
+
 def per_row(values: Tensor, x: Tensor) -> Tensor:
     """``(n,)`` as ``(n, 1, …)``, with as many dimensions as x: one number for each of its events."""
     return values.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def check_event_shape(x: Tensor, event_shape: Sequence[int], name: str = "") -> None:
+    """Raise ValueError unless x is a batch ``(n, *event_shape)``; name: of what it was given to."""
+    if tuple(x.shape[1:]) != tuple(event_shape):
+        raise ValueError(
+            f"{name and f'{name}: '}expected inputs of shape (batch, {', '.join(map(str, event_shape))}), got "
+            f"{tuple(x.shape)}."
+        )

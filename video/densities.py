@@ -18,18 +18,19 @@ class Densities(Parts):
     """Log-densities under a pipeline's flow, of latents with the noise of training."""
 
     @torch.no_grad()
-    def prompt_evidence(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+    def prompt_evidence(self, latents: Tensor, prompts: Sequence[str], *, is_image: bool = False) -> Tensor:
         """What noisy latents ``(B, K, T, c, h, w)`` tell of their prompts, ``(B, K)``, in nats.
 
         The mean over frames, each seen by itself, of ``log p(frame | prompt) - log p(frame)``: by Bayes' rule ``log
         p(prompt | frame)``, but for what all frames have in common. Prompts are the later ones, which say nothing of
-        how a clip begins, and p(frame) is the density under no prompt.
+        how a clip begins, and p(frame) is the density under no prompt. is_image: as for `condition`.
         """
         rows, count, length = latents.shape[:3]
         frames = latents.flatten(0, 2).unsqueeze(1)
-        later = self.condition([self.settings.later_prompt(prompt) for prompt in prompts])
+        later = self.condition([self.settings.later_prompt(prompt) for prompt in prompts], is_image=is_image)
         conditional = map_context(lambda part: part.repeat_interleave(count * length, 0), later)
-        unconditional = map_context(lambda part: part.expand(len(frames), *part.shape[1:]), self.condition([""]))
+        none = self.condition([""], is_image=is_image)
+        unconditional = map_context(lambda part: part.expand(len(frames), *part.shape[1:]), none)
         evidence = self.flow.log_prob(frames, conditional) - self.flow.log_prob(frames, unconditional)
         return evidence.view(rows, count, length).mean(-1)
 

@@ -33,8 +33,8 @@ class NoisyClips(NamedTuple):
     """Noisy latents of clips: of the frames that were given, and of one window after the other.
 
     start, clean: latents of the given frames with and without noise. num_frames: of the whole clips' latents. prompts:
-    of the clips. given: the frames themselves, the last of which are those that the latents are of; they come back as
-    they are.
+    of the clips. given: the given frames themselves, which clips begin with unchanged; latents are of all of them, or
+    of the last ones.
     """
 
     start: Tensor
@@ -54,7 +54,13 @@ class Drawing(Densities):
         prompts: Sequence[str],
         num_frames: int | None = None,
         given: Tensor | None = None,
-        **drawing: Any,
+        *,
+        guidance: float | None = None,
+        overlap: int | None = None,
+        candidates: int = 1,
+        seed: int = 0,
+        decoding: Decoder | None = None,
+        lazily: bool = False,
     ) -> NoisyClips:
         """Noisy latents of a clip for each prompt, for `finish`, which may be called in several ways.
 
@@ -65,15 +71,37 @@ class Drawing(Densities):
                 frame and the last `overlap - 1`.
             given: the first frames ``(B or 1, n, C, H, W)``: one for image to video; of more the prompt is the later
                 one. Where an autoencoder takes some numbers of frames alone, the last of them are read.
-            drawing: guidance, weight of classifier-free guidance (default: the settings'); overlap, latent frames that
-                a window is given (default: the settings'; 0: a single window is allowed); candidates (default: 1), so
-                many of each window are drawn, and the one is kept whose frames tell most of the prompt
-                (`prompt_evidence`); seed of the random numbers (default: 0); decoding, how the flow is inverted.
+            guidance: weight of classifier-free guidance (default: the settings').
+            overlap: latent frames that a window is given (default: the settings'; 0: a single window is allowed).
+            candidates: so many of each window are drawn, and the one is kept whose frames tell most of the prompt
+                (`prompt_evidence`).
+            seed: of the random numbers.
+            decoding: how the flow is inverted (default: the pipeline's).
+            lazily: whether a window is drawn only when it is asked for, and forgotten then.
 
         Raises:
             ValueError: settings that do not fit.
         """
-        return _whole(self._drawn(prompts, num_frames, given, **drawing))
+        if candidates < 1:
+            raise ValueError(f"candidates must be a positive number, got {candidates}.")
+        if candidates > 1 and not all(prompts):
+            raise ValueError("candidates are compared by what they show of their prompt: give one, or one candidate.")
+        num_frames = self.window if num_frames is None else num_frames
+        generator = torch.Generator().manual_seed(seed)
+        clean, start = self._start(prompts, given, generator)
+        num_given = start.shape[1]
+        if num_frames <= num_given:
+            raise ValueError(f"{num_given} latent frames are given: ask for more than that, got {num_frames}.")
+
+        def noise_of(window: Span, flow: Flow) -> Tensor:
+            return draw(self.flow.noise(window.num_frames), len(prompts) * candidates, None, generator)
+
+        def begins(window: Span) -> bool:
+            return num_given <= 1 and window.done == num_given
+
+        drawn = NoisyClips(start, clean, (), num_frames, prompts, given)
+        windows = self._roll_out(drawn, overlap, guidance, decoding, noise_of, begins)
+        return drawn._replace(windows=windows if lazily else list(windows))
 
     @torch.no_grad()
     def redraw(
@@ -135,40 +163,7 @@ class Drawing(Densities):
             clips[:, : self._num_frames(keep_frames)] if keep_frames else None,
         )
         windows = self._roll_out(drawn, overlap, guidance, decoding, noise_of, begins)
-        return _whole(drawn._replace(windows=windows))
-
-    def _drawn(
-        self,
-        prompts: Sequence[str],
-        num_frames: int | None = None,
-        given: Tensor | None = None,
-        *,
-        guidance: float | None = None,
-        overlap: int | None = None,
-        candidates: int = 1,
-        seed: int = 0,
-        decoding: Decoder | None = None,
-    ) -> NoisyClips:
-        """`draw`, whose windows are drawn when they are asked for."""
-        if candidates < 1:
-            raise ValueError(f"candidates must be a positive number, got {candidates}.")
-        if candidates > 1 and not all(prompts):
-            raise ValueError("candidates are compared by what they show of their prompt: give one, or one candidate.")
-        num_frames = self.window if num_frames is None else num_frames
-        generator = torch.Generator().manual_seed(seed)
-        clean, start = self._start(prompts, given, generator)
-        num_given = start.shape[1]
-        if num_frames <= num_given:
-            raise ValueError(f"{num_given} latent frames are given: ask for more than that, got {num_frames}.")
-
-        def noise_of(window: Span, flow: Flow) -> Tensor:
-            return draw(self.flow.noise(window.num_frames), len(prompts) * candidates, None, generator)
-
-        def begins(window: Span) -> bool:
-            return num_given <= 1 and window.done == num_given
-
-        drawn = NoisyClips(start, clean, (), num_frames, prompts, given)
-        return drawn._replace(windows=self._roll_out(drawn, overlap, guidance, decoding, noise_of, begins))
+        return drawn._replace(windows=list(windows))
 
     def _roll_out(
         self,
@@ -196,18 +191,16 @@ class Drawing(Densities):
             rows, past = (map_context(lambda part: part.repeat_interleave(count, 0), part) for part in (context, known))
             latents = decode_window(flow, noise, rows, past, decoding or self.decoding)
             if count > 1:
-                latents = self._best(latents.unflatten(0, (len(prompts), count)), prompts, span.num_known)
+                latents = latents.unflatten(0, (len(prompts), count))
+                evidence = self.prompt_evidence(latents[:, :, span.num_known :], prompts, is_image=is_image)
+                # A candidate of which a density overflowed is none.
+                best = evidence.where(evidence.isfinite(), -math.inf).argmax(1)
+                latents = latents[torch.arange(len(prompts)), best]
             made.append(Window(latents, context, span.num_known, span.is_anchored))
             return latents
 
         windows = self._windows(drawn.num_frames, drawn.start.shape[1], overlap)
         return (made.pop() for _ in rolling(drawn.start, windows, make, self.window))
-
-    def _best(self, candidates: Tensor, prompts: Sequence[str], num_known: int) -> Tensor:
-        """Of candidates ``(B, K, T, c, h, w)`` those whose new frames tell most of their prompts."""
-        evidence = self.prompt_evidence(candidates[:, :, num_known:], prompts)
-        best = evidence.nan_to_num(-math.inf).argmax(1)  # a candidate that overflowed is none
-        return candidates[torch.arange(len(prompts)), best]
 
     def _start(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents ``(B, n, c, h, w)`` of the given frames, without and with noise, one clip for each prompt."""
@@ -243,7 +236,3 @@ class Drawing(Densities):
         if context is None:
             raise ValueError("this model is conditioned on nothing, so there is nothing to guide.")
         return self.flow.guided(self.flow.guidance(guidance), context[0])
-
-
-def _whole(drawn: NoisyClips) -> NoisyClips:
-    return drawn._replace(windows=list(drawn.windows))

@@ -12,20 +12,22 @@ from pathlib import Path
 from torch import Tensor
 
 from nflib.io import complete_file
+from nflib.page import Section, definitions, grid, write_page
 from video.media import write_clip
 
+# Of a clip's figure, on any page; the colours are those of `nflib.page` where it is one of its pages.
 FIGURE_STYLE = """
-figure { margin: 0; padding: .8rem; color: #222; background: #fff; border: 1px solid #ddd; border-radius: 6px }
+figure { margin: 0; padding: .8rem; color: var(--ink, #222); background: var(--card, #fff);
+         border: 1px solid var(--rule, #ddd); border-radius: 6px }
 figure img { display: block; margin: 0 auto .6rem; image-rendering: pixelated }
-figcaption small { color: #666 }
-.curve { display: flex; gap: .4rem; margin-top: .4rem; color: #666; font-size: .7rem }
+figcaption { color: inherit }
+figcaption small { color: var(--quiet, #666) }
+.curve { display: flex; gap: .4rem; margin-top: .4rem; color: var(--quiet, #666); font-size: .7rem }
 .curve div { display: flex; flex-direction: column; justify-content: space-between; line-height: 1 }
-.curve svg { width: 100%; height: 3rem; display: block; border: solid #ddd; border-width: 0 0 1px 1px }
+.curve svg { width: 100%; height: 3rem; display: block; border: solid var(--rule, #ddd); border-width: 0 0 1px 1px }
+.curve polyline { fill: none; stroke: var(--line, #0072b2); stroke-width: 1.5; vector-effect: non-scaling-stroke }
 """
-STYLE = f"""
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fafafa }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.2rem }}
-{FIGURE_STYLE}"""
+STYLE = FIGURE_STYLE + ".grid { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)) }\n"
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,21 @@ def write_gallery(
     *,
     enlarge: int = 1,
 ) -> Path:
-    """Write the page; heading: settings to show at its top. Raises ValueError without clips."""
+    """Write the page; heading: settings that it shows. Raises ValueError without clips."""
     if not entries:
         raise ValueError("a gallery needs at least one clip.")
-    settings = ", ".join(f"{name} {value}" for name, value in (heading or {}).items())
     # One scale for all: heights can be compared between clips.
     scale = min(float(entry.nats.min()) for entry in entries), max(float(entry.nats.max()) for entry in entries)
-    figures = "\n".join(clip_figure(entry, frame_rate, scale, enlarge) for entry in entries)
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Clips</title><style>{STYLE}</style>'
-        f"</head>\n<body>\n<h1>Clips</h1>\n<p>{html.escape(settings)}</p>\n"
-        "<p>Each clip with its negative log-density in nats per dimension of the noisy latents, given its prompt: the "
-        "mean over its frames, and frame by frame, on one scale for all clips.</p>\n"
-        f"<main>\n{figures}\n</main>\n</body>\n</html>\n"
+    summary = (
+        "Each clip with its negative log-density in nats per dimension of the noisy latents, given its prompt: the "
+        "mean over its frames, and frame by frame, on one scale for all clips."
     )
+    sections = [
+        Section("Clips", grid(clip_figure(entry, frame_rate, scale, enlarge) for entry in entries)),
+        Section("Settings", definitions(heading or {})),
+    ]
     with complete_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        write_page(temporary, "Clips from prompts", summary, sections, style=STYLE)
     return Path(path)
 
 
@@ -93,6 +94,5 @@ def _curve(values: Sequence[float], low: float, high: float) -> str:
     return (
         f'<div class="curve"><div><span>{high:.2f}</span><span>{low:.2f}</span></div>'
         f'<svg viewBox="0 0 {width:g} {height:g}" preserveAspectRatio="none" role="img" aria-label="{label}">'
-        f'<title>{label}</title><polyline points="{points}" fill="none" stroke="#36c" stroke-width="1.5" '
-        'vector-effect="non-scaling-stroke"/></svg></div>'
+        f'<title>{label}</title><polyline points="{points}"/></svg></div>'
     )

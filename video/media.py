@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from nflib.errors import first_line
 from nflib.io import complete_file
 from video.data.decoding import extent, frames_at, import_av, read_frames
 from video.data.samples import IMAGES
 from video.data.sizes import as_clip, fit_frame
-from video.errors import first_line
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 # Codecs in the order in which they are tried; the last is part of every build of FFmpeg.
@@ -89,20 +89,19 @@ def open_clip(
             Image.fromarray(_strip(frames, enlarge // 2)).save(temporary)
 
 
-def grid(pictures: Tensor, gap: int = 2, columns: int | None = None) -> Tensor:
-    """Pictures ``(N, C, H, W)`` side by side, in about as many rows as columns, as one ``(1, C, …, …)``; gaps are grey.
+def grid(clips: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Clips ``(N, T, C, H, W)`` side by side as one ``(T, C, …, …)``, with grey gaps between them.
 
-    columns: so many in a row.
+    columns: clips in a row (default: about as many as there are rows).
 
-    >>> grid(torch.zeros(5, 3, 8, 8)).shape
-    torch.Size([1, 3, 18, 28])
+    >>> grid(torch.zeros(5, 2, 3, 8, 8)).shape
+    torch.Size([2, 3, 18, 28])
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    empty = pictures.new_zeros(rows * columns - len(pictures), *pictures.shape[1:])
-    apart = torch.nn.functional.pad(torch.cat([pictures, empty]), (0, gap, 0, gap))
-    tiled = apart.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
-    return tiled[None, :, : tiled.shape[1] - gap, : tiled.shape[2] - gap]
+    columns = columns or math.ceil(math.sqrt(len(clips)))
+    empty = clips.new_zeros(-len(clips) % columns, *clips.shape[1:])
+    apart = torch.nn.functional.pad(torch.cat([clips, empty]), (0, gap, 0, gap))
+    tiled = apart.unflatten(0, (-1, columns)).permute(2, 3, 0, 4, 1, 5).flatten(4).flatten(2, 3)
+    return tiled[..., : tiled.shape[2] - gap, : tiled.shape[3] - gap]
 
 
 def check_path(path: str | os.PathLike[str], codec: str | None = None) -> Path:
@@ -201,6 +200,8 @@ def as_bytes(clip: Tensor, enlarge: int = 1) -> np.ndarray:
         raise ValueError(f"expected a clip of shape (frames, 1 or 3, height, width), got {tuple(clip.shape)}.")
     if enlarge < 1:
         raise ValueError(f"enlarge must be a positive number, got {enlarge}.")
+    if clip.isnan().any():
+        raise ValueError("the clip has numbers that are not numbers (NaN); nothing can be drawn of these.")
     levels = ((clip.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     levels = levels.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     frames: np.ndarray = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()

@@ -50,7 +50,7 @@ class Parts:
         if folder is None and not (SHIPPED / MOVING_DIGITS / SETTINGS).is_file():
             raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model.")
         folder = SHIPPED / MOVING_DIGITS if folder is None else Path(folder)
-        if not folder.exists() and len(folder.parts) == 1 and (SHIPPED / folder).is_dir():
+        if not (folder / SETTINGS).is_file() and len(folder.parts) == 1 and (SHIPPED / folder).is_dir():
             folder = SHIPPED / folder
         settings = PipelineSettings.load(folder)
         parts = cls(
@@ -148,7 +148,7 @@ class Parts:
             yield clips if levels is None else snapped(clips, levels, scale)
 
     def filled(self, clips: Tensor) -> Tensor:
-        """Clips ``(B, T, C, H, W)`` without the last frames that fill no latent one: what there is a density of."""
+        """Clips ``(B, T, C, H, W)`` without the trailing frames that do not complete a latent frame."""
         return clips[:, : self._num_frames(self._num_latent_frames(clips.shape[1]))]
 
     def _windows(self, num_frames: int, num_known: int, overlap: int | None) -> Iterator[Span]:
@@ -173,7 +173,7 @@ class Parts:
         return latents + self.settings.noise * noise
 
     def _num_latent_frames(self, num_frames: int) -> int:
-        """The most latent frames that so many frames fill."""
+        """How many latent frames so many frames complete."""
         return 1 + (num_frames - 1) // self.latents.temporal_factor
 
     def _num_frames(self, num_latent_frames: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.decoding import Decoder
 from video.drawing import Drawing, NoisyClips
 from video.flows.denoiser import UNIT, Denoiser
 from video.pipeline_settings import DENOISING
@@ -57,7 +58,11 @@ class Pipeline(Drawing):
         given: Tensor | None = None,
         *,
         denoise: str | None = None,
-        **drawing: Any,
+        guidance: float | None = None,
+        overlap: int | None = None,
+        candidates: int = 1,
+        seed: int = 0,
+        decoding: Decoder | None = None,
     ) -> Tensor:
         """A clip for each prompt, ``(B, T, C, H, W)`` in -1 … 1, that begins with the given frames.
 
@@ -65,12 +70,23 @@ class Pipeline(Drawing):
             prompts: one a clip; given: its first frames.
             num_frames: of the clips, those given included (default: as in training, and as many more as are continued).
             denoise: how noise is taken off, as for `denoise`.
-            drawing: as for `draw`.
+            guidance, overlap, candidates, seed, decoding: as for `draw`.
 
         Raises:
             ValueError: settings that do not fit, or clips that are not finite.
         """
-        return torch.cat(list(self.stream(prompts, num_frames, given, denoise=denoise, **drawing)), dim=1)
+        pieces = self.stream(
+            prompts,
+            num_frames,
+            given,
+            denoise=denoise,
+            guidance=guidance,
+            overlap=overlap,
+            candidates=candidates,
+            seed=seed,
+            decoding=decoding,
+        )
+        return torch.cat(list(pieces), dim=1)
 
     @torch.no_grad()
     def stream(
@@ -80,7 +96,11 @@ class Pipeline(Drawing):
         given: Tensor | None = None,
         *,
         denoise: str | None = None,
-        **drawing: Any,
+        guidance: float | None = None,
+        overlap: int | None = None,
+        candidates: int = 1,
+        seed: int = 0,
+        decoding: Decoder | None = None,
     ) -> Iterator[Tensor]:
         """What `generate` gives, frames after frames, in memory that does not grow with the clips."""
         self.check_denoising(denoise)
@@ -95,7 +115,18 @@ class Pipeline(Drawing):
         # As many latents as hold the frames, of which the last may be too many.
         needed = self._num_latent_frames(num_frames - unread + self.latents.temporal_factor - 1)
         left = num_frames
-        for piece in self._finished(self._drawn(prompts, needed, given, **drawing), denoise):
+        drawn = self.draw(
+            prompts,
+            needed,
+            given,
+            guidance=guidance,
+            overlap=overlap,
+            candidates=candidates,
+            seed=seed,
+            decoding=decoding,
+            lazily=True,
+        )
+        for piece in self._finished(drawn, denoise):
             yield piece[:, :left]
             left -= min(piece.shape[1], left)
 
@@ -106,12 +137,28 @@ class Pipeline(Drawing):
         source_prompts: Sequence[str],
         prompts: Sequence[str],
         *,
+        keep_frames: int = 0,
+        strength: float = 0.0,
         denoise: str | None = None,
-        **drawing: Any,
+        guidance: float | None = None,
+        overlap: int | None = None,
+        seed: int = 0,
+        decoding: Decoder | None = None,
     ) -> Tensor:
         """The clips ``(B, T, C, H, W)`` as they would be under other prompts: `redraw`, then `finish`."""
         self.check_denoising(denoise)
-        return self.finish(self.redraw(clips, source_prompts, prompts, **drawing), denoise)
+        drawn = self.redraw(
+            clips,
+            source_prompts,
+            prompts,
+            keep_frames=keep_frames,
+            strength=strength,
+            guidance=guidance,
+            overlap=overlap,
+            seed=seed,
+            decoding=decoding,
+        )
+        return self.finish(drawn, denoise)
 
     def check_denoising(self, how: str | None) -> str:
         """The way of denoising, where None is the settings'; raises ValueError for one that there is not."""

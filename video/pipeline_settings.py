@@ -9,8 +9,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nflib.errors import first_line
 from nflib.io import write_json
-from video.errors import first_line
 from video.text.phrases import Phrasing
 
 SETTINGS = "model.json"
@@ -28,19 +28,18 @@ class PipelineSettings:
         clip_shape: ``(T, C, H, W)`` of the clips it was trained on; of images, T is 1.
         noise: standard deviation added to latents in training.
         frame_rate: frames a second.
-        later: a regular expression and what takes its place in the prompts of what continues a clip, where the model
-            was trained on prompts that tell of the beginning of clips alone.
-        anchored: the same for windows that have the clip's first frame in the place of the oldest of those before them,
-            so that what it shows is never forgotten, where the model was trained on such clips (None: windows have the
-            frames before them alone).
-        later_scale: of the latents of every frame but the first, as released models have it.
+        later: (regular expression, replacement) applied to the prompt of every window but a clip's first, where the
+            model was trained on prompts that describe the beginning of clips.
+        anchored: the same for windows that are given the clip's first frame, the anchor, and the last frames before
+            them, where the model was trained on such clips (None: windows are given the last frames alone).
+        later_scale: factor on every latent frame but the first, as in released models.
         phrasing: how prompts are phrased.
         aspect_ratio: what phrases name, such as "16:9".
         guidance: weight of classifier-free guidance where nothing else is said; denoise: how noise is taken off, as for
             `Pipeline.denoise`; overlap: latent frames that a window is given (None: half of it).
         levels: of a flow of dequantised pixels without noise, how many values a pixel has; densities are then those of
             levels, and what is generated has these alone (None: pixels or latents are any numbers).
-        pixel_scale: times which the flow has pixels of levels, as public TARFlows do: see `video.latents.levels`.
+        pixel_scale: factor on pixels of levels before the flow, as of public TARFlows: see `video.latents.levels`.
         file_levels: how many values a pixel had in the files that a flow of pixels was trained on, with noise or
             without (None: of latents, or not known, as of models saved earlier).
 

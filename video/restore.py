@@ -49,6 +49,14 @@ class Degradation:
     def log_prob(self, observed: Tensor, pictures: Tensor) -> Tensor:
         """``log N(y; A x, noise²)`` of one observed y for each picture ``(B, ..., H, W)``: ``(B,)``, nats.
 
+        Raises ValueError as `misfit` does.
+        """
+        misfit = (self.misfit(observed, pictures) / self.noise).flatten(1)
+        return -0.5 * misfit.square().sum(1) - misfit.shape[1] * math.log(self.noise * math.sqrt(2 * math.pi))
+
+    def misfit(self, observed: Tensor, pictures: Tensor) -> Tensor:
+        """``y - A x`` of one observed y for each picture ``(B, ..., H, W)``.
+
         Raises ValueError where y has not the shape of what the operator makes.
         """
         degraded = self.operator(pictures)
@@ -57,8 +65,7 @@ class Degradation:
                 f"this degradation makes pictures of shape {tuple(degraded.shape[1:])}, but the one observed has "
                 f"{tuple(observed.shape)}."
             )
-        misfit = ((observed - degraded) / self.noise).flatten(1)
-        return -0.5 * misfit.square().sum(1) - misfit.shape[1] * math.log(self.noise * math.sqrt(2 * math.pi))
+        return observed - degraded
 
     def adjoint(self, degraded: Tensor, like: Tensor) -> Tensor:
         """``A^T`` of ``(B, ..., H', W')``, in the shape of pictures `like`."""
@@ -201,11 +208,13 @@ def restored_mode(
         ``(num_modes, *event_shape)``.
 
     Raises:
-        ValueError: an odd number of draws, times out of order, a renoise outside [0, 1), or an observed picture
-            that is not finite.
+        ValueError: an odd number of draws, times out of order, a renoise outside [0, 1), no modes or steps, or an
+            observed picture of another shape, or that is not finite.
     """
     if draws < 2 or draws % 2 or not 0 <= renoise < 1:
         raise ValueError(f"draws ({draws}) must be even and renoise ({renoise}) in [0, 1).")
+    if min(num_modes, steps, solve_steps) < 1:
+        raise ValueError(f"num_modes, steps and solve_steps must be positive, got {num_modes}, {steps}, {solve_steps}.")
     times = [LAST_TIME * k / 40 for k in range(1, 41)] if times is None else list(times)
     if not times or any(not 0 < t < 1 for t in times) or sorted(times) != times:
         raise ValueError("times must rise within (0, 1).")
@@ -250,7 +259,7 @@ def _proximal(x: Tensor, observed: Tensor, degradation: Degradation, length: Ten
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return per_row((a * b).flatten(1).sum(1), a)
 
-    residual = scale * degradation.adjoint(observed.expand(len(x), *observed.shape) - degradation.operator(x), x)
+    residual = scale * degradation.adjoint(degradation.misfit(observed, x), x)
     direction, m, size = residual, x, dot(residual, residual)
     smallest = size.max() * torch.finfo(x.dtype).eps ** 2
     for _ in range(iterations):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nflib.decoding import Decoder
 from nflib.flows import Flow
+from nflib.random import given_generator
 from video.flows.deep_shallow import DeepShallow
 from video.flows.patches import FrameNoise
 
@@ -139,10 +140,7 @@ def generate(
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be a positive number, got {num_frames!r}.")
-    if generator is not None and seed is not None:
-        raise ValueError("pass either a generator or a seed to generate, not both.")
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
+    generator = given_generator(generator, seed)
     rows = len(context) if context is not None else len(given) if given is not None else 1
     noise = new_noise(flow, rows, num_frames, generator)
     return decode(flow, noise, context, given, window=window, overlap=overlap, decoding=decoding)

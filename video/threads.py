@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
-import torch
-
+from nflib.threads import one_thread
 from video.pipeline import Pipeline
 
 # Weights times clips: with less to do in a step, threads wait for each other longer than they work.
@@ -20,10 +19,6 @@ def threads_for(pipeline: Pipeline, num_clips: int) -> Iterator[None]:
     A step of decoding is a row of small operations, after each of which threads wait for the slowest: where other
     programs keep the processor busy, several of them take many times as long as one.
     """
-    threads = torch.get_num_threads()
-    if num_clips * sum(parameter.numel() for parameter in pipeline.flow.parameters()) <= LITTLE:
-        torch.set_num_threads(1)
-    try:
+    is_little = num_clips * sum(parameter.numel() for parameter in pipeline.flow.parameters()) <= LITTLE
+    with one_thread() if is_little else nullcontext():
         yield
-    finally:
-        torch.set_num_threads(threads)

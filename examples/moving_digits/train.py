@@ -77,7 +77,7 @@ def train(
     text: str | None = None,
     initial: str | None = None,
     noise: float = 0.15,
-    text_dropout: float = 0.1,
+    prompt_dropout: float = 0.1,
     num_frames: int = 16,
     frames_shown: int | None = None,
     clips: int = 8000,
@@ -105,7 +105,7 @@ def train(
         text: folder or name on the hub of a T5 encoder; default: the closed vocabulary of the prompts.
         initial: folder of a model to start from; its architecture and its text then hold.
         noise: standard deviation added to latents.
-        text_dropout: share of prompts that are left out, for guidance.
+        prompt_dropout: share of prompts that are left out, for guidance.
         num_frames: frames of a clip.
         frames_shown: how many of them training sees, to begin with short ones, which are quicker; default: all.
         clips: of moving digits, which are encoded once, before training.
@@ -179,7 +179,7 @@ def train(
         output,
         training,
         noise=noise,
-        text_dropout=text_dropout,
+        prompt_dropout=prompt_dropout,
         unconditional=("", settings.anchored_prompt("")),
         stills=MovingDigits("train", count * stills, 1, cuts=0.5, seed=training.seed + 2) if stills else None,
         encoded=recovering,

@@ -25,10 +25,9 @@ from molecular.analysis.free_energy import (
 from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.reweighting import reweight_to
 from molecular.analysis.shares import Shares, shares_of
-from molecular.dynamics.simulate import reported_torsions
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.torsions import ramachandran_names
+from molecular.molecule.torsions import ramachandran_names, reported_torsions
 from nflib.io.documents import finite_or_none
 from nflib.metrics import Estimate
 from nflib.montecarlo.diagnostics import effective_sample_size
@@ -165,6 +164,8 @@ def analyse(
     energy_unit(unit, at.kT)  # a wrong one is told before any work
     if bins is not None and bins < 1:
         raise ValueError(f"analyse: bins is {bins}; give 1 or more.")
+    if energies is not None and target is None:
+        raise ValueError("analyse: energies are for reweighting to a target; give one, or leave them out.")
     conformations = WeightedConformations.of("the ensemble", source, molecule)
     notes = []
     if target is not None:
@@ -175,7 +176,8 @@ def analyse(
         conformations = changed.conformations
         share = changed.effective_sample_size / len(conformations)
         temperatures = f"{molecule.temperature:g} K to {target.temperature:g} K"
-        other = "" if target.system is molecule.system else ", in another force field"
+        same = target.system is molecule.system or molecule.difference(target) is None
+        other = "" if same else ", in another force field"
         tail = "" if math.isnan(changed.pareto_k) else f", Pareto k {changed.pareto_k:.2f}"  # equal weights have none
         notes.append(
             f"Weighted from {temperatures}{other}: effective sample size {share:.3f} of the conformations{tail}."

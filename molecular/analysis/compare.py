@@ -19,6 +19,8 @@ from molecular.molecule.molecule import Molecule
 from nflib.metrics import Estimate
 from nflib.metrics.transport import import_pot
 
+# Names of ours: of the reference in figures, and of its row.
+REFERENCE = "reference"
 FLOOR = "reference, half to half"
 
 
@@ -71,11 +73,13 @@ def evaluate(
         tica_lag: frames of the reference.
 
     Raises:
-        ValueError: no ensembles, one named as the first row is, arrays of the wrong shape, or an option out of range.
+        ValueError: no ensembles, one named as the reference or the first row is, arrays of the wrong shape, or an
+            option out of range.
         ImportError: POT is missing.
     """
-    check_options(num_bootstrap=num_bootstrap, transport_points=transport_points)
-    import_pot()
+    check_options(
+        num_bootstrap=num_bootstrap, transport_points=transport_points, tica_lag=tica_lag, num_clusters=num_clusters
+    )
     described = describe(
         ensembles, reference, molecule, energy=energy, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed
     )
@@ -97,8 +101,9 @@ def describe(
     """The first half of `evaluate`, for those who also draw what is compared. Raises ValueError as it does."""
     if not ensembles:
         raise ValueError("evaluate: there are no ensembles; pass a dictionary of names and positions.")
-    if FLOOR in ensembles:
-        raise ValueError(f"evaluate: an ensemble is named {FLOOR!r}, which is the name of a row of ours; rename it.")
+    for own in (REFERENCE, FLOOR):
+        if own in ensembles:
+            raise ValueError(f"evaluate: an ensemble is named {own!r}, which is a name of ours; rename it.")
     sources = {
         name: WeightedConformations.of(f"ensemble {name!r}", source, molecule) for name, source in ensembles.items()
     }
@@ -125,9 +130,7 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """The second half of `evaluate`. Raises ValueError for an option out of range and ImportError without POT."""
-    check_options(num_bootstrap=num_bootstrap, transport_points=transport_points)
-    import_pot()
+    """The second half of `evaluate`, of options that `check_options` lets pass."""
     pairs = {FLOOR: described.halves}
     pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
     metrics = available_metrics(described.reference)
@@ -206,7 +209,8 @@ def _notes(
 
 
 def check_options(**options: int) -> None:
-    """Raise ValueError for options out of range."""
+    """Before the work: raise ImportError without POT, and ValueError for options of `evaluate` out of range."""
+    import_pot()
     least = {"num_bootstrap": 0, "transport_points": 2, "tica_lag": 1, "num_clusters": 2}
     for name, value in options.items():
         if value < least[name]:

@@ -90,7 +90,7 @@ class Describe:
         self.energy = energy
         self.backbone = backbone_torsions(molecule.topology)
         self.pairs = ramachandran_torsions(molecule.topology)
-        self.heavy = heavy_torsions(molecule.topology.elements, molecule.topology.bonds)
+        self.heavy = heavy_torsions(molecule.topology)
         self.periods = periods(molecule.topology, self.heavy)
         self.tica: TICA | None = None
         self.centres = torch.zeros(0, 2, dtype=torch.float64)
@@ -126,7 +126,7 @@ class Describe:
             phi_psi=pairs,
             ramachandran=angle_bins(pairs),
             chirality=right_chirality(positions, self.molecule).double(),
-            bonds=intact_bonds(positions, self.molecule.topology.elements, self.molecule.topology.bonds).double(),
+            bonds=intact_bonds(positions, self.molecule.topology).double(),
             tica=tica,
             clusters=torch.zeros(len(used), dtype=torch.int64) if self.tica is None else nearest(tica, self.centres),
             num_clusters=len(self.centres),

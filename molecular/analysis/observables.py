@@ -9,10 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from molecular.dynamics.simulate import reported_torsions
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
+from molecular.molecule.torsions import reported_torsions
 
 RADIUS_OF_GYRATION = "rg"
 # How names of torsions begin, which are no atoms.

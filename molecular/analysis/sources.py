@@ -10,16 +10,14 @@ from typing import Any
 import torch
 
 from molecular.analysis.ensembles import WeightedConformations
+from molecular.analysis.reweighting import reweight_to
 from molecular.data.ensembles import Ensemble, load_ensemble
-from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import SAME_TEMPERATURE, Molecule
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
 from nflib.io import read_json
 from nflib.montecarlo import WeightedSamples
-from nflib.montecarlo.diagnostics import effective_sample_size
 from nflib.montecarlo.history import History
 
 
@@ -69,9 +67,9 @@ def read_samples(entry: str) -> SampleFolder:
 
 
 def read_ensemble(
-    folder: str | Path, start_time: float = 0.0, temperature: float | None = None
+    folder: str | Path, start_ps: float = 0.0, temperature: float | None = None
 ) -> tuple[WeightedSamples | Ensemble, Molecule]:
-    """The samples or, from `start_time` (ps) on, the frames in a folder, and their molecule.
+    """The samples or, from `start_ps` (ps) on, the frames in a folder, and their molecule.
 
     Frames are those at the lowest temperature, or the one nearest to that wanted (K), and so is the molecule.
 
@@ -79,14 +77,14 @@ def read_ensemble(
     samples, which have none.
     """
     if (Path(folder) / "weights.npz").is_file():
-        if start_time:
+        if start_ps:
             raise ValueError(f"{folder} holds weighted samples, which have no time; leave out --start_ps.")
         read = read_samples(str(folder))
         return read.samples, read.molecule
     molecule = load_molecule(folder)
     if temperature is None:
-        return load_ensemble(folder, num_atoms=molecule.num_atoms, start_time=start_time), molecule
-    ensemble, simulated = _frames_near(Path(folder), molecule, temperature, start_time)
+        return load_ensemble(folder, num_atoms=molecule.num_atoms, start_ps=start_ps), molecule
+    ensemble, simulated = _frames_near(Path(folder), molecule, temperature, start_ps)
     return ensemble, molecule.at(simulated)
 
 
@@ -151,9 +149,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         notes = _force_field_notes(molecule, shipped)
         if abs(shipped.temperature - temperature) <= SAME_TEMPERATURE:
             return kept, notes
-        energy = ReducedEnergy(shipped)
-        energies = torch.cat([energy(part) for part in positions.split(1024)]) * shipped.kT
-        weighted, more = _reweighted(kept, energies, shipped.temperature, temperature)
+        weighted, more = _reweighted(kept, shipped, temperature, None)
         return weighted, notes + more
     folder = Path(folder)
     _check_folder(folder, "settings.json", "python -m molecular simulate")
@@ -168,16 +164,14 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
     kept = WeightedConformations(ensemble.positions, groups=ensemble.ladder, time=ensemble.time)
     if abs(kelvins - temperature) <= SAME_TEMPERATURE:
         return kept, notes
-    weighted, more = _reweighted(kept, ensemble.energies, kelvins, temperature)
+    weighted, more = _reweighted(kept, simulated.at(kelvins), temperature, ensemble.energies)
     return weighted, notes + more
 
 
-def _frames_near(
-    folder: Path, molecule: Molecule, temperature: float, start_time: float = 0.0
-) -> tuple[Ensemble, float]:
+def _frames_near(folder: Path, molecule: Molecule, temperature: float, start_ps: float = 0.0) -> tuple[Ensemble, float]:
     """The frames at that of a simulation's saved temperatures which is nearest to the wanted one, and it, K."""
     settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
-    ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms, start_time=start_time)
+    ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms, start_ps=start_ps)
     saved, ladder = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
     kelvins = isinstance(ladder, list) and all(isinstance(T, (int, float)) and 0 < T < torch.inf for T in ladder)
     if not kelvins or not 0 <= saved[0] <= saved[-1] < len(ladder):
@@ -193,16 +187,15 @@ def _force_field_notes(molecule: Molecule, simulated: Molecule) -> list[str]:
 
 
 def _reweighted(
-    frames: WeightedConformations, energies: torch.Tensor, simulated: float, wanted: float
+    frames: WeightedConformations, simulated: Molecule, temperature: float, energies: torch.Tensor | None
 ) -> tuple[WeightedConformations, list[str]]:
-    """Frames at one temperature with weights exp(-U/kT' + U/kT) to another; energies in kJ/mol."""
-    log_weights = -energies.double() * (1 / wanted - 1 / simulated) / MOLAR_GAS_CONSTANT
-    share = effective_sample_size(log_weights) / len(log_weights)
+    """A reference at another temperature, and what a reader must know of it; energies in kJ/mol."""
+    found = reweight_to(frames, simulated, simulated.at(temperature), energies)
     note = (
-        f"The reference, simulated at {simulated:g} K, is reweighted to {wanted:g} K; its effective sample size is "
-        f"{share:.3f} of its frames."
+        f"The reference, simulated at {simulated.temperature:g} K, is reweighted to {temperature:g} K; its effective "
+        f"sample size is {found.effective_sample_size / len(frames):.3f} of its frames."
     )
-    return WeightedConformations(frames.positions, log_weights, frames.groups, frames.time), [note]
+    return found.conformations, [note, *([found.warning] if found.warning else [])]
 
 
 def _check_folder(folder: Path, file: str, command: str) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from molecular.commands.analysis import analyse
 from molecular.commands.evaluation import evaluate
 from molecular.commands.improvement import improve
+from molecular.commands.options import MoleculeOptions
 from molecular.commands.sampling import sample
 from molecular.commands.simulation import simulate
 from molecular.commands.training import train
 from molecular.commands.trajectories import import_trajectory
-from molecular.molecule.options import MoleculeOptions
 from nflib.command_line import run_command
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from molecular.analysis.compare import check_options, compare, describe
+from molecular.analysis.compare import REFERENCE, check_options, compare, describe
 from molecular.analysis.report.evaluation import write_evaluation
-from molecular.analysis.report.figures import REFERENCE, draw_figures
+from molecular.analysis.report.figures import draw_figures
 from molecular.analysis.report.viewer import view_of
 from molecular.analysis.sources import (
     SampleFolder,
@@ -20,7 +20,6 @@ from molecular.analysis.sources import (
 )
 from molecular.analysis.table import Evaluation
 from nflib.io import complete_folder
-from nflib.metrics.transport import import_pot
 from nflib.montecarlo.history import History
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,6 @@ def evaluate(
         ValueError: damaged files, samples or a reference of different molecules or temperatures, or an option out of
             range.
     """
-    import_pot()
     check_options(
         num_bootstrap=num_bootstrap, transport_points=transport_points, tica_lag=tica_lag, num_clusters=num_clusters
     )

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from molecular.molecule.options import MoleculeOptions
+from molecular.commands.options import MoleculeOptions
 from molecular.sampling.sample import load_flow
 from molecular.training.self_training import Improvement
 from molecular.training.self_training import improve as train_on_own_samples

@@ -12,15 +12,16 @@ import torch
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.analysis.plots import ramachandran
 from molecular.analysis.sources import read_reference
+from molecular.commands.options import MoleculeOptions
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.options import MoleculeOptions, refuse_given
 from molecular.molecule.storage import refuse_other_content, save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
-from molecular.molecule.trajectories import check_format, writable, write_trajectory
+from molecular.molecule.trajectories import MOST_UNROUNDED, check_format, writable, write_trajectory
 from molecular.sampling.sample import describe, load_flow, reference_positions, summarize, unusable
 from molecular.sampling.sample import sample as draw
 from molecular.sampling.smc import named_kernel, smc
+from nflib.command_line import refuse_given
 from nflib.io import complete_folder, only_run, write_json
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples, check_smc_options
 from nflib.montecarlo.plots import plot_history
@@ -168,7 +169,7 @@ def sample(
         log.info(line)
     if not kept.all():
         log.info("%d conformations are not finite and were left out of samples.%s.", (~kept).sum(), trajectory_format)
-    if trajectory_format == "xtc":
+    if trajectory_format == "xtc" and target.num_atoms > MOST_UNROUNDED:
         log.info("samples.xtc is rounded to 0.001 nm, which moves a log-density by tenths; weights.npz has all digits.")
     log.info("Written to %s: weights.npz, summary.json, the molecule, %s.", output, written)
     return samples

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from molecular.commands.options import MoleculeOptions
 from molecular.data.corpus import read_sequences, read_split, simulate_corpus
 from molecular.dynamics import report_lines
 from molecular.dynamics.simulate import Starts
 from molecular.dynamics.simulate import simulate as run
-from molecular.molecule.options import MoleculeOptions, refuse_given
 from molecular.sampling.starts import EnsembleStarts, FlowStarts
+from nflib.command_line import refuse_given
 
 log = logging.getLogger(__name__)
 

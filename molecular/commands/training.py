@@ -31,7 +31,7 @@ def train(
     neighbours: bool | None = None,
     surroundings: bool | None = None,
     canonical_names: bool | None = None,
-    start_time: float | None = None,
+    start_ps: float | None = None,
     initial: Path | None = None,
     refit_marginals: bool = False,
     energy_weight: float = 0.0,
@@ -62,7 +62,7 @@ def train(
             in its own local frame.
         canonical_names: on a corpus and internal coordinates, whether equivalent atoms, such as the hydrogens of a
             methyl, are named by their torsions (the default), or at random.
-        start_time: of one molecule: drop frames before it, in ps.
+        start_ps: of one molecule: drop frames before it, in ps.
         initial: folder of a trained flow to start from; its architecture then holds. On one molecule, a flow of many
             is fitted to it.
         refit_marginals: with initial, whether the fixed part of the flow is fitted anew to these data.
@@ -75,7 +75,7 @@ def train(
         "surroundings": surroundings,
         "canonical_names": canonical_names,
     }
-    of_one_molecule = {"start_time": start_time, "whitened": whitened}
+    of_one_molecule = {"start_ps": start_ps, "whitened": whitened}
     corpus = is_corpus(data)
     other = of_one_molecule if corpus else of_a_corpus
     misplaced = [name for name, value in other.items() if value is not None]

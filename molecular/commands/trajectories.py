@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from molecular.commands.options import MoleculeOptions
 from molecular.data.trajectories import ImportReport
 from molecular.data.trajectories import import_trajectory as run
-from molecular.molecule.options import MoleculeOptions
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
-from molecular.coordinates.local_frames import frames_at
+from molecular.coordinates.local_frames import frames_at, root_atoms, root_token
 from molecular.coordinates.spherical import from_spherical, to_spherical
 from molecular.molecule.features import atoms_exist
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
@@ -56,16 +56,13 @@ class InternalCoordinates(ClosedForm):
         exists = atoms_exist(context)
         _check(inputs, exists.shape[1], "positions")
         walked = inputs.gather(1, _wide(context[..., Column.ATOM]))
-        axis, plane = walked[:, 1] - walked[:, 0], walked[:, 2] - walked[:, 0]
-        r01 = axis.norm(dim=-1)
-        along = axis / r01[:, None]
-        x2 = (plane * along).sum(-1)
-        rho2 = (plane - x2[:, None] * along).norm(dim=-1)
+        first = root_token(walked[:, :3])
+        r01, _, rho2 = first.unbind(-1)
         p, q, s = (walked.gather(1, _wide(reference)) for reference in self._references(context, exists))
         rest = (frames_at(p, q, s) * (walked[:, _FIRST:] - p)[..., None, :]).sum(-1)
         # Any token with finite coordinates will do at padding; it is set to zero below.
         rest = torch.where(exists[:, _FIRST:, None], rest, torch.ones_like(rest))
-        tokens = torch.cat([torch.stack([r01, x2, rho2], dim=-1)[:, None], rest], dim=1)
+        tokens = torch.cat([first[:, None], rest], dim=1)
         spherical, logabsdet = to_spherical(tokens, self._offsets(context, inputs.dtype))
         kept = exists[:, ROWS_BEFORE_TOKENS:]
         total = torch.where(kept, logabsdet, 0.0).sum(-1) - 2.0 * r01.log() - rho2.log()
@@ -96,13 +93,6 @@ class InternalCoordinates(ClosedForm):
         padding = ~exists[:, _FIRST:]
         columns = (Column.P, Column.Q, Column.S)
         return [context[:, _FIRST:, column].masked_fill(padding, row) for row, column in enumerate(columns)]
-
-
-def root_atoms(token: Tensor) -> Tensor:
-    """The first three atoms ``(B, 3, 3)`` of the first tokens (r01, x2, rho2): the molecule stands in their frame."""
-    r01, x2, rho2 = token.unbind(-1)
-    zero = torch.zeros_like(r01)
-    return torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def place(placed: Tensor, displacements: Tensor, level: Tensor, references: Tensor, first: int) -> Tensor:

@@ -89,14 +89,8 @@ class LocalFrames(ClosedForm):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 3 or inputs.shape[1:] != (self.num_atoms, 3):
             raise ValueError(f"positions have shape {tuple(inputs.shape)}; LocalFrames needs (B, {self.num_atoms}, 3).")
-        origin, axis, plane = inputs[:, self.order[:3]].unbind(1)
-        axis = axis - origin
-        plane = plane - origin
-        r01 = axis.norm(dim=-1)
-        e1 = axis / r01[:, None]
-        x2 = (plane * e1).sum(-1)
-        rho2 = _orthogonal(plane, e1).norm(dim=-1)
-        first = torch.stack([r01, x2, rho2], dim=-1)
+        first = root_token(inputs[:, self.order[:3]])
+        r01, _, rho2 = first.unbind(-1)
         logabsdet = -(2.0 * r01.log() + rho2.log())
 
         p, q, s = self.references[3:].unbind(1)
@@ -115,8 +109,7 @@ class LocalFrames(ClosedForm):
         nan = torch.full_like(r01, torch.nan)
         r01 = torch.where(r01 > 0, r01, nan)
         rho2 = torch.where(rho2 > 0, rho2, nan)
-        zero = torch.zeros_like(r01)
-        placed = torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).reshape(-1, 3, 3)
+        placed = root_atoms(torch.stack([r01, x2, rho2], dim=-1))
         for k in range(self._depth):  # atoms of a level refer to earlier levels only
             tokens, p, q, s = self.get_buffer(f"_level{k}").unbind()
             parents = placed[:, p]
@@ -146,6 +139,22 @@ def _levels(order: Tensor, references: Tensor) -> tuple[Tensor, list[Tensor]]:
         for position in members[depth]:
             place[atoms[position]] = len(place)
     return torch.tensor([place[atom] for atom in range(len(atoms))]), levels
+
+
+def root_token(atoms: Tensor) -> Tensor:
+    """The first token ``(B, 3)``, r01, x2 and rho2 of `LocalFrames`, of the first three atoms ``(B, 3, 3)``."""
+    origin, axis, plane = atoms.unbind(1)
+    axis, plane = axis - origin, plane - origin
+    r01 = axis.norm(dim=-1)
+    e1 = axis / r01[:, None]
+    return torch.stack([r01, (plane * e1).sum(-1), _orthogonal(plane, e1).norm(dim=-1)], dim=-1)
+
+
+def root_atoms(token: Tensor) -> Tensor:
+    """The first three atoms ``(B, 3, 3)`` of first tokens ``(B, 3)``: the molecule stands in their frame."""
+    r01, x2, rho2 = token.unbind(-1)
+    zero = torch.zeros_like(r01)
+    return torch.stack([zero, zero, zero, r01, zero, zero, x2, rho2, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def _orthogonal(vector: Tensor, unit: Tensor) -> Tensor:

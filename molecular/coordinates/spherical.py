@@ -57,7 +57,7 @@ class Spherical(ClosedForm):
             raise ValueError(f"there are {inputs.shape[1]} tokens but {len(self.offset)} offsets; give one a token.")
 
 
-class PeriodicTorsions(ClosedForm):
+class WrapTorsions(ClosedForm):
     """Coordinates (B, T, 3) of `Spherical` with every azimuth, of tokens k >= 1, turned into (-pi, pi].
 
     The identity on what `Spherical` gives, either way; beyond it, the density of a circle, once around after the

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from molecular.dynamics.frames import concatenate, list_shards, read_shards
+from nflib.io import write_arrays
 
 FEWEST_PARTS = 10
 """Fewer ladders are cut into blocks of time before they are divided, so that small fractions can be met."""
@@ -47,14 +48,14 @@ def load_ensemble(
     *,
     num_atoms: int | None = None,
     temperature_index: int | None = 0,
-    start_time: float = 0.0,
+    start_ps: float = 0.0,
 ) -> Ensemble:
     """Every frame of the ``frames-*.npz`` shards in ``folder``, as written by `molecular.dynamics.simulate.simulate`.
 
     Args:
         num_atoms: what the caller's molecule has; None accepts whatever the first shard has.
         temperature_index: which temperature to keep; None keeps all that were saved.
-        start_time: drop frames before this time, ps.
+        start_ps: drop frames before this time, ps.
 
     Raises:
         FileNotFoundError: no such folder, or no frames in it.
@@ -67,7 +68,7 @@ def load_ensemble(
     shards = list_shards(folder)
     if not shards:
         raise FileNotFoundError(f"{folder} holds no frames-*.npz; run `python -m molecular simulate` into it first.")
-    frames = concatenate(read_shards(shards, num_atoms))
+    frames = concatenate(list(read_shards(shards, num_atoms)))
     ensemble = Ensemble(
         positions=torch.from_numpy(frames.positions.astype(np.float32, copy=False)),
         energies=torch.from_numpy(frames.energies.astype(np.float64, copy=False)),
@@ -75,14 +76,14 @@ def load_ensemble(
         time=torch.from_numpy(frames.time.astype(np.float64, copy=False)),
         temperature_index=torch.from_numpy(frames.temperature_index.astype(np.int64)),
     )
-    keep = ensemble.time >= start_time
+    keep = ensemble.time >= start_ps
     if temperature_index is not None:
         keep &= ensemble.temperature_index == temperature_index
     if not keep.any():
         chosen = "" if temperature_index is None else f" at temperature index {temperature_index}"
         raise ValueError(
             f"{folder} has {len(ensemble)} frames but none{chosen} from"
-            f" {start_time} ps on; it holds indices {ensemble.temperature_index.unique().tolist()} up to"
+            f" {start_ps} ps on; it holds indices {ensemble.temperature_index.unique().tolist()} up to"
             f" {float(ensemble.time.max()):g} ps."
         )
     return ensemble if keep.all() else ensemble.select(keep)
@@ -141,15 +142,15 @@ def _ladders_or_blocks(ensemble: Ensemble) -> Tensor:
     return block
 
 
-def save_reference(folder: str | Path, num_frames: int, path: str | Path, start_time: float = 0.0) -> None:
+def save_reference(folder: str | Path, num_frames: int, path: str | Path, start_ps: float = 0.0) -> None:
     """Write `num_frames` frames, evenly spaced over the lowest temperature's frames of a simulation, as one .npz file.
 
-    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. start_time:
+    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. start_ps:
     frames before it are left out, ps. Raises ValueError where the simulation has fewer frames.
     """
-    positions = load_ensemble(folder, start_time=start_time).positions
+    positions = load_ensemble(folder, start_ps=start_ps).positions
     if not 1 <= num_frames <= len(positions):
         raise ValueError(f"{folder} has {len(positions)} frames, so a reference cannot have {num_frames} of them.")
     chosen = torch.linspace(0, len(positions) - 1, num_frames).round().long()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, positions=positions[chosen].numpy())
+    write_arrays(path, {"positions": positions[chosen].numpy()})

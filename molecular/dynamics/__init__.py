@@ -5,7 +5,7 @@ from molecular.dynamics.langevin import EnergyAndForce, Integrator, Langevin, ma
 from molecular.dynamics.relax import relax
 from molecular.dynamics.replicas import TemperingSettings
 from molecular.dynamics.report import concerns, report_lines, torsion_statistics
-from molecular.dynamics.starts import rotatable_bonds, start_structures
+from molecular.dynamics.starts import start_structures
 from molecular.dynamics.tempering import Trajectories, geometric_temperatures, parallel_tempering
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "read_shard",
     "relax",
     "report_lines",
-    "rotatable_bonds",
     "start_structures",
     "torsion_statistics",
     "write_shard",

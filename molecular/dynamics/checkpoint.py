@@ -44,7 +44,6 @@ def load_checkpoint(
     numbers, before = _documents(path, arrays)
     # Through JSON, so that a tuple equals the list it was stored as.
     now = json.loads(json.dumps(settings))
-    before.setdefault("hot_steps", 0)  # earlier versions had no hot stage
     changed = [name for name in sorted(now | before) if now.get(name) != before.get(name)]
     if changed:
         differences = ", ".join(f"{name} {before.get(name)} then, {now.get(name)} now" for name in changed)

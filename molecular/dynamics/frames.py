@@ -1,7 +1,7 @@
 """Frames of a simulation: in memory, and as numbered shards that are written atomically."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Frames:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def concatenate(parts: list[Frames]) -> Frames:
+def concatenate(parts: Sequence[Frames]) -> Frames:
     """One `Frames` of several, in their order."""
     return Frames(**{name: np.concatenate([part.arrays()[name] for part in parts]) for name in FIELDS})
 
@@ -96,13 +96,12 @@ def read_shard(path: Path) -> Frames:
     return replace(frames, positions=positions.astype(np.float32, copy=False))
 
 
-def read_shards(paths: Iterable[Path], num_atoms: int | None = None) -> list[Frames]:
-    """The frames of shards of one simulation, of num_atoms, by default as many as the first one has.
+def read_shards(paths: Iterable[Path], num_atoms: int | None = None) -> Iterator[Frames]:
+    """The frames of shards of one simulation, one after the other, of num_atoms, by default those of the first one.
 
     Raises ValueError, naming the file and where it can the frame, for another number of atoms, and for positions,
     energies or times that are not finite.
     """
-    parts: list[Frames] = []
     for path in paths:
         frames = read_shard(path)
         shape = frames.positions.shape
@@ -119,8 +118,7 @@ def read_shards(paths: Iterable[Path], num_atoms: int | None = None) -> list[Fra
                     f"{path}: {name} of frame {int(np.argmin(finite))} are not finite"
                     f" ({int((~finite).sum())} such frames in the file); remove them or simulate again."
                 )
-        parts.append(frames)
-    return parts
+        yield frames
 
 
 def _read_xtc(path: Path, arrays: Mapping[str, NDArray]) -> NDArray[np.float32]:
@@ -183,6 +181,6 @@ class FrameWriter:
     def frames(self) -> Frames | None:
         """Everything written so far, from disk and memory; None when there are no frames."""
         folder = self.folder
-        stored = [] if folder is None else read_shards(shard_path(folder, index) for index in range(self.num_shards))
-        parts = stored + self.pending
+        paths = [] if folder is None else [shard_path(folder, index) for index in range(self.num_shards)]
+        parts = [*read_shards(paths), *self.pending]
         return concatenate(parts) if parts else None

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from molecular.energy.threads import serial_operators
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from nflib.threads import one_thread
 
 
 class EnergyAndForce(Protocol):
@@ -78,7 +78,7 @@ class Langevin:
         noise = torch.empty_like(v)
         potential = x.new_empty(len(x))
         for _ in range(num_steps):
-            with serial_operators():  # not the energy, which spreads its work over threads by itself
+            with one_thread():  # not the energy, which spreads its work over threads by itself
                 v.addcmul_(force, self.kick_per_force)
                 x.add_(v, alpha=self.half_step)
                 torch.randn(v.shape, generator=generator, out=noise)

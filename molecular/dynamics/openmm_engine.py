@@ -10,6 +10,7 @@ from openmm import unit
 from torch import Tensor
 
 from molecular.dynamics.langevin import EnergyAndForce, Langevin
+from molecular.energy.unsupported import MOTION_ONLY, refuse_unknown_platform
 
 CONSTRAINT_TOLERANCE = 1e-6
 MINIMISER_STEPS = 500
@@ -31,10 +32,8 @@ class OpenMMEngine:
     """
 
     def __init__(self, system: openmm.System, platform: str = "CPU", num_workers: int | None = None) -> None:
-        known = [openmm.Platform.getPlatform(index).getName() for index in range(openmm.Platform.getNumPlatforms())]
-        if platform not in known:
-            raise ValueError(f"OpenMM has no platform {platform!r} here; it has {', '.join(known)}.")
-        self.system = _without_motion_remover(system)
+        refuse_unknown_platform(platform)
+        self.system = _without_other_motion(system)
         self.platform = openmm.Platform.getPlatformByName(platform)
         self.properties = {"Threads": "1"} if platform == "CPU" else {}
         on_host = platform in ("CPU", "Reference")
@@ -168,10 +167,10 @@ def _array(quantity: unit.Quantity) -> np.ndarray:
     return np.asarray(quantity.value_in_unit_system(unit.md_unit_system))
 
 
-def _without_motion_remover(system: openmm.System) -> openmm.System:
-    """A copy in which the centre of mass has a thermal velocity, as the thermostat and the batched engine have it."""
+def _without_other_motion(system: openmm.System) -> openmm.System:
+    """A copy that the integrator's thermostat alone heats, the centre of mass too, as the batched engine has it."""
     copied = openmm.XmlSerializer.clone(system)
     for index in reversed(range(copied.getNumForces())):
-        if isinstance(copied.getForce(index), openmm.CMMotionRemover):
+        if isinstance(copied.getForce(index), MOTION_ONLY):
             copied.removeForce(index)
     return copied

@@ -11,8 +11,9 @@ from torch import Tensor
 from molecular.dynamics.frames import Frames
 from molecular.dynamics.langevin import EnergyAndForce, Integrator, Langevin, maxwell_velocities
 from molecular.dynamics.statistics import Statistics
-from molecular.energy.threads import serial_operators
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from nflib.errors import first_line
+from nflib.threads import one_thread
 
 MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
 """An integrator from masses (n,), temperatures (B,), time step and friction."""
@@ -22,19 +23,20 @@ MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
 class TemperingSettings:
     """What defines a simulation apart from its length; a checkpoint is only resumed with the same ones.
 
-    timestep ps, friction 1/ps, intervals, hot stage and equilibration in steps; ``saved_temperatures`` counts from the
-    lowest; ``recentre`` keeps the centre of mass at the origin (for energies that do not depend on it).
+    temperatures K, increasing; timestep ps, friction 1/ps, intervals, hot stage and equilibration in steps;
+    ``saved_temperatures`` counts from the lowest; ``recentre`` keeps the centre of mass at the origin (for energies
+    that do not depend on it).
     """
 
     temperatures: tuple[float, ...]
-    num_ladders: int
-    timestep: float
-    friction: float
-    swap_interval: int
-    save_interval: int
-    equilibration_steps: int
-    saved_temperatures: int
-    recentre: bool
+    num_ladders: int = 32
+    timestep: float = 0.001
+    friction: float = 1.0
+    swap_interval: int = 100
+    save_interval: int = 1000
+    equilibration_steps: int = 0
+    saved_temperatures: int = 1
+    recentre: bool = False
     hot_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -83,10 +85,10 @@ class Replicas:
             integrator(self.masses, temperatures, settings.timestep, settings.friction)
             for temperatures in (self.temperatures, torch.full_like(self.temperatures, settings.temperatures[-1]))
         )
-        # Laurent and Massart's bound: a chi-squared with d degrees of freedom exceeds this with probability <
-        # e^-60.
+        # Laurent and Massart's bound: a sound replica's kinetic temperature exceeds so many times its own with
+        # probability < e^-60.
         self.degrees_of_freedom = d = degrees_of_freedom or start[0].numel()
-        self.hot = (d + 2.0 * math.sqrt(60.0 * d) + 120.0) / d
+        self.hottest_ratio = (d + 2.0 * math.sqrt(60.0 * d) + 120.0) / d
         self.first = torch.arange(shape[0], device=device)[:, None] * shape[1]
         self.identity = torch.arange(shape[1], device=device).expand(shape)
         self.x = start.clone()
@@ -103,7 +105,7 @@ class Replicas:
         integrator = self.hot_integrator if hot else self.integrator
         self.potential, self.force = integrator.run(self.energy, self.x, self.v, self.force, num_steps, self.generator)
         if self.settings.recentre:
-            with serial_operators():
+            with one_thread():
                 self.x.sub_((self.x * self.mass_fraction).sum(dim=1, keepdim=True))
 
     def cool(self) -> None:
@@ -124,7 +126,7 @@ class Replicas:
         total = kinetic + self.potential + self.force.sum(dim=(1, 2)) + self.x.sum(dim=(1, 2))
         sound = torch.isfinite(total)
         if check_heat:
-            sound &= kinetic < self.hot * self.temperatures
+            sound &= kinetic < self.hottest_ratio * self.temperatures
         if bool(sound.all()):
             return
         healthy = sound.view(self.shape)
@@ -210,4 +212,4 @@ class Replicas:
         try:
             self.generator.set_state(tensors["generator"])
         except RuntimeError as error:
-            raise ValueError(str(error).partition("\n")[0]) from error
+            raise ValueError(f"{first_line(error)}.") from error

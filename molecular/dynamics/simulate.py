@@ -3,13 +3,13 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from openmm import unit
 from torch import Tensor
 
@@ -23,16 +23,14 @@ from molecular.dynamics import (
     geometric_temperatures,
     parallel_tempering,
     relax,
-    rotatable_bonds,
     start_structures,
     torsion_statistics,
 )
 from molecular.dynamics.checkpoint import CHECKPOINT, stored_step
 from molecular.dynamics.replicas import MakeIntegrator
-from molecular.molecule.geometry import has_torsion
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
-from molecular.molecule.torsions import named_backbone_torsions
+from molecular.molecule.torsions import reported_torsions
 from nflib.devices import usable_device
 from nflib.io import complete_folder, only_run, read_json, write_json
 
@@ -113,22 +111,23 @@ def simulate(
         ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.
         OSError: the folder cannot be written, or another run is at work in it.
     """
-    constraints = molecule.system.getNumConstraints()
     if engine not in ENGINES:
         raise ValueError(f"there is no engine {engine!r}; the engines are {', '.join(ENGINES)}.")
     usable_device(device)
+    if engine == "openmm" and (energy is not None or compile):
+        raise ValueError("energy and compile are of the batched engine, not of OpenMM's; leave them out.")
     if not picoseconds > 0:
         raise ValueError(f"picoseconds is {picoseconds}; simulate for a positive time.")
     if storage not in STORAGE:
         raise ValueError(f"frames are stored as {', '.join(STORAGE)}, not {storage!r}.")
+    constraints = molecule.system.getNumConstraints()
     if constraints and engine == "batched":
         raise ValueError(
             f"the System of {molecule.name} has {constraints} constraints but this integrator has none;"
             " build it without constraints, or use engine='openmm'."
         )
-    temperatures = geometric_temperatures(molecule.temperature, highest_temperature, num_temperatures)
     tempering = TemperingSettings(
-        temperatures=temperatures,
+        temperatures=geometric_temperatures(molecule.temperature, highest_temperature, num_temperatures),
         num_ladders=num_ladders,
         timestep=timestep_ps,
         friction=friction,
@@ -165,57 +164,35 @@ def simulate(
                 *(output, picoseconds, settings["picoseconds"]),
             )
             settings |= {"picoseconds": picoseconds, "num_steps": num_steps}
+        if num_steps < tempering.save_interval:
+            raise ValueError(f"no frame would be saved: picoseconds is {picoseconds}, less than save_ps, {save_ps}.")
         # One that goes on has the starts it once had, whatever is asked for now.
         asked = None if starts is None else str(starts)
         settings["starts"] = before.get("starts") if before else asked
 
-        make_integrator: MakeIntegrator = Langevin
-        degrees_of_freedom = None
         if engine == "openmm":
-            from molecular.dynamics.openmm_engine import OpenMMEngine
-
-            reference = OpenMMEngine(molecule.system, platform)
-            energy, minimise, make_integrator = reference, reference.minimise, reference.integrator
-            degrees_of_freedom = reference.degrees_of_freedom
-            dtype, device = torch.float64, "cpu"
+            chosen = _openmm_engine(molecule, platform)
         else:
-            if energy is None:
-                from molecular.energy import UnsupportedForce, compile_system
-
-                try:
-                    energy = compile_system(molecule.system, compile=compile).to(device)
-                except UnsupportedForce as error:
-                    raise ValueError(f"{error} Simulate it with engine='openmm'.") from error
-            minimise, dtype = _descent(energy), torch.float32
-        # Those of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
-        system = molecule.system
-        masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
-
+            chosen = _batched_engine(molecule, energy, device, compile)
         with complete_folder(output) as folder:
             save_molecule(molecule, folder)
             write_json(folder / "settings.json", settings)
-        num_replicas = num_ladders * num_temperatures
-        structure = torch.as_tensor(np.asarray(molecule.positions), dtype=dtype, device=device)
-        if (output / CHECKPOINT).exists():
-            start = structure.expand(num_replicas, -1, -1)  # the checkpoint knows better
-        elif starts is not None:
-            start = starts(molecule, num_replicas, seed).to(structure)
-        else:
-            start = start_structures(structure, molecule.topology.bonds, num_replicas, minimise, _start_generator(seed))
-        start = start - start.mean(dim=1, keepdim=True)
+        # Masses of the system, not the natural ones: hydrogen mass repartitioning is there to be used here.
+        system = molecule.system
+        masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
         result = parallel_tempering(
-            energy,
-            torch.tensor(masses, dtype=dtype, device=device),
-            start,
-            generator=torch.Generator(device).manual_seed(seed),
+            chosen.energy,
+            torch.tensor(masses, dtype=chosen.dtype, device=chosen.device),
+            _start(molecule, output, chosen, num_ladders * num_temperatures, starts, seed),
+            tempering,
+            generator=torch.Generator(chosen.device).manual_seed(seed),
             num_steps=num_steps,
             progress=progress,
             checkpoint=output,
             checkpoint_seconds=checkpoint_seconds,
             storage=storage,
-            integrator=make_integrator,
-            degrees_of_freedom=degrees_of_freedom,
-            **asdict(tempering),
+            integrator=chosen.integrator,
+            degrees_of_freedom=chosen.degrees_of_freedom,
         )
         result.report.update(molecule=molecule.name, engine=engine, starts=settings["starts"])
         result.report["torsions"] = torsion_statistics(output, reported_torsions(molecule), save_ps)
@@ -224,39 +201,46 @@ def simulate(
         return result
 
 
-def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:
-    """Atom quadruples of what should mix, by name: "phi 2", "psi 1" and so on (`named_backbone_torsions`), then each
-    side chain's torsions.
+@dataclass(frozen=True)
+class _Engine:
+    """What integrates the replicas, and the tensors that it does so with."""
 
-    The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2". Bonds
-    to linear groups, such as nitriles, have none.
-    """
-    named = {name: np.array(atoms) for name, atoms in named_backbone_torsions(molecule.topology).items()}
-    backbone = {frozenset(row[1:3].tolist()) for row in named.values()}
-    topology = molecule.topology
-    heavy: dict[int, list[int]] = {atom: [] for atom, element in enumerate(topology.elements) if element != "H"}
-    for i, j in topology.bonds:
-        if i in heavy and j in heavy:
-            heavy[i].append(j)
-            heavy[j].append(i)
-    for i, j, _ in rotatable_bonds(topology.num_atoms, topology.bonds):
-        i, j = sorted((i, j))
-        if frozenset((i, j)) in backbone or i not in heavy or j not in heavy:
-            continue
-        before, after = [a for a in heavy[i] if a != j], [a for a in heavy[j] if a != i]
-        if before and after:
-            name = f"{topology.atom_names[i]}-{topology.label(j)}"
-            named[name] = np.array([before[0], i, j, after[0]])
-    atoms = torch.as_tensor(np.array(list(named.values())), dtype=torch.int64).reshape(-1, 4)
-    defined = has_torsion(torch.as_tensor(molecule.positions), atoms)
-    return {name: row for (name, row), kept in zip(named.items(), defined.tolist(), strict=True) if kept}
+    energy: EnergyAndForce
+    minimise: Callable[[Tensor], Tensor]  # positions (B, n, 3) nm
+    integrator: MakeIntegrator
+    dtype: torch.dtype
+    device: str
+    degrees_of_freedom: int | None = None  # all
 
 
-def _descent(energy: EnergyAndForce) -> Any:
-    def descend(x: Tensor) -> Tensor:
-        return relax(energy, x)
+def _openmm_engine(molecule: Molecule, platform: str) -> _Engine:
+    from molecular.dynamics.openmm_engine import OpenMMEngine
 
-    return descend
+    engine = OpenMMEngine(molecule.system, platform)
+    return _Engine(engine, engine.minimise, engine.integrator, torch.float64, "cpu", engine.degrees_of_freedom)
+
+
+def _batched_engine(molecule: Molecule, energy: EnergyAndForce | None, device: str, compile: bool) -> _Engine:
+    if energy is None:
+        from molecular.energy import UnsupportedForce, compile_system
+
+        try:
+            energy = compile_system(molecule.system, compile=compile).to(device)
+        except UnsupportedForce as error:
+            raise ValueError(f"{error} Simulate it with engine='openmm'.") from error
+    return _Engine(energy, partial(relax, energy), Langevin, torch.float32, device)
+
+
+def _start(molecule: Molecule, output: Path, engine: _Engine, number: int, starts: Starts | None, seed: int) -> Tensor:
+    """Centred positions (number, n, 3) that the replicas start from."""
+    structure = torch.as_tensor(np.asarray(molecule.positions), dtype=engine.dtype, device=engine.device)
+    if (output / CHECKPOINT).exists():
+        start = structure.expand(number, -1, -1)  # the checkpoint knows better
+    elif starts is not None:
+        start = starts(molecule, number, seed).to(structure)
+    else:
+        start = start_structures(structure, molecule.topology, number, engine.minimise, _start_generator(seed))
+    return start - start.mean(dim=1, keepdim=True)
 
 
 def _start_generator(seed: int) -> torch.Generator:

@@ -5,49 +5,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from molecular.molecule.geometry import dihedrals, has_torsion
-from molecular.molecule.topology import beyond_bond
+from molecular.molecule.geometry import dihedrals, has_torsion, signed_volumes
+from molecular.molecule.topology import Topology
+from molecular.molecule.torsions import rigid_torsions, rotatable_bonds
 
-LONGEST_BOND = 1.2
+MOST_STRETCHED = 1.2
 """Bonds stretched beyond this multiple of their given length tell of a chain threaded through a ring."""
 
 
 class UnreliableStarts(ValueError):
     """No starts in equilibrium can be had of a molecule."""
-
-
-def rotatable_bonds(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[tuple[int, int, Tensor]]:
-    """Bonds about which a molecule may turn freely, as (fixed atom, turning atom, every atom beyond it).
-
-    Such a bond is in no ring, has further neighbours at both ends, and a tetrahedral atom at one: phi, psi and chi, but
-    neither amide bonds nor those of conjugated groups. The smaller side turns.
-    """
-    neighbours = _neighbours(num_atoms, bonds)
-    result = []
-    for i, j in bonds:
-        if min(len(neighbours[i]), len(neighbours[j])) < 2 or max(len(neighbours[i]), len(neighbours[j])) < 4:
-            continue
-        beyond = beyond_bond(neighbours, i, j)
-        if i in beyond:
-            continue
-        if 2 * len(beyond) > num_atoms:
-            i, j, beyond = j, i, set(range(num_atoms)) - beyond
-        result.append((i, j, torch.tensor(sorted(beyond))))
-    return result
-
-
-def rigid_torsions(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> Tensor:
-    """One quadruple (t, 4) about each bond with neighbours at both ends and no tetrahedral atom: amides and the like.
-
-    Rings are left out.
-    """
-    neighbours = _neighbours(num_atoms, bonds)
-    rows = []
-    for i, j in bonds:
-        before, after = sorted(neighbours[i] - {j}), sorted(neighbours[j] - {i})
-        if before and after and max(len(before), len(after)) < 3 and i not in beyond_bond(neighbours, i, j):
-            rows.append([before[0], i, j, after[0]])
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
 
 def random_torsions(
@@ -70,7 +37,7 @@ def random_torsions(
 
 def start_structures(
     positions: Tensor,
-    bonds: Sequence[tuple[int, int]],
+    topology: Topology,
     number: int,
     relax: Callable[[Tensor], Tensor],
     generator: torch.Generator,
@@ -82,13 +49,13 @@ def start_structures(
     and kept where they are still the molecule: the same handedness everywhere, no amide turned over, no bond
     overstretched. Others are drawn again, up to ``rounds`` times, and then take a kept structure's place in turn.
     """
-    rotatable = rotatable_bonds(len(positions), bonds)
+    rotatable = rotatable_bonds(topology)
     # The given one and the first round together: a batch of many takes little longer than one.
     turned = random_torsions(positions, rotatable, number - 1 if rotatable else 0, generator)
     relaxed = relax(torch.cat([positions[None], turned]))
     kept, trial = relaxed[:1], relaxed[1:]
     for round_left in reversed(range(rounds)):
-        kept = torch.cat([kept, trial[is_same_molecule(trial, relaxed[0], bonds)]])
+        kept = torch.cat([kept, trial[is_same_molecule(trial, relaxed[0], topology)]])
         missing = number - len(kept)
         if not (missing and rotatable and round_left):
             break
@@ -97,33 +64,19 @@ def start_structures(
     return kept[repeat]
 
 
-def is_same_molecule(x: Tensor, reference: Tensor, bonds: Sequence[tuple[int, int]]) -> Tensor:
+def is_same_molecule(x: Tensor, reference: Tensor, topology: Topology) -> Tensor:
     """(B,) bool: whether structures (B, n, 3) have the handedness, amides and bonds of ``reference`` (n, 3)."""
-    num_atoms = len(reference)
     sound = torch.isfinite(x).all(dim=(1, 2))
-    pairs = torch.tensor(bonds, dtype=torch.int64, device=x.device).reshape(-1, 2)
-    neighbours = _neighbours(num_atoms, bonds)
-    centres = [[atom, *sorted(near)[:3]] for atom, near in enumerate(neighbours) if len(near) == 4]
-    quadruples = rigid_torsions(num_atoms, bonds).to(x.device)
+    pairs = torch.tensor(topology.bonds, dtype=torch.int64, device=x.device).reshape(-1, 2)
+    centres = [[atom, *near[:3]] for atom, near in enumerate(topology.neighbours) if len(near) == 4]
+    corners = torch.tensor(centres, dtype=torch.int64, device=x.device).reshape(-1, 4).T
+    quadruples = rigid_torsions(topology).to(x.device)
     quadruples = quadruples[has_torsion(reference, quadruples)]
 
     def lengths(y: Tensor) -> Tensor:
         return (y[:, pairs[:, 0]] - y[:, pairs[:, 1]]).norm(dim=-1)
 
-    def hands(y: Tensor) -> Tensor:
-        index = torch.tensor(centres, dtype=torch.int64, device=x.device).reshape(-1, 4)
-        a, b, c = (y[:, index[:, column]] - y[:, index[:, 0]] for column in (1, 2, 3))
-        return (torch.linalg.cross(a, b) * c).sum(-1).sign()
-
     wanted = reference[None]
-    sound &= (lengths(x) < LONGEST_BOND * lengths(wanted)).all(dim=1)
-    sound &= (hands(x) == hands(wanted)).all(dim=1)
+    sound &= (lengths(x) < MOST_STRETCHED * lengths(wanted)).all(dim=1)
+    sound &= (signed_volumes(x, corners).sign() == signed_volumes(wanted, corners).sign()).all(dim=1)
     return sound & ((dihedrals(x, quadruples) - dihedrals(wanted, quadruples)).cos() > 0).all(dim=1)
-
-
-def _neighbours(num_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[set[int]]:
-    neighbours: list[set[int]] = [set() for _ in range(num_atoms)]
-    for i, j in bonds:
-        neighbours[i].add(j)
-        neighbours[j].add(i)
-    return neighbours

@@ -13,20 +13,25 @@ from molecular.dynamics.checkpoint import CHECKPOINT, load_checkpoint, save_chec
 from molecular.dynamics.frames import Frames, FrameWriter, list_shards
 from molecular.dynamics.langevin import EnergyAndForce, Langevin
 from molecular.dynamics.replicas import MakeIntegrator, Replicas, TemperingSettings
-from molecular.energy.threads import serial_operators
+from nflib.threads import one_thread
 
 MAX_PENDING_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The result of `parallel_tempering`: the frames and a report of plain numbers."""
+    """The result of `parallel_tempering`: a report of plain numbers, and what wrote the frames."""
 
-    frames: Frames | None
     report: dict[str, object]
+    writer: FrameWriter
+
+    @property
+    def frames(self) -> Frames | None:
+        """All frames, read from their shards at each call; None where there are none."""
+        return self.writer.frames()
 
 
-def geometric_temperatures(lowest: float, highest: float = 900.0, number: int = 8) -> tuple[float, ...]:
+def geometric_temperatures(lowest: float, highest: float, number: int) -> tuple[float, ...]:
     """``number`` temperatures in K in geometric progression, both ends included."""
     if number == 1:
         return (float(lowest),)
@@ -40,18 +45,9 @@ def parallel_tempering(
     energy: EnergyAndForce,
     masses: Tensor,
     start: Tensor,
-    temperatures: tuple[float, ...] | list[float],
+    settings: TemperingSettings,
     *,
-    num_ladders: int = 32,
     num_steps: int,
-    timestep: float = 0.001,
-    friction: float = 1.0,
-    swap_interval: int = 100,
-    save_interval: int = 1000,
-    hot_steps: int = 0,
-    equilibration_steps: int = 0,
-    saved_temperatures: int = 1,
-    recentre: bool = False,
     generator: torch.Generator,
     progress: bool = True,
     checkpoint: Path | None = None,
@@ -60,8 +56,7 @@ def parallel_tempering(
     integrator: MakeIntegrator = Langevin,
     degrees_of_freedom: int | None = None,
 ) -> Trajectories:
-    """Langevin dynamics of ``num_ladders * len(temperatures)`` replicas in one batch, with swaps inside each
-    ladder.
+    """Langevin dynamics of all replicas, ladders times temperatures, in one batch, with swaps inside each ladder.
 
     Every ``swap_interval`` steps neighbours i, j exchange conformations with probability
     ``min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j)))`` (even and odd pairs in turn), velocities scaled by the root
@@ -71,10 +66,11 @@ def parallel_tempering(
     one and counted in the report.
 
     Args:
-        energy: see `EnergyAndForce`. masses: (n,) amu. temperatures: increasing, K.
+        energy: see `EnergyAndForce`. masses: (n,) amu.
         start: (n, 3), or one for each replica (B, n, 3), nm; its dtype and device are those of the
             simulation.
-        num_steps: steps of production, at ``timestep`` ps. friction: 1/ps.
+        settings: temperatures, ladders, time step and intervals.
+        num_steps: steps of production.
         generator: on the device of ``start``.
         checkpoint: a folder for shards of frames and the checkpoint, rewritten every ``checkpoint_seconds``.
             Called again with the same settings the simulation goes on from there (or is extended to a larger
@@ -84,21 +80,10 @@ def parallel_tempering(
         degrees_of_freedom: of one molecule; fewer than 3n where the integrator keeps constraints.
 
     Raises:
-        ValueError: settings or shapes that make no sense, or a checkpoint made with other settings.
+        ValueError: shapes that make no sense, or a checkpoint made with other settings.
     """
-    settings = TemperingSettings(
-        temperatures=tuple(float(value) for value in temperatures),
-        num_ladders=num_ladders,
-        timestep=timestep,
-        friction=friction,
-        swap_interval=swap_interval,
-        save_interval=save_interval,
-        equilibration_steps=equilibration_steps,
-        saved_temperatures=saved_temperatures,
-        recentre=recentre,
-        hot_steps=hot_steps,
-    )
-    batch = num_ladders * len(settings.temperatures)
+    hot_steps, timestep = settings.hot_steps, settings.timestep
+    batch = settings.num_ladders * len(settings.temperatures)
     if start.dim() == 2:
         start = start.expand(batch, *start.shape)
     if start.shape != (batch, len(masses), 3):
@@ -122,7 +107,7 @@ def parallel_tempering(
     elif checkpoint is not None and list_shards(checkpoint):
         raise ValueError(f"{checkpoint} holds frames but no checkpoint to go on from; simulate into another folder.")
     writer = FrameWriter(checkpoint, num_shards, storage)
-    unsaved = hot_steps + equilibration_steps
+    unsaved = hot_steps + settings.equilibration_steps
     total = unsaved + num_steps
     began = last_saved = time.monotonic()
 
@@ -142,24 +127,24 @@ def parallel_tempering(
             replicas.advance(following - step, hot=step < hot_steps)
             bar.update(following - step)
             step = following
-            with serial_operators():
+            with one_thread():
                 produced = step - unsaved
                 replicas.restart_broken(check_heat=produced > 0)
                 if produced > 0:
                     replicas.measure(produced * timestep)
-                    if produced % save_interval == 0:
+                    if produced % settings.save_interval == 0:
                         writer.add(replicas.frames(produced * timestep))
                 if step == hot_steps:
                     replicas.cool()
-                elif step > hot_steps and (step - hot_steps) % swap_interval == 0:
-                    replicas.swap(((step - hot_steps) // swap_interval) % 2, count=produced > 0)
+                elif step > hot_steps and (step - hot_steps) % settings.swap_interval == 0:
+                    replicas.swap(((step - hot_steps) // settings.swap_interval) % 2, count=produced > 0)
             overdue = time.monotonic() - last_saved >= checkpoint_seconds
             if step < total and checkpoint is not None and (overdue or writer.pending_frames > max_pending):
                 save()
                 last_saved = time.monotonic()
     save()
     seconds = wall + time.monotonic() - began
-    report: dict[str, object] = {"temperatures_K": list(settings.temperatures), "num_ladders": num_ladders}
+    report: dict[str, object] = {"temperatures_K": list(settings.temperatures), "num_ladders": settings.num_ladders}
     report |= replicas.statistics.summary()
     report |= {
         "steps": step,
@@ -168,7 +153,7 @@ def parallel_tempering(
         "simulated_ns": batch * step * timestep / 1000.0,
         "simulated_ns_per_replica": step * timestep / 1000.0,
     }
-    return Trajectories(frames=writer.frames(), report=report)
+    return Trajectories(report, writer)
 
 
 def _next_event(step: int, total: int, settings: TemperingSettings) -> int:

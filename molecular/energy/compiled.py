@@ -21,9 +21,10 @@ from molecular.energy.openmm_energy import OpenMMEnergy
 from molecular.energy.pairs import Pair, PairList, PairTerm
 from molecular.energy.potential import PotentialEnergy
 from molecular.energy.sums import total
-from molecular.energy.threads import for_each, keep_freed_memory, serial_operators
+from molecular.energy.threads import for_each, keep_freed_memory
 from molecular.energy.torsions import PeriodicTorsions
-from molecular.energy.unsupported import UnsupportedForce, refuse_constraints
+from molecular.energy.unsupported import MOTION_ONLY, UnsupportedForce, refuse_constraints
+from nflib.threads import one_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ Kernel = Callable[["CompiledEnergy", Tensor, bool], tuple[Tensor, Tensor | None]
 
 SUPPORTED = (
     "HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, CMAPTorsionForce, NonbondedForce, GBSAOBCForce, "
-    "CustomGBForce (HCT, OBC1, OBC2, GBn and GBn2 of openmm.app) and CMMotionRemover"
+    "CustomGBForce (HCT, OBC1, OBC2, GBn and GBn2 of openmm.app), CMMotionRemover and AndersenThermostat"
 )
 
 
@@ -71,8 +72,8 @@ def compile_system(
     Args:
         system: supported are HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, CMAPTorsionForce,
             NonbondedForce, and GBSAOBCForce or openmm.app's HCT, OBC1, OBC2, GBn and GBn2 as CustomGBForce (with or
-            without salt and the ACE surface term), without cutoff or with a non-periodic one; CMMotionRemover is
-            ignored.
+            without salt and the ACE surface term), without cutoff or with a non-periodic one; CMMotionRemover and
+            AndersenThermostat are ignored.
         dtype, device: where and in which precision to compute; `.to(...)` changes both later without loss.
         compile: fuse the arithmetic by `torch.compile`; the first calls of `energy` and `energy_and_force` take up to
             a minute each, later ones take batches of any size.
@@ -115,7 +116,7 @@ def _sort_forces(system: openmm.System) -> dict[type, list[Any]]:
     """The forces of the system by type."""
     forces: dict[type, list[Any]] = {}
     for force in system.getForces():
-        if type(force) not in _TERMS and not isinstance(force, openmm.CMMotionRemover):
+        if type(force) not in _TERMS and not isinstance(force, MOTION_ONLY):
             raise UnsupportedForce(f"The system has a {type(force).__name__}; compile_system supports {SUPPORTED}.")
         if force.usesPeriodicBoundaryConditions():
             raise UnsupportedForce(f"{force.getName()} is periodic; compile_system supports non-periodic forces only.")
@@ -186,7 +187,7 @@ class CompiledEnergy(PotentialEnergy):
 
         if self.device.type == "cpu":
             keep_freed_memory()
-            with serial_operators() as threads:
+            with one_thread() as threads:
                 for_each(work, self._chunks(len(flat), threads), threads)
         else:
             for_each(work, self._chunks(len(flat), 1), 1)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import molecular.energy.openmm_worker as worker
 from molecular.energy.potential import PotentialEnergy
-from molecular.energy.unsupported import refuse_constraints
+from molecular.energy.unsupported import refuse_constraints, refuse_unknown_platform
+from nflib.errors import ComputationError
 
 
 class OpenMMEnergy(PotentialEnergy):
@@ -37,7 +38,7 @@ class OpenMMEnergy(PotentialEnergy):
 
     Raises:
         ValueError: an unknown platform, no workers, constraints or virtual sites.
-        RuntimeError: on evaluation, if OpenMM cannot do it or a worker process was killed.
+        ComputationError: on evaluation, if OpenMM cannot do it or a worker process was killed.
 
     Example:
         >>> from molecular import Peptide
@@ -63,9 +64,7 @@ class OpenMMEnergy(PotentialEnergy):
     ) -> None:
         super().__init__(system.getNumParticles())
         refuse_constraints(system)
-        known = [openmm.Platform.getPlatform(index).getName() for index in range(openmm.Platform.getNumPlatforms())]
-        if platform not in known:
-            raise ValueError(f"OpenMM has no platform {platform!r} here; it has {', '.join(known)}.")
+        refuse_unknown_platform(platform)
         self.num_workers = _available_cores() if num_workers is None else num_workers
         if self.num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}; give a positive number of processes.")
@@ -113,7 +112,7 @@ class OpenMMEnergy(PotentialEnergy):
             # A worker may be in the middle of an answer: start afresh next time.
             self.close()
             if isinstance(error, _Failure):
-                raise RuntimeError(f"OpenMM's {self.platform} platform: {error}") from None
+                raise ComputationError(f"OpenMM's {self.platform} platform: {error}") from None
             raise
         both = torch.from_numpy(result).to(device=self.device, dtype=self.dtype)
         return both[:, 0], both[:, 1:].reshape(-1, self.num_atoms, 3) if with_force else None

@@ -37,8 +37,8 @@ class ReducedEnergy:
     def of_frames(self, positions: Tensor, energies: Tensor) -> Tensor:
         """u of frames (N, n, 3), which were stored with their energies (N,), kJ/mol.
 
-        Those of a simulation are of positions before rounding, which moves them by 0.8 kT in XTC files: they are
-        computed anew unless frames that are tried have them.
+        A simulation's energies belong to positions before these were rounded for storage, which changes energies by
+        0.8 kT in XTC files. All are computed anew unless some that are tried agree with the stored ones.
         """
         stored = energies.double() / self.kT
         tried = torch.linspace(0, len(positions) - 1, min(_TRIED, len(positions))).long()

@@ -34,7 +34,7 @@ class Symmetries:
         before = energy.energy(start)
         self.groups = []
         turns = half_turns(molecule.topology)
-        for group in [*turns, *methyl_rotations(molecule.topology.elements, molecule.topology.bonds)]:
+        for group in [*turns, *methyl_rotations(molecule.topology)]:
             turned = start.clone()
             turned[:, group[0]] = start[:, group[1]]
             bound = HALF_TURN_ENERGY * molecule.kT if len(group) == 2 else 1e-6

@@ -18,7 +18,7 @@ class TableModule(nn.Module):
 
     `add_table` registers a floating-point buffer; after any `.to(...)` the buffer is cut anew from its float64
     master, so that a module built in float32 and moved to float64 has the full precision of the force field.
-    How it is cut to float32 says `rounded`. `add_index` registers an int64 buffer.
+    `rounded` says how it is cut to float32. `add_index` registers an int64 buffer.
     """
 
     def __init__(self) -> None:

@@ -1,26 +1,9 @@
 """Work of many small tensor operations, spread over threads as a whole."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-
-
-@contextlib.contextmanager
-def serial_operators() -> Iterator[int]:
-    """Keeps every tensor operation inside on the thread that calls it; yields the threads torch might have used.
-
-    Torch splits each large operation over threads that wait for each other at its end. For operations of microseconds
-    that gains little on an idle machine, and on a busy one each wait lasts until the system schedules the last thread
-    again: milliseconds. Threads started inside inherit the setting.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
 
 
 def for_each(work: Callable[[slice], None], parts: Iterable[slice], threads: int) -> None:

@@ -43,11 +43,18 @@ class ConformationFlow(Flow):
         return False
 
     def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A reduced energy of conformations, as one over the space that this flow's density is over."""
+        """A reduced energy as a target of this flow: infinite where its density is zero, as of other names of atoms."""
         return energy
 
+    def placed(self, positions: Tensor, exists: Tensor, generator: torch.Generator) -> Tensor:
+        """Conformations ``(B, n, 3)`` where this flow's density has them: where they are, or moved as rigid bodies.
+
+        exists: ``(B, n)``, False at padding.
+        """
+        return positions
+
     def augmentation(self, molecule: Molecule) -> Callable[[Tensor, torch.Generator], Tensor]:
-        """What training on conformations of a molecule turns them by, at random: ``(positions, generator)``."""
+        """Random symmetry operations for training on conformations: a function of positions and generator."""
         return Symmetries(molecule)
 
 
@@ -71,7 +78,10 @@ class TransferableFlow(ConformationFlow):
 
     @abstractmethod
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
-        """This flow, or one like it, with its fixed part fitted to conformations ("inputs", with their "context")."""
+        """This flow, or one like it, whose parts that are not trained, such as marginals, are fitted to conformations.
+
+        batches: "inputs" ``(B, n, 3)`` nm with their "context".
+        """
 
     def context(self, *molecules: AnyTopology) -> Tensor:
         """The contexts of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.

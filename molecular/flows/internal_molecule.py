@@ -10,7 +10,7 @@ from torch import Tensor
 
 from molecular.coordinates.internal import coordinate_kinds
 from molecular.coordinates.local_frames import LocalFrames
-from molecular.coordinates.spherical import PeriodicTorsions, Spherical
+from molecular.coordinates.spherical import Spherical, WrapTorsions
 from molecular.flows.conformations import GivenMolecule
 from molecular.molecule.canonical_names import CanonicalEnergy
 from molecular.molecule.features import ATOM_TYPES
@@ -53,10 +53,10 @@ class GivenInternalMolecule(GivenMolecule):
             Permute(self._atoms),
             LocalFrames(self._bonds, len(elements), elements, root=root),
             Spherical(flow.coordinates.offsets[rows[ROWS_BEFORE_TOKENS:, Column.KIND]]),
-            PeriodicTorsions(),
+            WrapTorsions(),
         ]
         fixed = CompositeTransform([step.to(context.device) for step in steps])
         marginals = flow.marginals.for_event(coordinate_kinds(context)[0])
-        tokens = [PeriodicTorsions(), marginals, *flow.blocks]
+        tokens = [WrapTorsions(), marginals, *flow.blocks]
         rest = Flow(CompositeTransform(tokens), flow._distribution, flow._embedding_net)
         return fixed.eval(), rest.train(flow.training).given(context)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from molecular.coordinates import TOKEN_SIZE
-from molecular.coordinates.internal import InternalCoordinates, coordinate_kinds, place, root_atoms, tokens_exist
-from molecular.coordinates.local_frames import frames_at
+from molecular.coordinates.internal import InternalCoordinates, coordinate_kinds, place, tokens_exist
+from molecular.coordinates.local_frames import frames_at, root_atoms
 from molecular.coordinates.spherical import from_spherical
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from nflib.networks.conditioning import distinct_rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.local_frames import LocalFrames
-from molecular.coordinates.spherical import FirstAngleOnCircle, PeriodicTorsions, Spherical
+from molecular.coordinates.spherical import FirstAngleOnCircle, Spherical, WrapTorsions
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.flows.marginals import UNIFORM_FRACTION
 from molecular.molecule.topology import Topology
@@ -177,26 +177,10 @@ class MoleculeFlow(ConformationFlow):
         num_fixed = len(steps)
         if self.coordinates == "internal":
             num_fixed = 1 + next(number for number, step in enumerate(steps) if isinstance(step, Spherical))
-            steps[num_fixed:num_fixed] = [PeriodicTorsions(), PeriodicTorsions()]
+            steps[num_fixed:num_fixed] = [WrapTorsions(), WrapTorsions()]
             num_fixed += 1
         rest = CompositeTransform([*steps[num_fixed:], *self._blocks])
         return CompositeTransform(steps[:num_fixed]), Flow(rest, self._distribution)
-
-
-class PeptideFlow(MoleculeFlow):
-    """A `MoleculeFlow` as earlier versions saved it, with a sequence in place of a topology."""
-
-    def __init__(
-        self, sequence: str, elements: Sequence[str], bonds: Sequence[Sequence[int]], *args: Any, **settings: Any
-    ):
-        from molecular.molecule.peptide import Peptide
-
-        topology = Peptide(sequence).topology
-        if list(topology.elements) != list(elements) or [list(bond) for bond in topology.bonds] != sorted(
-            map(list, bonds)
-        ):
-            raise ValueError(f"elements and bonds are not those of {sequence}.")
-        super().__init__(topology.to_dict(), *args, **{"conditional": "affine", **settings})
 
 
 class _Step(NamedTuple):

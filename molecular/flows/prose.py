@@ -21,7 +21,7 @@ from molecular.flows.prose_context import (
     VisitedConditions,
     atoms_in_order,
 )
-from molecular.flows.rigid_motion import CentroidEnergy
+from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.molecule.features import atoms_exist, prose_context
 from molecular.molecule.orderings import PROSE_ORDERINGS, check_orderings
 from molecular.molecule.topology import Topology
@@ -134,6 +134,10 @@ class Prose(TransferableFlow):
     @property
     def places_molecules(self) -> bool:
         return True
+
+    def placed(self, positions: Tensor, exists: Tensor, generator: torch.Generator) -> Tensor:
+        """Each in an orientation of its own, its centroid drawn as `CentroidEnergy` has it; padding is zero."""
+        return random_rigid_motion(positions, exists, self.scale, generator)
 
     def target_energy(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
         """A reduced energy with that of the centroid that this flow was trained on, since its density places it too."""

@@ -32,13 +32,15 @@ _NAMINGS = 3
 class Naming(Protocol):
     """How equivalent atoms are named for a flow: at random (`SymmetryTable`), or canonically (`CanonicalNames`)."""
 
-    log_namings: Tensor  # of each molecule, what log q has more than the density of unnamed conformations
+    # Of each molecule, the log of the number of equivalent namings; subtract it from log q to compare with a flow of
+    # all namings.
+    log_namings: Tensor
 
     def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Positions ``(B, n, 3)`` so named; molecules ``(B,)``: whose they are."""
 
 
-class Exchange(NamedTuple):
+class EquivalentGroup(NamedTuple):
     """A group of equivalent atoms, and the torsion that tells its namings apart.
 
     rows: (namings, atoms) int64, as of `molecular.molecule.symmetry.methyl_rotations`. torsions: (namings, 4) atoms, of
@@ -51,7 +53,7 @@ class Exchange(NamedTuple):
     centre: float
 
 
-def exchanges(molecule: AnyTopology) -> list[Exchange]:
+def equivalent_groups(molecule: AnyTopology) -> list[EquivalentGroup]:
     """The groups of an uncapped peptide whose atoms change places, in the order in which they are named.
 
     The first atom of a group is the one that `internal_context` places first; its torsion is about the bond which the
@@ -63,12 +65,12 @@ def exchanges(molecule: AnyTopology) -> list[Exchange]:
     place = atoms.argsort()
     found = []
     # The larger turns come first: what they carry along is named after them.
-    for rows in [*half_turns(topology), *methyl_rotations(topology.elements, topology.bonds)]:
+    for rows in [*half_turns(topology), *methyl_rotations(topology)]:
         column = int(place[rows[0]].argmin())
         first = int(rows[0, column])
         frame = atoms[context[place[first], [Column.S, Column.Q, Column.P]]]
         torsions = torch.cat([frame.expand(len(rows), 3), rows[:, column, None]], dim=1)
-        found.append(Exchange(rows, torsions, math.radians(_centre(topology, first, len(rows)))))
+        found.append(EquivalentGroup(rows, torsions, math.radians(_centre(topology, first, len(rows)))))
     return found
 
 
@@ -95,7 +97,7 @@ class CanonicalNames:
     def __init__(self, molecules: Sequence[AnyTopology]):
         topologies = [Topology.of(molecule) for molecule in molecules]
         num_atoms = max((topology.num_atoms for topology in topologies), default=0)
-        groups = [exchanges(topology) for topology in topologies]
+        groups = [equivalent_groups(topology) for topology in topologies]
         most = max((len(own) for own in groups), default=0)
         shape = (len(groups), most, _NAMINGS)
         # 16 bits: a corpus has thousands of molecules. Of a turn, whose namings are two, the first stands twice.
@@ -109,7 +111,6 @@ class CanonicalNames:
                     self._sources[molecule, number, naming, group.rows[0]] = group.rows[row].to(torch.int16)
                     self._torsions[molecule, number, naming] = group.torsions[row].to(torch.int16)
                 self._centres[molecule, number] = group.centre
-        # Of each molecule, the log of how many namings it has: log q of one less this compares with log q of all.
         self.log_namings = torch.tensor([sum(math.log(len(group.rows)) for group in own) for own in groups])
         self._clockwise = SymmetryTable([[]] * len(groups), num_atoms, [hydrogen_triples(own) for own in topologies])
 

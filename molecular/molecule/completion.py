@@ -14,11 +14,13 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from molecular.molecule.force_fields import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD, load_force_field
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD, add_hydrogens, minimise, usual_order
+from molecular.molecule.peptide import add_hydrogens, minimise, usual_order
 from molecular.molecule.structure_checks import named_by_hand, odd_bond, unnamed_bond, with_right_hands
 from molecular.molecule.topology import Residue, Topology
 from molecular.molecule.written_names import MIRRORED, WrittenNames, name_as_written, variants
+from nflib.errors import first_line
 
 WATER_AND_IONS = {
     *("HOH", "WAT", "TIP3", "SOL", "H2O"),
@@ -28,7 +30,6 @@ WATER_AND_IONS = {
 REPLACED = ("MSE",)
 
 LONGEST_PEPTIDE_BOND = 0.18  # nm
-LONGEST_REASON = 300  # characters of what another program's reader says
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,7 @@ def with_force_field(
                 f"the residue {', '.join(residues) or '?'}) or a System as XML."
             )
         files = UNCAPPED_FORCE_FIELD if is_uncapped_peptide(modeller.topology) else CAPPED_FORCE_FIELD
-    try:
-        field = app.ForceField(*files)
-    except (ValueError, OSError, SyntaxError) as error:  # OpenMM's own sentence names the file it could not find
-        raise ValueError(f"cannot load the force field {', '.join(files)}: {first_line(error)}") from error
+    field = load_force_field(files)
     own_hands = _named_by_hand(modeller)
     modeller, created, added = _create(field, modeller, options, name, written, ph)
     positions = in_nanometres(modeller.positions)
@@ -201,8 +199,3 @@ def _with_missing_heavy_atoms(modeller: app.Modeller, written: WrittenNames) -> 
 
 def in_nanometres(positions: Any) -> NDArray[np.float64]:
     return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64)
-
-
-def first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."

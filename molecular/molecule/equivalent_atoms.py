@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from molecular.molecule.geometry import signed_volumes
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.symmetry import half_turns, methyl_rotations
 from molecular.molecule.topology import Topology
@@ -29,7 +30,7 @@ def symmetry_groups(molecule: AnyTopology) -> list[Tensor]:
     """
     named_residues(molecule)
     topology = Topology.of(molecule)
-    groups = methyl_rotations(topology.elements, topology.bonds)
+    groups = methyl_rotations(topology)
     for turn in half_turns(topology):
         sharing = [group for group in groups if torch.isin(group[0], turn[0]).any()]
         groups = [group for group in groups if all(group is not other for other in sharing)]
@@ -114,7 +115,7 @@ class SymmetryTable:
         triples = self.triples.to(positions.device)[molecules.to(positions.device)]
         batch = torch.arange(len(positions), device=positions.device)[:, None, None]
         points = positions[batch, triples]
-        wrong = torch.linalg.det(points[:, :, 1:] - points[:, :, :1]) < 0  # zero at padding
+        wrong = signed_volumes(points, range(4)) < 0  # zero at padding
         second, third = triples[..., 2], triples[..., 3]
         shift = torch.where(wrong, third - second, 0)
         index = torch.arange(positions.shape[1], device=positions.device).repeat(len(positions), 1)

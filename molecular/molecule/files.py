@@ -13,12 +13,14 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from molecular.molecule.completion import first_line, in_nanometres, is_uncapped_peptide, with_force_field
+from molecular.molecule.completion import in_nanometres, is_uncapped_peptide, with_force_field
+from molecular.molecule.force_fields import harmonic_bonds
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.peptide import cutoff_options, usual_cutoff, usual_temperature
 from molecular.molecule.storage import read_system
 from molecular.molecule.topology import Topology
 from molecular.molecule.written_names import WrittenNames, name_as_written, standard_names
+from nflib.errors import first_line
 
 SOLVENTS = {"HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GBn": app.GBn, "GBn2": app.GBn2}
 
@@ -123,7 +125,7 @@ def _with_system(
         mass = system.getParticleMass(atom.index)
         if atom.element is None:  # no column for it, and no name to guess by
             atom.element = app.Element.getByMass(mass)
-        elif (atom.element is app.element.hydrogen) != (mass < HEAVIEST_HYDROGEN):
+        elif mass._value and (atom.element is app.element.hydrogen) != (mass < HEAVIEST_HYDROGEN):
             raise ValueError(
                 f"atom {atom.index + 1} of {name}, {atom.name} of {atom.residue.name} {atom.residue.id}, has the mass "
                 f"{mass._value:g} amu in the System; give both the same order of atoms."
@@ -157,15 +159,12 @@ def _near_atoms(topology: Topology, positions: NDArray[np.float64]) -> set[tuple
 
 def _bonds(system: openmm.System) -> set[tuple[int, int]]:
     """Pairs that a harmonic bond or a constraint joins: of rigid groups, constraints across angles too are left out."""
-    pairs = set()
-    for force in system.getForces():
-        if isinstance(force, openmm.HarmonicBondForce):
-            pairs |= {tuple(sorted(force.getBondParameters(k)[:2])) for k in range(force.getNumBonds())}
+    pairs = set(harmonic_bonds(system))
     for k in range(system.getNumConstraints()):
         i, j, length = system.getConstraintParameters(k)
         if length.value_in_unit(unit.nanometer) < 0.125:  # a bond to hydrogen
-            pairs.add(tuple(sorted((i, j))))
-    return {(int(i), int(j)) for i, j in pairs}
+            pairs.add((min(i, j), max(i, j)))
+    return pairs
 
 
 def _read_structure(path: Path) -> tuple[app.Modeller, WrittenNames]:

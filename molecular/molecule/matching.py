@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molecular.molecule.relabel import volumes
+from molecular.molecule.geometry import covalent_radius, signed_volumes
 from molecular.molecule.topology import Topology
 
 MOST_TRIALS = 10_000
+BONDED_WITHIN = 1.25
+"""In sums of two covalent radii; atoms of 1,3 neighbours are at 1.6 or more."""
 
 
 def match_names(molecule: Topology, other: Topology) -> list[int] | None:
@@ -115,7 +118,7 @@ def _with_hands(
     for colour, near in zip(colours, neighbours, strict=True):
         corners = sorted(near, key=colours.__getitem__)
         told = len({colours[atom] for atom in near}) == len(near) == 4
-        found.append((colour, told and bool(volumes(positions, corners) > 0.0)))
+        found.append((colour, told and bool(signed_volumes(positions, corners) > 0.0)))
     return found
 
 
@@ -145,17 +148,12 @@ def perceive_bonds(elements: Sequence[str], distances: NDArray[np.floating], pai
     Returns:
         The bonds, sorted. A hydrogen has one, to the nearest atom that is not a hydrogen, unless there is none.
     """
-    from rdkit import Chem
-
-    table = Chem.GetPeriodicTable()
-    radii = {}
+    radii: dict[str, float] = {}
     for symbol in set(elements):
-        try:
-            radii[symbol] = table.GetRcovalent(symbol) / 10.0
-        except RuntimeError:  # RDKit's word for no element
-            radii[symbol] = -1.0
-    radius = np.array([radii[symbol] for symbol in elements])
-    near = distances < LONGEST_BOND * (radius[pairs].sum(axis=1))
+        with suppress(ValueError):
+            radii[symbol] = covalent_radius(symbol)
+    radius = np.array([radii.get(symbol, -1.0) for symbol in elements])
+    near = distances < BONDED_WITHIN * (radius[pairs].sum(axis=1))
     near &= (radius[pairs] > 0.0).all(axis=1)
     bonds, nearest = [], dict[int, tuple[float, int]]()
     for (i, j), distance in zip(pairs[near].tolist(), distances[near].tolist(), strict=True):
@@ -167,7 +165,3 @@ def perceive_bonds(elements: Sequence[str], distances: NDArray[np.floating], pai
             nearest[hydrogens[0]] = min(nearest.get(hydrogens[0], (np.inf, -1)), (distance, heavy))
     bonds += [(min(atom, heavy), max(atom, heavy)) for atom, (_, heavy) in nearest.items()]
     return tuple(sorted(bonds))
-
-
-LONGEST_BOND = 1.25
-"""In sums of two covalent radii; atoms of 1,3 neighbours are at 1.6 or more."""

@@ -15,6 +15,7 @@ from openmm import app, unit
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.structure_checks import named_by_hand, odd_bond
 from molecular.molecule.topology import Topology
+from nflib.errors import first_line
 from nflib.io import complete_file
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ INTERNAL_FORCES = (
     openmm.NonbondedForce,
     openmm.GBSAOBCForce,
     openmm.CMMotionRemover,
+    openmm.AndersenThermostat,
     openmm.CustomBondForce,
     openmm.CustomAngleForce,
     openmm.CustomTorsionForce,
@@ -62,9 +64,9 @@ class Molecule:
         kT: kJ/mol.
 
     Raises:
-        ValueError: parts that do not belong together, more than one molecule, virtual sites, a periodic system, a
-            structure that is not finite or whose bonds are no bonds, forces that hold atoms in place, or a temperature
-            out of range.
+        ValueError: parts that do not belong together, more than one molecule, virtual sites, atoms without mass, a
+            periodic system or one that OpenMM does not take, a structure that is not finite or whose bonds are no
+            bonds, forces that hold atoms in place, or a temperature out of range.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("AA")
@@ -130,6 +132,12 @@ class Molecule:
             raise ValueError(
                 f"{self.name} has a virtual site ({topology.label(virtual[0])}), which carries no density of its own; "
                 "choose a force field without virtual sites."
+            )
+        massless = [i for i in range(topology.num_atoms) if not system.getParticleMass(i)._value > 0.0]
+        if massless:
+            raise ValueError(
+                f"{topology.label(massless[0])} of {self.name} has no mass in the System, by which OpenMM holds it in "
+                "place; give each atom its mass."
             )
         if system.usesPeriodicBoundaryConditions():
             raise ValueError(
@@ -222,9 +230,12 @@ def _held_in_place(system: openmm.System, positions: NDArray[np.float64]) -> boo
 
 
 def _energies(system: openmm.System, frames: NDArray[np.float64]) -> list[float]:
-    """kJ/mol of conformations (N, n, 3)."""
+    """kJ/mol of conformations (N, n, 3); raises ValueError for a System of which OpenMM makes none."""
     platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    try:
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    except openmm.OpenMMException as error:
+        raise ValueError(f"OpenMM cannot use the System ({first_line(error)}); take out what it names.") from error
     energies = []
     for positions in frames:
         context.setPositions(positions)

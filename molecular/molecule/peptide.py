@@ -15,17 +15,16 @@ from openmm import app, unit
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
+from molecular.molecule.force_fields import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD, load_force_field
+from molecular.molecule.geometry import is_cis, signed_volumes
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.sequences import PeptideSequence, parse_sequence
-from molecular.molecule.topology import D_NAMES, Topology
-
-CAPPED_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
-UNCAPPED_FORCE_FIELD = ("amber14-all.xml", "implicit/obc1.xml")
+from molecular.molecule.topology import CAPS, D_NAMES, Topology
+from nflib.errors import ComputationError
 
 _CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds, "HAngles": app.HAngles}
 _EMBEDDING_SEEDS = range(1, 33)
 
-_CAPS = ("ACE", "NME", "NHE")
 # Atoms that only geometry tells apart; see _standard_labels.
 _BRANCHES = {"VAL": ("CB", "CG1", "CG2", "HB"), "LEU": ("CG", "CD1", "CD2", "HG")}
 _CIS = {
@@ -94,10 +93,7 @@ class Peptide(Molecule):
             raise ValueError(f"constraints is {constraints!r}; give one of {', '.join(map(str, _CONSTRAINTS))}.")
         self.constraints = constraints
         self.hydrogen_mass = hydrogen_mass
-        try:
-            field = app.ForceField(*self.force_field)
-        except ValueError as error:  # OpenMM's own sentence names the file it could not find
-            raise ValueError(f"cannot load the force field {self.force_field}: {error}") from error
+        field = load_force_field(self.force_field)
         for seed in _EMBEDDING_SEEDS:
             try:
                 topology, start = _build(parsed, field, seed)
@@ -111,7 +107,7 @@ class Peptide(Molecule):
             if _all_trans(topology, positions):
                 break
         else:
-            raise RuntimeError(f"no start structure of {self.sequence!r} has all its peptide bonds trans.")
+            raise ComputationError(f"no start structure of {self.sequence!r} has all its peptide bonds trans.")
         temperature = usual_temperature(self.capped) if temperature is None else temperature
         super().__init__(topology, system, positions, temperature, name=self.sequence)
 
@@ -161,7 +157,7 @@ def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple
     if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
         parameters.useRandomCoords = True
         if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
-            raise RuntimeError(f"RDKit found no structure of {str(sequence)!r} with seed {seed}.")
+            raise ComputationError(f"RDKit found no structure of {str(sequence)!r} with seed {seed}.")
     xyz = molecule.GetConformer().GetPositions() / 10.0  # Angstrom to nm
 
     topology, by_number, placed = app.Topology(), {}, {}
@@ -303,8 +299,7 @@ def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> 
         positions[i + j] = positions[j + i]
 
     def anticlockwise(centre: Any, *branches: Any) -> bool:
-        arms = positions[[atom.index for atom in branches]] - positions[centre.index]
-        return bool(np.linalg.det(arms) < 0.0)
+        return bool(signed_volumes(positions, [atom.index for atom in (centre, *branches)]) < 0.0)
 
     for residue in topology.residues():
         named = {atom.name: atom for atom in residue.atoms()}
@@ -313,16 +308,16 @@ def _standard_labels(topology: app.Topology, positions: NDArray[np.float64]) -> 
             if anticlockwise(centre, first, second, hydrogen):
                 exchange(first, second)
         for names in _CIS.get(residue.name, ()):
-            a, b, c, first, second = (named[name] for name in names)
-            if not _is_cis(*positions[[a.index, b.index, c.index, first.index]]):
-                exchange(first, second)
+            *corners, second = (named[name] for name in names)
+            if not is_cis(positions, [atom.index for atom in corners]):
+                exchange(corners[-1], second)
         for centre in residue.atoms():
             own = sorted(hydrogens[centre], key=lambda atom: atom.name)
             if len(own) == 2 and len(heavy[centre]) == 2:
                 outer = max(heavy[centre], key=lambda atom: _REMOTENESS.index(atom.name[1:2] or atom.name))
                 if anticlockwise(centre, outer, *own):
                     exchange(*own)
-            elif len(own) == 3 and residue.name not in _CAPS and anticlockwise(centre, *own):
+            elif len(own) == 3 and residue.name not in CAPS and anticlockwise(centre, *own):
                 exchange(*own[1:])
     return positions
 
@@ -332,14 +327,9 @@ def _all_trans(topology: app.Topology, positions: NDArray[np.float64]) -> bool:
     for previous, this in pairwise(residues):
         before, after = previous.get("CA", previous.get("CH3")), this.get("CA", this.get("C"))
         # The nitrogen of an amide at the end has hydrogens alone.
-        if after is not None and _is_cis(*positions[[before, previous["C"], this["N"], after]]):
+        if after is not None and is_cis(positions, [before, previous["C"], this["N"], after]):
             return False
     return True
-
-
-def _is_cis(a: NDArray, b: NDArray, c: NDArray, d: NDArray) -> bool:
-    """Whether a and d lie on one side of the bond b-c."""
-    return bool(np.dot(np.cross(a - b, c - b), np.cross(d - c, c - b)) > 0.0)
 
 
 def _reference_platform() -> openmm.Platform:

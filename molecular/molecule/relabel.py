@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.molecule.geometry import signed_volumes
 from molecular.molecule.symmetry import exchanged_branches
 from molecular.molecule.topology import Topology
 
@@ -30,7 +31,7 @@ class Exchange:
     def signs(self, positions: NDArray[np.floating], reference: NDArray[np.floating]) -> NDArray[np.floating]:
         """(N,) positive where the names of positions (N, n, 3) agree with those of the reference (n, 3)."""
         if self.handed:
-            return volumes(positions, self.corners) * volumes(reference, self.corners)
+            return signed_volumes(positions, self.corners) * signed_volumes(reference, self.corners)
         return (_torsion_vectors(positions, self.corners) * _torsion_vectors(reference, self.corners)).sum(-1)
 
 
@@ -84,12 +85,6 @@ def swap(positions: NDArray[np.floating], exchange: Exchange) -> NDArray[np.floa
     there, back = [*exchange.first, *exchange.second], [*exchange.second, *exchange.first]
     positions[:, there] = positions[:, back]
     return positions
-
-
-def volumes(positions: NDArray[np.floating], corners: Sequence[int]) -> NDArray[np.floating]:
-    """Six times the signed volumes (...,) of four atoms of positions (..., n, 3)."""
-    points = positions[..., list(corners), :]
-    return np.linalg.det(points[..., 1:, :] - points[..., :1, :])
 
 
 def _torsion_vectors(positions: NDArray[np.floating], corners: Sequence[int]) -> NDArray[np.floating]:

@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import openmm
 from numpy.typing import ArrayLike, NDArray
-from openmm import unit
-from rdkit import Chem
 from scipy.spatial import cKDTree
 
+from molecular.molecule.force_fields import harmonic_bonds
+from molecular.molecule.geometry import covalent_radius, signed_volumes
 from molecular.molecule.matching import perceive_bonds
 from molecular.molecule.sequences import LETTERS
 from molecular.molecule.topology import ALLO_NAMES, D_NAMES, RESIDUES, Topology, beyond_bond
 
-# Of the sum of the covalent radii. Start structures may be strained, but no bond is that far off.
-SHORTEST_BOND, LONGEST_BOND = 0.5, 1.7
-SOFTEST_BOND = 5e4  # kJ/mol/nm^2
+# Of a bond's usual length. Start structures may be strained, but no bond is that far off.
+SHORTEST_RATIO, LONGEST_RATIO = 0.5, 1.7
+SOFTEST_BOND = 5e4  # kJ/mol/nm^2; softer ones may be restraints
 FARTHEST_BOND = 0.26  # nm, of two sulphurs
 # The volume of three unit arms is .7 at a tetrahedral centre; below this it is too flat to have a hand.
 FLATTEST = 0.2
@@ -38,12 +38,11 @@ def odd_bond(topology: Topology, positions: ArrayLike, system: openmm.System | N
     Raises:
         ValueError: an element that is none.
     """
-    table = Chem.GetPeriodicTable()
-    try:
-        radii = [table.GetRcovalent(element) / 10.0 for element in topology.elements]  # Angstrom
-    except RuntimeError as error:
-        raise ValueError(f"an element among {', '.join(sorted(set(topology.elements)))} is none.") from error
-    usual = [(i, j, radii[i] + radii[j]) for i, j in topology.bonds] + _stiff_bonds(system)
+    radius = {element: covalent_radius(element) for element in sorted(set(topology.elements))}
+    radii = [radius[element] for element in topology.elements]
+    usual = [(i, j, radii[i] + radii[j]) for i, j in topology.bonds]
+    stiff = {} if system is None else harmonic_bonds(system)
+    usual += [(*pair, length) for pair, (k, length) in stiff.items() if k >= SOFTEST_BOND and length > 0.0]
     if not usual:
         return None
     first, second, lengths = (np.array(column) for column in zip(*usual, strict=True))
@@ -52,7 +51,7 @@ def odd_bond(topology: Topology, positions: ArrayLike, system: openmm.System | N
     with np.errstate(divide="ignore"):
         ratios = np.log(found / lengths)
     worst = int(np.abs(ratios).argmax())
-    if np.log(SHORTEST_BOND) < ratios[worst] < np.log(LONGEST_BOND):
+    if np.log(SHORTEST_RATIO) < ratios[worst] < np.log(LONGEST_RATIO):
         return None
     return (
         f"{topology.label(first[worst])} and {topology.label(second[worst])} are bonded but {found[worst]:.3g} nm apart"
@@ -73,19 +72,6 @@ def unnamed_bond(topology: Topology, positions: NDArray[np.float64]) -> str | No
         if topology.residue_indices[i] != topology.residue_indices[j]:
             return f"{topology.label(i)} and {topology.label(j)} are {near[i, j]:.3g} nm apart and not bonded"
     return None
-
-
-def _stiff_bonds(system: openmm.System | None) -> list[tuple[int, int, float]]:
-    """Atoms and length, nm, of each bond as stiff as chemical ones; softer ones may be restraints."""
-    found = []
-    for force in system.getForces() if system is not None else ():
-        if isinstance(force, openmm.HarmonicBondForce):
-            for k in range(force.getNumBonds()):
-                i, j, length, stiffness = force.getBondParameters(k)
-                length, stiffness = (one.value_in_unit_system(unit.md_unit_system) for one in (length, stiffness))
-                if stiffness >= SOFTEST_BOND and length > 0.0:
-                    found.append((i, j, length))
-    return found
 
 
 def named_by_hand(topology: Topology, positions: NDArray[np.float64]) -> Topology:
@@ -147,5 +133,6 @@ def _volume(atoms: dict[str, int], centre: str, arms: tuple[str, ...], positions
     """That of the unit vectors from a centre to three of its neighbours; zero where one of them is missing."""
     if not {centre, *arms} <= atoms.keys():
         return 0.0
-    vectors = positions[[atoms[name] for name in arms]] - positions[atoms[centre]]
-    return float(np.linalg.det(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)))
+    corners = [atoms[name] for name in (centre, *arms)]
+    lengths = np.linalg.norm(positions[corners[1:]] - positions[corners[0]], axis=-1)
+    return float(signed_volumes(positions, corners) / lengths.prod())

@@ -11,24 +11,25 @@ from torch import Tensor
 from molecular.molecule.topology import Topology
 
 
-def methyl_rotations(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> list[Tensor]:
+def methyl_rotations(topology: Topology) -> list[Tensor]:
     """The groups of exactly three hydrogens on one heavy atom, each with its rotations.
 
     Returns one (3, 3) int64 tensor a group: row k holds the atoms whose positions go to the atoms of row 0 in
     the k-th cyclic permutation. A cycle keeps chirality; exchanging just two hydrogens would not.
 
-    >>> methyl_rotations(["C", "H", "H", "H", "F"], [(0, 1), (0, 2), (0, 3), (0, 4)])
+    >>> from molecular.molecule.topology import Residue
+    >>> bonds = ((0, 1), (0, 2), (0, 3), (0, 4))
+    >>> methyl_rotations(Topology(("C", "H1", "H2", "H3", "F"), tuple("CHHHF"), (Residue("FME"),), (0,) * 5, bonds))
     [tensor([[1, 2, 3],
             [2, 3, 1],
             [3, 1, 2]])]
     """
-    hydrogens: dict[int, list[int]] = {}
-    for pair in bonds:
-        for heavy, other in (pair, pair[::-1]):
-            if elements[heavy] != "H" and elements[other] == "H":
-                hydrogens.setdefault(heavy, []).append(other)
     cycle = torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
-    return [torch.tensor(sorted(group))[cycle] for _, group in sorted(hydrogens.items()) if len(group) == 3]
+    hydrogens = (
+        [atom for atom in near if topology.elements[atom] == "H"] if element != "H" else []
+        for element, near in zip(topology.elements, topology.neighbours, strict=True)
+    )
+    return [torch.tensor(group)[cycle] for group in hydrogens if len(group) == 3]
 
 
 def half_turns(topology: Topology) -> list[Tensor]:

@@ -34,6 +34,7 @@ RESIDUES = {name.upper(): SequenceResidue(letter) for letter, name in LETTERS.it
 RESIDUES |= {name: SequenceResidue(letter, is_d=True) for letter, name in D_NAMES.items()}
 RESIDUES |= {name.upper(): SequenceResidue(letter) for name, letter in VARIANTS.items()}
 """What a residue is, by its name."""
+CAPS = ("ACE", "NME", "NHE", "NH2")
 # A residue's number and its insertion code.
 _NUMBER = re.compile(r"(-?\d+)([A-Za-z])")
 

@@ -1,14 +1,16 @@
-"""The torsions that an ensemble is judged by."""
+"""The torsions of a molecule: those that an ensemble is judged by, those that turn, and those that do not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from molecular.molecule.geometry import has_torsion
+from molecular.molecule.molecule import Molecule
 from molecular.molecule.symmetry import half_turns
-from molecular.molecule.topology import Topology
+from molecular.molecule.topology import Topology, beyond_bond
 
 
 def named_backbone_torsions(topology: Topology) -> dict[str, tuple[int, int, int, int]]:
@@ -70,26 +72,81 @@ def ramachandran_torsions(topology: Topology) -> Tensor:
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2, 4)
 
 
-def heavy_torsions(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> Tensor:
+def heavy_torsions(topology: Topology) -> Tensor:
     """One quadruple (t, 4) of heavy atoms about every bond that has heavy neighbours on both sides: phi, psi, omega
     and the side chains' chi, and bonds of rings.
 
-    >>> heavy_torsions(["C", "C", "C", "O", "H"], [(0, 1), (1, 2), (2, 3), (0, 4)]).tolist()
-    [[0, 1, 2, 3]]
+    >>> from molecular.molecule.topology import Residue
+    >>> bonds = ((0, 1), (0, 4), (1, 2), (2, 3))
+    >>> heavy_torsions(Topology(("C1", "C2", "C3", "O", "H"), tuple("CCCOH"), (Residue("MOL"),), (0,) * 5, bonds))
+    tensor([[0, 1, 2, 3]])
     """
-    neighbours: dict[int, list[int]] = {atom: [] for atom, element in enumerate(elements) if element != "H"}
-    for i, j in bonds:
-        if i in neighbours and j in neighbours:
-            neighbours[i].append(j)
-            neighbours[j].append(i)
-    quadruples = []
-    for i, j in sorted(bonds):
-        if i in neighbours and j in neighbours:
-            before = [atom for atom in sorted(neighbours[i]) if atom != j]
-            after = [atom for atom in sorted(neighbours[j]) if atom != i]
-            if before and after:
-                quadruples.append([before[0], i, j, after[0]])
+    quadruples = [found for bond in topology.bonds if (found := _heavy_torsion(topology, *bond)) is not None]
     return torch.tensor(quadruples, dtype=torch.int64).reshape(-1, 4)
+
+
+def _heavy_torsion(topology: Topology, i: int, j: int) -> tuple[int, int, int, int] | None:
+    """The torsion about a bond by the first heavy atom on either side, if there are such and the bond's are heavy."""
+    before, after = (
+        [atom for atom in topology.neighbours[end] if atom != other and topology.elements[atom] != "H"]
+        for end, other in ((i, j), (j, i))
+    )
+    hydrogens = "H" in (topology.elements[i], topology.elements[j])
+    return (before[0], i, j, after[0]) if before and after and not hydrogens else None
+
+
+def rotatable_bonds(topology: Topology) -> list[tuple[int, int, Tensor]]:
+    """Bonds about which a molecule may turn freely, as (fixed atom, turning atom, every atom beyond it).
+
+    Such a bond is in no ring, has further neighbours at both ends, and a tetrahedral atom at one: phi, psi and chi, but
+    neither amide bonds nor those of conjugated groups. The smaller side turns.
+    """
+    neighbours, num_atoms = topology.neighbours, topology.num_atoms
+    result = []
+    for i, j in topology.bonds:
+        if min(len(neighbours[i]), len(neighbours[j])) < 2 or max(len(neighbours[i]), len(neighbours[j])) < 4:
+            continue
+        beyond = beyond_bond(neighbours, i, j)
+        if i in beyond:
+            continue
+        if 2 * len(beyond) > num_atoms:
+            i, j, beyond = j, i, set(range(num_atoms)) - beyond
+        result.append((i, j, torch.tensor(sorted(beyond))))
+    return result
+
+
+def rigid_torsions(topology: Topology) -> Tensor:
+    """One quadruple (t, 4) about each bond with neighbours at both ends and no tetrahedral atom: amides and the like.
+
+    Rings are left out.
+    """
+    neighbours = topology.neighbours
+    rows = []
+    for i, j in topology.bonds:
+        before, after = ([atom for atom in neighbours[end] if atom != other] for end, other in ((i, j), (j, i)))
+        if before and after and max(len(before), len(after)) < 3 and i not in beyond_bond(neighbours, i, j):
+            rows.append([before[0], i, j, after[0]])
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+
+
+def reported_torsions(molecule: Molecule) -> dict[str, NDArray[np.int64]]:
+    """Atom quadruples of what should mix, by name: "phi 2", "psi 1" and so on (`named_backbone_torsions`), then each
+    side chain's torsions.
+
+    The first heavy atom on either side defines a side chain's torsion; it is named by its bond, "CA-CB of VAL 2". Bonds
+    to linear groups, such as nitriles, have none.
+    """
+    topology = molecule.topology
+    named = dict(named_backbone_torsions(topology))
+    backbone = {frozenset(atoms[1:3]) for atoms in named.values()}
+    for bond in rotatable_bonds(topology):
+        i, j = sorted(bond[:2])
+        torsion = _heavy_torsion(topology, i, j)
+        if torsion is not None and frozenset((i, j)) not in backbone:
+            named[f"{topology.atom_names[i]}-{topology.label(j)}"] = torsion
+    atoms = torch.tensor(list(named.values()), dtype=torch.int64).reshape(-1, 4)
+    defined = has_torsion(torch.as_tensor(molecule.positions), atoms)
+    return {name: row.numpy() for name, row, kept in zip(named, atoms, defined.tolist(), strict=True) if kept}
 
 
 def periods(topology: Topology, quadruples: Tensor) -> Tensor:

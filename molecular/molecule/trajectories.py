@@ -19,6 +19,8 @@ from nflib.io import complete_file
 FORMATS = ("xtc", "dcd", "h5", "npz")
 # Beyond this, nm, an XTC file's integers overflow.
 FARTHEST = 1e5
+# Of more atoms than this, an XTC file's positions are rounded.
+MOST_UNROUNDED = 9
 
 
 def check_format(suffix: str) -> None:
@@ -42,7 +44,8 @@ def write_trajectory(
 ) -> None:
     """Write conformations ``(N, n, 3)`` in nm as XTC, DCD, HDF5 or NPZ, by the suffix of the path.
 
-    XTC rounds to 0.001 nm, which moves the log-density of a flow by some tenths; the others are float32.
+    XTC rounds to 0.001 nm (not of `MOST_UNROUNDED` atoms or fewer), which moves the log-density of a flow by some
+    tenths; the others are float32.
 
     Args:
         topology: stored in HDF5, needed there alone.

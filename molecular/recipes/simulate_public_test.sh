@@ -2,7 +2,7 @@
 # runs/public_test/references, on one core: sh molecular/recipes/simulate_public_test.sh [LENGTH ...] (2 and 4 by default).
 # Run again, it goes on; with more PICOSECONDS, what is there is simulated for longer. A dipeptide of 200 ps takes 10 to 20
 # minutes of one core, a tetrapeptide about 45: some 30 hours for all. `benchmarks/transferable.py --public-test 2 4
-# --references runs/public_test/references --start_time 60` uses what is finished, without the first 60 ps, in which the
+# --references runs/public_test/references --start_ps 60` uses what is finished, without the first 60 ps, in which the
 # share of phi > 0 still falls to what it stays at.
 export OMP_NUM_THREADS=1
 PYTHON=${PYTHON:-.venv/bin/python}

@@ -19,13 +19,13 @@ from molecular.sampling.targets import energy_for
 from nflib.flows import Flow
 from nflib.io import read_config
 from nflib.montecarlo import BoltzmannDensity, Proposal, SMCSamples, WeightedSamples, importance_sample
+from nflib.montecarlo.weighted_samples import MAX_PARETO_K
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 # Published codes remove this share of the largest weights before they report an effective sample size.
 PUBLISHED_TRUNCATION = 0.002
-# Worth fewer independent draws than that, or above such a Pareto k, no error bar can be trusted.
+# Worth fewer independent draws than that, no error bar can be trusted.
 FEWEST = 50
-LARGEST_K = 0.7
 # A flow whose draws are worth that share needs no more than more of them.
 GOOD_SHARE = 0.05
 
@@ -132,7 +132,7 @@ def verdict(summary: dict[str, Any]) -> str:
     if "history" in summary:
         return f"The samples cannot be relied on ({reason}): run smc with more --num_draws, --moves or --final_moves."
     size, number, k = summary["effective_num_ancestors"], summary["num_samples"], summary["pareto_k"]
-    if size > GOOD_SHARE * number and k is not None and k <= LARGEST_K:
+    if size > GOOD_SHARE * number and (k is None or k <= MAX_PARETO_K):
         needed = 10 * math.ceil(1.2 * FEWEST * number / size / 10)
         return f"The draws are too few for averages with errors ({reason}): draw {needed} or more."
     return (
@@ -143,7 +143,6 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def unusable(summary: dict[str, Any]) -> str | None:
     """Why averages over the weights have no error that can be trusted; None where they have one."""
-    size, k = summary["effective_num_ancestors"], summary["pareto_k"]
-    if size < FEWEST:
+    if summary["effective_num_ancestors"] < FEWEST:
         return f"they are worth fewer than {FEWEST} independent draws"
-    return None if k is not None and k <= LARGEST_K else f"Pareto k is above {LARGEST_K}"
+    return None if summary["refusal"] is None else f"Pareto k is above {MAX_PARETO_K}"

@@ -107,7 +107,7 @@ def smc(
         draws=draws,
         step_sizes=AcceptanceTarget() if step_sizes is None else step_sizes,
         resampling_threshold=resampling_threshold,
-        chunk_size=batch_size,
+        batch_size=batch_size,
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
@@ -134,7 +134,7 @@ def move_at_target(
     fixed, _, target = _in_own_coordinates(flow, molecule, generator, device)
     with torch.no_grad():
         y = torch.cat([fixed(part.to(device))[0] for part in positions.split(batch_size)])
-    chains = run_chains(target, y, num_steps, kernel=named_kernel(kernel), chunk_size=batch_size, generator=generator)
+    chains = run_chains(target, y, num_steps, kernel=named_kernel(kernel), batch_size=batch_size, generator=generator)
     moved = WeightedSamples(chains.x, torch.zeros_like(chains.log_target), log_target=chains.log_target)
     back = transform_back(moved, fixed, batch_size)
     assert back.log_target is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,14 @@ from molecular.energy.reduced import CLIP
 from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_prose import InternalProse
 from molecular.flows.prose import Prose
-from molecular.flows.rigid_motion import random_rigid_motion
 from molecular.molecule.canonical_names import Naming
 from molecular.molecule.features import atoms_exist
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
-from molecular.training.initial import refuse_architecture
+from molecular.training.initial import check_initial
 from molecular.training.labelled import GROUP, LabelledFrames
+from nflib.dtypes import widened
 from nflib.io import read_json, write_json
 from nflib.training import TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
@@ -70,8 +70,13 @@ def train_on_corpus(
     if coordinates == "cartesian" and refit_marginals:
         # What is fitted of them is a scale that all weights were trained with.
         raise ValueError("refit_marginals is for flows on internal coordinates; those on plain positions have none.")
-    refuse_architecture(initial, architecture)
+    check_initial(initial, architecture, refit_marginals)
     corpus = open_corpus(data)
+    if energy_weight and not (isinstance(corpus, Corpus) and coordinates == "internal"):
+        raise ValueError(
+            "energy_weight needs a corpus written by `python -m molecular simulate`, and a flow on internal "
+            "coordinates."
+        )
     torch.manual_seed(config.seed)
     kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
     if coordinates == "internal":
@@ -87,14 +92,10 @@ def train_on_corpus(
     if not energy_weight:
         objective = LikelihoodPerDimension(table)
         return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
-    if not isinstance(corpus, Corpus) or flow.places_molecules:
-        raise ValueError(
-            "energy_weight needs a corpus written by `python -m molecular simulate`, and a flow on internal "
-            "coordinates."
-        )
+    del training  # the labelled frames are the same ones, read once more
     return fit(
         flow,
-        LabelledFrames(corpus, flow.context_of, config.seed),
+        LabelledFrames(cast(Corpus, corpus), flow.context_of, config.seed),
         validation,
         config=config,
         objective=LikelihoodAndEnergies(table, energy_weight, CLIP),
@@ -147,10 +148,8 @@ class LikelihoodPerDimension:
     def augmented(self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The batch, turned and moved at random."""
         inputs = self.symmetries.turn(batch["inputs"], batch["system"], generator)
-        if flow.places_molecules:
-            exists = atoms_exist(batch["context"])
-            inputs = random_rigid_motion(inputs, exists, float(flow.config["scale"]), generator)  # type: ignore[index]
-        return batch | {"inputs": inputs}
+        placed = cast(TransferableFlow, flow).placed(inputs, atoms_exist(batch["context"]), generator)
+        return batch | {"inputs": placed}
 
 
 class LikelihoodAndEnergies(LikelihoodPerDimension):
@@ -209,7 +208,7 @@ def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buck
     for rows in order.chunk(num_buckets):
         longest = int(sizes[rows].max())
         log_prob = flow.log_prob(inputs[rows, :longest], context[rows, :longest])  # type: ignore[operator]
-        parts.append(log_prob.to(torch.promote_types(log_prob.dtype, torch.float32)))
+        parts.append(widened(log_prob))
     return torch.cat(parts)[order.argsort()]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_another_molecule, save_molecule
 from molecular.sampling.sample import load_flow
-from molecular.training.initial import refuse_architecture
+from molecular.training.initial import check_initial
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
 
@@ -28,7 +30,7 @@ def train_on_ensemble(
     output: str | Path,
     config: TrainingConfig,
     *,
-    start_time: float = 0.0,
+    start_ps: float = 0.0,
     initial: str | Path | None = None,
     refit_marginals: bool = False,
     energy_weight: float = 0.0,
@@ -36,16 +38,21 @@ def train_on_ensemble(
 ) -> TrainingResult:
     """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
 
-    start_time: drop frames before it, ps. initial: folder of a trained flow to start from, of this molecule or of many;
+    start_ps: drop frames before it, ps. initial: folder of a trained flow to start from, of this molecule or of many;
     architecture: of a new one. refit_marginals: whether the fixed part of an initial flow of this molecule alone is
     fitted anew. See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow
     of another molecule, an output with a flow of another molecule or temperature, or settings that do not fit.
     """
-    refuse_architecture(initial, architecture)
+    check_initial(initial, architecture, refit_marginals)
     molecule = load_molecule(data)
     model = Path(output) / "model"
     refuse_another_molecule(model, molecule)
-    ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_time=start_time)
+    if molecule.system.getNumConstraints():
+        raise ValueError(
+            f"the System of {data} has constraints, under which conformations have no density; simulate with one that "
+            "has none (constraints=None), or `import` a trajectory into it."
+        )
+    ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_ps=start_ps)
     training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
     flow: ConformationFlow
     if initial is None:
@@ -82,15 +89,23 @@ def train_flow(
     """
     augment = flow.augmentation(molecule)
     context = flow.context(molecule)
+    generator = torch.Generator().manual_seed(config.seed)
+    training, validation = (_placed(frames, flow, generator) for frames in (training, validation))
     train: Any = _rows(training.positions, context)
     # A flow may know one naming of equivalent atoms alone.
-    held_out = _rows(augment(validation.positions, torch.Generator().manual_seed(config.seed)), context)
+    held_out = _rows(augment(validation.positions, generator), context)
     objective: Any = maximum_likelihood
     if energy_weight:
-        train = FramesAndSamples(training, molecule, context)
-        held_out["energy"] = train.reduced.of_frames(validation.positions, validation.energies)
+        train = FramesAndSamples(training, molecule, flow)
+        held_out["energy"] = train.labels(validation)
         objective = LogVariance(energy_weight=energy_weight, clip=CLIP)
     return fit(flow, train, held_out, config=config, objective=objective, output=Path(output), augment=augment)
+
+
+def _placed(frames: Ensemble, flow: ConformationFlow, generator: torch.Generator) -> Ensemble:
+    """Frames whose positions are where the flow's density has them; a label belongs to its place."""
+    exists = torch.ones(frames.positions.shape[:2], dtype=torch.bool)
+    return replace(frames, positions=flow.placed(frames.positions, exists, generator))
 
 
 def _rows(positions: Tensor, context: Tensor | None) -> dict[str, Tensor]:
@@ -103,17 +118,19 @@ class FramesAndSamples:
     """Batches of simulated frames and, in equal number, samples of the flow, with energies; a `BatchSource`.
 
     Index i < N is frame i; index N + j is sample j, modulo the number of samples, which `refresh` replaces; before the
-    first time, frame j. context: ``(1, n, k)``, of a transferable flow.
+    first time, frame j.
     """
 
-    def __init__(
-        self, frames: Ensemble, molecule: Molecule, context: Tensor | None = None, num_samples: int = 8192
-    ) -> None:
-        self.molecule, self.context, self.reduced = molecule, context, ReducedEnergy(molecule)
-        self.positions = frames.positions
-        self.energies = self.reduced.of_frames(frames.positions, frames.energies)
+    def __init__(self, frames: Ensemble, molecule: Molecule, flow: ConformationFlow, num_samples: int = 8192) -> None:
+        self.molecule, self.context, self.reduced = molecule, flow.context(molecule), ReducedEnergy(molecule)
+        self.target_energy = flow.target_energy
+        self.positions, self.energies = frames.positions, self.labels(frames)
         self.samples = frames.positions[:1].expand(num_samples, -1, -1).clone()
         self.sample_energies = torch.full((num_samples,), torch.inf, dtype=torch.float64)
+
+    def labels(self, frames: Ensemble) -> Tensor:
+        """Reduced energies of frames over the space of the flow's density, ``(N,)``."""
+        return self.target_energy(partial(self.reduced.of_frames, energies=frames.energies))(frames.positions)
 
     def __len__(self) -> int:
         return 2 * len(self.positions)
@@ -135,7 +152,7 @@ class FramesAndSamples:
         """Draw the samples anew, and label those in reach of the thermal range with their energies."""
         given = cast(ConformationFlow, flow).given(self.molecule)
         samples = given.sample((len(self.samples),), batch_size=1024, generator=generator).cpu()
-        energies = self.reduced(samples)
+        energies = self.target_energy(self.reduced)(samples)
         ceiling = self.energies.median() + HIGHEST_ENERGY
         self.samples = samples
         self.sample_energies = torch.where(energies < ceiling, energies, torch.inf)

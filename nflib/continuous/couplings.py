@@ -11,9 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nflib.contexts import Context, as_context, map_context
-from nflib.distributions import draw, normal_like
+from nflib.distributions import draw
 from nflib.events import flattened
 from nflib.flows.flow import Flow
+from nflib.random import given_generator, normal_like
 
 __all__ = ["Coupling", "FromFlow", "Independent", "OptimalTransport", "Pairs", "pairs_of"]
 
@@ -34,7 +35,8 @@ class Independent:
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
         x1 = batch["inputs"]
-        return noise_like(x1, flow, generator), x1, batch.get("context")
+        context = batch.get("context")
+        return noise_like(x1, flow, context, generator), x1, context
 
 
 class OptimalTransport:
@@ -72,7 +74,13 @@ class Pairs:
 
 @torch.no_grad()
 def pairs_of(
-    flow: Flow, num_pairs: int, context: Any = None, *, seed: int, batch_size: int = 1024
+    flow: Flow,
+    num_pairs: int,
+    context: Any = None,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    batch_size: int = 1024,
 ) -> dict[str, Tensor | Context]:
     """Noise and what a flow makes of it, as data for `fit` with the coupling `Pairs`.
 
@@ -80,12 +88,13 @@ def pairs_of(
         flow: the teacher.
         num_pairs: how many, for each row of the context.
         context: rows of contexts, where the flow takes one.
-        seed: of the noise.
+        generator, seed: of the noise; as for `Flow.sample`.
         batch_size: so many are decoded at once.
 
     Returns:
         "noise" and "inputs", ``(num_pairs, *event_shape)``, num_pairs for each context in turn, and "context", where
-        there is one. Noise of tokens lies where the data of the same tokens do.
+        there is one. Noise of tokens lies where the data of the same tokens do; that of a flow along a path is over
+        the width that the path gives it, as every coupling has it.
 
     >>> from nflib.flows import TARFlow
     >>> teacher = TARFlow((6,), patch_size=2, channels=16, num_blocks=1, head_dim=8)
@@ -94,13 +103,14 @@ def pairs_of(
     True
     """
     context = as_context(context)
-    noise, _ = flow.noise_and_log_prob(num_pairs, context, generator=torch.Generator().manual_seed(seed))
+    noise, _ = flow.noise_and_log_prob(num_pairs, context, generator=given_generator(generator, seed))
     if context is not None:
         noise = noise.flatten(0, 1)
         context = map_context(lambda part: part.repeat_interleave(num_pairs, 0), context)
     parts = [slice(first, first + batch_size) for first in range(0, len(noise), batch_size)]
     x = torch.cat([flow.decode(noise[part], map_context(itemgetter(part), context)) for part in parts])
-    return {"inputs": x, "noise": placed(flow._transform, noise)} | ({} if context is None else {"context": context})
+    x0 = _over_width(placed(flow._transform, noise), flow)
+    return {"inputs": x, "noise": x0} | ({} if context is None else {"context": context})
 
 
 class FromFlow:
@@ -132,12 +142,21 @@ class FromFlow:
         return placed(self.flow._transform, encoded).to(x1) / self.width, x1, context
 
 
-def noise_like(x1: Tensor, flow: Flow, generator: torch.Generator) -> Tensor:
-    """One x0 for each sample, in its dtype: a draw of the flow's base, over the width that the path gives it there.
+def noise_like(x1: Tensor, flow: Flow, context: Any, generator: torch.Generator) -> Tensor:
+    """One x0 for each sample, in its dtype: a draw of the flow's base, over the width that the path gives it there."""
+    return _over_width(base_noise(x1, flow, context, generator), flow)
 
-    Of a base that does not read the context.
-    """
-    return draw(flow._distribution, len(x1), None, generator).to(x1) / getattr(flow, "noise_width", 1.0)
+
+def base_noise(x1: Tensor, flow: Flow, context: Any, generator: torch.Generator) -> Tensor:
+    """A draw of the flow's base for each sample, in its dtype."""
+    if context is None or not getattr(flow._distribution, "uses_context", True):
+        return draw(flow._distribution, len(x1), None, generator).to(x1)
+    return flow.noise_and_log_prob(1, context, generator=generator)[0].squeeze(1).to(x1)
+
+
+def _over_width(noise: Tensor, flow: Flow) -> Tensor:
+    """The x0 of noise of the flow's base, which a path multiplies by its width there."""
+    return noise / getattr(flow, "noise_width", 1.0)
 
 
 def placed(transform: Transform, noise: Tensor) -> Tensor:

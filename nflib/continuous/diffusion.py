@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nflib.contexts import repeated
 from nflib.continuous.fields import evaluated
-from nflib.continuous.ode import ODEFlow
-from nflib.distributions import normal_like
+from nflib.continuous.ode import ODEFlow, in_single_precision
 from nflib.events import flattened
+from nflib.random import normal_like
 
 __all__ = ["DiffusionProposal", "velocity_and_score"]
 
@@ -25,7 +25,7 @@ def velocity_and_score(
     velocity = flow.velocity(x, t, context)
     if score is None:
         return velocity, flow.path.score_from_velocity(velocity, x, t)
-    return velocity, evaluated(score, x, t, context)
+    return velocity, evaluated(in_single_precision(score), x, t, context)
 
 
 class DiffusionProposal:

@@ -221,7 +221,8 @@ class Blockwise(nn.Module):
         edges: the times between them (default: segments of equal length).
 
     Raises:
-        ValueError: edges that do not rise within 0 … 1, or are not one fewer than the fields.
+        ValueError: edges that do not rise within 0 … 1, or are not one fewer than the fields; fields of which some take
+            a context.
 
     >>> from nflib.continuous import MLPVelocity
     >>> field = Blockwise([MLPVelocity(2), MLPVelocity(2)])
@@ -237,6 +238,8 @@ class Blockwise(nn.Module):
         if number != len(self.edges) + 1 or not all(a < b for a, b in pairwise((0.0, *self.edges, 1.0))):
             raise ValueError(f"{number} fields take {number - 1} edges that rise within 0 … 1, got {list(self.edges)}.")
         self.uses_context = takes_context(self.fields[0])
+        if any(takes_context(own) != self.uses_context for own in self.fields):
+            raise ValueError("some of the fields take a context and others none; make all of one kind.")
 
     def within(self, start: float, stop: float) -> nn.Module:
         """The field of the segment in which two times lie. Raises ValueError where an edge lies between them."""

@@ -15,9 +15,9 @@ from nflib.continuous.objectives import squared_error
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.paths import Path, TwoSided
 from nflib.continuous.times import Times, Uniform
-from nflib.distributions import normal_like
 from nflib.events import flattened
 from nflib.io.arguments import changed
+from nflib.random import normal_like
 
 __all__ = ["InterpolantFlow", "InterpolantMatching", "SymmetricMatching"]
 

@@ -15,7 +15,8 @@ from nflib.contexts import map_context
 from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
-from nflib.continuous.steps import Step, as_leaf, check_resolved, inverted, jacobian, pushed
+from nflib.continuous.steps import Step, check_resolved, inverted, pushed
+from nflib.derivatives import as_leaf, jacobian
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
 from nflib.dtypes import widened
 from nflib.events import flattened

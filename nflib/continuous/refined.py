@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.continuous.fields import Velocity, evaluated, takes_context
+from nflib.continuous.ode import in_single_precision
 from nflib.events import per_row
 
 __all__ = ["RefinedSteps"]
@@ -61,5 +62,5 @@ class RefinedSteps(nn.Module):
 
     def refined(self, x: Tensor, t: Tensor, slope: Tensor, context: Any = None) -> Tensor:
         """The slope at x ``(B, *event_shape)`` and t ``(B,)``, of that one step before."""
-        change = self.refiner(x, t, slope) if context is None else self.refiner(x, t, slope, context)
-        return slope + change
+        refiner = in_single_precision(self.refiner)
+        return slope + (refiner(x, t, slope) if context is None else refiner(x, t, slope, context))

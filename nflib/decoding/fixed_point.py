@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nflib.decoding.initial_guesses import InitialGuess, as_initial_guess
 from nflib.decoding.warmup import contained, warmed_up
+from nflib.dtypes import widened
 from nflib.interfaces import BlockReport, CausalMap, Inversion, largest
 
 # Looking ahead trusts the rate of changes only this near to the tolerance: in strongly coupled maps it may rise again.
@@ -109,7 +110,7 @@ class GaussSeidelJacobi:
         batch_size, num_tokens, _ = noise.shape
         if prefix is not None:
             _check_prefix(prefix, noise)
-        noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        noise = widened(noise)
         state = State(
             map,
             noise,

@@ -25,6 +25,7 @@ from nflib.inference import differentiates
 from nflib.interfaces import Decoder
 from nflib.io.arguments import changed
 from nflib.io.pretrained import Pretrained
+from nflib.random import given_generator
 from nflib.transforms.guided import Guidance, PairedContext, guide
 from nflib.transforms.inversion import input_shape, invert, uses_context
 
@@ -324,10 +325,7 @@ class Flow(Pretrained, NFlowsFlow):
         *,
         with_log_prob: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        if generator is not None and seed is not None:
-            raise ValueError("pass either a generator or a seed to sample, not both.")
-        if seed is not None:
-            generator = torch.Generator().manual_seed(int(seed))
+        generator = given_generator(generator, seed)
         decoder = check_decoder(decoding)
         self._check_evaluation()
         noise, embedded, shape = self._noise(num_samples, context, generator)
@@ -344,9 +342,9 @@ class Flow(Pretrained, NFlowsFlow):
         num_samples = _at_least(0, "num_samples", num_samples)
         embedded = self._embedding_net(self._checked_context(context))
         noise = draw(self._distribution, num_samples, self._base_context(embedded), generator)
-        # Bases of others draw in a dtype of their own.
+        # Bases of others draw in a dtype and on a device of their own.
         if (dtype := self._dtype()) is not None:
-            noise = noise.to(torch.promote_types(dtype, torch.float32))
+            noise = noise.to(next(self.parameters()).device, torch.promote_types(dtype, torch.float32))
         if embedded is None:
             return noise, None, (num_samples,)
         return noise.flatten(0, 1), repeated(embedded, num_samples), tuple(noise.shape[:2])
@@ -354,9 +352,9 @@ class Flow(Pretrained, NFlowsFlow):
     def _decoded(
         self, noise: Tensor, embedded: Any, decoder: Decoder | None, with_log_prob: bool
     ) -> tuple[Tensor, Tensor]:
-        """The samples x of this noise and their log-densities, which are not exact unless with_log_prob."""
+        """The samples x of this noise and, with_log_prob, their log-densities."""
         samples, logabsdet, residual, _ = invert(self._transform, noise, embedded, decoder, density=with_log_prob)
-        log_prob = self._base_log_prob(noise, embedded) - logabsdet
+        log_prob = self._base_log_prob(noise, embedded) - logabsdet if with_log_prob else logabsdet
         if is_reporting() or (with_log_prob and residual != 0):
             # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
             with torch.no_grad():
@@ -365,7 +363,7 @@ class Flow(Pretrained, NFlowsFlow):
                 error = torch.where(is_finite[:, None], flattened(own_noise - noise).abs(), 0.0)
                 if len(samples):
                     record_round_trip(float(error.max()))
-                if residual != 0:
+                if with_log_prob and residual != 0:
                     log_prob = self._base_log_prob(own_noise, embedded) + logabsdet
         return samples, log_prob
 

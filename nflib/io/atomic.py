@@ -30,8 +30,9 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder inside `folder`; what the block puts there moves up once it has ended without an error.
 
     Until then nothing in `folder` changes. Files and folders of the same names are replaced, others stay; all are on
-    the disk before the first one moves. Permissions are those of the umask. What a killed run left behind is removed by
-    the next one that writes to the same folder.
+    the disk before the first one moves. A folder with nothing in common but its name is somebody's, and not replaced.
+    Permissions are those of the umask. What a killed run left behind is removed by the next one that writes to the same
+    folder.
 
     Args:
         folder: made, with its parents, unless it is there.
@@ -40,7 +41,8 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         The temporary folder.
 
     Raises:
-        OSError: the folder cannot be made or written, or the disk is full; `folder` then keeps what it had.
+        OSError: the folder cannot be made or written, or the disk is full; a FileExistsError where a folder of other
+            content stands in the way. `folder` then keeps what it had.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with complete_folder(folder) as temporary:
@@ -63,7 +65,10 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(permissions)  # safetensors makes files that their owner alone may read
             _synchronise(path)
-        for path in sorted(temporary.iterdir()):
+        made = sorted(temporary.iterdir())
+        for path in made:
+            _refuse_other_folder(path, folder / path.name)
+        for path in made:
             _replace(path, folder / path.name)
         _synchronise(folder)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -135,6 +140,17 @@ def _is_of_the_disk(error: Exception) -> bool:
         return error.errno in DISK
     # safetensors and torch.save tell of a full disk in words alone.
     return isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+
+
+def _refuse_other_folder(source: Path, target: Path) -> None:
+    if source.is_dir() and target.is_dir():
+        found = set(os.listdir(target))
+        if found and found.isdisjoint(os.listdir(source)):
+            raise FileExistsError(
+                errno.EEXIST,
+                f"{target} holds other files ({', '.join(sorted(found)[:3])}), which are not replaced; choose another "
+                "folder.",
+            )
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nflib.optional import require
+
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
@@ -35,10 +37,7 @@ def local_folder(model: str | os.PathLike[str], files: list[str], revision: str 
 
 def upload(folder: Path, repo_id: str, *, private: bool | None, message: str, **options: Any) -> str:
     """Put the files of a folder into a model's repository, made unless it is there; returns its address."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ModuleNotFoundError("push_to_hub needs huggingface_hub; install nflib[hub].") from error
+    huggingface_hub = require("huggingface_hub", "push_to_hub needs", extra="hub")
     address = huggingface_hub.create_repo(repo_id, private=private, exist_ok=True, **options)
     huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, **options)
     return str(address)

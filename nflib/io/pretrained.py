@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from nflib.devices import usable_device
+from nflib.errors import first_line
 from nflib.io.arguments import keep_arguments, kept_arguments
 from nflib.io.atomic import complete_folder
 from nflib.io.bounded import at_most
@@ -26,16 +28,6 @@ from nflib.io.tensors import read_tensors, write_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-# Where to find the classes of folders that were written before config.json named modules.
-MODULES = {
-    "Flow": "nflib",
-    "TARFlow": "nflib.flows",
-    "PeptideFlow": "molecular",
-    "Prose": "molecular",
-    "InternalProse": "molecular",
-    "STARFlow": "video",
-    "STARFlowV": "video",
-}
 # More than any number of channels, tokens or layers that fits into memory; weights may set the bound higher.
 LARGEST_SIZE = 2**24
 # What constructors raise when they are given what does not fit them.
@@ -49,6 +41,7 @@ MISFITS = (
     TypeError,
     ValueError,
 )
+logger = logging.getLogger(__name__)
 
 
 class Pretrained(nn.Module):
@@ -73,8 +66,8 @@ class Pretrained(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Path:
         """Write the model into `folder`, whole or not at all.
 
-        A configuration that cannot be described, or does not build this model again, is saved as null; the weights can
-        then be read by `load_pretrained`. They are written one tensor at a time.
+        A configuration that cannot be described, or does not build this model again, is saved as null, which is logged
+        with the reason; the weights can then be read by `load_pretrained`. They are written one tensor at a time.
 
         Args:
             folder: made unless it is there.
@@ -89,7 +82,15 @@ class Pretrained(nn.Module):
             ValueError: a tensor is of numbers that safetensors files do not hold, such as complex128.
         """
         folder = Path(folder)
-        config, tensors = self._description()
+        config: dict[str, Any] | None
+        tensors: dict[str, Tensor]
+        try:
+            config, tensors = self._description()
+        except CannotDescribe as reason:
+            config, tensors = None, {}
+            logger.warning(
+                "only the weights of this %s are saved, for load_pretrained: %s", type(self).__name__, reason
+            )
         module, name = name_of(type(self))
         document = {"architecture": name, "module": module, "config": config}
         state = _distinct_state(self)
@@ -136,8 +137,7 @@ class Pretrained(nn.Module):
         try:
             built = _without_weights(build)
         except MISFITS as error:
-            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-            raise ValueError(f"{path} does not fit {architecture.__name__}: {reason}.") from error
+            raise ValueError(f"{path} does not fit {architecture.__name__}: {first_line(error)}.") from error
         built._load(folder / WEIGHTS_NAME, state)
         return built.to(device).eval()
 
@@ -204,9 +204,9 @@ class Pretrained(nn.Module):
     @classmethod
     def _architecture(cls, path: Path, document: dict[str, Any]) -> type[Pretrained]:
         """The class that a config.json names; raises ValueError unless it is this one, or one that derives from it."""
-        name = document.get("architecture")
-        module = document.get("module", MODULES.get(name) if isinstance(name, str) else None)
-        if (module, name) == (cls.__module__, cls.__qualname__):
+        name, module = document.get("architecture"), document.get("module")
+        # Folders that were written before modules were named are read by the class itself.
+        if name == cls.__qualname__ and module in (cls.__module__, None):
             return cls
         found: Any = None
         if isinstance(name, str) and isinstance(module, str):
@@ -220,21 +220,22 @@ class Pretrained(nn.Module):
             )
         return found
 
-    def _description(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-        """The arguments, and the tensors among them; none where they do not build this model again."""
+    def _description(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The arguments, and the tensors among them.
+
+        Raises CannotDescribe where there are no words for them, or they do not build this model again: parts may have
+        been exchanged or added since, and constructors of others may refuse a list for a tuple.
+        """
+        config, tensors = describe(kept_arguments(self))
         try:
-            config, tensors = describe(kept_arguments(self))
-        except CannotDescribe:
-            return None, {}
-        if '"class"' in json.dumps(config):
-            # Parts may have been exchanged or added since, and constructors of others may refuse a list for a tuple.
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    again = _without_weights(lambda: rebuild(type(self), config, tensors))
-            except MISFITS:
-                return None, {}
-            if _structure(again) != _structure(self):
-                return None, {}
+            with torch.random.fork_rng(devices=[]):
+                again = _without_weights(lambda: rebuild(type(self), config, tensors))
+        except MISFITS as error:
+            raise CannotDescribe(f"its arguments do not build it again ({first_line(error)}).") from error
+        own, other = _structure(self), _structure(again)
+        changed = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+        if changed:
+            raise CannotDescribe(f"its arguments build another model, for example in {changed[0]!r}.")
         return config, tensors
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+# Under which trainers keep a model's weights.
+WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "ema")
+
 
 def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` or `.pth` file, on the CPU; nothing but tensors is ever unpickled.
 
-    Raises FileNotFoundError, or ValueError for a file that is damaged or holds something else.
+    They are mapped: no more is in memory than has been used, and the file must stay as it is in the meantime. A state
+    dict under a key of a trainer's ("model", "state_dict" …) is found. Raises FileNotFoundError, or ValueError for a
+    file that is damaged or holds something else.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -22,14 +29,27 @@ def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _state_in(torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
     except OSError:
         raise
     except Exception as error:  # of a file that is none of its own, torch.load raises errors of a dozen kinds
         raise ValueError(f"{path} is damaged or no state dict of tensors; fetch it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if state is None:
         raise ValueError(f"{path} holds no state dict of tensors; fetch it again.")
     return state
+
+
+def _state_in(document: Any) -> dict[str, Tensor] | None:
+    """The state dict that a checkpoint is, or has in it."""
+    if not isinstance(document, Mapping) or not document:
+        return None
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in document.items()):
+        return dict(document)
+    for name in WRAPPERS:
+        state = _state_in(document.get(name))
+        if state is not None:
+            return state
+    return None
 
 
 def not_finite(state: Mapping[str, Tensor], module: nn.Module) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor, nn
 
-from nflib.continuous.steps import jacobian
+from nflib.derivatives import jacobian
 from nflib.events import flattened
 from nflib.metrics.estimates import Estimate
 
@@ -112,7 +112,7 @@ def linear_entropy_production_rate(drift: Tensor, diffusion: float | Tensor) -> 
     >>> round(linear_entropy_production_rate(torch.tensor([[-1.0, 1.0], [-1.0, -1.0]]), 1.0), 6)
     2.0
     """
-    a = drift.double()
+    a = drift.detach().double().cpu()
     if not bool((torch.linalg.eigvals(a).real < 0).all()):
         raise ValueError("a linear drift has a stationary state only if all its eigenvalues have negative real parts.")
     d = _matrix(diffusion, len(a))

@@ -21,7 +21,13 @@ def auroc(right: Tensor, wrong: Tensor) -> float:
     """
     if not (len(right) and len(wrong)):
         raise ValueError(f"auroc takes scores of both kinds, got {len(right)} and {len(wrong)}.")
-    scores = torch.cat([right, wrong]).cpu().double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    scores = (
+        torch.cat([right, wrong])
+        .detach()
+        .cpu()
+        .double()
+        .nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    )
     ranks = rankdata(scores.numpy())
     above = ranks[: len(right)].sum() - len(right) * (len(right) + 1) / 2
     return float(above / (len(right) * len(wrong)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from nflib.metrics.control_variates import VARIATES, Moments, controlled_terms
 from nflib.metrics.one_dimensional import quantile_distances
 from nflib.metrics.samples import as_pair, as_weights, power_of_two
+from nflib.random import given_generator
 
 __all__ = ["SlicedWasserstein", "projected_wasserstein", "random_directions", "sliced_wasserstein"]
 
@@ -95,10 +96,7 @@ def sliced_wasserstein(
             f"sliced_wasserstein: num_directions is {num_directions}; control_variate={control_variate!r} needs "
             f"{least} or more."
         )
-    if generator is not None and seed is not None:
-        raise ValueError("sliced_wasserstein: pass either a generator or a seed, not both.")
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
+    generator = given_generator(generator, seed)
     x, y = as_pair("sliced_wasserstein", x, y)
     x_weights = as_weights("sliced_wasserstein", "x_weights", x_weights, len(x), x.device)
     y_weights = as_weights("sliced_wasserstein", "y_weights", y_weights, len(y), x.device)

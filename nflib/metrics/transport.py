@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.errors import ComputationError
 from nflib.metrics.bottleneck import bottleneck
 from nflib.metrics.one_dimensional import NARROWEST, quantile_distances, wasserstein_of_quantiles
 from nflib.metrics.samples import as_pair, as_weights, check_order, power_of_two
+from nflib.optional import require
 
 __all__ = ["euclidean", "torus", "wasserstein"]
 
@@ -57,7 +59,7 @@ def wasserstein(
         ValueError: shapes that disagree, non-finite samples, bad weights, an unknown metric, an order below 1, order
             inf with unequal weights in more than one dimension.
         ImportError: POT is needed and not installed.
-        RuntimeError: no optimum within `max_iterations`.
+        ComputationError: no optimum within `max_iterations`.
 
     Warns:
         RuntimeWarning: the distances span so many orders of magnitude that W_p^p is only known to more than 1e-9 of it
@@ -106,7 +108,7 @@ def _transported(
                 x_mass, y_mass, np.minimum(cost / limit, 1.0), numItermax=max_iterations, log=True
             )
         if log["warning"] is not None:
-            raise RuntimeError(
+            raise ComputationError(
                 f"wasserstein: the solver found no optimum for {len(x_mass)} x {len(y_mass)} samples: {log['warning']}"
             )
         plan[plan < NARROWEST] = 0.0  # rounding of the weights
@@ -163,16 +165,7 @@ def _length(difference: Tensor) -> Tensor:
 
 def import_pot() -> Any:
     """POT's module `ot`, which only the exact distances in more than one dimension need."""
-    try:
-        import ot
-    except ModuleNotFoundError as error:
-        if error.name != "ot":
-            raise
-        raise ImportError(
-            "exact Wasserstein distances in more than one dimension need POT, which is not installed: run "
-            "`pip install pot` or install nflib with its extra [metrics]."
-        ) from error
-    return ot
+    return require("ot", "exact Wasserstein distances in more than one dimension need POT,", extra="metrics")
 
 
 def _resolve(metric: str | Metric, period: float) -> Metric:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
-from nflib.montecarlo.densities import Target, generator_of
-from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
+from nflib.montecarlo.densities import Target
+from nflib.montecarlo.kernels import HMC, Kernel
 from nflib.montecarlo.path import GeometricPath
+from nflib.random import generator_of
 
 __all__ = ["Chains", "run_chains"]
 
@@ -37,14 +38,14 @@ def run_chains(
     *,
     kernel: Kernel | None = None,
     step_sizes: StepSizes | None = None,
-    chunk_size: int = 1024,
+    batch_size: int = 1024,
     generator: torch.Generator | None = None,
     seed: int | None = None,
 ) -> Chains:
     """Move each of the points `x` ``(N, *event_shape)`` by steps of a kernel that leaves the target invariant.
 
     Weighted points that represent the target, such as those of `smc`, still do so afterwards with the weights that
-    they had. kernel, step_sizes, chunk_size, generator and seed: as for `smc`. Raises ValueError for a number out of
+    they had. kernel, step_sizes, batch_size, generator and seed: as for `smc`. Raises ValueError for a number out of
     range, a kernel that weights its moves, and what `smc` refuses of a target.
 
     >>> import torch
@@ -55,22 +56,24 @@ def run_chains(
     tensor(True)
     """
     generator = generator_of(generator, seed)
-    if num_steps < 1 or chunk_size < 1:
-        raise ValueError(f"run_chains: num_steps is {num_steps}, chunk_size {chunk_size}; pass positive numbers.")
+    if num_steps < 1 or batch_size < 1:
+        raise ValueError(f"run_chains: num_steps is {num_steps}, batch_size {batch_size}; pass positive numbers.")
     kernel = HMC() if kernel is None else kernel
-    if isinstance(kernel, IndependentMetropolis):
-        raise ValueError("run_chains: IndependentMetropolis draws from a proposal, and there is none; use MALA or HMC.")
+    name = type(kernel).__name__
+    weighted = f"run_chains: {name} weights its moves, and chains have no weights; use MALA or HMC."
+    if getattr(kernel, "draws_proposal", False):
+        raise ValueError(f"run_chains: {name} draws from a proposal, and there is none; use MALA or HMC.")
+    if getattr(kernel, "weights_moves", False):
+        raise ValueError(weighted)
     step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
-    path = GeometricPath.of_target(target, chunk_size)
+    path = GeometricPath.of_target(target, batch_size)
     particles = kernel.init(path.evaluate(x, gradient=getattr(kernel, "needs_gradient", False)), path)
     step_size = step_sizes.first(kernel, particles, path, 1.0, generator)
     acceptance = float("nan")
     for number in range(1, num_steps + 1):
         particles, move = kernel.step(particles, path, 1.0, step_size, generator)
         if move.log_weights is not None:
-            raise ValueError(
-                f"run_chains: {type(kernel).__name__} weights its moves, and chains have no weights; use MALA or HMC."
-            )
+            raise ValueError(weighted)
         acceptance = mean_acceptance(move.acceptance)
         step_size = step_sizes.next(step_size, acceptance, kernel, number)
     return Chains(particles.x, particles.log_target, acceptance, step_size, path.num_evaluations)

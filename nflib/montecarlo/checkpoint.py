@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nflib.events import finite_rows
 from nflib.io.arrays import read_arrays, within, write_arrays
-from nflib.montecarlo.densities import finite_rows
 from nflib.montecarlo.genealogy import NONE, Resamplings
 from nflib.montecarlo.history import History
 from nflib.montecarlo.path import Particles

@@ -9,7 +9,8 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target, finite_rows
+from nflib.events import finite_rows
+from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
 __all__ = ["TransformedProposal", "TransformedTarget", "score_scales", "transform_back"]

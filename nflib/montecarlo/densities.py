@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from nflib.devices import seed_torch
-from nflib.events import flattened
+from nflib.events import finite_rows, flattened
 from nflib.interfaces import Proposal, Target
+from nflib.random import globally_seeded
 
 __all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
 
@@ -103,10 +103,7 @@ class _FromGlobalGenerator:
     def sample_and_log_prob(
         self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        if generator is None:
-            return self._draw(num_samples)
-        with torch.random.fork_rng():
-            seed_torch(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        with globally_seeded(generator):
             return self._draw(num_samples)
 
     def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -198,20 +195,3 @@ def check_log_density(name: str, values: Tensor, count: int) -> None:
             f"{name} returned log-densities of shape {tuple(values.shape)} for {count} samples; return one number a "
             "sample, summed over event dimensions."
         )
-
-
-def generator_of(generator: torch.Generator | None, seed: int | None) -> torch.Generator:
-    """The generator, or one with this seed; of neither, one seeded from torch's global generator.
-
-    Raises ValueError for both.
-    """
-    if generator is not None and seed is not None:
-        raise ValueError("pass either a generator or a seed, not both.")
-    if generator is not None:
-        return generator
-    return torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else int(seed))
-
-
-def finite_rows(x: Tensor) -> Tensor:
-    """Which rows hold finite numbers only, `(n,)`; several times faster than isfinite and all."""
-    return flattened(0.0 * x).sum(dim=1) == 0.0

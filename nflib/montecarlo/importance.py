@@ -7,16 +7,9 @@ from typing import Any
 
 import torch
 
-from nflib.montecarlo.densities import (
-    Proposal,
-    Target,
-    as_proposal,
-    as_target,
-    draw_batches,
-    generator_of,
-    log_prob_where,
-)
+from nflib.montecarlo.densities import Proposal, Target, as_proposal, as_target, draw_batches, log_prob_where
 from nflib.montecarlo.weighted_samples import WeightedSamples
+from nflib.random import generator_of
 
 __all__ = ["importance_sample"]
 

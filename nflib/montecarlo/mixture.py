@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from nflib.montecarlo.densities import Proposal, as_evaluated, finite_rows
+from nflib.events import finite_rows
+from nflib.montecarlo.densities import Proposal, as_evaluated
 from nflib.montecarlo.resampling import SCHEMES, resample
 
 __all__ = ["Mixture"]

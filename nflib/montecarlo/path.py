@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.events import flattened, per_row
+from nflib.events import finite_rows, flattened, per_row
 from nflib.montecarlo.densities import (
     Proposal,
     Target,
@@ -16,7 +16,6 @@ from nflib.montecarlo.densities import (
     as_target,
     check_log_density,
     draw_batches,
-    finite_rows,
     log_prob_where,
 )
 from nflib.montecarlo.weighted_samples import WeightedSamples
@@ -83,30 +82,30 @@ class Particles(NamedTuple):
 class GeometricPath:
     """The densities `q(x)^(1-b) p~(x)^b`, from the proposal q at b = 0 to the target p~ at b = 1.
 
-    Where q or p~ is not finite every density of the path with b > 0 is zero. At most `chunk_size` points are given to
+    Where q or p~ is not finite every density of the path with b > 0 is zero. At most `batch_size` points are given to
     a density at once. `num_evaluations` and `num_gradients` count the points at which the target has been asked for its
     density, and for its gradient as well. Of a proposal without `log_prob` (not `is_geometric`) only the draws know
     log q, elsewhere it reads 0, and only the density at b = 1 means anything. Raises ValueError for what `as_proposal`
     and `as_target` refuse.
     """
 
-    def __init__(self, proposal: Any, target: Any, chunk_size: int = 1024, *, allow_stochastic: bool = False) -> None:
+    def __init__(self, proposal: Any, target: Any, batch_size: int = 1024, *, allow_stochastic: bool = False) -> None:
         self.proposal: Proposal = as_proposal(proposal, allow_stochastic=allow_stochastic)
         self.target: Target = as_target(target)
         self.is_geometric = hasattr(self.proposal, "log_prob")
-        self.chunk_size = chunk_size
+        self.batch_size = batch_size
         self.num_evaluations = 0
         self.num_gradients = 0
 
     @classmethod
-    def of_target(cls, target: Target, chunk_size: int = 1024) -> GeometricPath:
+    def of_target(cls, target: Target, batch_size: int = 1024) -> GeometricPath:
         """A path that is the target at b = 1 and has no proposal: its particles read log q = 0."""
-        return cls(_Constant(), target, chunk_size)
+        return cls(_Constant(), target, batch_size)
 
     def draw(self, count: int, generator: torch.Generator, *, gradient: bool = False) -> Particles:
         """`count` points of the proposal; with gradients, at one evaluation of the target each all the same."""
         pieces = []
-        for x, log_proposal, usable in draw_batches(self.proposal, count, self.chunk_size, generator):
+        for x, log_proposal, usable in draw_batches(self.proposal, count, self.batch_size, generator):
             if gradient:
                 _, proposal_gradient = self._with_gradient(x, usable, "proposal")
                 log_target, target_gradient = self._with_gradient(x, usable, "target")
@@ -131,11 +130,11 @@ class GeometricPath:
         """The particles at x `(N, *event_shape)`; points that are not finite, or not in the mask `where`, are dead and
         are given to neither density."""
         pieces = []
-        for first in range(0, len(x), self.chunk_size):
-            chunk = x[first : first + self.chunk_size]
+        for first in range(0, len(x), self.batch_size):
+            chunk = x[first : first + self.batch_size]
             usable = finite_rows(chunk)
             if where is not None:
-                usable = usable & where[first : first + self.chunk_size]
+                usable = usable & where[first : first + self.batch_size]
             if gradient:
                 log_proposal, proposal_gradient = self._with_gradient(chunk, usable, "proposal")
                 usable = usable & torch.isfinite(log_proposal)
@@ -155,7 +154,7 @@ class GeometricPath:
 
     def at_target(self) -> GeometricPath:
         """`of_target` with counts that go on from these; `with_proposal` tells what log q is of its particles."""
-        path = self.of_target(self.target, self.chunk_size)
+        path = self.of_target(self.target, self.batch_size)
         path.num_evaluations, path.num_gradients = self.num_evaluations, self.num_gradients
         return path
 
@@ -163,7 +162,7 @@ class GeometricPath:
         """The same points with log q evaluated where they stand, and without gradients."""
         values = [
             self._at(x, alive, self._proposal_log_prob)
-            for x, alive in zip(particles.x.split(self.chunk_size), particles.alive.split(self.chunk_size), strict=True)
+            for x, alive in zip(particles.x.split(self.batch_size), particles.alive.split(self.batch_size), strict=True)
         ]
         log_proposal = torch.where(particles.alive, torch.cat(values), -torch.inf)
         return Particles(particles.x, log_proposal, particles.log_target)
@@ -218,7 +217,7 @@ class _Constant:
         return 0.0 * flattened(inputs).sum(dim=1)
 
     def sample_and_log_prob(self, num_samples: int, *, generator: torch.Generator | None = None) -> Any:
-        raise NotImplementedError("a constant density has no samples")
+        raise ValueError("there is no proposal here to draw from; use MALA or HMC, which move by the target alone.")
 
 
 def _finite_only(

@@ -15,11 +15,11 @@ import torch
 from nflib.io.arrays import within
 from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
-from nflib.montecarlo.densities import Proposal, Target, generator_of
+from nflib.montecarlo.densities import Proposal, Target
 from nflib.montecarlo.diagnostics import effective_sample_size, log_mean_weight, normalized_weights
 from nflib.montecarlo.genealogy import Resamplings
 from nflib.montecarlo.history import History
-from nflib.montecarlo.kernels import HMC, IndependentMetropolis, Kernel
+from nflib.montecarlo.kernels import HMC, Kernel
 from nflib.montecarlo.path import GeometricPath
 from nflib.montecarlo.resampling import SCHEMES, resample
 from nflib.montecarlo.temperatures import (
@@ -29,6 +29,7 @@ from nflib.montecarlo.temperatures import (
     conditional_ess_fraction,
 )
 from nflib.montecarlo.weighted_samples import WeightedSamples
+from nflib.random import generator_of
 
 __all__ = ["SMCSamples", "check_smc_options", "smc"]
 
@@ -66,7 +67,7 @@ def smc(
     step_sizes: StepSizes | None = None,
     resampling: str = "systematic",
     resampling_threshold: float = 0.5,
-    chunk_size: int = 1024,
+    batch_size: int = 1024,
     generator: torch.Generator | None = None,
     seed: int | None = None,
     allow_stochastic: bool = False,
@@ -101,7 +102,7 @@ def smc(
         resampling: multinomial, stratified, systematic or residual.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
             sampling, Neal 2001), 1 always.
-        chunk_size: how many points a density sees at once.
+        batch_size: how many points a density sees at once.
         generator, seed: at most one; neither means a seed from torch's global generator.
         allow_stochastic: take a proposal whose log-densities are estimates, too, which is wrong in expectation.
         checkpoint: an .npz file, replaced after the draws and every temperature; a run that finds it goes on where it
@@ -133,18 +134,18 @@ def smc(
     counts = (num_samples, num_draws, moves, final_moves)
     num_samples, num_draws, moves, final_moves = (operator.index(number) for number in counts)
     check_smc_options(num_samples, num_draws, kernel=kernel, moves=moves, final_moves=final_moves)
-    if chunk_size < 1:
-        raise ValueError(f"smc: chunk_size is {chunk_size}; pass 1 or more.")
+    if batch_size < 1:
+        raise ValueError(f"smc: batch_size is {batch_size}; pass 1 or more.")
     if resampling not in SCHEMES:
         raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
     if not 0.0 <= resampling_threshold <= 1.0:
         raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
-    geometric_path = GeometricPath(proposal, target, chunk_size, allow_stochastic=allow_stochastic)
+    geometric_path = GeometricPath(proposal, target, batch_size, allow_stochastic=allow_stochastic)
     if not geometric_path.is_geometric:
-        if temperatures is not None or isinstance(kernel, IndependentMetropolis):
+        if temperatures is not None or getattr(kernel, "draws_proposal", False):
             raise ValueError(
                 f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x), so there are no temperatures "
-                "between it and the target, nor an IndependentMetropolis kernel; leave them out."
+                "between it and the target, nor a kernel that draws from it; leave them out."
             )
         temperatures = (1.0,)
     run = _Run(
@@ -204,9 +205,9 @@ def check_smc_options(
         )
     if num_draws < num_samples:
         raise ValueError(f"smc: num_draws is {num_draws}, fewer than the {num_samples} samples; draw as many or more.")
-    if final_moves and isinstance(kernel, IndependentMetropolis):
+    if final_moves and getattr(kernel, "draws_proposal", False):
         raise ValueError(
-            "smc: final_moves ask the proposal nothing, but IndependentMetropolis draws from it; use moves."
+            f"smc: final_moves ask the proposal nothing, but {type(kernel).__name__} draws from it; use moves."
         )
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import nflib.montecarlo.diagnostics as diagnostics
-from nflib.events import per_row
+from nflib.events import finite_rows, per_row
 from nflib.io.arrays import read_arrays, within, write_arrays
 from nflib.io.documents import finite_or_none
-from nflib.montecarlo.densities import Target, as_target, finite_rows, log_prob_where
+from nflib.montecarlo.densities import Target, as_target, log_prob_where
 from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
 from nflib.montecarlo.resampling import resample
 
@@ -279,7 +279,7 @@ class WeightedSamples:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The figures to report, as JSON can hold them: None for those that are not finite, and for no warning.
+        """The figures to report, as JSON can hold them: None for those that are not finite, no refusal and no warning.
 
         A clipped object adds the original's as "unclipped".
         """
@@ -287,6 +287,7 @@ class WeightedSamples:
             "num_samples": len(self),
             "num_rejected": self.num_rejected,
             "clipped": self.clipped,
+            "refusal": self.refusal,
             "warning": self.warning,
         }
         names = (

@@ -19,6 +19,8 @@ class ClassEmbedding(nn.Module):
     lie outside ``-1 … num_classes - 1``.
     """
 
+    decays = False  # vectors, which `nflib.training.fit` does not decay
+
     def __init__(self, num_classes: int, channels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_classes, channels) * 1e-2)

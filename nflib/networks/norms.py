@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from nflib.dtypes import widened
 from nflib.networks.kernels import differentiable
 
 
@@ -19,7 +20,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widened(x)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * (1 + self.weight)).to(x.dtype)
 
@@ -39,7 +40,7 @@ class LayerNorm(nn.LayerNorm):
 
     def _explicit(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         last = tuple(range(-len(self.normalized_shape), 0))
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widened(x)
         centred = wide - wide.mean(last, keepdim=True)
         normed = centred * torch.rsqrt(centred.square().mean(last, keepdim=True) + self.eps)
         normed = normed if weight is None else normed * weight

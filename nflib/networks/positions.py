@@ -12,6 +12,8 @@ from nflib.dtypes import FullPrecisionBuffers
 class LearnedPositions(nn.Module):
     """One learned vector a position, ``(length, channels)``; `forward(start, stop)` returns that slice."""
 
+    decays = False  # vectors, which `nflib.training.fit` does not decay
+
     def __init__(self, length: int, channels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(length, channels) * 1e-2)

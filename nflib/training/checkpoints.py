@@ -6,17 +6,18 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nflib.errors import first_line
+from nflib.io.atomic import PREFIX, complete_folder
 from nflib.io.state_dicts import not_finite
+from nflib.io.tensors import read_tensors, write_tensors
 from nflib.training.ema import ExponentialMovingAverage
 from nflib.training.state import RECORDED
 
@@ -31,47 +32,6 @@ RECORD: dict[str, Any] = {
 OPTIMIZER: dict[str, Any] = {"state": dict, "param_groups": list}
 MOMENTS = {"optimizer": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}  # by the optimiser's name
 _NAME = re.compile(r"step-(\d{9})")
-
-
-def check_writable(output: Path) -> None:
-    """Create the output folder, and try to write into it.
-
-    Raises:
-        ValueError: Where the folder cannot be written.
-    """
-    probe = output / f".probe-{os.getpid()}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        for left in output.glob(".probe-*"):
-            left.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"the output folder {output} cannot be written ({reason}); choose another one.") from error
-
-
-def remove_left_overs(output: Path) -> None:
-    """Remove what a killed run left half written."""
-    for path in (output / "checkpoints").glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (output / "model").glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file or folder being written, most likely a full disk, as one sentence.
-
-    Raises:
-        OSError: Also for what safetensors and torch raise, which is none.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise OSError(
-            f"{path} cannot be written ({str(error).splitlines()[0]}); free some space and start the run again: it "
-            "goes on from its last checkpoint."
-        ) from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -95,8 +55,7 @@ def write_checkpoint(
 ) -> Path:
     """Write `folder`/step-000000123, and remove all but the `kept` latest.
 
-    The files are written under another name and renamed together, so that a run killed meanwhile leaves the
-    checkpoint before untouched.
+    A run killed meanwhile leaves the checkpoint before untouched.
 
     Args:
         record: A dict of plain tensors, numbers, strings, lists and dicts.
@@ -104,43 +63,21 @@ def write_checkpoint(
     Raises:
         OSError: Where it cannot be written.
     """
-    final = folder / f"step-{step:09d}"
-    temporary = _hidden(final)
+    name = f"step-{step:09d}"
     weights = {MODEL + name: value for name, value in flow.state_dict().items()}
     weights |= {AVERAGE + name: value for name, value in ema.average.items()}
     record = record | {"ema_updates": ema.updates}
     record |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-    with writing(final):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            _save_tensors(weights, temporary / WEIGHTS)
-            torch.save(record, temporary / TRAINING)
-            for path in temporary.iterdir():
-                _synchronise(path)
-            for old in [final] if final.exists() else []:
-                shutil.rmtree(old)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for old in _checkpoints(folder)[:-kept]:
-            os.replace(old, _hidden(old))  # half a checkpoint must not look like one
-            shutil.rmtree(_hidden(old))
-    return final
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    # Clones, because safetensors refuses tensors that share their memory (tied weights).
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, path)
-
-
-def _synchronise(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with complete_folder(folder) as temporary:
+        (temporary / name).mkdir()
+        write_tensors(temporary / name / WEIGHTS, weights)
+        torch.save(record, temporary / name / TRAINING)
+    for old in _checkpoints(folder)[:-kept]:
+        # Half a checkpoint must not look like one; under this name the next writing removes what is left of it.
+        hidden = old.with_name(PREFIX + old.name)
+        os.replace(old, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    return folder / name
 
 
 def read_checkpoint(
@@ -156,10 +93,10 @@ def read_checkpoint(
         ValueError: Where it is damaged, belongs to another model, or was made under settings other than `fixed`.
     """
     try:
-        weights = load_file(path / WEIGHTS)
+        weights = read_tensors(path / WEIGHTS)
         record: dict[str, Any] = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in errors of every kind
-        raise damaged(path, str(error) or type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
     wrong = next(_misfits(record, RECORD, TRAINING), None)
     if wrong is not None:
         raise damaged(path, f"{wrong} is missing or of another kind")
@@ -212,7 +149,7 @@ def _restore(path: Path, optimizer: Optimizer, saved: dict[str, Any], moments: s
             for parameter, state in optimizer.state.items()
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise damaged(path, f"the optimiser's state: {str(error) or type(error).__name__}") from error
+        raise damaged(path, f"the optimiser's state: {first_line(error)}") from error
     if not fits:
         raise damaged(path, "the optimiser's state does not belong to the weights")
 
@@ -232,7 +169,6 @@ def _misfits(record: Any, kind: Any, name: str) -> Iterator[str]:
 
 def damaged(path: Path, reason: str) -> ValueError:
     """The error that tells of a damaged checkpoint."""
-    reason = reason.strip().splitlines()[0].rstrip(".")
     return ValueError(f"the checkpoint {path} is damaged ({reason}); remove that folder to use an earlier one.")
 
 
@@ -246,14 +182,11 @@ def save_model(flow: nn.Module, folder: Path) -> None:
     Raises:
         OSError: Where they cannot be written.
     """
-    with writing(folder):
-        if hasattr(flow, "save_pretrained"):
-            flow.save_pretrained(folder)  # type: ignore[operator]
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / ".model.safetensors.tmp"
-        _save_tensors(flow.state_dict(), temporary)
-        os.replace(temporary, folder / "model.safetensors")
+    if hasattr(flow, "save_pretrained"):
+        flow.save_pretrained(folder)  # type: ignore[operator]
+        return
+    with complete_folder(folder) as temporary:
+        write_tensors(temporary / "model.safetensors", flow.state_dict())
 
 
 def load_model(flow: nn.Module, folder: Path) -> None:
@@ -266,7 +199,6 @@ def load_model(flow: nn.Module, folder: Path) -> None:
         flow.load_pretrained(folder)  # type: ignore[operator]
         return
     try:
-        flow.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} cannot be read ({reason}); start the run again in another folder.") from error
+        flow.load_state_dict(read_tensors(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read ({first_line(error)}); start the run again elsewhere.") from error

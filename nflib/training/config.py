@@ -37,7 +37,8 @@ class TrainingConfig:
         warmup_fraction: share of the run spent in the linear warm-up, where `warmup_steps` is None.
         betas: decays a step of AdamW's first and second moments.
         epsilon: added to the denominator of AdamW's steps.
-        weight_decay: decoupled decay; not applied to biases, norms, embeddings and other vectors.
+        weight_decay: decoupled decay; not applied to biases, norms, embeddings and other vectors, nor in modules whose
+            class says ``decays = False``.
         gradient_clip: largest norm of the gradient of all parameters; None leaves it.
         max_skipped_steps: so many steps in a row with a non-finite loss or gradient are skipped; one more is an
             error.

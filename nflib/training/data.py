@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nflib.contexts import map_context, num_rows
-from nflib.devices import seed_torch
 from nflib.dtypes import as_dtype
+from nflib.random import seed_torch
 from nflib.training.interruption import ignore_signals
 from nflib.training.seeds import DATA, EPOCH, derived_generator, derived_seed
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from nflib.optional import require
 from nflib.training.config import TrainingConfig
 from nflib.training.objectives import Objective
 
@@ -16,12 +17,10 @@ def launch(config: TrainingConfig) -> Any:
     """A launched Fabric: on one device, or on all processes of `torchrun`; raises ValueError for an unknown
     device, and ModuleNotFoundError without lightning-fabric.
     """
-    try:
-        import lightning_fabric
-        from lightning_fabric.strategies import DDPStrategy
-        from lightning_fabric.utilities.exceptions import MisconfigurationException
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'fit needs {error.name}: pip install "nflib[training]".', name=error.name) from error
+    require("lightning_fabric", "fit needs", extra="training")
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     processes = _from_torchrun("WORLD_SIZE", 1)
     settings: dict[str, Any] = {"devices": 1}
@@ -37,7 +36,7 @@ def launch(config: TrainingConfig) -> Any:
         what = f"by {processes} processes" if config.accumulation == 1 else f"in {parts} parts, for accumulation"
         raise ValueError(f"batch_size={config.batch_size} cannot be shared evenly {what}.")
     try:
-        fabric = lightning_fabric.Fabric(accelerator=config.accelerator, **settings)
+        fabric = Fabric(accelerator=config.accelerator, **settings)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ValueError(f"accelerator={config.accelerator!r} cannot be used here: {error}") from error
     fabric.launch()

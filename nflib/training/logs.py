@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nflib.training.checkpoints import writing
 from nflib.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -22,14 +23,14 @@ class RunLog:
 
     def __init__(self, output: Path, config: TrainingConfig, *, active: bool, step: int, seconds: float) -> None:
         self.config, self.folder = config, output / "logs"
-        with writing(self.folder):
+        with _writing(self.folder):
             self.writers: list[Any] = _writers(output, config.tensorboard) if active else []
         self.bar = _progress_bar(config, step, seconds) if active and config.progress_bar else None
         self._first = (step, seconds)
 
     def metrics(self, scalars: dict[str, float], step: int) -> None:
         """Write one row of scalars."""
-        with writing(self.folder):
+        with _writing(self.folder):
             for writer in self.writers:
                 writer.log_metrics(scalars, step)
 
@@ -48,9 +49,21 @@ class RunLog:
         """Flush and close everything."""
         if self.bar is not None:
             self.bar.close()
-        with writing(self.folder):
+        with _writing(self.folder):
             for writer in self.writers:
                 writer.finalize("success")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises what is wrong with the folder being written, most likely a full disk, as an OSError of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror or error}); make room and start the run again, which goes on "
+            "from its last checkpoint, or choose another folder."
+        ) from error
 
 
 def _writers(output: Path, tensorboard: bool) -> list[Any]:

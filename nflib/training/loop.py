@@ -18,6 +18,7 @@ from torch import nn
 import nflib.training.checkpoints as checkpoints
 import nflib.training.seeds as seeds
 from nflib.contexts import map_context
+from nflib.errors import ComputationError
 from nflib.io import only_run
 from nflib.networks.transformer import checkpoint_activations
 from nflib.training.config import TrainingConfig
@@ -75,10 +76,10 @@ def fit(
         A summary; the flow itself is trained in place.
 
     Raises:
-        ValueError: For data that do not fit, naming the row or key, a folder that cannot be written, or a checkpoint
-            that is damaged or of another model or configuration.
-        RuntimeError: Where loss or gradient stay non-finite.
-        OSError: Where the disk is full, or another run is at work in the folder.
+        ValueError: For data that do not fit, naming the row or key, or a checkpoint that is damaged or of another model
+            or configuration.
+        ComputationError: Where loss or gradient stay non-finite.
+        OSError: Where the folder cannot be written, the disk is full, or another run is at work in the folder.
         ModuleNotFoundError: Without lightning-fabric, which the extra nflib[training] brings.
 
     >>> import tempfile
@@ -91,11 +92,8 @@ def fit(
     100
     """
     output, is_first = Path(output), is_first_process()
-    checkpoints.check_writable(output)
     # Taken before anything that another run may be at work on is read, removed or written.
     with only_run(output) if is_first else nullcontext():
-        if is_first:
-            checkpoints.remove_left_overs(output)
         run = _Run(flow, train, validation, config, objective, output, augment, callbacks)
         # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
         devices = [run.device] if run.device.type == "cuda" else []
@@ -219,7 +217,7 @@ class _Run:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if state.skipped_in_a_row > config.max_skipped_steps:
-            raise RuntimeError(
+            raise ComputationError(
                 f"loss or gradient was not finite in {state.skipped_in_a_row} steps in a row, up to step "
                 f"{state.step} (loss {state.loss}, gradient norm {state.gradient_norm}); lower the learning "
                 "rate or inspect the data."

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from nflib.events import flattened
+from nflib.events import finite_rows, flattened
 from nflib.interfaces import Target
-from nflib.montecarlo.densities import check_log_density
+from nflib.montecarlo.densities import as_target, check_log_density
 
 Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Any]]]
 
@@ -137,15 +137,16 @@ class ReverseKL:
     other is skipped by `fit`.
 
     Args:
-        target: An object with `log_prob(x) -> (n,)`, differentiable in x, such as
-            `nflib.montecarlo.BoltzmannDensity(reduced_energy)`.
+        target: As `nflib.montecarlo.importance_sample` takes it: an object with `log_prob(x) -> (n,)`, differentiable
+            in x, such as `nflib.montecarlo.BoltzmannDensity(reduced_energy)`, or a `torch.distributions.Distribution`.
         num_samples: Draws in each step, shared evenly between the processes.
         estimator: "path", "total" or "mixed"; the last is best where there are several modes, at the cost of "total".
         temperature: Of the target at the first step, in units of its own; 1 for no annealing.
         annealing: Share of the run after which the temperature is 1, in (0, 1].
 
     Raises:
-        ValueError: For a target without log_prob, an estimator of another name, or numbers out of range.
+        ValueError: For a target without log_prob or with batch dimensions, an estimator of another name, or numbers out
+            of range.
     """
 
     target: Target
@@ -159,11 +160,7 @@ class ReverseKL:
     whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not hasattr(self.target, "log_prob"):
-            raise ValueError(
-                f"the target ({type(self.target).__name__}) has no log_prob; wrap a reduced energy in kT as "
-                "nflib.montecarlo.BoltzmannDensity(energy)."
-            )
+        as_target(self.target)
         if self.estimator not in ("path", "total", "mixed"):
             raise ValueError(f"estimator must be 'path', 'total' or 'mixed', not {self.estimator!r}.")
         fewest = 2 if self.estimator == "mixed" else 1
@@ -184,12 +181,16 @@ class ReverseKL:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.num_samples % _world_size():
             raise ValueError(f"num_samples={self.num_samples} cannot be shared evenly by {_world_size()} processes.")
-        x = flow.rsample(self.num_samples // _world_size(), generator=generator)  # type: ignore[operator]
+        drawn = self.num_samples // _world_size()
+        x = flow.rsample(drawn, generator=generator)  # type: ignore[operator]
+        usable = finite_rows(x.detach())
+        if usable.any():  # else none is finite below, and densities of nothing are asked of nobody
+            x = x[usable]
         # Away from its past, x has the gradient of the integrand along the path alone.
         with torch.enable_grad():
             points = x.detach().requires_grad_()
             log_q = log_density(flow, {"inputs": points})
-            log_p = self.target.log_prob(points)
+            log_p = as_target(self.target).log_prob(points)
             check_log_density("the target's log_prob", log_p, len(points))
             if not log_p.requires_grad:
                 raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
@@ -211,7 +212,7 @@ class ReverseKL:
             surrogate = (1 - share) * surrogate + score
         # The value of the one, the gradient of the other; none finite anywhere: 0 / 0, a step to skip.
         loss = (value + surrogate - surrogate.detach()) / count
-        return loss, {"reverse_kl": loss.detach(), "rejected_energies": 1 - finite.to(loss.dtype).mean()}
+        return loss, {"reverse_kl": loss.detach(), "rejected_energies": 1 - finite.sum().to(loss) / drawn}
 
 
 def squared_or_clipped(residual: Tensor, clip: float | None) -> Tensor:

@@ -12,23 +12,21 @@ from torch.optim import Optimizer
 from nflib.training.config import TrainingConfig
 
 MUON_MOMENTUM = 0.95
-_VECTORS = (
-    "norm",
-    "embedding",
-    "position",
-)  # parts of the class names of modules whose weights are not decayed
+# Torch's modules whose parameters are vectors, in whatever shape they stand.
+OF_VECTORS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices, decayed; biases, norms, embeddings and other vectors, not
     decayed.
+
+    A parameter of two or more dimensions is a matrix, but for embeddings and norms of torch, and modules whose class
+    says ``decays = False``.
     """
-    undecayed: dict[int, nn.Parameter] = {}
+    undecayed: set[int] = set()
     for child in module.modules():
-        kind = type(child).__name__.lower()
-        for parameter in child.parameters(recurse=False):
-            if parameter.ndim < 2 or any(part in kind for part in _VECTORS):
-                undecayed[id(parameter)] = parameter
+        decays = getattr(child, "decays", not isinstance(child, OF_VECTORS))
+        undecayed |= {id(p) for p in child.parameters(recurse=False) if p.ndim < 2 or not decays}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError(f"{type(module).__name__} has no trainable parameters; there is nothing to fit.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nflib.devices import seed_torch
+from nflib.random import seed_torch
 
 EPOCH, AUGMENTATION, OBJECTIVE, REFRESH, VALIDATION, DATA = range(6)
 

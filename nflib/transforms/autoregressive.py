@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.decoding import Sequential
+from nflib.dtypes import widened
 from nflib.interfaces import Decoder
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.transformer import CausalTransformer, EncodedContext
@@ -65,7 +66,7 @@ class AutoregressiveTransform(NetworkMap, AffineAutoregressive):
         stop: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         parameters = self.network(tokens, encoded_context, cache, start, stop)
-        parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
+        parameters = widened(parameters)
         raw_scale, shift = parameters.chunk(2, dim=-1)
         return shift, self.scale(raw_scale)
 

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.events import check_event_shape
 from nflib.transforms._marginal_fit import MAX_SLOPE_RATIO, check_fit, fit_coordinate
 from nflib.transforms._rational_quadratic import spline
 from nflib.transforms.circular import wrapped
 from nflib.transforms.inversion import ClosedForm
-from nflib.transforms.marginal import as_float64, check_event_shape, working_dtype
+from nflib.transforms.marginal import as_float64, working_dtype
 
 
 class UniformizeCircles(ClosedForm):
@@ -79,7 +80,7 @@ class UniformizeCircles(ClosedForm):
         return self._map(inputs, inverse=True)
 
     def _map(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_event_shape("UniformizeCircles", inputs, self.event_shape)
+        check_event_shape(inputs, self.event_shape, "UniformizeCircles")
         points = inputs.to(working_dtype(inputs))
         points = torch.where(points.abs() > math.pi, wrapped(points, 2 * math.pi), points)
         inner_x, inner_y, slopes = (table.to(points.dtype) for table in (self.knots_x, self.knots_y, self.slopes))

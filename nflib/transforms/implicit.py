@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.events import per_row
+from nflib.events import finite_rows, per_row
 
 # Of a sample's largest cotangent: by then changes shrink geometrically, and one more sweep gains little.
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-6}
@@ -20,29 +20,39 @@ def with_gradient(tokens: Tensor, noise: Tensor, to_noise: Callable[[Tensor], tu
     to_noise: f, giving noise and logabsdet number by number, ``(B, T, C)``. With ``J = df/du``, triangular in the order
     of visit, ``du = J^-1 (d noise - df)``: one graph of f at u is kept, and backwards the cotangents v become the w of
     ``J^T w = v``, found by sweeps over all tokens, each a vector-Jacobian product of that graph. So memory does not
-    grow with the number of sweeps.
+    grow with the number of sweeps. Samples with tokens that are not finite have no gradient, and spoil no other's.
     """
-    leaf = tokens.detach().requires_grad_()
+    tokens = tokens.detach()
+    # The graph itself must be finite: a cotangent of zero times NaN would reach every parameter.
+    solved = per_row(finite_rows(tokens), tokens)
+    leaf = torch.where(solved, tokens, 0.0).requires_grad_()
     found, logabsdet = to_noise(leaf)
 
     def transposed(w: Tensor) -> Tensor:
         return torch.autograd.grad(found, leaf, w, retain_graph=True)[0]
 
-    return _Solution.apply(noise - found, leaf.detach(), logabsdet.detach().exp(), transposed)  # type: ignore[no-any-return]
+    residual = torch.where(solved, noise - found, 0.0)
+    return _Solution.apply(residual, tokens, solved, logabsdet.detach().exp(), transposed)  # type: ignore[no-any-return]
 
 
 class _Solution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, residual: Tensor, tokens: Tensor, diagonal: Tensor, transposed: Callable[[Tensor], Tensor]
+        ctx: Any,
+        residual: Tensor,
+        tokens: Tensor,
+        solved: Tensor,
+        diagonal: Tensor,
+        transposed: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        ctx.diagonal, ctx.transposed = diagonal, transposed
+        ctx.solved, ctx.diagonal, ctx.transposed = solved, diagonal, transposed
         return tokens.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return solve_transposed(ctx.transposed, ctx.diagonal, cotangent), None, None, None
+        cotangent = torch.where(ctx.solved, cotangent, 0.0)
+        return solve_transposed(ctx.transposed, ctx.diagonal, cotangent), None, None, None, None
 
 
 def solve_transposed(transposed: Callable[[Tensor], Tensor], diagonal: Tensor, cotangent: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nflib.events import flattened
+from nflib.events import check_event_shape, flattened
 from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
 from nflib.transforms._marginal_fit import LARGEST, SMALLEST, check_fit, fit_coordinate, flat_intervals
@@ -85,7 +85,7 @@ class Standardize(ClosedForm):
         return cls(mean, std).to(data.device)
 
     def _log_scale(self, inputs: Tensor) -> Tensor:
-        check_event_shape("Standardize", inputs, self.std.shape)
+        check_event_shape(inputs, self.std.shape, "Standardize")
         total = self.std.to(torch.float64).log().sum() if inputs.device.type != "mps" else self.std.log().sum()
         return total.to(working_dtype(inputs)).expand(inputs.shape[0])
 
@@ -178,7 +178,7 @@ class GaussianizeMarginals(ClosedForm):
         return transform.to(data.device)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
+        check_event_shape(inputs, self.event_shape, "GaussianizeMarginals")
         dtype = working_dtype(inputs)
         knots = self.knots_x.to(dtype)
         low, high, bounded = (
@@ -191,7 +191,7 @@ class GaussianizeMarginals(ClosedForm):
         return z.reshape(inputs.shape), log_slope.sum(-1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_event_shape("GaussianizeMarginals", inputs, self.event_shape)
+        check_event_shape(inputs, self.event_shape, "GaussianizeMarginals")
         dtype = working_dtype(inputs)
         z = flattened(inputs).to(dtype)
         interval = self.is_interval
@@ -224,11 +224,3 @@ def as_float64(data: Tensor) -> Tensor:
 
 def _first_index(mask: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in mask.nonzero()[0])
-
-
-def check_event_shape(name: str, inputs: Tensor, event_shape: torch.Size) -> None:
-    if inputs.shape[1:] != event_shape:
-        raise ValueError(
-            f"{name}: inputs have shape {tuple(inputs.shape)} but were expected as (batch, "
-            f"{', '.join(map(str, event_shape))}); reshape them or refit."
-        )

@@ -53,7 +53,7 @@ class Permute(ClosedForm):
     def __init__(self, permutation: Tensor):
         super().__init__()
         permutation = torch.as_tensor(permutation, dtype=torch.long)
-        if not torch.equal(permutation.sort().values, torch.arange(len(permutation))):
+        if not torch.equal(permutation.sort().values, torch.arange(len(permutation), device=permutation.device)):
             raise ValueError(f"a permutation must list each of 0 … {len(permutation) - 1} once.")
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", permutation.argsort())

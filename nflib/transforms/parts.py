@@ -7,8 +7,8 @@ from typing import Any
 from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.events import check_event_shape
 from nflib.transforms.inversion import ClosedForm
-from nflib.transforms.marginal import check_event_shape
 
 
 class ByParts(ClosedForm):
@@ -38,11 +38,11 @@ class ByParts(ClosedForm):
         self.others = others
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        check_event_shape("ByParts", inputs, self.mask.shape)
+        check_event_shape(inputs, self.mask.shape, "ByParts")
         return self._joined(*self.marked(inputs[:, self.mask]), *self.others(inputs[:, ~self.mask]))
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        check_event_shape("ByParts", inputs, self.mask.shape)
+        check_event_shape(inputs, self.mask.shape, "ByParts")
         return self._joined(*self.marked.inverse(inputs[:, self.mask]), *self.others.inverse(inputs[:, ~self.mask]))
 
     def _joined(self, marked: Tensor, marked_det: Tensor, others: Tensor, others_det: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from nflib.events import check_event_shape
 from nflib.transforms.inversion import ClosedForm
 
 
@@ -84,11 +85,3 @@ class ImagePatches(_Rearrangement):
     def _from_tokens(self, tokens: Tensor) -> Tensor:
         split = tokens.reshape(len(tokens), *self.grid, self.event_shape[0], *self.patch_size)
         return split.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), *self.event_shape)
-
-
-def check_event_shape(inputs: Tensor, event_shape: Sequence[int]) -> None:
-    """Raise ValueError unless inputs have the shape ``(batch, *event_shape)``."""
-    if tuple(inputs.shape[1:]) != tuple(event_shape):
-        raise ValueError(
-            f"expected inputs of shape (batch, {', '.join(map(str, event_shape))}), got {tuple(inputs.shape)}."
-        )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nflib.events import check_event_shape
+from nflib.transforms._marginal_fit import LARGEST, SMALLEST
 from nflib.transforms.inversion import ClosedForm
-from nflib.transforms.marginal import as_float64, check_event_shape, working_dtype
+from nflib.transforms.marginal import as_float64, working_dtype
 
 __all__ = ["Whiten"]
 
@@ -43,20 +45,22 @@ class Whiten(ClosedForm):
         """From the covariance of `data` `(N, *event_shape)`, in float64, and as many uncorrelated data as dimensions.
 
         These keep L regular however few data there are. Raises ValueError for fewer than two, or a coordinate that is
-        constant or not finite.
+        constant, not finite, or of a scale beyond the range of float32, in which L is kept.
         """
         if data.dim() < 2 or data.shape[0] < 2:
             raise ValueError(f"Whiten.fit: data has shape {tuple(data.shape)}; pass (N, *event_shape) with N >= 2.")
         whiten = cls(data.shape[1:])
         values = as_float64(data).flatten(1)
         number, size = values.shape
-        covariance = torch.cov(values.T).view(size, size)
+        # Without what all have in common, so that a constant's variance is zero, and no rounding of its mean.
+        covariance = torch.cov((values - values[0]).T).view(size, size)
         variances = covariance.diagonal().clone()
-        bad = ~((variances > 0) & variances.isfinite())
+        bad = ~((variances >= SMALLEST**2) & (variances <= LARGEST**2))
         if bad.any():
             raise ValueError(
-                f"Whiten.fit: coordinate {int(bad.nonzero()[0])} of the flattened event is constant or not finite; "
-                "drop it, or mend the data."
+                f"Whiten.fit: coordinate {int(bad.nonzero()[0])} of the flattened event is constant, not finite, or of "
+                f"a scale beyond the range of float32; drop it, mend the data, or rescale it to between {SMALLEST:.0e} "
+                f"and {LARGEST:.0e}."
             )
         covariance *= number / (number + size)
         covariance.diagonal().copy_(variances)
@@ -64,14 +68,14 @@ class Whiten(ClosedForm):
         return whiten.to(data.device)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_event_shape("Whiten", inputs, self.event_shape)
+        check_event_shape(inputs, self.event_shape, "Whiten")
         factor = self.factor.to(working_dtype(inputs))
         columns = inputs.to(factor).flatten(1).T
         outputs = torch.linalg.solve_triangular(factor, columns, upper=False).T.reshape(inputs.shape)
         return outputs, -_logabsdet(factor, len(inputs))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        check_event_shape("Whiten", inputs, self.event_shape)
+        check_event_shape(inputs, self.event_shape, "Whiten")
         factor = self.factor.to(working_dtype(inputs))
         return (inputs.to(factor).flatten(1) @ factor.T).reshape(inputs.shape), _logabsdet(factor, len(inputs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from openmm import app, unit
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
+from molecular.molecule.topology import Residue, Topology
+
 # Harmonic, of the size that general force fields have: kJ/mol/nm^2, kJ/mol/rad^2, kJ/mol; sigma nm, epsilon kJ/mol.
 BOND, ANGLE = 250_000.0, 400.0
 LENNARD_JONES = {"H": (0.25, 0.12), "C": (0.35, 0.28), "O": (0.31, 0.71)}
-SMILES = {"butane": "CCCC", "glycol": "OCCO", "propane": "CCC"}
+SMILES = {"butane": "CCCC", "glycol": "OCCO", "propane": "CCC", "butene": "C/C=C/C", "methanol": "CO"}
 
 
 def build(name: str, partial_charges: bool = True) -> tuple[app.Topology, openmm.System, np.ndarray]:
@@ -72,3 +75,9 @@ def write(name: str, folder: Path, connect: bool = False) -> tuple[Path, Path]:
         path.write_text("\n".join(lines) + "\n")
     (folder / f"{name}.xml").write_text(openmm.XmlSerializer.serialize(system))
     return path, folder / f"{name}.xml"
+
+
+def of_bonds(elements: Sequence[str], bonds: Iterable[tuple[int, int]]) -> Topology:
+    """A topology of one residue, whose atoms are named by their numbers."""
+    names = tuple(f"{element}{number}" for number, element in enumerate(elements))
+    return Topology(names, tuple(elements), (Residue("MOL"),), (0,) * len(names), tuple(sorted(bonds)))

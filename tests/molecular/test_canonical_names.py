@@ -7,7 +7,7 @@ import torch
 
 from molecular import InternalProse, Peptide
 from molecular.energy.reduced import ReducedEnergy
-from molecular.molecule.canonical_names import CanonicalEnergy, CanonicalNames, exchanges, with_canonical_names
+from molecular.molecule.canonical_names import CanonicalEnergy, CanonicalNames, equivalent_groups, with_canonical_names
 from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.symmetry import half_turns, methyl_rotations
@@ -59,9 +59,9 @@ def test_every_equal_naming_becomes_the_same_one(sequence):
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_the_first_atom_of_each_group_is_nearest_to_its_centre(sequence):
     peptide = Peptide(sequence)
-    groups = exchanges(peptide)
+    groups = equivalent_groups(peptide)
     turns = half_turns(peptide.topology)
-    assert len(groups) == len(turns) + len(methyl_rotations(peptide.topology.elements, peptide.topology.bonds))
+    assert len(groups) == len(turns) + len(methyl_rotations(peptide.topology))
     x = with_canonical_names(near(peptide, 20), peptide)
     for group in groups:
         # About the bond that the group turns on, from an atom which stays.
@@ -91,7 +91,7 @@ def test_the_energy_is_that_of_one_naming():
     plain = ReducedEnergy(peptide, dtype=torch.float64)
     energy = CanonicalEnergy(plain, peptide)
     assert torch.equal(energy(x), plain(x))
-    rows = methyl_rotations(peptide.topology.elements, peptide.topology.bonds)[0]
+    rows = methyl_rotations(peptide.topology)[0]
     turned = x.clone()
     turned[2, rows[0]] = x[2, rows[1]]
     torch.testing.assert_close(plain(turned), plain(x))
@@ -139,7 +139,7 @@ def test_the_setting_is_kept_with_the_weights_and_old_ones_are_without(flow, tmp
 def test_torsions_times_their_periods_hardly_know_the_names():
     peptide = Peptide("FD")
     topology = peptide.topology
-    heavy = heavy_torsions(topology.elements, topology.bonds)
+    heavy = heavy_torsions(topology)
     twice = [[topology.atom_names[atom] for atom in row] for row in heavy[periods(topology, heavy) == 2].tolist()]
     ends = {frozenset((names[0], names[-1])) for names in twice}
     assert ends == {frozenset(("CA", "CD1")), frozenset(("CA", "OD1")), frozenset(("N", "O"))}

@@ -148,11 +148,11 @@ def test_architectures_of_a_flow_that_has_one_are_refused(simulation, model, tmp
 
 def test_marginals_of_a_trained_flow_are_refitted_where_that_is_asked_for(simulation, model, tmp_path):
     knots = []
-    for start_time, refit in (("0", "false"), ("0", "true"), ("0.2", "false"), ("0.2", "true")):
-        output = tmp_path / f"{start_time}-{refit}"
+    for start_ps, refit in (("0", "false"), ("0", "true"), ("0.2", "false"), ("0.2", "true")):
+        output = tmp_path / f"{start_ps}-{refit}"
         main(
             ["train", "--data", str(simulation), "--output", str(output), "--initial", str(model), *TRAINING]
-            + ["--start_time", start_time, "--refit_marginals", refit]
+            + ["--start_ps", start_ps, "--refit_marginals", refit]
         )
         state = MoleculeFlow.from_pretrained(output / "model").state_dict()
         knots.append(next(value for name, value in state.items() if name.endswith("knots_x")))

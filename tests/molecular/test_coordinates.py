@@ -11,6 +11,7 @@ from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import Spherical, torsion_cuts
 from molecular.molecule.symmetry import methyl_rotations, random_symmetry
 from molecular.molecule.z_matrix import z_matrix_order
+from tests.molecular.small_molecules import of_bonds
 
 SEQUENCES = ["Ace-A-Nme", "AAA", "Ace-P-Nme", "PW", "Ace-G-Nme"]
 METHANOL = ([(0, 1), (0, 2), (0, 3), (0, 4), (1, 5)], 6, ["C", "O", "H", "H", "H", "H"])
@@ -316,7 +317,7 @@ def energies(peptide, x):
 @pytest.mark.parametrize(("sequence", "groups"), [("Ace-A-Nme", 3), ("AAA", 4), ("MK", 3), ("Ace-I-Nme", 4)])
 def test_methyl_rotations_keep_energy_and_chirality(sequence, groups):
     peptide = Peptide(sequence)
-    found = methyl_rotations(peptide.topology.elements, peptide.topology.bonds)
+    found = methyl_rotations(peptide.topology)
     assert len(found) == groups
     for group in found:
         assert (
@@ -349,9 +350,8 @@ def test_methyl_rotations_keep_energy_and_chirality(sequence, groups):
 
 
 def test_random_symmetry_is_uniform_reproducible_and_optional():
-    groups = methyl_rotations(
-        ["C", "C", *"HHHHHH"], [(0, 1), *((0, k) for k in (2, 3, 4)), *((1, k) for k in (5, 6, 7))]
-    )
+    bonds = [(0, 1), *((0, k) for k in (2, 3, 4)), *((1, k) for k in (5, 6, 7))]
+    groups = methyl_rotations(of_bonds("CCHHHHHH", bonds))
     x = torch.arange(8.0)[None, :, None].expand(9000, 8, 3)
     moved = random_symmetry(x, groups, torch.Generator().manual_seed(0))
     assert torch.equal(moved, random_symmetry(x, groups, torch.Generator().manual_seed(0)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from molecular import Peptide
 from molecular.commands import main
 from molecular.data.corpus import (
     Corpus,
@@ -18,19 +19,13 @@ from molecular.data.corpus import (
     simulate_corpus,
     split_by_sequence,
 )
+from molecular.data.corpus.structure import read_structure
+from nflib.io import only_run
 
 OPTIONS = {
     "picoseconds": 0.02, "hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 2, "num_temperatures": 2,
     "swap_ps": 0.01, "save_ps": 0.002, "progress": False,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +138,14 @@ def test_a_simulation_does_not_depend_on_the_other_sequences_and_can_be_extended
 NAMES = [a + b for a in "ACDEFGH" for b in "KLMNPQ"]
 
 
+@pytest.mark.parametrize("sequence", ["Ace-A-NH2", "Ace-HC-Nme", "KD"])
+def test_structures_are_of_their_sequence(sequence, tmp_path):
+    Peptide(sequence).save_pdb(tmp_path / "a.pdb")
+    assert read_structure(tmp_path / "a.pdb", sequence).getNumAtoms() == Peptide(sequence).num_atoms
+    with pytest.raises(ValueError, match="not those of GG"):
+        read_structure(tmp_path / "a.pdb", "GG")
+
+
 def test_split_has_exact_shares_whatever_the_order():
     split = split_by_sequence(NAMES, 0.1, 0.25, seed=3)
     assert [len(split[part]) for part in ("train", "validation", "test")] == [28, 4, 10]
@@ -188,6 +191,7 @@ def test_split_mistakes(tmp_path):
         ("AA\nAa\n", "line 2: letter 2 .* is 'a', lowercase; write 'A', or 'dAla'"),
         ("AA\nAXA\n", "line 2: letter 2 .* is 'X', unknown"),
         ("AA\nGG\nAA\n", "line 3: AA stands in line 1 already"),
+        ("AA\ndAla-Gly\n", "line 2: dAla-Gly has D-residues"),
     ],
 )
 def test_sequence_files_with_mistakes(tmp_path, text, message):
@@ -202,6 +206,10 @@ def test_a_corpus_is_not_mixed_up_with_another(made, tmp_path):
         simulate_corpus(["GG", "GA", "AG"], made, seed=1, **OPTIONS)
     with pytest.raises(ValueError, match="holds AG, which is not among the sequences"):
         simulate_corpus(["GG", "GA"], made, **OPTIONS)
+    before = (made / "corpus.json").read_text()
+    with only_run(made), pytest.raises(OSError, match="another run is at work"):
+        simulate_corpus(["GG", "GA", "AG", "AA"], made, **OPTIONS)
+    assert (made / "corpus.json").read_text() == before
     with pytest.raises(ValueError, match="no sequences to simulate"):
         simulate_corpus([], tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match="the split has no place for GG"):

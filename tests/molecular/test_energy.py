@@ -589,8 +589,10 @@ def test_constraints_and_virtual_sites_are_refused() -> None:
         compile_system(system)
 
 
-def test_center_of_mass_remover_is_ignored() -> None:
-    assert compile_system(system_of(2, openmm.CMMotionRemover())).energy(torch.zeros(1, 2, 3)).item() == 0.0
+@pytest.mark.parametrize("force", [openmm.CMMotionRemover(), openmm.AndersenThermostat(300.0, 1.0)])
+def test_what_acts_on_motion_is_ignored(force: openmm.Force) -> None:
+    system = system_of(2, openmm.XmlSerializer.clone(force))
+    assert compile_system(system).energy(torch.zeros(1, 2, 3)).item() == 0.0
 
 
 @pytest.mark.parametrize("shape", [(8, 22, 3), (8, 23, 2), (3,)])

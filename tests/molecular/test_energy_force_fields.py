@@ -11,7 +11,7 @@ from openmm import app, unit
 
 from molecular import Peptide
 from molecular.energy import compile_system
-from molecular.molecule.peptide import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD
+from molecular.molecule.force_fields import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD
 from tests.molecular.test_energy import assert_matches, reference, system_of
 
 SEQUENCES = ("Ace-A-Nme", "AA", "AAA", "WK", "AP", "CM", "GYDPETGTWG")

@@ -23,6 +23,7 @@ from molecular.molecule.geometry import dihedrals
 from molecular.molecule.torsions import backbone_torsions, heavy_torsions, phi_psi_torsions, ramachandran_torsions
 from molecular.sampling.sample import reference_positions
 from nflib.montecarlo import WeightedSamples
+from tests.molecular.small_molecules import of_bonds
 
 VACUUM = ["amber99sbildn.xml"]  # quick to build; energies play no part here
 GAP = 3.0  # energy of state B above A, kT
@@ -84,7 +85,7 @@ def test_ramachandran_pairs_share_a_residue():
 
 def test_heavy_torsions(alanine):
     """Omega, phi, psi, omega: of alanine dipeptide's heavy bonds only four have neighbours on both sides."""
-    quadruples = heavy_torsions(alanine.topology.elements, alanine.topology.bonds)
+    quadruples = heavy_torsions(alanine.topology)
     bonds = [{alanine.topology.atom_names[i] for i in quadruple[1:3].tolist()} for quadruple in quadruples]
     assert sorted(map(sorted, bonds)) == [["C", "CA"], ["C", "N"], ["C", "N"], ["CA", "N"]]
 
@@ -94,7 +95,7 @@ def test_heavy_torsions(alanine):
 
 def test_thermal_conformations_are_valid(alanine):
     positions = reference_positions(Peptide("Ace-A-Nme"))
-    assert intact_bonds(positions, alanine.topology.elements, alanine.topology.bonds).all()
+    assert intact_bonds(positions, alanine.topology).all()
     assert right_chirality(positions, alanine).all()
 
 
@@ -102,14 +103,14 @@ def test_all_residues_are_valid_as_built():
     for sequence in ("Ace-CDEFHKMNPQR-Nme", "ITSVWYLG"):
         peptide = Peptide(sequence, force_field=VACUUM)
         positions = torch.from_numpy(peptide.positions)[None]
-        assert intact_bonds(positions, peptide.topology.elements, peptide.topology.bonds).all()
+        assert intact_bonds(positions, peptide.topology).all()
         # All but glycine have an alpha carbon with a hand; isoleucine and threonine one centre more.
         assert len(peptide.topology.stereocentres) == {"Ace-CDEFHKMNPQR-Nme": 11, "ITSVWYLG": 7 + 2}[sequence]
 
 
 def test_a_mirror_image_has_the_wrong_hand_and_the_right_bonds(alanine, states):
     mirrored = states * torch.tensor([1.0, 1.0, -1.0])
-    assert intact_bonds(mirrored, alanine.topology.elements, alanine.topology.bonds).all()
+    assert intact_bonds(mirrored, alanine.topology).all()
     assert right_chirality(states, alanine).all() and not right_chirality(mirrored, alanine).any()
 
 
@@ -130,18 +131,19 @@ def test_broken_new_and_collapsed_bonds(alanine, states):
     far = (new[0] - new[0, hydrogen]).norm(dim=-1).argmax()
     new[0, hydrogen] = new[0, far] + torch.tensor([0.09, 0.0, 0.0])
     for bad in (broken, new, collapsed):
-        assert not intact_bonds(bad, alanine.topology.elements, alanine.topology.bonds).any()
+        assert not intact_bonds(bad, alanine.topology).any()
     both = torch.cat([states, broken])
-    assert intact_bonds(both, alanine.topology.elements, alanine.topology.bonds, batch_size=2).tolist() == [
+    assert intact_bonds(both, alanine.topology, batch_size=2).tolist() == [
         True,
         True,
         False,
     ]
 
 
-def test_unknown_element():
-    with pytest.raises(ValueError, match="no covalent radius of 'Xx'"):
-        intact_bonds(torch.zeros(1, 2, 3), ["H", "Xx"], [(0, 1)])
+def test_unknown_element(capfd):
+    with pytest.raises(ValueError, match="Xx is no element that is known here"):
+        intact_bonds(torch.zeros(1, 2, 3), of_bonds(["H", "Xx"], [(0, 1)]))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # --- divergences
@@ -377,8 +379,9 @@ def test_mistakes_in_an_ensemble(alanine, states, source, message):
 def test_other_mistakes(alanine, states):
     with pytest.raises(ValueError, match="there are no ensembles"):
         evaluate({}, states, alanine)
-    with pytest.raises(ValueError, match="rename it"):
-        evaluate({FLOOR: states}, states, alanine)
+    for name in (FLOOR, "reference"):
+        with pytest.raises(ValueError, match="rename it"):
+            evaluate({name: states}, states, alanine)
     with pytest.raises(ValueError, match="transport_points is 1"):
         evaluate({"a": states}, states, alanine, transport_points=1)
     pytest.importorskip("ot")

@@ -26,17 +26,19 @@ from molecular.data.trajectories import files, import_trajectory, worker
 from molecular.data.trajectories.constrained_bonds import (
     constrained_bonds,
     draw_lengths,
-    harmonic_bonds,
     lengths,
     thermal_lengths,
 )
 from molecular.dynamics import Langevin, relax, start_structures
 from molecular.energy import compile_system
+from molecular.molecule.force_fields import harmonic_bonds
+from molecular.molecule.geometry import signed_volumes
 from molecular.molecule.matching import match_bonds, match_names, perceive_bonds
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.relabel import find_exchanges, relabel, swap, volumes
-from molecular.molecule.topology import Residue, Topology
+from molecular.molecule.relabel import find_exchanges, relabel, swap
+from molecular.molecule.topology import Residue, Topology, beyond_bond
 from tests.damage import damaged
+from tests.molecular.small_molecules import build
 
 TRICLINIC = np.array([[1.9, 0.0, 0.0], [0.6, 1.8, 0.0], [-0.5, 0.7, 1.7]])
 GROMACS = {
@@ -59,9 +61,9 @@ def simulated(molecule, number, rounds, steps=40, seed=0):
     energy = compile_system(molecule.system, dtype=torch.float64)
     x = torch.from_numpy(molecule.positions)
     generator = torch.Generator().manual_seed(seed)
-    x = start_structures(
-        x, molecule.topology.bonds, number, lambda y: relax(energy, y), generator
-    ) + 0.002 * torch.randn(number, molecule.num_atoms, 3, generator=generator, dtype=torch.float64)
+    x = start_structures(x, molecule.topology, number, lambda y: relax(energy, y), generator) + 0.002 * torch.randn(
+        number, molecule.num_atoms, 3, generator=generator, dtype=torch.float64
+    )
     kelvin = torch.full((number,), molecule.temperature, dtype=torch.float64)
     integrator = Langevin(torch.from_numpy(molecule.masses), kelvin, 0.0005, 50.0)
     v, force = torch.zeros_like(x), energy.energy_and_force(x)[1]
@@ -326,6 +328,14 @@ def constrained(positions, topology, bonds, length=0.13):
     return positions
 
 
+def test_two_harmonic_bonds_between_the_same_atoms_are_their_sum():
+    system, force = openmm.System(), openmm.HarmonicBondForce()
+    force.addBond(1, 0, 0.1, 3000.0)
+    force.addBond(0, 1, 0.2, 1000.0)
+    system.addForce(force)
+    assert harmonic_bonds(system) == {(0, 1): (4000.0, pytest.approx(0.125))}
+
+
 def test_all_bonds_constrained_move_branches_as_a_whole(clean):
     topology = clean.molecule.topology
     spoilt = constrained(clean.positions, topology, topology.bonds)
@@ -484,16 +494,32 @@ def test_another_molecule_is_told_in_one_sentence(clean, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def half_turned(frames, topology, fixed, turning):
+    """Frames in which everything beyond a bond is turned by 180 degrees."""
+    turned, beyond = frames.copy(), sorted(beyond_bond(topology.neighbours, fixed, turning))
+    axis = turned[:, turning] - turned[:, fixed]
+    axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
+    arm = turned[:, beyond] - turned[:, turning, None]
+    along = (arm * axis[:, None]).sum(-1, keepdims=True) * axis[:, None]
+    turned[:, beyond] = turned[:, turning, None] + 2 * along - arm
+    return turned
+
+
+def test_the_other_isomer_of_a_double_bond_is_told(tmp_path):
+    """Frames of cis-2-butene went into trans-2-butene without a word: their bonds and hands are the same."""
+    molecule = Molecule(*build("butene"), name="butene")
+    frames = molecule.positions + np.random.default_rng(0).normal(scale=1e-4, size=(6, 12, 3))
+    frames[:2] = half_turned(frames[:2], molecule.topology, 1, 2)
+    np.savez(tmp_path / "run.npz", positions=frames)
+    report = import_trajectory(molecule, [tmp_path / "run.npz"], tmp_path / "out", highest_energy=1e9)
+    assert report.turned_bonds == {"C2 of MOL 1 - C3 of MOL 1": 2} and not report.cis_amides
+    assert any("2 of 6 frames are cis where the structure is trans" in line for line in report.lines())
+
+
 def test_cis_amides_are_counted_and_kept(clean, tmp_path):
     topology = clean.molecule.topology
     carbon, nitrogen = topology.atoms_by_name[0]["C"], topology.atoms_by_name[1]["N"]
-    cis = clean.positions[:10].copy()
-    beyond = [atom for atom in range(topology.num_atoms) if topology.residue_indices[atom] > 0]
-    axis = cis[:, nitrogen] - cis[:, carbon]
-    axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
-    arm = cis[:, beyond] - cis[:, nitrogen, None]
-    along = (arm * axis[:, None]).sum(-1, keepdims=True) * axis[:, None]
-    cis[:, beyond] = cis[:, nitrogen, None] + 2 * along - arm
+    cis = half_turned(clean.positions[:10], topology, carbon, nitrogen)
     np.savez(tmp_path / "run.npz", positions=np.concatenate([clean.positions, cis]))
     report = import_trajectory(clean.molecule, [tmp_path / "run.npz"], tmp_path / "out", highest_energy=1e9)
     assert report.cis_amides == {"C of ACE 1 - N of ALA 2": 10}
@@ -577,10 +603,10 @@ def test_matching_keeps_the_hands_of_centres_that_bonds_cannot_tell_apart():
         other = Topology(tuple("X" * len(atoms)), other.elements, other.residues, other.residue_indices, other.bonds)
         found = match_bonds(topology, other, (positions, positions[order]))
         for corners in topology.stereocentres:
-            assert volumes(positions[order][found], corners) * volumes(positions, corners) > 0
+            assert signed_volumes(positions[order][found], corners) * signed_volumes(positions, corners) > 0
         mirrored = match_bonds(topology, other, (positions, -positions[order]))  # meso: its own mirror image
         for corners in topology.stereocentres:
-            assert volumes(-positions[order][mirrored], corners) * volumes(positions, corners) > 0
+            assert signed_volumes(-positions[order][mirrored], corners) * signed_volumes(positions, corners) > 0
 
 
 def test_matching_takes_back_choices_that_fail():

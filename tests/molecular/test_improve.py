@@ -22,14 +22,6 @@ from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
 LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def gg():
     return Peptide("GG")

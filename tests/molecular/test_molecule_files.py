@@ -12,9 +12,9 @@ import torch
 from openmm import app, unit
 
 from molecular import Molecule, Peptide
+from molecular.commands.options import MoleculeOptions
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
-from molecular.molecule.options import MoleculeOptions
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
 from tests.molecular.small_molecules import SMILES, build, write
 
@@ -214,6 +214,8 @@ def test_mistakes(tmp_path):
     (tmp_path / "empty.pdb").write_text("")
     (tmp_path / "propane.top").write_text(GROMACS)
     _, glycol = write("glycol", tmp_path)
+    broken = tmp_path / "broken.xml"
+    broken.write_text('<ForceField><AtomTypes><Type name="A"/></AtomTypes></ForceField>')
     two = tmp_path / "two.pdb"
     lines = structure.read_text().splitlines()
     two.write_text("\n".join([*lines[:-1], lines[-2].replace(" MOL ", " MOL ")]) + "\n")
@@ -222,6 +224,7 @@ def test_mistakes(tmp_path):
         ({"structure": structure}, "no peptide, so that it has no default force field"),
         ({"structure": structure, "force_field": ["amber14-all.xml"]}, "does not know all of butane"),
         ({"structure": structure, "force_field": ["no.xml"]}, "cannot load the force field no.xml"),
+        ({"structure": structure, "force_field": [str(broken)]}, "cannot load the force field .*broken.xml"),
         ({"structure": structure, "system": glycol}, "10 particles but butane has 14 atoms"),
         ({"structure": structure, "system": structure}, "is no OpenMM System"),
         ({"structure": structure, "system": system, "cutoff": 1.0}, "a System is complete"),
@@ -255,6 +258,14 @@ def test_what_is_no_molecule():
         lonely.addAtom(atom.name, atom.element, residue)
     with pytest.raises(ValueError, match="14 molecules"):
         Molecule(lonely, system, x)
+    frozen = openmm.XmlSerializer.clone(system)
+    frozen.setParticleMass(5, 0.0)
+    with pytest.raises(ValueError, match="H2 of MOL 1 of molecule has no mass in the System, by which OpenMM holds it"):
+        Molecule(topology, frozen, x)
+    pressed = openmm.XmlSerializer.clone(system)
+    pressed.addForce(openmm.MonteCarloBarostat(1.0, 300.0))
+    with pytest.raises(ValueError, match="OpenMM cannot use the System .A barostat cannot be used"):
+        Molecule(topology, pressed, x)
     system.setDefaultPeriodicBoxVectors((3, 0, 0), (0, 3, 0), (0, 0, 3))
     system.getForce(3).setNonbondedMethod(openmm.NonbondedForce.PME)
     with pytest.raises(ValueError, match="periodic"):
@@ -277,11 +288,13 @@ def test_forces_that_know_where_a_molecule_is():
         Molecule(topology, system, x)
 
 
-def test_options():
+def test_options(tmp_path):
     with pytest.raises(ValueError, match="either --peptide or --structure"):
         MoleculeOptions().build()
     with pytest.raises(ValueError, match="--coordinates goes with --structure"):
         MoleculeOptions(peptide="AA", coordinates="a.gro").build()
+    with pytest.raises(ValueError, match="run has no molecule of its own; name the folder 'model'"):
+        MoleculeOptions().build(tmp_path / "run")
 
 
 def nonbonded(molecule):

@@ -8,10 +8,13 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+import torch
 from openmm import unit
 
+from molecular import Molecule, MoleculeFlow
 from molecular.commands import main
 from molecular.data.ensembles import load_ensemble
+from molecular.molecule.storage import save_molecule
 from nflib.montecarlo import WeightedSamples
 from tests.molecular.small_molecules import build, write
 from tests.pages import commands
@@ -98,3 +101,19 @@ def test_page_of_trajectories(folder):
     for words in shown("docs/molecules.md", "train", "sample", "analyse"):
         run(*words)
     check(folder / "runs" / "butane_analysis")
+
+
+@pytest.mark.parametrize(("name", "is_rounded"), [("methanol", False), ("glycol", True)])
+def test_samples_in_xtc_are_said_to_be_rounded_where_they_are(name, is_rounded, folder, caplog):
+    """XTC holds up to nine atoms as they are."""
+    molecule = Molecule(*build(name))
+    flow = MoleculeFlow.of(molecule, channels=8, num_blocks=1, layers_per_block=1, head_dim=4, num_bins=4)
+    flow.fit_coordinates(torch.from_numpy(molecule.positions).float() + 0.003 * torch.randn(200, molecule.num_atoms, 3))
+    flow.save_pretrained("flow")
+    save_molecule(molecule, "flow")
+    with caplog.at_level("INFO"):
+        run("sample", "--model", "flow", "--output", "samples")
+    assert ("samples.xtc is rounded" in caplog.text) == is_rounded
+    with mdtraj.formats.XTCTrajectoryFile("samples/samples.xtc") as file:
+        stored = file.read()[0]
+    assert np.array_equal(stored, WeightedSamples.load("samples/weights.npz").x.numpy()) != is_rounded

@@ -1,6 +1,5 @@
 """The flow of one peptide: exact densities modulo rigid motion, in every choice of coordinates."""
 
-import json
 import math
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 
 from molecular.flows.molecule_flow import COORDINATES, MoleculeFlow
 from molecular.molecule.peptide import Peptide
-from nflib import Flow
 from nflib.transforms import Whiten
 
 
@@ -134,19 +132,3 @@ def test_mistakes(peptide, frames):
     with pytest.raises(ValueError, match="of another molecule: it has 33 atoms, not 19"):
         flow.given(Peptide("AAA"))
     assert math.isfinite(flow.log_prob(frames[:1]).item())
-
-
-def test_flows_of_earlier_versions_load(peptide, frames, tmp_path):
-    """They hold a sequence, elements and bonds in place of a topology."""
-    flow = make_flow(peptide, frames, "internal", "affine")
-    flow.save_pretrained(tmp_path)
-    document = json.loads((tmp_path / "config.json").read_text())
-    topology = document["config"].pop("topology")
-    earlier = {"sequence": "Ace-G-Nme", "elements": topology["elements"], "bonds": topology["bonds"]}
-    del document["config"]["conditional"], document["config"]["num_bins"]
-    document = {"architecture": "PeptideFlow", "config": earlier | document["config"]}
-    (tmp_path / "config.json").write_text(json.dumps(document))
-    again = Flow.from_pretrained(tmp_path)
-    with torch.no_grad():
-        assert torch.equal(again.log_prob(frames), flow.log_prob(frames))
-    assert again.topology == peptide.topology

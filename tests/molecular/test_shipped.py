@@ -11,7 +11,8 @@ from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
-from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample, summarize, verdict
+from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample, summarize, unusable, verdict
+from nflib.montecarlo import WeightedSamples
 
 SEQUENCE = "Ace-A-Nme"
 
@@ -73,13 +74,22 @@ def test_peptides_that_were_not_trained_on(sequence):
     other_names = (with_canonical_names(samples.x, peptide) != samples.x).flatten(1).any(1)
     assert samples.num_rejected == other_names.sum() < 20
     assert right_chirality(samples.x, peptide).float().mean() > 0.9
-    assert intact_bonds(samples.x, peptide.topology.elements, peptide.topology.bonds).float().mean() > 0.85
+    assert intact_bonds(samples.x, peptide.topology).float().mean() > 0.85
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(samples.x), samples.log_prob, atol=5e-3, rtol=1e-4)
 
 
 def test_the_flow_of_all_peptides_fits_into_a_repository():
     assert sum(path.stat().st_size for path in (SHIPPED / "peptides").iterdir()) < 24e6
+
+
+def test_equal_weights_can_be_used(peptide):
+    """Their Pareto k is no number, which was taken for a tail too heavy."""
+    equal = WeightedSamples(torch.zeros(200, 1), torch.zeros(200, dtype=torch.float64))
+    summary = equal.summary()
+    assert summary["pareto_k"] is None and unusable(summary) is None and verdict(summary).startswith("The weights can")
+    heavy = WeightedSamples(torch.zeros(20_000, 1), -0.8 * torch.rand(20_000, dtype=torch.float64).log())
+    assert heavy.pareto_k > 0.7 and unusable(heavy.summary()) == "Pareto k is above 0.7"
 
 
 def test_few_good_draws_ask_for_more_of_them(peptide):

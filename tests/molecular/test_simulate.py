@@ -16,6 +16,7 @@ from molecular.dynamics import (
     Frames,
     FrameWriter,
     Langevin,
+    TemperingSettings,
     Trajectories,
     geometric_temperatures,
     list_shards,
@@ -28,14 +29,6 @@ from molecular.dynamics.simulate import simulate
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Residue, Topology
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Harmonic:
@@ -105,21 +98,26 @@ MASSES = torch.tensor([1.0, 12.0, 16.0])
 
 
 def short_run(energy, folder: Path | None = None, seed: int = 0, **changes) -> Trajectories:
+    num_steps = changes.pop("num_steps", 400)
     options = {
+        "temperatures": (300.0, 400.0, 550.0),
         "num_ladders": 4,
-        "num_steps": 400,
         "timestep": 0.005,
         "swap_interval": 10,
         "save_interval": 15,
         "equilibration_steps": 50,
         "saved_temperatures": 2,
-        "checkpoint_seconds": 0.0,
-        "progress": False,
     } | changes
-    start = torch.zeros(3, 3)
-    temperatures = (300.0, 400.0, 550.0)
     return parallel_tempering(
-        energy, MASSES, start, temperatures, generator=generator(seed), checkpoint=folder, **options
+        energy,
+        MASSES,
+        torch.zeros(3, 3),
+        TemperingSettings(**options),
+        num_steps=num_steps,
+        generator=generator(seed),
+        checkpoint=folder,
+        checkpoint_seconds=0.0,
+        progress=False,
     )
 
 
@@ -171,15 +169,17 @@ def test_harmonic_variances_are_exact_at_every_temperature(swap_interval):
         Harmonic(1000.0),
         MASSES,
         torch.zeros(3, 3),
-        temperatures,
-        num_ladders=64,
+        TemperingSettings(
+            temperatures,
+            num_ladders=64,
+            timestep=0.03,
+            friction=5.0,
+            swap_interval=swap_interval,
+            save_interval=20,
+            equilibration_steps=400,
+            saved_temperatures=3,
+        ),
         num_steps=6000,
-        timestep=0.03,
-        friction=5.0,
-        swap_interval=swap_interval,
-        save_interval=20,
-        equilibration_steps=400,
-        saved_temperatures=3,
         generator=generator(),
         progress=False,
     )
@@ -213,14 +213,16 @@ def double_well(temperatures: tuple[float, ...], num_steps: int) -> Trajectories
         TiltedDoubleWell(),
         torch.tensor([12.0]),
         start,
-        temperatures,
-        num_ladders=128,
+        TemperingSettings(
+            temperatures,
+            num_ladders=128,
+            timestep=0.02,
+            friction=2.0,
+            swap_interval=10,
+            save_interval=50,
+            equilibration_steps=2000,
+        ),
         num_steps=num_steps,
-        timestep=0.02,
-        friction=2.0,
-        swap_interval=10,
-        save_interval=50,
-        equilibration_steps=2000,
         generator=generator(),
         progress=False,
     )
@@ -270,8 +272,9 @@ def test_saved_frames_carry_their_own_energy_time_and_place():
 
 def test_replicas_in_float64_on_request():
     result = parallel_tempering(
-        Harmonic(), MASSES, torch.zeros(3, 3, dtype=torch.float64), (300.0, 400.0),
-        num_ladders=2, num_steps=20, save_interval=10, generator=generator(), progress=False,
+        Harmonic(), MASSES, torch.zeros(3, 3, dtype=torch.float64),
+        TemperingSettings((300.0, 400.0), num_ladders=2, save_interval=10), num_steps=20,
+        generator=generator(), progress=False,
     )  # fmt: skip
     assert result.frames is not None and result.frames.positions.dtype == np.float32
 
@@ -409,9 +412,10 @@ def test_impossible_settings(changes, message):
 
 def test_impossible_ladders_and_starts():
     with pytest.raises(ValueError, match="increase along the ladder"):
-        parallel_tempering(Harmonic(), MASSES, torch.zeros(3, 3), (400.0, 300.0), num_steps=1, generator=generator())
+        TemperingSettings((400.0, 300.0))
     with pytest.raises(ValueError, match=r"start has shape \(2, 4, 3\)"):
-        parallel_tempering(Harmonic(), MASSES, torch.zeros(2, 4, 3), (300.0,), num_steps=1, generator=generator())
+        settings = TemperingSettings((300.0,))
+        parallel_tempering(Harmonic(), MASSES, torch.zeros(2, 4, 3), settings, num_steps=1, generator=generator())
     with pytest.raises(ValueError, match="relax the structure first"):
         short_run(Poisoned({1: [0]}))
     with pytest.raises(ValueError, match="0 < lowest < highest"):
@@ -483,7 +487,13 @@ def test_simulate_writes_the_folder(tmp_path):
     assert ensemble.positions.shape == (60, 4, 3) and ensemble.positions.dtype == torch.float32
     assert result.frames is not None
     np.testing.assert_array_equal(ensemble.positions.numpy(), result.frames.positions)
-    assert len(load_ensemble(tmp_path, start_time=0.3)) == 6 * 3
+    assert len(load_ensemble(tmp_path, start_ps=0.3)) == 6 * 3
+
+
+def test_a_simulation_that_would_save_no_frame_is_refused(tmp_path):
+    """It ran to its end, and `train` then asked for it."""
+    with pytest.raises(ValueError, match="no frame would be saved: picoseconds is 0.4, less than save_ps, 0.5"):
+        simulate_beads(tmp_path, save_ps=0.5)
 
 
 def test_fewer_picoseconds_than_there_are_leave_a_simulation_as_it_is(tmp_path, caplog):

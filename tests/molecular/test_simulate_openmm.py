@@ -8,21 +8,17 @@ import pytest
 import torch
 
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import Langevin, maxwell_velocities, parallel_tempering
+from molecular.dynamics import Langevin, TemperingSettings, maxwell_velocities, parallel_tempering
 from molecular.dynamics.openmm_engine import OpenMMEngine
-from molecular.dynamics.simulate import reported_torsions, simulate
+from molecular.dynamics.simulate import simulate
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.peptide import Peptide
+from molecular.molecule.storage import save_molecule
+from molecular.molecule.torsions import reported_torsions
+from molecular.training.fit_molecule import train_on_ensemble
+from nflib.training import TrainingConfig
 
 STIFFNESS = 1000.0
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def wells(masses: tuple[float, ...] = (12.0, 16.0), constraint: float | None = None) -> openmm.System:
@@ -39,14 +35,16 @@ def wells(masses: tuple[float, ...] = (12.0, 16.0), constraint: float | None = N
 
 
 def run(engine: OpenMMEngine, start: torch.Tensor, seed: int = 0, **changes):
+    num_steps, checkpoint = changes.pop("num_steps", 2000), changes.pop("checkpoint", None)
     options = {
-        "num_ladders": 8, "num_steps": 2000, "timestep": 0.01, "friction": 5.0, "swap_interval": 25,
+        "num_ladders": 8, "timestep": 0.01, "friction": 5.0, "swap_interval": 25,
         "save_interval": 25, "equilibration_steps": 250, "saved_temperatures": 2,
     } | changes  # fmt: skip
     masses = torch.tensor([12.0, 16.0], dtype=torch.float64)
     return parallel_tempering(
-        engine, masses, start, (300.0, 400.0), generator=torch.Generator().manual_seed(seed), progress=False,
-        integrator=engine.integrator, degrees_of_freedom=engine.degrees_of_freedom, **options,
+        engine, masses, start, TemperingSettings((300.0, 400.0), **options), num_steps=num_steps,
+        generator=torch.Generator().manual_seed(seed), progress=False, checkpoint=checkpoint,
+        integrator=engine.integrator, degrees_of_freedom=engine.degrees_of_freedom,
     )  # fmt: skip
 
 
@@ -80,10 +78,11 @@ def test_ensemble_of_harmonic_wells():
     np.testing.assert_allclose(frames.energies, energy, rtol=1e-4)
 
 
-def test_a_remover_of_motion_leaves_the_temperature_as_it_is():
-    """OpenMM's createSystem adds one by default; the thermostat acts on the centre of mass all the same."""
+@pytest.mark.parametrize("force", [openmm.CMMotionRemover(), openmm.AndersenThermostat(100.0, 50.0)])
+def test_what_acts_on_motion_leaves_the_temperature_as_it_is(force):
+    """OpenMM's createSystem adds a remover by default; the thermostat acts on the centre of mass all the same."""
     system = wells()
-    system.addForce(openmm.CMMotionRemover())
+    system.addForce(openmm.XmlSerializer.clone(force))
     result = run(OpenMMEngine(system, "Reference"), torch.zeros(2, 3, dtype=torch.float64))
     assert result.report["kinetic_temperature_K"] == pytest.approx([300.0, 400.0], rel=0.05)
     assert system.getNumForces() == 2
@@ -128,6 +127,12 @@ def test_resumed_run_has_every_frame_once(tmp_path):
     rows = set(zip(frames.time.tolist(), frames.ladder.tolist(), frames.temperature_index.tolist(), strict=True))
     assert len(rows) == len(frames)
     assert len(np.unique(frames.energies)) == len(frames)  # the noise does not begin again either
+
+
+def test_frames_of_constrained_bonds_train_no_flow(tmp_path):
+    save_molecule(Peptide("Ace-G-Nme", constraints="HBonds"), tmp_path)
+    with pytest.raises(ValueError, match="has constraints, under which conformations have no density"):
+        train_on_ensemble(tmp_path, tmp_path / "flow", TrainingConfig(max_steps=1))
 
 
 def test_unknown_platform_and_engine(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from molecular.dynamics import concerns, parallel_tempering, report_lines
+from molecular.dynamics import TemperingSettings, concerns, parallel_tempering, report_lines
 from molecular.dynamics.autocorrelation import mixing
 from molecular.dynamics.report import POSITIVE_PHI, ROTAMERS, _drift
 from molecular.dynamics.statistics import Statistics
@@ -81,10 +81,13 @@ class Harmonic:
 
 
 def run(num_steps: int, equilibration_steps: int, num_ladders: int = 16):
+    settings = TemperingSettings(
+        (300.0, 400.0), num_ladders=num_ladders, timestep=0.005, friction=5.0, swap_interval=10, save_interval=20,
+        equilibration_steps=equilibration_steps,
+    )  # fmt: skip
     return parallel_tempering(
-        Harmonic(), torch.tensor([12.0, 16.0]), torch.zeros(2, 3), (300.0, 400.0), num_ladders=num_ladders,
-        num_steps=num_steps, timestep=0.005, friction=5.0, swap_interval=10, save_interval=20,
-        equilibration_steps=equilibration_steps, generator=torch.Generator().manual_seed(0), progress=False,
+        Harmonic(), torch.tensor([12.0, 16.0]), torch.zeros(2, 3), settings, num_steps=num_steps,
+        generator=torch.Generator().manual_seed(0), progress=False,
     ).report  # fmt: skip
 
 

@@ -8,20 +8,22 @@ from rdkit.Chem import AllChem
 from molecular.commands import main
 from molecular.data.corpus import simulate_corpus
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import report_lines, rotatable_bonds, start_structures
+from molecular.dynamics import report_lines, start_structures
 from molecular.dynamics.simulate import simulate
-from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions, rigid_torsions
+from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.geometry import dihedrals, has_torsion
 from molecular.molecule.peptide import Peptide
-from molecular.molecule.torsions import ramachandran_torsions
+from molecular.molecule.torsions import ramachandran_torsions, rigid_torsions, rotatable_bonds
 from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
 from molecular.sampling.starts import EnsembleStarts, FlowStarts
 from nflib.io import read_json
 from nflib.montecarlo import resample
+from tests.molecular.small_molecules import of_bonds
 
 # Butane's heavy atoms with explicit hydrogens on the inner carbons, and a three-ring at its end.
-CHAIN = [(0, 1), (1, 2), (2, 3), (1, 4), (1, 5), (2, 6), (2, 7), (3, 8), (8, 9), (9, 3)]
+CHAIN = of_bonds("CCCCHHHHCC", [(0, 1), (1, 2), (1, 4), (1, 5), (2, 3), (2, 6), (2, 7), (3, 8), (3, 9), (8, 9)])
+CONJUGATED = of_bonds("CCCC", [(0, 1), (1, 2), (2, 3)])
 
 
 def structure(seed: int = 0) -> torch.Tensor:
@@ -29,21 +31,21 @@ def structure(seed: int = 0) -> torch.Tensor:
 
 
 def test_bonds_that_turn():
-    turning = {(i, j): set(beyond.tolist()) for i, j, beyond in rotatable_bonds(10, CHAIN)}
+    turning = {(i, j): set(beyond.tolist()) for i, j, beyond in rotatable_bonds(CHAIN)}
     assert turning == {(2, 1): {0, 1, 4, 5}, (2, 3): {3, 8, 9}} or turning == {
         (1, 2): {2, 3, 6, 7, 8, 9},
         (2, 3): {3, 8, 9},
     }
     for (i, j), beyond in turning.items():
         assert j in beyond and i not in beyond
-    assert rotatable_bonds(4, [(0, 1), (1, 2), (2, 3)]) == []  # no tetrahedral atom: conjugated, it does not turn
-    assert rigid_torsions(4, [(0, 1), (1, 2), (2, 3)]).tolist() == [[0, 1, 2, 3]]
+    assert rotatable_bonds(CONJUGATED) == []  # no tetrahedral atom: conjugated, it does not turn
+    assert rigid_torsions(CONJUGATED).tolist() == [[0, 1, 2, 3]]
 
 
 def test_turning_keeps_bonds_angles_and_handedness():
     x = structure()
-    turned = random_torsions(x, rotatable_bonds(10, CHAIN), 20, torch.Generator().manual_seed(0))
-    first, second = torch.tensor(CHAIN).T
+    turned = random_torsions(x, rotatable_bonds(CHAIN), 20, torch.Generator().manual_seed(0))
+    first, second = torch.tensor(CHAIN.bonds).T
 
     def lengths(y):
         return (y[:, first] - y[:, second]).norm(dim=-1)
@@ -85,7 +87,7 @@ def test_structures_that_break_are_replaced():
 
 def test_a_molecule_without_torsions_starts_from_one_structure():
     x = torch.zeros(1, 3)
-    assert start_structures(x, [], 3, lambda y: y, torch.Generator()).shape == (3, 1, 3)
+    assert start_structures(x, of_bonds("C", []), 3, lambda y: y, torch.Generator()).shape == (3, 1, 3)
 
 
 def test_a_flow_gives_starts_of_equilibrium(tmp_path):
@@ -270,8 +272,9 @@ def test_linear_groups_are_no_torsions():
     AllChem.EmbedMolecule(butyne, randomSeed=1)
     x = torch.from_numpy(butyne.GetConformer().GetPositions() / 10)
     bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in butyne.GetBonds()]
-    quadruples = rigid_torsions(len(x), bonds)
+    topology = of_bonds([atom.GetSymbol() for atom in butyne.GetAtoms()], bonds)
+    quadruples = rigid_torsions(topology)
     assert len(quadruples) and not has_torsion(x, quadruples).any()
     shaken = x + 0.003 * torch.randn(200, *x.shape, generator=noise, dtype=x.dtype)
-    assert is_same_molecule(shaken, x, bonds).all()
+    assert is_same_molecule(shaken, x, topology).all()
     assert has_torsion(structure(), torch.tensor([[0, 1, 2, 3]])).all()

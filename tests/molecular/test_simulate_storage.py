@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import Frames, FrameWriter, list_shards, parallel_tempering, read_shard
+from molecular.dynamics import Frames, FrameWriter, TemperingSettings, list_shards, parallel_tempering, read_shard
+from molecular.dynamics.frames import write_shard
+from molecular.molecule.trajectories import MOST_UNROUNDED
 
 
 def make_frames(count: int = 5, num_atoms: int = 6, seed: int = 0) -> Frames:
@@ -47,6 +49,14 @@ def test_frames_come_back(tmp_path, storage, rounding):
             xyz, times, *_ = trajectory.read()
         assert np.abs(xyz - parts[1].positions).max() <= rounding
         np.testing.assert_allclose(times, parts[1].time)
+
+
+def test_xtc_rounds_positions_of_more_than_nine_atoms(tmp_path):
+    for num_atoms in (MOST_UNROUNDED, MOST_UNROUNDED + 1):
+        frames = make_frames(num_atoms=num_atoms)
+        write_shard(tmp_path / "frames-000000.npz", frames, "xtc")
+        stored = read_shard(tmp_path / "frames-000000.npz").positions
+        assert np.array_equal(stored, frames.positions) == (num_atoms == MOST_UNROUNDED)
 
 
 def test_unknown_storage_and_damaged_xtc(tmp_path):
@@ -88,8 +98,9 @@ class Slow:
 
 def tempering(folder: Path | None, energy, storage: str = "float32"):
     return parallel_tempering(
-        energy, torch.tensor([12.0, 16.0]), torch.zeros(2, 3), (300.0, 400.0), num_ladders=2, num_steps=600,
-        timestep=0.005, swap_interval=5, save_interval=5, generator=torch.Generator().manual_seed(0), progress=False,
+        energy, torch.tensor([12.0, 16.0]), torch.zeros(2, 3),
+        TemperingSettings((300.0, 400.0), num_ladders=2, timestep=0.005, swap_interval=5, save_interval=5),
+        num_steps=600, generator=torch.Generator().manual_seed(0), progress=False,
         checkpoint=folder, checkpoint_seconds=0.0, storage=storage,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from molecular import Molecule, Peptide
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
 from molecular.molecule.peptide import add_hydrogens, minimise
-from molecular.molecule.structure_checks import named_by_hand, unnamed_bond, with_right_hands
+from molecular.molecule.structure_checks import named_by_hand, odd_bond, unnamed_bond, with_right_hands
 from molecular.molecule.topology import Residue, Topology
 from tests.molecular.small_molecules import build, write
 from tests.molecular.test_molecule_files import VACUUM, assert_energies_are_openmms
@@ -383,6 +383,13 @@ def test_only_selenomethionine_is_replaced_and_that_is_said(tmp_path, caplog):
     assert "WARNING" in caplog.text and "Residue MSE 3 is not standard; taken as MET." in caplog.text
     with pytest.raises(ValueError, match="SEP 2 is not standard; give a force field that knows it, or make it SER"):
         read_molecule(write_pdb(tmp_path / "x.pdb", text, is_heavy, [("SER", "SEP")]), force_field=VACUUM)
+
+
+def test_an_element_that_is_none_is_named(capfd):
+    water = Topology(("O", "D1", "D2"), ("O", "D", "D"), (Residue("DOD"),), (0, 0, 0), ((0, 1), (0, 2)))
+    with pytest.raises(ValueError, match="D is no element that is known here; deuterium is written as H"):
+        odd_bond(water, np.eye(3))
+    assert capfd.readouterr().err == ""  # nor RDKit's traceback
 
 
 def test_hydrogens_alone_lack_no_bond_of_heavy_atoms():

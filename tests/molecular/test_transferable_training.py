@@ -42,14 +42,6 @@ LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--tra
 SEQUENCES = ("GG", "AG", "GA")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Three dipeptides, GA for validation; conformations are noise about a structure, enough to fit marginals to."""

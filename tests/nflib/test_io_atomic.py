@@ -53,6 +53,18 @@ def test_no_file_moves_before_all_are_written(tmp_path):
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "good"
 
 
+def test_a_folder_of_other_content_is_not_replaced(tmp_path):
+    for name in ("a", "text"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text" / "novel.txt").write_text("mine")
+    with pytest.raises(FileExistsError) as error, complete_folder(tmp_path) as temporary:
+        for name in ("a", "text"):
+            (temporary / name).mkdir()
+            (temporary / name / "config.json").write_text("new")
+    assert "text holds other files (novel.txt)" in one_sentence(error)
+    assert names(tmp_path) == ["a", "text"] and not names(tmp_path / "a") and names(tmp_path / "text") == ["novel.txt"]
+
+
 def test_no_space_left(tmp_path):
     with pytest.raises(OSError, match="No space left on device.*another folder") as error, complete_folder(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -106,9 +118,10 @@ def test_folders_are_replaced_whole_and_others_stay(tmp_path):
     for content in ("old", "new"):
         with complete_folder(tmp_path) as temporary:
             (temporary / "step").mkdir()
-            (temporary / "step" / content).write_text(content)
+            for name in (content, "config.json"):
+                (temporary / "step" / name).write_text(content)
         (tmp_path / "other").write_text("mine")
-    assert names(tmp_path) == ["other", "step"] and names(tmp_path / "step") == ["new"]
+    assert names(tmp_path) == ["other", "step"] and names(tmp_path / "step") == ["config.json", "new"]
 
 
 KILLED = """

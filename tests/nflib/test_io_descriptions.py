@@ -296,7 +296,7 @@ print(type(flow).__module__, type(flow).__name__)
     [("molecular/shipped/peptides", "molecular"), ("video/shipped/moving-digits/flow", "video")],
 )
 def test_no_import_order(shipped, module):
-    """Also of folders written before modules were named; nflib itself imports neither."""
+    """nflib itself imports neither."""
     run = subprocess.run([sys.executable, "-c", SCRIPT, shipped], capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.startswith(module), run.stderr
 

@@ -162,12 +162,12 @@ def test_a_gradient_that_is_not_finite_is_no_drift(name):
 @pytest.mark.parametrize("name", KERNELS)
 def test_chunks_and_seeds(name):
     results = []
-    for chunk_size in (1000, 7):
+    for batch_size in (1000, 7):
         kernel = KERNELS[name]
-        path, mean, variance = intermediate(chunk_size=1000)
+        path, mean, variance = intermediate(batch_size=1000)
         torch.manual_seed(0)
         particles = equilibrium(kernel, 30, path, mean, variance)
-        path.chunk_size = chunk_size if name != "independent" else 1000  # its draws come chunk by chunk
+        path.batch_size = batch_size if name != "independent" else 1000  # its draws come chunk by chunk
         results.append(kernel.step(particles, path, BETA, 0.4, torch.Generator().manual_seed(3))[0].x)
     assert torch.allclose(results[0], results[1], atol=1e-12)
 

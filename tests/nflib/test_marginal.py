@@ -225,7 +225,7 @@ def test_user_mistakes_are_named(gaussianize, data):
         GaussianizeMarginals.fit(data, {(2, 0): (0.0, 1.0)})
     with pytest.raises(ValueError, match="bounded interval"):
         GaussianizeMarginals.fit(data, {(0, 1): (0.0, math.inf)})
-    with pytest.raises(ValueError, match="expected as"):
+    with pytest.raises(ValueError, match="expected inputs of shape"):
         gaussianize(data.reshape(-1, 6))
 
 

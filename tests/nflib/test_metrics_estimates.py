@@ -69,6 +69,7 @@ def test_auroc():
     assert auroc(right, wrong) == pytest.approx(4.5 / 6)
     assert auroc(right, right) == 0.5
     assert auroc(right, torch.tensor([math.nan, -math.inf])) == 1
+    assert auroc(right.clone().requires_grad_(), wrong) == auroc(right, wrong)
     with pytest.raises(ValueError, match="got 3 and 0"):
         auroc(right, wrong[:0])
 

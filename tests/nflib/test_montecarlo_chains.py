@@ -29,7 +29,7 @@ def test_what_represents_the_target_still_does(kernel):
 
 def test_same_seed_same_chains_and_energies_are_counted():
     runs = [
-        run_chains(TARGET, exact(50), 7, kernel=MALA(0.3), step_sizes=FixedStepSizes([0.3]), chunk_size=size, seed=4)
+        run_chains(TARGET, exact(50), 7, kernel=MALA(0.3), step_sizes=FixedStepSizes([0.3]), batch_size=size, seed=4)
         for size in (50, 16)
     ]
     torch.testing.assert_close(runs[0].x, runs[1].x)
@@ -50,7 +50,7 @@ def test_points_without_density_stay_where_they_are():
     ("options", "words"),
     [
         ({"num_steps": 0}, "num_steps is 0"),
-        ({"num_steps": 1, "chunk_size": 0}, "chunk_size 0"),
+        ({"num_steps": 1, "batch_size": 0}, "batch_size 0"),
         ({"num_steps": 1, "kernel": ULA()}, "ULA weights its moves"),
         ({"num_steps": 1, "kernel": IndependentMetropolis()}, "there is none"),
         ({"num_steps": 1, "generator": torch.Generator()}, "seed"),

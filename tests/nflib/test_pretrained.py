@@ -142,6 +142,25 @@ def test_a_subclass_of_a_users_own_comes_back(perturb, tmp_path):
     assert torch.equal(loaded.sample(3, seed=0), flow.sample(3, seed=0))
 
 
+def test_a_folder_that_names_no_module_is_read_by_its_own_class(flow, folder):
+    document = read_config(folder)
+    del document["module"]
+    (folder / CONFIG_NAME).write_text(json.dumps(document))
+    assert type(TARFlow.from_pretrained(folder)) is TARFlow
+    with pytest.raises(ValueError, match="describes a 'TARFlow', not a Flow: load it with the class that saved it"):
+        Flow.from_pretrained(folder)
+
+
+def test_arguments_that_build_another_model_are_not_saved(flow, tmp_path, caplog):
+    folder = flow.with_scaled_noise(1.0, 1.5).save_pretrained(tmp_path)
+    assert read_config(folder)["config"] is None
+    assert "only the weights of this TARFlow are saved, for load_pretrained: its arguments build another" in caplog.text
+    assert "'_distribution'" in caplog.text
+    again = TARFlow(**flow.config).with_scaled_noise(1.0, 1.5).load_pretrained(folder).eval()
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(again.log_prob(x), flow.with_scaled_noise(1.0, 1.5).log_prob(x))
+
+
 def test_a_class_inside_a_function_is_loaded_by_itself(perturb, tmp_path):
     class Inner(TwoTokens):
         pass
@@ -152,10 +171,11 @@ def test_a_class_inside_a_function_is_loaded_by_itself(perturb, tmp_path):
         Flow.from_pretrained(folder)
 
 
-def test_weights_alone_are_read_into_a_flow_that_cannot_be_described(perturb, tmp_path):
+def test_weights_alone_are_read_into_a_flow_that_cannot_be_described(perturb, tmp_path, caplog):
     flow = perturb(spline_on_top())
     assert flow.config is None
     folder = flow.save_pretrained(tmp_path)
+    assert "only the weights of this Flow are saved" in caplog.text
     assert read_config(folder) == {"architecture": "Flow", "module": "nflib", "config": None}
     other = spline_on_top()
     assert other.load_pretrained(folder) is other

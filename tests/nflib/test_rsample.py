@@ -9,6 +9,7 @@ from torch import Tensor
 from nflib.decoding import Jacobi, Sequential
 from nflib.distributions import PaddedNormal
 from nflib.flows import Flow, TARFlow
+from nflib.transforms import implicit
 from nflib.transforms.implicit import solve_transposed
 from nflib.transforms.inversion import invert
 from tests.nflib.cases import FirstTokens, autoregressive
@@ -118,6 +119,31 @@ def test_padding_takes_no_gradient():
     assert not gradient.any()
     (gradient,) = torch.autograd.grad(x.sum(), block.network.proj_out.weight)
     assert gradient.isfinite().all() and gradient.any()
+
+
+def test_tokens_that_are_not_finite_leave_the_gradients_of_other_samples_alone(monkeypatch):
+    flow, sweeps = make("affine"), []
+    noise = torch.randn(4, *flow._distribution.shape, dtype=torch.float64)
+    spoilt = noise.clone()
+    spoilt[1, 3] = torch.inf
+
+    def counting(transposed, diagonal, cotangent):
+        def counted(w: Tensor) -> Tensor:
+            sweeps.append(w)
+            return transposed(w)
+
+        return solve_transposed(counted, diagonal, cotangent)
+
+    monkeypatch.setattr(implicit, "solve_transposed", counting)
+    (expected,) = torch.autograd.grad(
+        invert(flow._transform, noise[[0, 2, 3]]).tokens.sum(), flow._transform._transforms[1].network.proj_out.weight
+    )
+    of_three = len(sweeps)
+    found = invert(flow._transform, spoilt).tokens
+    assert found[[0, 2, 3]].isfinite().all() and not found[1].isfinite().all()
+    (gradient,) = torch.autograd.grad(found[[0, 2, 3]].sum(), flow._transform._transforms[1].network.proj_out.weight)
+    torch.testing.assert_close(gradient, expected)
+    assert len(sweeps) == 2 * of_three
 
 
 def test_cotangents_that_overflow_on_the_way_are_found_all_the_same():

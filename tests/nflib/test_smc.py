@@ -128,7 +128,7 @@ def test_same_seed_same_samples_whatever_the_chunks():
     assert torch.equal(first.x, second.x) and torch.equal(first.log_weights, second.log_weights)
     asked = []
     chunked = smc(
-        Normal(DIM), BoltzmannDensity(lambda x: (asked.append(len(x)), energy(x))[1]), 200, chunk_size=64, seed=5
+        Normal(DIM), BoltzmannDensity(lambda x: (asked.append(len(x)), energy(x))[1]), 200, batch_size=64, seed=5
     )
     assert max(asked) == 64 and chunked.history.num_evaluations[-1] == sum(asked)
     assert not torch.equal(smc(Normal(DIM), TARGET, 200).x, smc(Normal(DIM), TARGET, 200).x)
@@ -154,7 +154,7 @@ def test_distributions_of_others_as_proposal_and_target():
         (wide, TARGET, LOG_NORMALIZER),
         (wide, narrow, 0.0),
     ):
-        first, second = (smc(proposal, target, 1000, chunk_size=300, seed=0) for _ in range(2))
+        first, second = (smc(proposal, target, 1000, batch_size=300, seed=0) for _ in range(2))
         assert within(first, truth) and torch.equal(first.x, second.x)
 
 
@@ -192,7 +192,7 @@ def test_poisoned_particles_change_nothing_but_their_count(name, threshold):
         return torch.where(x[:, 2] == 78.0, -torch.inf, u)
 
     kernel, target = KERNELS[name], BoltzmannDensity(poisoned_energy)
-    settings = {"kernel": kernel, "moves": 2, "resampling_threshold": threshold, "seed": 0, "chunk_size": 3000}
+    settings = {"kernel": kernel, "moves": 2, "resampling_threshold": threshold, "seed": 0, "batch_size": 3000}
     samples = smc(Poisoned(DIM), target, 2000, **settings)
     assert samples.num_rejected == bad
     # Spoilt draws count in N: the normaliser is short by their share, by nothing else.
@@ -312,7 +312,7 @@ def test_user_mistakes_are_named():
     q = Normal(DIM)
     for message, keywords in (
         ("not both", {"generator": torch.Generator(), "seed": 1}),
-        ("chunk_size is 0", {"chunk_size": 0}),
+        ("batch_size is 0", {"batch_size": 0}),
         ("moves 0", {"moves": 0}),
         ("unknown resampling scheme 'bootstrap'", {"resampling": "bootstrap"}),
         ("resampling_threshold is 2", {"resampling_threshold": 2.0}),

@@ -66,6 +66,8 @@ def test_files(tmp_path):
     torch.save(tensors, tmp_path / "a.pth")
     for name in ("a.safetensors", "a.pth"):
         assert torch.equal(read_state_dict(tmp_path / name)["a"], tensors["a"])
+    torch.save({"step": 3, "state_dict": tensors}, tmp_path / "trainer.pth")
+    assert read_state_dict(tmp_path / "trainer.pth").keys() == {"a"}
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         read_state_dict(tmp_path / "b.pth")
     for name in ("damaged.pth", "damaged.safetensors"):

@@ -16,6 +16,7 @@ from nflows.transforms import PointwiseAffineTransform
 from safetensors.torch import load_file
 from torch import nn
 
+from nflib.networks import ClassEmbedding, LearnedPositions
 from nflib.training import (
     ExponentialMovingAverage,
     LogVariance,
@@ -419,7 +420,7 @@ def test_other_bad_data(tmp_path: Path) -> None:
 def test_unwritable_output_is_reported_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     record = Record()
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(OSError, match=r"cannot make .*run \(Not a directory\); choose another folder"):
         config = configuration()
         fit(Gaussian(), normal(8, 2), config=config, output=tmp_path / "file" / "run", callbacks=[record])
     assert not record.losses
@@ -617,6 +618,24 @@ def test_weight_decay_spares_vectors_norms_and_embeddings() -> None:
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
     assert [id(p) for p in decayed["params"]] == [id(model["linear"].weight)]
     assert len(spared["params"]) == 4
+
+
+class PositionwiseLinear(nn.Linear):
+    """Of a name that says nothing."""
+
+
+class Table(nn.Module):
+    decays = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.zeros(3, 4))
+
+
+def test_weight_decay_does_not_go_by_names() -> None:
+    model = nn.ModuleList([PositionwiseLinear(3, 4), Table(), ClassEmbedding(3, 4), LearnedPositions(3, 4)])
+    decayed, spared = parameter_groups(model, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(model[0].weight)] and len(spared["params"]) == 4
 
 
 def test_logs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

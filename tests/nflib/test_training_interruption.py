@@ -104,7 +104,7 @@ def test_several_processes_leave_together(tmp_path: Path, target: str) -> None:
 
 
 def test_a_second_run_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
-    unfinished = tmp_path / "checkpoints" / ".step-000000005.tmp"
+    unfinished = tmp_path / "checkpoints" / ".incomplete-step-000000005"
     unfinished.mkdir(parents=True)
     with only_run(tmp_path), pytest.raises(OSError, match="another run is at work"):
         fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path: Pa
     data = normal(32, 3)
     fit(tiny.tiny_flow(), data, config=configuration(), output=tmp_path / "whole", callbacks=[whole])
     try:
-        with pytest.raises(OSError, match=r"parts/.* cannot be written \(.*\); free some space") as caught:
+        with pytest.raises(OSError, match=r"parts/.* \(.+\).*; make room") as caught:
             fit(tiny.tiny_flow(), data, config=configuration(), output=tmp_path / "parts", callbacks=[fill])
     finally:
         stack[0].__exit__(None, None, None)
@@ -213,13 +213,25 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path: Pa
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
-    left = tmp_path / "checkpoints" / ".step-000000099.tmp"
-    left.mkdir()
-    (left / checkpoints.TRAINING).write_bytes(b"half")
-    (tmp_path / "model" / ".model.safetensors.tmp").write_bytes(b"half")
-    (tmp_path / ".probe-123").write_bytes(b"")
-    fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
+    for left in (
+        "checkpoints/.incomplete-abc/step-000000099",
+        "checkpoints/.incomplete-step-1",
+        "model/.incomplete-abc",
+    ):
+        (tmp_path / left).mkdir(parents=True)
+        (tmp_path / left / checkpoints.TRAINING).write_bytes(b"half")
+    fit(Gaussian(), normal(32, 2), config=configuration(max_steps=13), output=tmp_path)
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_an_error_of_the_device_is_no_full_disk(tmp_path: Path) -> None:
+    class Broken(Gaussian):
+        def state_dict(self, *args: object, **options: object) -> dict:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="^CUDA error: an illegal memory access was encountered$"):
+        checkpoints.save_model(Broken(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # --- damaged files --------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Gamma, Independent
 
 from nflib import Flow
 from nflib.flows import TARFlow
 from nflib.montecarlo import BoltzmannDensity
 from nflib.training import ReverseKL, fit, maximum_likelihood, objectives
+from nflib.transforms.inversion import invert
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, normal
 
 MEAN, SCALE = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
@@ -273,6 +275,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     target = BoltzmannDensity(energy)
     with pytest.raises(ValueError, match=r"function\) has no log_prob; wrap a reduced energy"):
         ReverseKL(energy)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Gamma of batch shape \(2,\) is many densities"):
+        ReverseKL(Gamma(torch.ones(2), torch.ones(2)))
     with pytest.raises(ValueError, match="'path', 'total' or 'mixed', not 'reinforce'"):
         ReverseKL(target, estimator="reinforce")
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
@@ -327,6 +331,39 @@ def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(
 
     expected = (at(1e-5) - at(-1e-5)) / 2e-5
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
+
+
+@needs_rsample
+@pytest.mark.parametrize("estimator", ["path", "total", "mixed"])
+def test_draws_without_a_finite_position_are_left_out(
+    perturb: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    flow, alone = (perturb(tarflow()).double() for _ in range(2))
+    noise = torch.randn(8, 4, 1, dtype=torch.float64, generator=generator())
+    spoilt = noise.clone()
+    spoilt[2, 1] = torch.inf
+    others = torch.arange(8) != 2
+    monkeypatch.setattr(flow, "rsample", lambda *args, **options: invert(flow._transform, spoilt).tokens)
+    monkeypatch.setattr(alone, "rsample", lambda *args, **options: invert(alone._transform, noise[others]).tokens)
+    loss, scalars = ReverseKL(BoltzmannDensity(wavy), 8, estimator)(flow, {}, generator())
+    expected, _ = ReverseKL(BoltzmannDensity(wavy), 7, estimator)(alone, {}, generator())
+    assert scalars["rejected_energies"] == 1 / 8
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    for one, other in zip(flow.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_draws_outside_a_bounded_support_are_left_out() -> None:
+    flow, objective = gaussian(), ReverseKL(Independent(Gamma(torch.full((2,), 3.0), torch.ones(2)), 1), 32)
+    x = flow.rsample(32, generator=generator())
+    inside = (x >= 0).all(dim=1)
+    assert 0 < inside.sum() < 32
+    loss, scalars = objective(flow, {}, generator())
+    torch.testing.assert_close(loss, (flow.log_prob(x) - objective.target.log_prob(x.clamp_min(0)))[inside].mean())
+    assert float(scalars["rejected_energies"]) == pytest.approx(1 - inside.double().mean())
+    assert gradients(loss, flow).isfinite().all()
 
 
 @needs_rsample

@@ -64,5 +64,15 @@ def test_errors(data):
         Whiten.fit(constant)
     with pytest.raises(ValueError, match="not finite"):
         Whiten.fit(torch.full((5, 2), torch.nan))
-    with pytest.raises(ValueError, match="inputs have shape"):
+    with pytest.raises(ValueError, match="expected inputs of shape"):
         Whiten((2, 3))(torch.zeros(4, 3, 2))
+    # The mean of these has a rounding error, from which all of them differ.
+    constant[:, 1, 1] = 0.1
+    with pytest.raises(ValueError, match="coordinate 4 of the flattened event is constant"):
+        Whiten.fit(constant)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e40])
+def test_a_scale_that_float32_does_not_hold_is_an_error(data, scale):
+    with pytest.raises(ValueError, match="coordinate 0 of the flattened event is .* beyond the range of float32"):
+        Whiten.fit(data * scale)

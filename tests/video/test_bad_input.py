@@ -60,7 +60,7 @@ OUT = ["--out", "{folder}/out.gif"]
         (["--prompt", "a a a a a a a a a a"], "has 10 words; at most 8"),
         (["--frames", "20", "--overlap", "0"], "20 frames are more than the 4 of one window"),
         (["--frames", "0"], "clips of 0 frames"),
-        (["--num-clips", "0"], "there is no prompt"),
+        (["--num-clips", "0"], "num_clips, of each prompt, must be a positive number, got 0"),
         (["--guidance", "-1"], "must be zero or positive"),
         (["--out", "{folder}/out.doc"], "ends in none of"),
         (["--out", "{folder}/none/out.gif"], "there is no folder"),

@@ -117,6 +117,14 @@ def test_both_branches_are_phrased_alike(t2v):
     assert asked[:2] == [
         "Noise Level 500:\nAn image:\n" + words + "\n\n in a 1:1 aspect ratio.\n" for words in ("a fox", "")
     ]
+    pipeline.generate(["a fox"], 1, seed=0, candidates=2)  # which are compared as images, too
+    assert all("An image:" in prompt for prompt in asked)
+
+
+def test_last_frames_that_fill_no_latent_one_are_left_out(t2v, tmp_path):
+    clip = str(write_clip(torch.zeros(7, 3, 64, 64), tmp_path / "a.gif", 16))
+    main(["edit", clip, "--model", str(t2v), "--prompt", "a fox", "--denoise", "none", "--out", f"{tmp_path}/b.gif"])
+    assert len(read_clip(tmp_path / "b.gif")) == 5
 
 
 @torch.no_grad()
@@ -266,6 +274,11 @@ def test_bits_of_a_tarflow_of_dequantised_pixels(parts, tmp_path):
     torch.testing.assert_close(pipeline.log_prob(pictures, prompts, seed=5), expected, rtol=1e-5, atol=1e-3)
     of_frames = pipeline.log_prob_of_frames(pictures, prompts, seed=5)
     torch.testing.assert_close(of_frames.sum(1), expected, rtol=1e-5, atol=1e-3)
+    (tmp_path / "config.json").write_text('{"patch_size": 2, "noise_std": 0.05, "noise_type": "uniform"}')
+    for noise, levels in (((), 256), (("--noise", "0.05"), None)):
+        arguments = ["--checkpoint", str(weights), "--config", f"{tmp_path}/config.json", *noise]
+        main(["convert", *arguments, "--output", f"{tmp_path}/other"])
+        assert Pipeline.load(tmp_path / "other").settings.levels == levels
     # Training goes on in the same units.
     objective = BitsPerDimension(NoisyLikelihood(0.0, 0.0, None), 256, pipeline.settings.pixel_scale)
     batch = {"inputs": pictures, "context": torch.tensor([0, 2, -1])}
@@ -325,6 +338,18 @@ def test_decoders_and_token_embeddings(tmp_path):
     torch.testing.assert_close(load_text(tmp_path / "saved")(["a fox"])[0], expected)
 
 
+STARFLOW = [
+    "--checkpoint",
+    "{parts}/t2i.pth",
+    "--config",
+    "{parts}/t2i.yaml",
+    "--autoencoder",
+    "{parts}/kl",
+    "--text",
+    "{parts}/t5",
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
@@ -336,6 +361,10 @@ def test_decoders_and_token_embeddings(tmp_path):
         (["--checkpoint", "{parts}/t2i.pth", "--config", "{parts}/t2i.pth"], "is a file of weights"),
         (["--checkpoint", "{parts}/tar.pth"], "do not tell its patch size"),
         (["--checkpoint", "{parts}/tar.pth", "--patch-size", "2"], "nothing tells the noise"),
+        (["--checkpoint", "{parts}/tar.pth", "--autoencoder", "{parts}/kl"], "--autoencoder goes with a STARFlow"),
+        (["--checkpoint", "{parts}/tar.pth", "--text", "{parts}/t5"], "--text goes with a STARFlow"),
+        ([*STARFLOW, "--labels", "{parts}/names.txt"], "--labels goes with a TARFlow"),
+        ([*STARFLOW, "--patch-size", "2"], "--patch_size goes with a TARFlow"),
         (["--checkpoint", "{parts}/tar.pth", "--patch-size", "2", "--noise", "-1"], "noise must lie in"),
     ],
 )

@@ -133,6 +133,8 @@ def test_moving_pictures(tmp_path):
             tmp_path / name, save_all=True, append_images=frames[1:], duration=[100, 200, 100, 100], lossless=True
         )
         assert numbers(at_rate(tmp_path / name, 10, True)) == [0, 1, 1, 2, 3]
+    frames[0].save(tmp_path / "still.gif", save_all=True, append_images=frames[1:])  # says of no duration: 1/10 s each
+    assert numbers(at_rate(tmp_path / "still.gif", 10, True)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("count", [2, 4])

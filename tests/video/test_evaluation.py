@@ -16,11 +16,10 @@ from tests.browser import browse, needs_chromium
 from tests.video.tiny import SEVEN, tiny_model
 from tests.video.tiny_encoder import save_tiny_encoder
 from video.commands import main
-from video.evaluation import PooledPixels, load_features, pass_over, score, scored_quantity
+from video.evaluation import PooledPixels, load_features, score, score_held_out, scored_quantity
 from video.evaluation.judgement import judge
-from video.evaluation.page import clip_grid
 from video.latents import Pixels
-from video.media import as_bytes, read_image, write_clip
+from video.media import as_bytes, grid, read_image, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.labels import Labels
@@ -117,7 +116,7 @@ def test_distances_beside_scikit_learn(encoder, clips):
 def test_one_pass(model, clips):
     """Densities, samples and reconstructions are the pipeline's own; each batch has a seed of its own."""
     prompts = [SEVEN, "a two moving left, slowly"] * 6
-    passed = pass_over(
+    passed = score_held_out(
         model, batches(clips[:12], prompts), PooledPixels(), classes=prompts[:2], with_unconditional=True, num_shown=7
     )
     second = slice(5, 10)
@@ -153,7 +152,7 @@ def test_one_pass(model, clips):
 
 def test_no_clips(model):
     with pytest.raises(ValueError, match="no held-out clips"):
-        pass_over(model, [], PooledPixels())
+        score_held_out(model, [], PooledPixels())
     with pytest.raises(ValueError, match="no clips to score"):
         score(model, [])
 
@@ -177,7 +176,7 @@ def test_grid():
     clips = torch.arange(1.0, 4.0).view(3, 1, 1, 1, 1).expand(3, 2, 1, 2, 2)
     rows = ["1 1 0 2 2", "1 1 0 2 2", "0 0 0 0 0", "3 3 0 0 0", "3 3 0 0 0"]
     expected = torch.tensor([[float(value) for value in row.split()] for row in rows])
-    assert torch.equal(clip_grid(clips, 2), expected.expand(2, 1, 5, 5))
+    assert torch.equal(grid(clips, 2, gap=1), expected.expand(2, 1, 5, 5))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ addEventListener("load", async () => {
 def shown(page, folder):
     """What the browser made of a page."""
     copy = page.with_name("probed.html")
-    copy.write_text(page.read_text().replace("</body>", PROBE))
+    text = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())  # which lets no probe in
+    copy.write_text(text.replace("</body>", PROBE))
     found = re.search(r'data-shown="([^"]*)"', browse(copy, folder, "--dump-dom"))
     return json.loads(found.group(1).replace("&quot;", '"'))
 

@@ -1,17 +1,19 @@
 """Autoencoders of diffusers, tiny ones, saved and loaded as folders; training one; the scale of latents."""
 
 import json
+import math
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from examples.moving_digits.train import Frames
 from nflib.training import TrainingConfig
 from tests.video.tiny import tiny_latents
 from video.latents.latents import Latents, WanLatents
 from video.latents.load import load_latents
-from video.training import AutoencoderOptions, train_autoencoder
+from video.training import AutoencoderOptions, NoisyReconstruction, train_autoencoder
 
 STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
 
@@ -154,3 +156,26 @@ def test_statistics_of_channels(shift):
     autoencoder.register_to_config(latents_mean=[0.5])
     with pytest.raises(ValueError, match="have 1 and 2 numbers for 2 channels"):
         Latents(autoencoder)
+
+
+def test_loss_of_a_known_posterior():
+    """Of pixels as their own latents, with a deviation of 0.5."""
+
+    class Known(Latents):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def posterior(self, inputs):
+            return DiagonalGaussianDistribution(torch.cat([inputs, torch.full_like(inputs, math.log(0.25))], dim=1))
+
+        def decode_frames(self, z):
+            return z
+
+    frames, generator = 3 * torch.randn(3, 1, 4, 4), torch.Generator().manual_seed(4)
+    objective = NoisyReconstruction(Known(), noise=0.2, divergence_weight=0.1, pixel_weight=3.0)
+    total, figures = objective(objective.latents, {"inputs": frames}, torch.Generator().manual_seed(4))
+    drawn, noise = (torch.randn(frames.shape, generator=generator) for _ in range(2))
+    error = (0.5 * drawn + 0.2 * frames.std() * noise).square().mean()
+    divergence = 0.5 * (frames.square() + 0.25 - 1 - math.log(0.25)).mean()
+    torch.testing.assert_close(total, 3 * error + 0.1 * divergence)
+    torch.testing.assert_close(figures, {"squared_error": error, "divergence": divergence})

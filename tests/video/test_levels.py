@@ -121,7 +121,17 @@ def test_trained_by_command(pictures, tmp_path):
     result = json.loads((run / "result.json").read_text())
     assert result["of"] == "pixels of 3 levels, uniformly dequantised"
     assert result["bits_per_dimension"] == pytest.approx(math.log2(3), abs=0.15)
-    assert Pipeline.load(run / "pipeline").settings.levels == 3
+    pipeline = Pipeline.load(run / "pipeline")
+    assert pipeline.settings.levels == 3
+    marginals = pipeline.flow.images.coordinate_transform
+    assert marginals(torch.tensor([-1.5, 1.5]).repeat(8).view(1, 1, 4, 4))[1].isfinite().all()
+    with pytest.raises(ValueError, match="outside its interval"):  # no density is wasted beyond half a step
+        marginals(torch.full((1, 1, 4, 4), 1.51))
+    on = ["train", "--initial", str(run), "--data", str(pictures), "--grey", "true", "--output", str(tmp_path / "on")]
+    for wrong in (["--noise", "0.05"], ["--levels", "2"]):
+        with pytest.raises(SystemExit, match="3 levels between bounds.* leave noise and levels out"):
+            main([*on, *wrong, *steps, *QUIET])
+    assert not (tmp_path / "on").exists()
     main(["evaluate", "--model", str(run / "pipeline"), "--data", str(pictures), "--output", str(tmp_path / "page")])
     summary = json.loads((tmp_path / "page/summary.json").read_text())
     assert "3 levels" in summary["quantity"]

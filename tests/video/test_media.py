@@ -110,6 +110,14 @@ def test_image_of_one_colour_channel(clip, tmp_path):
     torch.testing.assert_close(image, clip[:1], atol=2 / 255, rtol=0)
 
 
+def test_no_number_is_no_grey(clip, tmp_path):
+    spoiled = clip.clone()
+    spoiled[0, 0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        write_clip(spoiled, tmp_path / "clip.gif")
+    assert not (tmp_path / "clip.gif").exists()
+
+
 def test_mistakes(clip, tmp_path):
     path = tmp_path / "clip.mp4"
     with pytest.raises(FileNotFoundError, match="there is no file"):

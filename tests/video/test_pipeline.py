@@ -1,5 +1,6 @@
 """A model with all its parts: clips from prompts, images and clips; exact densities frame by frame; saving."""
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -52,7 +53,25 @@ def test_generate(model):
     )
 
 
-def test_the_candidate_that_tells_most_of_its_prompt_is_kept(model):
+@pytest.mark.parametrize("name", ["generate", "stream", "edit", "draw"])
+def test_an_unknown_argument_is_told_by_the_name_of_the_function(model, name):
+    function = getattr(model, name)
+    assert "guidance" in inspect.signature(function).parameters
+    with pytest.raises(TypeError, match=rf"\.{name}\(\) got an unexpected keyword argument 'guidence'"):
+        list(function(torch.zeros(1, 4, 1, 32, 32), [SEVEN], [SEVEN], guidence=1.0))
+
+
+def test_no_clips_have_no_densities(model):
+    assert model.nats_per_dim(torch.zeros(0, 4, 1, 32, 32), []).shape == (0, 4)
+
+
+def test_a_folder_that_is_no_model_hides_no_shipped_one(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Pipeline.load("digits").settings.clip_shape == (1, 1, 8, 8)
+
+
+def test_the_candidate_that_tells_most_of_its_prompt_is_kept(model, monkeypatch):
     prompts = [SEVEN, "a two moving left, slowly"]
     drawn = model.draw(prompts, 6, candidates=3, seed=5)
     assert [(window.latents.shape[:2], window.num_known) for window in drawn.windows] == [((2, 4), 0), ((2, 4), 2)]
@@ -69,6 +88,12 @@ def test_the_candidate_that_tells_most_of_its_prompt_is_kept(model):
     torch.testing.assert_close(evidence[1, 2], (conditional - unconditional).mean(), atol=1e-4, rtol=0)
     kept = every[torch.arange(2), evidence.argmax(1)]
     torch.testing.assert_close(drawn.windows[0].latents, kept, atol=1e-4, rtol=0)
+    # A density of no prompt that overflowed tells nothing of a prompt.
+    overflown = torch.tensor([[0.0, 1.0, math.inf], [math.nan, -math.inf, -5.0]])
+    monkeypatch.setattr(model, "prompt_evidence", lambda *_, **__: overflown)
+    kept = every[torch.arange(2), torch.tensor([1, 2])]
+    first = model.draw(prompts, 4, candidates=3, seed=5).windows[0].latents
+    torch.testing.assert_close(first, kept, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="candidates must be a positive number"):
         model.generate(prompts, candidates=0)
     with pytest.raises(ValueError, match="what they show of their prompt"):
@@ -104,6 +129,9 @@ def test_later_windows_have_the_later_prompt(model):
     given = up[:, :2]
     same = [model.generate([f"a seven moving {way}, fast"], 7, given, **settings) for way in ("up", "down")]
     assert torch.equal(*same)
+    # A single image begins a clip, and tells nothing of where things go.
+    moved = [model.generate([f"a seven moving {way}, fast"], 4, up[:, :1], **settings) for way in ("up", "down")]
+    assert not torch.equal(*moved)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from nflib.continuous import ODEFlow
@@ -100,6 +102,19 @@ def test_pixels_stay_within_the_bounds_of_their_flow() -> None:
         assert (mean - torch.tensor([0.7606, 0.7606, 0.0, 0.0])).abs().max() < 0.1
 
 
+def test_blur_is_a_gaussian() -> None:
+    picture = torch.rand(9, 11).double()
+    found = blur(1.5, 0.1).operator(picture[None, None])[0, 0]
+    np.testing.assert_allclose(found, gaussian_filter(picture, 1.5, mode="constant", radius=5), atol=1e-12)
+
+
+def test_log_prob_is_normal() -> None:
+    picture, observed = torch.rand(2, *SHAPE), torch.rand(SHAPE)
+    expected = torch.distributions.Normal(picture, 0.3).log_prob(observed).flatten(1).sum(1)
+    mask = torch.ones(4, 4)
+    torch.testing.assert_close(inpainting(mask, 0.3).log_prob(observed, picture), expected)
+
+
 def test_adjoints() -> None:
     for degradation in DEGRADATIONS.values():
         x, generator = torch.randn(2, *SHAPE).double(), torch.Generator().manual_seed(0)
@@ -123,6 +138,11 @@ def test_bad_input() -> None:
     for restoring in (restore, restored_mode):
         with pytest.raises(ValueError, match="not finite; where nothing is seen, put zero"):
             restoring(flow, torch.full(SHAPE, torch.nan), DEGRADATIONS["blur"], 2)
+    for shape in ((1, 1, 1), SHAPE[1:]):  # which would be broadcast
+        with pytest.raises(ValueError, match="makes pictures of shape"):
+            restored_mode(flow, torch.zeros(shape).double(), DEGRADATIONS["downsampling"], times=[0.5])
+    with pytest.raises(ValueError, match="solve_steps must be positive"):
+        restored_mode(flow, torch.zeros(SHAPE), DEGRADATIONS["blur"], solve_steps=0)
     with pytest.raises(ValueError, match="times must rise"):
         restored_mode(flow, torch.zeros(SHAPE), DEGRADATIONS["blur"], times=[0.5, 0.2])
     with pytest.raises(ValueError, match="draws"):

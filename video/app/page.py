@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nflib.command_line import USER_ERRORS
+from nflib.optional import require
 from video.gallery import FIGURE_STYLE, Entry, clip_figure
 from video.media import read_image
 from video.pipeline import Pipeline
@@ -154,8 +155,4 @@ def serve(page: Any, port: int | None = None, *, opens_browser: bool = False) ->
 
 
 def _import_gradio() -> Any:
-    try:
-        import gradio
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the page takes gradio: pip install "nflib[app,video]".') from error
-    return gradio
+    return require("gradio", "the page needs", extra="app,video")

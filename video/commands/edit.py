@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from video.commands.options import DrawingOptions, ModelOptions, OutputOptions, read_prompts
-from video.media import read_clip
+from video.commands.options import DrawingOptions, ModelOptions, OutputOptions, read_filled, read_prompts
 from video.threads import threads_for
 
 
@@ -44,7 +43,7 @@ def edit(
     output.check()
     wanted = read_prompts(prompt, prompts)
     pipeline = model.load()
-    given = read_clip(clip, pipeline.settings.clip_shape[1:], pipeline.settings.frame_rate).unsqueeze(0)
+    given = read_filled(pipeline, clip)
     with threads_for(pipeline, len(wanted)):
         clips = pipeline.edit(
             given,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from video.commands.options import DrawingOptions, ModelOptions
-from video.evaluation import FolderBatches, Judgement, judge, load_features, pass_over, score, write_judgement
+from video.evaluation import FolderBatches, Judgement, judge, load_features, score, score_held_out, write_judgement
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def evaluate(
         raise ValueError("two folders of others have one name; rename one of them.")
     if classify and not held_out.classes:
         raise ValueError(f"clips in {data} have no classes to tell apart; leave --classify out.")
-    passed = pass_over(
+    evaluated = score_held_out(
         pipeline,
         held_out,
         encoder,
@@ -77,7 +77,7 @@ def evaluate(
         **drawing.settings(pipeline),
     )
     scored = {name: score(pipeline, one, seed=seed, conditional=False) for name, one in other_folders.items()}
-    found = judge(pipeline, passed, scored, held_out.classes, seed)
+    found = judge(pipeline, evaluated, scored, held_out.classes, seed)
     found.notes += [report for one in (held_out, *other_folders.values()) if (report := one.report())]
     shown = {
         "model": model.model or "shipped",
@@ -88,7 +88,7 @@ def evaluate(
         "decoding": drawing.decoding,
         "seed": seed,
     }
-    page = write_judgement(output, found, passed, scored, shown, settings.frame_rate)
+    page = write_judgement(output, found, evaluated, scored, shown, settings.frame_rate)
     lines = [f"{name:>16}  {value} bits per dimension" for name, value in found.bits_per_dim.items()]
     lines += [f"{name:>16}  {value}" for name, value in found.distances["samples"].items()]
     sys.stdout.write("\n".join([*lines, f"Written {page}."]) + "\n")

@@ -51,6 +51,8 @@ def generate(
         raise ValueError("a clip begins with --first-frame or continues --continue, not both.")
     if frames is not None and seconds is not None:
         raise ValueError("the length of a clip is given in --frames or --seconds, not both.")
+    if num_clips < 1:
+        raise ValueError(f"num_clips, of each prompt, must be a positive number, got {num_clips}.")
     wanted = [text for text in read_prompts(prompt, prompts) for _ in range(num_clips)]
     pipeline = model.load()
     if seconds is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from nflib.decoding import Decoder, Jacobi, Sequential
 from video.flows.decoding import TOLERANCE, FramesAtOnce
 from video.gallery import Entry, write_gallery
-from video.media import VIDEO, check_path, grid, open_clip, write_clip
+from video.media import VIDEO, check_path, grid, open_clip, read_clip, write_clip
 from video.pipeline import Pipeline
 
 # Side of a picture in pixels that is easy to see.
@@ -148,7 +148,7 @@ class OutputOptions:
         if self.out is not None:
             are_images = first.shape[1] == 1 and second is None and self.out.suffix == ".png"
             if are_images and len(first) > 1:
-                written.append(write_clip(grid(first[:, 0]), self.out, rate, enlarge=enlarge))
+                written.append(write_clip(grid(first), self.out, rate, enlarge=enlarge))
             else:
                 written += _write_clips(pieces, len(first), self.out, rate, enlarge)
             log.info("Written %s: %s.", ", ".join(map(str, written)), ", ".join(map(repr, dict.fromkeys(prompts))))
@@ -180,6 +180,20 @@ def read_prompts(prompt: Sequence[str] | None, prompts: Path | None) -> list[str
         if not found:
             raise ValueError(f"{prompts} has no prompt; write one a line.")
     return found or [""]
+
+
+def read_filled(pipeline: Pipeline, clip: Path) -> Tensor:
+    """A clip ``(1, T, C, H, W)`` as a model takes it, without trailing frames that do not complete a latent frame.
+
+    Raises as `read_clip` does.
+    """
+    frames = read_clip(clip, pipeline.settings.clip_shape[1:], pipeline.settings.frame_rate).unsqueeze(0)
+    filled = pipeline.filled(frames)
+    if (left := frames.shape[1] - filled.shape[1]) > 0:
+        log.info(
+            "%s: the last %d of %d frames do not complete a latent frame and are left out.", clip, left, frames.shape[1]
+        )
+    return filled
 
 
 def _write_clips(pieces: Iterable[Tensor], number: int, out: Path, rate: float, enlarge: int) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.command_line import refuse_given
 from nflib.flows import Flow
 from nflib.io import complete_folder
 from video.conversion.released import is_tarflow, starflow_from_state_dict, tarflow_from_state_dict
@@ -66,7 +67,7 @@ def convert(
         checkpoint: a .pth or .safetensors file, or the index.json of shards.
         output: the folder of the model.
         config: of a STARFlow, its YAML or JSON file; of a TARFlow nothing, or a file that names patch_size and
-            noise_std.
+            noise_std, or the noise_type "uniform", of dequantised pixels.
         autoencoder: of a STARFlow, the one of its configuration, as diffusers saves it: a folder or a name on the hub.
         text: of a STARFlow, its text encoder with the tokenizer, as transformers saves it: a folder or a name.
         labels: of a TARFlow with classes, their names, a text file with one a line (default: their numbers).
@@ -88,9 +89,10 @@ def convert(
     arguments = {} if config is None else read_released_config(config)
     state = read_released_weights(checkpoint)
     if noise is not None:
-        arguments["noise_std"] = noise
+        arguments |= {"noise_std": noise, "noise_type": None}
     wanted = None if dtype is None else DTYPES[dtype]
     if is_tarflow(state):
+        refuse_given({"autoencoder": autoencoder, "text": text}, f"goes with a STARFlow, and {checkpoint} is a TARFlow")
         arguments = _from_name(checkpoint) | arguments | ({} if patch_size is None else {"patch_size": patch_size})
         parts = _tarflow(arguments, state, labels)
     else:
@@ -99,6 +101,8 @@ def convert(
                 f"{checkpoint} holds a STARFlow, which takes more than its weights: give its configuration by "
                 "--config, its autoencoder by --autoencoder, and its text encoder by --text."
             )
+        of_tarflow = {"labels": labels, "patch_size": patch_size}
+        refuse_given(of_tarflow, f"goes with a TARFlow, and {checkpoint} is a STARFlow")
         parts = _starflow(arguments, state, autoencoder, text, wanted)
     check_parts(parts.flow, parts.latents, parts.text, parts.settings, "the model")
     with complete_folder(output) as temporary:
@@ -148,7 +152,7 @@ def _tarflow(arguments: Mapping[str, Any], state: Mapping[str, Tensor], labels: 
     flow = tarflow_from_state_dict(state, int(arguments["patch_size"]), keep_dtype=True)
     channels, height, width = flow.event_shape
     number = int((flow.config or {})["num_classes"])
-    noise = _noise(arguments)
+    noise = 0.0 if arguments.get("noise_type") == "uniform" else _noise(arguments)
     settings = PipelineSettings((1, channels, height, width), noise, guidance=0.0, **({} if noise else DEQUANTISED))
     return _Parts(flow, Pixels(channels), Labels(_names(labels, number)), settings)
 

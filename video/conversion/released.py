@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nflib.distributions import StandardNormal
+from nflib.dtypes import widened
 from nflib.flows import TARFlow
 from nflib.networks import CausalTransformer
 from nflib.transforms import AutoregressiveTransform
@@ -98,7 +99,7 @@ def _variance(state: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | N
             f"the state dict is damaged or no TARFlow's: its 'var' of shape {tuple(variance.shape)} holds no variances "
             f"of {shape[0]} tokens of {shape[1]} numbers."
         )
-    return None if bool((variance == 1).all()) else variance.to(torch.promote_types(variance.dtype, torch.float32))
+    return None if bool((variance == 1).all()) else widened(variance)
 
 
 def _of_tarflow(is_reversed: bool) -> Conversion:

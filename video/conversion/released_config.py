@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nflib.optional import require
 from video.conversion.layouts import DOWNSAMPLING, LANGUAGE_MODELS, LAYER_SETTINGS, REQUIRED, YAML_NAMES
 
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -43,12 +44,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON ({error}).") from error
     else:
-        try:
-            import yaml
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f'reading {path} takes PyYAML: pip install "nflib[video]", or pass its arguments as a mapping.'
-            ) from error
+        yaml = require("yaml", f"reading {path} needs PyYAML,", extra="video")
         try:
             document = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from nflib.dtypes import widened
 from nflib.io.state_dicts import check_keys, check_shape
 from nflib.networks import GatedMLP
 from video.conversion.layouts import BLOCK, BUFFERS, GATED_MLP, GELU_MLP, LAYER
@@ -45,7 +45,7 @@ def fill(parts: Iterable[Part], state: Mapping[str, Tensor], keep_dtype: bool = 
         filled.append((part.module, values))
     for module, values in filled:
         if not keep_dtype:
-            values = {k: value.to(torch.promote_types(value.dtype, torch.float32)) for k, value in values.items()}
+            values = {k: widened(value) for k, value in values.items()}
         module.load_state_dict(values, assign=True)
 
 

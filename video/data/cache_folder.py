@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
+from nflib.errors import first_line
 from nflib.io import complete_file, only_run, write_json
-from video.errors import first_line
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from video.errors import first_line
+from nflib.errors import first_line
+from nflib.optional import require
 
 Pixels = NDArray[np.uint8]
 
@@ -209,11 +210,7 @@ def _picture_frames(file: IO[bytes], name: str) -> Iterator[Frame]:
 
 def import_av() -> Any:
     """PyAV, or ModuleNotFoundError that says how to get it."""
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('videos take PyAV: pip install "nflib[video]".') from error
-    return av
+    return require("av", "videos need PyAV,", extra="video")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from nflib.io.tars import read_members
 from video.data.metadata import described, nothing_said
 from video.data.samples import IMAGES, VIDEOS, Sample, counted
 
@@ -29,29 +30,18 @@ def read_shard(path: Path, name: str) -> tuple[list[Sample], list[str]]:
     said: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     unread: list[str] = []
-    size, modified = path.stat().st_size, int(path.stat().st_mtime)
+    modified = int(path.stat().st_mtime)
     try:
-        with tarfile.open(path, "r:") as shard:
-            while (member := shard.next()) is not None:
-                shard.members = []  # type: ignore[attr-defined]  # or it remembers every one
-                key, suffix = _parts(member.name)
-                if not member.isreg() or not key:
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"cut off inside {member.name}")
-                if suffix in IMAGES | VIDEOS and key not in media:
-                    media[key] = member
-                elif suffix in (".txt", ".cls", ".json") and member.size <= LARGEST:
-                    file = shard.extractfile(member)
-                    assert file is not None  # of a regular file
-                    said.setdefault(key, {}).update(_said(suffix, file.read().decode("utf-8-sig", "replace")))
-                else:
-                    unread.append(member.name)
-            # A damaged header in the middle looks like the end to tarfile; the real end is a block of zeros.
-            assert shard.fileobj is not None
-            shard.fileobj.seek(shard.offset)
-            if shard.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"cut off at byte {shard.offset}")
+        for member, read in read_members(path):
+            key, suffix = _parts(member.name)
+            if not key:
+                continue
+            if suffix in IMAGES | VIDEOS and key not in media:
+                media[key] = member
+            elif suffix in (".txt", ".cls", ".json") and member.size <= LARGEST:
+                said.setdefault(key, {}).update(_said(suffix, read().decode("utf-8-sig", "replace")))
+            else:
+                unread.append(member.name)
     except (OSError, tarfile.TarError) as error:
         problems.append(f"{name} is damaged ({error}); read were the {len(media)} images and clips before that.")
     if unread:

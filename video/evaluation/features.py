@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from video.errors import first_line
+from nflib.errors import first_line
+from nflib.optional import require
 from video.latents.vision import load_vision_tower
 from video.media import as_bytes
 
@@ -85,12 +86,9 @@ def load_features(source: str | os.PathLike[str] | None, device: str = "cpu") ->
     """
     if source is None:
         return PooledPixels()
+    transformers = require("transformers", "features need", extra="video")
     try:
-        from transformers import AutoImageProcessor
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('features take transformers: pip install "nflib[video]".') from error
-    try:
-        processor = AutoImageProcessor.from_pretrained(str(source))
+        processor = transformers.AutoImageProcessor.from_pretrained(str(source))
     except (OSError, ValueError, ImportError) as error:
         raise FileNotFoundError(
             f"no vision encoder with its image processor can be read from {str(source)!r} ({first_line(error)}); give "

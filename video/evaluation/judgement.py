@@ -19,7 +19,7 @@ from nflib.metrics import (
     kernel_distance,
     precision_recall,
 )
-from video.evaluation.scores import PassedOver, Scores
+from video.evaluation.scores import HeldOutScores, Scores
 from video.pipeline import Pipeline
 
 NEIGHBOURS = 3
@@ -70,18 +70,22 @@ class Judgement:
 
 
 def judge(
-    pipeline: Pipeline, passed: PassedOver, others: Mapping[str, Scores], classes: Sequence[str] = (), seed: int = 0
+    pipeline: Pipeline,
+    evaluated: HeldOutScores,
+    others: Mapping[str, Scores],
+    classes: Sequence[str] = (),
+    seed: int = 0,
 ) -> Judgement:
-    """All figures of what `pass_over` found.
+    """All figures of what `score_held_out` found.
 
     Args:
         pipeline: the model.
-        passed: over held-out clips; with their unconditional densities if there are others.
+        evaluated: what it found; with held-out clips' unconditional densities if there are others.
         others: clips of other kinds, scored without a prompt, by name.
         classes: names, which are prompts of the clips.
         seed: of resamples.
     """
-    own, samples = passed.held_out, passed.samples
+    own, samples = evaluated.held_out, evaluated.samples
     bits = {"held-out": own.bits, "samples": samples.bits} | {name: one.bits for name, one in others.items()}
     notes = [
         "Errors of means and AUROCs are standard deviations over bootstrap resamples of clips; those of distances are "
@@ -95,7 +99,7 @@ def judge(
         )
     distances = {
         "samples": _distances(own.features, samples.features, seed),
-        "reconstructions": _distances(own.features, passed.reconstructions.features, seed),
+        "reconstructions": _distances(own.features, evaluated.reconstructions.features, seed),
     }
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
     first, second = own.features[order].chunk(2) if len(own) > 1 else (own.features, own.features)
@@ -110,14 +114,14 @@ def judge(
     for number, name in enumerate(classes):
         rows = torch.tensor([prompt == name for prompt in own.prompts])
         if rows.any():
-            found.classes[name] = _of_class(passed, rows, number, seed)
+            found.classes[name] = _of_class(evaluated, rows, number, seed)
             found.class_sizes[name] = int(rows.sum())
     for name, other in others.items():
-        assert passed.unconditional is not None
-        typical = passed.unconditional.mean()
+        assert evaluated.unconditional is not None
+        typical = evaluated.unconditional.mean()
         scores = {
-            "log-density": (-passed.unconditional, -other.bits),
-            "typicality": (-(passed.unconditional - typical).abs(), -(other.bits - typical).abs()),
+            "log-density": (-evaluated.unconditional, -other.bits),
+            "typicality": (-(evaluated.unconditional - typical).abs(), -(other.bits - typical).abs()),
         }
         found.auroc[name] = {kind: bootstrap(auroc, *pair, seed=seed) for kind, pair in scores.items()}
     return found
@@ -157,8 +161,8 @@ def _distances(real: Tensor, made: Tensor, seed: int) -> dict[str, Estimate]:
     }
 
 
-def _of_class(passed: PassedOver, rows: Tensor, number: int, seed: int) -> dict[str, Estimate]:
-    own, samples = passed.held_out, passed.samples
+def _of_class(evaluated: HeldOutScores, rows: Tensor, number: int, seed: int) -> dict[str, Estimate]:
+    own, samples = evaluated.held_out, evaluated.samples
     found = {
         "bits_per_dim": bootstrap(_mean, own.bits[rows], seed=seed),
         "samples_bits_per_dim": bootstrap(_mean, samples.bits[rows], seed=seed),
@@ -167,8 +171,8 @@ def _of_class(passed: PassedOver, rows: Tensor, number: int, seed: int) -> dict[
         found["kernel_distance"] = grouped_jackknife(
             kernel_distance, own.features[rows], samples.features[rows], num_groups=5, seed=seed
         )
-    if passed.most_likely is not None:
-        is_right = (passed.most_likely[rows] == number).double()
+    if evaluated.most_likely is not None:
+        is_right = (evaluated.most_likely[rows] == number).double()
         found["accuracy"] = bootstrap(_mean, is_right, seed=seed)
     return found
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,8 +30,8 @@ from nflib.page import (
     write_page,
 )
 from video.evaluation.judgement import NEIGHBOURS, Judgement
-from video.evaluation.scores import PassedOver, Scores
-from video.media import write_clip
+from video.evaluation.scores import HeldOutScores, Scores
+from video.media import grid, write_clip
 
 PAGE = "index.html"
 SUMMARY = "summary.json"
@@ -53,7 +52,7 @@ NAMES = {
 def write_judgement(
     folder: str | os.PathLike[str],
     found: Judgement,
-    passed: PassedOver,
+    evaluated: HeldOutScores,
     others: Mapping[str, Scores],
     settings: Mapping[str, object],
     frame_rate: float,
@@ -69,14 +68,14 @@ def write_judgement(
         grids = [
             _grid(temporary, name, scores.shown, frame_rate)
             for name, scores in (
-                ("held-out", passed.held_out),
-                ("samples", passed.samples),
-                ("reconstructions", passed.reconstructions),
+                ("held-out", evaluated.held_out),
+                ("samples", evaluated.samples),
+                ("reconstructions", evaluated.reconstructions),
             )
         ]
         sections = [
             Section("Settings", definitions(settings)),
-            Section("Likelihood", _likelihood(found, passed, others)),
+            Section("Likelihood", _likelihood(found, evaluated, others)),
             Section(
                 "Samples", paragraph("Each sample has the prompt of the held-out clip in its place.") + "".join(grids)
             ),
@@ -92,37 +91,21 @@ def write_judgement(
     return folder / PAGE
 
 
-def clip_grid(clips: Tensor, columns: int, gap: int = 1) -> Tensor:
-    """Clips ``(N, T, C, H, W)`` side by side as one, with a grey gap between them.
-
-    >>> clip_grid(torch.zeros(5, 2, 1, 8, 8), columns=3, gap=2).shape
-    torch.Size([2, 1, 18, 28])
-    """
-    rows = math.ceil(len(clips) / columns)
-    padded = torch.nn.functional.pad(clips, (0, gap, 0, gap))
-    padded = torch.cat([padded, padded.new_zeros(rows * columns - len(clips), *padded.shape[1:])])
-    frames, channels, height, width = padded.shape[1:]
-    whole = padded.view(rows, columns, frames, channels, height, width).permute(2, 3, 0, 4, 1, 5)
-    return whole.reshape(frames, channels, rows * height, columns * width)[
-        ..., : rows * height - gap, : columns * width - gap
-    ]
-
-
 def _grid(folder: Path, name: str, clips: Tensor, frame_rate: float) -> str:
     columns = math.ceil(math.sqrt(len(clips) * 2))
-    whole = clip_grid(clips, columns)
+    whole = grid(clips, columns, gap=1)
     path = write_clip(whole, folder / f"{name}.{'gif' if clips.shape[1] > 1 else 'png'}", frame_rate)
     scale = max(1, min(WIDEST // whole.shape[-1], math.ceil(VISIBLE / clips.shape[-1])))
     return picture(path, f"{len(clips)} {name}", name, width=min(scale * whole.shape[-1], WIDEST))
 
 
-def _likelihood(found: Judgement, passed: PassedOver, others: Mapping[str, Scores]) -> str:
-    scored = {"held-out": passed.held_out, "samples": passed.samples, **others}
+def _likelihood(found: Judgement, evaluated: HeldOutScores, others: Mapping[str, Scores]) -> str:
+    scored = {"held-out": evaluated.held_out, "samples": evaluated.samples, **others}
     rows = [[name, str(len(scored[name])), str(value)] for name, value in found.bits_per_dim.items()]
     details = ["under their prompts"] * 2 + ["without a prompt"] * len(others)
     bits = {name: scores.bits.numpy() for name, scores in scored.items()}
     figures = [_histogram(bits)]
-    if passed.held_out.bits_of_frames.shape[1] > 1 and _is_one_length(passed):
+    if evaluated.held_out.bits_of_frames.shape[1] > 1 and _is_one_length(evaluated):
         figures.append(_by_frame({name: one.bits_of_frames for name, one in list(scored.items())[:2]}))
     caption = "Bits per dimension of single clips, each set of clips as a density of its own"
     caption += "; and the mean of each latent frame given those before it." if len(figures) > 1 else "."
@@ -133,8 +116,8 @@ def _likelihood(found: Judgement, passed: PassedOver, others: Mapping[str, Score
     )
 
 
-def _is_one_length(passed: PassedOver) -> bool:
-    return passed.held_out.bits_of_frames.shape[1] == passed.samples.bits_of_frames.shape[1]
+def _is_one_length(evaluated: HeldOutScores) -> bool:
+    return evaluated.held_out.bits_of_frames.shape[1] == evaluated.samples.bits_of_frames.shape[1]
 
 
 def _distances(found: Judgement, settings: Mapping[str, object]) -> str:

@@ -69,7 +69,7 @@ class Scores:
 
 
 @dataclass
-class PassedOver:
+class HeldOutScores:
     """Held-out clips, and what the pipeline makes of them.
 
     Args:
@@ -107,7 +107,7 @@ def score(pipeline: Pipeline, batches: ClipBatches, *, seed: int = 0, conditiona
     return scores
 
 
-def pass_over(
+def score_held_out(
     pipeline: Pipeline,
     held_out: ClipBatches,
     features: ClipFeatures,
@@ -117,7 +117,7 @@ def pass_over(
     num_shown: int = 0,
     seed: int = 0,
     **drawing: Any,
-) -> PassedOver:
+) -> HeldOutScores:
     """Score held-out clips, generate and score a sample for each, and reconstruct each.
 
     Args:
@@ -149,7 +149,7 @@ def pass_over(
         again.add(told, decoded, features(decoded))
     if not len(own):
         raise ValueError("there are no held-out clips to judge by; give a folder with some.")
-    return PassedOver(
+    return HeldOutScores(
         own,
         samples,
         again,

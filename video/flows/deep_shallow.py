@@ -63,7 +63,8 @@ class DeepShallow(Transform):
         u, logabsdet = self._encode_by_frames(inputs)
         self._check_length(u)
         z, deep_logabsdet = self.deep.by_numbers(u, context)
-        return self.order.inverse(z)[0], logabsdet + deep_logabsdet.reshape(*logabsdet.shape, -1).sum(-1)
+        of_frames = deep_logabsdet.flatten(1).unflatten(1, (logabsdet.shape[1], -1)).sum(-1)
+        return self.order.inverse(z)[0], logabsdet + of_frames
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         inversion = self.invert(inputs, context)

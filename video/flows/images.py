@@ -149,6 +149,11 @@ class GaussianizedTARFlow(TARFlow):
         marginals: Transform = self._transform._transforms[0]
         return marginals
 
+    @property
+    def has_bounds(self) -> bool:
+        """Whether pixels are fitted between bounds, outside which the flow has no density."""
+        return bool(self.coordinate_transform.is_interval.any())
+
     def fit_marginals(self, images: Tensor, bounds: tuple[float, float] | None = None) -> None:
         """Fit the splines to images ``(N, C, H, W)``; bounds: between which numbers lie, None for any.
 

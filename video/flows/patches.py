@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nflib.distributions import NormalNoise
+from nflib.dtypes import widened
 from nflib.transforms import ClosedForm, ImagePatches
 from video.flows.positions import table_device
 
@@ -75,5 +76,5 @@ class FrameNoise(NormalNoise):
                 f"expected tokens of shape (batch, frames × {self.frame_length}, {self.token_size}), got "
                 f"{tuple(inputs.shape)}."
             )
-        inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        inputs = widened(inputs)
         return -0.5 * (inputs.square().flatten(1).sum(-1) + inputs.shape[1:].numel() * math.log(2 * math.pi))

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from nflib.optional import require
+
 # That an AutoencoderKLWan of diffusers encodes, after the first.
 FRAMES_AT_ONCE = 4
 
@@ -17,15 +19,15 @@ class Latents(nn.Module):
     """Clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)`` of mean 0 and deviation 1, and back.
 
     `encode` gives the posterior's mean, in the autoencoder's dtype. Raises ValueError for clips of another shape. For
-    training, `encoder_inputs` are what the encoder reads of frames ``(B, C, H, W)``, `posterior` that of latents before
-    they are scaled, and `errors` those of what is decoded from draws of it.
+    training, `encoder_inputs` are what the encoder reads of frames ``(B, C, H, W)``, `posterior` is the distribution of
+    latents before they are scaled, and `errors` are those of what is decoded from its draws.
 
     Args:
         autoencoder: of diffusers; this class takes an `AutoencoderKL`, which codes each frame for itself. Latents are
             ``(z - shift_factor) * scaling_factor``, or ``(z - latents_mean) * scaling_factor / latents_std`` where its
             configuration has these.
         batch_size: frames coded at once.
-        later_scale: times which every latent frame but the first is taken (released STARFlow-Vs).
+        later_scale: factor on every latent frame but the first (released STARFlow-Vs).
     """
 
     # Whether numbers are levels, 256 or fewer, and in what they are kept on disk.
@@ -81,7 +83,9 @@ class Latents(nn.Module):
         """The latents of clips."""
         if clips.dim() != 5:
             raise ValueError(f"expected clips of shape (batch, frames, channels, height, width), got {clips.shape}.")
-        self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]
+        shape = self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]
+        if not len(clips):  # which attention cannot reshape
+            return self._like(clips).new_zeros(0, *shape)
         z = self._encode(clips.to(self._like(clips)))
         mean, deviation = self._statistics(z)
         return self._rescaled((z - mean) / deviation, self.later_scale)
@@ -281,8 +285,4 @@ class Pixels(Latents):
 
 def import_diffusers() -> Any:
     """diffusers, or ModuleNotFoundError that says how to get it."""
-    try:
-        import diffusers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('autoencoders take diffusers: pip install "nflib[video]".') from error
-    return diffusers
+    return require("diffusers", "autoencoders need", extra="video")

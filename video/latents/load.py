@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from video.errors import first_line
+from nflib.errors import first_line
 from video.latents.features import FeatureLatents
 from video.latents.latents import Latents, WanLatents, import_diffusers
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nflib.errors import first_line
 from nflib.io import write_json
-from video.errors import first_line
+from nflib.optional import require
 
 PREPROCESSING = "preprocessor_config.json"
 
@@ -91,12 +92,9 @@ def load_vision_tower(source: str | os.PathLike[str]) -> tuple[Any, set[str]]:
         FileNotFoundError: no model can be read.
         ValueError: it takes no pictures, or its weights are not all there.
     """
+    transformers = require("transformers", "vision encoders need", extra="video")
     try:
-        from transformers import AutoModel
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('vision encoders take transformers: pip install "nflib[video]".') from error
-    try:
-        model, found = AutoModel.from_pretrained(str(source), output_loading_info=True)
+        model, found = transformers.AutoModel.from_pretrained(str(source), output_loading_info=True)
     except Exception as error:  # of damaged files each of several libraries raises its own
         raise FileNotFoundError(
             f"no vision encoder can be read from {str(source)!r} ({first_line(error)}); give a folder that "

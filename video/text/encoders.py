@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nflib.errors import first_line
 from nflib.io import write_json
-from video.errors import first_line
 from video.text.labels import LABELS, Labels, composed
 from video.text.transformers_text import LONGEST, load_transformers_text
 

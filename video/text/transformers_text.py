@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.errors import first_line
 from nflib.io import complete_folder, write_json
 from nflib.io.tensors import read_tensors, write_tensors
-from video.errors import first_line
+from nflib.optional import require
 
 LENGTH = "length.json"
 LONGEST = 100_000  # words of a prompt: more is no prompt, and much memory
@@ -75,8 +76,8 @@ class HiddenStates(_Tokenized):
 class TokenEmbeddings(_Tokenized):
     """The embeddings of tokens, of deviation 1, as a language model has them below its layers.
 
-    What released STARFlows take whose top block is a language model (Gemma). weight: ``(tokens, channels)``, times
-    ``sqrt(channels)`` of which they are.
+    What released STARFlows take whose top block is a language model (Gemma). weight: embeddings ``(tokens,
+    channels)``; contexts are ``sqrt(channels)`` times these.
     """
 
     def __init__(self, weight: Tensor, tokenizer: Any, length: int = 128):
@@ -107,20 +108,18 @@ def load_transformers_text(
 
     Args as for `load_text`, which raises the same.
     """
-    try:
-        from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('encoders of text take transformers: pip install "nflib[video]".') from error
+    transformers = require("transformers", "encoders of text need", extra="video")
     folder = Path(source)
     length = _saved_length(folder / LENGTH) if length is None else length
     is_pipeline = (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
     model, words = (str(folder / name) for name in ("text_encoder", "tokenizer")) if is_pipeline else 2 * [str(source)]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(words)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(words)
         if (folder / EMBEDDINGS).is_file():
             return TokenEmbeddings(read_tensors(folder / EMBEDDINGS)["weight"].to(device), tokenizer, length)
-        config = AutoConfig.from_pretrained(model)
-        family = AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
+        config = transformers.AutoConfig.from_pretrained(model)
+        family = transformers.AutoModelForTextEncoding
+        family = family if type(config) in family._model_mapping else transformers.AutoModel
         encoder: Any = family.from_pretrained(model, dtype=dtype or "auto")
     except Exception as error:  # of damaged files each of several libraries raises its own
         raise FileNotFoundError(

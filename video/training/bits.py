@@ -23,9 +23,9 @@ class BitsPerDimension:
     are a bound on those of a lossless code (Theis et al. 2016, arXiv 1511.01844).
 
     Args:
-        likelihood: with its noise and dropout.
+        likelihood: with its noise and prompt_dropout.
         levels: of pixels, 256 of those of 8 bits; None: of latents.
-        scale: times which a flow has dequantised pixels: see `video.latents.levels`.
+        scale: factor on dequantised pixels before the flow: see `video.latents.levels`.
     """
 
     likelihood: NoisyLikelihood

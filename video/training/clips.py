@@ -26,7 +26,7 @@ def train_on_clips(
     config: TrainingConfig,
     *,
     noise: float = 0.15,
-    text_dropout: float = 0.1,
+    prompt_dropout: float = 0.1,
     unconditional: Sequence[str] = ("", ""),
     stills: ClipSource | None = None,
     encoded: Mapping[str, Tensor] | None = None,
@@ -44,7 +44,7 @@ def train_on_clips(
         output: folder, as for `nflib.training.fit`.
         config: of the loop.
         noise: standard deviation added to latents.
-        text_dropout: share of prompts that are left out, for guidance.
+        prompt_dropout: share of prompts that are left out, for guidance.
         unconditional: the prompts in their place, of clips and of anchored ones.
         encoded: further clips as `encode_clips` gives them, learnt among the others.
         stills: single frames, the same number for each clip, learnt beside it.
@@ -79,7 +79,7 @@ def train_on_clips(
         encode_clips(validation, latents, text),
         config=config,
         objective=NoisyLikelihood(
-            noise, text_dropout, text(list(unconditional)), learn_denoiser, emphasis, context_noise
+            noise, prompt_dropout, text(list(unconditional)), learn_denoiser, emphasis, context_noise
         ),
         output=output,
     )

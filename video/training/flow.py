@@ -14,6 +14,7 @@ from nflib.devices import usable_device
 from nflib.io import write_json
 from nflib.training import TrainingResult, fit
 from nflib.training.config import TrainingConfig
+from nflib.training.fabric import is_first_process
 from video.data.options import PARTS, FolderOptions
 from video.data.prompt_cache import encode_prompts
 from video.data.samples import Listing
@@ -23,7 +24,7 @@ from video.training.bits import BitsPerDimension
 from video.training.families import FlowOptions
 from video.training.grids import SampleGrid
 from video.training.likelihood import NoisyLikelihood
-from video.training.run import begin_run, check_samples, is_first_process, spread
+from video.training.run import begin_run, check_samples, spread
 from video.training.starts import PIPELINE, NewFlow, SavedFlow, Start
 
 LATENTS, PROMPTS, RESULT = "latents", "prompts", "result.json"
@@ -109,7 +110,7 @@ def train(
     shapes = buckets(*data.height_and_width(), multiple, lengths, largest_aspect=largest_aspect)
     noise = start.noise if noise is None else noise
     if not 0 <= prompt_dropout < 1:
-        raise ValueError(f"dropout of prompts must be a share in 0 … 1, got {prompt_dropout}.")
+        raise ValueError(f"prompt_dropout must be a share from 0 to less than 1, got {prompt_dropout}.")
     clip_shape = (max(lengths), latents.in_channels, *shapes[0][1:])
     levels = data.levels if latents.has_levels else None
     settings = start.settings(clip_shape, noise, data.rate, levels)

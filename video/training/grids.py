@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from nflib.training import TrainingState
+from nflib.training.fabric import is_first_process
 from video.latents.latents import Latents
 from video.media import grid, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder
-from video.training.run import is_first_process
 
 FOLDER = "samples"
 
@@ -31,7 +31,7 @@ def write_grid(clips: Tensor, path: Path, columns: int | None = None) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = clips.shape[1] if clips.shape[1] > 1 else None
-    return write_clip(grid(clips.flatten(0, 1), columns=columns or frames), path)
+    return write_clip(grid(clips.flatten(0, 1).unsqueeze(1), columns or frames), path)
 
 
 def grid_path(state: TrainingState) -> Path:

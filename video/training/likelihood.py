@@ -28,18 +28,18 @@ class NoisyLikelihood:
 
     Args:
         noise: standard deviation of what is added to latents (STARFlow, arXiv 2506.06276).
-        dropout: share of contexts that become `unconditional` in training, which guidance takes.
+        prompt_dropout: share of contexts that become `unconditional` in training, which guidance takes.
         unconditional: ``(2, L, D)``, of clips and of those whose "is_anchored" is true, or labels ``(2,)``; None for a
             flow without context.
-        learn_denoiser: False leaves the flow's denoiser as it is, at 0.6 of the time.
-        emphasis: how often the frame counts that follows given ones, which has to come back from what they show.
-        context_noise: given frames, but an anchor, have more noise than others, of a deviation up to this, drawn for
-            each clip: the flow learns to trust an anchor more than frames of its own, in which errors pile up (arXiv
+        learn_denoiser: False leaves the flow's denoiser as it is; a step then takes 0.6 of the time.
+        emphasis: weight in the loss of the first frame after the given ones; 1: as any other.
+        context_noise: largest standard deviation of noise on given frames, drawn for each clip, but on no anchor: the
+            flow learns to trust an anchor more than frames of its own, in which errors pile up (arXiv
             2408.14837).
     """
 
     noise: float
-    dropout: float
+    prompt_dropout: float
     unconditional: Tensor | None
     learn_denoiser: bool = True
     emphasis: float = 1.0
@@ -77,8 +77,8 @@ class NoisyLikelihood:
     ) -> tuple[Tensor, Tensor | None]:
         """Latents with noise, and contexts of which, in training, some are those of no prompt."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        if context is not None and self.unconditional is not None and self.dropout and flow.training:
-            is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.dropout
+        if context is not None and self.unconditional is not None and self.prompt_dropout and flow.training:
+            is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.prompt_dropout
             unconditional = self.unconditional.to(context)
             replaced = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
             context = torch.where(per_row(is_dropped, context), replaced, context)

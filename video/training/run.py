@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nflib.io import only_run
 from nflib.training.checkpoints import latest_checkpoint
+from nflib.training.fabric import is_first_process
 from video.data.cache_folder import begin_cache
 
 SETTINGS = "settings.json"
-
-
-def is_first_process() -> bool:
-    """Whether this process is the only one, or the first that torchrun has started."""
-    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 def begin_run(output: Path, wanted: Mapping[str, Any]) -> None:

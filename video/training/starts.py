@@ -231,6 +231,11 @@ class SavedFlow:
         self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
     ) -> PipelineSettings:
         own = self._pipeline.settings
+        if getattr(self._pipeline.flow.saved, "has_bounds", False) and (noise or (levels or 0) < (own.levels or 0)):
+            raise ValueError(
+                f"{self.name} has pixels of {own.levels} levels between bounds, which noise and coarser levels exceed: "
+                "leave noise and levels out."
+            )
         aspect_ratio = own.aspect_ratio if clip_shape[2:] == own.clip_shape[2:] else None
         return replace(
             own,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from molecular.analysis.compare import FLOOR
 from molecular.analysis.metrics import METRICS
 from molecular.analysis.report.figures import DrawnFigure
 from molecular.analysis.report.viewer import STYLE, VIEWER, ViewedEnsemble, viewer_scripts
@@ -27,7 +28,7 @@ def write_evaluation(
 
     Raises ModuleNotFoundError without plotly.
     """
-    names = [name for name in evaluation.rows if not name.startswith("reference")]
+    names = [name for name in evaluation.rows if name != FLOOR]
     return write_page(
         path,
         f"Ensembles of {evaluation.molecule}",

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from molecular.analysis.compare import Described
+from molecular.analysis.compare import REFERENCE, Described
 from molecular.analysis.descriptors import Descriptors
 from molecular.analysis.divergence import RAMACHANDRAN_BINS
 from molecular.analysis.plots import Curve, curves, plane, ramachandran_grid
@@ -22,7 +22,6 @@ from nflib.montecarlo.history import History
 from nflib.montecarlo.plots import plot_history
 from nflib.page import DOTS_PER_INCH
 
-REFERENCE = "reference"
 ENERGY_BINS = 50
 DISTANCE_BINS = 80
 TICA_BINS = 40

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from molecular.analysis.descriptors import Descriptors
-from molecular.analysis.validity import covalent_radius
+from molecular.molecule.geometry import covalent_radius
 from molecular.molecule.molecule import Molecule
 from nflib.montecarlo import resample
+from nflib.optional import require
 
 SCRIPT = Path(__file__).with_name("viewer.js")
 STYLE = Path(__file__).with_name("viewer.css")
@@ -79,12 +80,9 @@ def viewer_scripts(molecule: Molecule, views: Mapping[str, ViewedEnsemble]) -> l
 
     Raises ModuleNotFoundError without plotly.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the report needs plotly: pip install plotly.") from error
+    plotly = require("plotly.offline", "the report needs", extra="molecular")
     return [
-        f"<script>{get_plotlyjs()}</script>",
+        f"<script>{plotly.get_plotlyjs()}</script>",
         f'<script id="view-data" type="application/json">{view_data(molecule, views)}</script>',
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     ]

@@ -65,9 +65,8 @@ def simulate_corpus(
     unplaced = set(sequences) - {name for part in PARTS for name in split.get(part, [])}
     if unplaced:
         raise ValueError(f"the split has no place for {min(unplaced)}; put it into one of {', '.join(PARTS)}.")
-    write_json(folder / DESCRIPTION, {"seed": seed, "split": {part: list(split.get(part, [])) for part in PARTS}})
-
     with only_run(folder):
+        write_json(folder / DESCRIPTION, {"seed": seed, "split": {part: list(split.get(part, [])) for part in PARTS}})
         for number, sequence in enumerate(sequences, start=1):
             system = folder / "systems" / sequence
             build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}

@@ -30,9 +30,11 @@ def read_sequences(path: str | Path) -> list[str]:
         if not sequence:
             continue
         try:
-            parse_sequence(sequence, letters=True)
+            parsed = parse_sequence(sequence, letters=True)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
+        if any(residue.is_d for residue in parsed.residues):
+            raise ValueError(f"{path}, line {number}: {sequence} has D-residues, which a corpus does not take.")
         if sequence in lines:
             raise ValueError(f"{path}, line {number}: {sequence} stands in line {lines[sequence]} already; remove one.")
         lines[sequence] = number

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from molecular.dynamics.frames import read_shard
 from nflib.io import read_arrays
+from nflib.io.tars import read_members
 
 MESSAGE = "{path} holds no positions that can be read ({reason})."
 
@@ -88,23 +89,10 @@ class TarShard:
 
     def conformations(self, generator: torch.Generator | None = None) -> Iterator[Conformation]:
         try:
-            with tarfile.open(self.path, "r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # or it remembers every one
-                    file = archive.extractfile(member)
-                    name, _, suffix = Path(member.name).name.partition(".")
-                    if file is None or suffix not in ("bin", "npy"):
-                        continue
-                    content = file.read()
-                    if len(content) != member.size:
-                        raise DamagedShard(f"{self.path} ends inside {member.name}.")
-                    yield Conformation(name.partition("_")[0], self._positions(member.name, suffix, content))
-                # A damaged header in the middle looks like the end to tarfile; the real end is a block of zeros.
-                assert archive.fileobj is not None
-                archive.fileobj.seek(archive.offset)
-                end = archive.fileobj.read(tarfile.BLOCKSIZE)
-                if end != bytes(tarfile.BLOCKSIZE):
-                    raise DamagedShard(f"{self.path} is damaged or cut off at byte {archive.offset}.")
+            for member, read in read_members(self.path):
+                name, _, suffix = Path(member.name).name.partition(".")
+                if suffix in ("bin", "npy"):
+                    yield Conformation(name.partition("_")[0], self._positions(member.name, suffix, read()))
         except (OSError, tarfile.TarError) as error:
             raise DamagedShard(f"{self.path} cannot be read ({error}).") from error
 

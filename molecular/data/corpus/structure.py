@@ -7,12 +7,8 @@ from openmm import app, unit
 
 from molecular.molecule.sequences import parse_sequence
 from molecular.molecule.structure_checks import named_by_hand
-from molecular.molecule.topology import D_NAMES, Topology
-
-_NAMES = "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR"
-_VARIANTS = {"HIE": "H", "HID": "H", "HIP": "H", "CYX": "C"}
-_LETTERS = dict(zip(_NAMES.split(), "ACDEFGHIKLMNPQRSTVWY", strict=True)) | _VARIANTS
-_CAPS = {"ACE": "Ace", "NME": "Nme"}
+from molecular.molecule.topology import CAPS, RESIDUES, Topology
+from nflib.errors import first_line
 
 
 def read_structure(path: Path, sequence: str) -> app.Topology:
@@ -27,16 +23,16 @@ def read_structure(path: Path, sequence: str) -> app.Topology:
     try:
         file = app.PDBFile(str(path))
     except Exception as error:  # the parser fails in as many ways as files are broken
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is no PDB file that can be read ({reason}).") from error
+        raise ValueError(f"{path} is no PDB file that can be read ({first_line(error)}).") from error
     letters, caps = [], 0
     for residue in file.topology.residues():
-        if residue.name in D_NAMES.values():
-            raise ValueError(f"{path}: residue {residue.name} is a D-amino acid; only L-peptides are supported.")
-        if residue.name in _CAPS:
+        if residue.name in CAPS:
             caps += 1
             continue
-        letters.append(_LETTERS.get(residue.name, "?"))
+        known = RESIDUES.get(residue.name)
+        if known is not None and known.is_d:
+            raise ValueError(f"{path}: residue {residue.name} is a D-amino acid; only L-peptides are supported.")
+        letters.append("?" if known is None else known.letter)
     if "".join(letters) != parsed.letters or caps != bool(parsed.head) + bool(parsed.tail):
         raise ValueError(f"{path} holds the residues {''.join(letters)}, not those of {sequence}.")
     positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))

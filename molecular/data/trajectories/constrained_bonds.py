@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import unit
 
+from molecular.molecule.force_fields import harmonic_bonds
 from molecular.molecule.topology import Topology, beyond_bond
 
 FEWEST_FRAMES = 20
@@ -85,20 +85,6 @@ def draw_lengths(
         drawn = thermal_lengths(*parameters[bond], kT, len(positions), generator)
         shift[:, sorted(beyond)] += ((drawn[:, None] / length - 1.0) * vector)[:, None]
     return positions + shift
-
-
-def harmonic_bonds(system: openmm.System) -> dict[tuple[int, int], tuple[float, float]]:
-    """k in kJ/mol/nm² and r₀ in nm of each harmonic bond, by its atoms, the lower index first."""
-    found = {}
-    for force in system.getForces():
-        if isinstance(force, openmm.HarmonicBondForce):
-            for index in range(force.getNumBonds()):
-                i, j, length, k = force.getBondParameters(index)
-                found[min(i, j), max(i, j)] = (
-                    k.value_in_unit(unit.kilojoule_per_mole / unit.nanometer**2),
-                    length.value_in_unit(unit.nanometer),
-                )
-    return found
 
 
 def thermal_lengths(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import molecular.data.trajectories.worker as worker
 from molecular.molecule.topology import Topology
 from molecular.molecule.trajectories import ascii_name
+from nflib.errors import ComputationError
 from nflib.io import read_arrays
 
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
@@ -156,7 +157,7 @@ def _ask(path: Path, request: dict[str, Any], owner: str = "") -> None:
     if done.returncode < 0:
         raise ValueError("it is damaged: its reader crashed")
     if done.returncode:
-        raise RuntimeError(f"its reader ended with exit code {done.returncode}: {said[-1]}")
+        raise ComputationError(f"its reader ended with exit code {done.returncode}: {said[-1]}")
 
 
 def _part(trajectory: Any) -> Part:

@@ -14,14 +14,18 @@ from molecular.data.trajectories.constrained_bonds import FEWEST_FRAMES, constra
 from molecular.data.trajectories.report import ImportReport
 from molecular.dynamics.frames import Frames
 from molecular.energy import PotentialEnergy
+from molecular.molecule.geometry import dihedrals, has_torsion, is_cis, signed_volumes
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.relabel import Exchange, find_exchanges, relabel, swap, volumes
+from molecular.molecule.relabel import Exchange, find_exchanges, relabel, swap
 from molecular.molecule.topology import Topology
+from molecular.molecule.torsions import rigid_torsions
 
 SAME_ENERGY = 0.25
 """kT, root mean square: atoms whose exchange changes the energy by more are not equivalent in the force field."""
 SAMPLE = 50
 """Frames that this is judged by."""
+PLANAR = 0.5
+"""Sine of 30 degrees: a torsion nearer to 0 or 180 is that of a planar bond."""
 
 
 @dataclass
@@ -56,7 +60,7 @@ def mend(molecule: Molecule, frames: Collected, report: ImportReport, energy: Po
     frames.keep(whole, "with bonds that are torn or crossed", report)
     right = np.ones(len(frames.time), dtype=bool)
     for corners in topology.stereocentres:
-        right &= volumes(frames.positions, corners) * volumes(molecule.positions, corners) > 0.0
+        right &= signed_volumes(frames.positions, corners) * signed_volumes(molecule.positions, corners) > 0.0
     frames.keep(right, "of the wrong handedness", report)
     frames.keep(_first_of_their_kind(frames.positions), "that repeat another frame", report)
     exchanges = _equivalent(molecule, frames.positions, report, energy)
@@ -65,10 +69,15 @@ def mend(molecule: Molecule, frames: Collected, report: ImportReport, energy: Po
     for exchange, count in zip(exchanges, exchanged.sum(axis=0).tolist(), strict=True):
         if count:
             report.exchanged[_pair_label(topology, exchange)] = count
-    for corners in _amides(topology):
-        cis = _is_cis(frames.positions, corners)
+    amides = _amides(topology)
+    for corners in amides:
+        cis = is_cis(frames.positions, corners)
         if cis.any():
-            report.cis_amides[f"{topology.label(corners[1])} - {topology.label(corners[2])}"] = int(cis.sum())
+            report.cis_amides[_bond_label(topology, corners)] = int(cis.sum())
+    for corners in _planar_bonds(molecule, {frozenset(corners[1:3]) for corners in amides}):
+        turned = is_cis(frames.positions, corners) != is_cis(molecule.positions[None], corners)
+        if turned.any():
+            report.turned_bonds[_bond_label(topology, corners)] = int(turned.sum())
 
 
 def draw_constrained(molecule: Molecule, frames: Collected, report: ImportReport, seed: int) -> None:
@@ -143,9 +152,24 @@ def _amides(topology: Topology) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _is_cis(positions: NDArray[np.floating], corners: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    a, b, c, d = (positions[:, atom] for atom in corners)
-    return (np.cross(a - b, c - b) * np.cross(d - c, c - b)).sum(-1) > 0.0
+def _planar_bonds(molecule: Molecule, left_out: set[frozenset[int]]) -> list[tuple[int, int, int, int]]:
+    """Atoms about each bond that is planar in the structure and has no equal branches at an end: double bonds that have
+    a cis and a trans isomer, and some single bonds between planar groups."""
+    topology = molecule.topology
+    quadruples = rigid_torsions(topology)
+    structure = torch.from_numpy(molecule.positions)
+    quadruples = quadruples[has_torsion(structure, quadruples)]
+    planar = dihedrals(structure, quadruples).sin().abs() < PLANAR
+    classes, found = topology.symmetry_classes, []
+    for a, b, c, d in quadruples[planar].tolist():
+        ends = [[classes[atom] for atom in topology.neighbours[i] if atom != j] for i, j in ((b, c), (c, b))]
+        if frozenset((b, c)) not in left_out and all(len(set(end)) == len(end) for end in ends):
+            found.append((a, b, c, d))
+    return found
+
+
+def _bond_label(topology: Topology, corners: tuple[int, int, int, int]) -> str:
+    return f"{topology.label(corners[1])} - {topology.label(corners[2])}"
 
 
 def with_energies(

@@ -23,6 +23,8 @@ class ImportReport:
         unequal_energies: kT (root mean square) that exchanging a pair changes the energy by, where that is not zero.
         not_equivalent: the same of pairs that were left as they are for it.
         cis_amides: frames with each cis amide bond.
+        turned_bonds: frames in which another planar bond, such as a double bond, is not cis or trans as in the
+            structure.
         energy_mean, energy_deviation: kJ/mol.
         warnings: sentences on what else should be known.
     """
@@ -39,6 +41,7 @@ class ImportReport:
     unequal_energies: dict[str, float] = field(default_factory=dict)
     not_equivalent: dict[str, float] = field(default_factory=dict)
     cis_amides: dict[str, int] = field(default_factory=dict)
+    turned_bonds: dict[str, int] = field(default_factory=dict)
     energy_mean: float = math.nan
     energy_deviation: float = math.nan
     warnings: list[str] = field(default_factory=list)
@@ -74,6 +77,11 @@ class ImportReport:
             yield f"Not exchanged: {pair}, which the force field tells apart by {change:.2g} kT."
         for bond, count in self.cis_amides.items():
             yield f"Cis amide {bond}: {count} frames, kept."
+        for bond, count in self.turned_bonds.items():
+            yield (
+                f"{bond}: {count} of {self.frames_kept} frames are cis where the structure is trans, or trans where it "
+                "is cis, and kept; a double bond makes them another isomer."
+            )
         if self.frames_kept:
             yield f"Energy: {self.energy_mean:.1f} ± {self.energy_deviation:.1f} kJ/mol (mean, standard deviation)."
         yield from (f"Note: {sentence}" for sentence in self.warnings)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 __all__ = ["OfAnother"]
 
 
 class OfAnother:
-    """An objective with another, `objective`, inside: it reads what that one reads, and needs data where that does."""
+    """An objective, a dataclass, with another, `objective`, inside: it asks of `fit` what that one asks."""
 
     objective: Any
 
@@ -21,3 +22,13 @@ class OfAnother:
     def needs_data(self) -> bool:
         """Whether it is given batches."""
         return getattr(self.objective, "needs_data", True)
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a batch cannot be taken in parts."""
+        return getattr(self.objective, "whole_batch", False)
+
+    def at(self, progress: float) -> Self:
+        """The objective at a share of the training, as `fit` asks for it."""
+        at = getattr(self.objective, "at", None)
+        return self if at is None else replace(self, objective=at(progress))  # type: ignore[type-var]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,10 +74,21 @@ class FlowMatching:
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, v, t, context = self.drawn(flow, batch, generator)
+        return self.compared(flow.velocity(x, t, context) - v, t, batch)
+
+    def drawn(
+        self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Points ``(B, *event_shape)`` between noise and data, the velocities of their paths, times and contexts."""
         x0, x1, context = self.coupling(flow, batch, generator)
         t = self.times.sample(len(x1), generator).to(x1)
         x, v = flow.path.pair(x0, x1, t)
-        value = self.loss(flow.velocity(x, t, context) - v)
+        return x, v, t, context
+
+    def compared(self, difference: Tensor, t: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, of the differences of velocities at points that were `drawn`, and what is logged of it."""
+        value = self.loss(difference)
         value = value if self.weight is None else self.weight(t) * value
         loss = (value * batch["weights"].to(value) if "weights" in batch else value).mean()
         return loss, {"flow_matching": loss.detach()}

@@ -42,11 +42,10 @@ class NearReference(OfAnother):
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, scalars = self.objective(flow, batch, generator)
-        x0, x1, context = self.objective.coupling(flow, batch, generator)
-        t = self.objective.times.sample(len(x1), generator).to(x1)
-        x = flow.path.interpolate(x0, x1, t)
+        x, v, t, context = self.objective.drawn(flow, batch, generator)
+        velocity = flow.velocity(x, t, context)
+        loss, scalars = self.objective.compared(velocity - v, t, batch)
         with torch.no_grad():
             wanted = self.reference.to(x.device).velocity(x, t, context)
-        distance = (flow.velocity(x, t, context) - wanted).square().mean()
+        distance = (velocity - wanted).square().mean()
         return loss + self.weight * distance, scalars | {"distance": distance.detach()}

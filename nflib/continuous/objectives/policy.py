@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nflib.continuous.diffusion import velocity_and_score
 from nflib.continuous.ode import ODEFlow
-from nflib.distributions import normal_like
 from nflib.events import flattened
+from nflib.random import normal_like
 
 __all__ = ["PathPolicyGradient", "Rollouts"]
 
@@ -138,6 +138,8 @@ class Rollouts:
                 raise ValueError(f"the reward must give a finite number for each of {self.num_paths} samples.")
             log_prob = self.policy.log_prob(flow, paths)
         self.mean_reward = float(rewards.mean())
+        # Less one of them first: of equal rewards the rounding of their mean would be all the advantage.
+        rewards = rewards - rewards[0]
         deviation = rewards.std().clamp(min=torch.finfo(rewards.dtype).tiny)
         self.rows = {"inputs": paths, "log_prob": log_prob, "advantage": (rewards - rewards.mean()) / deviation}
 

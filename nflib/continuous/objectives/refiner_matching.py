@@ -13,6 +13,7 @@ from nflib.continuous.couplings import Coupling, Independent
 from nflib.continuous.fields import evaluated
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
+from nflib.continuous.ode import in_single_precision
 from nflib.continuous.times import Times, Uniform
 from nflib.events import per_row
 
@@ -74,10 +75,11 @@ class RefinerMatching:
         t = (1 - h) * self.times.sample(len(x1), generator).to(x1)
         if self.both_ways:
             t[::2], h[::2] = t[::2] + h[::2], -h[::2]
+        velocity = in_single_precision(steps.field)
         with torch.no_grad():
             x = flow.path.interpolate(x0, x1, t)
-            slope = evaluated(steps.field, x, t, context)
+            slope = evaluated(velocity, x, t, context)
             x, t = x + per_row(h, x) * slope, t + h
-            target = evaluated(steps.field, x, t, context)
+            target = evaluated(velocity, x, t, context)
         loss = self.loss(steps.refined(x, t, slope, context) - target).mean()
         return loss, {"refiner": loss.detach()}

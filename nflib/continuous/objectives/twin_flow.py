@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.continuous.couplings import noise_like
+from nflib.continuous.couplings import base_noise, noise_like
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import MeanFlow
 from nflib.continuous.times import Times, Uniform
-from nflib.distributions import draw
 
 __all__ = ["TwinFlow", "twin_velocity"]
 
@@ -69,11 +68,11 @@ class TwinFlow(OfAnother):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, scalars = self.objective(flow, batch, generator)
         x1, context = batch["inputs"], batch.get("context")
-        noise = draw(flow._distribution, len(x1), None, generator).to(x1)
+        noise = base_noise(x1, flow, context, generator)
         u = flow.average_velocity(noise, 0.0, 1.0, context)
         made = (noise + u).detach()
         t = self.times.sample(len(made), generator).to(made)
-        x, velocity = flow.path.pair(noise_like(made, flow, generator), made, t)
+        x, velocity = flow.path.pair(noise_like(made, flow, context, generator), made, t)
         own = twin_velocity(flow, x, t, context)
         twin = squared_error(own - velocity).mean()
         with torch.no_grad():

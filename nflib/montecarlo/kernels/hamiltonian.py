@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from nflib.distributions import normal_like
 from nflib.events import per_row
 from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm
 from nflib.montecarlo.path import GeometricPath, Particles
+from nflib.random import normal_like
 
 __all__ = ["HMC"]
 

@@ -21,6 +21,7 @@ class IndependentMetropolis:
     """
 
     step_size: ClassVar[None] = None
+    draws_proposal: ClassVar[bool] = True
     target_acceptance: float = 1.0
 
     def init(self, particles: Particles, path: GeometricPath) -> Particles:

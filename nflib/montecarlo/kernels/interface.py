@@ -28,10 +28,11 @@ class Move(NamedTuple):
 class Kernel(Protocol):
     """Moves particles so that, with the weights of the move, they represent `path` at the inverse temperature.
 
-    A kernel keeps no state of its own. One that needs gradients may say so by an attribute `needs_gradient = True`:
-    `init` is then given particles that have them, which saves an evaluation each. `step_size` is a length in units of
-    x, the size of a single step's noise, so that kernels share its meaning; None for a kernel without one.
-    `target_acceptance` is the mean acceptance probability that adaptation aims at.
+    A kernel keeps no state of its own. `step_size` is a length in units of x, the size of a single step's noise, so
+    that kernels share its meaning; None for a kernel without one. `target_acceptance` is the mean acceptance
+    probability that adaptation aims at. Further attributes count as False where a kernel has none: `needs_gradient`
+    (`init` is then given particles that have them, which saves an evaluation each), `draws_proposal` (it moves nothing
+    where there is no proposal), `weights_moves` (its moves have `log_weights`).
     """
 
     @property

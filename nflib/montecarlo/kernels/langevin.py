@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nflib.distributions import normal_like
 from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm
 from nflib.montecarlo.path import GeometricPath, Particles
+from nflib.random import normal_like
 
 __all__ = ["MALA", "ULA"]
 
@@ -31,6 +32,7 @@ class ULA(GradientKernel):
 
     step_size: float = 0.1
     target_acceptance: float = 0.9
+    weights_moves: ClassVar[bool] = True
 
     def step(
         self,

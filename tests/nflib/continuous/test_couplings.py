@@ -113,6 +113,10 @@ def test_noise_counts_the_width_of_the_path_once(path, start):
     state = path.interpolate(x0, x1, torch.full((len(x1),), start))
     width = float(path.coefficients(torch.tensor([start])).alpha)
     assert state.std() == pytest.approx(width, rel=0.02)
+    pairs = pairs_of(flow, 20_000, seed=0)
+    x0, _, _ = Pairs()(flow, pairs, generator())
+    assert x0.std() == pytest.approx(1, rel=0.02)
+    torch.testing.assert_close(flow.decode(width * x0), pairs["inputs"])
 
 
 def test_pairs_of_a_guided_flow_with_a_base_of_its_context():
@@ -123,6 +127,15 @@ def test_pairs_of_a_guided_flow_with_a_base_of_its_context():
     rows = context.repeat_interleave(3, 0)
     assert torch.equal(pairs["context"], rows) and ((pairs["noise"] - rows[:, :2]).abs() < 5).all()
     torch.testing.assert_close(pairs["inputs"], pairs["noise"] + 2 * rows[:, :2])
+
+
+@pytest.mark.parametrize("coupling", [Independent(), OptimalTransport()])
+def test_noise_of_a_base_of_the_context_is_each_rows_own(coupling):
+    base = ConditionalDiagonalNormal((2,))  # whose means and log-widths are the context
+    flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, context_shape=(4,))
+    context = torch.tensor([[100.0, 0, 0, 0], [-100.0, 0, 0, 0]]).repeat(3, 1)
+    x0, _, given = coupling(flow, {"inputs": torch.zeros(6, 2), "context": context}, generator())
+    assert given is context and ((x0 - context[:, :2]).abs() < 5).all()
 
 
 def test_pairs_of_a_base_of_another_dtype():

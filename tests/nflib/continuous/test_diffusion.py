@@ -1,5 +1,6 @@
 """The path-space proposal: weights of mean 1 at any step size, and smc from it."""
 
+import copy
 import math
 
 import pytest
@@ -152,6 +153,16 @@ def test_base_of_another_dtype() -> None:
     flow = ODEFlow(MLPVelocity(2, channels=8, num_layers=1), (2,), distribution=base).double()
     x, log_prob = DiffusionProposal(flow, 0.3, 4).sample_and_log_prob(3)
     assert x.dtype == log_prob.dtype == torch.float64
+
+
+def test_a_score_in_half_precision_is_computed_in_single_precision() -> None:
+    flow, score = ODEFlow(lambda x, t: -x, (2,)), MLPVelocity(2, channels=8).bfloat16()
+    torch.nn.init.normal_(score.network.proj_out.weight)
+    half, single = (
+        DiffusionProposal(flow, 0.1, 2, score=own).sample_and_log_prob(3, generator=torch.Generator().manual_seed(0))
+        for own in (score, copy.deepcopy(score).float())
+    )
+    torch.testing.assert_close(half, single)
 
 
 def test_guided_flow() -> None:

@@ -63,7 +63,7 @@ def test_two_oscillators_by_hand() -> None:
     # A rotation w around a round well of stiffness k: v = w J x and E|x|^2 = 2 D / k, so 2 w^2 / k whatever D.
     for k, w, d in ((1.0, 0.5, 2.0), (3.0, 2.0, 0.1)):
         rotation = torch.tensor([[-k, w], [-w, -k]])
-        assert linear_entropy_production_rate(rotation, d) == pytest.approx(2 * w**2 / k, rel=1e-6)
+        assert linear_entropy_production_rate(torch.nn.Parameter(rotation), d) == pytest.approx(2 * w**2 / k, rel=1e-6)
     assert linear_entropy_production_rate(torch.diag(torch.tensor([-1.0, -2.0])), 0.5) == pytest.approx(0, abs=1e-12)
 
 

@@ -244,6 +244,11 @@ def test_edges_that_do_not_fit() -> None:
             Blockwise(nets, edges)
 
 
+def test_blocks_of_which_some_take_a_context() -> None:
+    with pytest.raises(ValueError, match="make all of one kind"):
+        Blockwise([MLPVelocity(2), MLPVelocity(2, context_size=3)])
+
+
 def test_guided_blocks_keep_their_edges() -> None:
     blocks = Blockwise([Pushed(), Pushed()], [0.3])
     context = torch.randn(len(X), 2, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Objectives: known minima on normal densities, gradients to all parameters, straighter paths, rewards."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -245,6 +246,23 @@ def test_dispersive_names_a_layer_of_the_flow(tmp_path):
         Dispersive(MeanFlow(), "_distribution")(flow, batch, torch.Generator())
 
 
+def test_the_first_call_of_a_layer_is_dispersed():
+    """Of mean flow that on the pairs with t = r."""
+    torch.manual_seed(0)
+    flow, layer = FlowMap(MLPFlowMap(2, channels=16, num_layers=1), (2,)), "_transform.velocity.network.layers.0"
+    batch, objective = {"inputs": normal_data(32)}, MeanFlow(share_instant=0.25)
+    outputs = []
+    handle = flow.get_submodule(layer).register_forward_hook(lambda *call: outputs.append(call[-1].detach()))
+    plain, _ = objective(flow, batch, torch.Generator().manual_seed(0))
+    handle.remove()
+    h = outputs[0]
+    assert h.shape == (8, 16)
+    term = (-(h[:, None] - h[None]).square().mean(-1) / 0.7).exp().mean().log()
+    loss, scalars = Dispersive(objective, layer, 0.3, 0.7)(flow, batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scalars["dispersion"], term)
+    torch.testing.assert_close(loss, plain + 0.3 * term)
+
+
 class Drift(nn.Module):
     """A constant velocity."""
 
@@ -310,6 +328,13 @@ def test_a_rewarded_flow_moves_where_it_is_told(tmp_path):
         Rollouts(flow, lambda x: x, policy)
 
 
+@pytest.mark.parametrize("num_paths", [64, 1000])
+def test_equal_rewards_are_no_reason_to_move(num_paths):
+    flow, policy = ODEFlow(MLPVelocity(2, channels=8), (2,)), PathPolicyGradient()
+    rollouts = Rollouts(flow, lambda x: torch.full((len(x),), 0.1), policy, num_paths=num_paths, num_steps=2)
+    assert torch.equal(rollouts.rows["advantage"], torch.zeros(num_paths))
+
+
 @pytest.mark.parametrize(("weight", "expected"), [(0.0, MEAN + STD**2), (100.0, MEAN)])
 def test_weighted_flow_matching_tilts_a_normal_as_far_as_the_reference_allows(weight, expected, tmp_path):
     """Weights exp(x) shift the mean by the variance; held to the reference, the flow stays."""
@@ -321,6 +346,34 @@ def test_weighted_flow_matching_tilts_a_normal_as_far_as_the_reference_allows(we
     fit(flow, {"inputs": data, "weights": weights}, config=config, objective=objective, output=tmp_path)
     assert float(flow._transform.velocity.mean) == pytest.approx(expected, abs=0.05)
     assert float(flow._transform.velocity.std) == pytest.approx(STD, abs=0.05)
+
+
+def test_both_terms_near_a_reference_are_of_the_same_points():
+    """The second drew noise and times of its own."""
+    seen = []
+
+    class Seen(NormalVelocity):
+        def forward(self, x, t, context=None):
+            seen.append((x, t))
+            return super().forward(x, t)
+
+    flow, reference = (ODEFlow(Seen(), (2,)) for _ in range(2))
+    NearReference(FlowMatching(), reference)(flow, {"inputs": normal_data(8)}, torch.Generator().manual_seed(0))
+    (x, t), (again, then) = seen
+    assert torch.equal(x, again) and torch.equal(t, then)
+
+
+def test_an_objective_of_another_asks_for_what_that_one_asks():
+    assert TwinFlow(Dispersive(MeanFlow(), "layer")).whole_batch and not TwinFlow().whole_batch
+
+    @dataclass(frozen=True)
+    class Annealed:
+        progress: float = 0.0
+
+        def at(self, progress):
+            return Annealed(progress)
+
+    assert TwinFlow(Annealed()).at(0.5).objective.progress == 0.5
 
 
 def new_ode():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nflib.continuous import Linear, Path, Trigonometric, TwoSided, VarianceExploding, VariancePreserving
-from nflib.continuous.steps import jacobian
+from nflib.derivatives import jacobian
 from tests.nflib.continuous.cases import NARROW, ONE_SIDED
 from tests.nflib.continuous.gaussian_mixtures import Exact
 

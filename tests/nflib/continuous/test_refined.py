@@ -1,5 +1,7 @@
 """Slopes carried on by a refiner: the method they stand for, its order, evaluations saved, exact densities."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -154,6 +156,15 @@ def test_contexts_reach_field_and_refiner(tmp_path):
     config = TrainingConfig(batch_size=10, max_steps=2, **QUIET)
     fit(flow, data, config=config, objective=RefinerMatching(), output=tmp_path)
     assert flow.sample(2, torch.randn(3, 3)).shape == (3, 2, 2)
+
+
+def test_weights_in_half_precision_are_fitted_in_single_precision():
+    flow = FlowMap(RefinedSteps(MLPVelocity(2, channels=8), rough_refiner()), (2,)).bfloat16()
+    half, single = (
+        RefinerMatching()(own, {"inputs": X.float()}, torch.Generator().manual_seed(0))[0].detach()
+        for own in (flow, copy.deepcopy(flow).float())
+    )
+    assert float(half) == pytest.approx(float(single), rel=1e-6)
 
 
 def test_what_does_not_fit_is_told():

@@ -35,6 +35,10 @@ def test_no_density_outside(times):
     assert bool(torch.isneginf(times.log_prob(torch.tensor([-0.1, 1.1]))).all())
 
 
+def test_a_logit_normal_has_no_density_at_the_ends():
+    assert bool(torch.isneginf(LogitNormal().log_prob(torch.tensor([0.0, 1.0]))).all())
+
+
 def test_closed_forms():
     t = torch.tensor([0.1, 0.6], dtype=torch.float64)
     a = 4.0

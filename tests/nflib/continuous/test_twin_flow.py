@@ -42,7 +42,7 @@ def test_one_step_by_hand():
     z = draw(flow._distribution, 64, None, generator).double()
     y = z + a * z + c  # one jump from 0 to 1
     t = torch.rand(64, generator=generator).double()[:, None]
-    fresh = noise_like(y, flow, generator)
+    fresh = noise_like(y, flow, None, generator)
     x, velocity = (1 - t) * fresh + t * y, y - fresh
     error = a * x + (b + c) * (2 - t) - velocity  # of the twin, at times 2 - t
     change = ((b + c) * (2 * t - 2)).clamp(-clip, clip).expand_as(z)  # from the twin's velocity to that of the data

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from molecular.molecule.storage import DESCRIPTION, load_molecule
+from nflib.command_line import refuse_given
 
 if TYPE_CHECKING:
     from molecular.molecule.molecule import Molecule
@@ -49,6 +49,11 @@ class MoleculeOptions:
             replace(self, temperature=None).check_unused("goes with --peptide or --structure")
             molecule = load_molecule(model)
             return molecule if self.temperature is None else molecule.at(self.temperature)
+        if self.peptide is None and self.structure is None and model is not None:
+            raise ValueError(
+                f"{model} has no molecule of its own; name the folder 'model' that a training of one molecule wrote, "
+                "or give --peptide or --structure as well."
+            )
         if (self.peptide is None) == (self.structure is None):
             raise ValueError("give either --peptide or --structure.")
         cutoff = "default" if self.cutoff is None else None if self.cutoff == "none" else self.cutoff
@@ -81,10 +86,3 @@ class MoleculeOptions:
     def check_unused(self, reason: str) -> None:
         """Raise ValueError, with the reason, for the first option that was given."""
         refuse_given(vars(self), reason)
-
-
-def refuse_given(options: Mapping[str, object], reason: str) -> None:
-    """Raise ValueError, with the reason, for the first of some options, by name, that was given: that is not None."""
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"--{name} {reason}; leave it out.")
