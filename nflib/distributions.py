@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nflib.contexts import num_rows
 from nflib.dtypes import FullPrecisionBuffers, widened
-from nflib.events import check_event_shape, flattened
+from nflib.events import check_event_shape, flattened, per_row
 from nflib.random import globally_seeded
 
 
@@ -272,13 +272,27 @@ class TorchBase(Distribution):
             )
         self.distribution = distribution
         with torch.random.fork_rng():
-            self.device = distribution.sample().device  # where it stays, wherever the flow goes
+            self.sample_inside = distribution.sample()
+        self.device = self.sample_inside.device  # where it stays, wherever the flow goes
 
     def event_shape(self, context: Any) -> tuple[int, ...]:
         return tuple(self.distribution.event_shape)
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
-        return self.distribution.log_prob(inputs.to(self.device)).to(inputs.device)
+        """Log-densities ``(B,)``, in nats: ``-inf`` outside the support, where torch's distributions raise."""
+        x = inputs.to(self.device)
+        # In the graph, so that gradients are zero, not missing, where the density is constant; NaN stays NaN.
+        zero = flattened(0.0 * x.clamp(-1.0, 1.0)).sum(dim=1)
+        if x.shape[0] == 0:  # which some of torch's do not take
+            return zero.to(inputs.device)
+        try:
+            support = self.distribution.support
+        except NotImplementedError:
+            support = None
+        inside = torch.ones_like(zero, dtype=torch.bool) if support is None else support.check(x)
+        # Another point stands in for those outside: whether there are any is no branch, for torch.func and export.
+        x = torch.where(per_row(inside, x), x, self.sample_inside.to(x.dtype))
+        return (torch.where(inside, self.distribution.log_prob(x), -torch.inf) + zero).to(inputs.device)
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
         shape = (num_samples,) if context is None else (num_rows(context), num_samples)
@@ -299,4 +313,5 @@ def draw(
     if own is not None:
         return own(num_samples, context, generator)  # type: ignore[no-any-return]
     with globally_seeded(generator):  # others know no other generator
-        return distribution.sample(num_samples, context=context)
+        draws = distribution.sample(max(num_samples, 1), context=context)  # nflows knows no zero draws
+    return draws[:num_samples] if context is None else draws[:, :num_samples]

@@ -56,16 +56,17 @@ class Descriptors:
 
     @property
     def num_independent(self) -> int:
-        """Conformations, or groups of them, that are independent; one alone says nothing of its own spread."""
+        """Conformations, or groups of them, that are independent; a few say nothing of their own spread."""
         return len(self.counts) if self.groups is None else len(self.groups.unique())
 
     def resampled(self, generator: torch.Generator) -> Descriptors:
-        """One bootstrap resample: as many conformations, or groups, drawn with replacement, weights kept with them."""
+        """One bootstrap resample: as many conformations drawn with replacement, or one group less than there are, so
+        that the spread of few is not too small (Rao & Wu, J. Am. Stat. Assoc. 83 (1988) 231); weights go with them."""
         if self.groups is None:
             drawn = torch.randint(len(self.counts), (len(self.counts),), generator=generator)
             return self._recounted(torch.bincount(drawn, minlength=len(self.counts)))
         names, member = self.groups.unique(return_inverse=True)
-        drawn = torch.randint(len(names), (len(names),), generator=generator)
+        drawn = torch.randint(len(names), (len(names) - 1,), generator=generator)
         return self._recounted(torch.bincount(drawn, minlength=len(names))[member])
 
     def _recounted(self, counts: Tensor) -> Descriptors:

@@ -147,8 +147,8 @@ def independent_families(conformations: WeightedConformations, series: Sequence[
     """Numbers (N,) of groups of conformations that are independent of each other; None where all are.
 
     Groups are taken as they are, unless they are few trajectories: these are cut into blocks of 20 autocorrelation
-    times of the slowest series, and stay whole where they are too short to tell it. It is that of the long ones, half
-    as long as the longest or more; shorter ones stay whole.
+    times of the slowest part of any series, and stay whole where they are too short to tell it. It is that of the long
+    ones, half as long as the longest or more; shorter ones stay whole.
     """
     trajectories = conformations.trajectories()
     if trajectories is None or len(trajectories) >= ENOUGH_TRAJECTORIES:
@@ -160,7 +160,7 @@ def independent_families(conformations: WeightedConformations, series: Sequence[
     starts = [(index, start) for index in long for start in sorted({0, len(index) - length})]
     parts = torch.stack([index[start : start + length] for index, start in starts])
     found = [mixing(one[parts].numpy()) for one in series]
-    slowest = max((one.time if one.resolved else np.inf for one in found if one is not None), default=np.inf)
+    slowest = max((one.slowest if one.resolved else np.inf for one in found if one is not None), default=np.inf)
     families = torch.empty(len(conformations), dtype=torch.int64)
     number = 0
     for index in trajectories:

@@ -100,8 +100,9 @@ class Flow(Pretrained, NFlowsFlow):
                 another shape or number of rows, is missing, or is one that the flow does not take.
         """
         inputs = self._as_own_dtype(inputs)
-        context = self._checked_context(context, len(inputs))
-        if batch_size is None or len(inputs) <= batch_size:
+        # Of a graph that is traced, shape keeps the batch size open where len() would be a constant.
+        context = self._checked_context(context, inputs.shape[0])
+        if batch_size is None or inputs.shape[0] <= batch_size:
             return self._log_prob_given(inputs, self._embedding_net(context))
         pieces = []
         for x, c in self._batches(inputs, context, batch_size):
@@ -354,7 +355,7 @@ class Flow(Pretrained, NFlowsFlow):
     ) -> tuple[Tensor, Tensor]:
         """The samples x of this noise and, with_log_prob, their log-densities."""
         samples, logabsdet, residual, _ = invert(self._transform, noise, embedded, decoder, density=with_log_prob)
-        log_prob = self._base_log_prob(noise, embedded) - logabsdet if with_log_prob else logabsdet
+        log_prob = _one_a_row(self._base_log_prob(noise, embedded), -logabsdet, noise) if with_log_prob else logabsdet
         if is_reporting() or (with_log_prob and residual != 0):
             # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
             with torch.no_grad():
@@ -364,7 +365,7 @@ class Flow(Pretrained, NFlowsFlow):
                 if len(samples):
                     record_round_trip(float(error.max()))
                 if with_log_prob and residual != 0:
-                    log_prob = self._base_log_prob(own_noise, embedded) + logabsdet
+                    log_prob = _one_a_row(self._base_log_prob(own_noise, embedded), logabsdet, samples)
         return samples, log_prob
 
     def _log_prob_of(self, inputs: Tensor, context: Any) -> Tensor:
@@ -372,7 +373,7 @@ class Flow(Pretrained, NFlowsFlow):
 
     def _log_prob_given(self, inputs: Tensor, embedded: Any) -> Tensor:
         noise, logabsdet = self._transform(inputs, context=embedded)
-        return self._base_log_prob(noise, embedded) + logabsdet
+        return _one_a_row(self._base_log_prob(noise, embedded), logabsdet, inputs)
 
     def _base_log_prob(self, noise: Tensor, embedded: Any) -> Tensor:
         # A flow as the base refuses a context that it does not take.
@@ -400,7 +401,8 @@ class Flow(Pretrained, NFlowsFlow):
             raise ValueError("this flow takes no context; leave it out, or make a flow that is conditioned on one.")
         if self.context_shape is not None:
             check_shape(context, self.context_shape)
-        if rows is not None and num_rows(context) != rows:
+        parts = context if isinstance(context, tuple) else (context,)
+        if rows is not None and any(part.shape[0] != rows for part in parts):
             raise ValueError(
                 f"{rows} inputs need a context of as many rows, got {num_rows(context)}; for one that all share, use "
                 "given()."
@@ -453,6 +455,17 @@ def check_decoder(decoder: Decoder | None) -> Decoder | None:
     if decoder is not None and (isinstance(decoder, type) or not callable(decoder)):
         raise ValueError(f"decoding must be a decoder, such as decoding.Jacobi(), got {decoder!r}.")
     return decoder
+
+
+def _one_a_row(log_prob: Tensor, logabsdet: Tensor, inputs: Tensor) -> Tensor:
+    """The sum; raises ValueError where broadcasting, as of columns ``(B, 1)``, made other than one number a row."""
+    total = log_prob + logabsdet
+    if total.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"the base gave log-densities of shape {tuple(log_prob.shape)} and the transform log-determinants of "
+            f"{tuple(logabsdet.shape)} for {len(inputs)} inputs; return one number for each, summed over the event."
+        )
+    return total
 
 
 def _at_least(least: int, name: str, number: Any) -> int:

@@ -32,7 +32,7 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Until then nothing in `folder` changes. Files and folders of the same names are replaced, others stay; all are on
     the disk before the first one moves. A folder with nothing in common but its name is somebody's, and not replaced.
     Permissions are those of the umask. What a killed run left behind is removed by the next one that writes to the same
-    folder.
+    folder, where there are file locks.
 
     Args:
         folder: made, with its parents, unless it is there.
@@ -80,8 +80,7 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        if lock is not None:
-            os.close(lock)
+        _unlock(lock)
         if temporary is not None:
             _remove(temporary)
 
@@ -131,8 +130,7 @@ def only_run(folder: str | os.PathLike[str], *, waits: bool = False) -> Iterator
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        _unlock(lock)
 
 
 def _is_of_the_disk(error: Exception) -> bool:
@@ -184,25 +182,19 @@ def _make_temporary(folder: Path) -> tuple[Path, int | None]:
     """
     while True:
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=PREFIX))
-        lock = _lock(temporary)
-        if fcntl is None or (lock is not None and temporary.exists()):
+        lock, is_taken = _try_lock(temporary)
+        # Another process may have taken it for a left-over before it was locked.
+        if temporary.exists() and not is_taken:
             return temporary, lock
-        # Another process took it for a left-over before it was locked.
-        if lock is not None:
-            os.close(lock)
+        _unlock(lock)
 
 
 def _remove_left_overs(folder: Path) -> None:
     for temporary in folder.glob(PREFIX + "*"):
-        lock = _lock(temporary)
+        lock, _ = _try_lock(temporary)
         if lock is not None:
             _remove(temporary)
-            os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """A lock on a folder, or None where another process holds it, or there are no locks (Windows)."""
-    return _try_lock(folder)[0]
+            _unlock(lock)
 
 
 def _try_lock(folder: Path, *, waits: bool = False) -> tuple[int | None, bool]:
@@ -218,7 +210,25 @@ def _try_lock(folder: Path, *, waits: bool = False) -> tuple[int | None, bool]:
     except OSError as error:
         os.close(descriptor)
         return None, isinstance(error, BlockingIOError)
+    _held.add(descriptor)
     return descriptor, False
+
+
+def _unlock(lock: int | None) -> None:
+    if lock in _held:
+        _held.remove(lock)
+        os.close(lock)
+
+
+def _unlock_all() -> None:
+    for lock in list(_held):
+        _unlock(lock)
+
+
+_held: set[int] = set()  # locks of this process
+if fcntl is not None:
+    # A forked process, such as a worker that loads data, would hold them for as long as it lives.
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 def _synchronise(path: Path) -> None:

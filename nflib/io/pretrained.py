@@ -288,7 +288,8 @@ def _distinct_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _structure(module: nn.Module) -> dict[str, Any]:
     """The kind of each part, and the shape of each tensor."""
-    kinds: dict[str, Any] = {name: type(part) for name, part in module.named_modules()}
+    # By their names, for torch's parametrizations give each module a class of its own.
+    kinds: dict[str, Any] = {name: name_of(type(part)) for name, part in module.named_modules()}
     return kinds | {name: tensor.shape for name, tensor in _distinct_state(module).items()}
 
 

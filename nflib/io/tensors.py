@@ -58,7 +58,7 @@ def write_tensors(
     with Path(path).open("wb") as file:
         file.write(len(text).to_bytes(SIZE, "little") + text)
         for name, tensor in tensors.items():
-            value = tensor.detach().to(device="cpu", dtype=dtypes[name]).contiguous()
+            value = tensor.detach().to(device="cpu", dtype=dtypes[name]).contiguous().resolve_conj().resolve_neg()
             if value.numel():
                 file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 

@@ -141,6 +141,8 @@ class _TorchDensity(_FromGlobalGenerator):
         inside = None if support is None else support.check(inputs)
         # In the graph, so that gradients are zero, not missing, where no point is inside or the density is constant.
         zero = flattened(0.0 * inputs).sum(dim=1)
+        if inside is not None and not inside.any():  # some of torch's do not take no points
+            return zero - torch.inf
         if inside is None or inside.all():
             values = self.distribution.log_prob(inputs)
             return values + zero if inputs.requires_grad and not values.requires_grad else values

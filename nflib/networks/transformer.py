@@ -251,9 +251,9 @@ class CausalTransformer(nn.Module):
         if self.proj_in.weight.dtype.itemsize < 4:
             read = read.to(self.proj_in.weight.dtype)  # tokens stay in float32 around a network in half precision
         if start == 0 and self.start_token is not None:
-            read = torch.cat([self.start_token.to(read.dtype).expand(len(read), 1, -1), read], dim=1)
+            read = torch.cat([self.start_token.to(read.dtype).expand(read.shape[0], 1, -1), read], dim=1)
         if read.shape[1] == 0:
-            return tokens.new_zeros(len(tokens), stop - start, self.out_channels)
+            return tokens.new_zeros(tokens.shape[0], stop - start, self.out_channels)
         first = max(start - 1 + self.num_start_tokens, 0)
         features = None
         if self.features is not None:
@@ -280,7 +280,7 @@ class CausalTransformer(nn.Module):
         condition = None if encoded.condition is None else encoded.condition[:, first:last]
         place = first + encoded.prefix_length
         if encoded.prefix is not None and first == 0:
-            x = torch.cat([encoded.prefix.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([encoded.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
             place = 0
         new, total = x.shape[1], place + x.shape[1]
         if encoded.prefix_mask is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def write_checkpoint(
     with complete_folder(folder) as temporary:
         (temporary / name).mkdir()
         write_tensors(temporary / name / WEIGHTS, weights)
-        torch.save(record, temporary / name / TRAINING)
+        torch.save(record | {"checksum": _checksum(temporary / name / WEIGHTS)}, temporary / name / TRAINING)
     for old in _checkpoints(folder)[:-kept]:
         # Half a checkpoint must not look like one; under this name the next writing removes what is left of it.
         hidden = old.with_name(PREFIX + old.name)
@@ -94,6 +96,9 @@ def read_checkpoint(
     """
     try:
         weights = read_tensors(path / WEIGHTS)
+        with zipfile.ZipFile(path / TRAINING) as archive:  # torch does not compare the checksums in it
+            if (part := archive.testzip()) is not None:
+                raise ValueError(f"{part} in {TRAINING} is not what was written")
         record: dict[str, Any] = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end in errors of every kind
         raise damaged(path, first_line(error)) from error
@@ -126,6 +131,9 @@ def read_checkpoint(
     spoilt = not_finite(state, flow) or not_finite(averages, flow)
     if spoilt is not None:
         raise damaged(path, f"{spoilt} is not finite")
+    # Earlier versions wrote none.
+    if "checksum" in record and record["checksum"] != _checksum(path / WEIGHTS):
+        raise damaged(path, f"{WEIGHTS} is not what was written with {TRAINING}")
     flow.load_state_dict(state)
     for name, average in ema.average.items():
         average.copy_(averages[name])
@@ -165,6 +173,15 @@ def _misfits(record: Any, kind: Any, name: str) -> Iterator[str]:
     elif isinstance(kind, dict):
         for key, inner in kind.items():
             yield from _misfits(record[key], inner, f"{name}/{key}") if key in record else [f"{name}/{key}"]
+
+
+def _checksum(path: Path) -> int:
+    """The CRC-32 of a file, which is read in pieces."""
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(2**24):
+            value = zlib.crc32(piece, value)
+    return value
 
 
 def damaged(path: Path, reason: str) -> ValueError:

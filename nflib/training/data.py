@@ -5,7 +5,7 @@ training.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Generator, Iterator, Mapping, Sized
 from itertools import count, tee
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -237,7 +237,7 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 
 def training_batches(
     source: BatchSource, order: EpochOrder, step: int, part: slice, num_workers: int
-) -> Iterator[tuple[Tensor, Batch]]:
+) -> Generator[tuple[Tensor, Batch], None, None]:
     """Rows `part` of the batches from `step` on, each with its row numbers; workers load a torch Dataset
     ahead.
 
@@ -254,8 +254,13 @@ def training_batches(
             num_workers=num_workers,
             worker_init_fn=ignore_signals,
         )
-        for (_, indices), items in zip(numbers, loader, strict=False):
-            yield indices, as_batch(items)
+        loaded: Any = iter(loader)
+        try:
+            for (_, indices), items in zip(numbers, loaded, strict=False):
+                yield indices, as_batch(items)
+        finally:
+            # An error that is kept or printed would keep the workers, for which Python waits at its end for ever.
+            loaded._shutdown_workers()
     else:
         for seed, indices in numbers:
             seed_torch(seed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import io
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import nflib.training.seeds as seeds
 from nflib.contexts import map_context
@@ -44,7 +47,7 @@ class Feed:
     def _length(self) -> int:
         return 0 if self.source is None else len(self.source)
 
-    def batches(self, state: TrainingState) -> Iterator[Batch]:
+    def batches(self, state: TrainingState) -> Generator[Batch, None, None]:
         """This process's part of the global batches from the present step on, on its device; never ends."""
         if self.preparation is None:
             yield from repeat({})
@@ -54,17 +57,16 @@ class Feed:
         # The same random numbers reach the same rows on any number of processes only if all of them augment
         # the whole batch.
         loaded = part if self.augment is None else slice(0, config.batch_size)
-        batches = training_batches(self.source, self.order, first, loaded, config.num_workers)
-        for step, (indices, batch) in enumerate(batches, first):
-            batch = self.preparation(batch, indices)
-            if self.augment is not None:
-                inputs = batch["inputs"]
-                path = config.seed, seeds.AUGMENTATION, step
-                inputs = self.augment(inputs, seeds.seeded_generator(*path, device=inputs.device))
-                batch = {
-                    name: map_context(itemgetter(part), value) for name, value in (batch | {"inputs": inputs}).items()
-                }
-            yield self.fabric.to_device(batch)
+        with closing(training_batches(self.source, self.order, first, loaded, config.num_workers)) as batches:
+            for step, (indices, batch) in enumerate(batches, first):
+                batch = self.preparation(batch, indices)
+                if self.augment is not None:
+                    inputs = batch["inputs"]
+                    path = config.seed, seeds.AUGMENTATION, step
+                    inputs = self.augment(inputs, seeds.seeded_generator(*path, device=inputs.device))
+                    batch |= {"inputs": inputs}
+                    batch = {name: map_context(itemgetter(part), value) for name, value in batch.items()}
+                yield self.fabric.to_device(batch)
 
     def refresh_if_due(self, state: TrainingState) -> None:
         """Let the source renew its rows before steps `refresh_interval`, twice that, and so on."""
@@ -82,9 +84,21 @@ class Feed:
             self.order.restart(step, self._length())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epochs stand, and the source's own state if it has one."""
+        """Where the epochs stand, and the source's own state if it has one; raises ValueError for one that could not
+        be read again.
+        """
         own = getattr(self.source, "state_dict", None)
-        return {"order": self.order.state_dict(), "source": None if own is None else own()}
+        state = None if own is None else own()
+        try:
+            file = io.BytesIO()
+            torch.save(tree_map_only(Tensor, lambda _: torch.empty(0), state), file)
+            torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        except Exception as error:  # of objects of any kind
+            raise ValueError(
+                f"the state_dict of {type(self.source).__name__} holds more than tensors and Python's own numbers, "
+                "strings, lists and dicts, which a checkpoint does not keep (a NumPy number n is one as n.item())."
+            ) from error
+        return {"order": self.order.state_dict(), "source": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue there; raises ValueError where the data now have another number of rows."""
@@ -107,9 +121,13 @@ class Feed:
 
 
 def _alike(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
-    """Whether a name stands for values of one kind: lengths may differ, since sources grow."""
-    if name not in own or name not in stored or type(own[name]) is not type(stored[name]):
+    """Whether a name stands for values of one kind: lengths may differ, since sources grow, and numbers
+    be whole or not; None stands for what was not there yet.
+    """
+    if name not in own or name not in stored:
         return False
-    if not isinstance(own[name], Tensor):
-        return True
-    return own[name].dtype == stored[name].dtype and not bool(stored[name].isnan().any())
+    mine, other = own[name], stored[name]
+    if isinstance(mine, Tensor) and isinstance(other, Tensor):
+        return mine.dtype == other.dtype and not bool(other.isnan().any())
+    numbers = isinstance(mine, int | float) and isinstance(other, int | float)
+    return numbers or mine is None or other is None or type(mine) is type(other)

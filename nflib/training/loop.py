@@ -91,7 +91,8 @@ def fit(
     ...     fit(flow, torch.randn(1000, 2), config=config, output=folder).steps
     100
     """
-    output, is_first = Path(output), is_first_process()
+    # Absolute, for callbacks and the like may change the working directory.
+    output, is_first = Path(output).absolute(), is_first_process()
     # Taken before anything that another run may be at work on is read, removed or written.
     with only_run(output) if is_first else nullcontext():
         run = _Run(flow, train, validation, config, objective, output, augment, callbacks)
@@ -102,6 +103,7 @@ def fit(
             try:
                 return run.train()
             finally:
+                run.batches.close()
                 run.log.close()
 
 
@@ -159,6 +161,7 @@ class _Run:
                 raise checkpoints.damaged(found, f"the state of the data: {error!r}") from error
         self.has_checkpoint = found is not None
         self.fabric.barrier()  # nobody writes a checkpoint before all have read theirs
+        self.batches = self.feed.batches(state)
         self.log = RunLog(output, config, active=self.rank == 0, step=state.step, seconds=state.seconds)
 
     def train(self) -> TrainingResult:
@@ -166,11 +169,10 @@ class _Run:
         state, config = self.state, self.config
         self._start = time.monotonic() - state.seconds
         validated = saved = state.seconds
-        batches = self.feed.batches(state)
         self.flow.train()
         while not (self._done() or self.interrupted):
             self.feed.refresh_if_due(state)
-            metrics = self._step(next(batches))
+            metrics = self._step(next(self.batches))
             state.seconds, state.validation_loss = self._elapsed(), None
             due = self._due(config.validation_interval, config.validation_seconds, validated)
             if self.validation is not None and (due or self._done()):

@@ -52,4 +52,4 @@ class Framewise(Transform):
         return inputs.unflatten(1, (-1, self.frame_length)).flatten(0, 1)
 
     def _joined(self, inputs: Tensor, outputs: Tensor, logabsdet: Tensor) -> tuple[Tensor, Tensor]:
-        return outputs.reshape(inputs.shape), logabsdet.reshape(len(inputs), inputs.shape[1] // self.frame_length)
+        return outputs.reshape(inputs.shape), logabsdet.reshape(inputs.shape[0], inputs.shape[1] // self.frame_length)

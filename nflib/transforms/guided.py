@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,9 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflib.contexts import as_context, map_context, num_rows
+from nflib.interfaces import Decoder, Inversion
 from nflib.transforms.causal_map import AffineAutoregressive
+from nflib.transforms.inversion import input_shape, invert, output_shape, uses_context
 
 Parameters = tuple[Tensor, Tensor]
 
@@ -162,7 +165,12 @@ class PairedContext(nn.Module):
 
     def conditional(self, paired: Any) -> Any:
         """The contexts alone, of what `forward` gave: what a base reads, since noise is not guided."""
-        return map_context(lambda part: part[:, 0], paired)
+        return conditional(paired)
+
+
+def conditional(paired: Any) -> Any:
+    """The conditional contexts of pairs as `PairedContext` makes them."""
+    return map_context(lambda part: part[:, 0], paired)
 
 
 def unpaired(context: Any) -> Any:
@@ -176,7 +184,7 @@ def unpaired(context: Any) -> Any:
 def _stacked(context: Tensor, unconditional: Tensor) -> Tensor:
     if unconditional.dim() == context.dim() - 1:
         unconditional = unconditional.unsqueeze(0)
-    if unconditional.shape[1:] != context.shape[1:] or len(unconditional) not in (1, len(context)):
+    if unconditional.shape[1:] != context.shape[1:] or unconditional.shape[0] not in (1, context.shape[0]):
         raise ValueError(
             f"the unconditional context has the shape {tuple(unconditional.shape)}, but the context is of "
             f"{tuple(context.shape)}: they must agree, or the first have one row."
@@ -184,34 +192,64 @@ def _stacked(context: Tensor, unconditional: Tensor) -> Tensor:
     return torch.stack([context, unconditional.to(context.device).expand_as(context)], dim=1)
 
 
+class Unguided(Transform):
+    """A map that may read a context, but knows no guidance: of a pair it takes the conditional one, as a base does."""
+
+    def __init__(self, transform: Transform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return self.transform(inputs, conditional(context))  # type: ignore[no-any-return]
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(inputs, conditional(context))  # type: ignore[no-any-return]
+
+    def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
+        return invert(self.transform, inputs, conditional(context), decoder)
+
+    def input_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return input_shape(self.transform, shape)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return output_shape(self.transform, shape)
+
+
 def guide(transform: Transform, guidance: Guidance) -> Transform:
     """A copy of the transform, on the same weights, whose maps that use a context are guided.
 
-    Raises ValueError where there is no map to guide, or one that cannot be guided.
+    Transforms without a method `guided` go on with the conditional context. Raises ValueError where there is no map to
+    guide, or one that refuses it.
     """
     shared = {id(tensor): tensor for tensor in (*transform.parameters(), *transform.buffers())}
-    holder = nn.ModuleList([copy.deepcopy(transform, shared)])
-    guided: dict[nn.Module, nn.Module] = {}
-    _guide_children(holder, guidance, guided)
-    if not guided:
+    copied = copy.deepcopy(transform, shared)
+    if not _can_be_guided(copied):
         raise ValueError(
             "no map of this flow that uses a context can be guided (autoregressive maps and velocities can), so there "
             "is nothing to guide."
         )
-    return holder[0]  # type: ignore[return-value]
+    return _guided(copied, guidance, {})  # type: ignore[return-value]
 
 
-def _guide_children(module: nn.Module, guidance: Guidance, guided: dict[nn.Module, nn.Module]) -> None:
-    """Puts guided maps in the place of a module's own; one map in two places stays one."""
-    for name, child in module._modules.items():
-        if child is None or getattr(child, "uses_context", True) is False:
-            continue
-        if hasattr(child, "guided"):
-            if child not in guided:
-                guided[child] = child.guided(guidance)  # type: ignore[operator]
-            setattr(module, name, guided[child])
+def _can_be_guided(module: nn.Module) -> bool:
+    """Whether a map in the module is told a context and knows guidance."""
+    told = getattr(module, "uses_context", True) is not False
+    return told and (hasattr(module, "guided") or any(map(_can_be_guided, module.children())))
+
+
+def _guided(module: nn.Module, guidance: Guidance, guided: dict[nn.Module, nn.Module]) -> nn.Module:
+    """What stands in the place of a module, with guided maps in it; one map in two places stays one."""
+    if not _can_be_guided(module):
+        return Unguided(module) if isinstance(module, Transform) and uses_context(module) else module
+    if module not in guided:
+        guided[module] = module
+        if hasattr(module, "guided"):
+            guided[module] = module.guided(guidance)  # type: ignore[operator]
         else:
-            _guide_children(child, guidance, guided)
+            for name, child in module._modules.items():
+                if child is not None:
+                    setattr(module, name, _guided(child, guidance, guided))
+    return guided[module]
 
 
 def _check_guidance(weight: float, attention_temperature: float) -> None:

@@ -54,7 +54,7 @@ def invert(
         return Inversion(transform.generate(inputs, context), inputs.new_zeros(len(inputs)), None)
     own = getattr(transform, "invert", None)
     if own is not None:
-        return own(inputs, context, decoder)  # type: ignore[no-any-return]
+        return Inversion(*own(inputs, context, decoder))  # of a pair the residual is unknown
     return Inversion(*transform.inverse(inputs, context))
 
 
@@ -70,6 +70,11 @@ def uses_context(transform: Transform) -> bool:
 def input_shape(transform: Transform, output_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of an event that the transform takes to one of `output_shape`; parts that do not say keep shapes."""
     return _mapped_shape(transform, tuple(output_shape), backwards=True)
+
+
+def output_shape(transform: Transform, input_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of what the transform makes of an event of `input_shape`."""
+    return _mapped_shape(transform, tuple(input_shape), backwards=False)
 
 
 def _mapped_shape(transform: Any, shape: tuple[int, ...], *, backwards: bool) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Reverse(ClosedForm):
                 )
             outputs = inputs.unflatten(1, (-1, self.frame_length)).flip(2).flatten(1, 2)
         outputs = outputs.flip(-1) if self.within_tokens else outputs
-        return outputs, inputs.new_zeros(len(inputs))
+        return outputs, inputs.new_zeros(inputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.forward(inputs, context)
@@ -59,10 +59,10 @@ class Permute(ClosedForm):
         self.register_buffer("inverse_permutation", permutation.argsort())
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._reordered(inputs, self.permutation), inputs.new_zeros(len(inputs))
+        return self._reordered(inputs, self.permutation), inputs.new_zeros(inputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._reordered(inputs, self.inverse_permutation), inputs.new_zeros(len(inputs))
+        return self._reordered(inputs, self.inverse_permutation), inputs.new_zeros(inputs.shape[0])
 
     def _reordered(self, inputs: Tensor, order: Tensor) -> Tensor:
         # Indexing alone would drop the tokens beyond the permutation without a word.
@@ -84,10 +84,10 @@ class PermuteByContext(ClosedForm):
         self.ordering = ordering
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        return self._reordered(inputs, self.ordering(context)), inputs.new_zeros(len(inputs))
+        return self._reordered(inputs, self.ordering(context)), inputs.new_zeros(inputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        return self._reordered(inputs, self.ordering(context).argsort(dim=-1)), inputs.new_zeros(len(inputs))
+        return self._reordered(inputs, self.ordering(context).argsort(dim=-1)), inputs.new_zeros(inputs.shape[0])
 
     def _reordered(self, inputs: Tensor, order: Tensor) -> Tensor:
         if order.shape != inputs.shape[:2]:

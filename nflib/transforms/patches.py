@@ -29,11 +29,11 @@ class _Rearrangement(ClosedForm):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event_shape(inputs, self.event_shape)
-        return self._to_tokens(inputs), inputs.new_zeros(len(inputs))
+        return self._to_tokens(inputs), inputs.new_zeros(inputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event_shape(inputs, self.token_shape)
-        return self._from_tokens(inputs), inputs.new_zeros(len(inputs))
+        return self._from_tokens(inputs), inputs.new_zeros(inputs.shape[0])
 
 
 class VectorPatches(_Rearrangement):
@@ -51,7 +51,7 @@ class VectorPatches(_Rearrangement):
         self.grid = self.token_shape[:1]
 
     def _to_tokens(self, inputs: Tensor) -> Tensor:
-        return inputs.reshape(len(inputs), *self.token_shape)
+        return inputs.reshape(inputs.shape[0], *self.token_shape)
 
     def _from_tokens(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(len(tokens), *self.event_shape)
@@ -79,8 +79,8 @@ class ImagePatches(_Rearrangement):
 
     def _to_tokens(self, inputs: Tensor) -> Tensor:
         (rows, columns), (p, q) = self.grid, self.patch_size
-        split = inputs.reshape(len(inputs), self.event_shape[0], rows, p, columns, q)
-        return split.permute(0, 2, 4, 1, 3, 5).reshape(len(inputs), *self.token_shape)
+        split = inputs.reshape(inputs.shape[0], self.event_shape[0], rows, p, columns, q)
+        return split.permute(0, 2, 4, 1, 3, 5).reshape(inputs.shape[0], *self.token_shape)
 
     def _from_tokens(self, tokens: Tensor) -> Tensor:
         split = tokens.reshape(len(tokens), *self.grid, self.event_shape[0], *self.patch_size)

@@ -72,12 +72,12 @@ class Whiten(ClosedForm):
         factor = self.factor.to(working_dtype(inputs))
         columns = inputs.to(factor).flatten(1).T
         outputs = torch.linalg.solve_triangular(factor, columns, upper=False).T.reshape(inputs.shape)
-        return outputs, -_logabsdet(factor, len(inputs))
+        return outputs, -_logabsdet(factor, inputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event_shape(inputs, self.event_shape, "Whiten")
         factor = self.factor.to(working_dtype(inputs))
-        return (inputs.to(factor).flatten(1) @ factor.T).reshape(inputs.shape), _logabsdet(factor, len(inputs))
+        return (inputs.to(factor).flatten(1) @ factor.T).reshape(inputs.shape), _logabsdet(factor, inputs.shape[0])
 
 
 def _logabsdet(factor: Tensor, count: int) -> Tensor:

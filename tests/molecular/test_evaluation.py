@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 
 from molecular import Peptide
 from molecular.analysis import Estimate, Evaluation, WeightedConformations, evaluate
-from molecular.analysis.compare import FLOOR
+from molecular.analysis.compare import FLOOR, describe
 from molecular.analysis.divergence import angle_bins, histogram, jensen_shannon
 from molecular.analysis.metrics import thin
 from molecular.analysis.plots import Curve, curves, ramachandran
@@ -248,6 +248,22 @@ def test_groups_are_resampled_whole(alanine, states):
     )
     for row, count in (("grouped", 50), ("independent", 800)):
         assert result[row, "energy_w1"].error == pytest.approx(GAP * math.sqrt(0.25 / count), rel=0.15)
+
+
+def test_the_spread_of_few_groups_is_not_too_small(alanine, states):
+    """The share of B in three ladders varies as a mean of three numbers; evaluate states no error of so few."""
+    pytest.importorskip("ot")
+    shares = torch.tensor([2, 9, 4])
+    state = (torch.arange(10) < shares[:, None]).long().flatten()
+    ladders = {"ladders": WeightedConformations(states[state], groups=torch.arange(3).repeat_interleave(10))}
+    reference = mixture(states, 8, 0)
+    energy = energy_of(states)
+    described = describe(ladders, reference, alanine, energy=energy).ensembles["ladders"]
+    generator = torch.Generator().manual_seed(0)
+    found = torch.stack([described.resampled(generator).mass @ state.double() for _ in range(3000)])
+    assert found.std().item() == pytest.approx((0.1 * shares).std().item() / math.sqrt(3), rel=0.05)
+    result = evaluate(ladders, reference, alanine, energy=energy, num_bootstrap=2, transport_points=10)
+    assert math.isnan(result["ladders", "energy_w1"].error)
 
 
 def test_weights_decide_validity_and_rejected_samples_are_counted(alanine, states):

@@ -157,7 +157,7 @@ def autoregressive(trajectories, length, memory, rng):
 
 @pytest.mark.parametrize(
     ("trajectories", "length", "memory", "families"),
-    [(1, 5000, 0.8, (30, 120)), (4, 2500, 0.9, (20, 100)), (32, 400, 0.9, (32, 32))],
+    [(1, 5000, 0.8, (15, 120)), (4, 2500, 0.9, (20, 100)), (32, 400, 0.9, (32, 32))],
 )
 def test_errors_of_trajectories_cover(trajectories, length, memory, families):
     """Few trajectories are cut into blocks, many stay whole; independent frames would have a third of the error."""

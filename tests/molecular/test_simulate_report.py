@@ -42,6 +42,18 @@ def test_effective_sample_size_is_that_of_the_mean():
     assert measured.effective_sample_size / 4000 == pytest.approx(independent, rel=0.1)
 
 
+def test_a_slow_part_beneath_fast_motion_is_seen():
+    """A tenth of the variance that relaxes in 32 frames: rho(t) = 0.1 c^t from the first frame on."""
+    correlation, share = math.exp(-1 / 32), 0.1
+    fast = autoregressive(4, 10000, 0.0)
+    slow = autoregressive(4, 10000, correlation, seed=1)
+    measured = mixing(math.sqrt(1 - share) * fast + math.sqrt(share) * slow)
+    assert measured is not None and measured.resolved
+    whole = 0.5 * (1 + correlation) / (1 - correlation)
+    assert measured.time == pytest.approx((1 - share) * 0.5 + share * whole, rel=0.25)
+    assert 0.6 * whole < measured.slowest < 1.5 * whole
+
+
 def test_angles_around_180_degrees_do_not_jump():
     series = autoregressive(8, 1000, 0.7)
     here, there = mixing(series), mixing((series + math.pi + math.pi) % (2 * math.pi) - math.pi)

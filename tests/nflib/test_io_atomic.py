@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nflib.io.atomic import complete_file, complete_folder
+from nflib.io.atomic import complete_file, complete_folder, only_run
 from tests.nflib.full_disk import full_disk
 
 
@@ -188,3 +188,30 @@ for _ in range(20):
         time.sleep(0.01)
     assert [process.returncode for process in processes] == [0, 0]
     assert names(tmp_path) == ["file"] and seen
+
+
+def test_where_there_are_no_locks_files_are_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("nflib.io.atomic.fcntl.flock", refuse)
+    with only_run(tmp_path), complete_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_forked_process_does_not_hold_the_folder(tmp_path):
+    its_end, forks_end = os.pipe()
+    with only_run(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os.write(forks_end, b"x")
+            time.sleep(60)
+            os._exit(0)
+    os.read(its_end, 1)
+    try:
+        with only_run(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

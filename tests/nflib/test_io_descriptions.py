@@ -167,6 +167,21 @@ def test_a_users_own_part_that_keeps_its_arguments(perturb, tmp_path):
     assert same(flow, loaded, torch.randn(3, 6, 2))
 
 
+@keep_arguments
+class Rotated(Lonely):
+    def __init__(self, size: int):
+        super().__init__(2.0)
+        self.rotation = nn.utils.parametrizations.orthogonal(nn.Linear(size, size, bias=False))
+
+
+def test_a_part_with_parametrized_weights(perturb, tmp_path):
+    """torch makes a class of its own for each of them."""
+    flow = Flow(Rotated(3), StandardNormal((6, 2))).eval()
+    loaded = round_trip(flow, tmp_path)
+    assert torch.equal(flow._transform.rotation.weight, loaded._transform.rotation.weight)
+    assert same(flow, loaded, torch.randn(3, 6, 2))
+
+
 def test_parts_exchanged_after_they_were_made_are_not_described_as_they_were(tmp_path):
     flow = Flow(CompositeTransform([autoregressive(), Reverse()]), StandardNormal((6, 2)))
     flow._transform._transforms[0] = autoregressive(channels=32)

@@ -15,6 +15,7 @@ from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
 from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
+from nflib.io.tensors import write_tensors
 from nflib.networks import CausalTransformer
 from nflib.transforms import GaussianizeMarginals, Standardize, VectorPatches, Whiten
 from tests.nflib.cases import NUM_CLASSES, SMALL, autoregressive, blocks, spline_on_top
@@ -394,6 +395,13 @@ def test_tables_of_other_numbers_come_back(dtype, tmp_path):
     loaded = Table.from_pretrained(Table(dtype).save_pretrained(tmp_path))
     assert loaded.table.dtype == dtype and loaded.table.tolist() == [0, 1, 2]
     assert load_file(tmp_path / WEIGHTS_NAME)["table"].dtype == dtype
+
+
+def test_conjugates_that_torch_has_not_computed_yet(tmp_path):
+    numbers = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64).conj()
+    write_tensors(tmp_path / "a", {"conjugate": numbers, "negative": numbers.imag})
+    found = load_file(tmp_path / "a")
+    assert found["conjugate"].tolist() == [1 - 2j, 3 + 4j] and found["negative"].tolist() == [-2, 4]
 
 
 def test_numbers_that_a_file_does_not_hold_are_named(tmp_path):

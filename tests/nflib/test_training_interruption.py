@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nflib.io import only_run
 from nflib.training import TrainingState, checkpoints, fit, loop
@@ -211,6 +214,72 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path: Pa
     assert second.losses == whole.losses[5:]
 
 
+def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(state: TrainingState) -> None:
+        os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fit(Gaussian(), normal(32, 2), config=configuration(), output="run", callbacks=[leave])
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(logged(tmp_path / "run")) == 12 and len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("row", [torch.tensor([torch.nan, 0.0]), None])  # an error in this process, and in the worker's
+def test_an_error_leaves_no_worker(tmp_path: Path, row: torch.Tensor | None) -> None:
+    """While the error is kept: at its end Python waits for workers, which are deaf to signals."""
+    data: list = [*normal(32, 2)]
+    data[20] = row
+    with pytest.raises((ValueError, AttributeError)) as kept:
+        fit(Gaussian(), Rows(data), config=configuration(num_workers=1), output=tmp_path)
+    assert kept.value is not None and not multiprocessing.active_children()
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: list) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.rows[index]
+
+
+class Growing:
+    """A source whose state is of another kind once it has been at work."""
+
+    def __init__(self, first: object) -> None:
+        self.state = first
+
+    def __len__(self) -> int:
+        return 32
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"inputs": normal(32, 2)[indices]}
+
+    def state_dict(self) -> dict[str, object]:
+        return {"state": self.state}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.state = state["state"]
+
+
+@pytest.mark.parametrize(("first", "later"), [(1, 0.5), (None, torch.ones(2))])
+def test_what_a_source_keeps_may_become_a_fraction_or_a_tensor(tmp_path: Path, first: object, later: object) -> None:
+    source, second = Growing(first), Growing(first)
+    source.state = later
+    fit(Gaussian(), source, config=configuration(), output=tmp_path)
+    fit(Gaussian(), second, config=configuration(max_steps=13), output=tmp_path)
+    assert str(second.state) == str(later)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the state_dict of Growing holds more than tensors .* n\.item\(\)\)\.$"):
+        fit(Gaussian(), Growing(np.float64(3)), config=configuration(), output=tmp_path)
+    assert checkpoints.latest_checkpoint(tmp_path / "checkpoints") is None
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
     for left in (
@@ -319,6 +388,19 @@ def test_damaged_bytes_are_told_or_harmless(record: Path, tmp_path: Path, name: 
             last = tmp_path / "run" / "checkpoints" / "step-000000003"
             if last.exists():
                 shutil.rmtree(last)
+
+
+def test_weights_that_are_others_but_could_be_right(record: Path, tmp_path: Path) -> None:
+    """A single bit, or the weights of another run: sound files, from which training went on."""
+    weights = record.with_name(checkpoints.WEIGHTS)
+    state = load_file(weights)
+    next(iter(state.values())).view(-1)[0] += 1.0
+    save_file(state, weights)
+    assert_damaged(tmp_path / "run")
+    content = torch.load(record, weights_only=True)
+    del content["checksum"]  # as earlier versions wrote it
+    torch.save(content, record)
+    resume(tmp_path / "run")
 
 
 def test_moments_of_other_weights(record: Path, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Parts of others in a flow: torch's bases of bounded support, maps of one's own, and torch's tracers."""
+
+import math
+
+import pytest
+import torch
+from nflows.transforms import (
+    CompositeTransform,
+    MaskedAffineAutoregressiveTransform,
+    PointwiseAffineTransform,
+    Transform,
+)
+from torch.distributions import Independent, Uniform
+
+from nflib import Flow
+from nflib.distributions import StandardNormal
+from nflib.flows import TARFlow, autoregressive_blocks
+from nflib.montecarlo import BoltzmannDensity, smc
+from nflib.transforms import LinearGuidance, VectorPatches
+
+SMALL = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8}
+
+
+class Doubled(Transform):
+    """Whose log-determinant has a shape of its own, and whose `invert` is a pair."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, inputs, context=None):
+        return 2 * inputs, torch.full((len(inputs), *self.shape), 2 * math.log(2))
+
+    def invert(self, inputs, context=None, decoder=None):
+        return inputs / 2 + 0.01, torch.full((len(inputs), *self.shape), -2 * math.log(2))
+
+
+def test_a_uniform_base_ends():
+    flow = Flow(PointwiseAffineTransform(0.0, 2.0), Independent(Uniform(-torch.ones(3), torch.ones(3)), 1))
+    x = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.2, 0.6], [0.1, 0.2, math.nan], [math.inf, 0.0, 0.0]])
+    expected = torch.tensor([0.0, -math.inf, math.nan, -math.inf])
+    torch.testing.assert_close(flow.log_prob(x), expected, equal_nan=True)
+    assert torch.equal(flow.score(x[:2]), torch.zeros(2, 3))
+    torch.testing.assert_close(torch.func.vmap(lambda own: flow.log_prob(own[None])[0])(x[:2]), expected[:2])
+    assert flow.log_prob(x[:0]).shape == flow.sample_and_log_prob(0)[1].shape == (0,)
+
+
+def test_smc_from_a_flow_of_a_uniform_base():
+    flow = Flow(PointwiseAffineTransform(0.0, 0.25), Independent(Uniform(-torch.ones(2), torch.ones(2)), 1))
+    moved = smc(flow, BoltzmannDensity(lambda x: 0.5 * x.square().sum(1)), 500, seed=0)
+    assert abs(moved.log_normalizer - math.log(2 * math.pi)) < 0.3
+
+
+def test_log_determinants_that_are_not_one_number_a_row():
+    x = torch.randn(5, 2)
+    for shape in ((1,), (2,)):
+        flow = Flow(Doubled(shape), StandardNormal((2,)))
+        with pytest.raises(ValueError, match="return one number for each"):
+            flow.log_prob(x[:2])
+        with pytest.raises(ValueError, match="return one number for each"):
+            flow.sample_and_log_prob(2)
+    flow = Flow(CompositeTransform([Doubled(())]), StandardNormal((2,)))
+    samples, log_prob = flow.sample_and_log_prob(5, seed=0)
+    torch.testing.assert_close(flow.log_prob(samples), log_prob)
+
+
+def test_maps_that_know_no_guidance_take_the_conditional_context(perturb):
+    foreign = MaskedAffineAutoregressiveTransform(6, 16, context_features=3)
+    blocks = autoregressive_blocks((3, 2), context_shape=(3,), start_token=True, **SMALL)
+    parts = CompositeTransform([CompositeTransform([foreign]), VectorPatches((6,), 2), *blocks])
+    flow = perturb(Flow(parts, StandardNormal((3, 2)), context_shape=(3,))).double().eval()
+    x, context = torch.randn(2, 6).double(), torch.randn(2, 3).double()
+    none = torch.zeros(3).double()
+    torch.testing.assert_close(flow.guided(LinearGuidance(0.0), none).log_prob(x, context), flow.log_prob(x, context))
+    tokens = Flow(CompositeTransform([VectorPatches((6,), 2), *blocks]), StandardNormal((3, 2)), context_shape=(3,))
+    moved, logabsdet = foreign(x, context)
+    guided = flow.guided(LinearGuidance(1.5), none)
+    expected = tokens.guided(LinearGuidance(1.5), none).log_prob(moved, context) + logabsdet
+    torch.testing.assert_close(guided.log_prob(x, context), expected)
+    samples, log_prob = guided.sample_and_log_prob(1, context, seed=0)
+    torch.testing.assert_close(guided.log_prob(samples[:, 0], context), log_prob[:, 0])
+    assert guided.event_shape == (6,)
+
+
+def test_an_exported_flow_takes_batches_of_any_size():
+    flow = TARFlow(event_shape=(6,), patch_size=2, context_shape=(3,), **SMALL | {"num_blocks": 1}).eval()
+    rows = {0: torch.export.Dim("batch", min=2)}
+    inputs = torch.randn(4, 6), torch.randn(4, 3)
+    program = torch.export.export(flow, inputs, dynamic_shapes=(rows, rows))
+    inputs = torch.randn(7, 6), torch.randn(7, 3)
+    torch.testing.assert_close(program.module()(*inputs), flow(*inputs))
