@@ -30,10 +30,11 @@ def repeated(context: Any, times: int) -> Any:
 def num_rows(context: Any) -> int:
     """How many rows a context has; raises ValueError where its tensors disagree."""
     parts = (context,) if isinstance(context, Tensor) else context
-    rows = {len(part) for part in parts}
-    if len(rows) != 1:
-        raise ValueError(f"the parts of a context must have as many rows as each other, got {sorted(rows)}.")
-    return rows.pop()
+    # Of a graph that is traced, shape keeps the number open where len() and sets would make it a constant.
+    rows = [part.shape[0] for part in parts]
+    if any(number != rows[0] for number in rows):
+        raise ValueError(f"the parts of a context must have as many rows as each other, got {sorted(set(rows))}.")
+    return rows[0]
 
 
 def as_context(context: Any) -> Context:

@@ -267,8 +267,9 @@ class TorchBase(Distribution):
         super().__init__()
         if distribution.batch_shape:
             raise ValueError(
-                f"a base is one distribution of events, but this {type(distribution).__name__} has the batch shape "
-                f"{tuple(distribution.batch_shape)}; wrap it in torch.distributions.Independent."
+                f"a {type(distribution).__name__} of batch shape {tuple(distribution.batch_shape)} is many densities; "
+                f"make its batch dimensions part of the event: "
+                f"torch.distributions.Independent(distribution, {len(distribution.batch_shape)})."
             )
         self.distribution = distribution
         with torch.random.fork_rng():

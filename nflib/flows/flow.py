@@ -401,8 +401,7 @@ class Flow(Pretrained, NFlowsFlow):
             raise ValueError("this flow takes no context; leave it out, or make a flow that is conditioned on one.")
         if self.context_shape is not None:
             check_shape(context, self.context_shape)
-        parts = context if isinstance(context, tuple) else (context,)
-        if rows is not None and any(part.shape[0] != rows for part in parts):
+        if rows is not None and num_rows(context) != rows:
             raise ValueError(
                 f"{rows} inputs need a context of as many rows, got {num_rows(context)}; for one that all share, use "
                 "given()."

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from nflib.events import finite_rows, flattened
+from nflib.distributions import TorchBase
+from nflib.events import finite_rows
 from nflib.interfaces import Proposal, Target
 from nflib.random import globally_seeded
 
@@ -125,33 +126,15 @@ class _NflowsProposal(_FromGlobalGenerator):
 
 class _TorchDensity(_FromGlobalGenerator):
     def __init__(self, distribution: Distribution) -> None:
-        if distribution.batch_shape:
-            raise ValueError(
-                f"a {type(distribution).__name__} of batch shape {tuple(distribution.batch_shape)} is many densities; "
-                f"make its batch dimensions part of the event: "
-                f"torch.distributions.Independent(distribution, {len(distribution.batch_shape)})."
-            )
         self.distribution = distribution
+        self.density = TorchBase(distribution)
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
-        try:
-            support = self.distribution.support
-        except NotImplementedError:
-            support = None
-        inside = None if support is None else support.check(inputs)
-        # In the graph, so that gradients are zero, not missing, where no point is inside or the density is constant.
-        zero = flattened(0.0 * inputs).sum(dim=1)
-        if inside is not None and not inside.any():  # some of torch's do not take no points
-            return zero - torch.inf
-        if inside is None or inside.all():
-            values = self.distribution.log_prob(inputs)
-            return values + zero if inputs.requires_grad and not values.requires_grad else values
-        outside = zero - torch.inf
-        return outside.index_put((inside,), self.distribution.log_prob(inputs[inside]).to(outside))
+        return self.density.log_prob(inputs)
 
     def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         x = self.distribution.sample((num_samples,))
-        return x, self.distribution.log_prob(x)
+        return x, self.density.log_prob(x)
 
 
 class Batch(NamedTuple):

@@ -160,7 +160,7 @@ class ReverseKL:
     whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        as_target(self.target)
+        object.__setattr__(self, "target", as_target(self.target))
         if self.estimator not in ("path", "total", "mixed"):
             raise ValueError(f"estimator must be 'path', 'total' or 'mixed', not {self.estimator!r}.")
         fewest = 2 if self.estimator == "mixed" else 1
@@ -190,7 +190,7 @@ class ReverseKL:
         with torch.enable_grad():
             points = x.detach().requires_grad_()
             log_q = log_density(flow, {"inputs": points})
-            log_p = as_target(self.target).log_prob(points)
+            log_p = self.target.log_prob(points)
             check_log_density("the target's log_prob", log_p, len(points))
             if not log_p.requires_grad:
                 raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
