@@ -44,7 +44,7 @@ setup(
         "video": [
             *TRAINING,
             *SCRIPTS,
-            "av>=14",
+            "av>=15.1",
             "diffusers>=0.35",
             "pillow>=10",
             "scikit-learn>=1.4",

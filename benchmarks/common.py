@@ -128,6 +128,14 @@ def _is_number(text: str) -> bool:
     return text.lstrip("+-−").lstrip()[:1].isdigit() or text in ("", "–")
 
 
+def named_folders(entries: list[str]) -> dict[str, list[Path]]:
+    """NAME=FOLDER,FOLDER ..., or FOLDER, which is its own name."""
+    parts = [entry.partition("=") for entry in entries]
+    return {
+        name: [Path(folder) for folder in (folders if equals else name).split(",")] for name, equals, folders in parts
+    }
+
+
 def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What the file holds, or what `run` gives, which is then written; exits where the file has other settings."""
     if path.is_file():

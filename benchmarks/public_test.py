@@ -29,7 +29,7 @@ from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import named_backbone_torsions, ramachandran_names
-from molecular.sampling.sample import PUBLISHED_TRUNCATION, SHIPPED, load_flow, sample, summarize
+from molecular.sampling.sample import PUBLISHED_TRUNCATION, SHIPPED, load_proposal, sample, summarize
 from molecular.sampling.shipped_flows import COVERAGE, Coverage
 from molecular.sampling.smc import SplitFlow, smc
 from nflib.io.documents import finite_or_none
@@ -85,14 +85,14 @@ COMPARISON_OPTIONS = (*SMC_OPTIONS, "reference_frames", "start_ps", "transport_p
 Records = Mapping[str, dict[str, dict[str, Any]]]
 
 
-def shipped_transferable() -> Path:
-    """The shipped flow that covers the most lengths."""
-    folders = [path.parent for path in sorted(SHIPPED.glob(f"*/{COVERAGE}"))]
-    return max(folders, key=lambda folder: len(Coverage.read(folder / COVERAGE).lengths))
+def shipped_transferable() -> list[Path]:
+    """The shipped flows that cover the most lengths."""
+    lengths = {path.parent: len(Coverage.read(path).lengths) for path in sorted(SHIPPED.glob(f"*/{COVERAGE}"))}
+    return [folder for folder, number in lengths.items() if number == max(lengths.values())]
 
 
-def public_test(models: Mapping[str, Path], arguments: Namespace) -> None:
-    """Compute what is missing, and print a table for each flow and length."""
+def public_test(models: Mapping[str, Sequence[Path]], arguments: Namespace) -> None:
+    """Compute what is missing, and print a table for each flow, or mixture of flows, and length."""
     listed = json.loads(SEQUENCES.read_text())["test"]
     chosen = [name for length in arguments.public_test for name in listed if len(name) == length]
     chosen = [name for name in chosen if not arguments.peptides or name in arguments.peptides]
@@ -101,8 +101,8 @@ def public_test(models: Mapping[str, Path], arguments: Namespace) -> None:
     records: dict[str, Records] = {name: {sequence: {} for sequence in chosen} for name in models}
     for step, run in {"importance": importance, "smc": moved, "comparison": comparison}.items():
         for sequence in chosen:
-            for name, model in models.items():
-                record = run(sequence, name, model, arguments)
+            for name, folders in models.items():
+                record = run(sequence, name, folders, arguments)
                 if record is not None:
                     records[name][sequence][step] = record
                     print(f"{sequence}, {name}, {step}: {record['seconds']:.0f} s", flush=True)
@@ -114,22 +114,22 @@ def public_test(models: Mapping[str, Path], arguments: Namespace) -> None:
     print(f"\n{CAPTION}")
 
 
-def importance(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[str, Any]:
+def importance(sequence: str, name: str, folders: Sequence[Path], arguments: Namespace) -> dict[str, Any]:
     """Draws and their weights: `summarize`, and the share of the flow's own conformations whose bonds are right."""
     path = arguments.output / "importance" / name / sequence
 
     def run() -> dict[str, Any]:
         peptide = Peptide(sequence)
-        flow = load_flow(peptide, model)
+        flow = load_proposal(peptide, folders)
         drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)
         drawn.save(path.with_suffix(".npz"))
         bonds = intact_bonds(drawn.x, peptide.topology)
         return summarize(drawn) | {"bond_graph_rate": bonds.double().mean().item(), "num_energies": len(drawn)}
 
-    return kept(path.with_suffix(".json"), _made_with(arguments, model), run)
+    return kept(path.with_suffix(".json"), _made_with(arguments, folders), run)
 
 
-def moved(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[str, Any] | None:
+def moved(sequence: str, name: str, folders: Sequence[Path], arguments: Namespace) -> dict[str, Any] | None:
     """Particles that SMC moves from the draws of `importance`: `summarize`, and all energies, also those of draws."""
     if not arguments.smc_samples:
         return None
@@ -138,7 +138,7 @@ def moved(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[s
     def run() -> dict[str, Any]:
         peptide = Peptide(sequence)
         particles = smc(
-            cast(SplitFlow, load_flow(peptide, model)),
+            cast(SplitFlow, load_proposal(peptide, folders)),
             peptide,
             arguments.smc_samples,
             temperatures=AdaptiveTemperatures(arguments.conditional_ess),
@@ -151,10 +151,10 @@ def moved(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[s
         particles.save(path.with_suffix(".npz"))
         return summarize(particles) | {"num_energies": int(particles.history.num_evaluations[-1])}
 
-    return kept(path.with_suffix(".json"), _made_with(arguments, model, *SMC_OPTIONS), run)
+    return kept(path.with_suffix(".json"), _made_with(arguments, folders, *SMC_OPTIONS), run)
 
 
-def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> dict[str, Any] | None:
+def comparison(sequence: str, name: str, folders: Sequence[Path], arguments: Namespace) -> dict[str, Any] | None:
     """Distances to the reference, and z-scores of populations and the mean energy; None without a reference.
 
     Made anew where the reference has other frames than before.
@@ -163,7 +163,7 @@ def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> d
     if folder is None or not (folder / "report.json").is_file():
         return None
     frames = reference_frames(folder, arguments.start_ps, arguments.reference_frames)
-    settings = _made_with(arguments, model, *COMPARISON_OPTIONS)
+    settings = _made_with(arguments, folders, *COMPARISON_OPTIONS)
     settings |= {"frames": len(frames), "last_ps": frames.time.max().item()}
     path = arguments.output / "comparison" / name / f"{sequence}.json"
 
@@ -198,9 +198,11 @@ def comparison(sequence: str, name: str, model: Path, arguments: Namespace) -> d
     return kept(path, settings, run)
 
 
-def _made_with(arguments: Namespace, model: Path, *options: str) -> dict[str, Any]:
+def _made_with(arguments: Namespace, folders: Sequence[Path], *options: str) -> dict[str, Any]:
     """What figures are of; a file made with other settings is not taken for them."""
-    return {"model": str(model)} | {key: getattr(arguments, key) for key in ("num_samples", "seed", *options)}
+    return {"model": ",".join(map(str, folders))} | {
+        key: getattr(arguments, key) for key in ("num_samples", "seed", *options)
+    }
 
 
 def basins(molecule: Molecule) -> dict[str, dict[str, Interval]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import argument_parser, markdown_table, prepare
+from common import argument_parser, markdown_table, named_folders, prepare
 from public_test import AS_PUBLISHED, COLUMNS, METHOD, SMC_OPTIONS, comparison, figure, importance
 
 from molecular.sampling.sample import SHIPPED
@@ -40,7 +40,11 @@ SHOWN = [column for column in COLUMNS if "SMC" not in column]
 def main() -> None:
     """Compute what is missing, and print the table."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--models", nargs="+", help="PEPTIDE=FOLDER of each flow; by default those shipped")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        help="PEPTIDE=FOLDER of each flow, or PEPTIDE=FOLDER,FOLDER of a mixture; by default those shipped",
+    )
     parser.add_argument("--references", type=Path, help="a folder of simulations, each named like its peptide")
     parser.add_argument("--output", type=Path, required=True, help="folder for the figures of each peptide and seed")
     parser.add_argument("--seeds", type=int, default=5, help="so many, from --seed on")
@@ -56,20 +60,20 @@ def main() -> None:
     entries = arguments.models or [f"{name}={SHIPPED / name}" for name in PUBLISHED if (SHIPPED / name).is_dir()]
     rows: list[list[object]] = []
     for entry in entries:
-        name, _, model = entry.partition("=")
-        if not model:
+        if "=" not in entry:
             raise SystemExit(f"error: --models are PEPTIDE=FOLDER, not {entry!r}.")
-        rows += table_rows(name, [records(name, Path(model), arguments, seed) for seed in range(arguments.seeds)])
+    for name, folders in named_folders(entries).items():
+        rows += table_rows(name, [records(name, folders, arguments, seed) for seed in range(arguments.seeds)])
     print("\n" + markdown_table(["peptide", "flow", *SHOWN], rows))
     print(f"\nMedian (range) over {arguments.seeds} seeds. {METHOD}")
 
 
-def records(name: str, model: Path, arguments: Namespace, number: int) -> dict[str, dict[str, Any]]:
+def records(name: str, folders: Sequence[Path], arguments: Namespace, number: int) -> dict[str, dict[str, Any]]:
     """The steps of one peptide and seed, as the public test makes them."""
     seed = arguments.seed + number
     of_seed = Namespace(**vars(arguments) | {"seed": seed, "output": arguments.output / f"seed-{seed}"})
-    steps = {"importance": importance(name, "flow", model, of_seed)}
-    compared = comparison(name, "flow", model, of_seed)
+    steps = {"importance": importance(name, "flow", folders, of_seed)}
+    compared = comparison(name, "flow", folders, of_seed)
     if compared is not None:
         steps["comparison"] = compared
     return steps

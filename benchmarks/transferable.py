@@ -30,12 +30,12 @@ Each peptide and flow has a JSON file in the output folder; those that are there
 import dataclasses
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import argument_parser, kept, markdown_table, prepare, reference_frames
+from common import argument_parser, kept, markdown_table, named_folders, prepare, reference_frames
 from public_test import public_test, shipped_transferable
 from torch import Tensor
 
@@ -46,7 +46,7 @@ from molecular.data.corpus.folder import Corpus
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow, sample
+from molecular.sampling.sample import load_flow, load_proposal, sample
 from molecular.sampling.smc import SplitFlow, smc
 from nflib.flows import GivenFlow
 from nflib.montecarlo import AdaptiveTemperatures, WeightedSamples
@@ -73,7 +73,8 @@ def main() -> None:
     """Compute what is missing, and print the tables."""
     arguments = parse()
     prepare(arguments)
-    models = named_folders(arguments.models or [f"shipped={shipped_transferable()}"])
+    shipped = ",".join(map(str, shipped_transferable()))
+    models = named_folders(arguments.models or [f"shipped={shipped}"])
     if arguments.public_test:
         return public_test(models, arguments)
     corpus = Corpus(arguments.references)
@@ -83,12 +84,14 @@ def main() -> None:
     run = likelihoods if arguments.likelihood_only else ensembles
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for sequence in peptides:
-        for name, folder in models.items():
+        for name, folders in models.items():
             path = arguments.output / ("likelihood" if arguments.likelihood_only else "ensembles") / name
             records[sequence, name] = kept(
                 path / f"{sequence}.json",
-                {"model": str(folder)} | {key: getattr(arguments, key) for key in FIXED} | {"seed": arguments.seed},
-                lambda sequence=sequence, folder=folder: run(sequence, folder, corpus, arguments),  # type: ignore[misc]
+                {"model": ",".join(map(str, folders))}
+                | {key: getattr(arguments, key) for key in FIXED}
+                | {"seed": arguments.seed},
+                lambda sequence=sequence, folders=folders: run(sequence, folders, corpus, arguments),  # type: ignore[misc]
             )
             print(f"{sequence}, {name}: {records[sequence, name]['seconds']:.0f} s", flush=True)
     print("\n" + (likelihood_table if arguments.likelihood_only else ensemble_table)(records))
@@ -97,7 +100,11 @@ def main() -> None:
 def parse() -> Namespace:
     """The command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--models", nargs="+", help="transferable flows, as NAME=FOLDER; by default the shipped one")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        help="flows, as NAME=FOLDER, or mixtures, as NAME=FOLDER,FOLDER; by default what is shipped",
+    )
     parser.add_argument(
         "--public-test", type=int, nargs="+", metavar="LENGTH", help="the public test sequences of these lengths"
     )
@@ -119,20 +126,16 @@ def parse() -> Namespace:
     parser.add_argument("--bootstrap", type=int, default=10, help="resamples for the errors")
     parser.add_argument("--likelihood_only", action="store_true", help="likelihood and effective sample size alone")
     arguments = parser.parse_args()
+    if arguments.likelihood_only and any("," in entry for entry in arguments.models or ()):
+        parser.error("--likelihood_only is of single flows; give each a NAME=FOLDER of its own")
     if arguments.references is None and not arguments.public_test:
         parser.error("give --references, or --public-test")
     return arguments
 
 
-def named_folders(entries: list[str]) -> dict[str, Path]:
-    """NAME=FOLDER, or FOLDER, which is its own name."""
-    parts = [entry.partition("=") for entry in entries]
-    return {name: Path(folder if equals else name) for name, equals, folder in parts}
-
-
-def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
+def ensembles(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
-    peptide, flow = Peptide(sequence), load_flow(Peptide(sequence), model)
+    peptide, flow = Peptide(sequence), load_proposal(Peptide(sequence), folders)
     frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     drawn = sample(flow, peptide, arguments.num_samples, **options)
@@ -169,9 +172,9 @@ def ensembles(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) 
     return record
 
 
-def likelihoods(sequence: str, model: Path, corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
+def likelihoods(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
-    peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), model))
+    peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), *folders))
     frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
     positions = with_canonical_names(frames.positions, peptide)
     values = torch.cat(

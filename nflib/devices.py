@@ -18,3 +18,13 @@ def usable_device(device: str | torch.device) -> torch.device:
         # torch says at length that it was built without CUDA, or lists the backends that it knows.
         raise ValueError(f"there is no device {str(device)!r} here; choose cpu, or one that is.") from error
     return found
+
+
+def table_device() -> torch.device:
+    """The device on which to make what a model computes once and does not learn.
+
+    It is torch's default device, but for the meta device: a model that is built there gets its weights later, and its
+    tables are no weights.
+    """
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device

@@ -12,12 +12,13 @@ from scipy.special import betaln
 from torch import Tensor, nn
 
 from nflib.contexts import num_rows
-from nflib.dtypes import FullPrecisionBuffers, widened
+from nflib.devices import table_device
+from nflib.dtypes import FullPrecisionBuffers, Tables, widened
 from nflib.events import check_event_shape, flattened, per_row
 from nflib.random import globally_seeded
 
 
-class NormalNoise(Distribution):
+class NormalNoise(Tables, Distribution):
     """A base of independent standard normal numbers, some of which may be padding.
 
     A subclass says of which shape an event is (`event_shape`), and which tokens are no padding (`token_mask`, ``(B,
@@ -31,7 +32,7 @@ class NormalNoise(Distribution):
     def __init__(self) -> None:
         super().__init__()
         # Says on which device, and in which dtype, to draw.
-        self.register_buffer("location", torch.zeros(()), persistent=False)
+        self.register_buffer("location", torch.zeros((), device=table_device()), persistent=False)
 
     def event_shape(self, context: Any) -> tuple[int, ...]:
         raise NotImplementedError
@@ -98,12 +99,12 @@ class NormalsAndAngles(StandardNormal):
 
     def __init__(self, shape: Sequence[int], is_angle: Sequence[bool]):
         super().__init__(shape)
-        self.register_buffer("is_angle", torch.tensor(is_angle), persistent=False)
+        self.register_buffer("is_angle", torch.tensor(is_angle, device=table_device()), persistent=False)
         self.num_angles = sum(is_angle) * math.prod(self.shape[:-1])
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         # An angle as the number zero has the density 1 / sqrt(2 pi), and 1 / (2 pi) as an angle.
-        log_prob = super().log_prob(torch.where(self.is_angle, 0.0, inputs), context)
+        log_prob = super().log_prob(torch.where(self.is_angle.to(inputs.device), 0.0, inputs), context)
         return log_prob - 0.5 * math.log(2 * math.pi) * self.num_angles
 
     def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:

@@ -20,7 +20,23 @@ from torch import Tensor, nn
 ANY_DTYPE = (CompositeTransform, InverseTransform, MultiscaleCompositeTransform, ActNorm, BatchNorm)
 
 
-class FullPrecisionBuffers(nn.Module):
+class Tables(nn.Module):
+    """A module that computes its buffers which are not saved, by a formula: no state dict could bring them back.
+
+    So they stay what they are where `to_empty` makes room for weights, and off the meta device; see `table_device`.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name in self._non_persistent_buffers_set:
+            table, moved = before[name], self._buffers[name]
+            if table is not None and moved is not None:
+                self._buffers[name] = table if moved.is_meta else table.to(moved)
+        return self
+
+
+class FullPrecisionBuffers(Tables):
     """A module whose own buffers stay in single precision or better when its weights go to half precision.
 
     Rounded there, tables that were fitted to data, or made by a formula, would be those of another map.

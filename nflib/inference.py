@@ -1,4 +1,4 @@
-"""Computing within `torch.inference_mode`, and by tensors that were made there; and within `torch.autocast`."""
+"""Computing within `torch.inference_mode` and by tensors of it, within `torch.autocast`, and in traced programs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def without_autocast(method: Method) -> Method:
             return method(self, widened(inputs), map_context(widened, context), *args, **kwargs)
 
     return cast(Method, outside)
+
+
+def is_traced() -> bool:
+    """Whether a graph is being traced, or `torch.func` at work: no number of a tensor can be looked at."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _is_inference(part: Any) -> bool:

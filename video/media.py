@@ -32,6 +32,9 @@ OTHER_CODECS = {".webm": ("libvpx-vp9", "libvpx")}
 # At a quality that the eye cannot tell from the clip.
 VPX = {"crf": "12", "b": "50M", "cpu-used": "4"}
 QUALITY = {"libx264": {"crf": "12"}, "mpeg4": {"qscale": "2"}, "libvpx-vp9": VPX, "libvpx": VPX}
+# What frames of RGB become, the matrix of BT.601 (SMPTE 170M) and 16 … 235, said in the file: players guess another one
+# of large frames.
+COLOURS = {"colorspace": 6, "color_range": 1}
 # Frames a second: what is shown for less than 2/100 s is slowed down by browsers.
 FASTEST_GIF = 50
 # Variance of the levels, of 255, inside pixels that were enlarged and then compressed.
@@ -268,6 +271,8 @@ def _open_video(
             stream = container.add_stream(name, rate=Fraction(frame_rate).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.options = QUALITY.get(name, {})
+            for setting, value in COLOURS.items():
+                setattr(stream.codec_context, setting, value)
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 

@@ -211,7 +211,7 @@ def evaluate(
     """Judge a model of moving digits: prompts followed, roll-outs, likelihoods against spoiled clips.
 
     Args:
-        output: a JSON file for the figures.
+        output: a JSON file for the figures, written as they are found.
         model: folder of a trained model; default: the shipped one.
         num_clips: clips generated for each setting, and held-out clips scored; 0 for none: roll-outs alone.
         roll_outs: clips of four times the length; 0 for none.
@@ -233,22 +233,25 @@ def evaluate(
     settings: dict[str, Any] = {"num_clips": num_clips, "roll_outs": roll_outs, "guidance": guidance}
     settings |= {"overlap": overlap, "candidates": candidates, "seed": seed}
     result: dict[str, Any] = {"settings": settings}
+
+    def keep(name: str, figures: dict[str, Any]) -> None:
+        result[name] = figures
+        write_json(output, result)
+
     if num_clips:
-        result["validation_clips"] = reference_fidelity(num_clips, seed)
-        result["validation_clips_decoded"] = reference_fidelity(num_clips, seed, pipeline)
-        result["likelihood"] = likelihoods(pipeline, num_clips, seed)
+        keep("validation_clips", reference_fidelity(num_clips, seed))
+        keep("validation_clips_decoded", reference_fidelity(num_clips, seed, pipeline))
+        keep("likelihood", likelihoods(pipeline, num_clips, seed))
         for weight in (0.0, guidance):
             found = prompt_fidelity(pipeline, num_clips, guidance=weight, denoise=denoisers, seed=seed)
             for denoise, shares in found.items():
-                result[f"guidance {weight:g}, denoise {denoise}"] = shares
+                keep(f"guidance {weight:g}, denoise {denoise}", shares)
                 log.info("guidance %g, denoise %s: %s", weight, denoise, shares)
     if roll_outs:
         for count in sorted({1, candidates}):
             name = "roll_out" if count == 1 else f"roll_out, {count} candidates"
-            result[name] = roll_out(
-                pipeline, roll_outs, guidance=guidance, overlap=overlap, candidates=count, seed=seed
-            )
-    write_json(output, result)
+            found = roll_out(pipeline, roll_outs, guidance=guidance, overlap=overlap, candidates=count, seed=seed)
+            keep(name, found)
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     return result
 

@@ -75,8 +75,8 @@ def evaluate(
         tica_lag: frames of the reference.
 
     Raises:
-        ValueError: no ensembles, one named as the reference or the first row is, arrays of the wrong shape, or an
-            option out of range.
+        ValueError: no ensembles, one named as the reference or the first row is, or without a weight, arrays of the
+            wrong shape, or an option out of range.
         ImportError: POT is missing.
     """
     check_options(
@@ -109,6 +109,9 @@ def describe(
     sources = {
         name: WeightedConformations.of(f"ensemble {name!r}", source, molecule) for name, source in ensembles.items()
     }
+    for name, source in sources.items():
+        if not source.usable().num_weighted():
+            raise ValueError(f"ensemble {name!r} has no conformation that is finite and has a weight; leave it out.")
     truth = WeightedConformations.of("the reference", reference, molecule).usable()
     if len(truth) < 4:
         raise ValueError(f"the reference has {len(truth)} finite conformations; it needs 4 or more.")

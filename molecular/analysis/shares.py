@@ -38,7 +38,10 @@ class CellShares:
 class Shares:
     """Weights of N conformations, and which of them are independent.
 
-    The error of a log-share, or of the logarithm of a ratio of two, is the delta method's over independent families.
+    The error of a log-share, or of the logarithm of a ratio of two, is the delta method's over independent families,
+    each of whose deviations is divided by the weight of the others: the jackknife that leaves out one family at a time,
+    and for families of equal weight the usual `G / (G - 1)`. Few families of very unequal weight are all the same a
+    little too sure: of twelve that are worth six to nine, 55 to 70 % of errors cover.
     Studentised, a log-share has half the skewness of a share, so that half of the factor for skewness in Hall's
     Edgeworth expansion (The Bootstrap and Edgeworth Expansion, 1992; see `nflib.montecarlo.diagnostics`), at one
     standard error `1 + |g| / 4`, makes it cover. A bootstrap over families covers as the delta method alone does,
@@ -77,9 +80,10 @@ class Shares:
         effective = np.divide(shares**2, squares, out=np.zeros(num_cells), where=squares > 0)
 
         def moment(order: int, parts: NDArray, place: NDArray, of: NDArray, total: NDArray) -> NDArray[np.float64]:
-            """Sums over all families of `(mass / share - family's weight)^order`; most have no mass in the cell."""
-            shifted = (parts / shares[place] - of) ** order - (-of) ** order
-            return np.bincount(place, shifted, num_cells) + ((-total) ** order).sum()
+            """Sums over all families of `((mass / share - weight) / (1 - weight))^order` with the family's weight; most
+            have no mass in the cell."""
+            shifted = ((parts / shares[place] - of) / _others(of)) ** order - (-of / _others(of)) ** order
+            return np.bincount(place, shifted, num_cells) + ((-total / _others(total)) ** order).sum()
 
         with np.errstate(divide="ignore", invalid="ignore"):
             second = moment(2, mass, pair_cell, self.family_weights[family], self.family_weights)
@@ -100,18 +104,25 @@ class Shares:
         if self.trusted and all(_enough(one.effective_counts).all() for one in both):
             one, two = (mask.numpy() / share for mask, share in zip((first, second), shares, strict=True))
             deviations = self.weights * (one - two)
-            families = np.bincount(self.families, deviations)
+            families = np.bincount(self.families, deviations) / _others(self.family_weights)
+            deviations /= _others(self.weights)
             moments = ((families**2).sum(), (families**3).sum(), (deviations**2).sum())
             error = float(self._error(*map(np.asarray, moments)))
         return float(np.log(shares[0] / shares[1])), error
 
     def _error(self, second: NDArray, third: NDArray, alone: NDArray) -> NDArray[np.float64]:
-        """From sums over families of squared and cubed deviations, and of squares over conformations."""
-        families = self.num_families
+        """From sums over families of squared and cubed deviations, and of squares over conformations, each divided by
+        the weight of the others."""
+        families, count = self.num_families, len(self.weights)
         with np.errstate(divide="ignore", invalid="ignore"):
             skewness = np.nan_to_num(np.abs(third) / second**1.5, nan=0.0, posinf=0.0)
-            variance = np.maximum(second * families / (families - 1), alone) if families > 1 else np.inf * second
+            variance = np.maximum(second * (families - 1) / families, alone * (count - 1) / count)
         return np.sqrt(variance) * (1.0 + skewness / 4.0)
+
+
+def _others(weights: NDArray) -> NDArray[np.float64]:
+    """The weight of all others, for each of these; not zero where rounding says so."""
+    return np.maximum(1.0 - weights, np.finfo(np.float64).eps)
 
 
 def _enough(effective_counts: NDArray[np.float64]) -> NDArray[np.bool_]:

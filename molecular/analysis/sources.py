@@ -206,8 +206,7 @@ def _check_folder(folder: Path, file: str, command: str) -> None:
 
 
 def _read_json(folder: Path, file: str, names: tuple[str, ...], command: str) -> dict[str, Any]:
-    if not (folder / file).is_file():
-        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that `{command}` wrote.")
+    _check_folder(folder, file, command)
     content = read_json(folder / file, f"run `{command}` again")
     missing = [name for name in names if name not in content]
     if missing:

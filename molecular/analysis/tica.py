@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Directions whose variance is below this share of the largest carry rounding, not dynamics.
 _RANK_TOLERANCE = 1e-8
+# So does everything where no feature moves by more than this share of its size.
+_STILL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def fit_tica(trajectories: Sequence[Tensor], lag: int, dim: int = 2) -> TICA:
     covariance = (now.T @ now + later.T @ later) / (2 * len(now))
     lagged = (now.T @ later + later.T @ now) / (2 * len(now))
     variances, axes = torch.linalg.eigh(covariance)
-    kept = variances > _RANK_TOLERANCE * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)
-    if not kept.any():
+    kept = variances > _RANK_TOLERANCE * variances[-1]
+    if not variances[-1] > _STILL**2 * (mean.square().sum() + variances[-1]):
         raise ValueError("fit_tica: the features do not move; there is nothing to project on.")
     whiten = axes[:, kept] / variances[kept].sqrt()
     eigenvalues, rotation = torch.linalg.eigh(whiten.T @ lagged @ whiten)

@@ -27,7 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 # Options of lists, which are given again to append to them.
-LISTS = ("samples", "force_field", "trajectory", "variables", "basins")
+LISTS = ("samples", "force_field", "mixed_with", "trajectory", "variables", "basins")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from molecular.commands.options import MoleculeOptions
 from molecular.sampling.sample import load_flow
+from molecular.training.replay_buffer import SIZE
 from molecular.training.self_training import Improvement
 from molecular.training.self_training import improve as train_on_own_samples
 from nflib.io import write_json
@@ -27,8 +28,10 @@ def improve(
 ) -> Improvement:
     """Train a flow further for one molecule on samples that it draws and weights itself; run again, it goes on.
 
+    The flow that is kept is the last one or, where the effective sample size fell, the one that had the largest.
+
     Args:
-        output: folder for the model, checkpoints, logs and improvement.json.
+        output: folder for the model, the flow of the best round, checkpoints, logs and improvement.json.
         molecule: which one; samples are weighted to its temperature.
         training: length, learning rate and everything else of the loop; training.refresh_interval steps are one round.
         model: folder of the flow to begin with; default: the one shipped.
@@ -41,17 +44,15 @@ def improve(
         "temperature_K": target.temperature,
         "num_energies": result.num_energies,
         "rounds": result.rounds,
+        "kept_step": result.kept_step,
     }
     write_json(Path(output) / RECORD, record)
-    sizes = ", ".join(f"{part['effective_sample_size_fraction']:.3g}" for part in result.rounds)
+    sizes = ", ".join(f"{part[SIZE]:.3g}" for part in result.rounds)
     log.info("%d energies in %d rounds.", result.num_energies, len(result.rounds))
     log.info("Effective sample size before each round's training, as a fraction: %s.", sizes)
-    first, last = (result.rounds[index]["effective_sample_size_fraction"] for index in (0, -1))
-    if last < first:
-        log.warning(
-            "It fell from %.3g to %.3g: train for longer, with more samples or a smaller training.learning_rate.",
-            first,
-            last,
-        )
-    log.info("The flow after all rounds is in %s; sample it with --model, which tells its own.", result.training.model)
+    kept = "after all rounds"
+    if result.kept_step < result.training.steps:
+        log.warning("It fell: train for longer, with more samples or a smaller training.learning_rate.")
+        kept = f"of step {result.kept_step}, the best of them," if result.kept_step else "that it began with"
+    log.info("The flow %s is in %s; sample it with --model, which tells its own.", kept, result.training.model)
     return result

@@ -41,7 +41,7 @@ class MoleculeOptions:
     hydrogen_mass: float | None = None
 
     def build(self, model: Path | None = None) -> Molecule:
-        """The molecule; where neither peptide nor structure is given, the one saved with a model, if there is one.
+        """The molecule; where neither peptide nor structure is given, the one saved with a model or frames, if any.
 
         Raises ValueError for both, or neither and no such model, options that do not go together, and as the files do.
         """

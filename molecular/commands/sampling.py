@@ -18,7 +18,7 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_other_content, save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.molecule.trajectories import MOST_UNROUNDED, check_format, writable, write_trajectory
-from molecular.sampling.sample import describe, load_flow, reference_positions, summarize, unusable
+from molecular.sampling.sample import describe, load_proposal, reference_positions, summarize, unusable
 from molecular.sampling.sample import sample as draw
 from molecular.sampling.smc import named_kernel, smc
 from nflib.command_line import refuse_given
@@ -38,6 +38,7 @@ def sample(
     molecule: MoleculeOptions,
     num_samples: int = 10_000,
     model: Path | None = None,
+    mixed_with: list[Path] | None = None,
     reference: Path | None = None,
     sampler: str = "importance",
     kernel: str | None = None,
@@ -56,7 +57,10 @@ def sample(
         output: folder for weights.npz, summary.json, the molecule, a trajectory and ramachandran.png.
         molecule: what to sample, by default what the model was trained on; its temperature is the one weighted to.
         num_samples: how many conformations to draw.
-        model: folder of a trained flow; default: the one shipped for this peptide, or for peptides like it.
+        model: folder of a trained flow; default: the one shipped for this peptide, or the mixture of those shipped for
+            peptides like it.
+        mixed_with: folders of further flows: of these and the model equally many draws are taken, and the density is
+            that of their mixture. Flows trained apart err apart, so the weights spread less than those of any of them.
         reference: folder of a simulation for the plot, reweighted where it is of another temperature; default: the one
             shipped for this peptide, if any.
         sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential
@@ -83,6 +87,8 @@ def sample(
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     check_format(trajectory_format)
+    if model is None:
+        refuse_given({"mixed_with": mixed_with}, "goes with --model")
     moving: dict[str, Any] = {"kernel": kernel, "moves": moves, "final_moves": final_moves}
     if sampler == "importance":
         of_smc = moving | {"num_draws": num_draws, "conditional_ess": conditional_ess}
@@ -96,7 +102,7 @@ def sample(
         raise ValueError(f"num_samples is {num_samples}; ask for 2 samples or more.")
     temperatures = None if conditional_ess is None else AdaptiveTemperatures(conditional_ess)
     target = molecule.build(model)
-    flow = load_flow(target, model, device)
+    flow = load_proposal(target, [] if model is None else [model, *(mixed_with or [])], device)
     if sampler == "auto":
         flow.split_coordinates()  # so are draws that cannot be moved
     compared: WeightedConformations | None = None
@@ -151,28 +157,40 @@ def sample(
         }
         if draws is not None and draws is not samples:
             summary["importance"] = summarize(draws)
-        # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
-        with complete_folder(output) as folder:
-            save_molecule(target, folder)
-            samples.save(folder / "weights.npz")
-            write_json(folder / "summary.json", summary)
-        checkpoint.unlink(missing_ok=True)
-        with complete_folder(output) as folder:
-            positions = samples.x.numpy()
-            kept = writable(positions)
-            write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], target.topology)
-            if isinstance(samples, SMCSamples):
-                plot_history(samples.history, folder / "history.png")
-            plot_torsions(target, samples, compared, folder / "ramachandran.png")
-            written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
+        _write(output, target, samples, summary, compared, trajectory_format)
+    return samples
+
+
+def _write(
+    output: Path,
+    molecule: Molecule,
+    samples: WeightedSamples,
+    summary: dict[str, Any],
+    reference: WeightedConformations | None,
+    trajectory_format: str,
+) -> None:
+    """Samples, trajectory and figures into the folder, and what they are into the log."""
+    # First what cannot be had again without sampling again; a figure or trajectory that fails loses none of it.
+    with complete_folder(output) as folder:
+        save_molecule(molecule, folder)
+        samples.save(folder / "weights.npz")
+        write_json(folder / "summary.json", summary)
+    (Path(output) / CHECKPOINT).unlink(missing_ok=True)
+    with complete_folder(output) as folder:
+        positions = samples.x.numpy()
+        kept = writable(positions)
+        write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], molecule.topology)
+        if isinstance(samples, SMCSamples):
+            plot_history(samples.history, folder / "history.png")
+        plot_torsions(molecule, samples, reference, folder / "ramachandran.png")
+        written = ", ".join(sorted(path.name for path in folder.glob("[!.]*")))
     for line in describe(summary):
         log.info(line)
     if not kept.all():
         log.info("%d conformations are not finite and were left out of samples.%s.", (~kept).sum(), trajectory_format)
-    if trajectory_format == "xtc" and target.num_atoms > MOST_UNROUNDED:
+    if trajectory_format == "xtc" and molecule.num_atoms > MOST_UNROUNDED:
         log.info("samples.xtc is rounded to 0.001 nm, which moves a log-density by tenths; weights.npz has all digits.")
     log.info("Written to %s: weights.npz, summary.json, the molecule, %s.", output, written)
-    return samples
 
 
 def plot_torsions(

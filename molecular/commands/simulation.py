@@ -39,29 +39,32 @@ def simulate(
 
     Args:
         output: folder for frames, topology, settings and report; of a corpus, with one such folder a sequence.
-        molecule: which one; of a corpus, temperature and hydrogen mass alone, of all its peptides.
+        molecule: which one, by default that of ensemble or flow; of a corpus, temperature and hydrogen mass alone, of
+            all its peptides.
         sequences: instead of a molecule, a text file of sequences, one a line, for a corpus.
         split: of a corpus, a JSON file with lists of train, validation and test; sequences it lacks are for training.
         validation_fraction: of a corpus without such a file, the share of the sequences, chosen by seed; default 0.1.
         test_fraction: likewise.
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
         flow: folder of a trained flow, from whose weighted draws the replicas start instead of structures of random
-            torsions: then one temperature and no hot_ps will do, and 5 ps of equilibration_ps for the velocities.
-            Where they are worth too few effective samples, a molecule is refused, and a corpus goes on without it.
+            torsions, by default at one temperature and without hot_ps; 5 ps of equilibration_ps will do. Where they are
+            worth too few effective samples, a molecule is refused, and a corpus goes on without it.
         flow_draws: how many to draw of it for each molecule; default 10,000.
         flow_effective: how many effective samples these must be worth, by default as many as there are replicas.
         flow_tempered: raise the weights of draws that are worth fewer to the highest power at which they are worth that
-            many, instead of refusing the molecule; dynamics, hot_ps or more temperatures have to do the rest.
+            many, instead of refusing the molecule; dynamics has to do the rest, with the defaults of random torsions.
         ensemble: folder of an earlier simulation or corpus, from whose frames the replicas start: more conformations of
-            an equilibrium reached before, at one temperature and without hot_ps.
+            an equilibrium reached before, by default at one temperature and without hot_ps, which would destroy it.
         device: cpu, cuda or mps, of the batched engine and of the flow.
         seed: of the random numbers.
         options: of `molecular.dynamics.simulate.simulate`.
     """
-    if [molecule.peptide, molecule.structure, sequences].count(None) != 2:
-        raise ValueError("give one of --peptide, --structure and --sequences.")
     if flow is not None and ensemble is not None:
         raise ValueError("replicas start from --flow or from --ensemble; give one.")
+    origin = ensemble or flow
+    number = 3 - [molecule.peptide, molecule.structure, sequences].count(None)
+    if number > 1 or (number == 0 and origin is None):
+        raise ValueError("give one of --peptide, --structure and --sequences.")
     of_flow = {"flow_draws": flow_draws, "flow_effective": flow_effective, "flow_tempered": flow_tempered or None}
     fractions: dict[str, Any] = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     if flow is None:
@@ -75,7 +78,7 @@ def simulate(
     if ensemble is not None:
         starts = EnsembleStarts(ensemble)
     if sequences is None:
-        result = run(molecule.build(), output, device=device, seed=seed, starts=starts, **options)
+        result = run(molecule.build(origin), output, device=device, seed=seed, starts=starts, **options)
         for line in report_lines(result.report):
             log.info("%s", line)
         return

@@ -9,6 +9,7 @@ from typing import Any
 from molecular.data.corpus.open import is_corpus
 from molecular.training.fit_corpus import train_on_corpus
 from molecular.training.fit_molecule import train_on_ensemble
+from nflib.command_line import refuse_given
 from nflib.training import TrainingResult
 from nflib.training.config import TrainingConfig
 
@@ -77,13 +78,10 @@ def train(
     }
     of_one_molecule = {"start_ps": start_ps, "whitened": whitened}
     corpus = is_corpus(data)
-    other = of_one_molecule if corpus else of_a_corpus
-    misplaced = [name for name, value in other.items() if value is not None]
-    if misplaced:
-        raise ValueError(
-            f"{', '.join(misplaced)}: only for {'one molecule' if corpus else 'a corpus'}, but the data are of "
-            f"{'a corpus' if corpus else 'one molecule'}; leave it out."
-        )
+    if corpus:
+        refuse_given(of_one_molecule, "is for one molecule, but the data are of a corpus")
+    else:
+        refuse_given(of_a_corpus, "is for a corpus, but the data are of one molecule")
     settings = {
         "coordinates": coordinates,
         "channels": channels,

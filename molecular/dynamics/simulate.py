@@ -49,10 +49,10 @@ def simulate(
     output: str | Path,
     *,
     picoseconds: float,
-    hot_ps: float = 20.0,
+    hot_ps: float | None = None,
     equilibration_ps: float = 20.0,
     highest_temperature: float = 700.0,
-    num_temperatures: int = 6,
+    num_temperatures: int | None = None,
     num_ladders: int = 32,
     timestep_ps: float = 0.001,
     friction: float = 1.0,
@@ -84,10 +84,11 @@ def simulate(
         molecule: at the lowest temperature.
         output: folder.
         picoseconds: production time of each replica.
-        hot_ps: time that all replicas first spend at the highest temperature, to cross barriers.
+        hot_ps: time that all replicas first spend at the highest temperature, to cross barriers; default 20, and 0 from
+            starts in equilibrium, which it would destroy: of an earlier ensemble, or a flow's draws, not tempered.
         equilibration_ps: time in the ladder before production, not saved either.
         highest_temperature: top of the temperature ladder, K; beyond 700 K amide bonds turn over.
-        num_temperatures: temperatures in each ladder.
+        num_temperatures: temperatures in each ladder; default 6, and 1 from starts in equilibrium.
         num_ladders: independent ladders, simulated in one batch.
         timestep_ps: integration step; the intervals are whole multiples of it.
         friction: of the Langevin thermostat, 1/ps.
@@ -103,7 +104,8 @@ def simulate(
         compile: fuse the batched engine's energies by torch.compile, which takes about a minute first.
         energy: for the batched engine, another energy than ``compile_system(molecule.system)``.
         starts: gives the conformations that the replicas start from instead, such as a flow's weighted draws; settings
-            and report keep what it is as a string.
+            and report keep what it is as a string. Where its attribute ``in_equilibrium`` is true, the defaults of
+            hot_ps and num_temperatures are those of equilibrium.
         progress: show a bar.
         checkpoint_seconds: wall-clock time between checkpoints.
 
@@ -126,6 +128,11 @@ def simulate(
             f"the System of {molecule.name} has {constraints} constraints but this integrator has none;"
             " build it without constraints, or use engine='openmm'."
         )
+    in_equilibrium = getattr(starts, "in_equilibrium", False)
+    if hot_ps is None:
+        hot_ps = 0.0 if in_equilibrium else 20.0
+    if num_temperatures is None:
+        num_temperatures = 1 if in_equilibrium else 6
     tempering = TemperingSettings(
         temperatures=geometric_temperatures(molecule.temperature, highest_temperature, num_temperatures),
         num_ladders=num_ladders,

@@ -11,6 +11,7 @@ from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.internal import InternalCoordinates, coordinate_kinds, place, tokens_exist
 from molecular.coordinates.local_frames import frames_at, root_atoms
 from molecular.coordinates.spherical import from_spherical
+from molecular.flows.conditioning import tokens_in_order
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from nflib.networks.conditioning import distinct_rows
 from nflib.transforms import GaussianizeByKind
@@ -87,7 +88,7 @@ class Surroundings(nn.Module):
         coordinates, _ = self._fixed
         rows = context[:, ROWS_BEFORE_TOKENS:]
         exists = tokens_exist(context)
-        order = context[:, ROWS_BEFORE_TOKENS:, self.column] - ROWS_BEFORE_TOKENS
+        order = tokens_in_order(context, self.column)
         places = _of_atoms(order.argsort(-1))
         references = rows[..., [Column.P, Column.Q, Column.S]].clamp_min(0)
         references = places.gather(1, references.flatten(1)).view_as(references)

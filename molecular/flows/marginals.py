@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
-from molecular.coordinates.internal import InternalCoordinates
+from molecular.coordinates.internal import InternalCoordinates, tokens_exist
 from molecular.coordinates.spherical import torsion_cuts, wrapped
 from molecular.molecule.atom_types import KINDS, ROOT, fallbacks
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
@@ -105,7 +105,7 @@ def _by_kind(coordinates: InternalCoordinates, batches: Sequence[dict[str, Tenso
     numbers: dict[bytes, int] = {}
     for batch in batches:
         kind = batch["context"][:, ROWS_BEFORE_TOKENS:, Column.KIND]
-        exists = batch["context"][:, ROWS_BEFORE_TOKENS:, 0] > 0
+        exists = tokens_exist(batch["context"])
         # The kinds of its atoms say which molecule it is.
         own = [kind[row][exists[row]].cpu().numpy().tobytes() for row in range(len(kind))]
         molecule = torch.tensor([numbers.setdefault(name, len(numbers)) for name in own], device=kind.device)

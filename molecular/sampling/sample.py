@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
+from molecular.flows.mixture import GivenMixture
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
-from molecular.sampling.shipped_flows import beyond_coverage, shipped_flow
+from molecular.sampling.shipped_flows import beyond_coverage, shipped_flows
 from molecular.sampling.targets import energy_for
 from nflib.flows import Flow
 from nflib.io import read_config
@@ -51,12 +52,12 @@ def sample(
 
 
 def load_flow(molecule: Molecule, model: str | Path | None = None, device: str = "cpu") -> GivenMolecule:
-    """The flow saved in `model`, or the shipped one (`shipped_flow`): of this molecule alone, or of many, given it.
+    """The flow saved in `model`, or the first shipped (`shipped_flows`): of this molecule alone, or of many, given it.
 
     Raises FileNotFoundError where there is none, ValueError for a flow of another molecule, or that does not take it.
     """
     if model is None:
-        model = shipped_flow(molecule, SHIPPED)
+        model = shipped_flows(molecule, SHIPPED)[0]
     flow = Flow.from_pretrained(model, device)
     if not isinstance(flow, ConformationFlow):
         raise ValueError(f"{model} holds a {type(flow).__name__}, which is no flow of molecules; choose another model.")
@@ -67,6 +68,17 @@ def load_flow(molecule: Molecule, model: str | Path | None = None, device: str =
         return cast(GivenMolecule, flow.given(molecule))
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from error
+
+
+def load_proposal(
+    molecule: Molecule, models: Sequence[str | Path] = (), device: str = "cpu"
+) -> GivenMolecule | GivenMixture:
+    """The flows saved in `models`, or the shipped ones: of one the flow itself, of several their mixture.
+
+    Raises as `load_flow` and `GivenMixture` do.
+    """
+    flows = [load_flow(molecule, model, device) for model in models or shipped_flows(molecule, SHIPPED)]
+    return flows[0] if len(flows) == 1 else GivenMixture(flows)
 
 
 def reference_positions(molecule: Molecule) -> torch.Tensor | None:

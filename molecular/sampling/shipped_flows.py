@@ -1,4 +1,4 @@
-"""Which shipped flow serves a peptide: its own, or a transferable one whose folder says that it covers it."""
+"""Which shipped flows serve a peptide: its own, or the transferable ones whose folders say that they cover it."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class Coverage:
         return f"uncapped peptides of {lengths} residues out of {self.residues}"
 
 
-def shipped_flow(molecule: Molecule, shipped: Path) -> Path:
-    """The folder in `shipped` of the flow for a molecule: of this one alone if there is one, else one that covers it.
+def shipped_flows(molecule: Molecule, shipped: Path) -> list[Path]:
+    """The folders in `shipped` of the flows for a molecule: of this one alone if there is one, else all that cover it.
 
     Raises FileNotFoundError, naming what is shipped and what it covers, where there is none.
     """
     sequence = molecule.topology.sequence
     own = shipped / (sequence or molecule.name)
     if _holds_flow(own) and not (own / COVERAGE).is_file():
-        return own
-    described = []
+        return [own]
+    covering, described = [], []
     for folder in sorted(shipped.iterdir()) if shipped.is_dir() else []:
         if not _holds_flow(folder):
             continue
@@ -64,9 +64,14 @@ def shipped_flow(molecule: Molecule, shipped: Path) -> Path:
             continue
         coverage = Coverage.read(folder / COVERAGE)
         if sequence is not None and sequence in coverage:
-            log.info("No flow is shipped for %s alone; taking %s, made for %s.", sequence, folder.name, coverage)
-            return folder
+            covering.append(folder)
         described.append(f"{folder.name} ({coverage})")
+    if covering:
+        log.info(
+            "No flow is shipped for %s alone; taking %s, made for %s.",
+            *(sequence, " and ".join(folder.name for folder in covering), Coverage.read(covering[0] / COVERAGE)),
+        )
+        return covering
     raise FileNotFoundError(
         f"no flow is shipped for {molecule.name} (shipped: {', '.join(described) or 'none'}); name one with "
         "--model, or train one."

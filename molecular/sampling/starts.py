@@ -14,7 +14,7 @@ from molecular.dynamics.frames import list_shards
 from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule
-from molecular.sampling.sample import load_flow, sample
+from molecular.sampling.sample import load_proposal, sample
 from nflib.montecarlo import AdaptiveTemperatures, resample
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class FlowStarts:
     at the molecule's temperature has no barrier left to cross.
 
     Args:
-        model: folder of a trained flow; None takes the one shipped for the molecule.
+        model: folder of a trained flow; None takes what is shipped for the molecule.
         num_draws: how many to draw and weight.
         batch_size: conformations decoded at once.
         device: that the flow is on.
@@ -51,13 +51,14 @@ class FlowStarts:
     ):
         self.model, self.num_draws, self.batch_size, self.device = model, num_draws, batch_size, device
         self.min_effective, self.tempered = min_effective, tempered
+        self.in_equilibrium = not tempered
 
     def __str__(self) -> str:
         flow = "the shipped flow" if self.model is None else f"the flow in {self.model}"
         return f"{self.num_draws} {'tempered' if self.tempered else 'weighted'} draws of {flow}"
 
     def __call__(self, molecule: Molecule, number: int, seed: int) -> Tensor:
-        flow = load_flow(molecule, self.model, self.device)
+        flow = load_proposal(molecule, [] if self.model is None else [self.model], self.device)
         drawn = sample(flow, molecule, self.num_draws, batch_size=self.batch_size, seed=seed, device=self.device)
         weights, size = drawn.weights, drawn.effective_sample_size
         least = number if self.min_effective is None else self.min_effective
@@ -92,6 +93,8 @@ class EnsembleStarts:
         UnreliableStarts: when called, where a corpus has no frames of the molecule.
         ValueError: when called, where the frames are of another molecule, force field or temperature.
     """
+
+    in_equilibrium = True
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,9 +24,10 @@ from molecular.training.batches import Rows, Window, training_source, validation
 from molecular.training.initial import check_initial
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.dtypes import widened
-from nflib.io import read_json, write_json
+from nflib.io import only_run, read_json, write_json
 from nflib.training import TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
+from nflib.training.fabric import is_first_process
 from nflib.training.objectives import huber_location, squared_or_clipped
 
 log = logging.getLogger(__name__)
@@ -85,10 +87,11 @@ def train_on_corpus(
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
     table = symmetry_table(corpus, molecules, flow)
     training = training_source(corpus, flow.context_of, config.seed)
-    _refuse_other_conformations(Path(output), corpus.folder, training.fingerprint())
     validation = validation_source(corpus, flow.context_of, len(corpus.sequences("train")), VALIDATION_FRAMES)
     if initial is None or refit_marginals:
         flow = _fitted(flow, training, table, config.seed)
+    with only_run(output) if is_first_process() else nullcontext():  # as `fit` does: another run's record stays
+        _refuse_other_conformations(Path(output), corpus.folder, training.fingerprint())
     if not energy_weight:
         objective = LikelihoodPerDimension(table)
         return fit(flow, training, validation, config=config, objective=objective, output=Path(output))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from molecular.energy.reduced import HIGHEST_ENERGY
 from nflib.events import per_row
+from nflib.flows import Flow
 from nflib.montecarlo import BoltzmannDensity, Proposal, WeightedSamples, importance_sample, resample
 from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights
+
+# Of a round, among its figures.
+SIZE = "effective_sample_size_fraction"
 
 
 class Particles(Protocol):
@@ -43,8 +48,9 @@ class OwnSamples:
     each such set of n the largest weights are cut to the sqrt(n)-th largest, so that no conformation is learnt by
     heart: none is more than one in so many. Cut weights are for training alone.
 
-    propose: the proposal that a flow in training makes. context: ``(1, n, k)``, of a transferable flow. Raises
-    ValueError, in the first round, where no draw has a finite energy.
+    propose: the proposal that a flow in training makes. context: ``(1, n, k)``, of a transferable flow. best: folder
+    that gets the flow of each round whose effective sample size is the largest so far. Raises ValueError, in the first
+    round, where no draw has a finite energy.
     """
 
     def __init__(
@@ -58,9 +64,10 @@ class OwnSamples:
         context: Tensor | None = None,
         particles: Particles | None = None,
         batch_size: int = 1000,
+        best: Path | None = None,
     ):
         self.propose, self.energy, self.context, self.particles = propose, energy, context, particles
-        self.samples_per_round, self.batch_size = samples_per_round, batch_size
+        self.samples_per_round, self.batch_size, self.best = samples_per_round, batch_size, best
         size, num_parts = samples_per_round, 3 if labelled else 2
         self.sizes = [size + (particles.count if particles else 0), size, size][:num_parts]
         self.is_data = torch.tensor([1.0, teacher_weight, 0.0][:num_parts]).repeat_interleave(torch.tensor(self.sizes))
@@ -85,11 +92,15 @@ class OwnSamples:
             {
                 "step": step,
                 "num_energies": spent,
-                "effective_sample_size_fraction": effective_sample_size(self.log_weights[self.sets == 2 * number])
-                / self.samples_per_round,
+                SIZE: effective_sample_size(self.log_weights[self.sets == 2 * number]) / self.samples_per_round,
             }
             for number, (step, spent) in enumerate(zip(self.steps, self.spent, strict=True))
         ]
+
+    @property
+    def best_round(self) -> dict[str, float]:
+        """Of `rounds`, that of the largest effective sample size, the first of equals."""
+        return max(self.rounds(), key=lambda part: part[SIZE])
 
     def __len__(self) -> int:
         return len(self.is_data)
@@ -124,6 +135,8 @@ class OwnSamples:
         self.steps.append(step)
         self.spent.append(spent)
         self._choose(torch.Generator().manual_seed(drawn_seed(generator)))
+        if self.best is not None and self.best_round["step"] == step:
+            cast(Flow, flow).save_pretrained(self.best)
 
     def _keep(self, samples: WeightedSamples, number: int) -> None:
         assert samples.log_target is not None

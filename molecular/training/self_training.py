@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +17,12 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_another_molecule, save_molecule
 from molecular.sampling.smc import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
-from molecular.training.replay_buffer import OwnSamples, drawn_seed
+from molecular.training.replay_buffer import SIZE, OwnSamples, drawn_seed
+from nflib.io import only_run
 from nflib.montecarlo import Proposal, WeightedSamples
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
+from nflib.training.fabric import is_first_process
 from nflib.training.seeds import REFRESH, derived_generator
 
 # The better draws of the flow become particles. Draws are cheap beside moves.
@@ -31,11 +34,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Improvement:
     """What `improve` did. rounds: of each, the step, energies until then, and effective sample size (a fraction) of
-    draws of the flow as it was before that round's training. num_energies: evaluated in all, a force counts as one."""
+    draws of the flow as it was before that round's training. num_energies: evaluated in all, a force counts as one.
+    kept_step: of the flow that was kept."""
 
     training: TrainingResult
     rounds: list[dict[str, float]]
     num_energies: int
+    kept_step: int
 
 
 def improve(
@@ -73,10 +78,13 @@ def improve(
     from the flow to the force field (`molecular.sampling.smc`) in the first round, and they go on by steps in each, to
     conformations that training has not seen. Rows are turned by the exact symmetries of the molecule, as in training.
 
+    The flow after the last round is kept, unless the last round's draws were worth less than an earlier round's: then
+    it is the flow that made the best of them, which may be the teacher.
+
     Args:
         flow: to train.
         molecule: what it is of, at the temperature that samples are weighted to.
-        output: folder for the model with its molecule, checkpoints and logs.
+        output: folder for the model with its molecule, the flow of the best round, checkpoints and logs.
         config: of the training.
         samples_per_round: conformations drawn, and energies evaluated, in each round.
         teacher_weight: of the likelihood of the first flow's own samples beside that of the resampled ones, which keeps
@@ -103,6 +111,8 @@ def improve(
     if teacher_weight < 0:
         raise ValueError(f"teacher_weight must be zero or more, not {teacher_weight}.")
     objective = LogVariance(energy_weight=energy_weight, clip=CLIP)
+    output = Path(output)
+    model, best = output / "model", output / "best"
     source = OwnSamples(
         lambda student: _proposal(student, molecule),
         _Energy(flow, molecule),
@@ -112,24 +122,23 @@ def improve(
         context=flow.context(molecule),
         particles=_Particles(molecule, num_particles, moves_per_round, batch_size) if num_particles else None,
         batch_size=batch_size,
+        best=best,
     )
-    # A run that goes on has its rounds in the checkpoint, with energies of the molecule that lies beside the model.
-    model = Path(output) / "model"
-    if latest_checkpoint(Path(output) / "checkpoints") is not None:
+    with only_run(output) if is_first_process() else nullcontext():  # as `fit` does
+        # A run that goes on has its rounds in the checkpoint, with energies of the molecule that lies beside the model.
         refuse_another_molecule(model, molecule)
-    else:
-        save_molecule(molecule, model)
-        log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)
-        source.refresh(flow.eval(), 0, derived_generator(config.seed, REFRESH, 0))
-    result = fit(
-        flow,
-        source,
-        config=config,
-        objective=objective,
-        output=Path(output),
-        augment=flow.augmentation(molecule),
-    )
-    return Improvement(result, source.rounds(), source.num_energies)
+        if latest_checkpoint(output / "checkpoints") is None:
+            save_molecule(molecule, model)
+            log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)
+            source.refresh(flow.eval(), 0, derived_generator(config.seed, REFRESH, 0))
+    result = fit(flow, source, config=config, objective=objective, output=output, augment=flow.augmentation(molecule))
+    rounds, kept_step, before = source.rounds(), result.steps, source.best_round
+    # Runs of earlier versions have no flow of their best round.
+    if before[SIZE] > rounds[-1][SIZE] and best.is_dir():
+        kept_step = int(before["step"])
+        flow.load_state_dict(type(flow).from_pretrained(best).state_dict())
+        flow.save_pretrained(model)
+    return Improvement(result, rounds, source.num_energies, kept_step)
 
 
 def _proposal(student: nn.Module, molecule: Molecule) -> Proposal:

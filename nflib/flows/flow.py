@@ -103,13 +103,13 @@ class Flow(Pretrained, NFlowsFlow):
         # Of a graph that is traced, shape keeps the batch size open where len() would be a constant.
         context = self._checked_context(context, inputs.shape[0])
         if batch_size is None or inputs.shape[0] <= batch_size:
-            return self._log_prob_given(inputs, self._embedding_net(context))
+            return self._log_prob_given(inputs, self._embedded(context))
         pieces = []
         for x, c in self._batches(inputs, context, batch_size):
-            # Of a batch that is differentiated, only its inputs are kept, and the rest computed again.
+            # Where it is differentiated, of each batch only the inputs are kept, and the rest is computed again.
             pieces.append(
                 checkpoint(self._log_prob_of, x, c, use_reentrant=False)
-                if torch.is_grad_enabled()
+                if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
                 else self._log_prob_of(x, c)
             )
         return torch.cat(pieces)
@@ -241,8 +241,8 @@ class Flow(Pretrained, NFlowsFlow):
     def encode(self, inputs: Tensor, context: Any = None) -> Tensor:
         """The noise that the transform makes of inputs; the inverse of `decode`. NaN where the map has no inverse."""
         inputs = self._as_own_dtype(inputs)
-        embedded = self._embedding_net(self._checked_context(context, len(inputs)))
-        noise, logabsdet = self._transform(inputs, context=embedded)
+        embedded = self._embedded(self._checked_context(context, len(inputs)))
+        noise, logabsdet = self._to_noise(inputs, embedded)
         return torch.where(per_row(logabsdet.isnan(), noise), torch.nan, noise)
 
     @torch.no_grad()
@@ -250,7 +250,7 @@ class Flow(Pretrained, NFlowsFlow):
         """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
         self._check_evaluation()
         noise = self._as_own_dtype(noise, "noise values")
-        embedded = self._embedding_net(self._checked_context(context, len(noise)))
+        embedded = self._embedded(self._checked_context(context, len(noise)))
         return invert(self._transform, noise, embedded, check_decoder(decoding), density=False).tokens
 
     def noise_and_log_prob(
@@ -287,7 +287,7 @@ class Flow(Pretrained, NFlowsFlow):
         context = self._checked_context(context)
         if context is not None and num_rows(context) != 1:
             raise ValueError(f"given() takes one context, got {num_rows(context)} rows; call it once for each.")
-        return GivenFlow(self, context, self._event_shape(self._embedding_net(context)))
+        return GivenFlow(self, context, self._event_shape(self._embedded(context)))
 
     def guided(self, guidance: Guidance, unconditional: Any) -> Flow:
         """This flow under classifier-free guidance, on the same weights: a flow of its own, with its exact density.
@@ -341,7 +341,7 @@ class Flow(Pretrained, NFlowsFlow):
     ) -> tuple[Tensor, Any, tuple[int, ...]]:
         """Draws of the base, the embedded context of each, and the shape of samples that these become."""
         num_samples = _at_least(0, "num_samples", num_samples)
-        embedded = self._embedding_net(self._checked_context(context))
+        embedded = self._embedded(self._checked_context(context))
         noise = draw(self._distribution, num_samples, self._base_context(embedded), generator)
         # Bases of others draw in a dtype and on a device of their own.
         if (dtype := self._dtype()) is not None:
@@ -359,7 +359,7 @@ class Flow(Pretrained, NFlowsFlow):
         if is_reporting() or (with_log_prob and residual != 0):
             # What x was decoded within a tolerance from `noise` to comes from other noise, with its own density.
             with torch.no_grad():
-                own_noise, logabsdet = self._transform(samples, context=embedded)
+                own_noise, logabsdet = self._to_noise(samples, embedded)
                 is_finite = flattened(samples).isfinite().all(-1)
                 error = torch.where(is_finite[:, None], flattened(own_noise - noise).abs(), 0.0)
                 if len(samples):
@@ -369,11 +369,31 @@ class Flow(Pretrained, NFlowsFlow):
         return samples, log_prob
 
     def _log_prob_of(self, inputs: Tensor, context: Any) -> Tensor:
-        return self._log_prob_given(inputs, self._embedding_net(context))
+        return self._log_prob_given(inputs, self._embedded(context))
 
     def _log_prob_given(self, inputs: Tensor, embedded: Any) -> Tensor:
-        noise, logabsdet = self._transform(inputs, context=embedded)
+        noise, logabsdet = self._to_noise(inputs, embedded)
         return _one_a_row(self._base_log_prob(noise, embedded), logabsdet, inputs)
+
+    def _embedded(self, context: Any) -> Any:
+        try:
+            return self._embedding_net(context)
+        except (AttributeError, TypeError) as error:
+            if context is not None:
+                raise
+            net = type(self._embedding_net).__name__
+            raise ValueError(f"the embedding net of this flow, a {net}, needs a context; pass the flow one.") from error
+
+    def _to_noise(self, inputs: Tensor, embedded: Any) -> tuple[Tensor, Tensor]:
+        try:
+            return self._transform(inputs, context=embedded)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            if "broadcast shape" not in str(error):  # nflows' composites add log-determinants in place
+                raise
+            raise ValueError(
+                "a part of the transform gave log-determinants that are not one number for each input, such as columns "
+                "(batch, 1); sum them over the event, to (batch,)."
+            ) from error
 
     def _base_log_prob(self, noise: Tensor, embedded: Any) -> Tensor:
         # A flow as the base refuses a context that it does not take.

@@ -104,30 +104,32 @@ class TARFlow(Flow):
             patches = VectorPatches(event_shape, patch_size)
         if start_token is None:
             start_token = patches.token_shape[0] == 1 or context_shape is not None
-        settings = {
-            "channels": channels,
-            "num_blocks": num_blocks,
-            "layers_per_block": layers_per_block if isinstance(layers_per_block, int) else list(layers_per_block),
-            "num_classes": num_classes,
-            "context_shape": context_shape,
-            "context_patch_size": context_patch_size,
-            "head_dim": head_dim,
-            "expansion": expansion,
-            "scale": scale,
-            "norm": norm,
-            "positions": positions,
-            "mlp": mlp,
-            "start_token": start_token,
-            "final_norm": final_norm,
-            "soft_clip": soft_clip,
-            "dropout": dropout,
-            "conditional": conditional_names(conditional, patches.token_shape[1]),
-            "num_bins": num_bins,
-        }
-        blocks = autoregressive_blocks(patches.token_shape, grid=patches.grid, **settings)  # type: ignore[arg-type]
+        names = conditional_names(conditional, patches.token_shape[1])
+        blocks = autoregressive_blocks(
+            patches.token_shape,
+            channels=channels,
+            num_blocks=num_blocks,
+            layers_per_block=layers_per_block,
+            num_classes=num_classes,
+            context_shape=context_shape,
+            context_patch_size=context_patch_size,
+            head_dim=head_dim,
+            expansion=expansion,
+            scale=scale,
+            norm=norm,
+            positions=positions,
+            mlp=mlp,
+            start_token=start_token,
+            final_norm=final_norm,
+            soft_clip=soft_clip,
+            dropout=dropout,
+            conditional=names,
+            num_bins=num_bins,
+            grid=patches.grid,
+        )
         super().__init__(
             CompositeTransform([patches, *blocks]),
-            base_distribution(settings["conditional"], patches.token_shape[0]),  # type: ignore[arg-type]
+            base_distribution(names, patches.token_shape[0]),
             context_shape=() if num_classes else context_shape,
         )
 

@@ -1,9 +1,11 @@
-"""Building no more than a file of weights can fill: what would take more memory is refused before it is taken."""
+"""Building no more than a file of weights can fill, in this thread alone: what would take more memory is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,13 +17,41 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 # Numbers of a table that a module computes for itself, such as rotary positions, beyond what its weights hold.
 TABLE = 2**26
 
+Hook = Callable[[nn.Module, str, nn.Parameter | None], nn.Parameter | None]
+_own = threading.local()
+
+
+@contextmanager
+def registering(hook: Hook) -> Iterator[None]:
+    """Within the block, the hook gets each parameter that this thread's modules register, and may give another."""
+    _listen()
+    before = getattr(_own, "hooks", ())
+    _own.hooks = (*before, hook)
+    try:
+        yield
+    finally:
+        _own.hooks = before
+
+
+@cache
+def _listen() -> None:
+    # Torch's hooks are those of all threads, and must not change while any of these builds a module: one stays.
+    register_module_parameter_registration_hook(_registered)  # type: ignore[arg-type]
+
+
+def _registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    for hook in getattr(_own, "hooks", ()):
+        changed = hook(module, name, parameter)
+        parameter = parameter if changed is None else changed
+    return parameter
+
 
 @contextmanager
 def at_most(num_tensors: int, num_numbers: int) -> Iterator[None]:
     """Within the block, a model of many more parameters, or a tensor of many more numbers, is a ValueError."""
     seen = {"tensors": 0, "numbers": 0}
 
-    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
             seen["tensors"] += 1
             seen["numbers"] += parameter.numel()
@@ -29,12 +59,8 @@ def at_most(num_tensors: int, num_numbers: int) -> Iterator[None]:
         if seen["tensors"] > 4 * num_tensors + 1000 or seen["numbers"] > 4 * num_numbers + TABLE:
             raise ValueError(f"its sizes give far more parameters than the {num_numbers} numbers of its weights")
 
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        with _NoLargeTensor(max(num_numbers, TABLE)):
-            yield
-    finally:
-        handle.remove()
+    with registering(count), _NoLargeTensor(max(num_numbers, TABLE)):
+        yield
 
 
 class _NoLargeTensor(TorchDispatchMode):

@@ -184,6 +184,8 @@ class _Describer:
             if not _belongs(value.__module__, ALLOWED):
                 raise CannotDescribe(f"{value.__qualname__} is not looked up in {value.__module__}, where it stands.")
             return {"reference": self._name(value)}
+        if value is ...:  # as `nflib.io.arguments` keeps it
+            raise CannotDescribe("a lambda has no name to find it by; give a functools.partial of a class or function.")
         return self._part(value)
 
     def _part(self, part: Any) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from nflib.devices import usable_device
 from nflib.errors import first_line
 from nflib.io.arguments import keep_arguments, kept_arguments
 from nflib.io.atomic import complete_folder
-from nflib.io.bounded import at_most
+from nflib.io.bounded import at_most, registering
 from nflib.io.descriptions import TENSOR, CannotDescribe, describe, find_class, name_of, rebuild
 from nflib.io.documents import read_json
 from nflib.io.hub import local_folder, upload
@@ -247,15 +246,13 @@ def _without_weights(build: Callable[[], Any]) -> Any:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
     try:
-        built = build()
+        with registering(emptied):
+            built = build()
         if not any(buffer.is_meta for buffer in built.buffers()):
             return built
     except MISFITS:
         pass  # some constructors compute with their parameters
-    finally:
-        hook.remove()
     return build()
 
 

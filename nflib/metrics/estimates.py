@@ -71,7 +71,8 @@ def grouped_jackknife(
 
     Of each sample in turn, each of its g groups is left out: ``error² = Σ (g - 1) / g Σ_i (s_i - mean s)²``, summed
     over the samples, which are taken as independent (Shao and Wu 1989). For distances of features, where a bootstrap's
-    repeated rows would count as neighbours.
+    repeated rows would count as neighbours. It is too large rather than too small: of the Fréchet and kernel distances
+    of two sets that are alike, up to 1.6 times the spread over repeated draws.
 
     Args:
         statistic: of all the samples.

@@ -60,7 +60,8 @@ def sliced_wasserstein(
         SW_2^2 = E_t[W_2^2(t'x, t'y)],  t uniform on the unit sphere
         estimate = mean_l [ W_l - gamma_l' (C_l - E C) ]
 
-    W_l is exact along each direction. The control variates C come from Gaussians fitted to the projections, with
+    W_l is exact along each direction, for the samples given; as a distance of what they were drawn from it is too large
+    on average. The control variates C come from Gaussians fitted to the projections, with
     means m and variances s^2 (Nguyen & Ho, arXiv 2305.00402), and their means over the sphere are known:
 
         "lower"  C = (t'(m_x - m_y))^2                  E C = |m_x - m_y|^2 / d

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from nflib.montecarlo.kernels.interface import Kernel
 from nflib.montecarlo.path import GeometricPath, Particles
 
-__all__ = ["AcceptanceTarget", "FixedStepSizes", "StepSizes"]
+__all__ = ["AcceptanceTarget", "FixedStepSizes", "StepSizes", "as_step_sizes"]
 
 PILOT_PARTICLES = 256
 
@@ -123,6 +123,16 @@ class FixedStepSizes:
 
     def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
         return self.step_sizes[min(num_moves, len(self.step_sizes) - 1)]
+
+
+def as_step_sizes(step_sizes: Any) -> StepSizes:
+    """The rule of step sizes, `AcceptanceTarget()` by default. Raises ValueError for what is none, such as a number."""
+    step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
+    if isinstance(step_sizes, type) or not (hasattr(step_sizes, "first") and hasattr(step_sizes, "next")):
+        raise ValueError(
+            f"step_sizes is {step_sizes!r}; pass a rule, such as AcceptanceTarget() or FixedStepSizes([s])."
+        )
+    return step_sizes
 
 
 def _factor(acceptance: float, target: float, gain: float) -> float:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
+from nflib.montecarlo.adaptation import StepSizes, as_step_sizes, mean_acceptance
 from nflib.montecarlo.densities import Target
-from nflib.montecarlo.kernels import HMC, Kernel
+from nflib.montecarlo.kernels import Kernel, as_kernel
 from nflib.montecarlo.path import GeometricPath
 from nflib.random import generator_of
 
@@ -56,16 +56,19 @@ def run_chains(
     tensor(True)
     """
     generator = generator_of(generator, seed)
-    if num_steps < 1 or batch_size < 1:
-        raise ValueError(f"run_chains: num_steps is {num_steps}, batch_size {batch_size}; pass positive numbers.")
-    kernel = HMC() if kernel is None else kernel
+    if num_steps < 1 or batch_size < 1 or len(x) < 1:
+        raise ValueError(
+            f"run_chains: num_steps is {num_steps}, batch_size {batch_size}, and there are {len(x)} points; pass 1 or "
+            "more of each."
+        )
+    kernel = as_kernel(kernel)
     name = type(kernel).__name__
     weighted = f"run_chains: {name} weights its moves, and chains have no weights; use MALA or HMC."
     if getattr(kernel, "draws_proposal", False):
         raise ValueError(f"run_chains: {name} draws from a proposal, and there is none; use MALA or HMC.")
     if getattr(kernel, "weights_moves", False):
         raise ValueError(weighted)
-    step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
+    step_sizes = as_step_sizes(step_sizes)
     path = GeometricPath.of_target(target, batch_size)
     particles = kernel.init(path.evaluate(x, gradient=getattr(kernel, "needs_gradient", False)), path)
     step_size = step_sizes.first(kernel, particles, path, 1.0, generator)

@@ -45,7 +45,7 @@ class RunState:
 
 MESSAGE = "{path} is no checkpoint of smc ({reason}); delete it, or name another file."
 PARTICLES = tuple(f"particles.{name}" for name in Particles._fields)
-ARRAYS = {"particles.x": "f", "particles.log_proposal": "f", "particles.log_target": "f", "log_weights": "f"}
+ARRAYS = {"particles.x": "fiu", "particles.log_proposal": "f", "particles.log_target": "f", "log_weights": "f"}
 ARRAYS |= {"ancestors": "iu", "generator": "iu", "counters": "U", "settings": "U"}
 GRADIENTS = {"particles.proposal_gradient": "f", "particles.target_gradient": "f"}
 COUNTERS = ("inverse_temperature", "step_size", "num_rejected", "num_evaluations", "num_gradients")

@@ -174,7 +174,9 @@ def log_prob_where(log_prob: Callable[[Tensor], Tensor], x: Tensor, usable: Tens
 
 
 def check_log_density(name: str, values: Tensor, count: int) -> None:
-    """Raises ValueError unless `values` holds one number a sample."""
+    """Raises ValueError unless `values` is a tensor with one number a sample."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} returned a {type(values).__name__}; return a tensor, one number a sample.")
     if values.shape != (count,):
         raise ValueError(
             f"{name} returned log-densities of shape {tuple(values.shape)} for {count} samples; return one number a "

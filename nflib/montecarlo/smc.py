@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from nflib.io.arrays import within
-from nflib.montecarlo.adaptation import AcceptanceTarget, StepSizes, mean_acceptance
+from nflib.montecarlo.adaptation import StepSizes, as_step_sizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
 from nflib.montecarlo.densities import Proposal, Target
 from nflib.montecarlo.diagnostics import effective_sample_size, log_mean_weight, normalized_weights
 from nflib.montecarlo.genealogy import Resamplings
 from nflib.montecarlo.history import History
-from nflib.montecarlo.kernels import HMC, Kernel
-from nflib.montecarlo.path import GeometricPath
+from nflib.montecarlo.kernels import Kernel, as_kernel
+from nflib.montecarlo.path import GeometricPath, Particles
 from nflib.montecarlo.resampling import SCHEMES, resample
 from nflib.montecarlo.temperatures import (
     AdaptiveTemperatures,
@@ -110,9 +110,9 @@ def smc(
         progress: show a progress bar.
 
     Raises:
-        ValueError: numbers out of range, draws that do not know their densities, an unknown scheme, a target without
-            `log_prob`, a log-density that is not one number a sample or has no gradient, or a checkpoint of another
-            run.
+        ValueError: numbers out of range, a kernel or rule that is none, draws that do not know their densities or
+            have others, an unknown scheme, a target without `log_prob`, a log-density that is not one number a sample
+            or has no gradient, or a checkpoint of another run.
 
     >>> import torch
     >>> from nflows.distributions import StandardNormal
@@ -152,9 +152,9 @@ def smc(
         num_samples,
         num_draws,
         geometric_path,
-        HMC() if kernel is None else kernel,
+        as_kernel(kernel),
         as_rule(temperatures),
-        AcceptanceTarget() if step_sizes is None else step_sizes,
+        as_step_sizes(step_sizes),
         moves,
         final_moves,
         resampling,
@@ -196,8 +196,9 @@ def check_smc_options(
         num_samples, num_draws, kernel, moves, final_moves: of `smc`.
 
     Raises:
-        ValueError: numbers out of range, final moves of a kernel that draws from the proposal.
+        ValueError: numbers out of range, a kernel that is none, final moves of one that draws from the proposal.
     """
+    kernel = as_kernel(kernel)
     num_draws = num_samples if num_draws is None else num_draws
     if num_samples < 2 or moves < 1 or final_moves < 0:
         raise ValueError(
@@ -245,6 +246,8 @@ class _Run:
             particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
         else:
             particles = self.path.drawn(draws)
+            if other := self._changed_density(particles):
+                raise ValueError(f"smc: the draws are of another {other}; draw and weight them with those given here.")
         if everyone_moves:
             particles = self.kernel.init(particles, self.path)
         log_weights = torch.where(particles.alive, 0.0, -torch.inf).to(torch.float64)
@@ -261,16 +264,23 @@ class _Run:
 
     def resume(self, state: RunState, path: Path | None) -> None:
         """Take up the counts; raises ValueError where the densities are not those that the checkpoint was made with."""
-        some = state.particles.select(state.particles.alive.nonzero().flatten()[:4])
-        if len(some.x):
-            again = self.path.evaluate(some.x)
-            for name, before, now in (
-                ("target", some.log_target, again.log_target),
-                ("proposal", some.log_proposal, again.log_proposal),
-            )[: 2 if self.path.is_geometric else 1]:
-                if not torch.allclose(before, now, rtol=1e-2, atol=1e-1):
-                    raise ValueError(f"{path} belongs to a run with another {name}; name another file.")
+        if other := self._changed_density(state.particles):
+            raise ValueError(f"{path} belongs to a run with another {other}; name another file.")
         self.path.num_evaluations, self.path.num_gradients = state.num_evaluations, state.num_gradients
+
+    def _changed_density(self, particles: Particles) -> str | None:
+        """Which density, "target" or "proposal", is another than that which a few particles have; None where both are
+        the same. What is asked for this is not counted."""
+        some = particles.select(particles.alive.nonzero().flatten()[:4])
+        if len(some.x) == 0:
+            return None
+        counted = self.path.num_evaluations
+        again = self.path.evaluate(some.x)
+        self.path.num_evaluations = counted
+        pairs = {"target": (some.log_target, again.log_target)}
+        if self.path.is_geometric and not getattr(self.path.proposal, "stochastic_density", False):
+            pairs["proposal"] = (some.log_proposal, again.log_proposal)
+        return next((name for name, pair in pairs.items() if not torch.allclose(*pair, rtol=1e-2, atol=1e-1)), None)
 
     def advance(self, state: RunState) -> RunState:
         """The state at the next inverse temperature."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -79,11 +79,21 @@ class AdaptiveTemperatures:
         return min(current + max(low, self.smallest_step), 1.0)
 
 
-def as_rule(temperatures: Temperatures | Iterable[float] | None) -> Temperatures:
-    """Inverse temperatures as a rule: adaptive ones by default, and any numbers as they are given."""
+def as_rule(temperatures: Any) -> Temperatures:
+    """Inverse temperatures as a rule: adaptive ones by default, and any numbers as they are given.
+
+    Raises ValueError for what is neither, such as how many they are.
+    """
     if temperatures is None:
         return AdaptiveTemperatures()
-    return FixedTemperatures(temperatures) if isinstance(temperatures, Iterable) else temperatures
+    if isinstance(temperatures, Iterable) and not isinstance(temperatures, str):
+        return FixedTemperatures(temperatures)
+    if isinstance(temperatures, type) or not hasattr(temperatures, "next"):
+        raise ValueError(
+            f"temperatures is {temperatures!r}; pass inverse temperatures that rise to 1, such as torch.linspace(0, 1, "
+            "11), or a rule, such as AdaptiveTemperatures()."
+        )
+    return temperatures
 
 
 def conditional_ess_fraction(log_weights: Tensor, log_increments: Tensor) -> float:

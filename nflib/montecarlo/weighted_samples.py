@@ -22,7 +22,7 @@ from nflib.montecarlo.resampling import resample
 
 __all__ = ["WeightedSamples"]
 
-ARRAYS = {"x": "f", "log_weights": "f", "num_rejected": "iu", "clipped": "fiu"}
+ARRAYS = {"x": "fiu", "log_weights": "f", "num_rejected": "iu", "clipped": "fiu"}
 OPTIONAL_ARRAYS = {"log_prob": "f", "log_target": "f", "ancestors": "iu"}
 # Above this shape of the weights' tail, or below this many independent draws, no error is told (Vehtari et al. 2024).
 MAX_PARETO_K = 0.7
@@ -186,7 +186,7 @@ class WeightedSamples:
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
-        values = function(self.x[used])
+        values = torch.as_tensor(function(self.x[used]))
         if values.is_complex():
             raise ValueError("expectation: the function returned complex numbers; return torch.view_as_real of them.")
         values = values.to(torch.float64)

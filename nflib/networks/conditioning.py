@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflib.dtypes import as_dtype
+from nflib.devices import table_device
+from nflib.dtypes import Tables, as_dtype
+from nflib.inference import is_traced
 from nflib.networks.norms import LayerNorm
 from nflib.networks.positions import LearnedPositions
 
@@ -32,8 +34,7 @@ class ClassEmbedding(nn.Module):
         if context.is_floating_point() or context.is_complex() or context.dtype == torch.bool:
             raise ValueError(f"class labels are integers, or -1 for none, got a context of {context.dtype}.")
         labels = context.reshape(-1).long()
-        # Values cannot be looked at while a graph is traced.
-        if labels.numel() and not torch.compiler.is_compiling():
+        if labels.numel() and not is_traced():
             lowest, highest = int(labels.min()), int(labels.max())
             if lowest < -1 or highest >= len(self.weight):
                 raise ValueError(
@@ -107,7 +108,7 @@ class ImagePrefix(nn.Module):
         return patches + self.positions(0, patches.shape[1])
 
 
-class SinusoidalEmbedding(nn.Module):
+class SinusoidalEmbedding(Tables):
     """Sines and cosines of numbers, interleaved, at the rates ``base^(-2i / channels)``: ``(…) -> (…, channels)``.
 
     Integers, too; in the module's dtype. Raises ValueError for an odd number of channels.
@@ -120,10 +121,10 @@ class SinusoidalEmbedding(nn.Module):
         if channels % 2:
             raise ValueError(f"a sinusoidal embedding needs an even number of channels, got {channels}.")
         self.base = base
-        self.register_buffer("rates", _rates(channels, base), persistent=False)
+        self.register_buffer("rates", _rates(channels, base, table_device()), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        rates = self.rates
+        rates = self.rates.to(numbers.device)
         if rates.dtype.itemsize < 4:  # by which numbers of some hundreds could not be told apart
             rates = _rates(2 * len(rates), self.base, rates.device)
         phase = numbers.unsqueeze(-1) * rates

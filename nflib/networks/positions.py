@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nflib.dtypes import FullPrecisionBuffers
+from nflib.devices import table_device
+from nflib.dtypes import FullPrecisionBuffers, Tables
 
 
 class LearnedPositions(nn.Module):
@@ -23,7 +24,7 @@ class LearnedPositions(nn.Module):
         return self.weight[start:stop]
 
 
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositions(Tables):
     """Sines and cosines of the position (Vaswani et al. 2017), interleaved, times one learned scale."""
 
     table: Tensor
@@ -32,15 +33,16 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         if channels % 2:
             raise ValueError(f"sinusoidal positions need an even number of channels, got {channels}.")
-        rate = torch.exp(torch.arange(0, channels, 2) * (-math.log(base) / channels))
-        phase = torch.arange(length).unsqueeze(-1) * rate
+        device = table_device()
+        rate = torch.exp(torch.arange(0, channels, 2, device=device) * (-math.log(base) / channels))
+        phase = torch.arange(length, device=device).unsqueeze(-1) * rate
         table = torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
         self.register_buffer("table", table, persistent=False)
         self.scale = nn.Parameter(torch.full((1,), 1e-2))
 
     def forward(self, start: int, stop: int) -> Tensor:
         _check_length(stop, len(self.table))
-        return self.table[start:stop] * self.scale
+        return self.table[start:stop].to(self.scale.device) * self.scale
 
 
 def grid_coordinates(shape: Sequence[int]) -> Tensor:
@@ -49,7 +51,7 @@ def grid_coordinates(shape: Sequence[int]) -> Tensor:
     >>> grid_coordinates((2, 2)).tolist()
     [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=table_device()) for n in shape), indexing="ij")
     return torch.stack(axes, dim=-1).reshape(-1, len(shape))
 
 
@@ -81,7 +83,7 @@ class Rotary(FullPrecisionBuffers):
     def forward(self, x: Tensor, start: int) -> Tensor:
         stop = start + x.shape[-2]
         _check_length(stop, len(self.phase))
-        phase = self.phase[start:stop]
+        phase = self.phase[start:stop].to(x.device)
         if x.dtype.itemsize < 4:
             wide = torch.promote_types(
                 phase.dtype, torch.float32

@@ -253,7 +253,7 @@ class CausalTransformer(nn.Module):
         if start == 0 and self.start_token is not None:
             read = torch.cat([self.start_token.to(read.dtype).expand(read.shape[0], 1, -1), read], dim=1)
         if read.shape[1] == 0:
-            return tokens.new_zeros(tokens.shape[0], stop - start, self.out_channels)
+            return read.new_zeros(tokens.shape[0], stop - start, self.out_channels)
         first = max(start - 1 + self.num_start_tokens, 0)
         features = None
         if self.features is not None:

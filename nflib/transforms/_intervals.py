@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.inference import is_traced
+
 
 def rounded_outward(low: float, high: float) -> tuple[np.float32, np.float32]:
     """The smallest float32 interval that holds [low, high]."""
@@ -29,12 +31,12 @@ def clamped(name: str, x: Tensor, low: Tensor, high: Tensor, bounded: Tensor, dt
     """x ``(B, *event)`` with numbers of bounded coordinates in [low, high]; all but x broadcast to x.
 
     Numbers beyond an end by no more than the rounding of `dtype`, in which they were given, are put on it. Further ones
-    are a ValueError; compiled and exported programs cannot branch on data, there they become NaN.
+    are a ValueError; compiled and exported programs, and torch.func, cannot branch on data: there they become NaN.
     """
     lowest, highest = closed(low, high, dtype)
     outside = bounded & ((x < lowest) | (x > highest))
     inside = torch.where(bounded, torch.maximum(torch.minimum(x, high), low), x)
-    if torch.compiler.is_compiling():
+    if is_traced():
         return inside.masked_fill(outside, torch.nan)
     if outside.any():
         place = tuple(int(i) for i in outside.nonzero()[0])

@@ -141,7 +141,7 @@ class BinnedNormal(_Binned):
         points = points.to(common_dtype(points, parameters))
         mirror = points > 0
         probabilities = self._probabilities(parameters, points.dtype, mirror)
-        distance = points.abs()
+        distance = torch.where(mirror, points, -points)  # abs() has no gradient at zero
         # Beyond it, tail probabilities leave the range of the dtype.
         reach = 30.0 if probabilities.dtype == torch.float64 else 10.0
         body = distance.clamp(max=reach)

@@ -82,8 +82,8 @@ class Autoregressive(Transform):
         """
         self._check_shape(inputs)
         encoded = self.encode_context(context)
-        if len(inputs) == 0:  # of which no decoder can measure anything
-            return Inversion(inputs, inputs.new_zeros(0), 0.0)
+        if len(inputs) == 0:  # of which no decoder can measure anything; their gradient is zero
+            return Inversion(self._to_noise(inputs, encoded)[0], inputs.new_zeros(0), 0.0)
         with torch.no_grad():
             # A decoder that returns tokens and logabsdet alone does not know its residual.
             inversion = Inversion(*(decoder or self.decoding)(self, inputs, encoded, prefix))

@@ -11,6 +11,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflib.contexts import as_context, map_context, num_rows
+from nflib.dtypes import Tables
 from nflib.interfaces import Decoder, Inversion
 from nflib.transforms.causal_map import AffineAutoregressive
 from nflib.transforms.inversion import input_shape, invert, output_shape, uses_context
@@ -131,7 +132,7 @@ class Guided(AffineAutoregressive):
         raise ValueError("this flow is guided already, and there is nothing to guide in it.")
 
 
-class PairedContext(nn.Module):
+class PairedContext(Tables):
     """Stacks each context with the unconditional one, ``(B, …) -> (B, 2, …)``: the embedding net of a guided flow.
 
     unconditional: of the contexts' shape, one row or one for each; a pair where the contexts are pairs of tokens and

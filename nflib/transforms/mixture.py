@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from nflib.inference import is_traced
 from nflib.transforms._marginal_bins import lower_tail
 from nflib.transforms._rational_quadratic import common_dtype, raw_parameters
 from nflib.transforms.univariate import Univariate, check_tail_bound
@@ -85,8 +86,10 @@ class NormalMixture(Univariate):
         weights = log_weights.exp()
         # Each tail is summed by itself: small ones keep their relative precision.
         lower, upper = (weights * lower_tail(x)).sum(0), (weights * lower_tail(-x)).sum(0)
-        score = torch.special.ndtri(torch.minimum(lower, upper))
-        z = torch.where(lower < upper, score, -score)
+        is_lower = lower < upper
+        # Not minimum(), whose gradient vanishes where both are equal.
+        score = torch.special.ndtri(torch.where(is_lower, lower, upper))
+        z = torch.where(is_lower, score, -score)
         log_derivative = (log_weights - log_scales - 0.5 * x.square()).logsumexp(0) + 0.5 * z.square()
         return z + log_derivative.exp() * (u - body), log_derivative
 
@@ -109,7 +112,7 @@ class NormalMixture(Univariate):
             last, u = (new - u).abs(), torch.where(is_done, u, new)
             # The error left is of the order of the square of Newton's step; `inverse` makes one more.
             is_done = is_done | (last <= tolerance) | (good & (last <= 1e-2 * tolerance**0.5))
-            if not torch.compiler.is_compiling() and bool(is_done.all()):
+            if not is_traced() and bool(is_done.all()):
                 break
         return torch.where(is_below, below, torch.where(is_above, above, u))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nflib.devices import table_device
+from nflib.dtypes import Tables
 from nflib.transforms.univariate import Univariate
 
 
@@ -12,10 +14,10 @@ class MaskedLinear(nn.Linear):
     """A linear map that a mask ``(out, in)`` cuts connections from."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        return nn.functional.linear(x, self.weight * mask, self.bias)
+        return nn.functional.linear(x, self.weight * mask.to(self.weight.device), self.bias)
 
 
-class TokenMap(nn.Module):
+class TokenMap(Tables):
     """``forward(u, parameters) -> (z, logabsdet)`` and `inverse`, token by token, by what a network says of each.
 
     u, z and logabsdet ``(B, L, C)``; parameters ``(B, L, parameters_per_token)``. With zero parameters a new map is the
@@ -80,7 +82,7 @@ class InnerAutoregressive(TokenMap):
         self.units = units
         self.parameters_per_token = token_size * units
         width = token_size * units
-        number = torch.arange(token_size)
+        number = torch.arange(token_size, device=table_device())
         unit, feature = number.repeat_interleave(units), number.repeat_interleave(univariate.features_per_number)
         self.register_buffer("mask_in", (unit[:, None] > feature[None, :]).float(), persistent=False)
         self.register_buffer("mask", (unit[:, None] >= unit[None, :]).float(), persistent=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nflib.events import check_event_shape
+from nflib.inference import without_autocast
 from nflib.transforms._marginal_fit import LARGEST, SMALLEST
 from nflib.transforms.inversion import ClosedForm
 from nflib.transforms.marginal import as_float64, working_dtype
@@ -74,6 +75,7 @@ class Whiten(ClosedForm):
         outputs = torch.linalg.solve_triangular(factor, columns, upper=False).T.reshape(inputs.shape)
         return outputs, -_logabsdet(factor, inputs.shape[0])
 
+    @without_autocast
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event_shape(inputs, self.event_shape, "Whiten")
         factor = self.factor.to(working_dtype(inputs))

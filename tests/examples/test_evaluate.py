@@ -1,5 +1,7 @@
 """The judges of moving digits, on clips whose truth is known."""
 
+import json
+
 import pytest
 import torch
 
@@ -79,6 +81,10 @@ def test_evaluate_a_model_that_knows_nothing(tmp_path):
     assert list(figures["roll_out"]["digits"]) == list(range(length, 4 * length + 1, length // 2))
     alone = evaluate(output, folder, num_clips=0, roll_outs=2)
     assert set(alone) == {"settings", "roll_out"} and alone["roll_out"] == figures["roll_out"]
+    with pytest.raises(ValueError, match="overlap must lie in"):
+        evaluate(output, folder, num_clips=8, overlap=length)
+    kept = json.loads(output.read_text())  # what was found before
+    assert kept["likelihood"] == figures["likelihood"] and "roll_out" not in kept
     assert figures["likelihood"]["bits_per_dim"] == pytest.approx(figures["likelihood"]["nats_per_dim"] / 0.6931472)
     assert likelihoods(model, 8, batch_size=3)["nats_per_dim"] == pytest.approx(
         figures["likelihood"]["nats_per_dim"], abs=0.1

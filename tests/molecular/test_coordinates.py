@@ -8,7 +8,7 @@ from torch.autograd.functional import jacobian
 
 from molecular import Peptide
 from molecular.coordinates.local_frames import LocalFrames
-from molecular.coordinates.spherical import Spherical, torsion_cuts
+from molecular.coordinates.spherical import FirstAngleOnCircle, Spherical, torsion_cuts
 from molecular.molecule.symmetry import methyl_rotations, random_symmetry
 from molecular.molecule.z_matrix import z_matrix_order
 from tests.molecular.small_molecules import of_bonds
@@ -219,6 +219,19 @@ def test_spherical_logabsdet_against_autograd(with_offset):
         torch.testing.assert_close(logabsdet[k], torch.linalg.slogdet(dense)[1], atol=1e-10, rtol=0)
         dense = jacobian(lambda u: spherical.inverse(u.view(1, 4, 3))[0].flatten(), outputs[k].flatten())
         torch.testing.assert_close(inverse_logabsdet[k], torch.linalg.slogdet(dense)[1], atol=1e-10, rtol=0)
+
+
+def test_the_first_angle_on_a_circle():
+    spherical, _ = Spherical()(methanol_tokens(5))
+    turned, logabsdet = FirstAngleOnCircle()(spherical)
+    angle = math.pi * torch.sigmoid(spherical[:, 0, 2])
+    torch.testing.assert_close(turned[:, 0, 2], 2 * angle - math.pi)
+    again, inverse_logabsdet = FirstAngleOnCircle().inverse(turned)
+    torch.testing.assert_close(again, spherical)
+    torch.testing.assert_close(inverse_logabsdet, -logabsdet)
+    for k in range(5):
+        dense = jacobian(lambda u: FirstAngleOnCircle()(u.view(1, 4, 3))[0].flatten(), spherical[k].flatten())
+        torch.testing.assert_close(logabsdet[k], torch.linalg.slogdet(dense)[1])
 
 
 def test_spherical_coordinates_mean_what_they_say():

@@ -403,6 +403,10 @@ def test_other_mistakes(alanine, states):
     pytest.importorskip("ot")
     with pytest.raises(ValueError, match="the reference has 2 finite conformations"):
         evaluate({"a": states}, states, alanine)
+    reference, nothing = mixture(states, 4, 4), torch.full((2,), -torch.inf)
+    for source in (states * torch.nan, (states, nothing)):
+        with pytest.raises(ValueError, match="ensemble 'a' has no conformation that is finite and has a weight"):
+            evaluate({"a": source}, reference, alanine, energy=energy_of(states))
 
 
 # --- the table

@@ -221,6 +221,18 @@ def test_a_change_late_in_a_longer_trajectory_is_seen(shorter):
     assert population(shares, x > 0.5).error == math.inf
 
 
+def test_the_correlation_of_an_angle_in_degrees_is_that_of_the_angle(alanine):
+    degrees = 30.0 * torch.as_tensor(autoregressive(1, 4000, 0.9, np.random.default_rng(0)))[0]
+    positions = torch.zeros(4000, alanine.num_atoms, 3, dtype=torch.float64)
+    positions[:, 0, 0] = degrees
+    groups = torch.zeros(4000, dtype=torch.int64)
+    conformations = WeightedConformations(positions, groups=groups, time=torch.arange(4000.0))
+    variable = CollectiveVariable("angle", lambda x: x[:, 0, 0], "degrees", 360.0)
+    expected = shares_of(conformations, [degrees.deg2rad()])[0].num_families
+    assert analyse(conformations, alanine, [variable]).num_independent == expected
+    assert expected < shares_of(conformations, [degrees])[0].num_families
+
+
 def test_short_trajectories_state_no_error():
     x = torch.as_tensor(autoregressive(2, 60, 0.9, np.random.default_rng(0))).reshape(-1)
     groups = torch.arange(2).repeat_interleave(60)
@@ -239,6 +251,24 @@ def test_families_of_one_ancestor_are_not_independent():
     copies = profile(x.repeat(5), Shares(equal(5000), torch.arange(1000).repeat(5)))
     np.testing.assert_allclose(copies.errors, once.errors, rtol=1e-9)
     np.testing.assert_allclose(copies.effective_counts, once.effective_counts, rtol=1e-9)
+
+
+def test_unequal_families_have_the_error_of_the_jackknife():
+    """Leaving out a family at a time, in the share and in the logarithm of the ratio of two sides."""
+    rng = np.random.default_rng(0)
+    families = np.repeat(np.arange(12), [40, 20, *[8] * 10])
+    inside = rng.random(len(families)) < rng.random(12)[families]
+    shares = Shares(equal(len(families)), torch.as_tensor(families))
+    left = [inside[families != family].mean() for family in range(12)]
+    # Linear in each share, as the delta method is: the skewness is that of the jackknife's values.
+    d = np.array(left) / inside.mean() - 1
+    expected = np.sqrt(11 / 12 * (d**2).sum()) * (1 + abs((d**3).sum()) / (d**2).sum() ** 1.5 / 4)
+    cells = torch.as_tensor(inside).long() - 1
+    assert shares.of_cells(cells, 1).errors[0] == pytest.approx(expected, rel=1e-9)
+    d /= 1 - inside.mean()
+    expected = np.sqrt(11 / 12 * (d**2).sum()) * (1 + abs((d**3).sum()) / (d**2).sum() ** 1.5 / 4)
+    error = shares.log_ratio(cells == 0, cells != 0)[1]
+    assert error == pytest.approx(expected, rel=1e-9)
 
 
 def test_few_conformations_state_no_error():

@@ -2,21 +2,25 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
 from molecular.commands.improvement import RECORD
-from molecular.molecule.storage import load_molecule
+from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.sampling.sample import sample
 from molecular.sampling.targets import energy_for
-from molecular.training.replay_buffer import OwnSamples
+from molecular.training.replay_buffer import SIZE, OwnSamples
 from nflib.flows import TARFlow
+from nflib.io import only_run
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
 from nflib.montecarlo.diagnostics import effective_sample_size
 from nflib.training import LogVariance, TrainingConfig, fit
+from nflib.training.checkpoints import WEIGHTS
 from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
 
 LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
@@ -185,22 +189,28 @@ def improve(model, output, *options, steps=4):
     )
 
 
-def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path):
+def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path, caplog):
     flow.save_pretrained(tmp_path / "teacher")
     for name in ("whole", "stopped"):
         improve(tmp_path / "teacher", tmp_path / name)
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-000000004")
     improve(tmp_path / "teacher", tmp_path / "stopped")
-    models = [InternalProse.from_pretrained(tmp_path / name / "model") for name in ("whole", "stopped")]
-    changed = False
-    for name, value in models[0].state_dict().items():
-        torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
-        changed |= not torch.equal(value, flow.state_dict()[name])
-    assert changed
+    last = Path("checkpoints", "step-000000004", WEIGHTS)
+    weights = [load_file(tmp_path / name / last) for name in ("whole", "stopped")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
     records = [json.loads((tmp_path / name / RECORD).read_text()) for name in ("whole", "stopped")]
     assert records[0] == records[1]
     assert records[0]["num_energies"] == 40
     assert [part["step"] for part in records[0]["rounds"]] == [0, 2]
+    # The second round's draws were worth less than the first flow's, which is kept, not the last one.
+    first, second = (part[SIZE] for part in records[0]["rounds"])
+    assert first > second and records[0]["kept_step"] == 0 and "It fell" in caplog.text
+    improve(tmp_path / "teacher", tmp_path / "one round", steps=2)
+    assert json.loads((tmp_path / "one round" / RECORD).read_text())["kept_step"] == 2
+    for name, is_kept in (("whole", True), ("stopped", True), ("one round", False)):
+        kept = InternalProse.from_pretrained(tmp_path / name / "model").state_dict()
+        assert is_kept == all(torch.equal(kept[part], value) for part, value in flow.state_dict().items())
     # Sampling needs the model alone, and energies over another kT are not gone on with.
     assert load_molecule(tmp_path / "whole" / "model").difference(Peptide("GG")) is None
     for options, words in (
@@ -209,6 +219,17 @@ def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path):
     ):
         with pytest.raises(SystemExit, match=words):
             improve(tmp_path / "teacher", tmp_path / "whole", *options)
+
+
+def test_a_run_that_has_no_checkpoint_yet_keeps_its_molecule(flow, tmp_path):
+    flow.save_pretrained(tmp_path / "teacher")
+    save_molecule(Peptide("GG", temperature=350.0), tmp_path / "run" / "model")
+    with pytest.raises(SystemExit, match="its temperature is 350 K, not 310 K; give another output"):
+        improve(tmp_path / "teacher", tmp_path / "run")
+    assert load_molecule(tmp_path / "run" / "model").temperature == 350.0
+    with only_run(tmp_path / "other"), pytest.raises(SystemExit, match="another run is at work"):
+        improve(tmp_path / "teacher", tmp_path / "other")
+    assert not (tmp_path / "other" / "model").exists()
 
 
 def test_a_run_with_particles_goes_on_where_it_was_stopped(flow, tmp_path):

@@ -1,6 +1,7 @@
 """Which shipped flow serves a peptide, by a tiny flow in a shipped folder of the test's own."""
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -10,15 +11,15 @@ import torch
 from molecular import Peptide
 from molecular.commands import main
 from molecular.flows import InternalProse
-from molecular.sampling.sample import load_flow
-from molecular.sampling.shipped_flows import COVERAGE, shipped_flow
+from molecular.sampling.sample import load_flow, load_proposal
+from molecular.sampling.shipped_flows import COVERAGE, shipped_flows
 from tests.molecular.tiny_flow import make_tiny_flow
 
 TWENTY = "ACDEFGHIKLMNPQRSTVWY"
 
 
 def named(sequence):
-    """A molecule as far as `shipped_flow` looks at it."""
+    """A molecule as far as `shipped_flows` looks at it."""
     is_peptide = sequence != "dipeptides"
     return SimpleNamespace(name=sequence, topology=SimpleNamespace(sequence=sequence if is_peptide else None))
 
@@ -43,16 +44,16 @@ def shipped(folder, monkeypatch):
 
 def test_a_peptide_gets_its_own_flow_or_one_that_covers_it(folder, caplog):
     caplog.set_level("INFO")
-    assert shipped_flow(named("GA"), folder) == folder / "GA"
+    assert shipped_flows(named("GA"), folder) == [folder / "GA"]
     assert not caplog.messages
-    assert shipped_flow(named("NL"), folder) == folder / "dipeptides"
+    assert shipped_flows(named("NL"), folder) == [folder / "dipeptides"]
     assert "No flow is shipped for NL alone; taking dipeptides" in caplog.text
 
 
 @pytest.mark.parametrize("sequence", ["AAA", "Ace-A-Nme", "Ace-AA-Nme", "dipeptides"])
 def test_peptides_that_nothing_covers(folder, sequence):
     with pytest.raises((FileNotFoundError, ValueError)) as error:
-        shipped_flow(named(sequence), folder)
+        shipped_flows(named(sequence), folder)
     if sequence != "dipeptides":
         words = (
             f"no flow is shipped for {sequence} (shipped: GA (this peptide alone), dipeptides (uncapped peptides of 2"
@@ -61,13 +62,38 @@ def test_peptides_that_nothing_covers(folder, sequence):
         assert "later" not in str(error.value)
 
 
+def test_all_flows_that_cover_a_peptide_are_mixed(folder, tmp_path, monkeypatch):
+    two = shutil.copytree(folder, tmp_path / "two")
+    torch.manual_seed(1)
+    other = InternalProse.from_pretrained(two / "dipeptides")
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    other.save_pretrained(two / "dipeptides-2")
+    shutil.copy(two / "dipeptides" / COVERAGE, two / "dipeptides-2")
+    assert shipped_flows(named("NL"), two) == [two / "dipeptides", two / "dipeptides-2"]
+    assert shipped_flows(named("GA"), two) == [two / "GA"]
+    peptide = Peptide("AG")
+    monkeypatch.setattr("molecular.sampling.sample.SHIPPED", two)
+    mixture, apart = load_proposal(peptide), [load_flow(peptide, path) for path in shipped_flows(peptide, two)]
+    x, log_prob = mixture.sample_and_log_prob(6, generator=torch.Generator().manual_seed(0))
+    both = torch.stack([flow.log_prob(x) for flow in apart])
+    assert (both[0] - both[1]).abs().max() > 0.1
+    torch.testing.assert_close(log_prob, both.logsumexp(0) - math.log(2), atol=1e-4, rtol=1e-5)
+    fixed, rest = mixture.split_coordinates()
+    y, logabsdet = fixed(x)
+    torch.testing.assert_close(rest.log_prob(y) + logabsdet, log_prob, atol=1e-2, rtol=1e-4)
+    with pytest.raises(ValueError, match="another molecule"):
+        mixture.check(Peptide("GG"))
+
+
 def test_nothing_shipped_and_a_damaged_description(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="shipped: none"):
-        shipped_flow(named("NL"), tmp_path / "nowhere")
+        shipped_flows(named("NL"), tmp_path / "nowhere")
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "dipeptides" / COVERAGE).write_text("{}")
     with pytest.raises(ValueError, match="does not say what the flow covers"):
-        shipped_flow(named("NL"), copy)
+        shipped_flows(named("NL"), copy)
 
 
 def test_the_flow_is_loaded_for_the_peptide(shipped):

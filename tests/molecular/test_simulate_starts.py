@@ -197,12 +197,13 @@ def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
 
 
 def test_the_command_starts_from_a_flow(tmp_path):
-    arguments = ["--peptide", "Ace-A-Nme", "--flow", str(SHIPPED / "Ace-A-Nme"), "--flow_draws", "100", "--hot_ps", "0"]
-    arguments += ["--equilibration_ps", "0", "--num_ladders", "4", "--num_temperatures", "1", "--swap_ps", "0.001"]
+    arguments = ["--peptide", "Ace-A-Nme", "--flow", str(SHIPPED / "Ace-A-Nme"), "--flow_draws", "100"]
+    arguments += ["--equilibration_ps", "0", "--num_ladders", "4", "--swap_ps", "0.001"]
     arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
     main(["simulate", *arguments, "--output", str(tmp_path)])
     origin = f"100 weighted draws of the flow in {SHIPPED / 'Ace-A-Nme'}"
-    assert read_json(tmp_path / "settings.json")["starts"] == origin
+    settings = read_json(tmp_path / "settings.json")
+    assert (settings["starts"], settings["temperatures"], settings["hot_steps"]) == (origin, [300.0], 0)
     given = FlowStarts(num_draws=100)(Peptide("Ace-A-Nme"), 4, 3)
     frame = load_ensemble(tmp_path).positions
     moved = (frame - frame[:, :1]) - (given - given[:, :1])
@@ -229,11 +230,14 @@ def test_frames_of_an_earlier_simulation_are_starts(tmp_path, caplog):
         chosen = (starts(peptide, 3, seed)[:, None] == frames).flatten(2).all(-1).int().argmax(1)
         assert sorted(ladder[chosen].tolist()) == [0, 1, 2] and "independent" not in caplog.text
     assert rows.any(1).all() and set(rows.sum(0).tolist()) == {1, 2}
-    arguments = ["simulate", "--peptide", "GG", "--ensemble", str(tmp_path / "first"), "--hot_ps", "0"]
-    arguments += ["--equilibration_ps", "0", "--num_ladders", "3", "--num_temperatures", "1", "--swap_ps", "0.001"]
+    # Of the molecule of those frames, and by default nothing that destroys their equilibrium.
+    arguments = ["simulate", "--ensemble", str(tmp_path / "first"), "--equilibration_ps", "0", "--num_ladders", "3"]
+    arguments += ["--swap_ps", "0.001"]
     arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
     main([*arguments, "--output", str(tmp_path / "second")])
-    assert read_json(tmp_path / "second" / "settings.json")["starts"] == f"frames of {tmp_path / 'first'}"
+    settings = read_json(tmp_path / "second" / "settings.json")
+    assert settings["starts"] == f"frames of {tmp_path / 'first'}"
+    assert (settings["temperatures"], settings["hot_steps"]) == ([310.0], 0)
     given, moved = starts(peptide, 3, 3), load_ensemble(tmp_path / "second").positions
     assert ((moved - moved[:, :1]) - (given - given[:, :1])).abs().max() < 0.02  # a femtosecond later
     with pytest.raises(

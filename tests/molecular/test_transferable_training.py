@@ -448,7 +448,7 @@ def test_regularization_is_for_flows_that_know_it(corpus, tmp_path):
     assert (config["dropout"], config["neighbours"]) == (0.2, False)
     for data, options, message in (
         (corpus, ("--coordinates", "cartesian", "--neighbours", "false"), "internal coordinates"),
-        (corpus / "systems" / "GG", ("--dropout", "0.2"), "dropout: only for a corpus"),
+        (corpus / "systems" / "GG", ("--dropout", "0.2"), "--dropout is for a corpus, but the data are of one"),
     ):
         with pytest.raises(SystemExit) as stop:
             train(data, tmp_path / "none", *options, "--training.max_steps", "1")

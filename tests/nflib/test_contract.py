@@ -158,6 +158,36 @@ def test_a_flow_on_the_meta_device_has_shapes():
     assert flow(torch.zeros(3, 6, device="meta")).shape == (3,)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"context_shape": (None, 3)},
+        {"positions": "rotary"},
+        {"positions": "sinusoidal"},
+        {"conditional": ["spline", "circular"]},
+    ],
+)
+def test_a_flow_on_the_meta_device_becomes_real(settings):
+    flow = make(patch_size=2, **settings)
+    context = torch.randn(3, 5, 3) if "context_shape" in settings else None
+    x, weights = torch.randn(3, 6), flow.state_dict()
+    with torch.device("meta"):
+        assigned, emptied = (TARFlow((6,), 2, **(SMALL | settings)) for _ in range(2))
+    shape = emptied(x.to("meta"), None if context is None else context.to("meta")).shape
+    assigned.load_state_dict(weights, assign=True)
+    emptied.to_empty(device="cpu").load_state_dict(weights)
+    for again in (assigned, emptied):
+        assert torch.equal(again(x, context), flow(x, context)) and shape == (3,)
+        assert torch.equal(again.sample(2, context, seed=0), flow.sample(2, context, seed=0))
+
+
+@pytest.mark.parametrize("conditional", ["affine", "spline"])
+def test_a_flow_in_half_precision_is_sampled_token_by_token(conditional):
+    flow = make(patch_size=2, conditional=conditional).bfloat16()
+    samples, log_prob = flow.sample_and_log_prob(3, seed=0)
+    torch.testing.assert_close(flow.log_prob(samples), log_prob, rtol=0.05, atol=0.2)
+
+
 def test_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

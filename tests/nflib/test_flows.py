@@ -93,6 +93,7 @@ def test_no_rows_give_empty_results(case, flow):
     for context in case.contexts(1):
         rows = () if context is None else (1,)
         assert flow.sample(0, context).shape == (*rows, 0, *case.event_shape)
+        flow.rsample(0, context).sum().backward()
         given = flow.given(context)
         assert given.sample((0,)).shape == given.rsample((0,)).shape == (0, *case.event_shape)
         assert given.sample((2, 0)).shape == (2, 0, *case.event_shape)

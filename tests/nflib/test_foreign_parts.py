@@ -10,13 +10,14 @@ from nflows.transforms import (
     PointwiseAffineTransform,
     Transform,
 )
+from torch import nn
 from torch.distributions import Independent, Uniform
 
 from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow, autoregressive_blocks
 from nflib.montecarlo import BoltzmannDensity, smc
-from nflib.transforms import LinearGuidance, VectorPatches
+from nflib.transforms import GaussianizeMarginals, LinearGuidance, VectorPatches
 
 SMALL = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8}
 
@@ -59,6 +60,10 @@ def test_log_determinants_that_are_not_one_number_a_row():
             flow.log_prob(x[:2])
         with pytest.raises(ValueError, match="return one number for each"):
             flow.sample_and_log_prob(2)
+    columns = Flow(CompositeTransform([Doubled((1,))]), StandardNormal((2,)))
+    for call in (columns.log_prob, columns.encode):
+        with pytest.raises(ValueError, match="not one number for each input"):
+            call(x)
     flow = Flow(CompositeTransform([Doubled(())]), StandardNormal((2,)))
     samples, log_prob = flow.sample_and_log_prob(5, seed=0)
     torch.testing.assert_close(flow.log_prob(samples), log_prob)
@@ -89,3 +94,38 @@ def test_an_exported_flow_takes_batches_of_any_size():
     program = torch.export.export(flow, inputs, dynamic_shapes=(rows, rows))
     inputs = torch.randn(7, 6), torch.randn(7, 3)
     torch.testing.assert_close(program.module()(*inputs), flow(*inputs))
+
+
+def test_an_embedding_net_without_a_context():
+    blocks = autoregressive_blocks((3, 2), **SMALL, context_shape=(4,))
+    flow = Flow(CompositeTransform([VectorPatches((6,), 2), *blocks]), StandardNormal((3, 2)), nn.Linear(5, 4))
+    for call in (lambda: flow.log_prob(torch.randn(2, 6)), lambda: flow.sample(2), flow.given):
+        with pytest.raises(ValueError, match="embedding net of this flow, a Linear, needs a context"):
+            call()
+    with pytest.raises(TypeError):  # a mistake of the net's own
+        Flow(blocks[0], StandardNormal((3, 2)), Mistaken()).log_prob(torch.randn(2, 3, 2), torch.ones(2, 5))
+
+
+class Mistaken(nn.Module):
+    def forward(self, context):
+        return len(3)
+
+
+def test_gradients_of_each_sample_by_torch_func(perturb):
+    """`vmap`, `grad` and `functional_call`, of labels, of intervals, and in batches."""
+    labelled = perturb(TARFlow((6,), patch_size=2, num_classes=3, **SMALL).double())
+    everywhere = torch.ones(6, dtype=torch.bool)
+    bounded = Flow(GaussianizeMarginals.fit(torch.rand(100, 6), everywhere, bounds=(0, 1)), StandardNormal((6,)))
+    x, labels = torch.rand(4, 6, dtype=torch.float64), torch.tensor([0, 2, -1, 1])
+    weights = dict(labelled.named_parameters())
+
+    def log_prob(weights, x, label):
+        return torch.func.functional_call(labelled, weights, (x[None], label[None]))[0]
+
+    each = torch.func.vmap(torch.func.grad(log_prob), in_dims=(None, 0, 0))(weights, x, labels)
+    whole = torch.autograd.grad(labelled.log_prob(x, labels).sum(), list(weights.values()))
+    for own, gradient in zip(each.values(), whole, strict=True):
+        torch.testing.assert_close(own.sum(0), gradient)
+    torch.testing.assert_close(torch.func.vmap(lambda own: bounded.log_prob(own[None])[0])(x), bounded.log_prob(x))
+    batched = torch.func.grad(lambda x: labelled.log_prob(x, labels, batch_size=2).sum())(x)
+    torch.testing.assert_close(batched, labelled.score(x, labels))

@@ -18,12 +18,14 @@ from torch import Tensor
 import nflib
 from nflib.montecarlo import (
     BoltzmannDensity,
+    IndependentMetropolis,
     WeightedSamples,
     as_proposal,
     as_target,
     diagnostics,
     importance_sample,
     resample,
+    smc,
 )
 from nflib.montecarlo.diagnostics import error_inflation, tail_size
 from nflib.montecarlo.genealogy import Resamplings, offspring_variance
@@ -261,6 +263,8 @@ def test_user_mistakes_are_named():
         importance_sample(proposal, TARGET, 5, generator=torch.Generator(), seed=1)
     with pytest.raises(ValueError, match="the target's log_prob returned"):
         importance_sample(proposal, BoltzmannDensity(lambda x: x), 5)
+    with pytest.raises(ValueError, match="the target's log_prob returned a ndarray; return a tensor"):
+        importance_sample(proposal, BoltzmannDensity(lambda x: x.sum(1).numpy()), 5)
 
 
 # --- weighted samples
@@ -327,6 +331,9 @@ def test_standard_error_is_the_textbook_one_widened():
     samples = weighted(log_weights)
     textbook = (w.std() / (w.mean() * math.sqrt(500))).item()
     assert textbook < samples.log_normalizer_standard_error < 1.1 * textbook
+    few = weighted(torch.zeros(30))  # of 0, 1, …, 29
+    inflation = error_inflation(few.x - few.x.mean(), fit_tails=True)
+    torch.testing.assert_close(few.expectation(lambda x: x)[1], few.x.double().std(0) / math.sqrt(30) * inflation)
     alone = WeightedSamples(samples.x, log_weights, ancestors=torch.arange(500))
     assert alone.log_normalizer_standard_error == pytest.approx(samples.log_normalizer_standard_error, rel=1e-9)
 
@@ -468,6 +475,21 @@ def test_save_and_load(tmp_path, monkeypatch):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="lacks"):
         WeightedSamples.load(tmp_path / "other.npz")
+
+
+def test_samples_of_discrete_distributions_are_saved_and_resumed(tmp_path):
+    uniform, rising = (torch.distributions.Categorical(torch.tensor(p)) for p in ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+    settings = {"kernel": IndependentMetropolis(), "seed": 0, "checkpoint": tmp_path / "run.npz"}
+    moved, again = (smc(uniform, rising, 50, **settings) for _ in range(2))
+    assert moved.x.dtype == again.x.dtype == torch.int64 and torch.equal(moved.x, again.x)
+    moved.save(tmp_path / "samples.npz")
+    loaded = WeightedSamples.load(tmp_path / "samples.npz")
+    assert torch.equal(loaded.x, moved.x) and loaded.x.dtype == torch.int64
+
+
+def test_a_function_of_numpy_has_an_expectation():
+    samples = weighted(torch.zeros(100))
+    assert samples.expectation(lambda x: x[:, 0].numpy()) == samples.expectation(lambda x: x[:, 0])
 
 
 def test_construction_mistakes():

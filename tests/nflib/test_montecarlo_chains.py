@@ -54,11 +54,14 @@ def test_points_without_density_stay_where_they_are():
         ({"num_steps": 1, "kernel": ULA()}, "ULA weights its moves"),
         ({"num_steps": 1, "kernel": IndependentMetropolis()}, "there is none"),
         ({"num_steps": 1, "generator": torch.Generator()}, "seed"),
+        ({"num_steps": 1, "kernel": HMC}, "an object with init and step"),
+        ({"num_steps": 1, "step_sizes": 0.1}, "step_sizes is 0.1"),
+        ({"num_steps": 1, "x": exact(4)[:0]}, "there are 0 points"),
     ],
 )
 def test_mistakes(options, words):
     with pytest.raises(ValueError, match=words):
-        run_chains(TARGET, exact(4), seed=0, **options)
+        run_chains(TARGET, options.pop("x", exact(4)), seed=0, **options)
 
 
 @pytest.mark.parametrize("first", [0.1, 0.3, 0.5, 0.7])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
-from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, read_config
+from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME, Pretrained, _without_weights, read_config
 from nflib.io.tensors import write_tensors
 from nflib.networks import CausalTransformer
 from nflib.transforms import GaussianizeMarginals, Standardize, VectorPatches, Whiten
@@ -421,3 +422,25 @@ def test_parts_of_nflows_do_not_compute_in_half_precision(tmp_path):
     torch.testing.assert_close(narrow.float().log_prob(x), expected, rtol=0.02, atol=0.02)
     scaled = Flow(CompositeTransform([ActNorm(6)]), StandardNormal((6,))).eval().bfloat16()
     assert scaled.log_prob(x).isfinite().all()  # which takes any
+
+
+def test_other_threads_build_models_in_the_meantime():
+    """Only the thread that saves or loads builds without memory for parameters."""
+    inside, built = threading.Event(), threading.Event()
+
+    def build():
+        inside.set()
+        assert built.wait(10)
+        return TARFlow((4,), **SMALL)
+
+    def elsewhere():
+        assert inside.wait(10)
+        made.append(TARFlow((4,), **SMALL))
+        built.set()
+
+    made = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    assert all(parameter.is_meta for parameter in _without_weights(build).parameters())
+    thread.join()
+    assert not any(parameter.is_meta for parameter in made[0].parameters())

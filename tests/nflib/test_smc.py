@@ -318,6 +318,10 @@ def test_user_mistakes_are_named():
         ("resampling_threshold is 2", {"resampling_threshold": 2.0}),
         ("must rise", {"temperatures": [0.5, 0.4, 1.0]}),
         ("must rise", {"temperatures": [0.5, 0.9]}),
+        ("temperatures is 10; pass inverse temperatures that rise", {"temperatures": 10}),
+        ("temperatures is 'adaptive'; pass", {"temperatures": "adaptive"}),
+        (r"kernel is <class .*HMC'>; pass an object with init and step, such as HMC\(\)", {"kernel": HMC}),
+        (r"step_sizes is 0.1; pass a rule, such as .*FixedStepSizes\(\[s\]\)", {"step_sizes": 0.1}),
     ):
         with pytest.raises(ValueError, match=message):
             smc(q, TARGET, 10, **keywords)
@@ -413,6 +417,14 @@ def test_of_many_draws_none_may_be_left():
     assert samples.log_normalizer == -math.inf
     with pytest.raises(ValueError, match="num_draws is 10, fewer"):
         smc(Normal(DIM), TARGET, 40, num_draws=10)
+
+
+def test_draws_of_another_density_are_refused():
+    draws = importance_sample(Normal(DIM), TARGET, 200, seed=0)
+    with pytest.raises(ValueError, match="the draws are of another target"):
+        smc(Normal(DIM), TARGET, 100, draws=draws.reweight(BoltzmannDensity(lambda x: 0.0 * x.sum(dim=1))))
+    with pytest.raises(ValueError, match="the draws are of another proposal"):
+        smc(Normal(DIM), TARGET, 100, draws=dataclasses.replace(draws, log_prob=draws.log_prob - 1.0))
 
 
 def test_draws_that_are_there_are_not_drawn_again():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nflib.montecarlo import ULA, BoltzmannDensity, FixedStepSizes, resample, smc
+from nflib.montecarlo.diagnostics import error_inflation
 from nflib.montecarlo.genealogy import Resamplings, log_normalizer_variance, offspring_variance, relative_variance
 from nflib.montecarlo.resampling import SCHEMES
 from tests.nflib.smc_cases import CASES, Normal
@@ -117,6 +118,15 @@ def test_lee_whiteley_is_unbiased(draws):
     truth = math.prod(mean_squares) - one**2
     assert np.mean(estimates) == pytest.approx(truth, abs=4 * np.std(estimates) / math.sqrt(runs))
     assert np.var(products) == pytest.approx(truth, rel=0.2)
+
+
+def test_the_error_is_widened_by_the_skewness_of_families_around_an_equal_share_of_the_draws():
+    ancestors, resamplings = torch.arange(20).repeat_interleave(torch.arange(1, 21)), Resamplings(num_draws=1000)
+    log_weights = torch.zeros(len(ancestors), dtype=torch.float64)
+    deviations = torch.arange(1, 21).double() / len(ancestors) - 1 / 1000
+    found = log_normalizer_variance(log_weights, ancestors, resamplings)
+    widened = error_inflation(deviations, fit_tails=False).item() ** 2
+    assert found == pytest.approx(relative_variance(log_weights, ancestors, resamplings) * widened, rel=1e-12)
 
 
 def test_families_of_one_are_independent_samples():

@@ -90,6 +90,16 @@ def test_log_determinants_are_those_of_autograd(map_):
 
 
 @pytest.mark.parametrize("map_", ALL, ids=name)
+def test_slopes_at_zero_where_both_tails_are_equal(map_):
+    for parameters in (torch.zeros(1, map_.parameters_per_number, dtype=torch.float64), random_parameters(map_, 1)):
+        for function in (map_, map_.inverse):
+            x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+            y, logabsdet = function(x, parameters)
+            (slope,) = torch.autograd.grad(y.sum(), x)
+            torch.testing.assert_close(slope, logabsdet.exp())
+
+
+@pytest.mark.parametrize("map_", ALL, ids=name)
 def test_gradients_of_both_directions_are_right(map_):
     parameters = random_parameters(map_, 12, scale=0.7).requires_grad_(True)
     u = random_points(map_, 12).requires_grad_(True)

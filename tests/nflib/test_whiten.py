@@ -76,3 +76,10 @@ def test_errors(data):
 def test_a_scale_that_float32_does_not_hold_is_an_error(data, scale):
     with pytest.raises(ValueError, match="coordinate 0 of the flattened event is .* beyond the range of float32"):
         Whiten.fit(data * scale)
+
+
+def test_the_inverse_under_autocast():
+    data = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    whiten = Whiten.fit(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(whiten.inverse(whiten(data)[0])[0], data, rtol=0, atol=1e-5)

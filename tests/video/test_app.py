@@ -1,5 +1,6 @@
 """The demo page: its numbers by gradio's client; the page itself, driven in a browser, which asks nobody else."""
 
+import math
 import re
 import socket
 from urllib.parse import urlsplit
@@ -60,8 +61,9 @@ def test_a_clip_and_its_likelihood(model, tmp_path):
     image = write_clip(frame, tmp_path / "frame.png", enlarge=2)
     begun = draw_clip(model, "", str(image), seed=1)
     torch.testing.assert_close(begun.clip[:1], frame, atol=0.01, rtol=0)
-    with pytest.raises(ValueError, match="whole number"):
-        draw_clip(model, SEVEN, seed=0.5)
+    for seed in (0.5, 2.0**64, math.nan, math.inf):
+        with pytest.raises(ValueError, match="whole number"):
+            draw_clip(model, SEVEN, seed=seed)
 
 
 def test_numbers_through_the_client(address, model, looked_up):
@@ -82,8 +84,11 @@ def test_guidance_begins_at_the_models_own():
 
     guided = tiny_model().with_settings(guidance=9.0)
     for pipeline, is_guided, value in ((guided, True, 9.0), (Pipeline.load("digits"), False, 0.0)):
-        sliders = [one["props"] for one in build_page(pipeline).config["components"] if one["type"] == "slider"]
-        guidance = next(props for props in sliders if props["elem_id"] == "guidance")
+        props = [one["props"] for one in build_page(pipeline).config["components"]]
+        guidance, frame = (
+            next(one for one in props if one.get("elem_id") == name) for name in ("guidance", "first_frame")
+        )
+        assert frame["visible"] == (pipeline.window > 1)  # an image has no first frame that it could go on from
         assert (guidance["visible"], guidance["value"]) == (is_guided, value) and guidance["maximum"] >= value
     assert draw_clip(Pipeline.load("digits"), "seven", guidance=0.0).clip.shape == (1, 1, 8, 8)
 

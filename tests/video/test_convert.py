@@ -231,6 +231,24 @@ def test_other_files(parts, t2i, tmp_path, kind):
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("wrapper", ["average", "compiled blocks", "checkpointed layers"])
+def test_wrapped_weights(parts, tmp_path, wrapper):
+    """Of torch's AveragedModel, and of blocks or layers that were wrapped one by one."""
+    plain = parts / "afhq_model_2_64_2_1_0.07.pth"
+    state = torch.load(plain)
+    renamed = {
+        "average": lambda name: f"module.{name}",
+        "compiled blocks": lambda name: name.replace("blocks.0.", "blocks.0._orig_mod.", 1),
+        "checkpointed layers": lambda name: name.replace("attn_blocks.0.", "attn_blocks.0._checkpoint_wrapped_module."),
+    }[wrapper]
+    state = {renamed(name): value for name, value in state.items()}
+    if wrapper == "average":
+        state["n_averaged"] = torch.tensor(7)
+    torch.save(state, tmp_path / "wrapped.pth")
+    wrapped, expected = (load_tarflow(path, 2).state_dict() for path in (tmp_path / "wrapped.pth", plain))
+    assert all(torch.equal(wrapped[name], value) for name, value in expected.items())
+
+
 def test_tarflow(parts, tarflow, tmp_path):
     pipeline = Pipeline.load(tarflow)
     assert pipeline.settings.clip_shape == (1, 3, 8, 8) and pipeline.settings.noise == 0.07

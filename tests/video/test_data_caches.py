@@ -13,6 +13,7 @@ import torch
 import video.data.latent_cache as latent_cache
 from nflib.io import only_run
 from nflib.training.data import as_source
+from tests.video import stand_ins
 from tests.video.files import write_image, write_video
 from tests.video.tiny import tiny_latents
 from video.data.cache_folder import open_cache
@@ -22,7 +23,7 @@ from video.data.folders import read_folder
 from video.data.latent_cache import LatentCache, encode_clip_folder
 from video.data.prompt_cache import PromptCache, encode_prompts
 from video.data.sizes import Bucket
-from video.text.encoders import Words
+from video.text.encoders import Words, load_text
 
 BUCKETS = [Bucket(1, 32, 32), Bucket(2, 32, 64)]
 
@@ -262,6 +263,27 @@ def test_fingerprints(latents):
         next(moved.parameters()).view(-1)[0] += 1e-3
     others = [moved, tiny_latents().to(torch.bfloat16), tiny_latents(3)]
     assert len({fingerprint(part) for part in [latents, *others]}) == 4
+
+
+@pytest.mark.parametrize("embeddings_only", [True, False])
+def test_fingerprints_know_tokenizers_and_embeddings(tmp_path, embeddings_only):
+    """A prompt cached for one vocabulary, side of padding or table of embeddings is not another's."""
+    folder = stand_ins.save_t5(tmp_path)
+
+    def own():
+        return load_text(folder, 3, embeddings_only=embeddings_only)
+
+    text = own()
+    first = fingerprint(text)
+    text(["a red fox in snow"])  # which a tokenizer remembers the length of
+    assert fingerprint(text) == first == fingerprint(own())
+    left, other, changed = own(), own(), own()
+    left.tokenizer.padding_side = "left"
+    other.tokenizer.add_tokens(["wolf"])
+    weight = changed.weight if embeddings_only else changed.encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[3] += 1
+    assert len({first, *map(fingerprint, (left, other, changed))}) == 4
 
 
 def test_memory_while_encoding(folder, latents, tmp_path, monkeypatch):

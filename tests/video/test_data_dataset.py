@@ -110,10 +110,13 @@ def damaged(tmp_path):
 
 
 def test_damaged_files_are_counted(tmp_path):
+    for k in range(10):
+        (tmp_path / f"{k}.txt").write_text(f"picture {k}")
     source = damaged(tmp_path)
     assert len(source) == 9
     clips = source.clips(torch.arange(9))
     assert clips.rows.tolist() == [0, 1, 2, 3, 4, 6, 6, 7, 0]
+    assert clips.prompts == [f"picture {k}" for k in (0, 1, 2, 4, 5, 7, 7, 8, 0)]  # of what takes the place
     assert torch.equal(clips.frames[5], clips.frames[6]) and torch.equal(clips.frames[8], clips.frames[0])
     assert "Skipped of 10: 3 files (3.png, 6.png, 9.png)." in source.report()
     assert "3.png cannot be decoded (no format that Pillow knows)" in source.report()

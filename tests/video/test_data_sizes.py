@@ -37,6 +37,7 @@ def test_centre_is_kept():
     fitted = fit_frame(frame, 30, 30).astype(float)
     assert abs(fitted[:, 4:-4].mean() - 119) < 0.5
     assert np.allclose(np.diff(fitted[0, 4:-4, 0]), 4, atol=1)
+    assert np.array_equal(fit_frame(frame.transpose(1, 0, 2), 30, 30).astype(float), fitted.transpose(1, 0, 2))
 
 
 def test_buckets_have_about_the_area():
@@ -64,6 +65,10 @@ def test_nearest_bucket():
     assert abs(math.log(width / height * 9 / 16)) == min(abs(math.log(w / h * 9 / 16)) for _, h, w in choices)
     assert nearest_bucket(choices, 8, 500, 500) == Bucket(1, 256, 256)
     assert nearest_bucket([Bucket(9, 32, 32)], 8, 500, 500) is None
+    # By the ratio of aspect ratios: 1 : 2.2 is nearer to 1 : 4 than to 1 : 1, lying or standing.
+    for shape in ((32, 128), (128, 32)):
+        height, width = (220 if side == 128 else 100 for side in shape)
+        assert nearest_bucket([Bucket(1, 64, 64), Bucket(1, *shape)], 1, height, width)[1:] == shape
 
 
 def test_levels():

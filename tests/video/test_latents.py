@@ -99,6 +99,7 @@ def test_training_and_decoder_alone(tmp_path):
 
 def test_set_scale():
     latents, frames = tiny_latents(), torch.rand(8, 1, 32, 32)
+    latents.autoencoder.register_to_config(latents_mean=[0.5, -0.5], latents_std=[2.0, 4.0])  # which it had before
     latents.set_scale(frames)
     z = latents.encode(frames.unsqueeze(1))
     torch.testing.assert_close(torch.stack([z.mean(), z.std()]), torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)

@@ -33,6 +33,20 @@ def test_round_trip(clip, tmp_path, suffix, tolerance):
     assert read_clip(path).shape == (6, 3, 128, 128)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_colours_of_videos_are_those_written(tmp_path, suffix):
+    """In the mean, too: libswscale's own rounding is down, by one level of 255. The matrix is said in the file."""
+    row, column = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 96), indexing="ij")
+    colours = torch.stack([column, row, -row * column]).expand(2, -1, -1, -1)
+    path = write_clip(colours, tmp_path / f"clip{suffix}")
+    back = read_clip(path)
+    assert abs(float((back - colours).mean())) < 0.3 / 127.5
+    assert float((back - colours).square().mean().sqrt()) < 1.5 / 127.5
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (6, 1)
+
+
 def test_frame_rate_and_codec(clip, tmp_path):
     with av.open(str(write_clip(clip, tmp_path / "clip.mp4", 12.5, codec="mpeg4"))) as container:
         stream = container.streams.video[0]

@@ -172,6 +172,17 @@ def test_training_reaches_every_parameter():
     assert all(parameter.grad is not None for parameter in flow.parameters())
 
 
+def test_densities_of_frames_take_what_densities_take():
+    flow = STARFlowV((2, 1, 2, 2), channels=32, layers_per_block=[1, 1], layer={"head_dim": 32}).eval()
+    levels = torch.arange(8).reshape(1, 2, 1, 2, 2)
+    torch.testing.assert_close(flow.log_prob_of_frames(levels).sum(1), flow.log_prob(levels))
+    with pytest.raises(ValueError, match="takes no context"):
+        flow.log_prob_of_frames(levels, torch.zeros(1, 3, 10))
+    with pytest.raises(ValueError, match="float64 and the flow is float32"):
+        flow.log_prob_of_frames(levels.double())
+    assert flow.log_prob(levels[:0]).shape == (0,) and flow.sample(0).shape == (0, 2, 1, 2, 2)
+
+
 def test_wrong_inputs():
     image, video = small_image_flow(), small_video_flow()
     text = torch.zeros(1, 3, 10)
@@ -179,7 +190,7 @@ def test_wrong_inputs():
         image.log_prob(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 11))
     with pytest.raises(ValueError, match=r"text of shape \(batch, 3, 10\), got \(1, 2, 10\)"):
         video.log_prob(torch.zeros(1, 3, 2, 2, 4), torch.zeros(1, 2, 10))
-    with pytest.raises(ValueError, match="1 clips need a context of as many rows, got 2"):
+    with pytest.raises(ValueError, match="1 inputs need a context of as many rows, got 2"):
         video.log_prob_of_frames(torch.zeros(1, 3, 2, 2, 4), text.expand(2, -1, -1))
     with pytest.raises(ValueError, match="context"):
         image.log_prob(torch.zeros(1, 2, 4, 4))

@@ -109,6 +109,8 @@ def test_variances_of_the_prior_count(flow, recorded):
     z, _ = flow._transform(x[0, :500], inputs["y"][:1].expand(500, *inputs["y"].shape[1:]))
     torch.testing.assert_close((z.square() / variance).mean(), torch.tensor(1.0), atol=0.02, rtol=0)
     torch.testing.assert_close(flow.log_prob(x[0, :3], inputs["y"][:1].expand(3)), log_prob[0, :3], atol=1e-2, rtol=0)
+    with pytest.raises(ValueError, match="this base is a ScaledNormal"):  # whose variances a scale would leave out
+        flow.with_scaled_noise(1.1)
     ones = tarflow_from_state_dict({**recorded["weights"], "var": torch.ones_like(variance)}, PATCH)
     assert "_distribution.deviation" not in ones.state_dict()
     for bad in (variance[:2], -variance, variance * float("nan")):

@@ -210,6 +210,7 @@ def test_a_killed_run_goes_on(pictures, tmp_path, capsys):
         (["--model", "tarflow", "--noise", "-1"], "noise must lie in"),
         (["--model", "tarflow", "--training.accelerator", "abacus"], "there is no device 'abacus'"),
         (["--model", "tarflow", "--patch_size", "0"], "patch_size must be a positive number"),
+        (["--layers_per_block", "2"], "layers_per_block of starflow is a list"),
         (["--model", "tarflow", "--validation", "1"], "must lie between 0 and 1"),
         (["--model", "tarflow", "--data", "/nowhere"], "there is no folder /nowhere"),
         (["--model", "tarflow", "--samples", "-1"], "samples, how many are shown"),

@@ -59,8 +59,8 @@ def draw_clip(
     Raises:
         ValueError: a prompt, image or number that does not fit.
     """
-    if seed != int(seed):
-        raise ValueError(f"the seed must be a whole number, got {seed}.")
+    if not (abs(seed) < 2**63 and seed == int(seed)):
+        raise ValueError(f"the seed must be a whole number of less than 19 digits, got {seed}.")
     prompt = prompt.strip()
     given = None if not first_frame else read_image(first_frame, pipeline.settings.clip_shape[1:]).unsqueeze(0)
     with threads_for(pipeline, int(candidates)):
@@ -102,6 +102,7 @@ def build_page(pipeline: Pipeline, example: str = "") -> Any:
                     sources=["upload", "clipboard"],
                     height=200,
                     elem_id="first_frame",
+                    visible=pipeline.window > 1,
                 )
                 seed = gradio.Number(0, label="Seed", precision=0, elem_id="seed")
                 guidance = gradio.Slider(

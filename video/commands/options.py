@@ -151,7 +151,8 @@ class OutputOptions:
                 written.append(write_clip(grid(first), self.out, rate, enlarge=enlarge))
             else:
                 written += _write_clips(pieces, len(first), self.out, rate, enlarge)
-            log.info("Written %s: %s.", ", ".join(map(str, written)), ", ".join(map(repr, dict.fromkeys(prompts))))
+            told = ", ".join(repr(prompt) for prompt in dict.fromkeys(prompts) if prompt)
+            log.info("Written %s%s.", ", ".join(map(str, written)), f": {told}" if told else "")
         if self.gallery is not None:
             clips = torch.cat(shown, dim=1)
             if source is not None:

@@ -14,15 +14,17 @@ from nflib.io import read_state_dict
 
 INDEX = ".index.json"
 CONFIGURATIONS = (".yaml", ".yml", ".json")
-# What wrappers of models put before each key.
-PREFIXES = ("module.", "model.", "_orig_mod.", "_fsdp_wrapped_module.")
+# What wrappers of a model put before each key, and those of its parts too into keys; and what an average of one counts.
+PREFIXES = ("module.", "model.")
+INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+COUNT = "n_averaged"
 
 
 def read_released_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a `.pth` or `.safetensors` file, or of the shards that an `.index.json` names.
 
-    Each file is read as by `nflib.io.read_state_dict`; prefixes that wrappers put before all keys ("module." …) are
-    taken off.
+    Each file is read as by `nflib.io.read_state_dict`; what wrappers put before all keys ("module." …) or into some
+    ("_orig_mod." …) is taken out.
 
     Raises:
         FileNotFoundError: there is no such file, or a shard is missing.
@@ -37,8 +39,10 @@ def read_released_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tenso
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without what wrappers put before all of its keys."""
-    found = dict(state)
+    """A state dict without what wrappers put before or into its keys."""
+    found = {key: value for key, value in state.items() if key != COUNT}
+    for infix in INFIXES:
+        found = {key.replace(infix, ""): value for key, value in found.items()}
     for prefix in PREFIXES * 2:
         if found and all(key.startswith(prefix) for key in found):
             found = {key.removeprefix(prefix): value for key, value in found.items()}

@@ -27,6 +27,8 @@ MOVING = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
 SIDEWAYS = (5, 6, 7, 8)
 # What Pillow's GIFs are shown at where they do not say.
 DURATION = Fraction(1, 10)
+# Of libswscale BICUBIC, FULL_CHR_H_INT and ACCURATE_RND: without them colours are rounded down, by a level on average.
+EXACT_COLOURS = 0x4 | 0x2000 | 0x40000
 # Some containers round times to milliseconds.
 TOLERANCE = Fraction(1, 1000)
 # What Pillow answers damaged files with.
@@ -246,7 +248,7 @@ def _video_frames(file: IO[bytes], name: str, start: Fraction | None) -> Generat
 def _upright(frame: Any, aspect: Fraction, name: str) -> Pixels:
     """As it is shown: with square pixels, and turned as it was held."""
     with _told(name, (import_av().FFmpegError, OSError, ValueError)):
-        shown = frame.to_ndarray(format="rgb24", width=_square(frame.width, aspect))
+        shown = frame.to_ndarray(format="rgb24", width=_square(frame.width, aspect), interpolation=EXACT_COLOURS)
         pixels: Pixels = np.rot90(shown[::-1] if _is_mirrored(frame) else shown, frame.rotation // 90)
     return pixels
 

@@ -27,7 +27,7 @@ COMPLETE = "latents-complete.json"
 SHARDS = "latents-*"
 # To be raised when other latents come of the same files, as by a mistake in decoding that is mended: old ones are then
 # refused.
-VERSION = 1
+VERSION = 2
 
 
 class LatentCache:

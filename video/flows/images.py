@@ -104,6 +104,7 @@ class ImageClips(Flow):
 class ScaledNormal(StandardNormal):
     """Independent normal numbers of mean 0, whose standard deviations are saved with a flow's weights."""
 
+    can_be_scaled = False
     deviation: Tensor
 
     def __init__(self, shape: Sequence[int]):

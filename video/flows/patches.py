@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nflib.distributions import NormalNoise
 from nflib.dtypes import widened
 from nflib.transforms import ClosedForm, ImagePatches
-from video.flows.positions import table_device
 
 
 class VideoPatches(ClosedForm):
@@ -47,7 +45,8 @@ class VideoPatches(ClosedForm):
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         frame_length, token_size = self.token_shape
         frames, _ = self.frame.inverse(inputs.reshape(-1, frame_length, token_size))
-        return frames.unflatten(0, (len(inputs), -1)), inputs.new_zeros(len(inputs))
+        shape = (len(inputs), inputs.shape[1] // frame_length)
+        return frames.unflatten(0, shape), inputs.new_zeros(len(inputs))
 
 
 class FrameNoise(NormalNoise):
@@ -58,7 +57,6 @@ class FrameNoise(NormalNoise):
 
     def __init__(self, num_frames: int, frame_length: int, token_size: int):
         super().__init__()
-        self.location = torch.zeros((), device=table_device())
         self.num_frames = num_frames
         self.frame_length = frame_length
         self.token_size = token_size

@@ -8,20 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nflib.devices import table_device
 from nflib.networks import Rotary, grid_coordinates
 
 # How many of a head's channel pairs turn with time, where text and frames are told apart; the rest see the picture.
 TIME_PAIRS = 8
-
-
-def table_device() -> torch.device:
-    """The device on which to make what a model computes once and does not learn.
-
-    It is torch's default device, but for the meta device: a model that is built there gets its weights later, and its
-    tables are no weights.
-    """
-    device = torch.get_default_device()
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def axial_coordinates(text_length: int, num_frames: int, height: int, width: int, span: float) -> Tensor:
@@ -33,8 +24,7 @@ def axial_coordinates(text_length: int, num_frames: int, height: int, width: int
     device = table_device()
     words = torch.zeros(text_length, 3, device=device)
     words[:, 2] = torch.arange(text_length, device=device) * (span / max(text_length, 1))
-    with device:
-        places = grid_coordinates((height, width)) * (span / math.sqrt(height * width))
+    places = grid_coordinates((height, width)) * (span / math.sqrt(height * width))
     frames = torch.arange(num_frames, dtype=places.dtype, device=device).repeat_interleave(len(places))
     return torch.cat([words, torch.cat([places.repeat(num_frames, 1), frames.unsqueeze(-1)], dim=-1)])
 

@@ -188,8 +188,8 @@ class STARFlowV(Flow):
 
         Raises ValueError as `log_prob` does.
         """
-        if context is not None and len(context) != len(inputs):
-            raise ValueError(f"{len(inputs)} clips need a context of as many rows, got {len(context)}.")
+        inputs = self._as_own_dtype(inputs)
+        context = self._checked_context(context, len(inputs))
         z, logabsdet = self._transform.by_frames(inputs, self._embedding_net(context))
         noise = z.reshape(-1, self._transform.frame_length, z.shape[-1])
         return self._distribution.log_prob(noise).view_as(logabsdet) + logabsdet

@@ -136,7 +136,8 @@ class Latents(nn.Module):
         self._set_statistics(self._encode(frames.unsqueeze(1)).squeeze(1))
 
     def _set_statistics(self, z: Tensor) -> None:
-        self.autoencoder.register_to_config(scaling_factor=1 / float(z.std()), shift_factor=float(z.mean()))
+        scale = {"scaling_factor": 1 / float(z.std()), "shift_factor": float(z.mean())}
+        self.autoencoder.register_to_config(**scale, latents_mean=None, latents_std=None)
 
     def _rescaled(self, latents: Tensor, scale: float, has_first: bool = True) -> Tensor:
         """Latents with the scale of later frames; has_first: whether their first frame is the clip's."""

@@ -35,7 +35,7 @@ class Family:
 def _tarflow(shape: tuple[int, ...], labels: TextEncoder, architecture: dict[str, Any]) -> Flow:
     settings = {"num_classes": labels.shape[0], **architecture}
     is_gaussianized = settings.pop("gaussianize", False)
-    if "layers_per_block" in settings:
+    if isinstance(settings.get("layers_per_block"), list):
         settings["num_blocks"] = len(settings["layers_per_block"])
     family = GaussianizedTARFlow if is_gaussianized else TARFlow
     return family(shape[1:], **settings)
@@ -77,7 +77,7 @@ class FlowOptions:
             be a height and a width: "[1, 8]" makes a token of each row of 8.
         channels: width of the transformers.
         layers_per_block: a list of the layers of each autoregressive map, such as "[2, 2, 8]"; of starflow the last one
-            is deep, and given the prompt.
+            is deep, and given the prompt. Of tarflow it may be one number, for all maps.
         head_dim: channels of an attention head.
         conditional: of tarflow, how pixels are mapped: affine, or spline, quadratic, binned or mixture, which suit
             small or flat pictures.
@@ -88,7 +88,7 @@ class FlowOptions:
     model: str | None = None
     patch_size: int | list[int] | None = None
     channels: int | None = None
-    layers_per_block: list[int] | None = None
+    layers_per_block: int | list[int] | None = None
     head_dim: int | None = None
     conditional: str | None = None
     gaussianize: bool | None = None
@@ -119,6 +119,8 @@ class FlowOptions:
                 raise ValueError(f"{name} is a setting of tarflow alone: leave it out.")
         if self.family.is_of_latents and isinstance(self.patch_size, list):
             raise ValueError(f"patches of {self.name} are square: give patch_size as one number.")
+        if self.family.is_of_latents and isinstance(self.layers_per_block, int):
+            raise ValueError(f'layers_per_block of {self.name} is a list, such as "[2, 2, 8]", whose last map is deep.')
         return {"patch_size": self.family.patch_size} | {k: v for k, v in self.said.items() if k != "model"}
 
     @property

@@ -149,7 +149,8 @@ def train(
             name: {"clips": len(cache), "skipped": cache.skipped} for name, cache in zip(PARTS, caches, strict=True)
         }
         write_json(output / RESULT, found | counts)
-        log.info("Best: %s bits per dimension of %s. Written %s.", result.best_validation_loss, objective.unit, output)
+        best = f"{result.best_validation_loss:.4g} bits per dimension of {objective.unit}"
+        log.info("Best: %s. Written %s.", best, output)
     return result
 
 

@@ -25,8 +25,8 @@ def begin_run(output: Path, wanted: Mapping[str, Any]) -> None:
     """
     if is_first_process():
         described = {name: json.dumps(value) for name, value in wanted.items()}
-        is_new = latest_checkpoint(output / "checkpoints") is None
         with only_run(output):
+            is_new = latest_checkpoint(output / "checkpoints") is None
             begin_cache(output, SETTINGS, described, SETTINGS, renew=is_new)
 
 
