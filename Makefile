@@ -61,4 +61,4 @@ $(VENV)/.installed-docs: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build/site
+	rm -rf $(VENV) build/site runs/demo

@@ -62,6 +62,7 @@ setup(
             "ruff",
             "mypy>=1.11",
             "scikit-learn>=1.4",
+            "torchdiffeq>=0.2.3",
             "zuko>=1.3",
             "arviz>=0.20",
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from nflib import Flow, decoding
 from nflib.flows import TARFlow
+from nflib.io.pretrained import WEIGHTS_NAME
 from nflib.networks import CausalTransformer
 from nflib.training import TrainingConfig, fit, maximum_likelihood
 from nflib.training.feed import Augmentation
@@ -134,6 +136,11 @@ def named_folders(entries: list[str]) -> dict[str, list[Path]]:
     return {
         name: [Path(folder) for folder in (folders if equals else name).split(",")] for name, equals, folders in parts
     }
+
+
+def fingerprints(folders: Sequence[Path]) -> dict[str, str]:
+    """Of the weights of flows, by folder: figures of others are not theirs."""
+    return {str(folder): hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()[:16] for folder in folders}
 
 
 def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

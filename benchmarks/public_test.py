@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import kept, markdown_table, reference_frames
+from common import fingerprints, kept, markdown_table, reference_frames
 
 import molecular
 from molecular.analysis import WeightedConformations, evaluate
@@ -200,9 +200,8 @@ def comparison(sequence: str, name: str, folders: Sequence[Path], arguments: Nam
 
 def _made_with(arguments: Namespace, folders: Sequence[Path], *options: str) -> dict[str, Any]:
     """What figures are of; a file made with other settings is not taken for them."""
-    return {"model": ",".join(map(str, folders))} | {
-        key: getattr(arguments, key) for key in ("num_samples", "seed", *options)
-    }
+    given = {key: getattr(arguments, key) for key in ("num_samples", "seed", *options)}
+    return {"models": fingerprints(folders)} | given
 
 
 def basins(molecule: Molecule) -> dict[str, dict[str, Interval]]:

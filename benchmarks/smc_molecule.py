@@ -34,8 +34,7 @@ from molecular.molecule.peptide import Peptide
 from molecular.sampling.sample import load_flow, reference_positions, sample
 from molecular.sampling.smc import SplitFlow, smc
 from nflib import Flow
-from nflib.montecarlo import HMC, MALA, AcceptanceTarget, IndependentMetropolis, SMCSamples, WeightedSamples
-from nflib.montecarlo.kernels import Kernel
+from nflib.montecarlo import HMC, MALA, AcceptanceTarget, IndependentMetropolis, Kernel, SMCSamples, WeightedSamples
 from nflib.transforms import Standardize
 
 SEQUENCE = "Ace-A-Nme"

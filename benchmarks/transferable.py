@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import argument_parser, kept, markdown_table, named_folders, prepare, reference_frames
+from common import argument_parser, fingerprints, kept, markdown_table, named_folders, prepare, reference_frames
 from public_test import public_test, shipped_transferable
 from torch import Tensor
 
@@ -88,9 +88,7 @@ def main() -> None:
             path = arguments.output / ("likelihood" if arguments.likelihood_only else "ensembles") / name
             records[sequence, name] = kept(
                 path / f"{sequence}.json",
-                {"model": ",".join(map(str, folders))}
-                | {key: getattr(arguments, key) for key in FIXED}
-                | {"seed": arguments.seed},
+                {"models": fingerprints(folders)} | {key: getattr(arguments, key) for key in (*FIXED, "seed")},
                 lambda sequence=sequence, folders=folders: run(sequence, folders, corpus, arguments),  # type: ignore[misc]
             )
             print(f"{sequence}, {name}: {records[sequence, name]['seconds']:.0f} s", flush=True)

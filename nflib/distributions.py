@@ -282,6 +282,7 @@ class TorchBase(Distribution):
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
         """Log-densities ``(B,)``, in nats: ``-inf`` outside the support, where torch's distributions raise."""
+        check_event_shape(inputs, self.event_shape(context))  # torch's would broadcast
         x = inputs.to(self.device)
         # In the graph, so that gradients are zero, not missing, where the density is constant; NaN stays NaN.
         zero = flattened(0.0 * x.clamp(-1.0, 1.0)).sum(dim=1)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 LONGEST_LINE = 300  # characters
 
 
 class ComputationError(RuntimeError):
     """A computation came to no result, for a reason that its one sentence tells the user; no mistake of the program."""
+
+
+def check_object(name: str, value: Any, example: str, *methods: str) -> None:
+    """Raise ValueError unless a value is an object with these methods; a class has them, too, but is none.
+
+    >>> check_object("solver", "rk4", "Heun(4)", "advance")
+    Traceback (most recent call last):
+    ValueError: solver must be an object such as Heun(4), got 'rk4'.
+    """
+    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
+        raise ValueError(f"{name} must be an object such as {example}, got {value!r}.")
 
 
 def first_line(error: BaseException) -> str:

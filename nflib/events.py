@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 from torch import Tensor
+
+
+def as_shape(event_shape: Sequence[int] | int) -> tuple[int, ...]:
+    """The shape of an event; a number is that of a vector of so many. Raises ValueError unless sizes are positive."""
+    sizes = tuple(event_shape) if isinstance(event_shape, Iterable) else (event_shape,)
+    if not all(isinstance(size, Integral) and size is not True and size >= 1 for size in sizes):
+        raise ValueError(f"event_shape must list positive sizes, got {event_shape!r}.")
+    return tuple(map(int, sizes))
 
 
 def flattened(x: Tensor) -> Tensor:

@@ -18,8 +18,15 @@ from torch.nn import functional
 
 from nflib.continuous import ODEFlow
 from nflib.events import per_row
-from nflib.montecarlo import SMCSamples, as_proposal, smc
-from nflib.montecarlo.coordinates import TransformedProposal, TransformedTarget, score_scales, transform_back
+from nflib.montecarlo import (
+    SMCSamples,
+    TransformedProposal,
+    TransformedTarget,
+    as_proposal,
+    score_scales,
+    smc,
+    transform_back,
+)
 
 __all__ = ["Degradation", "Posterior", "blur", "downsampling", "inpainting", "restore", "restored_mode"]
 

@@ -25,7 +25,7 @@ from examples.moving_digits.data import (
     light_centres,
     sharp_light,
 )
-from nflib.io import write_json
+from nflib.io.documents import finite_or_none, write_json
 from nflib.metrics import auroc
 from video.evaluation import score
 from video.pipeline import Pipeline
@@ -191,9 +191,11 @@ def roll_out(
     }
     early, late = digits[length], digits[end]
     return {
-        "sharpness_ratio": float(sharpness(clips[:, -1]).mean() / sharpness(clips[:, length - 1]).mean()),
+        "sharpness_ratio": finite_or_none(
+            float(sharpness(clips[:, -1]).mean() / sharpness(clips[:, length - 1]).mean())
+        ),
         "digits": digits,
-        "digit_ratio": late / early if early else math.nan,
+        "digit_ratio": late / early if early else None,
     }
 
 

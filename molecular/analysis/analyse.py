@@ -30,7 +30,7 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_names, reported_torsions
 from nflib.io.documents import finite_or_none
 from nflib.metrics import Estimate
-from nflib.montecarlo.diagnostics import effective_sample_size
+from nflib.montecarlo import effective_sample_size
 
 Variable = str | Callable[[Tensor], Tensor] | CollectiveVariable
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from molecular.data.ensembles import Ensemble
 from molecular.molecule.molecule import Molecule
-from nflib.montecarlo import WeightedSamples
-from nflib.montecarlo.diagnostics import normalized_weights
+from nflib.montecarlo import WeightedSamples, normalized_weights
 from nflib.montecarlo.genealogy import NONE, Resamplings
 
 # Conformations whose bonds tell the unit of length.

@@ -17,8 +17,7 @@ from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
 from molecular.sampling.sample import reference_positions
 from nflib.io import read_json
-from nflib.montecarlo import WeightedSamples
-from nflib.montecarlo.history import History
+from nflib.montecarlo import History, WeightedSamples
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from molecular.analysis.sources import (
 )
 from molecular.analysis.table import Evaluation
 from nflib.io import complete_folder
-from nflib.montecarlo.history import History
+from nflib.montecarlo import History
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,10 @@ from torch import Tensor
 from molecular.energy.dihedrals import AtomTerm, Dihedrals
 from molecular.energy.sums import total
 from molecular.energy.units import KILOJOULE, RADIAN, plain
+from molecular.energy.unsupported import UnsupportedForce
+
+# Coefficients of T_n grow as 2.4^n and cancel: beyond this, single precision loses more than 0.1 % of a barrier.
+HIGHEST_PERIODICITY = 12
 
 
 class PeriodicTorsions(AtomTerm):
@@ -31,6 +35,10 @@ class PeriodicTorsions(AtomTerm):
         terms: dict[tuple[int, ...], list[tuple[int, float, float]]] = {}
         for index in range(force.getNumTorsions()):
             *atoms, n, phase, barrier = force.getTorsionParameters(index)
+            if not 0 < n <= HIGHEST_PERIODICITY:
+                raise UnsupportedForce(
+                    f"Torsion {index} has the periodicity {n}; compile_system supports 1 to {HIGHEST_PERIODICITY}."
+                )
             key = min(tuple(atoms), tuple(atoms[::-1]))
             terms.setdefault(key, []).append((n, plain(phase, RADIAN), plain(barrier, KILOJOULE)))
         degree = max((n for series in terms.values() for n, _, _ in series), default=1)
@@ -40,7 +48,7 @@ class PeriodicTorsions(AtomTerm):
                 _add(even, column, Polynomial([barrier]))
                 _add(even, column, barrier * math.cos(phase) * _first_kind(n))
                 # The floats nearest pi have sines of about 1e-16; they are meant as zero.
-                if n > 0 and abs(math.sin(phase)) > 1e-9:
+                if abs(math.sin(phase)) > 1e-9:
                     _add(odd, column, barrier * math.sin(phase) * _first_kind(n).deriv() / n)
         self.chiral = bool(odd.any())
         powers = np.arange(1, degree + 1)[:, None]

@@ -14,7 +14,12 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from molecular.molecule.force_fields import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD, load_force_field
+from molecular.molecule.force_fields import (
+    CAPPED_FORCE_FIELD,
+    UNCAPPED_FORCE_FIELD,
+    load_force_field,
+    refusals_of_openmm,
+)
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.peptide import add_hydrogens, minimise, usual_order
 from molecular.molecule.structure_checks import named_by_hand, odd_bond, unnamed_bond, with_right_hands
@@ -130,16 +135,18 @@ def _create(
     before = modeller.topology.getNumAtoms()
     hint = ""
     try:
-        return modeller, field.createSystem(modeller.topology, **options), 0
+        with refusals_of_openmm():
+            return modeller, field.createSystem(modeller.topology, **options), 0
     except ValueError as error:
         reason: Exception = error
     for complete in (lambda: modeller, lambda: _with_missing_heavy_atoms(modeller, written)):
         try:
             completed = complete()
-            add_hydrogens(completed, field, variants(completed.topology, written), seed=1, ph=ph)
-            added = completed.topology.getNumAtoms() - before
-            completed = _in_usual_order(completed) if added else completed
-            return completed, field.createSystem(completed.topology, **options), added
+            with refusals_of_openmm():
+                add_hydrogens(completed, field, variants(completed.topology, written), seed=1, ph=ph)
+                added = completed.topology.getNumAtoms() - before
+                completed = _in_usual_order(completed) if added else completed
+                return completed, field.createSystem(completed.topology, **options), added
         except ImportError:
             hint = " (if heavy atoms are missing: `pip install pdbfixer`, which adds them)"
         except (ValueError, KeyError, openmm.OpenMMException) as error:

@@ -49,7 +49,8 @@ def read_molecule(
         structure: PDB or mmCIF (the first model), Amber prmtop, or GROMACS top. Water and ions are stripped from the
             first two, and hydrogens that are missing are added, for which the structure is then minimised; heavy atoms
             too, if pdbfixer is installed. Names that say a protonation (HID, HIE, HIP, ASH, GLH, LYN, CYM) are heeded
-            in PDB files; neutral histidine whose name and hydrogens do not say it is HIE, as in `Peptide`.
+            in PDB files, and of alternate locations the one of the highest occupancy is read (of mmCIF the first);
+            neutral histidine whose name and hydrogens do not say it is HIE, as in `Peptide`.
         coordinates: of a prmtop (inpcrd, rst7, PDB) or a top (gro, PDB). A box is left out, with a warning: a molecule
             is taken alone.
         force_field: with PDB or mmCIF, OpenMM force-field files; default for peptides: those of `Peptide`.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import openmm
 from openmm import app, unit
@@ -23,6 +24,17 @@ def load_force_field(files: Sequence[str]) -> app.ForceField:
         return app.ForceField(*files)
     except Exception as error:  # its reader fails in as many ways as files are wrong
         raise ValueError(f"cannot load the force field {', '.join(files)}: {first_line(error)}.") from error
+
+
+@contextmanager
+def refusals_of_openmm() -> Iterator[None]:
+    """ValueError where a force field does not fit: for residues that several templates match OpenMM has no class."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(first_line(error)) from error
 
 
 def harmonic_bonds(system: openmm.System) -> dict[tuple[int, int], tuple[float, float]]:

@@ -15,7 +15,12 @@ from openmm import app, unit
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from molecular.molecule.force_fields import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD, load_force_field
+from molecular.molecule.force_fields import (
+    CAPPED_FORCE_FIELD,
+    UNCAPPED_FORCE_FIELD,
+    load_force_field,
+    refusals_of_openmm,
+)
 from molecular.molecule.geometry import is_cis, signed_volumes
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.sequences import PeptideSequence, parse_sequence
@@ -96,10 +101,11 @@ class Peptide(Molecule):
         field = load_force_field(self.force_field)
         for seed in _EMBEDDING_SEEDS:
             try:
-                topology, start = _build(parsed, field, seed)
-                if not _all_trans(topology, start):
-                    continue
-                system = self._create_system(topology, field)
+                with refusals_of_openmm():
+                    topology, start = _build(parsed, field, seed)
+                    if not _all_trans(topology, start):
+                        continue
+                    system = self._create_system(topology, field)
             except ValueError as error:
                 reason = str(error).partition(".  ")[0]
                 raise ValueError(f"the force field does not know all of {self.sequence}: {reason}.") from error

@@ -14,6 +14,7 @@ from molecular.analysis.free_energy import Basin
 from molecular.data.ensembles import load_ensemble
 from molecular.dynamics.frames import Frames, FrameWriter
 from molecular.molecule.storage import load_molecule, save_molecule
+from nflib.io import complete_folder
 
 
 def main() -> None:
@@ -27,20 +28,19 @@ def main() -> None:
     inside = Basin.of("basin", options.basin, molecule)(ensemble.positions)
     rows = torch.cat([torch.arange(len(ensemble)), inside.nonzero()[:, 0].repeat(options.times)])
     chosen = ensemble.select(rows)
-    options.output.mkdir(parents=True)
-    save_molecule(molecule, options.output)
-    shutil.copy(options.data / "settings.json", options.output)
-    writer = FrameWriter(options.output)
-    writer.add(
-        Frames(
-            positions=chosen.positions.numpy(),
-            energies=chosen.energies.numpy(),
-            temperature_index=chosen.temperature_index.numpy().astype("int16"),
-            ladder=chosen.ladder.numpy().astype("int32"),
-            time=chosen.time.numpy(),
-        )
+    frames = Frames(
+        positions=chosen.positions.numpy(),
+        energies=chosen.energies.numpy(),
+        temperature_index=chosen.temperature_index.numpy().astype("int16"),
+        ladder=chosen.ladder.numpy().astype("int32"),
+        time=chosen.time.numpy(),
     )
-    writer.flush()
+    with complete_folder(options.output) as folder:  # not there until it is whole
+        save_molecule(molecule, folder)
+        shutil.copy(options.data / "settings.json", folder)
+        writer = FrameWriter(folder)
+        writer.add(frames)
+        writer.flush()
     print(f"{len(ensemble)} frames, {int(inside.sum())} of them in the basin; {len(rows)} are in {options.output}.")
 
 

@@ -69,7 +69,7 @@ def shipped_flows(molecule: Molecule, shipped: Path) -> list[Path]:
     if covering:
         log.info(
             "No flow is shipped for %s alone; taking %s, made for %s.",
-            *(sequence, " and ".join(folder.name for folder in covering), Coverage.read(covering[0] / COVERAGE)),
+            *(sequence, _listed(covering), Coverage.read(covering[0] / COVERAGE)),
         )
         return covering
     raise FileNotFoundError(
@@ -90,3 +90,8 @@ def beyond_coverage(molecule: Molecule, model: Path) -> str | None:
 
 def _holds_flow(folder: Path) -> bool:
     return (folder / WEIGHTS_NAME).is_file()
+
+
+def _listed(folders: list[Path]) -> str:
+    names = ", ".join(folder.name for folder in folders)
+    return names if len(folders) == 1 else f"the mixture of {names}"

@@ -23,8 +23,11 @@ from nflib.montecarlo import (
     BoltzmannDensity,
     Chains,
     IndependentMetropolis,
+    Kernel,
     Proposal,
     SMCSamples,
+    StepSizes,
+    Temperatures,
     TransformedProposal,
     TransformedTarget,
     WeightedSamples,
@@ -32,9 +35,6 @@ from nflib.montecarlo import (
     score_scales,
     transform_back,
 )
-from nflib.montecarlo.adaptation import StepSizes
-from nflib.montecarlo.kernels import Kernel
-from nflib.montecarlo.temperatures import Temperatures
 from nflib.transforms import Standardize
 
 KERNELS: dict[str, Kernel] = {

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from molecular.energy.reduced import HIGHEST_ENERGY
 from nflib.events import per_row
 from nflib.flows import Flow
-from nflib.montecarlo import BoltzmannDensity, Proposal, WeightedSamples, importance_sample, resample
-from nflib.montecarlo.diagnostics import effective_sample_size, normalized_weights
+from nflib.montecarlo import (
+    BoltzmannDensity,
+    Proposal,
+    WeightedSamples,
+    effective_sample_size,
+    importance_sample,
+    normalized_weights,
+    resample,
+)
 
 # Of a round, among its figures.
 SIZE = "effective_sample_size_fraction"

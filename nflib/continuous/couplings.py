@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -45,9 +44,16 @@ class OptimalTransport:
     (arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772.) Exact, at a cost that grows with the third power of the
     batch. Noise goes to data of the same context alone: among others its choice would tell of the context, and what
     was learnt be wrong for noise that does not. Where all contexts differ nothing is left to choose.
+
+    Raises ValueError for data with "weights": noise that always goes to a heavier row would be weighted with it.
     """
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
+        if "weights" in batch:
+            raise ValueError(
+                "OptimalTransport pairs rows of equal weight, and the data have 'weights'; resample the rows by their "
+                "weights, or take Independent()."
+            )
         x0, x1, context = Independent()(flow, batch, generator)
         order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
         for rows in _alike(context, torch.arange(len(x1), device=x1.device)):
@@ -107,8 +113,7 @@ def pairs_of(
     if context is not None:
         noise = noise.flatten(0, 1)
         context = map_context(lambda part: part.repeat_interleave(num_pairs, 0), context)
-    parts = [slice(first, first + batch_size) for first in range(0, len(noise), batch_size)]
-    x = torch.cat([flow.decode(noise[part], map_context(itemgetter(part), context)) for part in parts])
+    x = flow.decode(noise, context, batch_size)
     x0 = _over_width(placed(flow._transform, noise), flow)
     return {"inputs": x, "noise": x0} | ({} if context is None else {"context": context})
 

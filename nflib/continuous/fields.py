@@ -24,7 +24,8 @@ class Velocity(Protocol):
     """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
 
     x ``(B, *event_shape)``, t ``(B,)`` from 0 to 1; gives ``d x / d t`` of x's shape. A field that is not smooth at
-    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two.
+    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two. One
+    may say in `context_shape` which contexts it takes, as a flow does.
     """
 
     def __call__(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
@@ -42,6 +43,11 @@ def takes_context(field: Callable[..., Tensor], num_times: int = 1) -> bool:
     return len(parameters) > 1 + num_times or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
+def context_shape_of(field: Callable[..., Tensor]) -> tuple[int | None, ...] | None:
+    """The shape of one context, where a field says it."""
+    return getattr(field, "context_shape", None)
+
+
 def evaluated(field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
     """The field's value; only where there is a context is it given one."""
     return field(x, t) if context is None else field(x, t, context)
@@ -54,6 +60,7 @@ class _OfAnother(nn.Module):
         super().__init__()
         self.field = field
         self.uses_context = takes_context(field)
+        self.context_shape = context_shape_of(field)
 
     @property
     def edges(self) -> Sequence[float]:
@@ -171,7 +178,7 @@ class Guided(_OfAnother):
     unconditional)`` is the flow along the guided field, with the exact density of its own.
 
     >>> from nflib.continuous import MLPVelocity, ODEFlow
-    >>> flow = ODEFlow(MLPVelocity(2, channels=16, context_size=3), (2,), context_shape=(3,))
+    >>> flow = ODEFlow(MLPVelocity(2, channels=16, context_size=3), (2,))
     >>> guided = flow.guided(2.0, torch.zeros(1, 3))
     >>> guided.sample(5, torch.ones(1, 3)).shape
     torch.Size([1, 5, 2])
@@ -185,6 +192,7 @@ class Guided(_OfAnother):
                 f"{type(strength).__name__} guides autoregressive flows."
             )
         self.strength = strength
+        self.context_shape = None  # which are pairs
 
     def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
         both = field(torch.cat([x, x]), torch.cat([t, t]), unpaired(context))
@@ -238,6 +246,7 @@ class Blockwise(nn.Module):
         if number != len(self.edges) + 1 or not all(a < b for a, b in pairwise((0.0, *self.edges, 1.0))):
             raise ValueError(f"{number} fields take {number - 1} edges that rise within 0 … 1, got {list(self.edges)}.")
         self.uses_context = takes_context(self.fields[0])
+        self.context_shape = context_shape_of(self.fields[0])
         if any(takes_context(own) != self.uses_context for own in self.fields):
             raise ValueError("some of the fields take a context and others none; make all of one kind.")
 

@@ -44,7 +44,7 @@ class InterpolantFlow(ODEFlow):
         self,
         velocity: Velocity,
         path_score: Velocity,
-        event_shape: Sequence[int],
+        event_shape: Sequence[int] | int,
         *,
         path: Path = TwoSided(),  # noqa: B008, a frozen dataclass
         **options: Any,
@@ -56,7 +56,7 @@ class InterpolantFlow(ODEFlow):
         """``s(x, t) = d log p_t(x) / dx`` as learnt, given contexts as the flow takes them."""
         return self._evaluated(self.score_field, x, t, context)
 
-    def guided(self, guidance: Strength, unconditional: Any) -> Self:  # type: ignore[override]
+    def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
         """As `ODEFlow.guided`, with the score guided as well; a strength that is a function sees scores there."""
         score = Guided(self.score_field, guidance)
         return changed(super().guided(guidance, unconditional), {"path_score": score}, score_field=score)
@@ -74,6 +74,8 @@ class InterpolantMatching:
         coupling: which x0 is paired with which x1.
         times: the density of t.
     """
+
+    needs_flow: ClassVar[dict[str, str]] = {"path_score": "an InterpolantFlow"}
 
     coupling: Coupling = field(default_factory=Independent)
     times: Times = field(default_factory=Uniform)
@@ -128,6 +130,7 @@ class SymmetricMatching:
     times: Times = field(default_factory=Uniform)
 
     keys: ClassVar[tuple[str, ...]] = ("inputs", "context")
+    needs_flow: ClassVar[dict[str, str]] = {"velocity": "an ODEFlow or a FlowMap"}
 
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator

@@ -11,13 +11,14 @@ from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.continuous.fields import takes_context
+from nflib.continuous.fields import context_shape_of, takes_context
 from nflib.continuous.networks import ResidualMLP, TimeFeatures
 from nflib.continuous.ode import in_single_precision, noise_of, noise_width
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.distributions import as_base
+from nflib.errors import check_object
 from nflib.events import per_row
 from nflib.flows.flow import Flow
 from nflib.inference import differentiates, without_autocast
@@ -66,6 +67,7 @@ class FlowMapTransform(Transform):
         super().__init__()
         if num_steps < 1 or not 0 <= allowed_folds < 1:
             raise ValueError(f"num_steps ({num_steps}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
+        check_object("velocity", velocity, "MLPFlowMap(2)", "__call__")
         self.velocity = velocity
         self.num_steps, self.allowed_folds, self.noise_width = num_steps, allowed_folds, noise_width
         self.uses_context = takes_context(velocity, num_times=2)
@@ -133,11 +135,11 @@ class FlowMap(Flow):
 
     Args:
         velocity: any module or function ``u(x, r, t, context=None)``; see `AverageVelocity`.
-        event_shape: of one sample.
+        event_shape: of one sample; a number is a vector of so many.
         num_steps, allowed_folds: of `FlowMapTransform`.
         path: from noise to data, on which u is to be fitted; says how wide the noise is.
         distribution: the noise (default: normal, as wide as the path has it at t = 0).
-        embedding_net, context_shape: as for every `Flow`.
+        embedding_net, context_shape: as for every `Flow`; without either, contexts are as the velocity says.
 
     Raises:
         ValueError: as `FlowMapTransform`; on densities, a map that is not one-to-one, an average velocity of another
@@ -155,7 +157,7 @@ class FlowMap(Flow):
     def __init__(
         self,
         velocity: AverageVelocity,
-        event_shape: Sequence[int],
+        event_shape: Sequence[int] | int,
         *,
         num_steps: int = 4,
         path: Path = Linear(),  # noqa: B008, a frozen dataclass
@@ -167,6 +169,8 @@ class FlowMap(Flow):
         width = noise_width(path, 0.0)
         transform = FlowMapTransform(velocity, num_steps, allowed_folds=allowed_folds, noise_width=width)
         base = noise_of(path, 0.0, event_shape) if distribution is None else as_base(distribution)
+        if context_shape is None and embedding_net is None:  # which would read another
+            context_shape = context_shape_of(velocity)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
         self.noise_width = width
@@ -220,6 +224,7 @@ class MLPFlowMap(nn.Module):
         super().__init__()
         self.times = TimeFeatures(num_frequencies)
         self.uses_context = context_size > 0
+        self.context_shape = (context_size,) if context_size else None
         self.network = ResidualMLP(size + 2 * self.times.size + context_size, size, channels, num_layers)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nflib.events import as_shape
 from nflib.networks.conditioning import ClassEmbedding, VectorEmbedding
 from nflib.networks.norms import RMSNorm
 from nflib.networks.positions import LearnedPositions
@@ -77,6 +78,7 @@ class MLPVelocity(nn.Module):
         super().__init__()
         self.times = TimeFeatures()
         self.uses_context = context_size > 0
+        self.context_shape = (context_size,) if context_size else None
         self.network = ResidualMLP(size + self.times.size + context_size, size, channels, num_layers)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
@@ -107,7 +109,7 @@ class TransformerVelocity(nn.Module):
 
     Args:
         event_shape: of x: images ``(C, H, W)``, cut into patches, or any other shape, such as tokens ``(T, C)``, cut in
-            raster order into tokens of patch_size numbers.
+            raster order into tokens of patch_size numbers; a number is a vector of so many.
         patch_size: height and width of an image's patches, or a number for both; of tokens their number of channels.
         channels, num_layers, head_dim, expansion: of the transformer; head_dim divides channels.
         num_classes: the context holds class labels ``(B,)``, integers, -1 for none. context_size: it holds vectors of
@@ -125,7 +127,7 @@ class TransformerVelocity(nn.Module):
 
     def __init__(
         self,
-        event_shape: Sequence[int],
+        event_shape: Sequence[int] | int,
         *,
         patch_size: int | Sequence[int] = 1,
         channels: int = 128,
@@ -138,14 +140,16 @@ class TransformerVelocity(nn.Module):
         super().__init__()
         if num_classes and context_size:
             raise ValueError("a context is class labels (num_classes) or vectors (context_size), not both.")
+        event_shape = as_shape(event_shape)
         cut = ImagePatches if len(event_shape) == 3 else VectorPatches
         self.patches = cut(event_shape, patch_size)
         num_tokens, token_size = self.patches.token_shape
         self.embedding: nn.Module | None = None
+        self.context_shape: tuple[int, ...] | None = None
         if num_classes:
-            self.embedding = ClassEmbedding(num_classes, channels)
+            self.embedding, self.context_shape = ClassEmbedding(num_classes, channels), ()
         elif context_size:
-            self.embedding = VectorEmbedding(context_size, channels)
+            self.embedding, self.context_shape = VectorEmbedding(context_size, channels), (context_size,)
         self.uses_context = self.embedding is not None
         times = TimeFeatures()
         self.times = nn.Sequential(times, nn.Linear(times.size, channels), nn.SiLU(), nn.Linear(channels, channels))

@@ -12,14 +12,15 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflib.contexts import map_context
-from nflib.continuous.fields import Guided, Strength, Velocity, evaluated, takes_context
+from nflib.continuous.fields import Guided, Strength, Velocity, context_shape_of, evaluated, takes_context
 from nflib.continuous.paths import Linear, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.derivatives import as_leaf, jacobian
 from nflib.distributions import ScaledNoise, StandardNormal, as_base
 from nflib.dtypes import widened
-from nflib.events import flattened
+from nflib.errors import check_object
+from nflib.events import as_shape, flattened
 from nflib.flows.flow import Flow
 from nflib.inference import differentiates, without_autocast
 from nflib.interfaces import Decoder, Inversion
@@ -68,6 +69,7 @@ class ODETransform(Transform):
             raise ValueError(f"times run from 0 (noise) to 1 (data) with start < stop, got {start} to {stop}.")
         if num_probes < 1 or not 0 <= allowed_folds < 1:
             raise ValueError(f"num_probes ({num_probes}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
+        check_object("velocity", velocity, "MLPVelocity(2)", "__call__")
         self.velocity = velocity
         self._set_solver(solver, density)
         self.start, self.stop = float(start), float(stop)
@@ -85,6 +87,7 @@ class ODETransform(Transform):
     def _set_solver(self, solver: Solver, density: str) -> None:
         if density not in DENSITIES:
             raise ValueError(f"density must be one of {', '.join(map(repr, DENSITIES))}, got {density!r}.")
+        check_object("solver", solver, "Heun(4)", "advance", "pieces")
         if density == "map" and not solver.is_map:
             raise ValueError(
                 f"{type(solver).__name__} chooses its steps by x, so its map has no simple Jacobian; use "
@@ -214,12 +217,13 @@ def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tens
 
 def noise_width(path: Path, start: float) -> float:
     """How wide the noise of a path is at its start."""
+    check_object("path", path, "Linear()", "coefficients", "pair")
     return float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
 
 
-def noise_of(path: Path, start: float, event_shape: Sequence[int]) -> Distribution:
+def noise_of(path: Path, start: float, event_shape: Sequence[int] | int) -> Distribution:
     """The normal noise that a path starts from."""
-    width, noise = noise_width(path, start), StandardNormal(event_shape)
+    width, noise = noise_width(path, start), StandardNormal(as_shape(event_shape))
     return noise if width == 1 else ScaledNoise(noise, [width])
 
 
@@ -252,12 +256,12 @@ class ODEFlow(Flow):
 
     Args:
         velocity: any module or function ``v(x, t, context=None)``; see `Velocity`.
-        event_shape: of one sample.
+        event_shape: of one sample; a number is a vector of so many.
         path: which the field was, or is to be, fitted to; says how wide the noise is, and converts the velocity into a
             score.
         solver, density, start, stop, num_probes, probe_seed, allowed_folds: of `ODETransform`.
         distribution: the noise (default: normal, as wide as the path has it at t = start).
-        embedding_net, context_shape: as for every `Flow`.
+        embedding_net, context_shape: as for every `Flow`; without either, contexts are as the velocity says.
 
     Raises:
         ValueError: as `ODETransform`; on sampling with a density, a map that is not one-to-one; a velocity that is not
@@ -273,7 +277,7 @@ class ODEFlow(Flow):
     def __init__(
         self,
         velocity: Velocity,
-        event_shape: Sequence[int],
+        event_shape: Sequence[int] | int,
         *,
         path: Path = Linear(),  # noqa: B008, a frozen dataclass
         solver: Solver = Heun(4),  # noqa: B008, likewise
@@ -299,6 +303,8 @@ class ODEFlow(Flow):
             noise_width=noise_width(path, start),
         )
         base = noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
+        if context_shape is None and embedding_net is None:  # which would read another
+            context_shape = context_shape_of(velocity)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
         self.path = path
         self.noise_width = transform.noise_width
@@ -318,13 +324,14 @@ class ODEFlow(Flow):
         context = self._embedding_net(self._checked_context(context, len(x)))
         return evaluated(in_single_precision(field), x, t, context)
 
-    def guided(self, guidance: Strength, unconditional: Any) -> Self:  # type: ignore[override]
+    def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
         """As `Flow.guided`: an ODE flow along the guided field. guidance: a strength, see `Guided`."""
         guided = super().guided(guidance, unconditional)  # type: ignore[arg-type]
         arguments = {
             "velocity": guided._transform.velocity,
             "distribution": guided._distribution,
             "embedding_net": guided._embedding_net,
+            "context_shape": self.context_shape,
         }
         return changed(self, arguments, **guided._modules)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflib.continuous.fields import Velocity, evaluated, takes_context
+from nflib.continuous.fields import Velocity, context_shape_of, evaluated, takes_context
 from nflib.continuous.ode import in_single_precision
 from nflib.events import per_row
 
@@ -48,6 +48,7 @@ class RefinedSteps(nn.Module):
             raise ValueError(f"RefinedSteps takes a positive number of steps, got {num_steps!r}.")
         self.field, self.refiner, self.num_steps = field, refiner, num_steps
         self.uses_context = takes_context(field)
+        self.context_shape = context_shape_of(field)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
         length = (t - r) / self.num_steps

@@ -65,7 +65,7 @@ class DecodingPlan:
     measured: dict[Setting, Measured] = field(default_factory=dict)
     initial_guesses: dict[str, AffineGuess] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = ["map       tokens  batch  window  warm-up  guess   sequential ms  chosen ms  ratio  device"]
         for setting, best in self.measured.items():
             guess = "affine" if setting.fingerprint in self.initial_guesses else "latent"

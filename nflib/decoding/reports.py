@@ -39,7 +39,7 @@ class DecodingReport:
         """The largest residual of any block; None where a decoder did not say."""
         return largest_residual(block.residual for block in self.blocks)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = ["block  batch  tokens  warm-up  sweeps  largest window  tokens computed  residual"]
         for index, block in enumerate(self.blocks):
             residual = " unknown" if block.residual is None else f"{block.residual:8.1e}"

@@ -19,6 +19,7 @@ from nflib.contexts import Context, as_context, check_shape, map_context, num_ro
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import ScaledNoise, as_base, draw
 from nflib.dtypes import as_dtype, check_half_precision
+from nflib.errors import check_object
 from nflib.events import flattened, per_row
 from nflib.flows.given import GivenFlow
 from nflib.inference import differentiates
@@ -238,20 +239,34 @@ class Flow(Pretrained, NFlowsFlow):
         return -(self.log_prob(inputs, context, batch_size) / dimensions + math.log(bin_width)) / math.log(2)
 
     @torch.no_grad()
-    def encode(self, inputs: Tensor, context: Any = None) -> Tensor:
-        """The noise that the transform makes of inputs; the inverse of `decode`. NaN where the map has no inverse."""
+    def encode(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
+        """The noise that the transform makes of inputs; the inverse of `decode`. NaN where the map has no inverse.
+
+        batch_size: as for `log_prob`.
+        """
         inputs = self._as_own_dtype(inputs)
-        embedded = self._embedded(self._checked_context(context, len(inputs)))
-        noise, logabsdet = self._to_noise(inputs, embedded)
-        return torch.where(per_row(logabsdet.isnan(), noise), torch.nan, noise)
+        context = self._checked_context(context, len(inputs))
+        pieces = []
+        for x, c in self._batches(inputs, context, batch_size):
+            noise, logabsdet = self._to_noise(x, self._embedded(c))
+            pieces.append(torch.where(per_row(logabsdet.isnan(), noise), torch.nan, noise))
+        return torch.cat(pieces)
 
     @torch.no_grad()
-    def decode(self, noise: Tensor, context: Any = None, *, decoding: Decoder | None = None) -> Tensor:
-        """The x that the transform maps to `noise`: the inverse alone, without a log-density."""
+    def decode(
+        self, noise: Tensor, context: Any = None, batch_size: int | None = None, *, decoding: Decoder | None = None
+    ) -> Tensor:
+        """The x that the transform maps to `noise`: the inverse alone, without a log-density.
+
+        batch_size, decoding: as for `sample`.
+        """
         self._check_evaluation()
         noise = self._as_own_dtype(noise, "noise values")
-        embedded = self._embedded(self._checked_context(context, len(noise)))
-        return invert(self._transform, noise, embedded, check_decoder(decoding), density=False).tokens
+        context, decoder = self._checked_context(context, len(noise)), check_decoder(decoding)
+        batches = self._batches(noise, context, batch_size)
+        return torch.cat(
+            [invert(self._transform, z, self._embedded(c), decoder, density=False).tokens for z, c in batches]
+        )
 
     def noise_and_log_prob(
         self, num_samples: int, context: Any = None, *, generator: torch.Generator | None = None
@@ -289,13 +304,18 @@ class Flow(Pretrained, NFlowsFlow):
             raise ValueError(f"given() takes one context, got {num_rows(context)} rows; call it once for each.")
         return GivenFlow(self, context, self._event_shape(self._embedded(context)))
 
-    def guided(self, guidance: Guidance, unconditional: Any) -> Flow:
+    def guided(self, guidance: Guidance, unconditional: Any = None) -> Flow:
         """This flow under classifier-free guidance, on the same weights: a flow of its own, with its exact density.
 
         guidance: such as `nflib.transforms.LinearGuidance(1.5)`. unconditional: the context of the other branch, one
-        for all rows or one a row, of the contexts' shape: for class labels -1, for tokens with a padding mask a pair.
-        The guided flow takes the same contexts as this one. Raises ValueError where no map of the flow uses a context.
+        for all rows or one a row, of the contexts' shape: for class labels -1, the default where contexts are numbers;
+        for tokens with a padding mask a pair. The guided flow takes the same contexts as this one. Raises ValueError
+        where no map of the flow uses a context, or the unconditional one is left out.
         """
+        if unconditional is None and self._takes_context:
+            if self.context_shape != ():
+                raise ValueError("this flow's contexts are no class labels; pass the unconditional context.")
+            unconditional = -1
         return GuidedFlow(self, guidance, as_context(unconditional))
 
     def with_scaled_noise(self, *scales: float, weights: Sequence[float] | None = None) -> Self:
@@ -471,8 +491,8 @@ class GuidedFlow(Flow):
 
 def check_decoder(decoder: Decoder | None) -> Decoder | None:
     """The decoder, if it can be called; raises ValueError otherwise."""
-    if decoder is not None and (isinstance(decoder, type) or not callable(decoder)):
-        raise ValueError(f"decoding must be a decoder, such as decoding.Jacobi(), got {decoder!r}.")
+    if decoder is not None:
+        check_object("decoding", decoder, "decoding.Jacobi()", "__call__")
     return decoder
 
 

@@ -7,6 +7,7 @@ from numbers import Integral
 from nflows.transforms import CompositeTransform, Transform
 from torch import nn
 
+from nflib.events import as_shape
 from nflib.flows.flow import Flow
 from nflib.networks import (
     CausalTransformer,
@@ -93,10 +94,10 @@ class TARFlow(Flow):
         conditional: str | Sequence[str] = "affine",
         num_bins: int = 8,
     ):
-        event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(n) for n in event_shape)
+        event_shape = as_shape(event_shape)
         context_shape = _context_shape(context_shape)
-        if not event_shape or min(event_shape) < 1:
-            raise ValueError(f"event_shape must list positive sizes, got {event_shape}.")
+        if not event_shape:
+            raise ValueError("a TARFlow's events have at least one dimension, got the event_shape ().")
         patches: ImagePatches | VectorPatches
         if len(event_shape) == 3:
             patches = ImagePatches(event_shape, patch_size)

@@ -53,7 +53,7 @@ def bootstrap(statistic: Callable[..., float], *samples: Tensor, num_resamples: 
     >>> bootstrap(lambda x: float(x.mean()), torch.arange(100.0)).error > 2  # sqrt((100² - 1) / 12 / 100) is 2.9
     True
     """
-    value = statistic(*samples)
+    value = float(statistic(*samples))
     if min(map(len, samples)) < 2:
         return Estimate(value)
     generator = torch.Generator().manual_seed(seed)
@@ -85,7 +85,7 @@ def grouped_jackknife(
     >>> round(grouped_jackknife(lambda x: float(x.mean()), torch.arange(100.0), num_groups=50).error)
     3
     """
-    value = statistic(*samples)
+    value = float(statistic(*samples))
     if min(map(len, samples)) < 2 * num_groups:
         return Estimate(value)
     generator = torch.Generator().manual_seed(seed)

@@ -51,11 +51,8 @@ def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
     >>> x.shape, log_prob.shape
     (torch.Size([3, 2]), torch.Size([3]))
     """
-    if getattr(density, "stochastic_density", False) and not allow_stochastic:
-        raise ValueError(
-            "the proposal estimates its log-density (Hutchinson's trace), so weights are wrong in expectation; use "
-            "density='map' or 'trace', or pass allow_stochastic=True."
-        )
+    if not allow_stochastic:
+        _refuse_estimate("proposal", density)
     method = getattr(density, "sample_and_log_prob", None)
     if method is not None:
         # Who wrote the method decides: a flow that inherits from nflows, but draws by generator, is at home here.
@@ -86,8 +83,10 @@ def as_target(density: Any) -> Target:
     """The density as a `Target`: anything with `log_prob(x)`.
 
     A `torch.distributions.Distribution` has log-density `-inf` outside its support, where it would raise by itself.
-    Raises ValueError for a distribution with batch dimensions, or an object without `log_prob`.
+    Raises ValueError for a distribution with batch dimensions, an object without `log_prob`, or estimated
+    log-densities.
     """
+    _refuse_estimate("target", density)
     if isinstance(density, Distribution) and not hasattr(density, "sample_and_log_prob"):
         return _TorchDensity(density)
     if not isinstance(density, Target):
@@ -96,6 +95,14 @@ def as_target(density: Any) -> Target:
             "BoltzmannDensity(energy)."
         )
     return density
+
+
+def _refuse_estimate(name: str, density: Any) -> None:
+    if getattr(density, "stochastic_density", False):
+        raise ValueError(
+            f"the {name} estimates its log-density (Hutchinson's trace), so weights are wrong in expectation; use "
+            "density='map' or 'trace' (importance_sample and smc take such a proposal with allow_stochastic=True)."
+        )
 
 
 class _FromGlobalGenerator:

@@ -34,7 +34,7 @@ from nflib.random import generator_of
 __all__ = ["SMCSamples", "check_smc_options", "smc"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SMCSamples(WeightedSamples):
     """Weighted particles of `smc`, with the history of the run.
 

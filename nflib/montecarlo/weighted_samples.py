@@ -19,6 +19,7 @@ from nflib.io.documents import finite_or_none
 from nflib.montecarlo.densities import Target, as_target, log_prob_where
 from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
 from nflib.montecarlo.resampling import resample
+from nflib.random import given_generator
 
 __all__ = ["WeightedSamples"]
 
@@ -97,7 +98,7 @@ class WeightedSamples:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         figures = (
             f"{len(self)} samples, effective sample size {self.effective_sample_size:.0f} "
             f"({self.effective_sample_size_fraction:.3f}), worth {self.effective_num_ancestors:.0f} independent draws; "
@@ -171,10 +172,18 @@ class WeightedSamples:
         return self.refusal
 
     def resample(
-        self, num_samples: int, generator: torch.Generator | None = None, scheme: str = "systematic"
+        self,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        scheme: str = "systematic",
+        *,
+        seed: int | None = None,
     ) -> Tensor:
-        """Equally weighted samples `(num_samples, *event_shape)`, with repetitions, grouped by origin."""
-        return self.x[resample(self.weights, num_samples, generator, scheme)]
+        """Equally weighted samples `(num_samples, *event_shape)`, with repetitions, grouped by origin.
+
+        generator, seed: at most one. scheme: of `nflib.montecarlo.resample`.
+        """
+        return self.x[resample(self.weights, num_samples, given_generator(generator, seed), scheme)]
 
     def expectation(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Self-normalised estimate of the mean of `function(x)` under the target, and its standard error.

@@ -60,7 +60,9 @@ class VectorEmbedding(nn.Module):
 
     def forward(self, context: Tensor | None) -> Tensor:
         if context is None:
-            raise ValueError(f"this flow is conditioned on a vector of {self.up.in_features} numbers; pass it one.")
+            raise ValueError(
+                f"this flow is conditioned on a vector of {self.up.in_features} numbers; pass it one, or use given()."
+            )
         hidden = nn.functional.gelu(self.up(_as_dtype_of(self.up.weight, context)))
         return self.norm(self.down(hidden)).unsqueeze(1)
 

@@ -219,7 +219,9 @@ class CausalTransformer(nn.Module):
         }
         for name, part in needed.items():
             if part is not None and context is None:
-                raise ValueError(f"this network takes {name} from its context; pass the flow a context.")
+                raise ValueError(
+                    f"this network takes {name} from its context; pass the flow one, or bind one by given()."
+                )
         valid = getattr(self.prefix, "valid", None)
         return EncodedContext(
             None if self.embedding is None else self.embedding(context),

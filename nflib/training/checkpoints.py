@@ -123,8 +123,8 @@ def read_checkpoint(
     unlike += sorted(name for name in own.keys() & weights.keys() if not _alike(own[name], weights[name]))
     if unlike:
         raise ValueError(
-            f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown or of another "
-            f"shape or dtype, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
+            f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown, frozen only now or then, or "
+            f"of another shape or dtype, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
         )
     state = {name.removeprefix(MODEL): tensor for name, tensor in weights.items() if name.startswith(MODEL)}
     averages = {name: weights[AVERAGE + name] for name in ema.average}
@@ -146,8 +146,9 @@ def read_checkpoint(
 def _restore(path: Path, optimizer: Optimizer, saved: dict[str, Any], moments: set[str]) -> None:
     """Load an optimiser's state; `damaged` where it does not hold these moments of the weights."""
     try:
-        # How it goes on is the configuration's to say.
+        # How it goes on is the configuration's to say, but states go by a weight's number among all groups.
         own_groups = optimizer.state_dict()["param_groups"]
+        regrouped = [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own_groups]
         optimizer.load_state_dict(saved | {"param_groups": own_groups})
         fits = all(
             set(state) == moments
@@ -158,6 +159,11 @@ def _restore(path: Path, optimizer: Optimizer, saved: dict[str, Any], moments: s
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise damaged(path, f"the optimiser's state: {first_line(error)}") from error
+    if regrouped:
+        raise ValueError(
+            f"{path} was made with other weights decayed or trained than now; resume with the same model, or choose "
+            "another output folder."
+        )
     if not fits:
         raise damaged(path, "the optimiser's state does not belong to the weights")
 

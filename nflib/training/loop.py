@@ -18,7 +18,7 @@ from torch import nn
 import nflib.training.checkpoints as checkpoints
 import nflib.training.seeds as seeds
 from nflib.contexts import map_context
-from nflib.errors import ComputationError
+from nflib.errors import ComputationError, check_object
 from nflib.io import only_run
 from nflib.networks.transformer import checkpoint_activations
 from nflib.training.config import TrainingConfig
@@ -76,8 +76,8 @@ def fit(
         A summary; the flow itself is trained in place.
 
     Raises:
-        ValueError: For data that do not fit, naming the row or key, or a checkpoint that is damaged or of another model
-            or configuration.
+        ValueError: For data that do not fit, naming the row or key, an objective of other flows, or a checkpoint that
+            is damaged or of another model or configuration.
         ComputationError: Where loss or gradient stay non-finite.
         OSError: Where the folder cannot be written, the disk is full, or another run is at work in the folder.
         ModuleNotFoundError: Without lightning-fabric, which the extra nflib[training] brings.
@@ -127,6 +127,13 @@ class _Run:
             raise ValueError(
                 f"{output} holds an earlier run; set resume=True to continue it, or choose another folder."
             )
+        check_object("objective", objective, "FlowMatching()", "__call__")
+        for attribute, kind in getattr(objective, "needs_flow", {}).items():
+            if not hasattr(flow, attribute):
+                raise ValueError(
+                    f"the objective {name_of(objective)} needs a flow with {attribute!r}, which {type(flow).__name__} "
+                    f"does not have; train {kind}."
+                )
         if getattr(objective, "needs_data", True):
             if train is None:
                 raise ValueError(f"the objective {name_of(objective)} needs training data; give them after the flow.")

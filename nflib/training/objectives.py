@@ -3,7 +3,8 @@
 An objective may say in an attribute `keys` which tensors of a batch it reads, and `fit` then refuses data with others;
 "weights", which would else be ignored, are taken only where they are listed. With `needs_data = False` it draws its own
 samples, and is given empty batches. With `whole_batch = True` it is no mean over rows, so that a batch cannot be taken
-in parts. One that changes during training has a method `at(progress)`, which gives the
+in parts. `needs_flow` holds attributes of a flow that it cannot do without, and with each the flows that have it, which
+`fit` names where another is given. One that changes during training has a method `at(progress)`, which gives the
 objective of a step that begins with this share of the run behind it.
 """
 
@@ -156,6 +157,7 @@ class ReverseKL:
     annealing: float = 0.8
 
     keys: ClassVar[tuple[str, ...]] = ()
+    needs_flow: ClassVar[dict[str, str]] = {"rsample": "a flow of nflib"}
     needs_data: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = True
 

@@ -248,7 +248,8 @@ def test_spherical_coordinates_mean_what_they_say():
 
 
 def test_azimuths_are_minus_the_iupac_torsions(peptides):
-    mdtraj = pytest.importorskip("mdtraj")
+    import mdtraj
+
     peptide = peptides["AAA"]
     frames = frames_of(peptide)
     x = conformations(peptide, 3, torch.float64)

@@ -546,9 +546,23 @@ def custom_gb_with_other_energy(old: str, new: str) -> openmm.Force:
     raise AssertionError(f"no energy term has {old!r}")
 
 
+def torsion_of_order(n: int) -> openmm.PeriodicTorsionForce:
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(0, 1, 2, 3, n, 0.3, 2.0)
+    return force
+
+
+def test_the_highest_order_of_a_torsion_in_single_precision() -> None:
+    x, system = random_positions(4, batch=200), system_of(4, torsion_of_order(12))
+    energy = compile_system(system).energy(torch.from_numpy(x))
+    np.testing.assert_allclose(energy.numpy(), reference(system, x)[0], atol=4e-3)
+
+
 REFUSED = {
     "CustomBondForce": lambda: openmm.CustomBondForce("r"),
     "MonteCarloBarostat": lambda: openmm.MonteCarloBarostat(1.0, 300.0),
+    "Torsion 0 has the periodicity 13": lambda: torsion_of_order(13),
+    "Torsion 0 has the periodicity -2": lambda: torsion_of_order(-2),
     "NonbondedForce is periodic": periodic_nonbonded,
     "HarmonicBondForce is periodic": periodic_bond,
     "NonbondedForce has parameter offsets": nonbonded_with_offsets,

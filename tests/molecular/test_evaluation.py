@@ -171,7 +171,6 @@ def test_angles_fall_into_the_same_cell_at_every_turn():
 
 def test_two_states_in_closed_form(alanine, states):
     """Reference 700 A + 300 B; proposal 500 + 500, and weights 7 : 3 that turn it into the reference."""
-    pytest.importorskip("ot")
     reference, proposal = mixture(states, 700, 300), mixture(states, 500, 500)
     log_weights = torch.tensor([0.7] * 500 + [0.3] * 500, dtype=torch.float64).log() + 123.0
     result = evaluate(
@@ -207,7 +206,6 @@ def test_two_states_in_closed_form(alanine, states):
 
 def test_bootstrap_errors_are_those_of_the_binomial(alanine, states):
     """W_1 = GAP |p - q| with p, q shares of B: variance GAP^2 (p (1 - p) / N + q (1 - q) / M)."""
-    pytest.importorskip("ot")
     result = evaluate(
         {"proposal": mixture(states, 200, 200)},
         mixture(states, 560, 240),
@@ -234,7 +232,6 @@ def test_bootstrap_errors_are_those_of_the_binomial(alanine, states):
 
 def test_groups_are_resampled_whole(alanine, states):
     """16 copies of each of 50 conformations: errors as of 50, not of 800."""
-    pytest.importorskip("ot")
     positions = mixture(states, 25, 25).repeat_interleave(16, dim=0)
     groups = torch.arange(50).repeat_interleave(16)
     reference = mixture(states, 100, 0)
@@ -252,7 +249,6 @@ def test_groups_are_resampled_whole(alanine, states):
 
 def test_the_spread_of_few_groups_is_not_too_small(alanine, states):
     """The share of B in three ladders varies as a mean of three numbers; evaluate states no error of so few."""
-    pytest.importorskip("ot")
     shares = torch.tensor([2, 9, 4])
     state = (torch.arange(10) < shares[:, None]).long().flatten()
     ladders = {"ladders": WeightedConformations(states[state], groups=torch.arange(3).repeat_interleave(10))}
@@ -267,7 +263,6 @@ def test_the_spread_of_few_groups_is_not_too_small(alanine, states):
 
 
 def test_weights_decide_validity_and_rejected_samples_are_counted(alanine, states):
-    pytest.importorskip("ot")
     positions = torch.cat([states, states * torch.tensor([1.0, 1.0, -1.0]), states])
     positions[4] = torch.nan
     log_weights = torch.tensor([3.0, 3.0, 1.0, 1.0, 1.0, 0.0]).log()  # the last one weighs nothing
@@ -287,7 +282,6 @@ def test_weights_decide_validity_and_rejected_samples_are_counted(alanine, state
 
 
 def test_default_energy_is_the_peptides_own(alanine, states):
-    pytest.importorskip("ot")
     result = evaluate({"a": states[:1].expand(4, -1, -1)}, mixture(states, 2, 2), alanine, num_bootstrap=0)
     from molecular.energy.reduced import ReducedEnergy
 
@@ -298,7 +292,6 @@ def test_default_energy_is_the_peptides_own(alanine, states):
 
 def test_trajectories_add_slow_coordinates(alanine, states):
     """Two ladders that hop between A and B: TICA must find psi, and its clusters the two states."""
-    pytest.importorskip("ot")
     generator = torch.Generator().manual_seed(0)
     hops = torch.rand(2, 600, generator=generator) < 0.05
     state = (hops.long().cumsum(1) % 2).flatten()
@@ -337,7 +330,6 @@ def test_trajectories_add_slow_coordinates(alanine, states):
 
 def test_a_trajectory_is_resampled_in_blocks(alanine, states):
     """One trajectory that hops often has the error of its blocks, not of its frames; one that hops once has none."""
-    pytest.importorskip("ot")
     generator = torch.Generator().manual_seed(0)
 
     def trajectory(state):
@@ -387,7 +379,6 @@ def test_thinning_keeps_masses():
     ],
 )
 def test_mistakes_in_an_ensemble(alanine, states, source, message):
-    pytest.importorskip("ot")
     with pytest.raises(ValueError, match=message):
         evaluate({"proposal": source}, mixture(states, 4, 4), alanine, energy=energy_of(states))
 
@@ -400,7 +391,6 @@ def test_other_mistakes(alanine, states):
             evaluate({name: states}, states, alanine)
     with pytest.raises(ValueError, match="transport_points is 1"):
         evaluate({"a": states}, states, alanine, transport_points=1)
-    pytest.importorskip("ot")
     with pytest.raises(ValueError, match="the reference has 2 finite conformations"):
         evaluate({"a": states}, states, alanine)
     reference, nothing = mixture(states, 4, 4), torch.full((2,), -torch.inf)

@@ -24,6 +24,7 @@ from molecular.analysis.observables import CollectiveVariable
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.data.trajectories import files, import_trajectory, worker
 from molecular.data.trajectories.constrained_bonds import (
+    bond_temperature,
     constrained_bonds,
     draw_lengths,
     lengths,
@@ -443,8 +444,46 @@ def test_times_that_do_not_increase_are_given_anew(times, spacing, clean, tmp_pa
     ensemble = load_ensemble(tmp_path / "out")
     np.testing.assert_allclose(ensemble.positions, clean.positions, atol=1e-6)
     np.testing.assert_allclose(ensemble.time, times if spacing is None else spacing * np.arange(60))
-    told = [line for line in report.lines() if "times do not increase" in line]
+    told = [line for line in report.lines() if "no times that increase" in line]
     assert len(told) == (spacing is not None) and all(f"put {spacing:g} ps apart" in line for line in told)
+
+
+@pytest.mark.parametrize("suffix", ["dcd", "pdb", "npz"])
+def test_files_without_times_are_said_to_have_none(suffix, clean, tmp_path):
+    path = tmp_path / f"run.{suffix}"
+    if suffix == "npz":
+        np.savez(path, positions=clean.positions[::2])
+    elif suffix == "pdb":
+        write_pdb(path, clean.molecule.topology, clean.positions[::2])
+    else:
+        write_dcd(path, clean.positions[::2])
+    report = import_trajectory(clean.molecule, path, tmp_path / "out", stride=3)
+    assert any("no times that increase" in line and "1 ps apart" in line for line in report.lines())
+    np.testing.assert_array_equal(load_ensemble(tmp_path / "out").time, np.arange(10.0))
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, 0), (0.4, 1), (2.5, 1)])
+def test_another_temperature_is_told_by_bonds(factor, told, tmp_path):
+    # Three carbons joined by springs alone, whose Boltzmann distribution is drawn from.
+    topology = Topology(("C1", "C2", "C3"), ("C", "C", "C"), (Residue("MOL"),), (0, 0, 0), ((0, 1), (1, 2)))
+    system, bonds, k, generator = openmm.System(), openmm.HarmonicBondForce(), 2.5e5, np.random.default_rng(0)
+    for _ in range(3):
+        system.addParticle(12.0)
+    for pair in topology.bonds:
+        bonds.addBond(*pair, 0.15, k)
+    system.addForce(bonds)
+    molecule = Molecule(topology, system, [[0.15, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.15, 0.0]], 300.0)
+    arms = generator.standard_normal((400, 2, 3))
+    arms /= np.linalg.norm(arms, axis=-1, keepdims=True)
+    arms *= thermal_lengths(k, 0.15, molecule.kT, 800, generator).reshape(400, 2, 1)
+    positions = np.stack([arms[:, 0], np.zeros((400, 3)), arms[:, 1]], axis=1)
+    np.savez(tmp_path / "run.npz", positions=positions)
+    report = import_trajectory(molecule, tmp_path / "run.npz", tmp_path / "out", temperature=300.0 * factor)
+    found = [line for line in report.lines() if "vary as at" in line]
+    assert len(found) == told and all(f"not {300.0 * factor:g} K" in line for line in found)
+    energy = compile_system(system, dtype=torch.float64)
+    kelvin, error = bond_temperature(positions, molecule, energy)
+    assert abs(kelvin - 300.0) < 4.0 * error < 60.0
 
 
 def test_one_transition_has_no_error_however_it_is_imported(clean, tmp_path):

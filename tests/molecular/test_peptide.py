@@ -172,7 +172,8 @@ def test_positions_are_a_minimum_and_reproducible():
 
 
 def test_phi_psi_and_mdtraj_agree():
-    mdtraj = pytest.importorskip("mdtraj")
+    import mdtraj
+
     for sequence in ("Ace-AG-Nme", "AAA"):
         peptide = Peptide(sequence)
         topology = peptide.topology.to_mdtraj()

@@ -112,6 +112,15 @@ def test_sample_at_another_temperature(shipped, tmp_path):
     assert (tmp_path / "out" / "ramachandran.png").is_file()
 
 
+def test_flows_of_ones_own_are_mixed(folder, tmp_path):
+    model, other = (str(folder / name) for name in ("dipeptides", "GA"))
+    options = ["sample", "--peptide", "GG", "--num_samples", "20", "--output", str(tmp_path / "out")]
+    main([*options, "--model", model, "--mixed_with", other, "--mixed_with", model])
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_samples"] == 20
+    with pytest.raises(SystemExit, match="^error: --mixed_with goes with --model; leave it out.$"):
+        main([*options, "--mixed_with", other])
+
+
 MISTAKES = {
     "D-residue": ("nL", "lowercase; write 'N', or 'dAsn'"),
     "unsupported residue": ("NX", "'X', unknown"),

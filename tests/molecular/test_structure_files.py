@@ -157,6 +157,81 @@ def test_the_first_of_several_models(tmp_path):
     np.testing.assert_allclose(molecule.positions, peptide.positions, atol=1e-4)
 
 
+def located(line, place, occupancy, residue=None, shift=0.0):
+    """A line of a PDB file at an alternate location."""
+    x = float(line[30:38]) + shift
+    return f"{line[:16]}{place}{residue or line[17:20]}{line[20:30]}{x:8.3f}{line[38:54]}{occupancy:6.2f}{line[60:]}"
+
+
+def test_the_alternate_location_of_the_highest_occupancy_is_read(tmp_path):
+    peptide = Peptide("AA", force_field=VACUUM)
+    lines = []
+    for line in filter(atoms_of, peptide.pdb_string().splitlines()):
+        number, name = line[22:26].strip(), line[12:16].strip()
+        if number == "1" and name in ("CB", "HB1", "HB2", "HB3"):
+            lines += [located(line, "A", 0.3, shift=0.5), located(line, "B", 0.7)]
+        elif number == "2" and name in ("N", "H", "CA", "C", "O", "OXT"):
+            lines += [located(line, "A", 0.6), located(line, "B", 0.4, "GLY")]
+        else:
+            lines.append(located(line, "A", 0.6) if number == "2" else line)
+    (tmp_path / "x.pdb").write_text("\n".join([*lines, "END"]) + "\n")
+    molecule = read_molecule(tmp_path / "x.pdb", force_field=VACUUM)
+    assert molecule.topology.sequence == "AA"
+    np.testing.assert_allclose(molecule.positions, peptide.positions, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["NAC", "CT3"])
+def test_names_of_caps_and_ends_of_other_programs(name, tmp_path):
+    text = Peptide("Ace-G-Nme", force_field=VACUUM).pdb_string()
+    path = write_pdb(tmp_path / "x.pdb", text, names=[("NME", name)])
+    assert read_molecule(path, force_field=VACUUM).topology.sequence == "Ace-G-Nme"
+    text = Peptide("AG", force_field=VACUUM).pdb_string().replace(" ALA A", " NALAA").replace(" GLY A", " CGLYA")
+    path = write_pdb(tmp_path / "y.pdb", text)
+    assert read_molecule(path, force_field=VACUUM).topology.sequence == "AG"
+
+
+def test_caps_of_charmm_are_atoms_of_the_residue_they_are_on(tmp_path):
+    names = {
+        "ACE": {"C": "CY", "O": "OY", "CH3": "CAY", "H1": "HY1", "H2": "HY2", "H3": "HY3"},
+        "NME": {"N": "NT", "H": "HNT", "C": "CAT", "H1": "HT1", "H2": "HT2", "H3": "HT3"},
+        "NHE": {"N": "NT", "HN1": "HT1", "HN2": "HT2"},
+    }
+    for sequence in ("Ace-A-Nme", "Ace-A-NH2"):
+        peptide = Peptide(sequence)
+        lines = []
+        for line in filter(atoms_of, peptide.pdb_string().splitlines()):
+            residue, name = line[17:20], line[12:16].strip()
+            name = names.get({"NH2": "NHE"}.get(residue, residue), {}).get(name, name)
+            lines.append(f"ATOM  {line[6:12]} {name:<3} ALA A   2{line[26:]}")
+        (tmp_path / "x.pdb").write_text("\n".join([*lines, "END"]) + "\n")
+        molecule = read_molecule(tmp_path / "x.pdb")
+        assert molecule.topology.sequence == sequence and molecule.temperature == peptide.temperature
+        np.testing.assert_allclose(molecule.positions, peptide.positions, atol=1e-4)
+
+
+def test_residues_that_several_templates_match_are_told(tmp_path):
+    atoms = "".join(f'<Atom name="{name}" type="t"/>' for name in ("C1", "C2", "C3"))
+    bonds = '<Bond atomName1="C1" atomName2="C2"/><Bond atomName1="C2" atomName2="C3"/>'
+    residues = "".join(f'<Residue name="{name}">{atoms}{bonds}</Residue>' for name in ("ONE", "TWO"))
+    residues = residues.replace('name="C1" type="t"', 'name="C1" type="u"', 1)
+    types = "".join(f'<Type name="{name}" class="{name}" element="C" mass="12.0"/>' for name in "tu")
+    (tmp_path / "field.xml").write_text(
+        f"<ForceField><AtomTypes>{types}</AtomTypes><Residues>{residues}</Residues></ForceField>"
+    )
+    topology = Topology(("C1", "C2", "C3"), ("C", "C", "C"), (Residue("MOL"),), (0, 0, 0), ((0, 1), (1, 2)))
+    text = Molecule(topology, carbons(), [[0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.15, 0.15, 0.0]]).pdb_string()
+    (tmp_path / "x.pdb").write_text(text)
+    with pytest.raises(ValueError, match=r"does not know all of x.+: Multiple non-identical .*ONE, TWO\.$"):
+        read_molecule(tmp_path / "x.pdb", force_field=[str(tmp_path / "field.xml")])
+
+
+def carbons():
+    system = openmm.System()
+    for _ in range(3):
+        system.addParticle(12.0)
+    return system
+
+
 def without_beta_carbon(path, chain="A"):
     text = Peptide("Ace-Hip-L-Nme", force_field=VACUUM).pdb_string()
     text = "\n".join(f"{line[:21]}{chain}{line[22:]}" if atoms_of(line) else line for line in text.splitlines())

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from nflows.transforms import LULinear
 from torch import Tensor, nn
 
 from nflib.decoding import Auto, DecodingPlan, GaussSeidelJacobi, Jacobi, Sequential
 from nflib.decoding import plan as make_plan
 from nflib.decoding.plans import device_name
-from nflib.flows import TARFlow
+from nflib.flows import Flow, TARFlow
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample, smc
 from nflib.networks import use_attention_backend
 from nflib.networks.backends import causal_attention
@@ -269,3 +270,12 @@ def test_draws_that_came_back_are_moved_on_the_device() -> None:
 
 def cpu(draws: WeightedSamples) -> list[Tensor]:
     return [part.cpu() for part in (draws.x, draws.log_prob, draws.log_target) if part is not None]
+
+
+def test_a_torch_distribution_is_a_base_on_a_device():
+    """It stays where it is: draws and densities come from there."""
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(6), torch.ones(6)), 1)
+    flow = Flow(LULinear(6), base).eval().to(DEVICE)
+    x, log_prob = flow.sample_and_log_prob(5, seed=0)
+    assert x.device.type == log_prob.device.type == torch.device(DEVICE).type
+    torch.testing.assert_close(flow.log_prob(x), log_prob)

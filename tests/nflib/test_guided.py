@@ -61,6 +61,16 @@ def flow(perturb) -> TARFlow:
     return perturb(TARFlow((1, 4, 6), 2, num_classes=NUM_CLASSES, **SMALL)).double()
 
 
+def test_without_a_class_unless_it_is_said(flow):
+    x, labels = torch.randn(4, 1, 4, 6, dtype=torch.float64), torch.tensor([0, 1, 2, -1])
+    guided = flow.guided(LinearGuidance(1.5))
+    assert torch.equal(guided.log_prob(x, labels), flow.guided(LinearGuidance(1.5), NO_CLASS).log_prob(x, labels))
+    with pytest.raises(ValueError, match="pass the unconditional context"):
+        TARFlow((6,), 2, context_shape=(3,), **SMALL).guided(LinearGuidance(1.5), None)
+    with pytest.raises(ValueError, match="nothing to guide"):
+        TARFlow((6,), 2, **SMALL).guided(LinearGuidance(1.5))
+
+
 # --- formulas ---
 
 

@@ -518,7 +518,8 @@ def test_generalized_pareto_is_recovered(shape):
 @pytest.mark.parametrize("degrees", [1.5, 4.0, 30.0])
 @pytest.mark.parametrize("count", [60, 1000, 20000])
 def test_pareto_k_agrees_with_arviz(degrees, count):
-    arviz = pytest.importorskip("arviz")
+    import arviz
+
     log_weights = np.log(np.abs(stats.t(degrees).rvs(count, random_state=2))) + 17.0
     _, expected = arviz.psislw(log_weights.copy(), reff=1.0)
     assert diagnostics.pareto_k(torch.from_numpy(log_weights)) == pytest.approx(float(expected), abs=1e-8)
@@ -646,3 +647,31 @@ def test_stated_errors_hold_the_truth(k):
     assert len(runs) > (95 if k < 0.5 else 60)
     scores = np.abs([(run.log_normalizer + math.log(1 - k)) / run.log_normalizer_standard_error for run in runs])
     assert (scores < 1).mean() > 0.55 and (scores < 2).mean() > 0.87
+
+
+def test_torch_densities_of_another_size_are_refused():
+    def normal(size):
+        return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(size), 1.0), 1)
+
+    with pytest.raises(ValueError, match=r"expected inputs of shape \(batch, 2\), got \(100, 1\)"):
+        importance_sample(normal(1), normal(2), 100)
+    with pytest.raises(ValueError, match="expected inputs of shape"):
+        nflib.Flow(IdentityTransform(), normal(2)).log_prob(torch.zeros(5, 1))
+
+
+def test_a_target_whose_density_is_an_estimate_is_refused():
+    class Estimated:
+        stochastic_density = True
+
+        def log_prob(self, inputs):
+            return -inputs.square().sum(-1)
+
+    with pytest.raises(ValueError, match="the target estimates its log-density"):
+        as_target(Estimated())
+
+
+def test_samples_are_shown_in_a_line_and_resampled_by_seed():
+    samples = WeightedSamples(torch.randn(8, 2), torch.zeros(8))
+    assert repr(samples) == str(samples) and repr(samples).startswith("8 samples, effective sample size 8 (1.000)")
+    assert torch.equal(samples.resample(5, seed=3), samples.resample(5, torch.Generator().manual_seed(3)))
+    assert "No estimate can be trusted" in repr(WeightedSamples(torch.randn(8, 2), torch.full((8,), -torch.inf)))

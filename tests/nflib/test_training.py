@@ -28,6 +28,7 @@ from nflib.training import (
 )
 from nflib.training.data import EpochOrder
 from nflib.training.feed import Augmentation
+from nflib.training.loop import _Run
 from nflib.training.optimizer import parameter_groups
 from nflib.training.schedule import learning_rate
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
@@ -336,6 +337,15 @@ def test_resume_refuses_what_does_not_fit(
         fit(tiny.tiny_flow(hidden=model), normal(rows, 3), config=config, output=tmp_path)
 
 
+def test_moments_are_not_taken_by_other_weights(tmp_path: Path) -> None:
+    """States go by a weight's number among all groups: one that now decays no more would have another's moments."""
+    fit(tiny.tiny_flow(), normal(50, 3), config=configuration(), output=tmp_path)
+    flow = tiny.tiny_flow()
+    next(module for module in flow.modules() if isinstance(module, nn.Linear)).decays = False
+    with pytest.raises(ValueError, match="other weights decayed or trained than now"):
+        fit(flow, normal(50, 3), config=configuration(max_steps=20), output=tmp_path)
+
+
 def test_damaged_checkpoint_is_an_error_and_half_written_ones_are_ignored(tmp_path: Path) -> None:
     config = configuration(checkpoints_kept=1)
     fit(tiny.tiny_flow(), normal(50, 3), config=config, output=tmp_path)
@@ -387,6 +397,22 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
             two = logged(tmp_path / "two" / objective, column)
             assert len(one) == (2 if column == "validation_loss" else 6)
             assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_processes_draw_numbers_of_their_own(tmp_path: Path) -> None:
+    """With equal noise on all of them a batch would hold fewer draws than rows."""
+    drawn = []
+
+    def noisy(flow, batch, generator):
+        drawn.append(torch.rand(3, generator=generator).tolist())
+        return maximum_likelihood(flow, batch, generator)
+
+    for rank in (0, 1):
+        run = _Run(Gaussian(3), normal(20, 3), None, configuration(), noisy, tmp_path / str(rank), None, ())
+        run.rank = rank
+        run._step(next(run.batches))
+        run.log.close()
+    assert drawn[0] != drawn[1]
 
 
 # --- errors ---------------------------------------------------------------------------------------

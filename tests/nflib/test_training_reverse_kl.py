@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Gamma, Independent
 
-from nflib import Flow
 from nflib.flows import TARFlow
 from nflib.montecarlo import BoltzmannDensity
 from nflib.training import ReverseKL, fit, maximum_likelihood, objectives
@@ -298,15 +297,12 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
 
 # --- a flow whose samples are decoded -------------------------------------------------------------
 
-needs_rsample = pytest.mark.skipif(not hasattr(Flow, "rsample"), reason="samples of this flow carry no gradient")
-
 
 def tarflow(**settings: object) -> TARFlow:
     torch.manual_seed(0)
     return TARFlow((4,), patch_size=1, channels=16, num_blocks=2, layers_per_block=1, head_dim=8, **settings)
 
 
-@needs_rsample
 @pytest.mark.parametrize("estimator", ["path", "total"])
 def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(
     perturb: Callable[..., nn.Module], estimator: str
@@ -333,7 +329,6 @@ def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
 
 
-@needs_rsample
 @pytest.mark.parametrize("estimator", ["path", "total", "mixed"])
 def test_draws_without_a_finite_position_are_left_out(
     perturb: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, estimator: str
@@ -366,7 +361,6 @@ def test_draws_outside_a_bounded_support_are_left_out() -> None:
     assert gradients(loss, flow).isfinite().all()
 
 
-@needs_rsample
 def test_fit_brings_a_decoded_flow_to_a_correlated_target(tmp_path: Path) -> None:
     covariance = torch.tensor(
         [[2.0, 0.9, 0.0, 0.3], [0.9, 1.0, -0.4, 0.0], [0.0, -0.4, 0.5, 0.1], [0.3, 0.0, 0.1, 1.5]]

@@ -18,7 +18,7 @@ from molecular.analysis.divergence import RAMACHANDRAN_BINS
 from molecular.analysis.plots import Curve, curves, plane, ramachandran_grid
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_torsions
-from nflib.montecarlo.history import History
+from nflib.montecarlo import History
 from nflib.montecarlo.plots import plot_history
 from nflib.page import DOTS_PER_INCH
 

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from nflib.io import read_arrays
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
 WITH_ATOMS = (".h5", ".hdf5", ".pdb", ".pdb.gz", ".cif", ".mmcif", ".pdbx", ".gro")
 FORMATS = (*BINARY, *WITH_ATOMS[2:], ".npz")
+WITHOUT_TIMES = (".dcd", *WITH_ATOMS[2:-1])
+"""Formats that have none, or whose reader numbers frames instead."""
 TOPOLOGIES = (*WITH_ATOMS, ".prmtop", ".parm7", ".prm7", ".psf", ".mol2")
 
 _WATERS = frozenset(
@@ -35,7 +37,8 @@ _WATERS = frozenset(
 
 @dataclass(frozen=True)
 class Part:
-    """Some frames as their file has them: positions (N, m, 3); time (N,) ps; box (N, 3, 3), rows its edges, or None."""
+    """Some frames as their file has them: positions (N, m, 3); time (N,) ps, zeros where it has none; box (N, 3, 3),
+    rows its edges, or None."""
 
     positions: NDArray[np.floating]
     time: NDArray[np.float64]
@@ -84,7 +87,7 @@ def read_frames(
             raise ValueError(f"the formats are {', '.join(FORMATS)}")
         if not len(part.positions):
             raise ValueError("it has no frames")
-        return part
+        return replace(part, time=np.zeros(len(part.time))) if suffix in WITHOUT_TIMES else part
 
 
 def read_atoms(path: Path) -> Topology:
@@ -187,7 +190,7 @@ def _read_npz(path: Path) -> Part:
         raise ValueError(f"its positions are {positions.dtype} of shape {positions.shape}, not numbers (frames, n, 3)")
     count = len(positions)
     if time is None:
-        time = np.arange(count)
+        time = np.zeros(count)
     if time.shape != (count,) or time.dtype.kind not in "fiu":
         raise ValueError(f"its time is {time.dtype} of shape {time.shape}, not numbers ({count},)")
     if box is not None:

@@ -14,7 +14,14 @@ import numpy as np
 import torch
 
 from molecular.data.trajectories.files import read_atoms
-from molecular.data.trajectories.mending import Collected, draw_constrained, mend, no_frame, with_energies
+from molecular.data.trajectories.mending import (
+    Collected,
+    check_temperature,
+    draw_constrained,
+    mend,
+    no_frame,
+    with_energies,
+)
 from molecular.data.trajectories.reading import read_matched
 from molecular.data.trajectories.report import ImportReport
 from molecular.dynamics.frames import Frames, shard_path, write_shard
@@ -84,6 +91,7 @@ def import_trajectory(
     if not len(frames.time):
         raise no_frame(report)
     mend(molecule, frames, report, energy)
+    check_temperature(molecule, frames, report, energy)
     draw_constrained(molecule, frames, report, seed)
     written = with_energies(frames, energy, molecule.kT, highest_energy, report)
     report.frames_kept = len(written)

@@ -56,7 +56,8 @@ class ImportReport:
             if file["rounding"]:
                 yield f"    Positions were stored to {file['rounding']:g} nm, which energies and densities feel."
             if file["spacing"] is not None:
-                yield f"    Its times do not increase from 0 or later on; frames are put {file['spacing']:g} ps apart."
+                spacing = f"{file['spacing']:g} ps apart"
+                yield f"    It has no times that increase from 0 or later on; frames are put {spacing}."
             if file["drawn_bonds"]:
                 yield (
                     f"    {file['drawn_bonds']} bonds were constrained; their lengths were drawn from the force "

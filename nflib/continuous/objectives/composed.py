@@ -19,6 +19,11 @@ class OfAnother:
         return getattr(self.objective, "keys", None)
 
     @property
+    def needs_flow(self) -> dict[str, str]:
+        """What it reads of a flow, and which flows have that."""
+        return getattr(self.objective, "needs_flow", {})
+
+    @property
     def needs_data(self) -> bool:
         """Whether it is given batches."""
         return getattr(self.objective, "needs_data", True)

@@ -64,6 +64,7 @@ class Dispersive(OfAnother):
 def log_mean_kernel(h: Tensor, temperature: float) -> Tensor:
     """``log mean_ij exp(-|h_i - h_j|^2 / temperature)``, distances as means over the numbers of a row."""
     flat = h.flatten(1)
+    flat = flat - flat.detach().mean(0)  # of rows far from zero, small distances would be lost in rounding
     # Not by torch.cdist, whose derivative is not finite where two rows are equal.
     norms = flat.square().sum(1)
     squares = (norms[:, None] + norms[None] - 2 * flat @ flat.T).clamp(min=0) / flat.shape[1]

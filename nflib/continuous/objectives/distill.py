@@ -35,7 +35,7 @@ class Distill:
     Args:
         teacher: a trained flow with the noise of the map, without a context; it is taken to the map's device, and not
             trained further.
-        num_samples: draws a step, in each process.
+        num_samples: draws a step, in each process; of each part of a step under `accumulation`.
         times: the density of both r and t.
         loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
 
@@ -49,6 +49,7 @@ class Distill:
     loss: Callable[[Tensor], Tensor] = squared_error
 
     keys: ClassVar[tuple[str, ...]] = ()
+    needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap"}
     needs_data: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -66,7 +67,11 @@ class Distill:
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x, r, t, _ = self.jumps(flow, batch, generator)
+        return self.compared(flow, self.jumps(flow, batch, generator))
+
+    def compared(self, flow: FlowMap, jumps: Jumps) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of jumps, and what is logged of it."""
+        x, r, t = jumps[:3]
         u, slope = derivative_along(lambda t: flow.average_velocity(x, r, t), (t,), (torch.ones_like(t),))
         left = per_row(t - r, x)
         with torch.no_grad():

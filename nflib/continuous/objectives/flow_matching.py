@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class FlowMatching:
     ...     fit(flow, torch.randn(256, 2), config=config, objective=FlowMatching(), output=folder).steps
     20
     """
+
+    needs_flow: ClassVar[dict[str, str]] = {"velocity": "an ODEFlow or a FlowMap"}
 
     coupling: Coupling = field(default_factory=Independent)
     times: Times = field(default_factory=Uniform)

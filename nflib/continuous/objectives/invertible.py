@@ -16,13 +16,11 @@ __all__ = ["Invertible"]
 
 
 class OfJumps(Protocol):
-    """An objective that says between which points and times it trains: `MeanFlow` and `Distill`."""
+    """An objective that says between which points and times it trains, and its loss there: `MeanFlow`, `Distill`."""
 
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps: ...
 
-    def __call__(
-        self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def compared(self, flow: FlowMap, jumps: Jumps) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class Invertible(OfAnother):
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, scalars = self.objective(flow, batch, generator)
-        x, r, t, context = self.objective.jumps(flow, batch, generator)
+        jumps = self.objective.jumps(flow, batch, generator)
+        loss, scalars = self.objective.compared(flow, jumps)
+        x, r, t, context = jumps[:4]
         error = (x - flow.jump(flow.jump(x, r, t, context), t, r, context)).square().mean()
         return loss + self.weight * error, scalars | {"there_and_back": error.detach()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,16 @@ __all__ = ["Jumps", "MeanFlow", "derivative_along", "drawn_times"]
 
 
 class Jumps(NamedTuple):
-    """Points x ``(B, *event_shape)`` at times r, to be taken to times t, ``(B,)``, given contexts."""
+    """Points x ``(B, *event_shape)`` at times r, to be taken to times t, ``(B,)``, given contexts.
+
+    velocity: of the pair between which x lies, where there is one.
+    """
 
     x: Tensor
     r: Tensor
     t: Tensor
     context: Any = None
+    velocity: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class MeanFlow:
         ValueError: a share outside 0 … 1.
     """
 
+    needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap"}
+
     coupling: Coupling = field(default_factory=Independent)
     times: Times = field(default_factory=Uniform)
     share_instant: float = 0.75
@@ -69,13 +75,21 @@ class MeanFlow:
         return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
-        """Points on the paths between pairs, and where to go from there."""
-        return self._pairs(flow, batch, generator)[0]
+        """Points on the paths between pairs, with the pairs' velocities there, and where to go from there."""
+        x0, x1, context = self.coupling(flow, batch, generator)
+        r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
+        x, v = flow.path.pair(x0, x1, r)
+        return Jumps(x, r, t, context, v)
 
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        (x, r, t, context), v = self._pairs(flow, batch, generator)
+        return self.compared(flow, self.jumps(flow, batch, generator))
+
+    def compared(self, flow: FlowMap, jumps: Jumps) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of jumps, and what is logged of it."""
+        x, r, t, context, v = jumps
+        assert v is not None
         count = round(self.share_instant * len(x))
         parts = []
         if count > 0:
@@ -91,13 +105,6 @@ class MeanFlow:
             parts.append(self.loss(u - (v + left * slope.detach())))
         loss = torch.cat(parts).mean()
         return loss, {"mean_flow": loss.detach()}
-
-    def _pairs(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Jumps, Tensor]:
-        """Jumps from points between pairs, and the pairs' velocities there."""
-        x0, x1, context = self.coupling(flow, batch, generator)
-        r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
-        x, v = flow.path.pair(x0, x1, r)
-        return Jumps(x, r, t, context), v
 
 
 def drawn_times(times: Times, x: Tensor, generator: torch.Generator, *, both_ways: bool) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ class PathPolicyGradient:
     clip: float = 0.2
 
     keys: ClassVar[tuple[str, ...]] = ("inputs", "log_prob", "advantage")
+    needs_flow: ClassVar[dict[str, str]] = {"span": "an ODEFlow"}
 
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and self.clip > 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class RefinerMatching:
     ...     fit(flow, torch.randn(256, 2), config=config, objective=RefinerMatching(), output=folder).steps
     20
     """
+
+    needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap of RefinedSteps"}
 
     coupling: Coupling = field(default_factory=Independent)
     times: Times = field(default_factory=Uniform)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class TwinFlow(OfAnother):
     ...     fit(flow, torch.randn(256, 2), config=config, objective=TwinFlow(), output=folder).steps
     20
     """
+
+    needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap"}
 
     objective: Callable[..., tuple[Tensor, dict[str, Tensor]]] = field(default_factory=MeanFlow)
     weight: float = 0.5

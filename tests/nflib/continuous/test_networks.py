@@ -12,11 +12,14 @@ import torch
 from nflib.continuous import (
     AdaptiveRMSNorm,
     Blockwise,
+    FlowMap,
     FromDenoiser,
     Heun,
     Linear,
+    MLPFlowMap,
     MLPVelocity,
     ODEFlow,
+    RefinedSteps,
     TimeFeatures,
     TransformerVelocity,
 )
@@ -41,6 +44,50 @@ def test_a_new_network_is_zero_and_shaped_as_x() -> None:
     for build, shape in CASES.values():
         v = build()(torch.randn(5, *shape), torch.rand(5))
         assert v.shape == (5, *shape) and not v.any()
+
+
+def test_a_number_is_the_shape_of_a_vector() -> None:
+    assert ODEFlow(TransformerVelocity(4, patch_size=2, **SMALL), 4).event_shape == (4,)
+    assert FlowMap(MLPFlowMap(2, channels=8), 2).event_shape == (2,)
+    for shape in (0, (2, -1), 2.0, "2", True):
+        with pytest.raises(ValueError, match="event_shape must list positive sizes"):
+            ODEFlow(MLPVelocity(2, channels=8), shape)
+
+
+FIELDS = {
+    "vectors": (lambda: MLPVelocity(6, channels=16, context_size=3), (3,)),
+    "converted": (lambda: FromDenoiser(MLPVelocity(6, channels=16, context_size=3), Linear()), (3,)),
+    "in blocks": (lambda: Blockwise([vectors(context_size=3), vectors(context_size=3)]), (3,)),
+    "labels": (lambda: vectors(num_classes=3), ()),
+    "none": (lambda: MLPVelocity(6, channels=16), None),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_flow_takes_the_contexts_that_its_velocity_says(name: str, tmp_path: FilePath) -> None:
+    build, shape = FIELDS[name]
+    flow = ODEFlow(build(), (6,))
+    assert flow.context_shape == shape
+    assert ODEFlow(build(), (6,), embedding_net=torch.nn.Linear(5, 3)).context_shape is None
+    if shape is None:
+        return
+    one = torch.zeros(shape, dtype=torch.long if shape == () else torch.float32)
+    assert flow.given(one).sample((2,)).shape == (2, 6)
+    wrong = torch.zeros(4, *shape, 5) if shape == () else torch.zeros(4, 5)
+    with pytest.raises(ValueError, match="this flow takes a context of shape"):
+        flow.sample(2, wrong)
+    for number, made in enumerate([flow, flow.guided(1.5, one)]):
+        made.save_pretrained(tmp_path / str(number))
+        again = Flow.from_pretrained(tmp_path / str(number))
+        assert again.context_shape == made.context_shape == shape
+        assert torch.equal(again.given(one).sample((2,), seed=0), made.given(one).sample((2,), seed=0))
+
+
+def test_a_flow_map_takes_the_contexts_that_its_network_says() -> None:
+    flow = FlowMap(MLPFlowMap(2, channels=8, context_size=3), (2,))
+    assert flow.given(torch.ones(3)).sample((2,)).shape == (2, 2)
+    refiner = MLPVelocity(2, channels=8, context_size=5)
+    assert FlowMap(RefinedSteps(MLPVelocity(2, channels=8, context_size=3), refiner), (2,)).context_shape == (3,)
 
 
 def test_rows_are_apart_and_all_numbers_seen(case) -> None:

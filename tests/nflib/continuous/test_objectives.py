@@ -15,6 +15,7 @@ from nflib.continuous import (
     FlowMap,
     FlowMatching,
     Heun,
+    InterpolantMatching,
     Invertible,
     MeanFlow,
     MLPFlowMap,
@@ -27,6 +28,7 @@ from nflib.continuous import (
     RefinedSteps,
     RefinerMatching,
     Rollouts,
+    SymmetricMatching,
     TwinFlow,
     pairs_of,
 )
@@ -35,7 +37,7 @@ from nflib.training import TrainingConfig, fit
 from nflib.training.objectives import maximum_likelihood
 from tests.nflib.continuous.cases import QUIET, mixture_velocity
 from tests.nflib.continuous.normal_map import MEAN, STD, NormalMap, normal_data
-from tests.nflib.training_cases import Record, configuration
+from tests.nflib.training_cases import Gaussian, Record, configuration
 
 
 class NormalVelocity(NormalMap):
@@ -114,7 +116,7 @@ def test_mean_flow_has_the_derivative_of_the_definition():
     objective = MeanFlow(share_instant=0.0)
     batch = {"inputs": normal_data(50).double()}
     value, _ = objective(flow, batch, torch.Generator().manual_seed(1))
-    (x, r, t, _), v = objective._pairs(flow, batch, torch.Generator().manual_seed(1))
+    x, r, t, _, v = objective.jumps(flow, batch, torch.Generator().manual_seed(1))
     step = 1e-5
     with torch.no_grad():
         ahead = flow.average_velocity(x + step * v, r + step, t)
@@ -157,15 +159,23 @@ def test_maps_are_fitted_given_contexts(tmp_path):
 
 
 def test_invertible_measures_the_way_there_and_back():
+    """Of the very jumps that the objective inside is trained on."""
     flow = FlowMap(lambda x, r, t: 0.5 * x, (2,))  # there and back x is multiplied by 1 - (t - r)^2 / 4
     objective, batch = Invertible(MeanFlow(), 3.0), {"inputs": normal_data(64)}
     loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(0)
-    plain, _ = MeanFlow()(flow, batch, generator)
-    x, r, t, _ = MeanFlow().jumps(flow, batch, generator)
+    plain, _ = MeanFlow()(flow, batch, torch.Generator().manual_seed(0))
+    x, r, t = MeanFlow().jumps(flow, batch, torch.Generator().manual_seed(0))[:3]
     expected = (x * (t - r)[:, None].square() / 4).square().mean()
     torch.testing.assert_close(scalars["there_and_back"], expected)
     torch.testing.assert_close(loss, plain + 3 * expected)
+
+
+def test_times_are_weighted_beside_rows():
+    objective, rows = FlowMatching(weight=lambda t: 1 + t), torch.arange(64.0)
+    flow, batch = normal_ode(), {"inputs": normal_data(64), "weights": rows}
+    x, v, t, _ = objective.drawn(flow, batch, torch.Generator().manual_seed(0))
+    loss, _ = objective(flow, batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss, (rows * (1 + t) * (flow.velocity(x, t) - v).square().mean(1)).mean())
 
 
 def test_pseudo_huber_is_quadratic_and_then_linear():
@@ -231,7 +241,8 @@ def test_dispersion_is_zero_of_equal_rows_and_lower_of_others():
     assert float(term) == pytest.approx(0.0, abs=1e-6)
     assert bool(same.grad.isfinite().all())
     two = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    assert float(log_mean_kernel(two, 0.5)) == pytest.approx(math.log((1 + math.exp(-2)) / 2), abs=1e-6)
+    for rows in (two, two + 4096):
+        assert float(log_mean_kernel(rows, 0.5)) == pytest.approx(math.log((1 + math.exp(-2)) / 2), abs=1e-6)
 
 
 def test_dispersive_names_a_layer_of_the_flow(tmp_path):
@@ -426,3 +437,34 @@ def test_training_is_resumed_bit_for_bit(objective, make, tmp_path):
     train(tmp_path / "parts", second)
     assert second.losses == whole.losses[-len(second.losses) :]
     assert len(set(whole.losses)) == 12 and 0 < len(second.losses) < 12
+
+
+OF_OTHER_FLOWS = {
+    "FlowMatching": (FlowMatching(), "an ODEFlow or a FlowMap"),
+    "MeanFlow": (MeanFlow(), "a FlowMap"),
+    "Invertible": (Invertible(MeanFlow()), "a FlowMap"),
+    "Dispersive": (Dispersive(FlowMatching(), "layer"), "an ODEFlow or a FlowMap"),
+    "TwinFlow": (TwinFlow(FlowMatching()), "a FlowMap"),
+    "RefinerMatching": (RefinerMatching(), "a FlowMap of RefinedSteps"),
+    "PathPolicyGradient": (PathPolicyGradient(), "an ODEFlow"),
+    "InterpolantMatching": (InterpolantMatching(), "an InterpolantFlow"),
+    "SymmetricMatching": (SymmetricMatching(1), "an ODEFlow or a FlowMap"),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHER_FLOWS)
+def test_an_objective_of_other_flows_names_them(name, tmp_path):
+    objective, kinds = OF_OTHER_FLOWS[name]
+    with pytest.raises(
+        ValueError, match=f"the objective {name} needs a flow with .*Gaussian does not.* train {kinds}[.]$"
+    ):
+        fit(Gaussian(), torch.randn(8, 2), config=configuration(), objective=objective, output=tmp_path)
+
+
+def test_an_objective_of_maps_refuses_velocities_and_a_class_is_no_objective(tmp_path):
+    flow = ODEFlow(MLPVelocity(2, channels=8), (2,))
+    with pytest.raises(ValueError, match="needs a flow with 'average_velocity', which ODEFlow does not have"):
+        fit(flow, torch.randn(8, 2), config=configuration(), objective=MeanFlow(), output=tmp_path)
+    for objective in (FlowMatching, "flow_matching"):
+        with pytest.raises(ValueError, match=r"^objective must be an object such as FlowMatching\(\), got "):
+            fit(flow, torch.randn(8, 2), config=configuration(), objective=objective, output=tmp_path)

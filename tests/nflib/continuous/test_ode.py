@@ -14,10 +14,12 @@ from nflib.continuous import (
     RK4,
     Dopri5,
     Euler,
+    FlowMap,
     FlowMatching,
     Guided,
     Heun,
     Linear,
+    MLPFlowMap,
     MLPVelocity,
     ODEFlow,
     ODETransform,
@@ -543,3 +545,17 @@ def test_guidance_of_another_kind_of_flow() -> None:
     flow = ODEFlow(MLPVelocity(2, channels=8, context_size=3), (2,))
     with pytest.raises(ValueError, match="LinearGuidance guides autoregressive flows"):
         flow.guided(LinearGuidance(1.0), torch.zeros(1, 3))
+
+
+def test_a_class_or_a_name_in_the_place_of_an_object_is_told() -> None:
+    field = MLPVelocity(2, channels=8)
+    mistakes = {
+        "solver": [lambda: ODEFlow(field, (2,), solver=RK4), lambda: ODEFlow(field, (2,), solver="rk4"),
+                   lambda: ODEFlow(field, (2,)).with_solver(Heun)],
+        "path": [lambda: ODEFlow(field, (2,), path=Linear), lambda: FlowMap(MLPFlowMap(2, channels=8), 2, path="ot")],
+        "velocity": [lambda: ODEFlow(MLPVelocity, (2,)), lambda: FlowMap(MLPFlowMap, (2,))],
+    }  # fmt: skip
+    for name, calls in mistakes.items():
+        for call in calls:
+            with pytest.raises(ValueError, match=f"^{name} must be an object such as .*, got .*[.]$"):
+                call()

@@ -77,7 +77,8 @@ def test_one_step_is_that_of_scipy() -> None:
 
 
 def test_against_torchdiffeq() -> None:
-    torchdiffeq = pytest.importorskip("torchdiffeq")
+    import torchdiffeq
+
     x = start()
     for solver, method, options in [
         (Euler(8), "euler", {"step_size": 1 / 8}),
