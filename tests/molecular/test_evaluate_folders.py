@@ -166,7 +166,7 @@ MISTAKES = {
     "lag too long": (["{tmp}/good"], ["--reference", "{tmp}/simulation", "--tica_lag", "500"], "smaller lag"),
     "no conformations": (["{tmp}/good"], ["--num_conformations", "0"], "show 1 or more"),
     "bad bootstrap": (["{tmp}/good"], ["--num_bootstrap", "-1"], "num_bootstrap is -1"),
-    "no weight at all": (["{tmp}/weightless"], [], "no sample has a finite positive weight"),
+    "no weight at all": (["{tmp}/weightless"], [], "has no conformation that is finite and has a weight"),
 }
 
 
