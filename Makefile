@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m video generate --prompt "a seven moving up and right, fast" --guidance 2 --out runs/demo/clip.gif
 
 demo-peptide: $(STAMP)
-	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --sampler auto --num_draws 4000 --num_samples 500 \
+	$(VENV)/bin/python -m molecular sample --peptide $(PEPTIDE) --sampler auto --num_draws 2000 --num_samples 250 \
 	    --batch_size 250 --seed 0 --output runs/demo-$(PEPTIDE)
 
 # Two processes of one thread each; files are not parted, for their tests share what they set up.

@@ -387,8 +387,14 @@ def test_decodes_under_autocast(decoder, flow):
             lambda: solve(Jacobi(initial_guess=torch.zeros(5, 2)), autoregressive(6, 2), torch.zeros(1, 6, 2)),
             "broadcast",
         ),
-        (lambda: Flow(autoregressive(), StandardNormal((6, 2))).sample(1, decoding="jacobi"), "decoding must be an object"),
-        (lambda: Flow(autoregressive(), StandardNormal((6, 2))).sample(1, decoding=Jacobi), "decoding must be an object"),
+        (
+            lambda: Flow(autoregressive(), StandardNormal((6, 2))).sample(1, decoding="jacobi"),
+            "decoding must be an object",
+        ),
+        (
+            lambda: Flow(autoregressive(), StandardNormal((6, 2))).sample(1, decoding=Jacobi),
+            "decoding must be an object",
+        ),
     ],
 )
 def test_bad_settings_are_errors(build, message):
