@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/proposals.py --peptides Ace-A-Nme --num_samples 10000 --seeds 10 --threads 1
 
 Beside the flow itself: its noise scaled ("scale 1.02"), its noise with tails ("tails": 3 % of the numbers 1.5 times as
-wide), a tenth of the draws from a flow at a higher temperature ("defensive"), and half of them from each further model
-given ("with FOLDER"). All densities are exact. Of each seed the same noise is drawn; ESS is a fraction of the draws.
+wide), a tenth of the draws from a flow at a higher temperature ("defensive"), half of them from each further model
+given ("with FOLDER"), and equally many from all of these ("all"). All densities are exact. Of each seed the same noise
+is drawn; ESS is a fraction of the draws.
 """
 
 import statistics
@@ -31,7 +32,9 @@ def proposals(peptide: Peptide, model: Path | None, others: list[Path]) -> dict[
     found = {"flow": flow} | {f"scale {scale}": scaled(scale) for scale in (0.98, 1.02, 1.05)}
     found["tails"] = scaled(*TAILS, weights=TAIL_WEIGHTS)
     found["defensive"] = Mixture([flow, scaled(1.1)], [0.9, 0.1])
-    return found | {f"with {other}": Mixture([flow, load_flow(peptide, other)]) for other in others}
+    further = {other: load_flow(peptide, other) for other in others}
+    found |= {f"with {other}": Mixture([flow, own]) for other, own in further.items()}
+    return found | ({"all": Mixture([flow, *further.values()])} if others else {})
 
 
 def main() -> None:

@@ -50,7 +50,12 @@ def without_autocast(method: Method) -> Method:
 
 def is_traced() -> bool:
     """Whether a graph is being traced, or `torch.func` at work: no number of a tensor can be looked at."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or within_torch_func()
+
+
+def within_torch_func() -> bool:
+    """Whether a transform of `torch.func`, such as vmap or grad, is at work; torch has no public word for it."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _is_inference(part: Any) -> bool:

@@ -22,7 +22,7 @@ from nflib.dtypes import as_dtype, check_half_precision
 from nflib.errors import check_object
 from nflib.events import flattened, per_row
 from nflib.flows.given import GivenFlow
-from nflib.inference import differentiates
+from nflib.inference import differentiates, within_torch_func
 from nflib.interfaces import Decoder
 from nflib.io.arguments import changed
 from nflib.io.pretrained import Pretrained
@@ -110,7 +110,7 @@ class Flow(Pretrained, NFlowsFlow):
             # Where it is differentiated, of each batch only the inputs are kept, and the rest is computed again.
             pieces.append(
                 checkpoint(self._log_prob_of, x, c, use_reentrant=False)
-                if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+                if torch.is_grad_enabled() and not within_torch_func()
                 else self._log_prob_of(x, c)
             )
         return torch.cat(pieces)

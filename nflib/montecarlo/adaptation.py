@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from nflib.errors import check_object
 from nflib.montecarlo.kernels.interface import Kernel
 from nflib.montecarlo.path import GeometricPath, Particles
 
@@ -128,11 +129,8 @@ class FixedStepSizes:
 def as_step_sizes(step_sizes: Any) -> StepSizes:
     """The rule of step sizes, `AcceptanceTarget()` by default. Raises ValueError for what is none, such as a number."""
     step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
-    if isinstance(step_sizes, type) or not (hasattr(step_sizes, "first") and hasattr(step_sizes, "next")):
-        raise ValueError(
-            f"step_sizes is {step_sizes!r}; pass a rule, such as AcceptanceTarget() or FixedStepSizes([s])."
-        )
-    return step_sizes
+    check_object("step_sizes", step_sizes, "AcceptanceTarget() or FixedStepSizes([s])", "first", "next")
+    return step_sizes  # type: ignore[no-any-return]
 
 
 def _factor(acceptance: float, target: float, gain: float) -> float:

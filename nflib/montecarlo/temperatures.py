@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nflib.errors import check_object
+
 __all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "as_rule", "conditional_ess_fraction"]
 
 
@@ -88,12 +90,8 @@ def as_rule(temperatures: Any) -> Temperatures:
         return AdaptiveTemperatures()
     if isinstance(temperatures, Iterable) and not isinstance(temperatures, str):
         return FixedTemperatures(temperatures)
-    if isinstance(temperatures, type) or not hasattr(temperatures, "next"):
-        raise ValueError(
-            f"temperatures is {temperatures!r}; pass inverse temperatures that rise to 1, such as torch.linspace(0, 1, "
-            "11), or a rule, such as AdaptiveTemperatures()."
-        )
-    return temperatures
+    check_object("temperatures", temperatures, "AdaptiveTemperatures() or torch.linspace(0, 1, 11)", "next")
+    return temperatures  # type: ignore[no-any-return]
 
 
 def conditional_ess_fraction(log_weights: Tensor, log_increments: Tensor) -> float:

@@ -13,6 +13,7 @@ from molecular.commands import main
 from molecular.flows import InternalProse
 from molecular.sampling.sample import load_flow, load_proposal
 from molecular.sampling.shipped_flows import COVERAGE, shipped_flows
+from nflib.montecarlo import WeightedSamples
 from tests.molecular.tiny_flow import make_tiny_flow
 
 TWENTY = "ACDEFGHIKLMNPQRSTVWY"
@@ -62,7 +63,9 @@ def test_peptides_that_nothing_covers(folder, sequence):
         assert "later" not in str(error.value)
 
 
-def test_all_flows_that_cover_a_peptide_are_mixed(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def two(folder, tmp_path):
+    """The same with another flow of dipeptides."""
     two = shutil.copytree(folder, tmp_path / "two")
     torch.manual_seed(1)
     other = InternalProse.from_pretrained(two / "dipeptides")
@@ -71,6 +74,10 @@ def test_all_flows_that_cover_a_peptide_are_mixed(folder, tmp_path, monkeypatch)
             weight.add_(0.05 * torch.randn_like(weight))
     other.save_pretrained(two / "dipeptides-2")
     shutil.copy(two / "dipeptides" / COVERAGE, two / "dipeptides-2")
+    return two
+
+
+def test_all_flows_that_cover_a_peptide_are_mixed(two, monkeypatch):
     assert shipped_flows(named("NL"), two) == [two / "dipeptides", two / "dipeptides-2"]
     assert shipped_flows(named("GA"), two) == [two / "GA"]
     peptide = Peptide("AG")
@@ -112,13 +119,18 @@ def test_sample_at_another_temperature(shipped, tmp_path):
     assert (tmp_path / "out" / "ramachandran.png").is_file()
 
 
-def test_flows_of_ones_own_are_mixed(folder, tmp_path):
-    model, other = (str(folder / name) for name in ("dipeptides", "GA"))
+def test_flows_of_ones_own_are_mixed(two, tmp_path):
+    model, other = two / "dipeptides", two / "dipeptides-2"
     options = ["sample", "--peptide", "GG", "--num_samples", "20", "--output", str(tmp_path / "out")]
-    main([*options, "--model", model, "--mixed_with", other, "--mixed_with", model])
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_samples"] == 20
+    main([*options, "--model", str(model), "--mixed_with", str(other)])
+    drawn = WeightedSamples.load(tmp_path / "out" / "weights.npz")
+    with torch.no_grad():
+        expected = load_proposal(Peptide("GG"), [model, other]).log_prob(drawn.x)
+        alone = load_flow(Peptide("GG"), model).log_prob(drawn.x)
+    torch.testing.assert_close(drawn.log_prob, expected, atol=1e-3, rtol=1e-4)
+    assert (drawn.log_prob - alone).abs().max() > 0.1
     with pytest.raises(SystemExit, match="^error: --mixed_with goes with --model; leave it out.$"):
-        main([*options, "--mixed_with", other])
+        main([*options, "--mixed_with", str(other)])
 
 
 MISTAKES = {

@@ -54,8 +54,8 @@ def test_points_without_density_stay_where_they_are():
         ({"num_steps": 1, "kernel": ULA()}, "ULA weights its moves"),
         ({"num_steps": 1, "kernel": IndependentMetropolis()}, "there is none"),
         ({"num_steps": 1, "generator": torch.Generator()}, "seed"),
-        ({"num_steps": 1, "kernel": HMC}, "an object with init and step"),
-        ({"num_steps": 1, "step_sizes": 0.1}, "step_sizes is 0.1"),
+        ({"num_steps": 1, "kernel": HMC}, "kernel must be an object such as HMC"),
+        ({"num_steps": 1, "step_sizes": 0.1}, "step_sizes must be an object such as AcceptanceTarget"),
         ({"num_steps": 1, "x": exact(4)[:0]}, "there are 0 points"),
     ],
 )

@@ -318,10 +318,10 @@ def test_user_mistakes_are_named():
         ("resampling_threshold is 2", {"resampling_threshold": 2.0}),
         ("must rise", {"temperatures": [0.5, 0.4, 1.0]}),
         ("must rise", {"temperatures": [0.5, 0.9]}),
-        ("temperatures is 10; pass inverse temperatures that rise", {"temperatures": 10}),
-        ("temperatures is 'adaptive'; pass", {"temperatures": "adaptive"}),
-        (r"kernel is <class .*HMC'>; pass an object with init and step, such as HMC\(\)", {"kernel": HMC}),
-        (r"step_sizes is 0.1; pass a rule, such as .*FixedStepSizes\(\[s\]\)", {"step_sizes": 0.1}),
+        ("temperatures must be an object such as .* got 10", {"temperatures": 10}),
+        ("temperatures must be an object such as .* got 'adaptive'", {"temperatures": "adaptive"}),
+        (r"kernel must be an object such as HMC\(\), got <class", {"kernel": HMC}),
+        (r"step_sizes must be an object such as .*FixedStepSizes\(\[s\]\), got 0.1", {"step_sizes": 0.1}),
     ):
         with pytest.raises(ValueError, match=message):
             smc(q, TARGET, 10, **keywords)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nflib.errors import check_object
 from nflib.montecarlo.kernels.hamiltonian import HMC
 from nflib.montecarlo.kernels.independent import IndependentMetropolis
 from nflib.montecarlo.kernels.interface import Kernel, Move
@@ -13,6 +14,5 @@ __all__ = ["HMC", "MALA", "ULA", "IndependentMetropolis", "Kernel", "Move", "as_
 def as_kernel(kernel: Any) -> Kernel:
     """The kernel, HMC by default. Raises ValueError for what is none, such as the class in place of an object."""
     kernel = HMC() if kernel is None else kernel
-    if isinstance(kernel, type) or not (hasattr(kernel, "init") and hasattr(kernel, "step")):
-        raise ValueError(f"kernel is {kernel!r}; pass an object with init and step, such as HMC().")
-    return kernel
+    check_object("kernel", kernel, "HMC()", "init", "step")
+    return kernel  # type: ignore[no-any-return]
