@@ -27,13 +27,13 @@ from examples.digits.data import Digits, parts
 from nflib.continuous import (
     RK4,
     Euler,
+    FlowCoupling,
     FlowMatching,
-    FromFlow,
     Heun,
-    Independent,
+    IndependentCoupling,
     MLPVelocity,
     ODEFlow,
-    OptimalTransport,
+    OptimalTransportCoupling,
 )
 from nflib.flows import TARFlow
 from nflib.metrics import frechet_distance
@@ -97,9 +97,9 @@ def main() -> None:
     teacher = TARFlow((space.size,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2)
     steps = trained(teacher, rows, seconds, first, augment=noisy, learning_rate=3e-3, **SETTINGS)
     couplings: dict[str, Any] = {
-        "independent": Independent(),
-        "optimal transport": OptimalTransport(),
-        "TARFlow": FromFlow(teacher, space.teacher_noise),
+        "independent": IndependentCoupling(),
+        "optimal transport": OptimalTransportCoupling(),
+        "TARFlow": FlowCoupling(teacher, space.teacher_noise),
     }
     known = ["" for _ in space.bits_are] if space.teacher_noise else _figures(space.bits(teacher, test))
     coded = space.levels(space.draw(rows, torch.Generator().manual_seed(0)))

@@ -39,7 +39,7 @@ from nflib.continuous import (
     MLPFlowMap,
     MLPVelocity,
     ODEFlow,
-    OptimalTransport,
+    OptimalTransportCoupling,
 )
 from nflib.distributions import StandardNormal
 from nflib.montecarlo import BoltzmannDensity, importance_sample
@@ -128,11 +128,11 @@ def main() -> None:
     data = Coordinates(positions, symmetries, fixed, arguments.seed)
     size = math.prod(shape)
     ode = ODEFlow(OfAllAtoms(MLPVelocity(size, channels=384)), shape)
-    steps = trained(ode, data, arguments.seconds, arguments.seed, FlowMatching(OptimalTransport()), **SETTINGS)
+    steps = trained(ode, data, arguments.seconds, arguments.seed, FlowMatching(OptimalTransportCoupling()), **SETTINGS)
     for solver in (Heun(4), Heun(8), RK4(8)):
         judge(f"ODE flow, {solver}", on_positions(ode.with_solver(solver)), count_parameters(ode), steps)
     flow_map = FlowMap(OfAllAtoms(MLPFlowMap(size, channels=384)), shape)
-    objective = Invertible(MeanFlow(OptimalTransport()))
+    objective = Invertible(MeanFlow(OptimalTransportCoupling()))
     steps = trained(flow_map, data, arguments.seconds, arguments.seed, objective, **SETTINGS)
     judge("flow map, 4 passes", on_positions(flow_map), count_parameters(flow_map), steps)
     print()

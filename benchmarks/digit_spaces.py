@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from examples.digits.data import LEVELS, Digits
-from nflib.continuous import Linear, Path
+from nflib.continuous import LinearPath, Path
 from nflib.flows import Flow
 from nflib.training.data import TensorSource
 from nflib.training.feed import Augmentation
@@ -64,7 +64,7 @@ class Pixels:
 
     size = PIXELS
     bits_are = ("bits",)
-    path = Linear()
+    path = LinearPath()
 
     def __init__(self, train: Digits, noise: float):
         self.preprocess, self.teacher_noise = Gaussianize(train.levels), noise
@@ -99,7 +99,7 @@ class LatentPictures:
     # The noise is in the latents already.
     teacher_noise = 0.0
     # Noise of 1e-5 is left at the data: the path of flow matching in latent space (Dao et al. 2023, arXiv:2307.08698).
-    path = Linear(sigma_min=1e-5)
+    path = LinearPath(sigma_min=1e-5)
 
     def __init__(self, data: dict[str, Digits], noise: float, seconds: float, seed: int):
         options = AutoencoderOptions(channels=[32, 64], latent_channels=2, noise=noise)

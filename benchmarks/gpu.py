@@ -48,7 +48,7 @@ from nflib import decoding
 from nflib.networks import CausalTransformer
 from nflib.networks.backends import causal_attention, check_backend
 from nflib.networks.step import Step
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms import TransformerAffineAutoregressive
 
 TOLERANCE = decoding.Auto().tolerance
 LAYOUTS = Path(__file__).parents[1] / "tests" / "golden" / "released_checkpoint_layouts.json"
@@ -219,7 +219,7 @@ class StaticStep:
     attention runs over that length under a mask: what a CUDA graph can replay. It is a cache to the layers.
     """
 
-    def __init__(self, map: AutoregressiveTransform, noise: Tensor, is_captured: bool):
+    def __init__(self, map: TransformerAffineAutoregressive, noise: Tensor, is_captured: bool):
         self.map, self.network = map, map.network
         attention = self.network.layers[0].attention
         if self.network.uses_context or self.network.start_token is not None or attention.rotary is not None:

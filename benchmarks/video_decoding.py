@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from examples.moving_digits.data import WORDS
 from nflib import decoding
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms import TransformerAffineAutoregressive
 from video import STARFlowV
 from video.flows.decoding import TOLERANCE, FramesAtOnce
 from video.pipeline import Pipeline
@@ -47,7 +47,7 @@ def random_weights() -> tuple[STARFlowV, TextEncoder]:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
     for transform in flow.modules():
-        if isinstance(transform, AutoregressiveTransform):
+        if isinstance(transform, TransformerAffineAutoregressive):
             is_deep = transform.network.prefix is not None
             encoded = transform.encode_context(text(PROMPTS[:1]) if is_deep else None)
             parameters = torch.cat(transform.conditionals(torch.randn(1, 256 if is_deep else 16, 16), encoded))

@@ -12,7 +12,7 @@ from molecular.flows.prose import Prose
 from molecular.flows.prose_context import AtomEmbedding
 from molecular.molecule.orderings import PROSE_ORDERINGS
 from nflib.io.state_dicts import load_renamed, read_state_dict
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms import TransformerAffineAutoregressive
 
 # The names of parts, ours to theirs: of the shared embedding, below `cond_embed.`; of a block, below `blocks.N.`; of a
 # layer, below `layers.N.` and `attn_blocks.N.`.
@@ -116,7 +116,7 @@ def _names(flow: Prose, num_layers: int) -> dict[str, str]:
     modules = list(flow.named_modules())  # each once: the shared embedding has the name under which it comes first
     (embedding,) = (name for name, module in modules if isinstance(module, AtomEmbedding))
     names = {f"{embedding}.{ours}": f"cond_embed.{theirs}" for ours, theirs in EMBEDDING.items()}
-    blocks = [name for name, module in modules if isinstance(module, AutoregressiveTransform)]
+    blocks = [name for name, module in modules if isinstance(module, TransformerAffineAutoregressive)]
     for index, block in enumerate(blocks):
         parts = BLOCK | {
             f"layers.{layer}.{ours}": f"attn_blocks.{layer}.{theirs}"

@@ -31,7 +31,7 @@ from nflib.networks import CausalTransformer, SinusoidalPositions
 from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import transformer_layers
-from nflib.transforms import AutoregressiveTransform, ClosedForm, PermuteByContext
+from nflib.transforms import ClosedForm, PermuteByContext, TransformerAffineAutoregressive
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
@@ -106,7 +106,7 @@ class Prose(TransferableFlow):
                 token_mask=AtomsExist(),
             )
             visit = PermuteByContext(partial(atoms_in_order, column=column))
-            return [visit, AutoregressiveTransform(network), InverseTransform(visit)]
+            return [visit, TransformerAffineAutoregressive(network), InverseTransform(visit)]
 
         columns = [NUM_CODES + index % len(orderings) for index in range(num_blocks)]
         super().__init__(

@@ -1,8 +1,24 @@
 """Continuous flows: velocity fields, interpolants and flow maps, under the contract of every other flow."""
 
-from nflib.continuous.couplings import Coupling, FromFlow, Independent, OptimalTransport, Pairs, pairs_of
+from nflib.continuous.couplings import (
+    Coupling,
+    FlowCoupling,
+    IndependentCoupling,
+    OptimalTransportCoupling,
+    Pairs,
+    pairs_of,
+)
 from nflib.continuous.diffusion import DiffusionProposal
-from nflib.continuous.fields import Blockwise, FromDenoiser, FromNoise, FromScore, Guided, RatioAware, Refined, Velocity
+from nflib.continuous.fields import (
+    BlockwiseVelocity,
+    FromDenoiser,
+    FromNoise,
+    FromScore,
+    GuidedVelocity,
+    RatioAware,
+    RefinedVelocity,
+    Velocity,
+)
 from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
@@ -23,24 +39,24 @@ from nflib.continuous.objectives import (
 from nflib.continuous.ode import ODEFlow, ODETransform
 from nflib.continuous.paths import (
     Coefficients,
-    Linear,
+    LinearPath,
     Path,
-    Trigonometric,
-    TwoSided,
-    VarianceExploding,
-    VariancePreserving,
+    TrigonometricPath,
+    TwoSidedPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
 )
 from nflib.continuous.potentials import potential_step, wave_residual
 from nflib.continuous.refined import RefinedSteps
 from nflib.continuous.solvers import RK4, Dopri5, Euler, FixedStep, Heun, PseudoCorrector, Solution, Solver
-from nflib.continuous.times import LogitNormal, Mode, Times, Uniform, UShaped, cosmap
+from nflib.continuous.times import LogitNormalTimes, ModeTimes, Times, UniformTimes, UShapedTimes, cosmap
 from nflib.io.arguments import keep_arguments_of_parts
 
 __all__ = [
     "RK4",
     "AdaptiveRMSNorm",
     "AverageVelocity",
-    "Blockwise",
+    "BlockwiseVelocity",
     "Coefficients",
     "Coupling",
     "DiffusionProposal",
@@ -49,37 +65,37 @@ __all__ = [
     "Dopri5",
     "Euler",
     "FixedStep",
+    "FlowCoupling",
     "FlowMap",
     "FlowMapTransform",
     "FlowMatching",
     "FromDenoiser",
-    "FromFlow",
     "FromNoise",
     "FromScore",
-    "Guided",
+    "GuidedVelocity",
     "Heun",
-    "Independent",
+    "IndependentCoupling",
     "InterpolantFlow",
     "InterpolantMatching",
     "Invertible",
-    "Linear",
-    "LogitNormal",
+    "LinearPath",
+    "LogitNormalTimes",
     "MLPFlowMap",
     "MLPVelocity",
     "MeanFlow",
-    "Mode",
+    "ModeTimes",
     "NearReference",
     "ODEFlow",
     "ODETransform",
-    "OptimalTransport",
+    "OptimalTransportCoupling",
     "Pairs",
     "Path",
     "PathPolicyGradient",
     "PseudoCorrector",
     "PseudoHuber",
     "RatioAware",
-    "Refined",
     "RefinedSteps",
+    "RefinedVelocity",
     "RefinerMatching",
     "Reflow",
     "Rollouts",
@@ -89,13 +105,13 @@ __all__ = [
     "TimeFeatures",
     "Times",
     "TransformerVelocity",
-    "Trigonometric",
+    "TrigonometricPath",
     "TwinFlow",
-    "TwoSided",
-    "UShaped",
-    "Uniform",
-    "VarianceExploding",
-    "VariancePreserving",
+    "TwoSidedPath",
+    "UShapedTimes",
+    "UniformTimes",
+    "VarianceExplodingPath",
+    "VariancePreservingPath",
     "Velocity",
     "cosmap",
     "pairs_of",

@@ -15,7 +15,7 @@ from nflib.events import flattened
 from nflib.flows.flow import Flow
 from nflib.random import given_generator, normal_like
 
-__all__ = ["Coupling", "FromFlow", "Independent", "OptimalTransport", "Pairs", "pairs_of"]
+__all__ = ["Coupling", "FlowCoupling", "IndependentCoupling", "OptimalTransportCoupling", "Pairs", "pairs_of"]
 
 
 class Coupling(Protocol):
@@ -29,7 +29,7 @@ class Coupling(Protocol):
         ...
 
 
-class Independent:
+class IndependentCoupling:
     """Fresh noise of the flow's base for every sample."""
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
@@ -38,7 +38,7 @@ class Independent:
         return noise_like(x1, flow, context, generator), x1, context
 
 
-class OptimalTransport:
+class OptimalTransportCoupling:
     """Fresh noise, dealt out so that the squared distances within the batch sum to the least (Tong et al. 2024).
 
     (arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772.) Exact, at a cost that grows with the third power of the
@@ -51,10 +51,10 @@ class OptimalTransport:
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
         if "weights" in batch:
             raise ValueError(
-                "OptimalTransport pairs rows of equal weight, and the data have 'weights'; resample the rows by their "
-                "weights, or take Independent()."
+                "OptimalTransportCoupling pairs rows of equal weight, and the data have 'weights'; resample the rows "
+                "by their weights, or take IndependentCoupling()."
             )
-        x0, x1, context = Independent()(flow, batch, generator)
+        x0, x1, context = IndependentCoupling()(flow, batch, generator)
         order = torch.empty(len(x1), dtype=torch.long, device=x1.device)
         for rows in _alike(context, torch.arange(len(x1), device=x1.device)):
             cost = torch.cdist(flattened(x1[rows]).double(), flattened(x0[rows]).double()).square()
@@ -118,7 +118,7 @@ def pairs_of(
     return {"inputs": x, "noise": x0} | ({} if context is None else {"context": context})
 
 
-class FromFlow:
+class FlowCoupling:
     """The noise that a trained flow makes of the data: its encoding of ``x1 + noise * normal``, divided by `width`.
 
     Normalized flow matching (Berthelot et al. 2026, arXiv:2603.09014): a flow knows which noise belongs to which data,
@@ -137,7 +137,7 @@ class FromFlow:
 
     def __init__(self, flow: Flow, noise: float = 0.0, width: float = 1.0):
         if not (noise >= 0 and width > 0):
-            raise ValueError(f"FromFlow: noise ({noise!r}) must be 0 or more, width ({width!r}) positive.")
+            raise ValueError(f"FlowCoupling: noise ({noise!r}) must be 0 or more, width ({width!r}) positive.")
         self.flow, self.noise, self.width = flow.eval(), noise, width
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:

@@ -41,7 +41,7 @@ class DiffusionProposal:
         epsilon: half the squared noise per unit of time, a number or a function of t; of a step, that at its middle.
         num_steps: from the flow's start to its stop, of equal length.
         score: s, a function ``(x, t, context)`` as the velocity is one (default: of the velocity, by the flow's path;
-            that of `TwoSided` is to be learnt). At an end at which the path leaves no noise, the last step looks at
+            that of `TwoSidedPath` is to be learnt). At an end at which the path leaves no noise, the last step looks at
             its middle instead.
         context: of all draws, one, where the flow takes one; see `Flow.given`.
 

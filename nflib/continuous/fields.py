@@ -17,7 +17,16 @@ from nflib.events import flattened, per_row
 from nflib.io.arguments import keep_arguments
 from nflib.transforms.guided import unpaired
 
-__all__ = ["Blockwise", "FromDenoiser", "FromNoise", "FromScore", "Guided", "RatioAware", "Refined", "Velocity"]
+__all__ = [
+    "BlockwiseVelocity",
+    "FromDenoiser",
+    "FromNoise",
+    "FromScore",
+    "GuidedVelocity",
+    "RatioAware",
+    "RefinedVelocity",
+    "Velocity",
+]
 
 
 class Velocity(Protocol):
@@ -103,10 +112,10 @@ class _Converted(_OfAnother):
 class FromScore(_Converted):
     """The velocity of a network ``s(x, t, context)`` of scores of a one-sided path.
 
-    Raises ValueError, on evaluation, at a time at which the score does not tell the velocity (t = 0 of `Linear`).
+    Raises ValueError, on evaluation, at a time at which the score does not tell the velocity (t = 0 of `LinearPath`).
 
-    >>> from nflib.continuous.paths import Linear
-    >>> field = FromScore(lambda x, t: -x / (t**2 + (1 - t) ** 2)[:, None], Linear())  # of standard normal data
+    >>> from nflib.continuous.paths import LinearPath
+    >>> field = FromScore(lambda x, t: -x / (t**2 + (1 - t) ** 2)[:, None], LinearPath())  # of standard normal data
     >>> field(torch.ones(1, 2), torch.tensor([0.5]))
     tensor([[0., 0.]])
     """
@@ -118,8 +127,8 @@ class FromScore(_Converted):
 class FromDenoiser(_Converted):
     """The velocity of a network ``D(x, t, context) = E[x1 | x_t]`` of a one-sided path.
 
-    Where no noise is left (t = 1 of `Linear`) ``E[x0 | x_1]`` is zero and the velocity is ``beta' D``. Raises
-    ValueError, on evaluation, where alpha' diverges as well (t = 1 of `VariancePreserving`).
+    Where no noise is left (t = 1 of `LinearPath`) ``E[x0 | x_1]`` is zero and the velocity is ``beta' D``. Raises
+    ValueError, on evaluation, where alpha' diverges as well (t = 1 of `VariancePreservingPath`).
     """
 
     def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ class FromDenoiser(_Converted):
 class FromNoise(_Converted):
     """The velocity of a network ``E(x, t, context) = E[x0 | x_t]`` of a one-sided path.
 
-    Raises ValueError, on evaluation, at a time at which the noise does not tell the data (t = 0 of `Linear`).
+    Raises ValueError, on evaluation, at a time at which the noise does not tell the data (t = 0 of `LinearPath`).
     """
 
     def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -166,7 +175,7 @@ class RatioAware:
         return per_row(strength, conditional)
 
 
-class Guided(_OfAnother):
+class GuidedVelocity(_OfAnother):
     """Classifier-free guidance ``v_u + w (v_c - v_u)`` of one field at two contexts, both in one batch.
 
     Args:
@@ -201,7 +210,7 @@ class Guided(_OfAnother):
         return unconditional + strength * (conditional - unconditional)
 
 
-class Refined(_OfAnother):
+class RefinedVelocity(_OfAnother):
     """``v + r(x, t, v)``: a field, such as that of a light network, and what a small refiner adds to its slope.
 
     Fitted as any field is, with the first one's parameters frozen or not. For a refiner of the slope of the step before
@@ -221,7 +230,7 @@ class Refined(_OfAnother):
         return v + (self.refiner(x, t, v) if context is None else self.refiner(x, t, v, context))
 
 
-class Blockwise(nn.Module):
+class BlockwiseVelocity(nn.Module):
     """One field for each segment of time; solvers never step across an edge.
 
     Args:
@@ -233,7 +242,7 @@ class Blockwise(nn.Module):
             a context.
 
     >>> from nflib.continuous import MLPVelocity
-    >>> field = Blockwise([MLPVelocity(2), MLPVelocity(2)])
+    >>> field = BlockwiseVelocity([MLPVelocity(2), MLPVelocity(2)])
     >>> field.edges, field(torch.zeros(5, 2), torch.rand(5)).shape
     ((0.5,), torch.Size([5, 2]))
     """

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from nflib.continuous.couplings import Coupling, Independent
-from nflib.continuous.fields import Guided, Strength, Velocity
+from nflib.continuous.couplings import Coupling, IndependentCoupling
+from nflib.continuous.fields import GuidedVelocity, Strength, Velocity
 from nflib.continuous.objectives import squared_error
 from nflib.continuous.ode import ODEFlow
-from nflib.continuous.paths import Path, TwoSided
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.paths import Path, TwoSidedPath
+from nflib.continuous.times import Times, UniformTimes
 from nflib.events import flattened
 from nflib.io.arguments import changed
 from nflib.random import normal_like
@@ -46,7 +46,7 @@ class InterpolantFlow(ODEFlow):
         path_score: Velocity,
         event_shape: Sequence[int] | int,
         *,
-        path: Path = TwoSided(),  # noqa: B008, a frozen dataclass
+        path: Path = TwoSidedPath(),  # noqa: B008, a frozen dataclass
         **options: Any,
     ):
         super().__init__(velocity, event_shape, path=path, **options)
@@ -58,7 +58,7 @@ class InterpolantFlow(ODEFlow):
 
     def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
         """As `ODEFlow.guided`, with the score guided as well; a strength that is a function sees scores there."""
-        score = Guided(self.score_field, guidance)
+        score = GuidedVelocity(self.score_field, guidance)
         return changed(super().guided(guidance, unconditional), {"path_score": score}, score_field=score)
 
 
@@ -77,8 +77,8 @@ class InterpolantMatching:
 
     needs_flow: ClassVar[dict[str, str]] = {"path_score": "an InterpolantFlow"}
 
-    coupling: Coupling = field(default_factory=Independent)
-    times: Times = field(default_factory=Uniform)
+    coupling: Coupling = field(default_factory=IndependentCoupling)
+    times: Times = field(default_factory=UniformTimes)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class SymmetricMatching:
     """
 
     size: int
-    times: Times = field(default_factory=Uniform)
+    times: Times = field(default_factory=UniformTimes)
 
     keys: ClassVar[tuple[str, ...]] = ("inputs", "context")
     needs_flow: ClassVar[dict[str, str]] = {"velocity": "an ODEFlow or a FlowMap"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nflib.continuous.fields import context_shape_of, takes_context
 from nflib.continuous.networks import ResidualMLP, TimeFeatures
 from nflib.continuous.ode import in_single_precision, noise_of, noise_width
-from nflib.continuous.paths import Linear, Path, check_times
+from nflib.continuous.paths import LinearPath, Path, check_times
 from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.distributions import as_base
@@ -160,7 +160,7 @@ class FlowMap(Flow):
         event_shape: Sequence[int] | int,
         *,
         num_steps: int = 4,
-        path: Path = Linear(),  # noqa: B008, a frozen dataclass
+        path: Path = LinearPath(),  # noqa: B008, a frozen dataclass
         allowed_folds: float = 0.0,
         distribution: Distribution | torch.distributions.Distribution | None = None,
         embedding_net: nn.Module | None = None,

@@ -12,8 +12,8 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflib.contexts import map_context
-from nflib.continuous.fields import Guided, Strength, Velocity, context_shape_of, evaluated, takes_context
-from nflib.continuous.paths import Linear, Path, check_times
+from nflib.continuous.fields import GuidedVelocity, Strength, Velocity, context_shape_of, evaluated, takes_context
+from nflib.continuous.paths import LinearPath, Path, check_times
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
 from nflib.derivatives import as_leaf, jacobian
@@ -139,7 +139,7 @@ class ODETransform(Transform):
 
     def guided(self, guidance: Strength) -> ODETransform:
         """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
-        velocity = Guided(self.velocity, guidance)
+        velocity = GuidedVelocity(self.velocity, guidance)
         transform = changed(self, {"velocity": velocity})
         transform.velocity = velocity
         return transform
@@ -217,7 +217,7 @@ def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tens
 
 def noise_width(path: Path, start: float) -> float:
     """How wide the noise of a path is at its start."""
-    check_object("path", path, "Linear()", "coefficients", "pair")
+    check_object("path", path, "LinearPath()", "coefficients", "pair")
     return float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
 
 
@@ -279,7 +279,7 @@ class ODEFlow(Flow):
         velocity: Velocity,
         event_shape: Sequence[int] | int,
         *,
-        path: Path = Linear(),  # noqa: B008, a frozen dataclass
+        path: Path = LinearPath(),  # noqa: B008, a frozen dataclass
         solver: Solver = Heun(4),  # noqa: B008, likewise
         density: str = "map",
         start: float = 0.0,
@@ -325,7 +325,7 @@ class ODEFlow(Flow):
         return evaluated(in_single_precision(field), x, t, context)
 
     def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
-        """As `Flow.guided`: an ODE flow along the guided field. guidance: a strength, see `Guided`."""
+        """As `Flow.guided`: an ODE flow along the guided field. guidance: a strength, see `GuidedVelocity`."""
         guided = super().guided(guidance, unconditional)  # type: ignore[arg-type]
         arguments = {
             "velocity": guided._transform.velocity,

@@ -17,7 +17,15 @@ from torch import Tensor
 from nflib.events import per_row
 from nflib.io.arguments import keep_arguments
 
-__all__ = ["Coefficients", "Linear", "Path", "Trigonometric", "TwoSided", "VarianceExploding", "VariancePreserving"]
+__all__ = [
+    "Coefficients",
+    "LinearPath",
+    "Path",
+    "TrigonometricPath",
+    "TwoSidedPath",
+    "VarianceExplodingPath",
+    "VariancePreservingPath",
+]
 
 
 class Coefficients(NamedTuple):
@@ -123,13 +131,13 @@ def _without_latent(alpha: Tensor, beta: Tensor, alpha_dot: Tensor, beta_dot: Te
 
 @keep_arguments
 @dataclass(frozen=True)
-class Linear(Path):
+class LinearPath(Path):
     """``x_t = (1 - t) x0 + t x1``: rectified flow, flow matching with straight conditional paths.
 
     sigma_min: width that is left of the noise at t = 1, ``(1 - (1 - sigma_min) t) x0 + t x1`` (Lipman et al. 2023).
     Raises ValueError for one outside [0, 1).
 
-    >>> path = Linear()
+    >>> path = LinearPath()
     >>> path.interpolate(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
     tensor([[0.2500, 0.2500]])
     """
@@ -138,7 +146,7 @@ class Linear(Path):
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma_min < 1:
-            raise ValueError(f"Linear: sigma_min must be in [0, 1), got {self.sigma_min!r}.")
+            raise ValueError(f"LinearPath: sigma_min must be in [0, 1), got {self.sigma_min!r}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
@@ -149,7 +157,7 @@ class Linear(Path):
 
 @keep_arguments
 @dataclass(frozen=True)
-class Trigonometric(Path):
+class TrigonometricPath(Path):
     """``x_t = cos(pi t / 2) x0 + sin(pi t / 2) x1``: variance-preserving for data of unit variance."""
 
     def _coefficients(self, t: Tensor) -> Coefficients:
@@ -159,7 +167,7 @@ class Trigonometric(Path):
 
 @keep_arguments
 @dataclass(frozen=True)
-class VariancePreserving(Path):
+class VariancePreservingPath(Path):
     """The diffusion with linear rate ``beta_min + s (beta_max - beta_min)`` at s = 1 - t (Song et al. 2021).
 
     ``beta(t) = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2)``, ``alpha = sqrt(1 - beta^2)``. At t = 0 a share
@@ -172,7 +180,9 @@ class VariancePreserving(Path):
 
     def __post_init__(self) -> None:
         if not (0 <= self.beta_min <= self.beta_max and 0 < self.beta_max < math.inf):
-            raise ValueError(f"VariancePreserving needs 0 <= beta_min <= beta_max, the latter positive, got {self}.")
+            raise ValueError(
+                f"VariancePreservingPath needs 0 <= beta_min <= beta_max, the latter positive, got {self}."
+            )
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         s, slope = 1 - t, self.beta_max - self.beta_min
@@ -185,7 +195,7 @@ class VariancePreserving(Path):
 
 @keep_arguments
 @dataclass(frozen=True)
-class VarianceExploding(Path):
+class VarianceExplodingPath(Path):
     """``x_t = x1 + sigma x0`` with ``sigma = sigma_max (sigma_min / sigma_max)^t``: of noise as wide as sigma_max.
 
     Raises ValueError unless 0 < sigma_min < sigma_max.
@@ -196,7 +206,7 @@ class VarianceExploding(Path):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(f"VarianceExploding needs 0 < sigma_min < sigma_max, got {self}.")
+            raise ValueError(f"VarianceExplodingPath needs 0 < sigma_min < sigma_max, got {self}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         rate = math.log(self.sigma_min / self.sigma_max)
@@ -206,7 +216,7 @@ class VarianceExploding(Path):
 
 @keep_arguments
 @dataclass(frozen=True)
-class TwoSided(Path):
+class TwoSidedPath(Path):
     """``(1 - t) x0 + t x1 + sqrt(a t (1 - t)) z``: a stochastic interpolant between any two densities.
 
     (Albergo, Boffi & Vanden-Eijnden 2023, arXiv:2303.08797.) Its drift ``b = E[d x_t / dt | x_t]`` and its score
@@ -219,7 +229,7 @@ class TwoSided(Path):
 
     def __post_init__(self) -> None:
         if not 0 < self.a < math.inf:
-            raise ValueError(f"TwoSided: a must be a positive number, got {self.a!r}.")
+            raise ValueError(f"TwoSidedPath: a must be a positive number, got {self.a!r}.")
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["LogitNormal", "Mode", "Times", "UShaped", "Uniform", "cosmap"]
+__all__ = ["LogitNormalTimes", "ModeTimes", "Times", "UShapedTimes", "UniformTimes", "cosmap"]
 
 
 class Times(Protocol):
@@ -25,7 +25,7 @@ class Times(Protocol):
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformTimes:
     """All times alike."""
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -36,7 +36,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+class LogitNormalTimes:
     """``t = sigmoid(u)``, u normal with this mean and standard deviation: middle times more often (Esser et al. 2024).
 
     Times run from noise to data. For a setting of Stable Diffusion 3's paper (arXiv:2403.03206), whose times run from
@@ -50,7 +50,7 @@ class LogitNormal:
 
     def __post_init__(self) -> None:
         if not self.std > 0:
-            raise ValueError(f"LogitNormal: std must be positive, got {self.std!r}.")
+            raise ValueError(f"LogitNormalTimes: std must be positive, got {self.std!r}.")
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         device = None if generator is None else generator.device
@@ -63,7 +63,7 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
-class Mode:
+class ModeTimes:
     """``t = 1 - u - scale (cos^2(pi u / 2) - 1 + u)``, u uniform: middle times more often, none left out (Esser 2024).
 
     The same in both directions of time. A negative scale prefers the ends.
@@ -75,10 +75,10 @@ class Mode:
 
     def __post_init__(self) -> None:
         if not -1 <= self.scale <= 2 / (math.pi - 2):
-            raise ValueError(f"Mode: scale must lie in -1 … 2 / (pi - 2) = 1.752, got {self.scale!r}.")
+            raise ValueError(f"ModeTimes: scale must lie in -1 … 2 / (pi - 2) = 1.752, got {self.scale!r}.")
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._time(Uniform().sample(num_samples, generator)).clamp(0, 1)
+        return self._time(UniformTimes().sample(num_samples, generator)).clamp(0, 1)
 
     def log_prob(self, t: Tensor) -> Tensor:
         low, high = torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
@@ -94,7 +94,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class UShaped:
+class UShapedTimes:
     """``p(t)`` proportional to ``e^(a t) + e^(a (1 - t))``: the ends more often (Lee et al. 2024, arXiv:2405.20320).
 
     Raises ValueError for an `a` that is not positive.
@@ -104,10 +104,10 @@ class UShaped:
 
     def __post_init__(self) -> None:
         if not self.a > 0:
-            raise ValueError(f"UShaped: a must be positive, got {self.a!r}; use Uniform for a = 0.")
+            raise ValueError(f"UShapedTimes: a must be positive, got {self.a!r}; use UniformTimes for a = 0.")
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        u = 2 * Uniform().sample(num_samples, generator) - 1
+        u = 2 * UniformTimes().sample(num_samples, generator) - 1
         t = torch.log1p(u.abs() * math.expm1(self.a)) / self.a
         return torch.where(u > 0, t, 1 - t).clamp(0, 1)
 

@@ -24,11 +24,11 @@ from nflib.networks import (
 )
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
-from nflib.transforms import Exponential, ImagePatches, Reverse, Softplus, VectorPatches
+from nflib.transforms import ExponentialScale, ImagePatches, Reverse, SoftplusScale, VectorPatches
 from nflib.transforms.conditionals import autoregressive_map, base_distribution, conditional_names
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
-SCALES = {"exponential": Exponential, "softplus": Softplus}
+SCALES = {"exponential": ExponentialScale, "softplus": SoftplusScale}
 MLPS = {"gelu": MLP, "gated": GatedMLP}
 POSITIONS = ("learned", "sinusoidal", "rotary")
 

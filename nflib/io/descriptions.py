@@ -39,6 +39,27 @@ SHAPES = [
 ]
 # Annotations of parameters that take a number.
 NUMBERS = ("int", "float", "int | None", "float | None", int, float)
+# Classes that once had other names, which saved models still know them by.
+RENAMED = {
+    "nflib.continuous": {
+        "Blockwise": "BlockwiseVelocity",
+        "Guided": "GuidedVelocity",
+        "Linear": "LinearPath",
+        "Refined": "RefinedVelocity",
+        "Trigonometric": "TrigonometricPath",
+        "TwoSided": "TwoSidedPath",
+        "VarianceExploding": "VarianceExplodingPath",
+        "VariancePreserving": "VariancePreservingPath",
+    },
+    "nflib.transforms": {
+        "AutoregressiveTransform": "TransformerAffineAutoregressive",
+        "Exponential": "ExponentialScale",
+        "Guided": "GuidedAutoregressive",
+        "Independent": "IndependentTokenMap",
+        "InnerAutoregressive": "AutoregressiveTokenMap",
+        "Softplus": "SoftplusScale",
+    },
+}
 # Where a tensor's name begins so, it belongs to a description, not to the weights.
 TENSOR = "config/"
 
@@ -94,6 +115,7 @@ def _find(name: Any) -> Any:
     if not isinstance(name, str) or name.count(":") != 1:
         raise ValueError(f"{name!r} is no name of the form module:class.")
     module, _, qualname = name.partition(":")
+    qualname = RENAMED.get(module, {}).get(qualname, qualname)
     if _belongs(module, ALLOWED) and "__main__" not in module:
         try:
             import_module(module)

@@ -1,12 +1,12 @@
 """Invertible maps, each an `nflows.transforms.Transform` with an exact log-determinant."""
 
-from nflib.transforms.autoregressive import AutoregressiveTransform, TokenwiseAutoregressive
+from nflib.transforms.autoregressive import TokenwiseAutoregressive, TransformerAffineAutoregressive
 from nflib.transforms.binned import BinnedNormal, BinnedUniform
 from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
 from nflib.transforms.circular import CircularRationalQuadraticSpline
 from nflib.transforms.circular_marginals import UniformizeCircles
 from nflib.transforms.framewise import Framewise
-from nflib.transforms.guided import Guidance, Guided, LinearGuidance, PairedContext, ProductGuidance
+from nflib.transforms.guided import Guidance, GuidedAutoregressive, LinearGuidance, PairedContext, ProductGuidance
 from nflib.transforms.inversion import ClosedForm, invert
 from nflib.transforms.marginal import GaussianizeMarginals, Standardize
 from nflib.transforms.marginal_by_kind import GaussianizeByKind
@@ -14,29 +14,28 @@ from nflib.transforms.mixture import NormalMixture
 from nflib.transforms.ordering import Permute, PermuteByContext, Reverse
 from nflib.transforms.parts import ByParts
 from nflib.transforms.patches import ImagePatches, VectorPatches
-from nflib.transforms.scales import Exponential, Softplus
-from nflib.transforms.token_maps import Independent, InnerAutoregressive, TokenMap
+from nflib.transforms.scales import ExponentialScale, SoftplusScale
+from nflib.transforms.token_maps import AutoregressiveTokenMap, IndependentTokenMap, TokenMap
 from nflib.transforms.univariate import PerNumber, QuadraticSpline, RationalQuadraticSpline
 from nflib.transforms.whiten import Whiten
 
 __all__ = [
     "AffineAutoregressive",
     "Autoregressive",
-    "AutoregressiveTransform",
+    "AutoregressiveTokenMap",
     "BinnedNormal",
     "BinnedUniform",
     "ByParts",
     "CircularRationalQuadraticSpline",
     "ClosedForm",
-    "Exponential",
+    "ExponentialScale",
     "Framewise",
     "GaussianizeByKind",
     "GaussianizeMarginals",
     "Guidance",
-    "Guided",
+    "GuidedAutoregressive",
     "ImagePatches",
-    "Independent",
-    "InnerAutoregressive",
+    "IndependentTokenMap",
     "LinearGuidance",
     "NormalMixture",
     "PairedContext",
@@ -47,10 +46,11 @@ __all__ = [
     "QuadraticSpline",
     "RationalQuadraticSpline",
     "Reverse",
-    "Softplus",
+    "SoftplusScale",
     "Standardize",
     "TokenMap",
     "TokenwiseAutoregressive",
+    "TransformerAffineAutoregressive",
     "UniformizeCircles",
     "VectorPatches",
     "Whiten",

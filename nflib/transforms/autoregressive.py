@@ -13,8 +13,8 @@ from nflib.interfaces import Decoder
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.transformer import CausalTransformer, EncodedContext
 from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
-from nflib.transforms.guided import Guidance, Guided
-from nflib.transforms.scales import Exponential
+from nflib.transforms.guided import Guidance, GuidedAutoregressive
+from nflib.transforms.scales import ExponentialScale
 from nflib.transforms.token_maps import TokenMap
 
 
@@ -41,7 +41,7 @@ class NetworkMap(Autoregressive):
         return self.network.new_cache(batch_size, num_tokens, encoded_context)
 
 
-class AutoregressiveTransform(NetworkMap, AffineAutoregressive):
+class TransformerAffineAutoregressive(NetworkMap, AffineAutoregressive):
     """`AffineAutoregressive` by a causal transformer (TARFlow, arXiv 2412.06329, eq. 3).
 
     network: strictly causal, ``(B, T, C) -> (B, T, 2C)``; its output's halves are the raw scale and the shift.
@@ -51,7 +51,7 @@ class AutoregressiveTransform(NetworkMap, AffineAutoregressive):
 
     def __init__(self, network: CausalTransformer, scale: nn.Module | None = None, decoding: Decoder | None = None):
         super().__init__(network, decoding)
-        self.scale = scale or Exponential()
+        self.scale = scale or ExponentialScale()
 
     @property
     def token_size(self) -> int:
@@ -70,8 +70,8 @@ class AutoregressiveTransform(NetworkMap, AffineAutoregressive):
         raw_scale, shift = parameters.chunk(2, dim=-1)
         return shift, self.scale(raw_scale)
 
-    def guided(self, guidance: Guidance) -> Guided:
-        return Guided(self, guidance)
+    def guided(self, guidance: Guidance) -> GuidedAutoregressive:
+        return GuidedAutoregressive(self, guidance)
 
 
 class TokenwiseAutoregressive(NetworkMap):

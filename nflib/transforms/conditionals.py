@@ -8,11 +8,11 @@ from torch import nn
 
 from nflib.distributions import NormalsAndAngles, StandardNormal
 from nflib.networks.transformer import CausalTransformer
-from nflib.transforms.autoregressive import AutoregressiveTransform, NetworkMap, TokenwiseAutoregressive
+from nflib.transforms.autoregressive import NetworkMap, TokenwiseAutoregressive, TransformerAffineAutoregressive
 from nflib.transforms.binned import BinnedNormal
 from nflib.transforms.circular import CircularRationalQuadraticSpline
 from nflib.transforms.mixture import NormalMixture
-from nflib.transforms.token_maps import InnerAutoregressive
+from nflib.transforms.token_maps import AutoregressiveTokenMap
 from nflib.transforms.univariate import PerNumber, QuadraticSpline, RationalQuadraticSpline, Univariate
 
 # Of a number, made of so many pieces, bins or components.
@@ -73,10 +73,10 @@ def autoregressive_map(
     """
     token_size = len(names)
     if "affine" in names:
-        return AutoregressiveTransform(network(token_size, 2 * token_size), scale)
+        return TransformerAffineAutoregressive(network(token_size, 2 * token_size), scale)
     kinds = {name: UNIVARIATES[name](num_bins) for name in dict.fromkeys(names)}
     univariate = kinds[names[0]] if len(kinds) == 1 else PerNumber([kinds[name] for name in names])
-    token_map = InnerAutoregressive(univariate, token_size, units, dropout=dropout)
+    token_map = AutoregressiveTokenMap(univariate, token_size, units, dropout=dropout)
     return TokenwiseAutoregressive(network(token_map.features_per_token, token_map.parameters_per_token), token_map)
 
 

@@ -83,7 +83,7 @@ class ProductGuidance:
         return shift, log_scale - precision.log() / 2
 
 
-class Guided(AffineAutoregressive):
+class GuidedAutoregressive(AffineAutoregressive):
     """An affine map whose parameters a `Guidance` combines from two contexts, both in one batch.
 
     It is an autoregressive map like any other, with its own exact density, by any decoder. context: the conditional

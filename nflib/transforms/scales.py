@@ -9,14 +9,14 @@ from torch import Tensor, nn
 INVERSE_SOFTPLUS_OF_ONE = math.log(math.e - 1)
 
 
-class Exponential(nn.Module):
+class ExponentialScale(nn.Module):
     """``scale = exp(raw)``; `forward` returns log scale."""
 
     def forward(self, raw: Tensor) -> Tensor:
         return raw
 
 
-class Softplus(nn.Module):
+class SoftplusScale(nn.Module):
     """``scale = softplus(raw + softplus^{-1}(1))``: one at zero, linear above (STARFlow); returns log scale."""
 
     def forward(self, raw: Tensor) -> Tensor:

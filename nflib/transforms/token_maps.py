@@ -43,7 +43,7 @@ class TokenMap(Tables):
         raise NotImplementedError
 
 
-class Independent(TokenMap):
+class IndependentTokenMap(TokenMap):
     """The numbers of a token are independent given the earlier tokens; the network gives their parameters."""
 
     def __init__(self, univariate: Univariate, token_size: int):
@@ -62,7 +62,7 @@ class Independent(TokenMap):
         return parameters.unflatten(-1, (-1, self.univariate.parameters_per_number))
 
 
-class InnerAutoregressive(TokenMap):
+class AutoregressiveTokenMap(TokenMap):
     """Each number of a token is mapped given the earlier tokens and the numbers before it in its own token.
 
     A masked network (MADE, Germain et al. 2015) of `units` hidden units for each number reads the token's numbers,

@@ -35,16 +35,15 @@ from nflib.networks import (
 from nflib.networks.norms import LayerNorm
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
-    AutoregressiveTransform,
+    AutoregressiveTokenMap,
     ByParts,
     CircularRationalQuadraticSpline,
-    Exponential,
+    ExponentialScale,
     Framewise,
     GaussianizeMarginals,
-    Guided,
+    GuidedAutoregressive,
     ImagePatches,
-    Independent,
-    InnerAutoregressive,
+    IndependentTokenMap,
     LinearGuidance,
     NormalMixture,
     Permute,
@@ -54,10 +53,11 @@ from nflib.transforms import (
     QuadraticSpline,
     RationalQuadraticSpline,
     Reverse,
-    Softplus,
+    SoftplusScale,
     Standardize,
     TokenMap,
     TokenwiseAutoregressive,
+    TransformerAffineAutoregressive,
     UniformizeCircles,
     VectorPatches,
     Whiten,
@@ -167,7 +167,7 @@ def autoregressive(
     token_size: int = 2,
     channels: int = 16,
     *,
-    scale: type[nn.Module] = Exponential,
+    scale: type[nn.Module] = ExponentialScale,
     positions: str = "learned",
     grid: tuple[int, ...] | None = None,
     start_token: bool = False,
@@ -178,7 +178,7 @@ def autoregressive(
     clip: float = 0.0,
     final_norm: Callable[[int], nn.Module] = LayerNorm,
     **layer_settings: Any,
-) -> AutoregressiveTransform:
+) -> TransformerAffineAutoregressive:
     """The map on tokens `(num_tokens, token_size)` with every part that the engine has as a switch."""
     length = num_tokens - 1 + start_token
     settings = {"head_dim": 8, "expansion": 2} | layer_settings
@@ -202,7 +202,7 @@ def autoregressive(
         clip=SoftClip(clip) if clip else None,
         start_token=start_token,
     )
-    return AutoregressiveTransform(network, scale())
+    return TransformerAffineAutoregressive(network, scale())
 
 
 def _autoregressive_case(name: str, draw_context: Draw | None = None, **settings: Any) -> Case:
@@ -215,7 +215,7 @@ NEED_CONTEXT = {"conditioner", "prefix", "token_mask"}
 
 EVERYTHING: dict[str, Any] = {
     "channels": 32,
-    "scale": Softplus,
+    "scale": SoftplusScale,
     "positions": "rotary",
     "grid": (2, 3),
     "start_token": True,
@@ -231,7 +231,7 @@ EVERYTHING: dict[str, Any] = {
 
 AUTOREGRESSIVE = [
     _autoregressive_case("plain"),  # exponential scale, shifted start, learned positions, layer norm, MLP
-    _autoregressive_case("scale-softplus", scale=Softplus),
+    _autoregressive_case("scale-softplus", scale=SoftplusScale),
     _autoregressive_case("start-learned", start_token=True),
     _autoregressive_case("start-learned-one-token", num_tokens=1, token_size=5, start_token=True),
     _autoregressive_case("positions-sinusoidal", positions="sinusoidal"),
@@ -327,7 +327,7 @@ def orderings(batch: int) -> Tensor:
 
 def _guided_case(name: str, guidance: Any, draw_context: Draw = pairs_of_labels, **settings: Any) -> Case:
     settings = settings or {"num_classes": NUM_CLASSES}
-    build = lambda: Guided(autoregressive(**settings), guidance)  # noqa: E731
+    build = lambda: GuidedAutoregressive(autoregressive(**settings), guidance)  # noqa: E731
     return Case(name, build, (6, 2), (6, 2), draw_context, context_required=True)
 
 
@@ -351,15 +351,15 @@ CIRCLE = CircularRationalQuadraticSpline(3)
 SCOPED = [
     Case("framewise", lambda: Framewise(autoregressive(3), 3), (6, 2), (6, 2)),
     Case("permute-by-context", lambda: PermuteByContext(nn.Identity()), (6, 2), (6, 2), orderings, True),
-    _tokenwise_case("spline", Independent(RationalQuadraticSpline(4), 2)),
-    _tokenwise_case("spline-inner", InnerAutoregressive(RationalQuadraticSpline(4, 2.0), 2, units=3, num_layers=2)),
-    _tokenwise_case("spline-inner-start-learned", InnerAutoregressive(RationalQuadraticSpline(4), 2, 3), True),
-    _tokenwise_case("quadratic-inner", InnerAutoregressive(QuadraticSpline(4), 2, 3)),
-    _tokenwise_case("mixture-inner", InnerAutoregressive(NormalMixture(3), 2, 3)),
-    _tokenwise_case("circles", InnerAutoregressive(CIRCLE, 2, 3), True, lambda batch: angles(batch, 6)),
+    _tokenwise_case("spline", IndependentTokenMap(RationalQuadraticSpline(4), 2)),
+    _tokenwise_case("spline-inner", AutoregressiveTokenMap(RationalQuadraticSpline(4, 2.0), 2, units=3, num_layers=2)),
+    _tokenwise_case("spline-inner-start-learned", AutoregressiveTokenMap(RationalQuadraticSpline(4), 2, 3), True),
+    _tokenwise_case("quadratic-inner", AutoregressiveTokenMap(QuadraticSpline(4), 2, 3)),
+    _tokenwise_case("mixture-inner", AutoregressiveTokenMap(NormalMixture(3), 2, 3)),
+    _tokenwise_case("circles", AutoregressiveTokenMap(CIRCLE, 2, 3), True, lambda batch: angles(batch, 6)),
     _tokenwise_case(
         "circle-and-spline",
-        InnerAutoregressive(PerNumber([CIRCLE, RationalQuadraticSpline(4)]), 2, 3),
+        AutoregressiveTokenMap(PerNumber([CIRCLE, RationalQuadraticSpline(4)]), 2, 3),
         draw_inputs=lambda batch: angles(batch, 6),
     ),
     _guided_case("guided-linear", LinearGuidance(0.7)),

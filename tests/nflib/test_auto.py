@@ -24,7 +24,7 @@ from nflib.decoding import auto as auto_module
 from nflib.decoding.plans import PLAN_NAME, Measured, Setting, fingerprint
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
-from nflib.transforms import AutoregressiveTransform, Framewise, LinearGuidance
+from nflib.transforms import Framewise, LinearGuidance, TransformerAffineAutoregressive
 from tests.nflib.cases import (
     AUTOREGRESSIVE,
     FLOWS,
@@ -97,8 +97,8 @@ def flow(perturb) -> TARFlow:
     return perturb(TARFlow((12,), 2, **SMALL))
 
 
-def maps(flow: Flow) -> list[AutoregressiveTransform]:
-    return [module for module in flow.modules() if isinstance(module, AutoregressiveTransform)]
+def maps(flow: Flow) -> list[TransformerAffineAutoregressive]:
+    return [module for module in flow.modules() if isinstance(module, TransformerAffineAutoregressive)]
 
 
 def plans_equal(one: DecodingPlan, other: DecodingPlan) -> bool:
@@ -351,13 +351,13 @@ def test_large_maps_get_no_start(perturb, measure):
 def test_planning_uses_rows_of_the_context_in_turn(perturb, monkeypatch):
     flow = perturb(TARFlow((4, 3), 3, num_classes=NUM_CLASSES, **SMALL))
     seen = []
-    embed = AutoregressiveTransform.encode_context
+    embed = TransformerAffineAutoregressive.encode_context
 
-    def spy(transform: AutoregressiveTransform, context: Tensor) -> Any:
+    def spy(transform: TransformerAffineAutoregressive, context: Tensor) -> Any:
         seen.append(context.tolist())
         return embed(transform, context)
 
-    monkeypatch.setattr(AutoregressiveTransform, "encode_context", spy)
+    monkeypatch.setattr(TransformerAffineAutoregressive, "encode_context", spy)
     plan = decoding.plan(flow, [3], torch.tensor([2, 0]), num_samples=5)
     assert [2, 0, 2, 0, 2] in seen and seen[-1] == [2, 0, 2] and len(plan.initial_guesses) == 2
     monkeypatch.undo()

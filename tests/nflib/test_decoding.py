@@ -18,7 +18,7 @@ from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
 from nflib.networks import KeyValueCache
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms import TransformerAffineAutoregressive
 from tests.nflib.cases import AUTOREGRESSIVE, FLOWS, SMALL, autoregressive, solve
 
 every_autoregressive = pytest.mark.parametrize("case", AUTOREGRESSIVE, ids=str)
@@ -33,7 +33,7 @@ def exact_decoders() -> list[decoding.Decoder]:
     ]
 
 
-def token_by_token(transform: AutoregressiveTransform, z: Tensor, context: Tensor | None = None) -> Tensor:
+def token_by_token(transform: TransformerAffineAutoregressive, z: Tensor, context: Tensor | None = None) -> Tensor:
     """Decoding without a cache or a solver: T forward passes, each of which finds one more token."""
     u = torch.zeros_like(z)
     with torch.no_grad():
@@ -315,7 +315,7 @@ def test_report_gives_the_round_trip_error_and_does_not_change_the_result(flow):
 
 
 def test_the_callers_decoder_goes_before_the_maps_own_and_does_not_stay(flow):
-    maps = [module for module in flow.modules() if isinstance(module, AutoregressiveTransform)]
+    maps = [module for module in flow.modules() if isinstance(module, TransformerAffineAutoregressive)]
     maps[0].decoding = GaussSeidelJacobi(3, 0.0)
 
     def windows(**arguments) -> list[int]:

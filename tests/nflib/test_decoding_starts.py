@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nflib import decoding
 from nflib.decoding import AffineGuess, Auto, GaussSeidelJacobi, Jacobi, PreviousFrame, Sequential
 from nflib.networks import EncodedContext
-from nflib.transforms import Guided, LinearGuidance
+from nflib.transforms import GuidedAutoregressive, LinearGuidance
 from nflib.transforms.autoregressive import AffineAutoregressive
 from tests.nflib.cases import AUTOREGRESSIVE, NUM_CLASSES, SCOPED, autoregressive, labels, pairs_of_labels, solve
 
@@ -337,7 +337,9 @@ def test_a_sample_that_overflows_does_not_disturb_the_drafts_of_others(perturb):
 
 
 def test_drafts_of_a_guided_map_with_a_temperature(perturb):
-    transform = Guided(perturb(autoregressive(num_classes=NUM_CLASSES)), LinearGuidance(1.0, attention_temperature=1.3))
+    transform = GuidedAutoregressive(
+        perturb(autoregressive(num_classes=NUM_CLASSES)), LinearGuidance(1.0, attention_temperature=1.3)
+    )
     z, context = torch.randn(3, 6, 2), pairs_of_labels(3)
     u, _ = solve(drafted(), transform, z, context)
     torch.testing.assert_close(u, transform.inverse(z, context)[0], rtol=0, atol=1e-5)

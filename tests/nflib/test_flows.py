@@ -21,7 +21,7 @@ from nflib import Flow, decoding
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
 from nflib.networks import ClassEmbedding, Rotary, grid_coordinates
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms import TransformerAffineAutoregressive
 from tests.nflib.cases import (
     FLOWS,
     NUM_CLASSES,
@@ -406,8 +406,8 @@ def test_a_spline_coupling_on_top_adds_its_log_determinant(perturb):
 def test_blocks_alternate_their_direction():
     flow = TARFlow((8,), patch_size=2, channels=16, head_dim=8, num_blocks=4, layers_per_block=1)
     kinds = [type(transform).__name__ for transform in flow._transform._transforms[1:]]
-    there_and_back = ["Reverse", "AutoregressiveTransform", "Reverse"]
-    assert kinds == ["AutoregressiveTransform", *there_and_back] * 2
+    there_and_back = ["Reverse", "TransformerAffineAutoregressive", "Reverse"]
+    assert kinds == ["TransformerAffineAutoregressive", *there_and_back] * 2
 
 
 def test_rotary_positions_follow_the_grid_and_the_direction():
@@ -420,7 +420,7 @@ def test_rotary_positions_follow_the_grid_and_the_direction():
 
 def test_layers_per_block_are_those_asked_for():
     flow = TARFlow((8,), channels=16, head_dim=8, num_blocks=3, layers_per_block=[3, 1, 2])
-    maps = [m for m in flow.modules() if isinstance(m, AutoregressiveTransform)]
+    maps = [m for m in flow.modules() if isinstance(m, TransformerAffineAutoregressive)]
     assert [len(m.network.layers) for m in maps] == [3, 1, 2]
 
 

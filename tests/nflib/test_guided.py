@@ -19,13 +19,13 @@ from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
 from nflib.networks import CausalSelfAttention, Rotary, Step, grid_coordinates
 from nflib.transforms import (
-    AutoregressiveTransform,
     Framewise,
-    Guided,
+    GuidedAutoregressive,
     LinearGuidance,
     PairedContext,
     ProductGuidance,
     Reverse,
+    TransformerAffineAutoregressive,
 )
 from tests.nflib.cases import (
     NUM_CLASSES,
@@ -143,7 +143,7 @@ def test_a_branch_guided_by_its_like_is_unchanged(guidance):
 @pytest.mark.parametrize("guidance", [LinearGuidance(0.0), ProductGuidance(0.0)], ids=lambda g: type(g).__name__)
 def test_weight_zero_is_the_conditional_map(guidance, perturb):
     transform = perturb(autoregressive(num_classes=NUM_CLASSES)).double()
-    guided = Guided(transform, guidance)
+    guided = GuidedAutoregressive(transform, guidance)
     u, context = torch.randn(4, 6, 2, dtype=torch.float64), pairs_of_labels(4)
     for result, expected in zip(guided(u, context), transform(u, context[:, 0]), strict=True):
         torch.testing.assert_close(result, expected)
@@ -171,7 +171,7 @@ def test_a_guided_map_combines_its_two_branches(guidance, kind, perturb):
         conditional = transform.conditionals(u, transform.encode_context(context[:, 0]))
         unconditional = cooled.conditionals(u, cooled.encode_context(context[:, 1]))
         shift, log_scale = guidance(conditional, unconditional, 0)
-        z, logabsdet = Guided(transform, guidance)(u, context)
+        z, logabsdet = GuidedAutoregressive(transform, guidance)(u, context)
     torch.testing.assert_close(z, (u - shift) * (-log_scale).exp(), rtol=0, atol=1e-10)
     torch.testing.assert_close(logabsdet, -log_scale.sum((1, 2)), rtol=0, atol=1e-10)
     if guidance.attention_temperature != 1:
@@ -202,7 +202,9 @@ def test_attention_at_a_temperature_is_that_of_scaled_logits(query_key_norm):
 
 @every_guidance
 def test_every_decoder_finds_the_guided_solution(guidance, perturb):
-    transform = Guided(perturb(autoregressive(12, 2, num_classes=NUM_CLASSES, start_token=True)), guidance)
+    transform = GuidedAutoregressive(
+        perturb(autoregressive(12, 2, num_classes=NUM_CLASSES, start_token=True)), guidance
+    )
     z, context = torch.randn(4, 12, 2), pairs_of_labels(4)
     expected, _ = solve(Sequential(), transform, z, context)
     back, logabsdet = transform(expected, context)
@@ -215,7 +217,7 @@ def test_every_decoder_finds_the_guided_solution(guidance, perturb):
 
 def test_the_log_determinant_is_that_of_the_written_out_jacobian(perturb):
     for guidance in GUIDANCES:
-        transform = Guided(perturb(autoregressive(4, 2, num_classes=NUM_CLASSES)), guidance).double()
+        transform = GuidedAutoregressive(perturb(autoregressive(4, 2, num_classes=NUM_CLASSES)), guidance).double()
         u, context = torch.randn(3, 4, 2, dtype=torch.float64), pairs_of_labels(3)
         torch.testing.assert_close(transform(u, context)[1], dense_logabsdet(transform, u, context), rtol=0, atol=1e-9)
 
@@ -306,8 +308,8 @@ def test_the_original_flow_stays_as_it_was(flow):
     guided = flow.guided(LinearGuidance(1.0), NO_CLASS)
     guided.sample(2, context, seed=0)
     assert torch.equal(flow.log_prob(x, context), before)
-    assert all(a is b for a, b in zip(flow.modules(), modules, strict=True)) and not maps(flow, Guided)
-    assert len(maps(guided, Guided)) == len(maps(flow, AutoregressiveTransform)) == 2
+    assert all(a is b for a, b in zip(flow.modules(), modules, strict=True)) and not maps(flow, GuidedAutoregressive)
+    assert len(maps(guided, GuidedAutoregressive)) == len(maps(flow, TransformerAffineAutoregressive)) == 2
     assert isinstance(guided, Flow)
 
 
@@ -346,7 +348,7 @@ def test_a_map_that_occurs_twice_is_guided_twice(perturb):
     apart = copy.deepcopy(twice)
     apart._transform._transforms[2] = copy.deepcopy(apart._transform._transforms[0])
     guided, expected = (flow.guided(LinearGuidance(1.0), NO_CLASS) for flow in (twice, apart))
-    assert len(maps(guided, Guided)) == 1 and len(maps(expected, Guided)) == 2
+    assert len(maps(guided, GuidedAutoregressive)) == 1 and len(maps(expected, GuidedAutoregressive)) == 2
     x, context = torch.randn(3, 6, 2, dtype=torch.float64), torch.tensor([0, 1, 2])
     torch.testing.assert_close(guided.log_prob(x, context), expected.log_prob(x, context))
 
@@ -360,7 +362,7 @@ def test_maps_without_a_context_are_not_guided(perturb):
     ]
     flow = perturb(Flow(CompositeTransform(transforms), StandardNormal((6, 2)))).double()
     guided = flow.guided(LinearGuidance(1.0), NO_CLASS)
-    assert len(maps(guided, Guided)) == 1 and len(maps(guided, AutoregressiveTransform)) == 3
+    assert len(maps(guided, GuidedAutoregressive)) == 1 and len(maps(guided, TransformerAffineAutoregressive)) == 3
     x, log_prob = guided.sample_and_log_prob(2, torch.tensor([1]), seed=0)
     torch.testing.assert_close(guided.log_prob(x[0], torch.tensor([1, 1])), log_prob[0], rtol=0, atol=1e-9)
 
@@ -375,7 +377,7 @@ def test_a_maps_own_decoder_stays_in_force(perturb):
         with decoding.report() as report:
             guided.sample(1, torch.tensor([0]), seed=0)
         assert report.blocks[0].windows[0] == 3 or decoder is auto
-    assert maps(guided, Guided)[0].decoding is auto and len(auto.plan.measured) == 1
+    assert maps(guided, GuidedAutoregressive)[0].decoding is auto and len(auto.plan.measured) == 1
 
 
 # --- what is refused ---
@@ -414,7 +416,7 @@ def test_a_guided_flow_needs_a_context(flow):
     ids=["none", "1d", "3", "list"],
 )
 def test_a_guided_map_needs_two_contexts_stacked(context):
-    guided = Guided(autoregressive(num_classes=NUM_CLASSES), LinearGuidance(1.0))
+    guided = GuidedAutoregressive(autoregressive(num_classes=NUM_CLASSES), LinearGuidance(1.0))
     with pytest.raises(ValueError, match="stacked"):
         guided(torch.zeros(2, 6, 2), context)
     with pytest.raises(ValueError, match="stacked"):

@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+from importlib import import_module
 
 import nflows.distributions
 import nflows.transforms
@@ -19,11 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nflib import Flow, flows
+from nflib.continuous import LinearPath, MLPVelocity, ODEFlow
 from nflib.distributions import StandardNormal
 from nflib.flows.flow import GuidedFlow
 from nflib.io import keep_arguments, read_config
 from nflib.io.arguments import call_with, kept_arguments
-from nflib.io.descriptions import CannotDescribe, describe, find_class, rebuild
+from nflib.io.descriptions import RENAMED, CannotDescribe, describe, find_class, rebuild
 from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME
 from nflib.transforms import LinearGuidance, Permute, ProductGuidance, Reverse, VectorPatches
 from tests.nflib.cases import (
@@ -300,6 +302,7 @@ def test_a_users_class_of_the_same_name_does_not_replace_ours(perturb, tmp_path)
 
 SCRIPT = """
 import sys
+from importlib import import_module
 import nflib
 assert not any(name.startswith(("molecular", "video")) for name in sys.modules)
 flow = nflib.Flow.from_pretrained(sys.argv[1])
@@ -396,3 +399,20 @@ def test_an_argument_may_have_a_name_that_objects_are_told_by(name):
     description, tensors = describe({"tensor": functools.partial(nn.Linear, **{name: 3})})
     made = rebuild(AnyNames, json.loads(json.dumps(description)), tensors).arguments[1]
     assert made.func is nn.Linear and made.keywords == {name: 3}
+
+
+def test_a_former_name_leads_to_the_class_of_today() -> None:
+    for module, names in RENAMED.items():
+        for former, today in names.items():
+            assert find_class(f"{module}:{former}") is getattr(import_module(module), today)
+
+
+def test_a_flow_saved_by_former_names_loads(tmp_path) -> None:
+    flow = ODEFlow(MLPVelocity(2, channels=8), (2,), path=LinearPath(0.1))
+    flow.save_pretrained(tmp_path)
+    config = tmp_path / CONFIG_NAME
+    document = config.read_text()
+    assert "nflib.continuous:LinearPath" in document
+    config.write_text(document.replace("LinearPath", "Linear"))
+    again = ODEFlow.from_pretrained(tmp_path)
+    assert again.path == flow.path and torch.equal(again.decode(torch.ones(3, 2)), flow.decode(torch.ones(3, 2)))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from nflib.networks.transformer import CausalTransformer
 from nflib.transforms import (
-    Exponential,
+    ExponentialScale,
     ImagePatches,
     Permute,
     Reverse,
-    Softplus,
+    SoftplusScale,
     Standardize,
     VectorPatches,
 )
@@ -188,7 +188,7 @@ def test_at_its_start_it_is_the_identity(case):
 
 
 def test_is_the_affine_map_of_its_parameters(perturb):
-    transform = perturb(autoregressive(scale=Softplus)).double()
+    transform = perturb(autoregressive(scale=SoftplusScale)).double()
     x = torch.randn(4, 6, 2, dtype=torch.float64)
     raw_scale, shift = transform.network(x).chunk(2, dim=-1)
     scale = torch.log1p(torch.exp(raw_scale) * (torch.e - 1))
@@ -290,19 +290,19 @@ def test_inverse_under_autocast_keeps_its_cache_in_bfloat16(perturb, monkeypatch
 
 def test_exponential_is_its_own_log():
     raw = torch.randn(10)
-    assert torch.equal(Exponential()(raw), raw)
+    assert torch.equal(ExponentialScale()(raw), raw)
 
 
 def test_softplus_closed_form():
     raw = torch.linspace(-30, 30, 301, dtype=torch.float64)
     scale = torch.log1p(torch.exp(raw) * (torch.e - 1))
-    torch.testing.assert_close(Softplus()(raw), scale.log(), rtol=1e-6, atol=1e-9)
-    assert Softplus()(torch.zeros(())).abs() < 1e-7
+    torch.testing.assert_close(SoftplusScale()(raw), scale.log(), rtol=1e-6, atol=1e-9)
+    assert SoftplusScale()(torch.zeros(())).abs() < 1e-7
 
 
 def test_softplus_and_its_gradient_stay_finite_far_out():
     raw = torch.tensor([-1e4, -200.0, -15.6, 200.0, 1e4], requires_grad=True)
-    log_scale = Softplus()(raw)
+    log_scale = SoftplusScale()(raw)
     log_scale.sum().backward()
     # Far below zero softplus is the exponential, far above the identity.
     offset = torch.log(torch.tensor(torch.e - 1))

@@ -14,7 +14,7 @@ from nflib.distributions import StandardNormal
 from nflib.dtypes import widened
 from nflib.flows import TARFlow
 from nflib.networks import CausalTransformer
-from nflib.transforms import AutoregressiveTransform
+from nflib.transforms import TransformerAffineAutoregressive
 from video.conversion.layouts import DENOISER
 from video.conversion.released_config import Config, read_released_config, starflow_settings
 from video.conversion.state_dicts import Conversion, Part, fill
@@ -196,4 +196,4 @@ def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
 
 def _networks(flow: TARFlow | STARFlowV) -> list[CausalTransformer]:
     """The networks of a flow's blocks, in the order in which data passes through them."""
-    return [block.network for block in flow.modules() if isinstance(block, AutoregressiveTransform)]
+    return [block.network for block in flow.modules() if isinstance(block, TransformerAffineAutoregressive)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nflib.flows.tarflow import SCALES
 from nflib.interfaces import Decoder, Inversion
 from nflib.networks import TransformerLayer
-from nflib.transforms import Autoregressive, AutoregressiveTransform, Framewise, Reverse
+from nflib.transforms import Autoregressive, Framewise, Reverse, TransformerAffineAutoregressive
 from video.flows.blocks import LayerSettings, TextPrefix, causal_network
 from video.flows.positions import POSITIONS, axial_coordinates
 
@@ -131,7 +131,7 @@ def deep_shallow(
         raise ValueError(f"text of {text_length} tokens of {text_channels} channels is none; give positive numbers.")
     frame_length, token_size = patches.token_shape
 
-    def block(depth: int, settings: LayerSettings, frames: int, words: int) -> AutoregressiveTransform:
+    def block(depth: int, settings: LayerSettings, frames: int, words: int) -> TransformerAffineAutoregressive:
         coordinates = axial_coordinates(words, frames, *grid, span)
         network = causal_network(
             depth,
@@ -141,7 +141,7 @@ def deep_shallow(
             prefix=TextPrefix(words, text_channels, settings.channels, project_text) if words else None,
             soft_clip=soft_clip,
         )
-        return AutoregressiveTransform(network, SCALES[scale]())
+        return TransformerAffineAutoregressive(network, SCALES[scale]())
 
     shallow: list[Transform] = []
     for index, depth in enumerate(depths[:-1]):

@@ -13,7 +13,7 @@ from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import Jumps, derivative_along, drawn_times
 from nflib.continuous.ode import ODEFlow
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
 
 __all__ = ["Distill"]
@@ -45,7 +45,7 @@ class Distill:
 
     teacher: ODEFlow | FlowMap
     num_samples: int = 256
-    times: Times = field(default_factory=Uniform)
+    times: Times = field(default_factory=UniformTimes)
     loss: Callable[[Tensor], Tensor] = squared_error
 
     keys: ClassVar[tuple[str, ...]] = ()

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nflib.continuous.couplings import Coupling, Independent, Pairs
+from nflib.continuous.couplings import Coupling, IndependentCoupling, Pairs
 from nflib.continuous.ode import ODEFlow
-from nflib.continuous.times import Times, Uniform, UShaped
+from nflib.continuous.times import Times, UniformTimes, UShapedTimes
 from nflib.events import flattened
 
 __all__ = ["FlowMatching", "PseudoHuber", "Reflow", "squared_error"]
@@ -63,8 +63,8 @@ class FlowMatching:
 
     needs_flow: ClassVar[dict[str, str]] = {"velocity": "an ODEFlow or a FlowMap"}
 
-    coupling: Coupling = field(default_factory=Independent)
-    times: Times = field(default_factory=Uniform)
+    coupling: Coupling = field(default_factory=IndependentCoupling)
+    times: Times = field(default_factory=UniformTimes)
     loss: Callable[[Tensor], Tensor] = squared_error
     weight: Callable[[Tensor], Tensor] | None = None
 
@@ -104,5 +104,5 @@ class Reflow(FlowMatching):
     """
 
     coupling: Coupling = field(default_factory=Pairs)
-    times: Times = field(default_factory=UShaped)
+    times: Times = field(default_factory=UShapedTimes)
     loss: Callable[[Tensor], Tensor] = field(default_factory=PseudoHuber)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nflib.contexts import map_context
-from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.couplings import Coupling, IndependentCoupling
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
 
 __all__ = ["Jumps", "MeanFlow", "derivative_along", "drawn_times"]
@@ -47,7 +47,7 @@ class MeanFlow:
     paper's. A share of pairs has t = r, where it is flow matching.
 
     Args:
-        coupling: which noise is paired with which data. Of a trained flow (`FromFlow`) it makes a map of a few passes.
+        coupling: which noise is paired with which data; `FlowCoupling`, of a trained flow, for maps of few passes.
         times: the density of both r and t.
         share_instant: share of pairs with t = r.
         both_ways: whether jumps lead back in time as often as on, as densities and `Invertible` want them; else t >= r.
@@ -59,8 +59,8 @@ class MeanFlow:
 
     needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap"}
 
-    coupling: Coupling = field(default_factory=Independent)
-    times: Times = field(default_factory=Uniform)
+    coupling: Coupling = field(default_factory=IndependentCoupling)
+    times: Times = field(default_factory=UniformTimes)
     share_instant: float = 0.75
     both_ways: bool = True
     loss: Callable[[Tensor], Tensor] = squared_error

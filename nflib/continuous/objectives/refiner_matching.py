@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nflib.continuous.couplings import Coupling, Independent
+from nflib.continuous.couplings import Coupling, IndependentCoupling
 from nflib.continuous.fields import evaluated
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.ode import in_single_precision
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
 
 __all__ = ["RefinerMatching"]
@@ -50,8 +50,8 @@ class RefinerMatching:
 
     needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap of RefinedSteps"}
 
-    coupling: Coupling = field(default_factory=Independent)
-    times: Times = field(default_factory=Uniform)
+    coupling: Coupling = field(default_factory=IndependentCoupling)
+    times: Times = field(default_factory=UniformTimes)
     max_step: float = 0.12
     both_ways: bool = True
     loss: Callable[[Tensor], Tensor] = squared_error
@@ -73,7 +73,7 @@ class RefinerMatching:
             raise ValueError(f"RefinerMatching fits a FlowMap of RefinedSteps, and this one is of {steps!r}.")
         x0, x1, context = self.coupling(flow, batch, generator)
         context = flow._embedding_net(flow._checked_context(context, len(x1)))
-        h = self.max_step * Uniform().sample(len(x1), generator).to(x1)
+        h = self.max_step * UniformTimes().sample(len(x1), generator).to(x1)
         t = (1 - h) * self.times.sample(len(x1), generator).to(x1)
         if self.both_ways:
             t[::2], h[::2] = t[::2] + h[::2], -h[::2]

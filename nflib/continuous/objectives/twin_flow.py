@@ -14,7 +14,7 @@ from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import MeanFlow
-from nflib.continuous.times import Times, Uniform
+from nflib.continuous.times import Times, UniformTimes
 
 __all__ = ["TwinFlow", "twin_velocity"]
 
@@ -57,7 +57,7 @@ class TwinFlow(OfAnother):
     objective: Callable[..., tuple[Tensor, dict[str, Tensor]]] = field(default_factory=MeanFlow)
     weight: float = 0.5
     clip: float = 1.0
-    times: Times = field(default_factory=Uniform)
+    times: Times = field(default_factory=UniformTimes)
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and self.clip > 0):

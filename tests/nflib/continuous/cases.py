@@ -5,18 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nflib.continuous import FlowMap, Linear, ODEFlow, Solver, Trigonometric, VarianceExploding, VariancePreserving
+from nflib.continuous import (
+    FlowMap,
+    LinearPath,
+    ODEFlow,
+    Solver,
+    TrigonometricPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+)
 from tests.nflib.continuous.gaussian_mixtures import Exact, Mixture
 
 QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
 
 ONE_SIDED = [
-    Linear(),
-    Linear(sigma_min=0.05),
-    Trigonometric(),
-    VariancePreserving(),
-    VariancePreserving(0.5, 8.0),
-    VarianceExploding(0.05, 8.0),
+    LinearPath(),
+    LinearPath(sigma_min=0.05),
+    TrigonometricPath(),
+    VariancePreservingPath(),
+    VariancePreservingPath(0.5, 8.0),
+    VarianceExplodingPath(0.05, 8.0),
 ]
 
 FACTORS = torch.tensor([[[0.5, 0], [0.3, 0.2]], [[0.3, 0], [0, 0.6]], [[0.4, 0], [-0.3, 0.25]]], dtype=torch.float64)
@@ -26,7 +34,7 @@ NARROW = Mixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], FACTO
 
 def exact_flow(solver: Solver, density: str = "map", **settings) -> ODEFlow:
     """From noise to `NARROW` along the exact velocity of the linear path."""
-    return ODEFlow(Exact(Linear(), data=NARROW).velocity, (2,), solver=solver, density=density, **settings).double()
+    return ODEFlow(Exact(LinearPath(), data=NARROW).velocity, (2,), solver=solver, density=density, **settings).double()
 
 
 def swirl(x: Tensor, t: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ import torch
 from nflows.distributions import ConditionalDiagonalNormal
 
 from nflib.continuous import (
+    FlowCoupling,
     FlowMatching,
-    FromFlow,
-    Independent,
-    Linear,
+    IndependentCoupling,
+    LinearPath,
     MLPVelocity,
     ODEFlow,
-    OptimalTransport,
+    OptimalTransportCoupling,
     Pairs,
-    VarianceExploding,
+    VarianceExplodingPath,
     pairs_of,
 )
 from nflib.flows import TARFlow
@@ -43,8 +43,8 @@ def generator(seed=0):
 
 def test_optimal_transport_costs_least_of_all_pairings(flow):
     x1 = torch.randn(6, 2, generator=generator(1))
-    x0, same, _ = OptimalTransport()(flow, {"inputs": x1}, generator())
-    drawn, _, _ = Independent()(flow, {"inputs": x1}, generator())
+    x0, same, _ = OptimalTransportCoupling()(flow, {"inputs": x1}, generator())
+    drawn, _, _ = IndependentCoupling()(flow, {"inputs": x1}, generator())
     assert same is x1
     assert sorted(x0.tolist()) == sorted(drawn.tolist())
     least = min(float((x1 - drawn[list(order)]).square().sum()) for order in itertools.permutations(range(6)))
@@ -55,8 +55,8 @@ def test_optimal_transport_pairs_within_each_context(flow):
     # Noise must not tell of the context: that of each class is the very noise which the class had drawn.
     x1, labels = torch.randn(40, 2, generator=generator(1)), torch.arange(40) % 2
     x1[:, 0] += 4 * labels
-    x0, _, context = OptimalTransport()(flow, {"inputs": x1, "context": labels}, generator())
-    drawn, _, _ = Independent()(flow, {"inputs": x1}, generator())
+    x0, _, context = OptimalTransportCoupling()(flow, {"inputs": x1, "context": labels}, generator())
+    drawn, _, _ = IndependentCoupling()(flow, {"inputs": x1}, generator())
     assert context is labels
     for label in (0, 1):
         assert sorted(x0[labels == label].tolist()) == sorted(drawn[labels == label].tolist())
@@ -66,7 +66,7 @@ def test_optimal_transport_refuses_weights(flow):
     """Noise that goes to heavy rows would be weighted with them: a flow of +-1 weighted 0.9 and 0.1 gave halves."""
     batch = {"inputs": torch.randn(4, 2), "weights": torch.ones(4)}
     with pytest.raises(ValueError, match="resample the rows by their weights"):
-        FlowMatching(OptimalTransport())(flow, batch, generator())
+        FlowMatching(OptimalTransportCoupling())(flow, batch, generator())
 
 
 def test_pairs_are_those_of_the_data(flow, teacher):
@@ -82,15 +82,15 @@ def test_pairs_are_those_of_the_data(flow, teacher):
 
 def test_noise_of_a_flow_is_what_it_makes_of_noised_data(flow, teacher):
     batch = {"inputs": torch.randn(5, 2, generator=generator(1)), "context": torch.tensor([0, 1, 2, 0, -1])}
-    x0, x1, context = FromFlow(teacher)(flow, batch, generator())
+    x0, x1, context = FlowCoupling(teacher)(flow, batch, generator())
     assert x1 is batch["inputs"]
     torch.testing.assert_close(x0, teacher.encode(x1, context).flatten(1))
     added = torch.randn(5, 2, generator=generator())
-    noised, _, _ = FromFlow(teacher, noise=0.1, width=2.0)(flow, batch, generator())
+    noised, _, _ = FlowCoupling(teacher, noise=0.1, width=2.0)(flow, batch, generator())
     torch.testing.assert_close(noised, teacher.encode(x1 + 0.1 * added, context).flatten(1) / 2)
     assert not x0.requires_grad
     with pytest.raises(ValueError, match="noise"):
-        FromFlow(teacher, noise=-1.0)
+        FlowCoupling(teacher, noise=-1.0)
 
 
 def test_noise_of_patches_lies_where_the_patches_are():
@@ -98,26 +98,26 @@ def test_noise_of_patches_lies_where_the_patches_are():
     teacher = TARFlow((1, 4, 4), patch_size=2, channels=8, num_blocks=3, layers_per_block=1, head_dim=8)
     flow = ODEFlow(MLPVelocity(2), (1, 4, 4))
     x1 = torch.randn(3, 1, 4, 4, generator=generator())
-    x0, _, _ = FromFlow(teacher)(flow, {"inputs": x1}, generator())
+    x0, _, _ = FlowCoupling(teacher)(flow, {"inputs": x1}, generator())
     torch.testing.assert_close(x0, x1)
 
 
 def test_flow_matching_trains_with_each(flow, teacher, tmp_path):
     config = TrainingConfig(batch_size=32, max_steps=3, progress_bar=False, tensorboard=False, accelerator="cpu")
     x = torch.randn(64, 2, generator=generator())
-    fit(flow, x, config=config, objective=FlowMatching(OptimalTransport()), output=tmp_path / "transport")
-    fit(flow, x, config=config, objective=FlowMatching(FromFlow(teacher, 0.05)), output=tmp_path / "flow")
+    fit(flow, x, config=config, objective=FlowMatching(OptimalTransportCoupling()), output=tmp_path / "transport")
+    fit(flow, x, config=config, objective=FlowMatching(FlowCoupling(teacher, 0.05)), output=tmp_path / "flow")
     unconditional = TARFlow((2,), patch_size=1, channels=16, num_blocks=1, layers_per_block=1, head_dim=8).eval()
     fit(
         flow, pairs_of(unconditional, 64, seed=0), config=config, objective=FlowMatching(Pairs()), output=tmp_path / "p"
     )
 
 
-@pytest.mark.parametrize(("path", "start"), [(VarianceExploding(0.01, 50.0), 0.0), (Linear(), 0.2)])
+@pytest.mark.parametrize(("path", "start"), [(VarianceExplodingPath(0.01, 50.0), 0.0), (LinearPath(), 0.2)])
 def test_noise_counts_the_width_of_the_path_once(path, start):
     flow = ODEFlow(lambda x, t: -x, (2,), path=path, start=start)
     x1 = torch.zeros(20_000, 2)
-    x0, _, _ = Independent()(flow, {"inputs": x1}, torch.Generator().manual_seed(0))
+    x0, _, _ = IndependentCoupling()(flow, {"inputs": x1}, torch.Generator().manual_seed(0))
     state = path.interpolate(x0, x1, torch.full((len(x1),), start))
     width = float(path.coefficients(torch.tensor([start])).alpha)
     assert state.std() == pytest.approx(width, rel=0.02)
@@ -137,7 +137,7 @@ def test_pairs_of_a_guided_flow_with_a_base_of_its_context():
     torch.testing.assert_close(pairs["inputs"], pairs["noise"] + 2 * rows[:, :2])
 
 
-@pytest.mark.parametrize("coupling", [Independent(), OptimalTransport()])
+@pytest.mark.parametrize("coupling", [IndependentCoupling(), OptimalTransportCoupling()])
 def test_noise_of_a_base_of_the_context_is_each_rows_own(coupling):
     base = ConditionalDiagonalNormal((2,))  # whose means and log-widths are the context
     flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, context_shape=(4,))

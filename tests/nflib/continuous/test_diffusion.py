@@ -7,11 +7,11 @@ import pytest
 import torch
 from nflows.distributions import ConditionalDiagonalNormal
 
-from nflib.continuous import DiffusionProposal, Linear, MLPVelocity, ODEFlow, TwoSided, VariancePreserving
+from nflib.continuous import DiffusionProposal, LinearPath, MLPVelocity, ODEFlow, TwoSidedPath, VariancePreservingPath
 from nflib.montecarlo import IndependentMetropolis, importance_sample, smc
 from tests.nflib.continuous.gaussian_mixtures import THREE, Exact
 
-EXACT = Exact(Linear())
+EXACT = Exact(LinearPath())
 FLOW = ODEFlow(EXACT.velocity, (2,))
 
 
@@ -25,7 +25,7 @@ def test_mean_weight_is_one(num_steps, size) -> None:
         assert samples.effective_sample_size_fraction > 0.7
 
 
-@pytest.mark.parametrize("path", [Linear(), VariancePreserving()], ids=repr)
+@pytest.mark.parametrize("path", [LinearPath(), VariancePreservingPath()], ids=repr)
 def test_epsilon_may_fall_with_time(path) -> None:
     flow = ODEFlow(Exact(path).velocity, (2,), path=path)
     samples = importance_sample(DiffusionProposal(flow, lambda t: 0.5 * (1 - t), 40), THREE, 3000, seed=0)
@@ -83,8 +83,8 @@ def test_bad_arguments() -> None:
     for epsilon, steps, match in ((0.0, 5, "epsilon must be"), (lambda t: 0.5 - t, 5, "epsilon"), (0.1, 0, "steps")):
         with pytest.raises(ValueError, match=match):
             DiffusionProposal(FLOW, epsilon, steps)
-    with pytest.raises(ValueError, match="TwoSided does not tell the score"):
-        DiffusionProposal(ODEFlow(EXACT.velocity, (2,), path=TwoSided()), 0.1, 5)
+    with pytest.raises(ValueError, match="TwoSidedPath does not tell the score"):
+        DiffusionProposal(ODEFlow(EXACT.velocity, (2,), path=TwoSidedPath()), 0.1, 5)
 
 
 # ---- smc
@@ -120,7 +120,7 @@ def test_smc_has_no_temperatures_without_a_density() -> None:
 
 
 def steering(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """Along `Linear`, from the standard normal to the normal of width 1 about the context."""
+    """Along `LinearPath`, from the standard normal to the normal of width 1 about the context."""
     alpha, beta = (1 - t)[:, None], t[:, None]
     return context + (beta - alpha) / (alpha**2 + beta**2) * (x - beta * context)
 

@@ -8,27 +8,27 @@ import torch
 
 from nflib.continuous import (
     RK4,
-    Blockwise,
+    BlockwiseVelocity,
     FlowMatching,
     FromDenoiser,
     FromNoise,
     FromScore,
-    Guided,
+    GuidedVelocity,
     Heun,
-    Linear,
+    LinearPath,
     MLPVelocity,
     ODEFlow,
     PseudoCorrector,
     RatioAware,
-    Refined,
-    Trigonometric,
-    VarianceExploding,
-    VariancePreserving,
+    RefinedVelocity,
+    TrigonometricPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
 )
 from nflib.transforms import PairedContext
 from tests.nflib.continuous.gaussian_mixtures import Exact
 
-PATHS = [Linear(), Linear(0.01), Trigonometric(), VariancePreserving(), VarianceExploding(0.1, 5.0)]
+PATHS = [LinearPath(), LinearPath(0.01), TrigonometricPath(), VariancePreservingPath(), VarianceExplodingPath(0.1, 5.0)]
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 T = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -49,7 +49,7 @@ def test_conversions_are_exact(path) -> None:
         assert not field.uses_context
 
 
-@pytest.mark.parametrize("path", [Linear(), Trigonometric()], ids=repr)
+@pytest.mark.parametrize("path", [LinearPath(), TrigonometricPath()], ids=repr)
 def test_ends_with_a_limit_are_exact(path) -> None:
     exact = Exact(path)
     expected = exact.velocity(X, at(1.0))
@@ -69,23 +69,24 @@ def test_ends_with_a_limit_are_exact(path) -> None:
 
 
 def test_ends_without_a_limit_say_what_to_do() -> None:
-    exact = Exact(Linear())
+    exact = Exact(LinearPath())
     for field, t in (
-        (FromScore(exact.score, Linear()), 0.0),
-        (FromNoise(exact.noise_given, Linear()), 0.0),
-        (FromDenoiser(lambda x, t: x, VariancePreserving()), 1.0),
-        (FromScore(lambda x, t: -x, VariancePreserving()), 1.0),
+        (FromScore(exact.score, LinearPath()), 0.0),
+        (FromNoise(exact.noise_given, LinearPath()), 0.0),
+        (FromDenoiser(lambda x, t: x, VariancePreservingPath()), 1.0),
+        (FromScore(lambda x, t: -x, VariancePreservingPath()), 1.0),
     ):
         with pytest.raises(ValueError, match=rf"no velocity at t = {t:g}.*start > 0, or to stop < 1"):
             field(X, at(t))
     with pytest.raises(ValueError, match="the velocity is not finite"):  # which is the network's own doing
-        ODEFlow(FromScore(lambda x, t: x * torch.nan, Linear()), (2,), start=0.1).sample(3, seed=0)
+        ODEFlow(FromScore(lambda x, t: x * torch.nan, LinearPath()), (2,), start=0.1).sample(3, seed=0)
 
 
 def test_flow_of_scores_has_the_density_of_the_velocity() -> None:
-    exact = Exact(Linear())
+    exact = Exact(LinearPath())
     flows = [
-        ODEFlow(field, (2,), solver=Heun(6), start=0.05) for field in (exact.velocity, FromScore(exact.score, Linear()))
+        ODEFlow(field, (2,), solver=Heun(6), start=0.05)
+        for field in (exact.velocity, FromScore(exact.score, LinearPath()))
     ]
     expected, found = (flow.log_prob(X) for flow in flows)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
@@ -127,7 +128,7 @@ def test_guided_flow_embeds_contexts_and_keeps_weights() -> None:
     labels = torch.tensor([0, 1, 2, 1])
     x = X[:4].float()
     by_hand = ODEFlow(
-        Guided(flow._transform.velocity, RatioAware(3.0, 1.0)),
+        GuidedVelocity(flow._transform.velocity, RatioAware(3.0, 1.0)),
         (2,),
         embedding_net=PairedContext(torch.tensor([3]), embedding),
     )
@@ -167,13 +168,13 @@ def test_ratio_aware_flow_has_its_own_density() -> None:
 
 
 def test_refined_field_is_fitted_to_the_rest() -> None:
-    exact, light = Exact(Linear()), Pushed()
+    exact, light = Exact(LinearPath()), Pushed()
     none = torch.zeros_like(X)
 
     def rest(x, t, v):
         return exact.velocity(x, t) - v
 
-    field = Refined(lambda x, t: light(x, t, none), rest)
+    field = RefinedVelocity(lambda x, t: light(x, t, none), rest)
     torch.testing.assert_close(field(X, T), exact.velocity(X, T))
 
     class Refiner(torch.nn.Module):
@@ -186,7 +187,7 @@ def test_refined_field_is_fitted_to_the_rest() -> None:
 
     base, refiner = MLPVelocity(2, channels=8).requires_grad_(False), Refiner()
     torch.nn.init.normal_(base.network.proj_out.weight)
-    flow = ODEFlow(Refined(base, refiner), (2,))
+    flow = ODEFlow(RefinedVelocity(base, refiner), (2,))
     FlowMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))[0].backward()
     assert refiner.scale.grad.abs() > 0 and base.network.proj_out.weight.grad is None
 
@@ -197,7 +198,7 @@ def test_refined_field_is_fitted_to_the_rest() -> None:
 def test_blocks_of_one_field_are_that_field() -> None:
     net = MLPVelocity(2, channels=16).double()
     torch.nn.init.normal_(net.network.proj_out.weight, std=0.3)
-    blocks = Blockwise([net, net, net, net])
+    blocks = BlockwiseVelocity([net, net, net, net])
     assert blocks.edges == (0.25, 0.5, 0.75)
     torch.testing.assert_close(blocks(X, T), net(X, T))
     whole, cut = (ODEFlow(field, (2,), solver=Heun(8)) for field in (net, blocks))
@@ -214,7 +215,7 @@ def test_steps_never_cross_an_edge_and_the_density_is_continuous() -> None:
             assert ((t >= self.first) & (t <= self.last)).all()
             return self.rate * x
 
-    field = Blockwise([Recording(-1.0, 0, 0.3), Recording(2.0, 0.3, 1)], edges=[0.3])
+    field = BlockwiseVelocity([Recording(-1.0, 0, 0.3), Recording(2.0, 0.3, 1)], edges=[0.3])
     flow = ODEFlow(field, (2,), solver=Heun(40))
     scale = math.exp(-0.3 + 1.4)
     normal = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2).double(), scale), 1)
@@ -229,7 +230,7 @@ def test_steps_never_cross_an_edge_and_the_density_is_continuous() -> None:
 
 
 def test_blocks_train_each_at_its_own_times() -> None:
-    blocks = Blockwise([MLPVelocity(2, channels=8), MLPVelocity(2, channels=8)], edges=[0.4])
+    blocks = BlockwiseVelocity([MLPVelocity(2, channels=8), MLPVelocity(2, channels=8)], edges=[0.4])
     flow = ODEFlow(blocks, (2,))
     loss, _ = FlowMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))
     loss.backward()
@@ -241,16 +242,16 @@ def test_edges_that_do_not_fit() -> None:
     nets = [MLPVelocity(2), MLPVelocity(2)]
     for edges in ([], [0.5, 0.6], [1.0], [-0.1]):
         with pytest.raises(ValueError, match="2 fields take 1 edges"):
-            Blockwise(nets, edges)
+            BlockwiseVelocity(nets, edges)
 
 
 def test_blocks_of_which_some_take_a_context() -> None:
     with pytest.raises(ValueError, match="make all of one kind"):
-        Blockwise([MLPVelocity(2), MLPVelocity(2, context_size=3)])
+        BlockwiseVelocity([MLPVelocity(2), MLPVelocity(2, context_size=3)])
 
 
 def test_guided_blocks_keep_their_edges() -> None:
-    blocks = Blockwise([Pushed(), Pushed()], [0.3])
+    blocks = BlockwiseVelocity([Pushed(), Pushed()], [0.3])
     context = torch.randn(len(X), 2, dtype=torch.float64)
     plain, cut = (
         ODEFlow(field, (2,), solver=Heun(10)).guided(2.0, torch.zeros(1, 2).double()) for field in (Pushed(), blocks)
@@ -283,7 +284,7 @@ def test_pseudo_corrector_is_of_second_order_and_saves_evaluations() -> None:
 
 
 def test_pseudo_corrector_is_one_map_with_a_density() -> None:
-    exact = Exact(Linear())
+    exact = Exact(LinearPath())
     flow = ODEFlow(exact.velocity, (2,), solver=PseudoCorrector(8))
     x, log_prob = flow.sample_and_log_prob(200, seed=0)
     torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-4, atol=1e-4)
@@ -305,8 +306,8 @@ def test_saved_and_loaded(name, tmp_path) -> None:
     for net in nets:
         torch.nn.init.normal_(net.network.proj_out.weight)
     flow = {
-        "blocks": lambda: ODEFlow(Blockwise(nets[:2], [0.3]), (2,)),
-        "denoiser": lambda: ODEFlow(FromDenoiser(nets[0], Trigonometric()), (2,), path=Trigonometric()),
+        "blocks": lambda: ODEFlow(BlockwiseVelocity(nets[:2], [0.3]), (2,)),
+        "denoiser": lambda: ODEFlow(FromDenoiser(nets[0], TrigonometricPath()), (2,), path=TrigonometricPath()),
         "guided": lambda: ODEFlow(nets[2], (2,), context_shape=(3,)).guided(RatioAware(3.0, 1.0), torch.zeros(1, 3)),
         "pseudo-corrector": lambda: ODEFlow(nets[0], (2,), solver=PseudoCorrector(4)),
     }[name]()

@@ -15,14 +15,14 @@ from nflib.continuous import (
     ODEFlow,
     Pairs,
     SymmetricMatching,
-    TwoSided,
+    TwoSidedPath,
 )
 from nflib.montecarlo import importance_sample
 from nflib.training import TrainingConfig, fit
 from tests.nflib.continuous.cases import QUIET
 from tests.nflib.continuous.gaussian_mixtures import THREE, TWO, Exact
 
-PATH = TwoSided(0.8)
+PATH = TwoSidedPath(0.8)
 EXACT = Exact(PATH, TWO, THREE)
 BASE = torch.distributions.MixtureSameFamily(
     torch.distributions.Categorical(TWO.weights),

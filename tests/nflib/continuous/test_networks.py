@@ -11,11 +11,11 @@ import torch
 
 from nflib.continuous import (
     AdaptiveRMSNorm,
-    Blockwise,
+    BlockwiseVelocity,
     FlowMap,
     FromDenoiser,
     Heun,
-    Linear,
+    LinearPath,
     MLPFlowMap,
     MLPVelocity,
     ODEFlow,
@@ -56,8 +56,8 @@ def test_a_number_is_the_shape_of_a_vector() -> None:
 
 FIELDS = {
     "vectors": (lambda: MLPVelocity(6, channels=16, context_size=3), (3,)),
-    "converted": (lambda: FromDenoiser(MLPVelocity(6, channels=16, context_size=3), Linear()), (3,)),
-    "in blocks": (lambda: Blockwise([vectors(context_size=3), vectors(context_size=3)]), (3,)),
+    "converted": (lambda: FromDenoiser(MLPVelocity(6, channels=16, context_size=3), LinearPath()), (3,)),
+    "in blocks": (lambda: BlockwiseVelocity([vectors(context_size=3), vectors(context_size=3)]), (3,)),
     "labels": (lambda: vectors(num_classes=3), ()),
     "none": (lambda: MLPVelocity(6, channels=16), None),
 }
@@ -199,7 +199,7 @@ def test_half_precision_weights(name: str, perturb) -> None:
     """A field of bfloat16 weights is computed in float32: the same as of those weights widened, and one-to-one."""
     build, shape = CASES.get(name, CASES["mlp"])
     field = perturb(build(), 0.15)
-    field = {"denoiser": FromDenoiser(field, Linear()), "blocks": Blockwise([field])}.get(name, field)
+    field = {"denoiser": FromDenoiser(field, LinearPath()), "blocks": BlockwiseVelocity([field])}.get(name, field)
     flow = ODEFlow(field.bfloat16(), shape, solver=Heun(4))
     wide = copy.deepcopy(flow).float()
     x, log_prob = flow.sample_and_log_prob(8, seed=0)

@@ -16,17 +16,17 @@ from nflib.continuous import (
     Euler,
     FlowMap,
     FlowMatching,
-    Guided,
+    GuidedVelocity,
     Heun,
-    Linear,
+    LinearPath,
     MLPFlowMap,
     MLPVelocity,
     ODEFlow,
     ODETransform,
-    Trigonometric,
-    TwoSided,
-    VarianceExploding,
-    VariancePreserving,
+    TrigonometricPath,
+    TwoSidedPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
 )
 from nflib.distributions import StandardNormal
 from nflib.flows import Flow
@@ -122,7 +122,7 @@ def test_rows_without_a_density_do_not_stop_the_others() -> None:
 
 @pytest.mark.parametrize("width", [1.0, 7.0])
 def test_a_concentrated_batch_is_judged_by_the_width_of_the_noise(width) -> None:
-    path = VarianceExploding(0.05, width)
+    path = VarianceExplodingPath(0.05, width)
     flow = ODEFlow(lambda x, t: -x * (1 + x.square()).log(), (2,), solver=Heun(4), path=path).double()
     for spread in (0.0, 1e-6):
         x = 1 + spread * normal(16, 2)
@@ -279,7 +279,15 @@ def test_rsample(solver, density, perturb) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [Linear(), Linear(0.05), Trigonometric(), VariancePreserving(), VarianceExploding(0.05, 3.0), TwoSided()]
+    "path",
+    [
+        LinearPath(),
+        LinearPath(0.05),
+        TrigonometricPath(),
+        VariancePreservingPath(),
+        VarianceExplodingPath(0.05, 3.0),
+        TwoSidedPath(),
+    ],
 )
 @kinds
 def test_save_and_load(path, solver, density, perturb, tmp_path: FilePath) -> None:
@@ -308,7 +316,7 @@ def test_another_solver_is_saved_with_the_flow(perturb, tmp_path: FilePath) -> N
 
 
 def test_noise_is_as_wide_as_the_path_has_it() -> None:
-    flow = ODEFlow(lambda x, t: 0 * x, (2,), path=VarianceExploding(0.01, 7.0)).double()
+    flow = ODEFlow(lambda x, t: 0 * x, (2,), path=VarianceExplodingPath(0.01, 7.0)).double()
     peer = torch.distributions.Normal(torch.zeros(2).double(), 7.0)
     x = 7 * normal(4, 2)
     torch.testing.assert_close(flow.log_prob(x), peer.log_prob(x).sum(1), rtol=1e-10, atol=1e-10)
@@ -494,14 +502,16 @@ def test_guided_flow_with_a_base_of_the_context() -> None:
 
 def test_a_guided_flow_is_an_ode_flow() -> None:
     base = ConditionalDiagonalNormal((2,))
-    flow = ODEFlow(lambda x, t, context: context[:, :2], (2,), distribution=base, path=TwoSided(), context_shape=(4,))
+    flow = ODEFlow(
+        lambda x, t, context: context[:, :2], (2,), distribution=base, path=TwoSidedPath(), context_shape=(4,)
+    )
     guided, context = flow.guided(3.0, torch.zeros(1, 4)), torch.randn(3, 4)
     assert type(guided) is ODEFlow and guided.span == flow.span and guided.path == flow.path
     torch.testing.assert_close(guided.velocity(torch.zeros(3, 2), 0.5, context), 3 * context[:, :2])
     twice = guided.with_solver(RK4(2), "trace").guided(2.0, torch.ones(1, 4))
     torch.testing.assert_close(twice.velocity(torch.zeros(3, 2), 0.5, context), 6 * context[:, :2] - 3)
     # Bases of guided fields that were put together by hand read the conditional context, too.
-    field, pairs = Guided(flow._transform.velocity, 3.0), PairedContext(torch.zeros(1, 4))
+    field, pairs = GuidedVelocity(flow._transform.velocity, 3.0), PairedContext(torch.zeros(1, 4))
     by_hand = ODEFlow(field, (2,), distribution=base, embedding_net=pairs)
     assert torch.equal(by_hand.log_prob(torch.zeros(3, 2), context), guided.log_prob(torch.zeros(3, 2), context))
 
@@ -552,7 +562,8 @@ def test_a_class_or_a_name_in_the_place_of_an_object_is_told() -> None:
     mistakes = {
         "solver": [lambda: ODEFlow(field, (2,), solver=RK4), lambda: ODEFlow(field, (2,), solver="rk4"),
                    lambda: ODEFlow(field, (2,)).with_solver(Heun)],
-        "path": [lambda: ODEFlow(field, (2,), path=Linear), lambda: FlowMap(MLPFlowMap(2, channels=8), 2, path="ot")],
+        "path": [lambda: ODEFlow(field, (2,), path=LinearPath),
+                 lambda: FlowMap(MLPFlowMap(2, channels=8), 2, path="ot")],
         "velocity": [lambda: ODEFlow(MLPVelocity, (2,)), lambda: FlowMap(MLPFlowMap, (2,))],
     }  # fmt: skip
     for name, calls in mistakes.items():

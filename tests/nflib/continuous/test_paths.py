@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nflib.continuous import Linear, Path, Trigonometric, TwoSided, VarianceExploding, VariancePreserving
+from nflib.continuous import (
+    LinearPath,
+    Path,
+    TrigonometricPath,
+    TwoSidedPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+)
 from nflib.derivatives import jacobian
 from tests.nflib.continuous.cases import NARROW, ONE_SIDED
 from tests.nflib.continuous.gaussian_mixtures import Exact
@@ -26,7 +33,7 @@ def times(number: int = 40) -> torch.Tensor:
     return torch.linspace(0.1, 0.9, number, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("path", [*ONE_SIDED, VarianceExploding(), TwoSided(), TwoSided(0.3)], ids=repr)
+@pytest.mark.parametrize("path", [*ONE_SIDED, VarianceExplodingPath(), TwoSidedPath(), TwoSidedPath(0.3)], ids=repr)
 def test_derivatives(path: Path) -> None:
     t = times().requires_grad_()
     c = path.coefficients(t)
@@ -36,7 +43,7 @@ def test_derivatives(path: Path) -> None:
     torch.testing.assert_close(c.gamma_gamma_dot, c.gamma * c.gamma_dot, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("path", [*ONE_SIDED, TwoSided()], ids=repr)
+@pytest.mark.parametrize("path", [*ONE_SIDED, TwoSidedPath()], ids=repr)
 def test_velocity_is_the_derivative_of_the_interpolant(path: Path) -> None:
     x0, x1, z = torch.randn(3, 40, 2, 3, dtype=torch.float64)
     latent = None if path.one_sided else z
@@ -62,7 +69,7 @@ def test_conversions_on_a_mixture(path: Path, conversion: str) -> None:
 
 def test_score_of_the_mixture_is_the_gradient() -> None:
     """The closed forms that conversions are held against are themselves right."""
-    exact, t = Exact(Linear(), data=NARROW), times()
+    exact, t = Exact(LinearPath(), data=NARROW), times()
     x = torch.randn(len(t), 2, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(exact.log_prob(x, t).sum(), x)
     torch.testing.assert_close(exact.score(x, t), gradient, rtol=1e-12, atol=1e-12)
@@ -70,7 +77,7 @@ def test_score_of_the_mixture_is_the_gradient() -> None:
 
 def test_velocity_of_the_mixture_carries_its_density() -> None:
     """The continuity equation: d log p / dt + v . score + div v = 0."""
-    exact, t = Exact(Linear(), data=NARROW), times(10).requires_grad_()
+    exact, t = Exact(LinearPath(), data=NARROW), times(10).requires_grad_()
     x = torch.randn(10, 2, dtype=torch.float64, requires_grad=True)
     (along_time,) = torch.autograd.grad(exact.log_prob(x, t).sum(), t)
     velocity, jacobians = jacobian(lambda x: exact.velocity(x, t), x)
@@ -90,14 +97,14 @@ def test_ends(path: Path) -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="times run from 0"):
-        Linear().coefficients(torch.tensor([0.5, 1.1]))
+        LinearPath().coefficients(torch.tensor([0.5, 1.1]))
     with pytest.raises(ValueError, match="times run from 0"):
-        Linear().coefficients(torch.tensor([torch.nan]))
+        LinearPath().coefficients(torch.tensor([torch.nan]))
     with pytest.raises(ValueError, match="learn both"):
-        TwoSided().score_from_velocity(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0.5]))
+        TwoSidedPath().score_from_velocity(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0.5]))
 
 
-@pytest.mark.parametrize("path", [*ONE_SIDED, Linear(1e-5), Trigonometric(), VarianceExploding()], ids=repr)
+@pytest.mark.parametrize("path", [*ONE_SIDED, LinearPath(1e-5), TrigonometricPath(), VarianceExplodingPath()], ids=repr)
 def test_single_precision_keeps_its_digits_near_the_data(path: Path) -> None:
     t = torch.tensor([1 - 1e-4, 1 - 1e-6, 1.0])
     found, expected = path.coefficients(t), path.coefficients(t.double())
@@ -108,14 +115,14 @@ def test_single_precision_keeps_its_digits_near_the_data(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "values"),
     [
-        (Linear, (-0.1,)),
-        (Linear, (1.0,)),
-        (VariancePreserving, (-1.0, 2.0)),
-        (VariancePreserving, (2.0, 1.0)),
-        (VarianceExploding, (0.0, 5.0)),
-        (VarianceExploding, (5.0, 1.0)),
-        (TwoSided, (0.0,)),
-        (TwoSided, (float("nan"),)),
+        (LinearPath, (-0.1,)),
+        (LinearPath, (1.0,)),
+        (VariancePreservingPath, (-1.0, 2.0)),
+        (VariancePreservingPath, (2.0, 1.0)),
+        (VarianceExplodingPath, (0.0, 5.0)),
+        (VarianceExplodingPath, (5.0, 1.0)),
+        (TwoSidedPath, (0.0,)),
+        (TwoSidedPath, (float("nan"),)),
     ],
 )
 def test_widths_of_no_path(path, values) -> None:

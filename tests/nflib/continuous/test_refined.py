@@ -11,7 +11,7 @@ from nflib.continuous import (
     Euler,
     FlowMap,
     Heun,
-    Linear,
+    LinearPath,
     MLPVelocity,
     ODEFlow,
     PseudoCorrector,
@@ -75,7 +75,7 @@ def test_the_density_is_that_of_the_runs_whatever_the_refiner():
 
 
 def test_weights_on_a_mixture_have_mean_one():
-    velocity = Exact(Linear(), data=NARROW).velocity
+    velocity = Exact(LinearPath(), data=NARROW).velocity
     flow = FlowMap(RefinedSteps(velocity, exact_refiner(velocity), num_steps=2), (2,), num_steps=3).double()
     x, log_prob = flow.sample_and_log_prob(1000, seed=1)
     weights = (NARROW.log_prob(x) - log_prob).exp()

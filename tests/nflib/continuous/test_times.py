@@ -6,9 +6,17 @@ import pytest
 import torch
 from scipy import stats
 
-from nflib.continuous import LogitNormal, Mode, Uniform, UShaped, cosmap
+from nflib.continuous import LogitNormalTimes, ModeTimes, UniformTimes, UShapedTimes, cosmap
 
-DENSITIES = [Uniform(), LogitNormal(), LogitNormal(0.5, 0.7), Mode(1.29), Mode(-0.8), UShaped(4.0), UShaped(0.5)]
+DENSITIES = [
+    UniformTimes(),
+    LogitNormalTimes(),
+    LogitNormalTimes(0.5, 0.7),
+    ModeTimes(1.29),
+    ModeTimes(-0.8),
+    UShapedTimes(4.0),
+    UShapedTimes(0.5),
+]
 
 
 def density(times, t):
@@ -36,31 +44,31 @@ def test_no_density_outside(times):
 
 
 def test_a_logit_normal_has_no_density_at_the_ends():
-    assert bool(torch.isneginf(LogitNormal().log_prob(torch.tensor([0.0, 1.0]))).all())
+    assert bool(torch.isneginf(LogitNormalTimes().log_prob(torch.tensor([0.0, 1.0]))).all())
 
 
 def test_closed_forms():
     t = torch.tensor([0.1, 0.6], dtype=torch.float64)
     a = 4.0
     expected = (torch.exp(a * t) + torch.exp(a * (1 - t))) * a / (2 * (math.exp(a) - 1))
-    torch.testing.assert_close(UShaped(a).log_prob(t).exp(), expected)
+    torch.testing.assert_close(UShapedTimes(a).log_prob(t).exp(), expected)
     normal = torch.distributions.Normal(torch.tensor(0.5, dtype=torch.float64), 0.7)
     expected = normal.log_prob(torch.logit(t)) - torch.log(t * (1 - t))
-    torch.testing.assert_close(LogitNormal(0.5, 0.7).log_prob(t), expected)
+    torch.testing.assert_close(LogitNormalTimes(0.5, 0.7).log_prob(t), expected)
     # The map of the mode density is steepest, and the density least, at the ends.
-    torch.testing.assert_close(Mode(1.0).log_prob(torch.tensor([0.0, 1.0])).exp(), torch.full((2,), 0.5))
-    assert density(Mode(1.0), 0.5) == pytest.approx(1 / (2 - math.pi / 2))
+    torch.testing.assert_close(ModeTimes(1.0).log_prob(torch.tensor([0.0, 1.0])).exp(), torch.full((2,), 0.5))
+    assert density(ModeTimes(1.0), 0.5) == pytest.approx(1 / (2 - math.pi / 2))
 
 
 def test_numbers_of_the_convention_of_stable_diffusion():
     # u -> 1 - u - 1.29 (cos(pi u / 2)^2 - 1 + u) at u = 0.1 and 0.9: they sum to one, so that time may be reversed.
     u = torch.tensor([0.1, 0.9], dtype=torch.float64)
     expected = torch.tensor([0.80256855, 0.19743145], dtype=torch.float64)
-    torch.testing.assert_close(Mode(1.29)._time(u), expected, atol=1e-7, rtol=0)
+    torch.testing.assert_close(ModeTimes(1.29)._time(u), expected, atol=1e-7, rtol=0)
     torch.testing.assert_close(cosmap(torch.tensor([0.0, 0.25, 0.5])), torch.tensor([2.0, 3.2, 4.0]) / math.pi)
     # A logit-normal of the other direction of time has the other mean.
     t = torch.tensor([0.3], dtype=torch.float64)
-    torch.testing.assert_close(LogitNormal(0.4).log_prob(t), LogitNormal(-0.4).log_prob(1 - t))
+    torch.testing.assert_close(LogitNormalTimes(0.4).log_prob(t), LogitNormalTimes(-0.4).log_prob(1 - t))
 
 
 def test_times_and_weights_are_those_of_diffusers():
@@ -73,8 +81,8 @@ def test_times_and_weights_are_those_of_diffusers():
         )
 
     for times, theirs in (
-        (Mode(1.29), drawn("mode", mode_scale=1.29)),
-        (LogitNormal(0.2, 0.7), drawn("logit_normal", logit_mean=0.2, logit_std=0.7)),
+        (ModeTimes(1.29), drawn("mode", mode_scale=1.29)),
+        (LogitNormalTimes(0.2, 0.7), drawn("logit_normal", logit_mean=0.2, logit_std=0.7)),
     ):
         torch.testing.assert_close(times.sample(1000, torch.Generator().manual_seed(0)), theirs)
     noise = torch.linspace(0, 1, 11)
@@ -82,7 +90,8 @@ def test_times_and_weights_are_those_of_diffusers():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: LogitNormal(0.0, 0.0), lambda: Mode(1.8), lambda: Mode(-1.1), lambda: UShaped(0.0)]
+    "make",
+    [lambda: LogitNormalTimes(0.0, 0.0), lambda: ModeTimes(1.8), lambda: ModeTimes(-1.1), lambda: UShapedTimes(0.0)],
 )
 def test_settings_without_a_density_are_refused(make):
     with pytest.raises(ValueError, match="must"):
