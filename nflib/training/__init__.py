@@ -4,6 +4,7 @@ Lightning Fabric is imported inside `fit`, so that `import nflib.training` needs
 """
 
 from nflib.training.config import TrainingConfig
+from nflib.training.context_dropout import ContextDropout
 from nflib.training.data import BatchSource
 from nflib.training.ema import ExponentialMovingAverage
 from nflib.training.loop import fit
@@ -12,6 +13,7 @@ from nflib.training.state import TrainingResult, TrainingState
 
 __all__ = [
     "BatchSource",
+    "ContextDropout",
     "ExponentialMovingAverage",
     "LogVariance",
     "Objective",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from nflib.events import per_row
+from nflib.training.context_dropout import dropped
 from video.flows.denoiser import UNIT
 
 
@@ -78,10 +78,9 @@ class NoisyLikelihood:
         """Latents with noise, and contexts of which, in training, some are those of no prompt."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         if context is not None and self.unconditional is not None and self.prompt_dropout and flow.training:
-            is_dropped = torch.rand(len(latents), generator=generator, device=latents.device) < self.prompt_dropout
-            unconditional = self.unconditional.to(context)
-            replaced = unconditional[:1] if is_anchored is None else unconditional[is_anchored.long()]
-            context = torch.where(per_row(is_dropped, context), replaced, context)
+            none = self.unconditional.to(context)
+            rows = none[:1] if is_anchored is None else none[is_anchored.long()]
+            context = dropped(context, rows, self.prompt_dropout, generator)
         return latents + self.noise * noise, context
 
     def _with_context_noise(self, given: Tensor, is_anchored: Tensor | None, generator: torch.Generator) -> Tensor:

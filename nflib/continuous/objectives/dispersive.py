@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nflib.continuous.objectives.composed import OfAnother
+from nflib.training.composed import OfAnother
 from nflib.training.objectives import Objective
 
 __all__ = ["Dispersive"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nflib.continuous.maps import FlowMap
-from nflib.continuous.objectives.composed import OfAnother
+from nflib.training.composed import OfAnother
 from nflib.continuous.objectives.mean_flow import Jumps
 
 __all__ = ["Invertible"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nflib.continuous.objectives.composed import OfAnother
+from nflib.training.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import FlowMatching
 from nflib.continuous.ode import ODEFlow
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nflib.continuous.couplings import base_noise, noise_like
 from nflib.continuous.maps import FlowMap
-from nflib.continuous.objectives.composed import OfAnother
+from nflib.training.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import MeanFlow
 from nflib.continuous.times import Times, UniformTimes
