@@ -35,12 +35,21 @@ def run_command(
     groups: Collection[type] = (),
     hidden: Collection[str] = (),
 ) -> None:
-    """Run the command that `arguments` (default: those of the process) name, with the options they give.
+    """Run a function as a command of a program, with options for its arguments.
 
-    A user's mistake ends in one sentence on standard error and exit status 1. positional: commands whose required
-    arguments need no option's name. aliases: words for options that are no names in Python, such as ``--continue``.
-    groups: dataclasses whose fields are options of their own where a command has a parameter of such a type, so that
-    commands share them. hidden: parameters that are no options. Options may be written with dashes or underscores.
+    Options may be written with dashes or underscores. A user's mistake ends in one sentence on standard error and exit
+    status 1.
+
+    Args:
+        program: its name, for help.
+        description: what it does, for help.
+        commands: the functions, by the names of the commands; the first paragraph of a docstring is shown as help.
+        arguments: of the command line (default: those of the process).
+        positional: commands whose required arguments need no option's name.
+        aliases: from options that are no names in Python, such as ``--continue``, to those that stand for them.
+        groups: dataclasses whose fields are options of their own where a command has a parameter of such a type, so
+            that commands share them.
+        hidden: parameters that are no options.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = jsonargparse.ArgumentParser(prog=program, description=description)
@@ -76,7 +85,7 @@ def run_command(
 
 
 def refuse_given(options: Mapping[str, object], reason: str) -> None:
-    """Raise ValueError, with the reason, for the first of some options, by name, that was given: that is not None."""
+    """Raise ValueError, with the reason, for the first of some options (by name) that is not None."""
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"--{name} {reason}; leave it out.")

@@ -12,14 +12,14 @@ Context = Tensor | tuple[Tensor, ...] | None
 
 
 def map_context(function: Callable[[Tensor], Tensor], context: Any) -> Any:
-    """The function of each tensor of a context."""
+    """Apply a function to each tensor of a context; None stays None."""
     if context is None:
         return None
     return function(context) if isinstance(context, Tensor) else tuple(function(part) for part in context)
 
 
 def repeated(context: Any, times: int) -> Any:
-    """Each row of a context so many times; of a single row in one memory, which conditioners see (`distinct_rows`)."""
+    """Repeat each row of a context; copies of a single row share its memory, as conditioners see (`distinct_rows`)."""
 
     def of(part: Tensor) -> Tensor:
         return part.expand(times, *part.shape[1:]) if len(part) == 1 else part.repeat_interleave(times, 0)

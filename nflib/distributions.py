@@ -1,4 +1,4 @@
-"""Base densities, as nflows `Distribution`s that draw from a given generator."""
+"""Base distributions of flows, as nflows `Distribution`s that draw from a given generator."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from nflib.random import globally_seeded
 
 
 class NormalNoise(Tables, Distribution):
-    """A base of independent standard normal numbers, some of which may be padding.
+    """Base class of distributions of independent standard normal numbers, some of which may be padding.
 
-    A subclass says of which shape an event is (`event_shape`), and which tokens are no padding (`token_mask`, ``(B,
-    T)``, or None where all are).
+    A subclass defines the shape of an event (`event_shape`) and, where there is padding, `token_mask`.
     """
 
     uses_context = False
@@ -35,9 +34,11 @@ class NormalNoise(Tables, Distribution):
         self.register_buffer("location", torch.zeros((), device=table_device()), persistent=False)
 
     def event_shape(self, context: Any) -> tuple[int, ...]:
+        """The shape of an event, given the context (None where there is none)."""
         raise NotImplementedError
 
     def token_mask(self, context: Any) -> Tensor | None:
+        """Which tokens are no padding, ``(B, T)``; None where all are."""
         return None
 
     def log_prob(self, inputs: Tensor, context: Any = None) -> Tensor:
@@ -57,9 +58,16 @@ class NormalNoise(Tables, Distribution):
         return self.draw(num_samples, context)
 
     def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draws ``(num_samples, *event)``, or ``(len(context), num_samples, *event)``; padding is zero.
+        """Random draws; padding is zero.
 
-        From `generator` (on any device; it draws there, so that one seed can serve several) or torch's global one.
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, where the flow has one.
+            generator: source of the random numbers (default: torch's global one). It may be on any device, and draws
+                there, so that one seed gives the same numbers for models on several devices.
+
+        Returns:
+            ``(num_samples, *event_shape)``, or ``(rows, num_samples, *event_shape)`` with a context.
         """
         rows = (num_samples,) if context is None else (num_rows(context), num_samples)
         device = self.location.device if generator is None else generator.device
@@ -72,7 +80,15 @@ class NormalNoise(Tables, Distribution):
 
 
 class StandardNormal(NormalNoise):
-    """The standard normal on events of a given shape; log-densities in float32 or better, ``(B,)`` in nats."""
+    """The standard normal distribution of events of a given shape; log-densities are in float32 or better.
+
+    Args:
+        shape: of an event.
+
+    >>> base = StandardNormal((4, 2))
+    >>> base.log_prob(base.draw(5)).shape
+    torch.Size([5])
+    """
 
     def __init__(self, shape: Sequence[int]):
         super().__init__()
@@ -83,11 +99,11 @@ class StandardNormal(NormalNoise):
 
 
 class NormalsAndAngles(StandardNormal):
-    """Independent numbers, standard normal but for some of each token: angles, uniform on [-pi, pi).
+    """Independent numbers, some standard normal, the others angles that are uniform on [-pi, pi).
 
     Args:
         shape: of an event, ``(..., C)``.
-        is_angle: which of the last dimension's numbers are angles, ``(C,)``.
+        is_angle: which numbers of the last dimension are angles, C bools.
 
     >>> base = NormalsAndAngles((4, 2), [False, True])
     >>> base.draw(5).shape
@@ -113,10 +129,16 @@ class NormalsAndAngles(StandardNormal):
 
 
 class PaddedNormal(NormalNoise):
-    """The standard normal on as many tokens of `token_size` numbers as each sample has: the context says how many.
+    """The standard normal distribution of padded tokens, of which the context says how many each sample has.
 
-    mask: a module that makes the mask ``(B, T)``, False at padding, from the context. Padding carries no density.
-    Raises ValueError without a context.
+    Padding carries no density.
+
+    Args:
+        token_size: how many numbers a token has.
+        mask: a module that makes the mask ``(B, T)``, False at padding, from the context.
+
+    Raises:
+        ValueError: there is no context.
     """
 
     uses_context = True
@@ -136,14 +158,14 @@ class PaddedNormal(NormalNoise):
 
 
 class ScaledNoise(FullPrecisionBuffers, Distribution):
-    """Normal noise whose every number is multiplied by one of some scales, chosen at random, each on its own.
+    """Normal noise of which each number is multiplied by a scale, chosen at random and independently from a few.
 
-    Of one scale s it is the noise at temperature s^2; of (1, 1.5) with weights (0.97, 0.03) it is nearly the noise
-    itself, with tails that fall more slowly.
+    With one scale s it is the noise at temperature s^2; with (1, 1.5) and weights (0.97, 0.03) it is nearly the noise
+    itself, but with tails that fall more slowly.
 
     Args:
-        noise: says shape and padding of an event.
-        scales: positive.
+        noise: normal noise, which gives the shape and padding of an event.
+        scales: positive factors.
         weights: how often each is chosen, of sum 1 (default: equally).
 
     Raises:
@@ -196,15 +218,16 @@ class ScaledNoise(FullPrecisionBuffers, Distribution):
 
 
 class StudentNoise(Distribution):
-    """The multivariate Student t, the noise of PFGM++ (Xu et al. 2023, arXiv:2302.04265), normal for infinite D.
+    """The multivariate Student t distribution, the noise of PFGM++ (Xu et al. 2023, arXiv:2302.04265).
 
     Its density falls as ``(|x|^2 + r^2)^(-(N + D) / 2)``, ``r = sigma sqrt(D)``, N numbers an event: the radius is
-    ``r sqrt(y / (1 - y))`` with y of Beta(N / 2, D / 2), which is that of a normal over the root of a chi-square.
+    ``r sqrt(y / (1 - y))`` with y of Beta(N / 2, D / 2), which is that of a normal over the root of a chi-square. The
+    limit of infinite D is the normal distribution.
 
     Args:
         shape: of an event.
         degrees_of_freedom: D, the number of further dimensions in which the data are charges.
-        sigma: width; of a large D the standard deviation of each number.
+        sigma: width; for large D the standard deviation of each number.
 
     Raises:
         ValueError: degrees_of_freedom or sigma that are not positive and finite.
@@ -260,7 +283,14 @@ def _log_gamma_ratio(a: float, b: float) -> float:
 
 
 class TorchBase(Distribution):
-    """A `torch.distributions.Distribution` as a base. Raises ValueError for one of a batch of distributions."""
+    """A torch distribution as the base of a flow.
+
+    Args:
+        distribution: without batch dimensions; its event shape is that of the base.
+
+    Raises:
+        ValueError: it has a batch shape, and is many densities.
+    """
 
     uses_context = False
 
@@ -304,14 +334,24 @@ class TorchBase(Distribution):
 
 
 def as_base(distribution: Distribution | torch.distributions.Distribution) -> Distribution:
-    """A base density as flows use it: nflows' distributions as they are, torch's with a name for their context."""
+    """A distribution as flows use it: nflows' as they are, torch's as a `TorchBase`."""
     return TorchBase(distribution) if isinstance(distribution, torch.distributions.Distribution) else distribution
 
 
 def draw(
     distribution: Distribution, num_samples: int, context: Any = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draws ``(num_samples, *event)``, or ``(rows, num_samples, *event)`` with a context, from the generator."""
+    """Draw from any nflows distribution by a given generator.
+
+    Args:
+        distribution: the distribution.
+        num_samples: how many, for each row of the context; 0 is allowed.
+        context: rows of contexts, where the distribution has one.
+        generator: source of the random numbers (default: torch's global one).
+
+    Returns:
+        ``(num_samples, *event_shape)``, or ``(rows, num_samples, *event_shape)`` with a context.
+    """
     own = getattr(distribution, "draw", None)
     if own is not None:
         return own(num_samples, context, generator)  # type: ignore[no-any-return]

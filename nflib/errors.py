@@ -8,11 +8,17 @@ LONGEST_LINE = 300  # characters
 
 
 class ComputationError(RuntimeError):
-    """A computation came to no result, for a reason that its one sentence tells the user; no mistake of the program."""
+    """A computation came to no result, for a reason that the message gives; not a mistake in the program."""
 
 
 def check_object(name: str, value: Any, example: str, *methods: str) -> None:
-    """Raise ValueError unless a value is an object with these methods; a class has them, too, but is none.
+    """Raise ValueError unless a value is an object, not a class, with some methods.
+
+    Args:
+        name: of the argument.
+        value: what was passed for it.
+        example: of what may be passed, for the message.
+        methods: which the object must have.
 
     >>> check_object("solver", "rk4", "Heun(4)", "advance")
     Traceback (most recent call last):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def as_shape(event_shape: Sequence[int] | int) -> tuple[int, ...]:
-    """The shape of an event; a number is that of a vector of so many. Raises ValueError unless sizes are positive."""
+    """The shape of an event as a tuple; a number D stands for ``(D,)``. Raises ValueError unless sizes are positive."""
     sizes = tuple(event_shape) if isinstance(event_shape, Iterable) else (event_shape,)
     if not all(isinstance(size, Integral) and size is not True and size >= 1 for size in sizes):
         raise ValueError(f"event_shape must list positive sizes, got {event_shape!r}.")
@@ -32,7 +32,7 @@ def per_row(values: Tensor, x: Tensor) -> Tensor:
 
 
 def check_event_shape(x: Tensor, event_shape: Sequence[int], name: str = "") -> None:
-    """Raise ValueError unless x is a batch ``(n, *event_shape)``; name: of what it was given to."""
+    """Raise ValueError unless x is a batch ``(n, *event_shape)``; the message begins with `name`, if there is one."""
     if tuple(x.shape[1:]) != tuple(event_shape):
         raise ValueError(
             f"{name and f'{name}: '}expected inputs of shape (batch, {', '.join(map(str, event_shape))}), got "

@@ -1,4 +1,4 @@
-"""The contract: what maps, decoders and densities owe each other. Everything else in nflib leans on this file."""
+"""The interfaces of maps, decoders and densities, on which everything else in nflib rests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ __all__ = ["BlockReport", "CausalMap", "ConditionalDensity", "Decoder", "Inversi
 class BlockReport:
     """Statistics of one map, inverted once.
 
-    windows: how many tokens each sweep computed, for every sample of the batch. residual: the largest
-    ``|shift + scale z - u|`` left in any number of u; 0 where u solves the equations to rounding, None where the
-    decoder does not say. warmup_sweeps: sweeps over all tokens in a lower precision before these.
+    Attributes:
+        batch_size: samples that were decoded at once.
+        num_tokens: tokens of a sample.
+        windows: how many tokens each sweep computed, for every sample of the batch.
+        residual: the largest error ``|f(z; u) - u|`` left in any number of u (of an affine map
+            ``|shift + scale z - u|``); 0 where u solves the equations to rounding, None where the decoder does not say.
+        warmup_sweeps: sweeps over all tokens in a lower precision before these.
     """
 
     batch_size: int
@@ -30,19 +34,24 @@ class BlockReport:
 
     @property
     def sweeps(self) -> int:
+        """How many sweeps were made in full precision."""
         return len(self.windows)
 
     @property
     def tokens_computed(self) -> int:
+        """Tokens that all these sweeps computed, for every sample."""
         return sum(self.windows)
 
 
 class Inversion(NamedTuple):
-    """What inverting a map gave.
+    """The result of inverting a map.
 
-    tokens: the solution. logabsdet: ``log|d tokens / d noise|``, ``(B,)`` in nats. residual: the largest error left in
-    any number of the solution, 0 where it solves the equations to rounding; None (unknown) counts as inexact, and the
-    density is then computed from the solution itself. statistics: a report of each map inverted, if there are any.
+    Attributes:
+        tokens: the solution.
+        logabsdet: ``log|det d tokens / d noise|``, ``(B,)`` in nats.
+        residual: the largest error left in any number of the solution, 0 where it solves the equations to rounding;
+            None (unknown) counts as inexact, and the density is then computed from the solution itself.
+        statistics: a report of each map inverted, if there are any.
     """
 
     tokens: Tensor
@@ -51,7 +60,7 @@ class Inversion(NamedTuple):
     statistics: tuple[BlockReport, ...] = ()
 
     def then(self, following: Inversion) -> Inversion:
-        """This one and that of another map, which took this one's solution further."""
+        """This inversion followed by that of another map, which started from this one's solution."""
         return Inversion(
             following.tokens,
             self.logabsdet + following.logabsdet,
@@ -73,7 +82,7 @@ def largest(numbers: Iterable[float]) -> float:
 
 
 class CausalMap(Protocol):
-    """An invertible map of tokens u ``(B, T, C)`` whose t-th token is mapped given the tokens before it."""
+    """What decoders need of a map: an invertible map of tokens u ``(B, T, C)``, each mapped given those before it."""
 
     @property
     def token_size(self) -> int:
@@ -81,37 +90,69 @@ class CausalMap(Protocol):
         ...
 
     def encode_context(self, context: Any) -> Any:
-        """What the context contributes to every step: computed once, however many steps follow."""
+        """Encode the context, once, for all calls of `conditionals` that follow."""
         ...
 
     def new_cache(self, batch_size: int, num_tokens: int, encoded_context: Any) -> Any:
-        """An empty cache, for decoding `num_tokens` tokens; its `dtype` is that of the network's arithmetic."""
+        """An empty cache for decoding; its `dtype` is that of the network's arithmetic.
+
+        Args:
+            batch_size: samples decoded at once.
+            num_tokens: tokens to decode.
+            encoded_context: what `encode_context` made.
+        """
         ...
 
     def conditionals(
         self, tokens: Tensor, encoded_context: Any, cache: Any = None, start: int = 0, stop: int | None = None
     ) -> Any:
-        """Parameters of the maps of the tokens ``start … stop`` (all of them by default), given those before each.
+        """Parameters of the maps of the tokens ``start … stop - 1``, each computed from the tokens before it.
 
-        tokens: ``(B, T, C)``, of which those before ``stop - 1`` are read. From start 1 on, a cache holds what came
-        before ``start - 1``; it takes in what is new.
+        Args:
+            tokens: ``(B, T, C)``, of which those before ``stop - 1`` are read.
+            encoded_context: what `encode_context` made.
+            cache: from start 1 on it holds what came before ``start - 1``, and takes in what is new (default: none,
+                which needs start 0).
+            start: the first token.
+            stop: one beyond the last token (default: T).
         """
         ...
 
     def to_noise(self, tokens: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
-        """The noise z of tokens, and logabsdet number by number; both ``(B, L, C)``, in float32 or better."""
+        """Map tokens ``(B, L, C)`` to noise z by the parameters that `conditionals` gave.
+
+        Returns:
+            The noise, and the logabsdet of each number; both ``(B, L, C)``, in float32 or better.
+        """
         ...
 
     def from_noise(self, noise: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
-        """The tokens of noise, and logabsdet number by number: the inverse of `to_noise`."""
+        """Map noise to tokens, the inverse of `to_noise`; returns the tokens and the logabsdet of each number."""
         ...
 
 
 class Decoder(Protocol):
-    """Solves ``noise = map(tokens)`` for the tokens ``(B, T, C)``.
+    """Solves ``noise = map(tokens)`` for the tokens: any function or object that is called with these arguments.
 
-    encoded_context: what ``map.encode_context`` made. prefix: the first tokens ``(B, P, C)``, where they are given;
-    their noise is not read. A decoder may return the first two of an `Inversion` alone: its residual is then unknown.
+    Args:
+        map: the map to invert.
+        noise: ``(B, T, C)``.
+        encoded_context: what ``map.encode_context`` made.
+        prefix: the first tokens ``(B, P, C)``, where they are given; their noise is not read.
+
+    Returns:
+        An `Inversion`; or its tokens and logabsdet alone, and then its residual is unknown.
+
+    >>> def decoder(map, noise, encoded_context, prefix=None):
+    ...     u = noise
+    ...     for _ in range(noise.shape[1]):  # each sweep makes one more token exact
+    ...         u, logabsdet = map.from_noise(noise, map.conditionals(u, encoded_context))
+    ...     return u, logabsdet.flatten(1).sum(-1)
+    >>> from nflib.flows import TARFlow
+    >>> flow = TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)
+    >>> x, log_prob = flow.sample_and_log_prob(5, seed=0, decoding=decoder)
+    >>> torch.allclose(log_prob, flow.log_prob(x), atol=1e-4)
+    True
     """
 
     def __call__(
@@ -120,9 +161,10 @@ class Decoder(Protocol):
 
 
 class ConditionalDensity(Protocol):
-    """A density of events given a context (None where there is none): what every flow is.
+    """A density of events, possibly given a context: the methods that all flows have. `Flow` describes them in full.
 
-    Contexts have a row for each input, or for each group of samples: ``(rows, num_samples, *event_shape)``.
+    A context has a row for each input of `log_prob` and `score`; with one, samples have the shape
+    ``(rows, num_samples, *event_shape)``.
     """
 
     def log_prob(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
@@ -130,7 +172,7 @@ class ConditionalDensity(Protocol):
         ...
 
     def score(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
-        """``d log_prob(x) / dx``."""
+        """The score, ``d log_prob(x) / dx``, of the inputs' shape."""
         ...
 
     def sample(self, num_samples: int, context: Any = None, batch_size: int | None = None, **options: Any) -> Tensor:
@@ -149,7 +191,7 @@ class ConditionalDensity(Protocol):
 
 
 class Proposal(Protocol):
-    """What is sampled from: a flow, `Flow.given` a context, or any distribution with these two methods."""
+    """What Monte Carlo draws from: a flow, a flow `given` a context, or any object with these two methods."""
 
     def sample_and_log_prob(
         self, num_samples: int, *, generator: torch.Generator | None = None
@@ -164,7 +206,7 @@ class Proposal(Protocol):
 
 @runtime_checkable
 class Target(Protocol):
-    """What is wanted: a log-density that need not be normalised."""
+    """What Monte Carlo samples: any object with a log-density, which need not be normalised."""
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
         """Log-densities ``(n,)``, in nats, of ``(n, *event_shape)``."""

@@ -61,7 +61,19 @@ def write_page(
     scripts: Sequence[str] = (),
     style: str = "",
 ) -> Path:
-    """Write a page; `scripts` are whole elements, which stand at its end; `style`: CSS beside that of all pages."""
+    """Write a page of HTML that needs no other file.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        summary: a paragraph below the title.
+        sections: of the page, in order.
+        scripts: whole script elements, which stand at its end.
+        style: CSS beside that of all pages.
+
+    Returns:
+        The path.
+    """
     body = [f"<section><h2>{html.escape(one.heading)}</h2>\n{one.content}</section>" for one in sections]
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
@@ -93,7 +105,13 @@ def definitions(items: Mapping[str, object]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], details: Sequence[str] = ()) -> str:
-    """Cells of text, the first of each row its name; `details`: of each row, below its name in small letters."""
+    """A table of text.
+
+    Args:
+        head: names of the columns.
+        rows: cells of each row, the first its name.
+        details: of each row, below its name in small letters (default: none).
+    """
     lines = []
     for (name, *cells), detail in zip(rows, details or [""] * len(rows), strict=True):
         small = f"<small>{html.escape(detail)}</small>" if detail else ""
@@ -106,7 +124,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], details: Sequence[
 
 
 def picture(path: Path, name: str, caption: str, width: int | None = None) -> str:
-    """A PNG or GIF file, so many pixels of the page wide; None: as large as its letters are in every other drawing."""
+    """A PNG or GIF file, put into the page.
+
+    Args:
+        path: of the file.
+        name: text for readers who do not see it.
+        caption: below it.
+        width: in pixels of the page (default, for a PNG: such that its letters are as large as in other drawings).
+    """
     pixels = path.read_bytes()
     source = f"data:image/{path.suffix[1:]};base64," + base64.b64encode(pixels).decode()
     # Pixels are smaller than the page's: bytes 16 to 19 of a PNG are the width.
@@ -115,7 +140,13 @@ def picture(path: Path, name: str, caption: str, width: int | None = None) -> st
 
 
 def drawing(figures: Sequence[Figure], name: str, caption: str) -> str:
-    """Figures side by side, or below each other on a narrow screen, in the colours of the page by day and night."""
+    """Figures side by side, or below each other on a narrow screen, in the page's colours, light or dark.
+
+    Args:
+        figures: of matplotlib.
+        name: text for readers who do not see them.
+        caption: below them.
+    """
     return _figure(f'<div class="panels">{"".join(_svg(figure, name) for figure in figures)}</div>', caption)
 
 

@@ -15,15 +15,20 @@ from video.parts import Parts
 
 
 class Densities(Parts):
-    """Log-densities under a pipeline's flow, of latents with the noise of training."""
+    """Log-densities of clips under a pipeline's flow: of their latents, with the noise of training."""
 
     @torch.no_grad()
     def prompt_evidence(self, latents: Tensor, prompts: Sequence[str], *, is_image: bool = False) -> Tensor:
-        """What noisy latents ``(B, K, T, c, h, w)`` tell of their prompts, ``(B, K)``, in nats.
+        """How much noisy latents show of their prompts, ``(B, K)``, in nats, by which candidates are compared.
 
         The mean over frames, each seen by itself, of ``log p(frame | prompt) - log p(frame)``: by Bayes' rule ``log
         p(prompt | frame)``, but for what all frames have in common. Prompts are the later ones, which say nothing of
-        how a clip begins, and p(frame) is the density under no prompt. is_image: as for `condition`.
+        how a clip begins, and p(frame) is the density under no prompt.
+
+        Args:
+            latents: ``(B, K, T, c, h, w)``, K candidates for each prompt.
+            prompts: B of them.
+            is_image: whether the clips are images.
         """
         rows, count, length = latents.shape[:3]
         frames = latents.flatten(0, 2).unsqueeze(1)
@@ -36,11 +41,19 @@ class Densities(Parts):
 
     @torch.no_grad()
     def log_prob(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
-        """Log-densities ``(B,)``, in nats, of clips' latents with the noise of training, drawn from the seed.
+        """Log-densities ``(B,)``, in nats, of clips' latents with the noise of training.
 
         Of pixels that have levels, by the settings, they are of these: dequantised, a step being the unit, so that
-        their mean is a bound on the log-probability of the levels. At most as many frames as the flow has positions
-        for; see `log_prob_of_frames` for more.
+        their mean is a bound on the log-probability of the levels.
+
+        Args:
+            clips: ``(B, T, C, H, W)`` in -1 … 1, of at most as many latent frames as the flow has positions for; see
+                `log_prob_of_frames` for more.
+            prompts: one a clip; an empty one for none.
+            seed: of the noise.
+
+        Raises:
+            ValueError: clips or prompts that the model does not take.
         """
         latents = self.encode(clips, noise_generator(seed))
         density = self.flow.log_prob(latents, self.condition(prompts, is_image=clips.shape[1] == 1))
@@ -51,6 +64,11 @@ class Densities(Parts):
         """Log-densities ``(B, latent frames)`` of each frame given those before it, in nats; their sum is `log_prob`.
 
         In longer clips a frame is given what it would be generated from, were windows moved on by single frames.
+
+        Args:
+            clips: ``(B, T, C, H, W)`` in -1 … 1.
+            prompts: one a clip; an empty one for none.
+            seed: of the noise.
         """
         latents = self.encode(clips, noise_generator(seed))
         context = self.condition(prompts, is_image=clips.shape[1] == 1)
@@ -61,7 +79,13 @@ class Densities(Parts):
         return torch.cat(values, dim=1) + latents.shape[2:].numel() * self._log_step
 
     def nats_per_dim(self, clips: Tensor, prompts: Sequence[str], *, seed: int = 0) -> Tensor:
-        """Negative log-density a dimension of each latent frame given those before it, ``(B, latent frames)``."""
+        """Negative log-density per dimension of each latent frame given those before it, ``(B, latent frames)``.
+
+        Args:
+            clips: as of `log_prob_of_frames`.
+            prompts: as of `log_prob_of_frames`.
+            seed: as of `log_prob_of_frames`.
+        """
         return -self.log_prob_of_frames(clips, prompts, seed=seed) / math.prod(self.flow.event_shape[1:])
 
     @property
@@ -70,5 +94,5 @@ class Densities(Parts):
 
 
 def noise_generator(seed: int) -> torch.Generator:
-    """Of the noise on latents: another than that which clips of this seed are drawn from, or the two are correlated."""
+    """The generator of noise on latents: another than the one of clips of this seed, or the two would be correlated."""
     return derived_generator(seed % 2**64, 0)

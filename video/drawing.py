@@ -18,9 +18,13 @@ from video.rollout import Span, decode_window, rolling
 
 
 class Window(NamedTuple):
-    """Noisy latents ``(B, T, c, h, w)`` of a window, given which context; its first num_known frames are older ones.
+    """Noisy latents of one window of clips.
 
-    is_anchored: whether the first of them is the clip's first frame.
+    Args:
+        latents: ``(B, T, c, h, w)``.
+        context: that they were decoded under.
+        num_known: how many of the frames, the first ones, are of windows before.
+        is_anchored: whether the first of these is the clip's first frame.
     """
 
     latents: Tensor
@@ -32,9 +36,13 @@ class Window(NamedTuple):
 class NoisyClips(NamedTuple):
     """Noisy latents of clips: of the frames that were given, and of one window after the other.
 
-    start, clean: latents of the given frames with and without noise. num_frames: of the whole clips' latents. prompts:
-    of the clips. given: the given frames themselves, which clips begin with unchanged; latents are of all of them, or
-    of the last ones.
+    Args:
+        start: latents of the given frames, with noise; of all of them, or of the last ones.
+        clean: the same without noise.
+        windows: one after the other.
+        num_frames: latent frames of the whole clips.
+        prompts: one a clip.
+        given: the given frames themselves, with which clips begin unchanged; None: none.
     """
 
     start: Tensor
@@ -46,7 +54,7 @@ class NoisyClips(NamedTuple):
 
 
 class Drawing(Densities):
-    """Latents of a pipeline's flow, decoded from its noise."""
+    """Sampling of a pipeline's flow: noisy latents, decoded from noise window after window."""
 
     @torch.no_grad()
     def draw(
@@ -62,7 +70,7 @@ class Drawing(Densities):
         decoding: Decoder | None = None,
         lazily: bool = False,
     ) -> NoisyClips:
-        """Noisy latents of a clip for each prompt, for `finish`, which may be called in several ways.
+        """Draw the noisy latents of a clip for each prompt, for `finish`.
 
         Args:
             prompts: one a clip.
@@ -73,7 +81,7 @@ class Drawing(Densities):
                 one. Where an autoencoder takes some numbers of frames alone, the last of them are read.
             guidance: weight of classifier-free guidance (default: the settings').
             overlap: latent frames that a window is given (default: the settings'; 0: a single window is allowed).
-            candidates: so many of each window are drawn, and the one is kept whose frames tell most of the prompt
+            candidates: how many of each window are drawn, of which the one is kept whose frames show most of the prompt
                 (`prompt_evidence`).
             seed: of the random numbers.
             decoding: how the flow is inverted (default: the pipeline's).
@@ -117,18 +125,23 @@ class Drawing(Densities):
         seed: int = 0,
         decoding: Decoder | None = None,
     ) -> NoisyClips:
-        """The clips ``(B, T, C, H, W)`` as they would be under other prompts, by re-encoding, for `finish`.
+        """Noisy latents of clips as they would be under other prompts, for `finish`: an edit by re-encoding.
 
         ``x' = f⁻¹(z'; prompt)`` of ``z' = sqrt(1 - strength²) z + strength ε``, where ``z = f(x; source prompt)`` is
         the clip's own noise and ε is new: z' of samples are standard normal, as samples of the other prompt take.
 
         Args:
-            clips: one for each prompt, or one for all; longer ones are re-encoded window after window.
-            source_prompts: what they are; prompts: what they are to become.
+            clips: ``(B, T, C, H, W)``, one for each prompt, or one for all; longer ones are re-encoded window after
+                window.
+            source_prompts: what the clips are, one for each prompt.
+            prompts: what they are to become.
             keep_frames: how many latent frames, the first ones, stay as they are.
             strength: share of new noise in 0 … 1: 0 with the same prompt gives the clip back, but for noise and
                 autoencoder; 1 a new clip.
-            guidance: of both maps; guidance, overlap, seed, decoding: as for `draw`.
+            guidance: as for `draw`, of both maps, to noise and back.
+            overlap: as for `draw`.
+            seed: as for `draw`.
+            decoding: as for `draw`.
 
         Raises:
             ValueError: settings that do not fit.

@@ -32,7 +32,13 @@ STYLE = FIGURE_STYLE + ".grid { grid-template-columns: repeat(auto-fill, minmax(
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip ``(T, C, H, W)``, its prompt, and the nats a dimension of each of its latent frames."""
+    """A clip on a page.
+
+    Args:
+        prompt: of the clip.
+        clip: ``(T, C, H, W)`` in -1 … 1.
+        nats: per dimension, of each of its latent frames (`Pipeline.nats_per_dim`).
+    """
 
     prompt: str
     clip: Tensor
@@ -47,7 +53,18 @@ def write_gallery(
     *,
     enlarge: int = 1,
 ) -> Path:
-    """Write the page; heading: settings that it shows. Raises ValueError without clips."""
+    """Write a page of clips with their prompts and likelihoods, one file that needs no other; returns its path.
+
+    Args:
+        entries: the clips.
+        path: of the HTML file.
+        frame_rate: frames a second.
+        heading: settings that the page shows, by name.
+        enlarge: each pixel becomes so many squared.
+
+    Raises:
+        ValueError: no clips.
+    """
     if not entries:
         raise ValueError("a gallery needs at least one clip.")
     # One scale for all: heights can be compared between clips.
@@ -66,9 +83,13 @@ def write_gallery(
 
 
 def clip_figure(entry: Entry, frame_rate: float, scale: tuple[float, float] | None = None, enlarge: int = 1) -> str:
-    """An entry as HTML: the clip, its prompt, and its nats a dimension as a curve.
+    """An entry as HTML: the clip, its prompt, and its nats per dimension as a curve.
 
-    scale: the curve's lower and upper end (default: those of the entry).
+    Args:
+        entry: the clip.
+        frame_rate: frames a second.
+        scale: the curve's lower and upper end (default: those of the entry).
+        enlarge: each pixel becomes so many squared.
     """
     low, high = (float(entry.nats.min()), float(entry.nats.max())) if scale is None else scale
     with tempfile.TemporaryDirectory() as folder:

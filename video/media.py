@@ -53,13 +53,22 @@ def write_clip(
     enlarge: int = 1,
     codec: str | None = None,
 ) -> Path:
-    """Write a clip ``(T, C, H, W)`` in -1 … 1 as the suffix says: .mp4 (and the like), .gif, or a strip as .png.
+    """Write a clip as a video (.mp4 and the like), a .gif, or as a strip of its frames (.png).
 
-    enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart. codec: FFmpeg's name (default:
-    the first of H.264's that is there, at a quality that the eye cannot tell from the clip, else MPEG-4's; of a .webm
-    VP9's). Frames of a GIF last whole hundredths of a second, two at least. Raises ValueError for clips of another
-    shape, odd sizes in a video, or an unknown suffix or codec, OSError where the file cannot be written; what was there
-    then stays.
+    Args:
+        clip: ``(T, C, H, W)`` in -1 … 1, of 1 or 3 channels.
+        path: of the file, whose suffix says the format.
+        frame_rate: frames a second; those of a GIF last whole hundredths of a second, two at least.
+        enlarge: each pixel becomes so many squared; frames of an enlarged strip stand apart.
+        codec: FFmpeg's name (default: the first of H.264's that is there, at a quality that the eye cannot tell from
+            the clip, else MPEG-4's; of a .webm VP9's).
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a clip of another shape, odd sizes in a video, or an unknown suffix or codec.
+        OSError: the file cannot be written; what was there then stays.
     """
     with open_clip(path, frame_rate, enlarge=enlarge, codec=codec) as add:
         add(clip)
@@ -70,9 +79,18 @@ def write_clip(
 def open_clip(
     path: str | os.PathLike[str], frame_rate: float = 8.0, *, enlarge: int = 1, codec: str | None = None
 ) -> Iterator[Callable[[Tensor], None]]:
-    """A function that takes the frames ``(T, C, H, W)`` of a clip, piece after piece; else as for `write_clip`.
+    """Write a clip piece by piece: a context manager that gives a function of frames ``(T, C, H, W)``.
 
     Frames of a video are encoded as they come, those of a GIF or PNG kept until the end of the block.
+
+    Args:
+        path: as of `write_clip`.
+        frame_rate: as of `write_clip`.
+        enlarge: as of `write_clip`.
+        codec: as of `write_clip`.
+
+    Raises:
+        ValueError, OSError: as `write_clip`.
     """
     path = check_path(path, codec)
     if not 0 < frame_rate < math.inf:
@@ -93,9 +111,12 @@ def open_clip(
 
 
 def grid(clips: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Clips ``(N, T, C, H, W)`` side by side as one ``(T, C, …, …)``, with grey gaps between them.
+    """Clips side by side as one clip ``(T, C, …, …)``, with grey gaps between them.
 
-    columns: clips in a row (default: about as many as there are rows).
+    Args:
+        clips: ``(N, T, C, H, W)``.
+        columns: clips in a row (default: about as many as there are rows).
+        gap: pixels between clips.
 
     >>> grid(torch.zeros(5, 2, 3, 8, 8)).shape
     torch.Size([2, 3, 18, 28])
@@ -123,7 +144,7 @@ def read_clip(
     frame_shape: tuple[int, int, int] | None = None,
     frame_rate: float | None = None,
 ) -> Tensor:
-    """The frames of a video or GIF, or the one of an image, ``(T, C, H, W)`` in -1 … 1.
+    """Read the frames of a video or GIF, or the one of an image, as a clip ``(T, C, H, W)`` in -1 … 1.
 
     Args:
         path: the file.
@@ -141,7 +162,15 @@ def read_clip(
 
 
 def read_image(path: str | os.PathLike[str], frame_shape: tuple[int, int, int] | None = None) -> Tensor:
-    """The image in a file, or its first frame, as a clip of one frame: see `read_clip`, which raises the same."""
+    """Read the image in a file, or its first frame, as a clip of one frame ``(1, C, H, W)`` in -1 … 1.
+
+    Args:
+        path: as of `read_clip`.
+        frame_shape: as of `read_clip`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_clip`.
+    """
     with _pictures(Path(path), None) as pictures:
         return _fitted(islice(pictures, 1), frame_shape, Path(path))
 

@@ -31,7 +31,14 @@ LARGEST_LATENT = 1000.0
 
 
 class Parts:
-    """A flow with the autoencoder and text encoder that it was trained with; arguments as for `video.Pipeline`."""
+    """A flow with the autoencoder and text encoder that it was trained with.
+
+    Args:
+        flow: as for `video.Pipeline`.
+        latents: as for `video.Pipeline`.
+        text: as for `video.Pipeline`.
+        settings: as for `video.Pipeline`.
+    """
 
     def __init__(self, flow: Flow, latents: Latents, text: TextEncoder, settings: PipelineSettings):
         self.flow = as_clips(flow).eval()
@@ -42,10 +49,15 @@ class Parts:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None, device: str = "cpu") -> Self:
-        """The pipeline saved in `folder`, or shipped under that name: "digits", or "moving-digits", the default.
+        """Load a pipeline.
+
+        Args:
+            folder: where it was saved, or the name of one that is shipped: "digits", or "moving-digits", the default.
+            device: where it is put.
 
         Raises:
-            FileNotFoundError, ValueError: parts are missing, damaged, or do not go together.
+            FileNotFoundError: a part is missing.
+            ValueError: parts are damaged, or do not go together.
         """
         if folder is None and not (SHIPPED / MOVING_DIGITS / SETTINGS).is_file():
             raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model.")
@@ -102,7 +114,15 @@ class Parts:
 
     @torch.no_grad()
     def encode(self, clips: Tensor, generator: torch.Generator) -> Tensor:
-        """Latents of clips, with the noise of training."""
+        """Noisy latents ``(B, t, c, h, w)`` of clips ``(B, T, C, H, W)``, as the flow was trained on.
+
+        Args:
+            clips: in -1 … 1.
+            generator: of the noise.
+
+        Raises:
+            ValueError: clips that do not fit the autoencoder.
+        """
         return self._noisy(self._latents_of(clips), generator)
 
     @torch.no_grad()
@@ -111,7 +131,7 @@ class Parts:
 
         Args:
             prompts: one a clip; the empty one is that of the unconditional branch.
-            window: of one that continues a clip, prompts are rewritten.
+            window: that the context is for, where it continues a clip: prompts are then rewritten by the settings.
             is_image: whether the clips are images.
 
         Raises:
@@ -189,7 +209,15 @@ class Parts:
 
 
 def check_parts(flow: Any, latents: Latents, text: TextEncoder, settings: PipelineSettings, name: str) -> None:
-    """Raise ValueError where parts of a pipeline do not go together; name: what a message calls it."""
+    """Raise ValueError where parts of a pipeline do not go together.
+
+    Args:
+        flow: as for `video.Pipeline`.
+        latents: as for `video.Pipeline`.
+        text: as for `video.Pipeline`.
+        settings: as for `video.Pipeline`.
+        name: of the pipeline, for the message.
+    """
     flow = as_clips(flow)
     expected, own = latents.latent_shape(settings.clip_shape), tuple(flow.event_shape)
     if expected[1:] != own[1:]:

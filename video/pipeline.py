@@ -17,26 +17,38 @@ from video.rollout import Recent, Span, rolling
 
 
 class Pipeline(Drawing):
-    """Clips ``(B, T, C, H, W)`` in -1 … 1 from prompts, and log-densities of clips. An image is a clip of one frame.
+    """A flow of images or clips with its autoencoder and text encoder: clips from prompts, and densities of clips.
 
-    Every step can be called by itself: `encode` (clips to noisy latents), `condition` (prompts to contexts), `draw` and
-    `redraw` (noisy latents, window after window), `denoise` and `decode`, or `finish` for both. `stream` makes a clip
-    piece by piece, in the memory of a window. `save` and `load` keep all parts in one folder.
+    Clips are ``(B, T, C, H, W)`` in -1 … 1; an image is a clip of one frame. Every step can be called by itself:
+    `encode` (clips to noisy latents), `condition` (prompts to contexts), `draw` and `redraw` (noisy latents, window
+    after window), `denoise` and `decode`, or `finish` for both. `stream` makes a clip piece by piece, in the memory of
+    a window. `save` and `load` keep all parts in one folder.
 
     Args:
         flow: of latents with noise, a `STARFlowV`, a `STARFlow`, or another flow of images, such as a `TARFlow`;
-            `decoding` is how it is inverted where nothing else is said.
-        latents: the autoencoder.
-        text: the encoder of prompts.
-        settings: all else.
+            the attribute `decoding` is how it is inverted where nothing else is said.
+        latents: the autoencoder; `video.latents.Pixels` for a flow of pixels.
+        text: the encoder of prompts; `video.text.Labels()` for a flow without prompts.
+        settings: sizes, noise, frame rate and defaults.
+
+    >>> from video import Pipeline
+    >>> pipeline = Pipeline.load("digits")  # shipped
+    >>> pipeline.generate(["seven", "two"], seed=0).shape
+    torch.Size([2, 1, 1, 8, 8])
     """
 
     @torch.no_grad()
     def denoise(self, latents: Tensor, context: Any, how: str | None = None) -> Tensor:
         """Latents of one window without their noise.
 
-        how: "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none" (default:
-        the settings'). Raises ValueError for another, or where there is no denoiser.
+        Args:
+            latents: with noise, ``(B, t, c, h, w)``.
+            context: of `condition`.
+            how: "score" (Tweedie's step along the flow's own score), "learned" (the flow's denoiser) or "none"
+                (default: the settings').
+
+        Raises:
+            ValueError: another way, or no denoiser.
         """
         how = self.check_denoising(how)
         if how == "none":
@@ -47,7 +59,15 @@ class Pipeline(Drawing):
 
     @torch.no_grad()
     def finish(self, drawn: NoisyClips, denoise: str | None = None) -> Tensor:
-        """Clips ``(B, T, C, H, W)`` of what `draw` or `redraw` gave, without noise, beginning with what was given."""
+        """Clips ``(B, T, C, H, W)`` of the noisy latents that `draw` or `redraw` gave: denoised and decoded.
+
+        Args:
+            drawn: by `draw` or `redraw`; clips begin with the frames that these were given.
+            denoise: how noise is taken off, as for `denoise`.
+
+        Raises:
+            ValueError: another way of denoising, or clips that are not finite.
+        """
         return torch.cat(list(self._finished(drawn, denoise)), dim=1)
 
     @torch.no_grad()
@@ -64,13 +84,21 @@ class Pipeline(Drawing):
         seed: int = 0,
         decoding: Decoder | None = None,
     ) -> Tensor:
-        """A clip for each prompt, ``(B, T, C, H, W)`` in -1 … 1, that begins with the given frames.
+        """Generate a clip for each prompt, which begins with the given frames, if any.
 
         Args:
-            prompts: one a clip; given: its first frames.
+            prompts: one a clip; an empty one for none.
             num_frames: of the clips, those given included (default: as in training, and as many more as are continued).
-            denoise: how noise is taken off, as for `denoise`.
-            guidance, overlap, candidates, seed, decoding: as for `draw`.
+            given: the first frames ``(B or 1, n, C, H, W)`` in -1 … 1: one for image to video, more to continue a clip.
+            denoise: how noise is taken off, as for `denoise` (default: the settings').
+            guidance: weight of classifier-free guidance (default: the settings').
+            overlap: latent frames that each window after the first is given (default: the settings').
+            candidates: how many of each window are drawn, of which the one that shows most of its prompt is kept.
+            seed: of the random numbers.
+            decoding: how the flow is inverted (default: the pipeline's).
+
+        Returns:
+            ``(B, num_frames, C, H, W)`` in -1 … 1.
 
         Raises:
             ValueError: settings that do not fit, or clips that are not finite.
@@ -102,7 +130,25 @@ class Pipeline(Drawing):
         seed: int = 0,
         decoding: Decoder | None = None,
     ) -> Iterator[Tensor]:
-        """What `generate` gives, frames after frames, in memory that does not grow with the clips."""
+        """Generate clips piece by piece, frames after frames, in memory that does not grow with the clips.
+
+        Args:
+            prompts: as of `generate`.
+            num_frames: as of `generate`.
+            given: as of `generate`.
+            denoise: as of `generate`.
+            guidance: as of `generate`.
+            overlap: as of `generate`.
+            candidates: as of `generate`.
+            seed: as of `generate`.
+            decoding: as of `generate`.
+
+        Returns:
+            An iterator of ``(B, frames, C, H, W)``, which together are what `generate` gives.
+
+        Raises:
+            ValueError: as `generate`.
+        """
         self.check_denoising(denoise)
         num_given = 0 if given is None or given.dim() != 5 else given.shape[1]
         if num_frames is None:
@@ -145,7 +191,26 @@ class Pipeline(Drawing):
         seed: int = 0,
         decoding: Decoder | None = None,
     ) -> Tensor:
-        """The clips ``(B, T, C, H, W)`` as they would be under other prompts: `redraw`, then `finish`."""
+        """Edit clips by their prompts: the clip's own noise under one prompt, decoded under another.
+
+        Args:
+            clips: ``(B, T, C, H, W)`` in -1 … 1, one for each prompt, or one for all.
+            source_prompts: what the clips are, one for each prompt.
+            prompts: what they are to become.
+            keep_frames: how many latent frames, the first ones, stay as they are.
+            strength: share of new noise in 0 … 1; 1 gives a new clip.
+            denoise: how noise is taken off, as for `denoise` (default: the settings').
+            guidance: weight of classifier-free guidance (default: the settings').
+            overlap: latent frames that each window after the first is given (default: the settings').
+            seed: of the random numbers.
+            decoding: how the flow is inverted (default: the pipeline's).
+
+        Returns:
+            ``(B, T, C, H, W)`` in -1 … 1.
+
+        Raises:
+            ValueError: settings that do not fit, or clips that are not finite.
+        """
         self.check_denoising(denoise)
         drawn = self.redraw(
             clips,
@@ -161,7 +226,7 @@ class Pipeline(Drawing):
         return self.finish(drawn, denoise)
 
     def check_denoising(self, how: str | None) -> str:
-        """The way of denoising, where None is the settings'; raises ValueError for one that there is not."""
+        """The way of denoising, None being the settings'; raises ValueError for one that this model does not have."""
         how = self.settings.denoise if how is None else how
         if how not in DENOISING:
             raise ValueError(f"denoise must be one of {', '.join(DENOISING)}, got {how!r}.")

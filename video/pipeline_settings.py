@@ -22,11 +22,11 @@ DENOISING = ("score", "learned", "none")
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What a `Pipeline` knows beside its parts.
+    """Settings of a `Pipeline`: sizes, noise, frame rate, prompts, and defaults of sampling.
 
     Args:
-        clip_shape: ``(T, C, H, W)`` of the clips it was trained on; of images, T is 1.
-        noise: standard deviation added to latents in training.
+        clip_shape: ``(T, C, H, W)`` of the clips that the model was trained on; of images, T is 1.
+        noise: standard deviation of the noise added to latents in training.
         frame_rate: frames a second.
         later: (regular expression, replacement) applied to the prompt of every window but a clip's first, where the
             model was trained on prompts that describe the beginning of clips.
@@ -35,8 +35,9 @@ class PipelineSettings:
         later_scale: factor on every latent frame but the first, as in released models.
         phrasing: how prompts are phrased.
         aspect_ratio: what phrases name, such as "16:9".
-        guidance: weight of classifier-free guidance where nothing else is said; denoise: how noise is taken off, as for
-            `Pipeline.denoise`; overlap: latent frames that a window is given (None: half of it).
+        guidance: weight of classifier-free guidance where nothing else is said.
+        denoise: how noise is taken off where nothing else is said, as for `Pipeline.denoise`.
+        overlap: latent frames that each window after the first is given (None: half of it).
         levels: of a flow of dequantised pixels without noise, how many values a pixel has; densities are then those of
             levels, and what is generated has these alone (None: pixels or latents are any numbers).
         pixel_scale: factor on pixels of levels before the flow, as of public TARFlows: see `video.latents.levels`.
@@ -107,7 +108,7 @@ class PipelineSettings:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> PipelineSettings:
-        """Those saved in `folder`; raises FileNotFoundError where there are none, ValueError for damaged ones."""
+        """The settings saved in a folder; raises FileNotFoundError for none, ValueError for damaged ones."""
         path = Path(folder) / SETTINGS
         if not path.is_file():
             raise FileNotFoundError(f"there is no {SETTINGS} in {folder}; name the folder of a trained video model.")
@@ -129,7 +130,12 @@ def _rewritten(prompt: str, rule: tuple[str, str] | None) -> str:
 
 
 def aspect_size(side: float, aspect_ratio: str, multiple: int) -> tuple[int, int]:
-    """Height and width of about side² pixels and an aspect ratio, such as "16:9", each a multiple of a number.
+    """Height and width of frames of about side² pixels and an aspect ratio.
+
+    Args:
+        side: pixels.
+        aspect_ratio: width to height, such as "16:9".
+        multiple: of which both are multiples.
 
     Raises:
         ValueError: an aspect ratio that is none.

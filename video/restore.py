@@ -36,7 +36,7 @@ NUM_SCALE_DRAWS = 256
 
 @dataclass(frozen=True)
 class Degradation:
-    """``y = A x + noise``.
+    """A linear degradation of pictures, ``y = A x + noise``.
 
     Args:
         operator: A, linear, of pictures ``(B, ..., H, W)``.
@@ -54,17 +54,27 @@ class Degradation:
             raise ValueError(f"the noise of a degradation must be a positive number, got {self.noise!r}.")
 
     def log_prob(self, observed: Tensor, pictures: Tensor) -> Tensor:
-        """``log N(y; A x, noise²)`` of one observed y for each picture ``(B, ..., H, W)``: ``(B,)``, nats.
+        """The log-likelihood of pictures, ``log N(y; A x, noise²)``: ``(B,)``, nats.
 
-        Raises ValueError as `misfit` does.
+        Args:
+            observed: y, one degraded picture.
+            pictures: x, ``(B, ..., H, W)``.
+
+        Raises:
+            ValueError: as `misfit`.
         """
         misfit = (self.misfit(observed, pictures) / self.noise).flatten(1)
         return -0.5 * misfit.square().sum(1) - misfit.shape[1] * math.log(self.noise * math.sqrt(2 * math.pi))
 
     def misfit(self, observed: Tensor, pictures: Tensor) -> Tensor:
-        """``y - A x`` of one observed y for each picture ``(B, ..., H, W)``.
+        """The residuals ``y - A x``, one for each picture.
 
-        Raises ValueError where y has not the shape of what the operator makes.
+        Args:
+            observed: y, one degraded picture.
+            pictures: x, ``(B, ..., H, W)``.
+
+        Raises:
+            ValueError: y has not the shape of what the operator makes.
         """
         degraded = self.operator(pictures)
         if degraded.shape[1:] != observed.shape:
@@ -75,14 +85,23 @@ class Degradation:
         return observed - degraded
 
     def adjoint(self, degraded: Tensor, like: Tensor) -> Tensor:
-        """``A^T`` of ``(B, ..., H', W')``, in the shape of pictures `like`."""
+        """The adjoint of the operator, ``A^T y``.
+
+        Args:
+            degraded: y, ``(B, ..., H', W')``.
+            like: pictures ``(B, ..., H, W)`` of the shape that the result has.
+        """
         with torch.enable_grad():
             pictures = torch.zeros_like(like).requires_grad_()
             return torch.autograd.grad(self.operator(pictures), pictures, degraded)[0]
 
 
 def inpainting(mask: Tensor, noise: float) -> Degradation:
-    """Of each picture only the pixels where the mask ``(H, W)`` is True are seen, the others as zero.
+    """The degradation that hides pixels.
+
+    Args:
+        mask: ``(H, W)``, True where a pixel is seen; others are observed as zero.
+        noise: standard deviation of the noise in each number.
 
     >>> y = inpainting(torch.tensor([[True, False]]), 0.1).operator(torch.ones(1, 1, 2))
     >>> y
@@ -93,9 +112,14 @@ def inpainting(mask: Tensor, noise: float) -> Degradation:
 
 
 def blur(width: float, noise: float) -> Degradation:
-    """Pictures convolved with a Gaussian of this standard deviation, in pixels; beyond their edge they are zero.
+    """The degradation that convolves pictures with a Gaussian; beyond their edge they are zero.
 
-    Raises ValueError for a width that is not positive.
+    Args:
+        width: standard deviation of the Gaussian, in pixels.
+        noise: standard deviation of the noise in each number.
+
+    Raises:
+        ValueError: a width or noise that is not positive.
     """
     if not 0 < width < math.inf:
         raise ValueError(f"the width of a blur must be a positive number of pixels, got {width!r}.")
@@ -112,9 +136,14 @@ def blur(width: float, noise: float) -> Degradation:
 
 
 def downsampling(factor: int, noise: float) -> Degradation:
-    """Pictures of fewer pixels, each the mean of ``factor × factor``.
+    """The degradation that leaves fewer pixels, each the mean of a square of them.
 
-    Raises ValueError for a factor that is not positive, or, when it is used, for pictures of which it leaves a rest.
+    Args:
+        factor: side of the square, in pixels.
+        noise: standard deviation of the noise in each number.
+
+    Raises:
+        ValueError: a factor or noise that is not positive; when used, pictures whose sides are no multiples of it.
 
     >>> downsampling(2, 0.1).operator(torch.ones(1, 1, 4, 4)).shape
     torch.Size([1, 1, 2, 2])
@@ -135,7 +164,13 @@ def downsampling(factor: int, noise: float) -> Degradation:
 
 @dataclass(frozen=True)
 class Posterior:
-    """``log q(x) + log N(y; A x, noise²)``, a target for Monte Carlo. prior: anything with `log_prob(x)`."""
+    """The posterior of pictures given a degraded one, unnormalised: ``log q(x) + log N(y; A x, noise²)``.
+
+    Args:
+        prior: q, anything with `log_prob(x)`.
+        observed: y.
+        degradation: A and the noise.
+    """
 
     prior: Any
     observed: Tensor
@@ -148,10 +183,11 @@ class Posterior:
 def restore(
     prior: Any, observed: Tensor, degradation: Degradation, num_samples: int, *, seed: int = 0, **options: Any
 ) -> SMCSamples:
-    """Weighted pictures of the posterior, by `smc` from the prior through ``q(x) N(y; A x, noise²)^b``.
+    """Sample the posterior of pictures given a degraded one, by sequential Monte Carlo.
 
-    Pixels are moved by lengths of their own (`score_scales`): those of an empty margin are far narrower than others.
-    Where a flow keeps them within bounds (`GaussianizedTARFlow`), what it first maps them to is moved, without bounds.
+    Particles go from the prior q through ``q(x) N(y; A x, noise²)^b`` to b = 1 (`nflib.montecarlo.smc`). Pixels are
+    moved by lengths of their own (`score_scales`): those of an empty margin are far narrower than others. Where a flow
+    keeps them within bounds (`GaussianizedTARFlow`), what it first maps them to is moved, without bounds.
 
     Args:
         prior: a flow of pictures, or `Flow.given` a class.
@@ -161,6 +197,9 @@ def restore(
         seed: of all randomness.
         options: of `nflib.montecarlo.smc`, such as kernel and moves.
 
+    Returns:
+        Weighted pictures ``(num_samples, ...)``, with the history of the run.
+
     Raises:
         ValueError: as `smc`, or an observed picture of another shape, or that is not finite.
     """
@@ -168,7 +207,7 @@ def restore(
     coordinates = getattr(getattr(prior, "flow", prior), "coordinate_transform", IdentityTransform())
     prior, posterior = as_proposal(prior), Posterior(prior, observed, degradation)
     moved = TransformedProposal(prior, coordinates)
-    scales = score_scales(moved, NUM_SCALE_DRAWS, torch.Generator().manual_seed(seed))
+    scales = score_scales(moved, NUM_SCALE_DRAWS, seed=seed)
     scale = PointwiseAffineTransform(shift=torch.zeros_like(scales), scale=1 / scales)
     scaled = CompositeTransform([coordinates, scale])
     samples = smc(
@@ -192,7 +231,9 @@ def restored_mode(
     solve_steps: int = 20,
     seed: int = 0,
 ) -> Tensor:
-    """Pictures at modes of the posterior, along a velocity: no density, no gradient of the network.
+    """Pictures at modes of the posterior, found by a continuous flow's velocity (FLAIR, arXiv:2506.02680).
+
+    It takes no density and no gradient of the network.
 
     At each time the picture m takes steps down the prior's variational gradient, the velocity's error at ``x_t = alpha
     x0 + beta m`` about x0, which as t goes to 1 is minus the score at m; and after each the proximal map of the
@@ -201,12 +242,13 @@ def restored_mode(
 
     Args:
         flow: a continuous flow of pictures on a one-sided path.
-        observed, degradation: as for `restore`.
+        observed: y, one degraded picture.
+        degradation: how it came about.
         context: one row, as the flow takes it.
         num_modes: how many to seek, each from noise of its own.
         times: rising, in (0, 1) (default: 40, up to 0.98); the noise of the last one smooths the prior of the mode.
-        steps: at each time; the more, the nearer to the mode.
-        draws: of x0 in each gradient, in pairs of opposite sign.
+        steps: of descent at each time; the more, the nearer to the mode.
+        draws: of x0 in each gradient, an even number, in pairs of opposite sign.
         renoise: the share of x0 that is predicted from the velocity rather than drawn, in [0, 1).
         solve_steps: of conjugate gradients, at most.
         seed: of the noise.

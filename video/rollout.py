@@ -16,7 +16,14 @@ from video.flows.patches import FrameNoise
 
 
 class Span(NamedTuple):
-    """A window: frames first … stop of a clip, known up to done; if anchored, its first frame is the clip's first."""
+    """A window of a clip, by the numbers of its latent frames.
+
+    Args:
+        first: its first frame.
+        done: the first of its frames that is not known yet.
+        stop: the frame after its last one.
+        is_anchored: whether the clip's first frame stands in the place of its own first one.
+    """
 
     first: int
     done: int
@@ -32,7 +39,7 @@ class Span(NamedTuple):
         return self.done - self.first
 
     def of(self, frames: Tensor) -> Tensor:
-        """What there is of it in the frames ``(B, T, …)`` of a clip."""
+        """The window's frames out of those of a clip ``(B, T, …)``, as far as there are any."""
         own = frames[:, self.first : self.stop]
         return torch.cat([frames[:, :1], own[:, 1:]], dim=1) if self.is_anchored else own
 
@@ -40,11 +47,11 @@ class Span(NamedTuple):
 def spans(
     num_frames: int, num_known: int, window: int, overlap: int | None = None, *, is_anchored: bool = False
 ) -> Iterator[Span]:
-    """The windows, one after the other, of a clip whose first frames are known.
+    """The windows of a clip whose first frames are known, one after the other.
 
     Args:
         num_frames: of the clip.
-        num_known: of these.
+        num_known: how many of these, the first ones, are known.
         window: frames of a window.
         overlap: known frames of every window but the first (default: half of it). 0 gives windows that know nothing.
         is_anchored: whether later windows have the clip's first frame in the place of the oldest that they know; a
@@ -72,7 +79,12 @@ def spans(
 
 
 class Recent:
-    """The last `limit` frames of a clip that grows, and its first one, by their numbers: what its windows read."""
+    """What the windows of a growing clip read: its last frames, and its first one.
+
+    Args:
+        start: the frames ``(B, T, …)`` that there are.
+        limit: how many of the last ones are kept.
+    """
 
     def __init__(self, start: Tensor, limit: int):
         self.limit = limit
@@ -94,9 +106,13 @@ class Recent:
 def rolling(
     known: Tensor, windows: Iterable[Span], make: Callable[[Span, Tensor], Tensor], window: int
 ) -> Iterator[Tensor]:
-    """What each window adds to the known frames ``(B, n, …)``; no more than the last window is kept.
+    """The new frames of one window after the other; no more than the last window, and the first frame, is kept.
 
-    make: (window, its known frames) -> all frames of the window.
+    Args:
+        known: frames ``(B, n, …)`` that there are.
+        windows: of `spans`.
+        make: (window, its known frames) -> all frames of the window.
+        window: frames of a window.
     """
     recent = Recent(known, window)
     for span in windows:
@@ -118,16 +134,22 @@ def generate(
     seed: int | None = None,
     decoding: Decoder | None = None,
 ) -> Tensor:
-    """Clips ``(B, num_frames, C, H, W)``, one for each row of the context, that begin with the given frames.
+    """Sample clips of any length, window after window, which begin with the given frames, if any.
 
     Args:
         flow: a `STARFlowV`, or what its `guided` returns.
-        num_frames: of the clips.
-        context: one row a clip.
+        num_frames: of the clips, those given included.
+        context: one row a clip; None for a flow without text.
         given: the first frames ``(B or 1, n, C, H, W)``, which come back unchanged: one for image to video, more to
             continue a clip. None: all frames are generated; B is then 1 without a context.
-        window, overlap, decoding: as for `decode`.
-        generator, seed: as for `Flow.sample`.
+        window: as for `decode`.
+        overlap: as for `decode`.
+        generator: as for `Flow.sample`.
+        seed: as for `Flow.sample`.
+        decoding: as for `decode`.
+
+    Returns:
+        ``(B, num_frames, C, H, W)``.
 
     Raises:
         ValueError: settings or shapes that do not fit.
@@ -147,7 +169,17 @@ def generate(
 
 
 def new_noise(flow: Flow, rows: int, num_frames: int, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal tokens ``(rows, num_frames * frame_length, C)``, as `decode` takes them."""
+    """Standard normal noise for `decode`: tokens ``(rows, num_frames * frame_length, C)``.
+
+    Args:
+        flow: as for `generate`.
+        rows: how many clips.
+        num_frames: of each.
+        generator: of the random numbers (default: torch's own).
+
+    Raises:
+        ValueError: another flow.
+    """
     _transform(flow)
     base: FrameNoise = flow._distribution  # type: ignore[assignment]
     return base.of(num_frames).draw(rows, None, generator)
@@ -164,17 +196,22 @@ def decode(
     overlap: int | None = None,
     decoding: Decoder | None = None,
 ) -> Tensor:
-    """The clips that begin with the given frames and whose other frames come from `noise`.
+    """Decode noise to clips of any length, window after window, which begin with the given frames, if any.
 
     Args:
-        flow, context, given: as for `generate`.
+        flow: as for `generate`.
         noise: tokens of all frames ``(B, T * frame_length, C)``, as `Flow.decode` takes them; those of given frames are
             not read.
+        context: as for `generate`.
+        given: as for `generate`.
         window: frames decoded at a time (default, and at most: what the flow has positions for). Every window but the
             first is a clip of its own that begins with the last frames before it (STARFlow-V, arXiv 2511.20462). With T
             up to `window` this is the flow's own conditional distribution.
-        overlap: how many (default: half a window).
-        decoding: of the maps.
+        overlap: known frames of every window but the first (default: half a window).
+        decoding: how the flow is inverted (default: the flow's own).
+
+    Returns:
+        ``(B, T, C, H, W)``.
 
     Raises:
         ValueError: settings or shapes that do not fit.
@@ -211,7 +248,15 @@ def decode(
 def decode_window(
     flow: Flow, noise: Tensor, context: Tensor | None, known: Tensor, decoding: Decoder | None = None
 ) -> Tensor:
-    """`decode` of no more frames than the flow has positions for; known frames ``(B, n, C, H, W)`` may be none."""
+    """Decode one window: no more frames than the flow has positions for.
+
+    Args:
+        flow: as for `generate`.
+        noise: tokens of the window's frames ``(B, T * frame_length, C)``.
+        context: as for `generate`.
+        known: its first frames ``(B, n, C, H, W)``, which may be none.
+        decoding: as for `decode`.
+    """
     if not known.shape[1]:
         return flow.decode(noise, context, decoding=decoding)
     transform = _transform(flow)

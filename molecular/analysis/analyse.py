@@ -44,7 +44,7 @@ _OUTSIDE = 0.005
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyse` found.
+    """The result of `analyse`: free-energy profiles, maps and basins; printed, it says the basins and the notes.
 
     Attributes:
         molecule: its name.
@@ -54,7 +54,8 @@ class Analysis:
         num_samples: conformations, those without a weight included.
         effective_sample_size: Kish's, of the weights.
         num_independent: how many conformations, or groups of correlated ones, the errors take to be independent.
-        profiles, maps: by the names of their variables: "phi 1", "phi 1, psi 1".
+        profiles: by the names of their variables: "phi 1".
+        maps: by the names of their two variables: "phi 1, psi 1".
         conditions: of each basin, as text; "" for a function.
         populations: share of each basin.
         differences: free energy of the first basin less that of the second, which is `ELSEWHERE` for all else.
@@ -89,11 +90,11 @@ class Analysis:
 
     @property
     def kT(self) -> float:
-        """kJ/mol."""
+        """The molar gas constant times the temperature, kJ/mol."""
         return MOLAR_GAS_CONSTANT * self.temperature
 
     def summary(self) -> dict[str, Any]:
-        """As JSON holds it: populations and differences with errors, None where no error can be told."""
+        """The results but profiles and maps as plain values for JSON; None for an error that cannot be told."""
         return {
             "molecule": self.molecule,
             "temperature_K": self.temperature,
@@ -126,28 +127,28 @@ def analyse(
     limits: Mapping[str, tuple[float, float]] | None = None,
     unit: str = "kJ/mol",
 ) -> Analysis:
-    """Free-energy profiles, maps and basins of an ensemble, each with a standard error that covers.
+    """Free-energy profiles, maps and basin populations of an ensemble, each with its standard error.
 
     Args:
         source: what `evaluate` takes: positions (N, n, 3) in nm, which are taken to be independent, `(positions,
             log_weights)`, `WeightedSamples`, an `Ensemble` of one temperature, or `WeightedConformations`. The frames
             of a trajectory need their time, by which their correlation is judged.
-        molecule: what they are of, at the temperature and in the force field that they are weighted to.
-        variables: of the profiles, each what `CollectiveVariable.of` takes. None: every phi and psi, or every torsion
-            that turns where there are none.
+        molecule: what the conformations are of, at the temperature and in the force field that they are weighted to.
+        variables: a profile is made along each; each is what `CollectiveVariable.of` takes. None: every phi and psi, or
+            every torsion that turns where there are none.
         maps: pairs of variables. None: (phi, psi) of each residue where `variables` is None, otherwise no maps.
         basins: name -> what `Basin.of` takes: "0 < phi 1 < 150", {"phi 1": (0, 150)}, or a function of positions.
         target: the same molecule at another temperature (`molecule.at(330.0)`) or in another force field: all
             conformations are weighted to it.
-        energies: (N,) kJ/mol, of `molecule`, for that; None: computed, or, to another temperature, those of an
-            `Ensemble`.
-        bins: of every axis; default 60, of maps 36.
+        energies: (N,) kJ/mol, of `molecule`, for that reweighting; None: computed, or, to another temperature, those of
+            an `Ensemble`.
+        bins: on every axis; default 60, on those of maps 36.
         limits: name of a variable -> (low, high) of its axis, such as (0, 360) for a torsion, whose values are taken
             to there; default: its period about zero, or what holds all but 0.2 % of the weight.
         unit: of free energies: "kJ/mol", "kcal/mol" or "kT".
 
     Returns:
-        What `molecular.analysis.report.free_energies.save_analysis` writes into a folder.
+        An `Analysis`, which `molecular.analysis.report.save_analysis` writes into a folder.
 
     Raises:
         ValueError: an unknown variable, atom, basin or unit, an interval that holds nothing, arrays of the wrong shape,

@@ -28,7 +28,16 @@ FEWEST_INDEPENDENT = 5
 
 @dataclass(frozen=True)
 class Described:
-    """Ensembles by name, their reference and its halves, as what is compared; and what follows from the options."""
+    """What `evaluate` compares: ensembles, their reference and its halves, as `Descriptors`.
+
+    Args:
+        molecule: what they are of.
+        ensembles: by name.
+        reference: to compare with.
+        halves: of the reference.
+        tica: slow coordinates of the reference; None where it has no trajectories, or no torsions of heavy atoms.
+        settings: of `describe`, for the table.
+    """
 
     molecule: Molecule
     ensembles: Mapping[str, Descriptors]
@@ -53,10 +62,10 @@ def evaluate(
 ) -> Evaluation:
     """Compare ensembles (proposal, reweighted, SMC, ...) with a reference, each figure with a bootstrap error.
 
-    effective_sample_size_fraction (Kish's); energy_w1, energy_w2 (kT); torus_w2 of all phi and psi together (rad);
-    ramachandran_jsd, averaged over residues, 10 degree bins (nats); tica_w2 and kmeans_jsd in the plane of the
-    reference's two slowest coordinates (cosines and sines of all heavy-atom torsions; of their doubles where half a
-    turn exchanges equivalent atoms), where the reference has trajectories; chirality_rate and bond_graph_rate.
+    The columns: effective_sample_size_fraction (Kish's); energy_w1, energy_w2 (kT); torus_w2 of all phi and psi
+    together (rad); ramachandran_jsd, averaged over residues, 10 degree bins (nats); tica_w2 and kmeans_jsd in the plane
+    of the reference's two slowest coordinates (cosines and sines of all heavy-atom torsions; of their doubles where
+    half a turn exchanges equivalent atoms), where the reference has trajectories; chirality_rate and bond_graph_rate.
 
     The first row compares half of the reference with the other half: what an ensemble that is right would get at
     such a size, since no distance between finite samples reaches zero.
@@ -67,12 +76,19 @@ def evaluate(
         reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, or
             blocks of 20 autocorrelation times of them where they are few, as families of particles with one ancestor
             are.
+        molecule: what they are of, at the temperature and in the force field of the comparison.
         energy: positions (B, n, 3) -> reduced energies (B,), kT; default: the molecule's own.
         num_bootstrap: resamples of ensemble and reference together, weights kept with the conformations; the error
             is the standard deviation over them, NaN where fewer than 5 are independent. 0 for none.
         transport_points: torus_w2 and tica_w2 are exact between at most so many points; larger ensembles are
             thinned by systematic resampling of their weights.
-        tica_lag: frames of the reference.
+        tica_lag: lag time of TICA, in frames of the reference.
+        num_clusters: of kmeans_jsd.
+        seed: of the resamples and the clusters.
+        progress: show a progress bar.
+
+    Returns:
+        A table, which prints as Markdown and is saved as JSON, CSV or Markdown.
 
     Raises:
         ValueError: no ensembles, one named as the reference or the first row is, or without a weight, arrays of the
@@ -100,7 +116,20 @@ def describe(
     num_clusters: int = 20,
     seed: int = 0,
 ) -> Described:
-    """The first half of `evaluate`, for those who also draw what is compared. Raises ValueError as it does."""
+    """The first half of `evaluate`, for those who also draw what is compared.
+
+    Args:
+        ensembles: as of `evaluate`.
+        reference: as of `evaluate`.
+        molecule: as of `evaluate`.
+        energy: as of `evaluate`.
+        tica_lag: as of `evaluate`.
+        num_clusters: as of `evaluate`.
+        seed: of the clusters.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
     if not ensembles:
         raise ValueError("evaluate: there are no ensembles; pass a dictionary of names and positions.")
     for own in (REFERENCE, FLOOR):
@@ -135,7 +164,15 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """The second half of `evaluate`, of options that `check_options` lets pass."""
+    """The second half of `evaluate`: the table of what `describe` gave.
+
+    Args:
+        described: by `describe`.
+        num_bootstrap: as of `evaluate`.
+        transport_points: as of `evaluate`.
+        seed: of the resamples.
+        progress: show a progress bar.
+    """
     pairs = {FLOOR: described.halves}
     pairs |= {name: (sample, described.reference) for name, sample in described.ensembles.items()}
     metrics = available_metrics(described.reference)
@@ -214,7 +251,7 @@ def _notes(
 
 
 def check_options(**options: int) -> None:
-    """Before the work: raise ImportError without POT, and ValueError for options of `evaluate` out of range."""
+    """Check options of `evaluate` before the work: raise ImportError without POT, ValueError for one out of range."""
     import_pot()
     least = {"num_bootstrap": 0, "transport_points": 2, "tica_lag": 1, "num_clusters": 2}
     for name, value in options.items():

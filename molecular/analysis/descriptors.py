@@ -23,13 +23,24 @@ _KMEANS_POINTS = 20_000
 
 @dataclass(frozen=True)
 class Descriptors:
-    """N conformations as numbers; `counts` says how often each occurs, once in the data and 0, 1, 2 ... in a bootstrap
-    resample.
+    """What the metrics need to know of an ensemble of N conformations, computed once.
 
-    positions (N, n, 3) nm; weights (N,) float64; counts (N,) float64; groups (N,) or None, of `independent_families`;
-    energy (N,) float64, kT, +inf where it is not finite; torsions (N, k) rad; phi_psi (N, r, 2) rad and their cells
-    ramachandran (N, r); chirality, bonds (N,) float64, 1 where right; tica (N, 2) and clusters (N,), without
-    trajectories (N, 0) and zeros. num_samples includes rejected ones: not finite, or of a log-weight of -inf.
+    Args:
+        positions: (N, n, 3), nm.
+        weights: (N,) float64.
+        counts: (N,) float64, how often each conformation occurs: once in the data, 0, 1, 2 ... in a bootstrap resample.
+        groups: (N,) of `independent_families`; None where all are independent.
+        energy: (N,) float64, kT; +inf where it is not finite.
+        torsions: (N, k) rad, every phi, then every psi.
+        phi_psi: (N, r, 2) rad, of each residue with both.
+        ramachandran: (N, r), cells of `phi_psi`.
+        chirality: (N,) float64, 1 where every stereocentre has the right hand.
+        bonds: (N,) float64, 1 where distances give the molecule's bonds.
+        tica: (N, 2); (N, 0) where the reference has no trajectories.
+        clusters: (N,), numbers of k-means clusters; zeros where the reference has no trajectories.
+        num_clusters: how many there are.
+        num_samples: of the ensemble, rejected ones included: not finite, or of a log-weight of -inf.
+        num_rejected: how many of these.
     """
 
     positions: Tensor
@@ -60,8 +71,11 @@ class Descriptors:
         return len(self.counts) if self.groups is None else len(self.groups.unique())
 
     def resampled(self, generator: torch.Generator) -> Descriptors:
-        """One bootstrap resample: as many conformations drawn with replacement, or one group less than there are, so
-        that the spread of few is not too small (Rao & Wu, J. Am. Stat. Assoc. 83 (1988) 231); weights go with them."""
+        """One bootstrap resample of conformations, or of their groups, drawn with replacement; weights go with them.
+
+        Of groups it draws one less than there are, so that the spread of few is not too small (Rao & Wu, J. Am. Stat.
+        Assoc. 83 (1988) 231).
+        """
         if self.groups is None:
             drawn = torch.randint(len(self.counts), (len(self.counts),), generator=generator)
             return self._recounted(torch.bincount(drawn, minlength=len(self.counts)))
@@ -75,8 +89,16 @@ class Descriptors:
 
 
 class Describe:
-    """Turns `WeightedConformations` into `Descriptors`, always in the same way: slow coordinates and clusters are
-    those of `reference`, where it has trajectories."""
+    """Computes the `Descriptors` of ensembles, always in the same way.
+
+    Args:
+        molecule: what they are of.
+        energy: positions (B, n, 3) -> reduced energies (B,), kT.
+        reference: whose slow coordinates and clusters are taken, where it has trajectories.
+        tica_lag: lag time of TICA, in frames of the reference.
+        num_clusters: of k-means.
+        seed: of the clusters.
+    """
 
     def __init__(
         self,

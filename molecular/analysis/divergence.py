@@ -11,7 +11,7 @@ RAMACHANDRAN_BINS = 36  # of 10 degrees
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> float:
-    """Divergence of two histograms of one shape, not necessarily normalised, in nats: 0 to log 2.
+    """Jensen-Shannon divergence of two histograms of one shape, not necessarily normalised, in nats: 0 to log 2.
 
         JS(p, q) = KL(p | m) / 2 + KL(q | m) / 2,  m = (p + q) / 2
 

@@ -19,7 +19,7 @@ _BONDS_OF = 1000
 
 @dataclass(frozen=True)
 class WeightedConformations:
-    """N conformations with weights.
+    """N conformations of a molecule, with weights and with what is known of their correlation.
 
     Attributes:
         positions: (N, n, 3), nm.
@@ -27,7 +27,7 @@ class WeightedConformations:
         groups: (N,) integers. Conformations of one group may be correlated (frames of one ladder, particles with one
             ancestor) and are resampled together; None means that all are independent.
         time: (N,) within a group, in any unit; None for conformations that are not trajectories.
-        resamplings: that the conformations went through: what weights were like before is told by these alone.
+        resamplings: of sequential Monte Carlo, what its resamplings say of the weights that there were before.
     """
 
     positions: Tensor
@@ -38,10 +38,17 @@ class WeightedConformations:
 
     @classmethod
     def of(cls, name: str, source: object, molecule: Molecule) -> WeightedConformations:
-        """From anything that `evaluate` takes, of a molecule; `name` is for messages.
+        """Conformations from anything that `evaluate` takes.
 
-        Raises ValueError for another kind of object, positions of another shape, plain positions whose bonds are not of
-        the molecule's length in nm, or columns of another length.
+        Args:
+            name: of the source, for messages.
+            source: positions (N, n, 3) in nm, `(positions, log_weights)`, `WeightedSamples`, an `Ensemble` of one
+                temperature, or `WeightedConformations`.
+            molecule: what it is of.
+
+        Raises:
+            ValueError: another kind of object, positions of another shape, plain positions whose bonds are not of the
+                molecule's length in nm, or columns of another length.
         """
         num_atoms, is_plain = molecule.num_atoms, isinstance(source, Tensor | tuple)
         if isinstance(source, WeightedSamples):
@@ -78,7 +85,7 @@ class WeightedConformations:
         return WeightedConformations(function(self.positions), log_weights, groups, time, self.resamplings)
 
     def usable(self) -> WeightedConformations:
-        """Without conformations that are not finite; they carry no weight."""
+        """The conformations that are finite; others carry no weight."""
         finite = torch.isfinite(self.positions).flatten(1).all(dim=1)
         return self if finite.all() else self.select(finite)
 

@@ -77,7 +77,7 @@ class FreeEnergy:
         return max(0.0, 1.0 - float(self.shares.sum()))
 
     def write_csv(self, path: Path) -> None:
-        """A row for each bin: its limits, the free energy above the lowest bin, its error, share, effective count.
+        """Write a CSV file with a row for each bin: its limits, free energy, error, share and effective count.
 
         "inf" stands where a bin is empty, or no error can be told.
         """
@@ -100,7 +100,19 @@ def free_energy(
     kT: float,
     unit: str = "kJ/mol",
 ) -> FreeEnergy:
-    """The free energy along variables of values (N,) each, in bins of these edges; kT in kJ/mol."""
+    """The free energy along one variable (a profile) or two (a map).
+
+    Args:
+        shares: of the N conformations, with what is independent.
+        variables: one or two.
+        values: of each variable, (N,).
+        edges: of each variable's bins.
+        kT: kJ/mol.
+        unit: of free energies: "kJ/mol", "kcal/mol" or "kT".
+
+    Raises:
+        ValueError: an unknown unit.
+    """
     shape = tuple(len(one) - 1 for one in edges)
     places, inside = [], torch.ones(len(values[0]), dtype=torch.bool)
     for variable, one, value in zip(variables, edges, values, strict=True):
@@ -136,8 +148,18 @@ def free_energy(
 def bin_edges(
     variable: CollectiveVariable, values: Tensor, weights: Tensor, bins: int, limits: tuple[float, float] | None = None
 ) -> NDArray[np.float64]:
-    """Edges (bins + 1,) of equal bins: of a whole period, or between `limits`, by default what holds all but 0.1 % of
-    the weight at either end. Raises ValueError for limits that are not in order, or wider than a period."""
+    """Edges (bins + 1,) of equal bins of a variable.
+
+    Args:
+        variable: whose period the bins cover by default.
+        values: (N,); without a period, bins by default hold all but 0.1 % of their weight at either end.
+        weights: (N,), which sum to one.
+        bins: how many.
+        limits: (low, high) instead.
+
+    Raises:
+        ValueError: limits that are not in order, or wider than a period.
+    """
     if limits is not None:
         low, high = limits
         period = variable.period or math.inf
@@ -158,15 +180,14 @@ def bin_edges(
 
 @dataclass(frozen=True)
 class Basin:
-    """A part of the space of conformations: all for which every variable lies within its interval, or for which a
-    function of positions (B, n, 3), nm, is true.
+    """A basin: the conformations for which every variable lies within its interval, or a function is true.
 
     Attributes:
         name: for tables.
         intervals: variables and (low, high), low included; None is no limit. An interval of a periodic variable goes up
             from low to high, through the end of the period where high is below low: (150, -120) holds 180. With one
             limit alone it ends where the period does, at 180 or -180 degrees.
-        function: positions -> (B,) booleans, in place of intervals.
+        function: positions (B, n, 3), nm -> (B,) booleans, in place of intervals.
 
     Raises:
         ValueError: an interval that holds nothing, or with one limit, beyond the period's ends.
@@ -190,11 +211,16 @@ class Basin:
 
     @classmethod
     def of(cls, name: str, condition: str | Condition, molecule: Molecule) -> Basin:
-        """From what `analyse` takes: {"phi 1": (0, 150), "psi 1": (None, 50)}, the same as text, "0 < phi 1 < 150,
-        psi 1 < 50", or a function of positions.
+        """A basin from its condition, as `analyse` takes it.
 
-        An infinite limit is none. Raises ValueError for a text that cannot be read, or an unknown variable, and as the
-        class does.
+        Args:
+            name: for tables.
+            condition: {"phi 1": (0, 150), "psi 1": (None, 50)}, the same as text, "0 < phi 1 < 150, psi 1 < 50", or a
+                function of positions (B, n, 3), nm. An infinite limit is none.
+            molecule: what the variables are of.
+
+        Raises:
+            ValueError: a text that cannot be read, an unknown variable, and as the class does.
         """
         if isinstance(condition, str):
             condition = parse_intervals(condition)
@@ -227,7 +253,7 @@ class Basin:
 
 
 def within(variable: CollectiveVariable, values: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Which values lie in [low, high), around the period of one that has one."""
+    """Which values lie in [low, high), taken around the period of a variable that has one; None is no limit."""
     if variable.period is None:
         return (values >= (-math.inf if low is None else low)) & (values < (math.inf if high is None else high))
     half = variable.period / 2
@@ -243,7 +269,7 @@ _ABOVE = re.compile(rf"(?P<name>[^<>]+?)\s*>\s*(?P<low>{_NUMBER})")
 
 
 def parse_intervals(text: str) -> dict[str, Interval]:
-    """Intervals of variables from text; raises ValueError for what cannot be read.
+    """Read intervals of variables from text; raises ValueError for what cannot be read.
 
     >>> parse_intervals("0 < phi 1 < 150, psi 1 > -120, rg < 0.4")
     {'phi 1': (0.0, 150.0), 'psi 1': (-120.0, None), 'rg': (None, 0.4)}
@@ -262,7 +288,7 @@ def parse_intervals(text: str) -> dict[str, Interval]:
 
 
 def population(shares: Shares, inside: Tensor) -> Estimate:
-    """Share of the ensemble in a basin, a boolean mask (N,)."""
+    """The population of a basin, a boolean mask (N,): its share of the ensemble, with its standard error."""
     log_ratio, error = shares.log_ratio(inside, ~inside)
     share = float(expit(log_ratio))
     # With p the share, log(p / (1 - p)) changes by dp / (p (1 - p)).
@@ -270,7 +296,18 @@ def population(shares: Shares, inside: Tensor) -> Estimate:
 
 
 def difference(shares: Shares, first: Tensor, second: Tensor, kT: float, unit: str = "kJ/mol") -> Estimate:
-    """Free energy of one basin less that of another, boolean masks (N,), `-kT log(share / share)`."""
+    """Free energy of one basin less that of another, `-kT log(share of first / share of second)`, with its error.
+
+    Args:
+        shares: of the N conformations, with what is independent.
+        first: boolean mask (N,) of one basin.
+        second: boolean mask (N,) of the other.
+        kT: kJ/mol.
+        unit: "kJ/mol", "kcal/mol" or "kT".
+
+    Raises:
+        ValueError: an unknown unit.
+    """
     scale = energy_unit(unit, kT)
     log_ratio, error = shares.log_ratio(first, second)
     return Estimate(-scale * log_ratio, scale * error)

@@ -28,13 +28,19 @@ _HIGHEST = 12.0
 
 @drawing_style()
 def draw(surface: FreeEnergy, path: str | Path, *, title: str = "") -> None:
-    """A PNG of a profile with its error band, or of a map with contours beside its errors."""
+    """Draw a profile with its error band, or a map with contours beside its errors.
+
+    Args:
+        surface: the profile or map.
+        path: of the PNG.
+        title: above it.
+    """
     _figure(_panels(surface), title).savefig(path, dpi=DOTS_PER_INCH)
 
 
 @drawing_style()
 def figures(surface: FreeEnergy) -> list[Figure]:
-    """What `draw` shows, a figure for each panel, so that a narrow page can show one below the other."""
+    """What `draw` shows, as matplotlib figures, one for each panel, for pages that show one below the other."""
     return [_figure([panel]) for panel in _panels(surface)]
 
 

@@ -16,8 +16,14 @@ from nflib.montecarlo import resample
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure. `function(sample, reference, points)` is a float; `points` bounds what exact transport is given.
-    `meaning` is for readers of a report."""
+    """A figure by which an ensemble is compared with a reference.
+
+    Args:
+        name: of its column.
+        unit: "" for none.
+        function: `function(sample, reference, points)` is its value; exact transport is given at most `points` samples.
+        meaning: for readers of a report.
+    """
 
     name: str
     unit: str
@@ -26,7 +32,7 @@ class Metric:
 
 
 def available_metrics(reference: Descriptors) -> list[Metric]:
-    """Those of `METRICS` that this molecule and this reference allow."""
+    """The metrics of `METRICS` that this molecule and this reference allow."""
     absent = set()
     if reference.torsions.shape[1] == 0:
         absent |= {"torus_w2"}
@@ -82,7 +88,7 @@ def kmeans_jsd(sample: Descriptors, reference: Descriptors, points: int) -> floa
 
 
 def chirality_rate(sample: Descriptors, reference: Descriptors, points: int) -> float:
-    """Weighted share of conformations all of whose centres are L."""
+    """Weighted share of conformations whose every stereocentre has the hand that it has in the molecule's structure."""
     return (sample.mass * sample.chirality).sum().item()
 
 
@@ -116,7 +122,7 @@ def _transport(x: Tensor, x_mass: Tensor, y: Tensor, y_mass: Tensor, points: int
 
 
 def thin(values: Tensor, mass: Tensor, points: int) -> tuple[Tensor, Tensor]:
-    """At most `points` of the samples with the masses they stand for: systematic resampling, always the same draw.
+    """Thin samples to at most `points` of them, with new masses: systematic resampling, always the same draw.
 
     Along the widest coordinate, in order, so that its distribution stays as it is to one part in `points`.
     """

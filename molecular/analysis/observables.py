@@ -22,7 +22,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class CollectiveVariable:
-    """A number for each conformation.
+    """A collective variable: a number for each conformation.
 
     Attributes:
         name: for figures and files.
@@ -43,7 +43,7 @@ class CollectiveVariable:
 
     @classmethod
     def of(cls, description: str | Callable[[Tensor], Tensor] | CollectiveVariable, molecule: Molecule) -> Self:
-        """From what `analyse` takes.
+        """A collective variable from its description, as `analyse` takes it.
 
         Args:
             description: a torsion's name, such as "phi 2", "psi 2" or "CA-CB of VAL 2" (`reported_torsions`); "rg", the
@@ -51,6 +51,7 @@ class CollectiveVariable:
                 four (their torsion, degrees), each an index from 0, or NAME:RESIDUE, or NAME:RESIDUE:CHAIN, or a NAME
                 that is unique: "0 4 6 8", "C:1 N:2 CA:2 C:2". Or a function of positions (B, n, 3), nm, that returns
                 (B,); its name is the variable's. Or a `CollectiveVariable`.
+            molecule: whose torsions, atoms and masses are meant.
 
         Raises:
             ValueError: a text that is none of these, or an atom that is not there.

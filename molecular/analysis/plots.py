@@ -22,7 +22,12 @@ Panels = Mapping[str, tuple[NDArray, NDArray | None]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A histogram's heights, one a bin; `beyond`: share of the ensemble outside of the bins, 0 to 1."""
+    """A histogram for `curves`.
+
+    Args:
+        heights: one a bin.
+        beyond: share of the ensemble outside of the bins, 0 to 1.
+    """
 
     heights: NDArray
     beyond: float = 0.0
@@ -35,10 +40,16 @@ def ramachandran(
     title: str = "",
     temperature: float = 300.0,
 ) -> None:
-    """Free-energy maps of (phi, psi), side by side, as a PNG.
+    """Draw Ramachandran maps side by side: free energies of (phi, psi).
 
-    panels: name -> (angles ``(N, 2)`` in radians, weights ``(N,)`` or None). Colours are ``-log p`` in kT above each
-    map's minimum, on one scale; bins that are empty or higher than the scale's end stay white.
+    Colours are ``-log p`` in kT above each map's minimum, on one scale; bins that are empty or higher than the scale's
+    end stay white.
+
+    Args:
+        panels: name -> (angles ``(N, 2)`` in radians, weights ``(N,)`` or None).
+        path: of the PNG.
+        title: above the maps.
+        temperature: K, for the colour bar's label.
     """
     grid = {name: (angles[:, None], weights) for name, (angles, weights) in panels.items()}
     ramachandran_grid(grid, [("φ", "ψ")], path, title=title, temperature=temperature)
@@ -55,10 +66,16 @@ def ramachandran_grid(
     title: str = "",
     temperature: float = 300.0,
 ) -> None:
-    """Free-energy maps as in `ramachandran`, a row for each residue and a column for each ensemble.
+    """Draw Ramachandran maps, as `ramachandran` does, a row for each residue and a column for each ensemble.
 
-    panels: name -> (angles ``(N, residues, 2)`` in radians, weights ``(N,)`` or None). torsions: what to call phi and
-    psi of each residue. zero: the ensemble whose minima are the zeros of all maps; None: each map has its own.
+    Args:
+        panels: name -> (angles ``(N, residues, 2)`` in radians, weights ``(N,)`` or None).
+        torsions: names of phi and psi of each residue.
+        path: of the PNG.
+        bins: of either angle.
+        zero: the ensemble whose minima are the zeros of all maps; None: each map has its own.
+        title: above the maps.
+        temperature: K, for the colour bar's label.
     """
     figure, rows = _panels(len(torsions), len(panels))
     edges = np.linspace(-180.0, 180.0, bins + 1)
@@ -87,7 +104,17 @@ def plane(
     title: str = "",
     temperature: float = 300.0,
 ) -> None:
-    """Free-energy maps in any plane, side by side. panels: name -> (points ``(N, 2)``, weights ``(N,)`` or None)."""
+    """Draw free-energy maps in any plane, side by side.
+
+    Args:
+        panels: name -> (points ``(N, 2)``, weights ``(N,)`` or None).
+        path: of the PNG.
+        labels: of the two axes.
+        bins: of either axis.
+        zero: the ensemble whose minimum is the zero of all maps; None: each map has its own.
+        title: above the maps.
+        temperature: K, for the colour bar's label.
+    """
     points = np.concatenate([points for points, _ in panels.values()])
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.03 * np.maximum(high - low, 1e-6)
@@ -111,11 +138,16 @@ def curves(
     reference: str,
     title: str = "",
 ) -> None:
-    """Histograms of several ensembles over each other, in one or more panels side by side; below each, what the others
-    have more or less than the one named `reference`, which is filled.
+    """Draw histograms of several ensembles over each other, and below them their differences from a reference.
 
-    panels: bin edges and name -> `Curve`; colours follow the order of the names. labels: of each panel's axes. What
-    lies outside of the bins is told in the legend.
+    The share outside of the bins is told in the legend.
+
+    Args:
+        panels: side by side, each bin edges and name -> `Curve`; colours follow the order of the names.
+        path: of the PNG.
+        labels: of each panel's two axes.
+        reference: the name of the histogram that is filled, from which the others differ.
+        title: above the panels.
     """
     figure = Figure(figsize=(5.4 * len(panels) + 1.0, 5.0), layout="constrained")
     FigureCanvasAgg(figure)

@@ -20,13 +20,13 @@ _FEW = 0.1
 
 @dataclass(frozen=True)
 class Reweighted:
-    """What `reweight` gives.
+    """The result of `reweight`.
 
     Attributes:
         conformations: the same, with new weights.
         effective_sample_size: Kish's, of the new weights, a count of conformations.
         pareto_k: shape of the tail of the new weights (`nflib.montecarlo.diagnostics.pareto_k`).
-        warning: what must be known before an estimate is used, in a sentence; None where nothing is the matter.
+        warning: why estimates cannot be trusted, in a sentence; None where they can.
     """
 
     conformations: WeightedConformations
@@ -40,14 +40,15 @@ def reweight(
     present: Tensor | Callable[[Tensor], Tensor],
     wanted: Tensor | Callable[[Tensor], Tensor],
 ) -> Reweighted:
-    """Weights times `exp(present - wanted)`: to another reduced energy.
+    """Weight conformations to another reduced energy: their weights times `exp(present - wanted)`.
 
     The new distribution must be positive only where the present one is, and not far from it, which the warning tells.
 
     Args:
-        present, wanted: reduced energies U / kT of the conformations (N,), or functions of positions (B, n, 3), nm,
-            that return them (B,): of what the weights are for, and of what they shall be for. A conformation whose
-            energies are not finite gets no weight.
+        conformations: with the weights that they have.
+        present: reduced energies U / kT (N,), or a function of positions (B, n, 3) in nm that returns them (B,): of
+            what the weights are for.
+        wanted: the same, of what they shall be for. A conformation whose energies are not finite gets no weight.
 
     Raises:
         ValueError: energies of another shape, or no conformation with a weight.
@@ -85,9 +86,10 @@ def reweight(
 def reweight_to(
     conformations: WeightedConformations, molecule: Molecule, target: Molecule, energies: Tensor | None = None
 ) -> Reweighted:
-    """From a molecule's temperature and force field to those of another one of the same atoms.
+    """Weight conformations to another temperature or force field.
 
     Args:
+        conformations: with the weights that they have.
         molecule: at the temperature and in the force field that the weights are for.
         target: such as `molecule.at(330.0)`, or a `Molecule` with another System.
         energies: (N,) kJ/mol, of `molecule`; None: computed.

@@ -27,8 +27,13 @@ BLOCK = 20.0
 
 @dataclass(frozen=True)
 class CellShares:
-    """Of C cells: shares (C,), standard errors of their logarithms (C,), infinite where none can be told, and how many
-    independent conformations each is worth (C,)."""
+    """Shares of an ensemble in C cells.
+
+    Args:
+        shares: (C,).
+        errors: (C,), standard errors of the logarithms of shares; infinite where none can be told.
+        effective_counts: (C,), how many independent conformations each cell is worth.
+    """
 
     shares: NDArray[np.float64]
     errors: NDArray[np.float64]
@@ -36,7 +41,7 @@ class CellShares:
 
 
 class Shares:
-    """Weights of N conformations, and which of them are independent.
+    """Shares of an ensemble and their errors, from its N weights and from what is independent.
 
     The error of a log-share, or of the logarithm of a ratio of two, is the delta method's over independent families,
     each of whose deviations is divided by the weight of the others: the jackknife that leaves out one family at a time,
@@ -68,7 +73,7 @@ class Shares:
         return len(self.family_weights)
 
     def of_cells(self, cells: Tensor, num_cells: int) -> CellShares:
-        """Shares in cells (N,), of which -1 is none."""
+        """The share of each cell; cells (N,) are the number of each conformation's, -1 for none."""
         inside = (cells >= 0).numpy()
         cell, weights = cells.numpy()[inside], self.weights[inside]
         shares: NDArray[np.float64] = np.bincount(cell, weights, num_cells).astype(np.float64)
@@ -134,6 +139,7 @@ def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) ->
     """The shares of an ensemble, and why no error can be told where that is so, in a sentence.
 
     Args:
+        conformations: the ensemble.
         series: angles (N,), rad, of what is analysed: how long they are correlated says what is independent in few
             trajectories.
     """

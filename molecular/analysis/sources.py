@@ -22,9 +22,15 @@ from nflib.montecarlo import History, WeightedSamples
 
 @dataclass(frozen=True)
 class SampleFolder:
-    """What `python -m molecular sample` wrote into `path`.
+    """Samples that `python -m molecular sample` wrote into a folder.
 
-    name: the user's for it, "" for none. history: of sequential Monte Carlo, else None.
+    Args:
+        path: the folder.
+        name: the user's for it, "" for none.
+        molecule: what the samples are of.
+        samples: with their weights.
+        summary: what summary.json holds.
+        history: of sequential Monte Carlo; None for importance sampling.
     """
 
     path: Path
@@ -41,7 +47,7 @@ class SampleFolder:
 
 
 def read_samples(entry: str) -> SampleFolder:
-    """The samples in a folder, given as "FOLDER" or "NAME=FOLDER".
+    """Read the samples in a folder, given as "FOLDER" or "NAME=FOLDER".
 
     Raises FileNotFoundError where folder or files are missing and ValueError for a damaged file.
     """
@@ -68,12 +74,17 @@ def read_samples(entry: str) -> SampleFolder:
 def read_ensemble(
     folder: str | Path, start_ps: float = 0.0, temperature: float | None = None
 ) -> tuple[WeightedSamples | Ensemble, Molecule]:
-    """The samples or, from `start_ps` (ps) on, the frames in a folder, and their molecule.
+    """Read the weighted samples, or the frames of a simulation, in a folder, and their molecule.
 
-    Frames are those at the lowest temperature, or the one nearest to that wanted (K), and so is the molecule.
+    Args:
+        folder: that `sample`, `simulate` or `import` wrote.
+        start_ps: drop frames before this time, ps.
+        temperature: K; of frames, those at the saved temperature nearest to it are read, with the molecule at that one.
+            None: those at the lowest.
 
-    Raises FileNotFoundError for a folder that holds neither, and ValueError for a damaged file, or a start time of
-    samples, which have none.
+    Raises:
+        FileNotFoundError: the folder holds neither.
+        ValueError: a damaged file, or a start time for samples, which have none.
     """
     if (Path(folder) / "weights.npz").is_file():
         if start_ps:
@@ -129,11 +140,18 @@ def name_ensembles(folders: list[SampleFolder]) -> dict[str, WeightedConformatio
 
 
 def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[WeightedConformations, list[str]]:
-    """A simulation's frames, or the ensemble shipped for the molecule, and what a reader must know of it.
+    """Read the reference of an evaluation, and what a reader must know of it, in sentences.
 
     Of frames that were simulated at several temperatures, those nearest to the molecule's are taken, and reweighted to
-    it where they are of another. Raises FileNotFoundError without a reference, and ValueError for one of another
-    molecule.
+    it where they are of another.
+
+    Args:
+        folder: of a simulation; None for the ensemble that is shipped for the molecule.
+        molecule: to compare at its temperature.
+
+    Raises:
+        FileNotFoundError: there is no reference.
+        ValueError: a reference of another molecule.
     """
     temperature = molecule.temperature
     if folder is None:

@@ -15,7 +15,7 @@ from nflib.metrics import Estimate
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows of ensembles, columns of metrics.
+    """The result of `evaluate`: a table with a row for each ensemble and a column for each metric.
 
     Attributes:
         molecule: its name.
@@ -41,7 +41,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, key: tuple[str, str]) -> Estimate:
-        """`evaluation["flow", "torus_w2"]`."""
+        """The estimate of an ensemble's metric: ``evaluation["flow", "torus_w2"]``."""
         row, metric = key
         return self.rows[row][metric]
 
@@ -49,7 +49,7 @@ class Evaluation:
         return self._lines(str)
 
     def to_markdown(self) -> str:
-        """The table, and the notes below it; names begin no HTML and no column of their own."""
+        """The table and the notes below it as Markdown; HTML and column marks in names are escaped."""
         return self._lines(lambda text: html.escape(text, quote=False).replace("|", "&#124;"))
 
     def _lines(self, clean: Callable[[str], str]) -> str:
@@ -67,7 +67,7 @@ class Evaluation:
         return "\n".join([lines[0], rule, *lines[1:], *notes])
 
     def save(self, path: str | Path) -> None:
-        """Write .json, .csv or .md, by the file's suffix; ValueError for another one."""
+        """Write the table as .json, .csv or .md, by the file's suffix; ValueError for another one."""
         path = Path(path)
         writers = {".json": self._write_json, ".csv": self._write_csv, ".md": self._write_markdown}
         if path.suffix not in writers:

@@ -16,9 +16,12 @@ _STILL = 1e-12
 
 @dataclass(frozen=True)
 class TICA:
-    """A linear projection onto slow coordinates. mean (k,), components (k, dim), eigenvalues (dim,) float64.
+    """A linear projection of features onto slow coordinates (time-lagged independent component analysis).
 
-    An eigenvalue is the coordinate's autocorrelation at the lag time.
+    Args:
+        mean: (k,) float64, of the features.
+        components: (k, dim) float64.
+        eigenvalues: (dim,) float64, each coordinate's autocorrelation at the lag time.
     """
 
     mean: Tensor
@@ -31,7 +34,7 @@ class TICA:
 
 
 def fit_tica(trajectories: Sequence[Tensor], lag: int, dim: int = 2) -> TICA:
-    """TICA of trajectories (T_i, k) at a lag of `lag` frames: time-reversible estimator, kinetic-map scaling.
+    """Fit TICA to trajectories of features: time-reversible estimator, kinetic-map scaling.
 
         C_tau v = lambda C_0 v,   C_0 = sum_t (x_t x_t' + x_(t+lag) x_(t+lag)') / 2,
         C_tau = sum_t (x_t x_(t+lag)' + x_(t+lag) x_t') / 2
@@ -39,7 +42,13 @@ def fit_tica(trajectories: Sequence[Tensor], lag: int, dim: int = 2) -> TICA:
     Coordinates have unit variance times their eigenvalue, so that distances weigh slow motions more (Noé &
     Clementi, J. Chem. Theory Comput. 11, 5002, 2015). Signs are fixed by the largest component.
 
-    Raises ValueError for a lag below one frame, no trajectory longer than the lag, or features that do not move.
+    Args:
+        trajectories: each (T_i, k).
+        lag: frames.
+        dim: how many coordinates.
+
+    Raises:
+        ValueError: a lag below one frame, no trajectory longer than the lag, or features that do not move.
     """
     if lag < 1:
         raise ValueError(f"fit_tica: the lag is {lag} frames; give 1 or more.")
@@ -73,9 +82,16 @@ def torsion_features(angles: Tensor) -> Tensor:
 
 
 def kmeans(points: Tensor, num_clusters: int, generator: torch.Generator, num_iterations: int = 100) -> Tensor:
-    """Centres (num_clusters, d) float64 of points (N, d): k-means++ starts and Lloyd's iteration until nothing moves.
+    """Centres (num_clusters, d) float64 of k-means clusters: k-means++ starts, then Lloyd's iteration.
 
-    Raises ValueError for fewer points than clusters.
+    Args:
+        points: (N, d).
+        num_clusters: how many.
+        generator: of the starts.
+        num_iterations: at most so many; fewer where no centre moves any more.
+
+    Raises:
+        ValueError: fewer points than clusters.
     """
     if not 1 <= num_clusters <= len(points):
         raise ValueError(f"kmeans: {num_clusters} clusters of {len(points)} points; ask for 1 to {len(points)}.")

@@ -33,13 +33,19 @@ def coordinate_kinds(context: Tensor) -> Tensor:
 
 
 class InternalCoordinates(ClosedForm):
-    """Positions ``(B, n, 3)`` in nm <-> tokens ``(B, n - 2, 3)``: `LocalFrames`, then `Spherical`, of each molecule.
+    """Internal coordinates of a padded batch: positions ``(B, n, 3)`` in nm <-> tokens ``(B, n - 2, 3)``.
+
+    Each molecule goes through `LocalFrames`, then `Spherical`.
 
     The context (`internal_context`, padded) says of each row its atom and references; padding is zero on both sides and
     carries no density. Forward is one vectorised pass; the inverse places all atoms of a level of the walk at once. A
     kind's circles are cut at its entry of `offsets`, half a turn away, ``(num_kinds,)`` radians.
 
-    Raises ValueError for positions of another shape than the context says.
+    Args:
+        num_kinds: of atoms (`molecular.molecule.atom_types.KINDS`).
+
+    Raises:
+        ValueError: in use, positions of another shape than the context says.
     """
 
     uses_context = True

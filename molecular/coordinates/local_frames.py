@@ -12,7 +12,7 @@ from nflib.transforms import ClosedForm
 
 
 class LocalFrames(ClosedForm):
-    r"""All-atom positions (B, n, 3) in nm <-> tokens (B, n - 2, 3) in nm, without translation and rotation.
+    r"""Local frames along the bonds: positions (B, n, 3) <-> tokens (B, n - 2, 3), nm, without rigid motion.
 
     The atoms are taken in the order a_0, a_1, ... of `z_matrix_order`; a_1 and a_2 are bonded to a_0.
 
@@ -37,7 +37,8 @@ class LocalFrames(ClosedForm):
     are collinear, or in the inverse r01 <= 0 or rho2 <= 0, there is no frame: that sample, alone, is NaN.
 
     Args:
-        bonds: pairs of atom indices of one connected molecule. num_atoms: n >= 3.
+        bonds: pairs of atom indices of one connected molecule.
+        num_atoms: n >= 3.
         elements: n element symbols; hydrogens ("H") are visited after heavy atoms.
         root: a_0; by default the heavy atom with most heavy neighbours, the first of equals.
 

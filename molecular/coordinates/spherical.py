@@ -11,7 +11,7 @@ from nflib.transforms import ClosedForm
 
 
 class Spherical(ClosedForm):
-    """Tokens (B, T, 3) of `LocalFrames` <-> scaled bond lengths, bond angles and azimuths (B, T, 3).
+    """Spherical coordinates of local frames: tokens (B, T, 3) <-> scaled bond lengths, bond angles and azimuths.
 
     Token k >= 1, (x, y, z) with length r, polar angle theta from e1 and azimuth psi = atan2(z, y), becomes
     (log r, logit(theta / pi), phi) with phi = psi - offset wrapped to (-pi, pi]; token 0, (r01, x2, rho2),

@@ -17,11 +17,14 @@ FEWEST_PARTS = 10
 
 @dataclass(frozen=True)
 class Ensemble:
-    """N conformations of one molecule.
+    """N simulated conformations of one molecule, as tensors.
 
-    positions (N, n, 3) float32 nm; energies (N,) float64 kJ/mol; ladder (N,) int64: frames of different
-    ladders are statistically independent; time (N,) float64 ps; temperature_index (N,) int64, 0 the lowest
-    temperature.
+    Args:
+        positions: (N, n, 3) float32, nm.
+        energies: (N,) float64, kJ/mol.
+        ladder: (N,) int64; frames of different ladders are statistically independent.
+        time: (N,) float64, ps.
+        temperature_index: (N,) int64, 0 the lowest temperature.
     """
 
     positions: Tensor
@@ -50,9 +53,10 @@ def load_ensemble(
     temperature_index: int | None = 0,
     start_ps: float = 0.0,
 ) -> Ensemble:
-    """Every frame of the ``frames-*.npz`` shards in ``folder``, as written by `molecular.dynamics.simulate.simulate`.
+    """Read the frames that a simulation or an import wrote into a folder, as an `Ensemble`.
 
     Args:
+        folder: that `molecular.dynamics.simulate.simulate` or `import_trajectory` wrote.
         num_atoms: what the caller's molecule has; None accepts whatever the first shard has.
         temperature_index: which temperature to keep; None keeps all that were saved.
         start_ps: drop frames before this time, ps.
@@ -90,17 +94,24 @@ def load_ensemble(
 
 
 def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 0) -> tuple[Ensemble, ...]:
-    """Divide whole ladders at random, so that no two parts hold correlated frames.
+    """Split an ensemble by whole ladders, at random, so that no two parts hold correlated frames.
 
     Fewer than ten ladders, as of an imported trajectory, are first cut into blocks of time, some ten in all. Parts are
     then less independent: frames beside a cut are correlated, and what is slower than a block is in no part alone.
 
     Args:
+        ensemble: to split.
         fractions: share of the ladders, or blocks, for each part, for instance ``(0.8, 0.1, 0.1)``; they must sum to 1.
             Every part with a positive fraction gets at least one.
+        seed: of the random choice.
 
     Raises:
         ValueError: fractions that do not sum to 1 or are negative, or fewer frames than parts.
+
+    >>> zeros = torch.zeros(20, dtype=torch.int64)
+    >>> ensemble = Ensemble(torch.zeros(20, 3, 3), zeros.double(), torch.arange(20) % 10, zeros.double(), zeros)
+    >>> [len(part) for part in split_by_ladder(ensemble, (0.8, 0.1, 0.1))]
+    [16, 2, 2]
     """
     if not fractions or any(share < 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-6:
         raise ValueError(f"fractions must not be negative and must sum to 1, not {tuple(fractions)}.")
@@ -143,10 +154,16 @@ def _ladders_or_blocks(ensemble: Ensemble) -> Tensor:
 
 
 def save_reference(folder: str | Path, num_frames: int, path: str | Path, start_ps: float = 0.0) -> None:
-    """Write `num_frames` frames, evenly spaced over the lowest temperature's frames of a simulation, as one .npz file.
+    """Write a thin reference ensemble for plots: evenly spaced frames of a simulation's lowest temperature.
 
-    The file holds "positions" ``(num_frames, n, 3)`` float32 in nm: a thin reference ensemble for plots. start_ps:
-    frames before it are left out, ps. Raises ValueError where the simulation has fewer frames.
+    Args:
+        folder: of the simulation.
+        num_frames: how many.
+        path: of the .npz file, which holds "positions" ``(num_frames, n, 3)``, float32 in nm.
+        start_ps: drop frames before this time, ps.
+
+    Raises:
+        ValueError: the simulation has fewer frames.
     """
     positions = load_ensemble(folder, start_ps=start_ps).positions
     if not 1 <= num_frames <= len(positions):

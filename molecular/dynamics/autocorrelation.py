@@ -18,9 +18,13 @@ FEWEST_RUNS = 400
 
 @dataclass(frozen=True)
 class Mixing:
-    """time: integrated autocorrelation time, in frames, 1/2 for independent ones; effective_sample_size: of all frames
-    together; resolved: False where the series are too short to tell, and all figures only bounds or guesses; slowest:
-    autocorrelation time of the slowest part, in frames, which is longer where most of the motion is fast.
+    """How well series mix: the result of `mixing`.
+
+    Args:
+        time: integrated autocorrelation time, in frames; 1/2 for independent ones.
+        effective_sample_size: of all frames together.
+        resolved: False where the series are too short to tell, and all figures only bounds or guesses.
+        slowest: autocorrelation time of the slowest part, in frames, which is longer where most of the motion is fast.
     """
 
     time: float
@@ -30,7 +34,7 @@ class Mixing:
 
 
 def mixing(angles: NDArray[np.floating]) -> Mixing | None:
-    """Autocorrelation of independent series ``(L, T)`` of an angle, in radians; None for fewer than 4 frames each.
+    """The autocorrelation time of independent series ``(L, T)`` of an angle, in radians; None for fewer than 4 frames.
 
     The autocorrelation is that of exp(i angle), which knows no jump at 180 degrees, about the mean of all series:
     series that stay in different places count as correlated. It is summed, ``tau = 1/2 + sum_t rho(t)``, up to the

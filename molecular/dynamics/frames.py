@@ -19,10 +19,14 @@ STORAGE = ("float32", "float16", "xtc")
 
 @dataclass(frozen=True)
 class Frames:
-    """N conformations and where they come from.
+    """N frames of a simulation, as numpy arrays.
 
-    positions (N, n, 3) float32 nm; energies (N,) float64 kJ/mol; temperature_index (N,) int16, 0 the lowest;
-    ladder (N,) int32; time (N,) float64 ps since the end of equilibration.
+    Args:
+        positions: (N, n, 3) float32, nm.
+        energies: (N,) float64, kJ/mol.
+        temperature_index: (N,) int16, 0 the lowest temperature.
+        ladder: (N,) int32, the temperature ladder that a frame is of.
+        time: (N,) float64, ps since the end of equilibration.
     """
 
     positions: NDArray[np.float32]
@@ -62,11 +66,17 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def write_shard(path: Path, frames: Frames, storage: str = "float32") -> None:
-    """Write one shard; raises ValueError for an unknown storage.
+    """Write frames as one shard of a simulation.
 
-    "float32" and "float16": everything in one .npz. "xtc": positions in a .xtc of the same stem, which other programs
-    read too, the rest in the .npz. Rounding moves a coordinate below 1 nm by up to 0.00025 nm (float16) or 0.0005 nm
-    (XTC); energies stay those before rounding.
+    Args:
+        path: of the .npz file.
+        frames: to write.
+        storage: "float32" and "float16": everything in the .npz. "xtc": positions in a .xtc of the same stem, which
+            other programs read too, the rest in the .npz. Rounding moves a coordinate below 1 nm by up to 0.00025 nm
+            (float16) or 0.0005 nm (XTC); energies stay those before rounding.
+
+    Raises:
+        ValueError: an unknown storage.
     """
     if storage not in STORAGE:
         raise ValueError(f"frames are stored as {', '.join(STORAGE)}, not {storage!r}.")
@@ -97,10 +107,15 @@ def read_shard(path: Path) -> Frames:
 
 
 def read_shards(paths: Iterable[Path], num_atoms: int | None = None) -> Iterator[Frames]:
-    """The frames of shards of one simulation, one after the other, of num_atoms, by default those of the first one.
+    """Read the frames of shards of one simulation, one after the other.
 
-    Raises ValueError, naming the file and where it can the frame, for another number of atoms, and for positions,
-    energies or times that are not finite.
+    Args:
+        paths: of the shards.
+        num_atoms: of the molecule; None takes what the first shard has.
+
+    Raises:
+        ValueError: another number of atoms, or positions, energies or times that are not finite; it names the file and,
+            where it can, the frame.
     """
     for path in paths:
         frames = read_shard(path)
@@ -135,13 +150,16 @@ def _checksum(path: Path) -> str:
 
 
 class FrameWriter:
-    """Collects frames in memory and, when it has a folder, moves them to shards on `flush`.
+    """Collects frames in memory and, where it has a folder, writes them as shards on `flush`.
 
     Args:
         folder: where shards go; None keeps every frame in memory.
         num_shards: shards that the checkpoint vouches for. Later ones were written after it, by a run that
             was killed before its next checkpoint: they are removed, because those steps are simulated again.
         storage: see `write_shard`.
+
+    Raises:
+        FileNotFoundError: a shard that the checkpoint vouches for is missing.
     """
 
     def __init__(self, folder: Path | None, num_shards: int = 0, storage: str = "float32") -> None:

@@ -24,7 +24,19 @@ class Integrator(Protocol):
     def run(
         self, energy: EnergyAndForce, x: Tensor, v: Tensor, force: Tensor, num_steps: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Advance ``x``, ``v`` (B, n, 3) in place by ``num_steps >= 1``; return energies (B,) and forces at the end."""
+        """Advance positions and velocities in place.
+
+        Args:
+            energy: energies and forces of batches.
+            x: positions (B, n, 3), nm.
+            v: velocities (B, n, 3), nm/ps, as they are stored.
+            force: at ``x``, (B, n, 3), kJ/mol/nm.
+            num_steps: 1 or more.
+            generator: of the noise.
+
+        Returns:
+            Energies (B,) in kJ/mol and forces (B, n, 3) in kJ/mol/nm at the end.
+        """
         ...
 
     def to_full_step(self, v: Tensor, force: Tensor) -> Tensor:
@@ -37,14 +49,20 @@ class Integrator(Protocol):
 
 
 def maxwell_velocities(masses: Tensor, temperatures: Tensor, generator: torch.Generator) -> Tensor:
-    """Velocities (B, n, 3) in nm/ps from the Maxwell distribution: masses (n,) amu, temperatures (B,) K."""
+    """Velocities (B, n, 3) in nm/ps from the Maxwell distribution.
+
+    Args:
+        masses: (n,) amu.
+        temperatures: (B,) K.
+        generator: of the random numbers.
+    """
     scale = torch.sqrt(MOLAR_GAS_CONSTANT * temperatures[:, None] / masses)[..., None]
     shape = (len(temperatures), len(masses), 3)
     return scale * torch.randn(shape, generator=generator, dtype=masses.dtype, device=masses.device)
 
 
 class Langevin:
-    """The BAOAB integrator, with the closing half kick of a step merged with the opening one of the next.
+    """Langevin dynamics by the BAOAB integrator, the closing half kick of a step merged with the next one's opening.
 
     A step is: full kick, half drift, friction and noise, half drift, force (one evaluation). Positions are
     the same as those of BAOAB, whose configurational error is of fourth order in the time step at high
@@ -55,7 +73,8 @@ class Langevin:
     Args:
         masses: (n,) amu.
         temperatures: (B,) K, one a replica.
-        timestep: ps. friction: 1/ps.
+        timestep: ps.
+        friction: 1/ps.
     """
 
     def __init__(self, masses: Tensor, temperatures: Tensor, timestep: float, friction: float) -> None:

@@ -28,7 +28,8 @@ class OpenMMEngine:
         num_workers: contexts that work side by side in threads (OpenMM releases Python's lock); by default torch's
             number of threads on "CPU" and "Reference", one elsewhere. Each has one thread on "CPU".
 
-    Raises ValueError for a platform that this OpenMM lacks.
+    Raises:
+        ValueError: a platform that this OpenMM lacks.
     """
 
     def __init__(self, system: openmm.System, platform: str = "CPU", num_workers: int | None = None) -> None:
@@ -69,7 +70,14 @@ class OpenMMEngine:
         return minima
 
     def integrator(self, masses: Tensor, temperatures: Tensor, timestep: float, friction: float) -> "OpenMMLangevin":
-        """Dynamics of one replica a temperature; the masses are those of the system."""
+        """Langevin dynamics of a batch of replicas.
+
+        Args:
+            masses: (n,) amu, those of the system.
+            temperatures: (B,) K, one a replica.
+            timestep: ps.
+            friction: 1/ps.
+        """
         return OpenMMLangevin(self, masses, temperatures, timestep, friction)
 
     def _for_each(self, work: Callable[[openmm.Context, int], None], number: int) -> None:

@@ -8,10 +8,19 @@ from molecular.dynamics.langevin import EnergyAndForce
 
 @torch.no_grad()
 def relax(energy: EnergyAndForce, positions: Tensor, num_steps: int = 500, max_move: float = 0.01) -> Tensor:
-    """Steepest descent with an adaptive step for positions (B, n, 3) in nm; the energy never rises.
+    """Minimise energies by steepest descent with an adaptive step; the energy never rises.
 
-    A trial moves the most strained atom by ``step`` nm; ``step`` grows by 1.2 when the energy falls and
-    halves when it does not (then the trial is discarded), up to ``max_move``.
+    A trial moves all atoms along their forces, the one under the largest by the step. The step grows by a factor of
+    1.2, up to ``max_move``, when the energy falls, and halves when it does not (then the trial is discarded).
+
+    Args:
+        energy: energies and forces of batches; see `EnergyAndForce`.
+        positions: (B, n, 3) nm.
+        num_steps: trials.
+        max_move: the longest step, nm.
+
+    Returns:
+        Positions (B, n, 3) in nm.
     """
     x = positions.clone()
     potential, force = energy.energy_and_force(x)

@@ -21,11 +21,22 @@ MakeIntegrator = Callable[[Tensor, Tensor, float, float], Integrator]
 
 @dataclass(frozen=True)
 class TemperingSettings:
-    """What defines a simulation apart from its length; a checkpoint is only resumed with the same ones.
+    """Settings of `parallel_tempering` apart from its length; a checkpoint is only resumed with the same ones.
 
-    temperatures K, increasing; timestep ps, friction 1/ps, intervals, hot stage and equilibration in steps;
-    ``saved_temperatures`` counts from the lowest; ``recentre`` keeps the centre of mass at the origin (for energies
-    that do not depend on it).
+    Args:
+        temperatures: of each ladder, K, increasing.
+        num_ladders: independent ladders.
+        timestep: ps.
+        friction: of the Langevin thermostat, 1/ps.
+        swap_interval: steps between attempts to swap neighbouring temperatures.
+        save_interval: steps between saved frames.
+        equilibration_steps: in the ladder before production, not saved.
+        saved_temperatures: how many, from the lowest on, have their frames saved.
+        recentre: keep the centre of mass at the origin, for energies that do not depend on it.
+        hot_steps: that all replicas first spend at the highest temperature, not saved.
+
+    Raises:
+        ValueError: numbers out of range, or temperatures that do not increase.
     """
 
     temperatures: tuple[float, ...]
@@ -55,9 +66,21 @@ class TemperingSettings:
 
 
 class Replicas:
-    """B = ladders * temperatures copies; replica ``ladder * K + k`` is at temperature k of its ladder.
+    """The state of a simulation: B = ladders * temperatures copies of one molecule.
 
-    degrees_of_freedom: those that kinetic energy is spread over; by default 3n, since Langevin noise acts on every one.
+    Replica ``ladder * K + k`` is at temperature k of its ladder.
+
+    Args:
+        energy: energies and forces of batches.
+        masses: (n,) amu.
+        start: positions (B, n, 3), nm.
+        settings: temperatures, ladders, time step and intervals.
+        generator: of the random numbers.
+        integrator: makes one from masses, temperatures (B,), time step and friction.
+        degrees_of_freedom: that kinetic energy is spread over; by default 3n, since Langevin noise acts on every one.
+
+    Raises:
+        ValueError: energies or forces of the start that are not finite.
     """
 
     def __init__(

@@ -31,13 +31,19 @@ FEWEST_LADDERS = 4
 def torsion_statistics(
     folder: Path, torsions: Mapping[str, Sequence[int] | NDArray[np.int64]], save_ps: float = 1.0
 ) -> list[dict[str, Any]]:
-    """How well the frames at the lowest temperature mix over each torsion, four atom indices by name.
+    """How well the frames at the lowest temperature mix over each torsion.
 
-    A row has the frames, the autocorrelation time in ps and the effective sample size (`mixing`; None where there are
-    too few frames, or the torsion never moves). For names that begin with phi (or psi) also the share of frames in the
-    left-handed (or helical) basin with its standard error over ladders, and jumps between in and out from one saved
-    frame of a ladder to the next. "drift": what changes most between the halves of the simulation, of that basin or of
-    the rotamers (`_drift`).
+    Args:
+        folder: of the simulation.
+        torsions: name -> four atom indices.
+        save_ps: time between saved frames, ps.
+
+    Returns:
+        A row for each torsion: the number of frames, the autocorrelation time in ps and the effective sample size
+        (`mixing`; None where there are too few frames, or the torsion never moves). For names that begin with phi (or
+        psi) also the share of frames in the left-handed (or helical) basin with its standard error over ladders, and
+        jumps between in and out from one saved frame of a ladder to the next. "drift": what changes most between the
+        halves of the simulation, of that basin or of the rotamers (`_drift`).
     """
     angles, ladder_parts = [], []
     quadruples = torch.tensor(np.array([list(row) for row in torsions.values()], dtype=np.int64).reshape(-1, 4))
@@ -112,7 +118,7 @@ def _basin(angle: NDArray[np.floating], limits: tuple[float, float]) -> dict[str
 
 
 def concerns(report: Mapping[str, Any]) -> list[str]:
-    """Sentences on what speaks against equilibrium; none when nothing does."""
+    """What in a simulation's report speaks against equilibrium, in sentences; none where nothing does."""
     sentences = []
     wanted = report["temperatures_K"]
     temperatures = report["kinetic_temperature_K"] or []
@@ -152,7 +158,7 @@ def concerns(report: Mapping[str, Any]) -> list[str]:
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as a short table for people, line by line."""
+    """A simulation's report as a short table for a reader, line by line."""
     seconds, simulated = report["wall_seconds"], report["simulated_ns"]
     temperatures = report["temperatures_K"]
     yield (

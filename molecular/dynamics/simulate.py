@@ -70,15 +70,13 @@ def simulate(
     progress: bool = True,
     checkpoint_seconds: float = 60.0,
 ) -> Trajectories:
-    """Parallel tempering of a molecule from its temperature to ``highest_temperature``; see
-    `parallel_tempering`.
+    """Simulate one molecule by parallel tempering, from its temperature to ``highest_temperature``, into a folder.
 
-    Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`),
-    checkpoint.npz and, at the end, report.json, what the simulation tells of its equilibration
-    (`molecular.dynamics.report_lines` makes a table of it). Run again after an interruption with the same arguments it
-    goes on from the last checkpoint; with more ``picoseconds`` it is extended, with fewer than there are it stays as it
-    is. Each replica starts from a structure of
-    its own (`start_structures`, or what ``starts`` gives).
+    Writes into ``output``: topology.pdb, settings.json, shards frames-* (read by `load_ensemble`), checkpoint.npz and,
+    at the end, report.json, what the simulation tells of its equilibration (`molecular.dynamics.report_lines` makes a
+    table of it). Run again after an interruption with the same arguments it goes on from the last checkpoint; with more
+    ``picoseconds`` it is extended, with fewer than there are it stays as it is. Each replica starts from a structure of
+    its own (`start_structures`, or what ``starts`` gives). See `parallel_tempering` for the method.
 
     Args:
         molecule: at the lowest temperature.
@@ -108,6 +106,9 @@ def simulate(
             hot_ps and num_temperatures are those of equilibrium.
         progress: show a bar.
         checkpoint_seconds: wall-clock time between checkpoints.
+
+    Returns:
+        The report, and the frames, which are read from the folder when asked for.
 
     Raises:
         ValueError: an impossible setting, constraints for the batched engine, or a folder of another simulation.

@@ -14,7 +14,7 @@ MOST_STRETCHED = 1.2
 
 
 class UnreliableStarts(ValueError):
-    """No starts in equilibrium can be had of a molecule."""
+    """Raised where no start conformations in equilibrium can be had of a molecule."""
 
 
 def random_torsions(
@@ -43,11 +43,22 @@ def start_structures(
     generator: torch.Generator,
     rounds: int = 4,
 ) -> Tensor:
-    """``number`` relaxed structures (number, n, 3) of one molecule, of different torsions; the first is ``positions``.
+    """Relaxed structures of one molecule with random torsions, for replicas to start from.
 
-    Torsions about `rotatable_bonds` are drawn uniformly, the structures relaxed by ``relax`` (B, n, 3) -> (B, n, 3),
-    and kept where they are still the molecule: the same handedness everywhere, no amide turned over, no bond
-    overstretched. Others are drawn again, up to ``rounds`` times, and then take a kept structure's place in turn.
+    Torsions about `rotatable_bonds` are drawn uniformly, the structures relaxed, and kept where they are still the
+    molecule: the same handedness everywhere, no amide turned over, no bond overstretched. Others are drawn again, up to
+    ``rounds`` times in all; then structures that were kept stand in for them in turn.
+
+    Args:
+        positions: (n, 3) nm, a structure.
+        topology: of the molecule.
+        number: how many structures.
+        relax: minimises positions (B, n, 3) -> (B, n, 3), nm.
+        generator: of the torsions.
+        rounds: of drawing.
+
+    Returns:
+        (number, n, 3) nm; the first is ``positions``, relaxed.
     """
     rotatable = rotatable_bonds(topology)
     # The given one and the first round together: a batch of many takes little longer than one.

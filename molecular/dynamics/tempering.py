@@ -20,7 +20,12 @@ MAX_PENDING_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The result of `parallel_tempering`: a report of plain numbers, and what wrote the frames."""
+    """The result of `parallel_tempering`.
+
+    Args:
+        report: plain numbers, as report.json holds them.
+        writer: that the frames were written by.
+    """
 
     report: dict[str, object]
     writer: FrameWriter
@@ -32,7 +37,19 @@ class Trajectories:
 
 
 def geometric_temperatures(lowest: float, highest: float, number: int) -> tuple[float, ...]:
-    """``number`` temperatures in K in geometric progression, both ends included."""
+    """A ladder of temperatures in geometric progression, both ends included; of one temperature, the lowest.
+
+    Args:
+        lowest: K.
+        highest: K.
+        number: how many.
+
+    Raises:
+        ValueError: temperatures that are not positive and in order, or a number below 1.
+
+    >>> [round(temperature) for temperature in geometric_temperatures(300.0, 600.0, 3)]
+    [300, 424, 600]
+    """
     if number == 1:
         return (float(lowest),)
     if not 0 < lowest < highest or number < 1:
@@ -56,25 +73,27 @@ def parallel_tempering(
     integrator: MakeIntegrator = Langevin,
     degrees_of_freedom: int | None = None,
 ) -> Trajectories:
-    """Langevin dynamics of all replicas, ladders times temperatures, in one batch, with swaps inside each ladder.
+    """Parallel tempering: Langevin dynamics of all replicas in one batch, with swaps inside each temperature ladder.
 
     Every ``swap_interval`` steps neighbours i, j exchange conformations with probability
     ``min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j)))`` (even and odd pairs in turn), velocities scaled by the root
     of the temperature ratio. Before that all replicas spend ``hot_steps`` at the highest temperature, without swaps.
     Every ``save_interval`` steps after ``hot_steps + equilibration_steps`` the ``saved_temperatures`` lowest
-    temperatures are saved. A replica that blows up is restarted from a sound
-    one and counted in the report.
+    temperatures are saved. A replica that blows up is restarted from a sound one and counted in the report.
 
     Args:
-        energy: see `EnergyAndForce`. masses: (n,) amu.
+        energy: energies and forces of batches; see `EnergyAndForce`.
+        masses: (n,) amu.
         start: (n, 3), or one for each replica (B, n, 3), nm; its dtype and device are those of the
             simulation.
         settings: temperatures, ladders, time step and intervals.
         num_steps: steps of production.
         generator: on the device of ``start``.
+        progress: show a bar.
         checkpoint: a folder for shards of frames and the checkpoint, rewritten every ``checkpoint_seconds``.
             Called again with the same settings the simulation goes on from there (or is extended to a larger
             ``num_steps``). A run that is killed at any moment loses what came after its last checkpoint, no more.
+        checkpoint_seconds: wall-clock time between checkpoints.
         storage: of the frames in shards: "float32", "float16" or "xtc".
         integrator: makes the integrator from masses, temperatures (B,), time step and friction.
         degrees_of_freedom: of one molecule; fewer than 3n where the integrator keeps constraints.

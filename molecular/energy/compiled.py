@@ -74,7 +74,8 @@ def compile_system(
             NonbondedForce, and GBSAOBCForce or openmm.app's HCT, OBC1, OBC2, GBn and GBn2 as CustomGBForce (with or
             without salt and the ACE surface term), without cutoff or with a non-periodic one; CMMotionRemover and
             AndersenThermostat are ignored.
-        dtype, device: where and in which precision to compute; `.to(...)` changes both later without loss.
+        dtype: precision of the computation; `.to(...)` changes it, and the device, later without loss.
+        device: that positions must be on.
         compile: fuse the arithmetic by `torch.compile`; the first calls of `energy` and `energy_and_force` take up to
             a minute each, later ones take batches of any size.
         batch_size: most conformations evaluated together by a thread; by default what fits a core's cache, on an
@@ -129,7 +130,13 @@ def _sort_forces(system: openmm.System) -> dict[type, list[Any]]:
 class CompiledEnergy(PotentialEnergy):
     """Potential energies and analytic forces of batches of conformations; built by `compile_system`.
 
-    Inputs are positions (..., n, 3) in nm; they are converted to the module's dtype.
+    Positions (..., n, 3) in nm are converted to the module's dtype.
+
+    Args:
+        pair_list: the pairs of atoms whose distances the terms need.
+        terms: of the energy.
+        compile: as of `compile_system`.
+        batch_size: as of `compile_system`.
     """
 
     # Size of the largest temporaries: a few of them fit a core's cache. On an accelerator it only bounds the memory.

@@ -34,7 +34,8 @@ class OpenMMEnergy(PotentialEnergy):
         platform: a platform of this OpenMM: "Reference" (double precision), "CPU", "OpenCL", "CUDA".
         num_workers: processes; by default one a core that this process may use.
         properties: the platform's properties; by default one thread for each worker on "CPU".
-        dtype, device: of the results; `.to(...)` changes both.
+        dtype: precision of the results; `.to(...)` changes it, and the device.
+        device: that positions must be on, and results are.
 
     Raises:
         ValueError: an unknown platform, no workers, constraints or virtual sites.

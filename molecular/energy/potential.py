@@ -10,7 +10,7 @@ from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 
 
 class PotentialEnergy(nn.Module):
-    """The potential energy of a molecule of `num_atoms` atoms.
+    """The potential energy of a molecule of `num_atoms` atoms, as a torch module.
 
     Positions are (..., n, 3) in nm. Coordinates that are not finite, or atoms on top of each other, give an energy that
     is not finite or huge in that conformation only. Subclasses implement `_evaluate_batch`, `dtype` and `device`.
@@ -52,10 +52,14 @@ class PotentialEnergy(nn.Module):
         return energy, force
 
     def reduced_energy(self, x: Tensor, temperature: float | Tensor) -> Tensor:
-        """Energies (...,) in kT, U / (R T), of positions x (..., n, 3) in nm; differentiable once with respect to x.
+        """Energies (...,) in kT, U / (R T); differentiable once with respect to x.
 
-        `temperature` in K is a number or a tensor that broadcasts against the energies: one temperature a replica.
-        Raises ValueError if it is not positive.
+        Args:
+            x: positions (..., n, 3), nm.
+            temperature: K, a number or a tensor that broadcasts against the energies: one temperature a replica.
+
+        Raises:
+            ValueError: a temperature that is not positive, or positions of another shape or on another device.
         """
         kelvin = torch.as_tensor(temperature, dtype=torch.float64)
         if not bool((kelvin > 0.0).all()):

@@ -18,10 +18,21 @@ _BATCH = 1024
 
 
 class ReducedEnergy:
-    """``u(x) = U(x) / kT`` of a molecule, ``(B, n, 3)`` nm -> ``(B,)`` float64; not finite where U is not.
+    """The reduced energy ``u(x) = U(x) / kT`` of a molecule, a function of positions ``(B, n, 3)`` in nm.
 
-    Energies and forces are computed in `dtype`; by OpenMM where `compile_system` does not know a force. Differentiable
-    once where positions require a gradient.
+    It returns ``(B,)`` in float64, not finite where U is not, and is differentiable once where positions require a
+    gradient. Forces that `compile_system` does not know are evaluated by OpenMM.
+
+    Args:
+        molecule: whose System and temperature are taken.
+        device: that positions must be on.
+        dtype: in which energies and forces are computed.
+
+    >>> from molecular import Peptide
+    >>> peptide = Peptide("Ace-A-Nme")
+    >>> energy = ReducedEnergy(peptide)
+    >>> energy(torch.as_tensor(peptide.positions, dtype=torch.float32)[None]).shape
+    torch.Size([1])
     """
 
     def __init__(
@@ -35,10 +46,14 @@ class ReducedEnergy:
 
     @torch.no_grad()
     def of_frames(self, positions: Tensor, energies: Tensor) -> Tensor:
-        """u of frames (N, n, 3), which were stored with their energies (N,), kJ/mol.
+        """Reduced energies ``(N,)`` of stored frames: as stored with them, or computed where these do not agree.
 
         A simulation's energies belong to positions before these were rounded for storage, which changes energies by
         0.8 kT in XTC files. All are computed anew unless some that are tried agree with the stored ones.
+
+        Args:
+            positions: ``(N, n, 3)``, nm.
+            energies: ``(N,)``, kJ/mol, as they were stored.
         """
         stored = energies.double() / self.kT
         tried = torch.linspace(0, len(positions) - 1, min(_TRIED, len(positions))).long()

@@ -17,9 +17,12 @@ HALF_TURN_ENERGY = 0.5
 
 
 class Symmetries:
-    """Augmentation: independent random turns of each conformation's methyl and ammonium groups, and its `half_turns`.
+    """Data augmentation by symmetries: random turns of methyl and ammonium groups, and `half_turns`, independently.
 
-    Only of those that the force field allows: a turn must not change the energy, up to HALF_TURN_ENERGY for half turns.
+    Only those that the force field allows: a turn must not change the energy, up to HALF_TURN_ENERGY for half turns.
+
+    Args:
+        molecule: in its force field.
     """
 
     def __init__(self, molecule: Molecule):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ConformationFlow(Flow):
-    """A flow on positions ``(B, n, 3)`` in nm of one molecule, or of any that it is given."""
+    """The base of all flows of molecules: on positions ``(B, n, 3)`` in nm, of one molecule or of any it is given."""
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule: a distribution of positions ``(n, 3)``.
@@ -34,7 +34,7 @@ class ConformationFlow(Flow):
         return super().given(context)
 
     def context(self, *molecules: AnyTopology) -> Tensor | None:
-        """What the flow is told of molecules, padded, ``(len(molecules), n_max, k)``; None for a flow of one alone."""
+        """The context of molecules, padded, ``(len(molecules), n_max, k)``; None for a flow of one molecule alone."""
         return None
 
     @property
@@ -43,13 +43,23 @@ class ConformationFlow(Flow):
         return False
 
     def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A reduced energy as a target of this flow: infinite where its density is zero, as of other names of atoms."""
+        """A reduced energy, made the target of this flow: over the space of its density.
+
+        Such as with an energy of the centroid for a density that places molecules, or infinite where atoms are named
+        otherwise than the flow ever names them. Here: the energy itself.
+
+        Args:
+            energy: a function of positions ``(B, n, 3)`` in nm that returns ``(B,)`` in kT.
+        """
         return energy
 
     def placed(self, positions: Tensor, exists: Tensor, generator: torch.Generator) -> Tensor:
         """Conformations ``(B, n, 3)`` where this flow's density has them: where they are, or moved as rigid bodies.
 
-        exists: ``(B, n)``, False at padding.
+        Args:
+            positions: ``(B, n, 3)``.
+            exists: ``(B, n)``, False at padding.
+            generator: of random rotations and shifts.
         """
         return positions
 
@@ -59,11 +69,11 @@ class ConformationFlow(Flow):
 
 
 class TransferableFlow(ConformationFlow):
-    """A flow on conformations of any molecule that it is told of, by one integer tensor."""
+    """The base of transferable flows: on conformations of any molecule, which one integer tensor describes."""
 
     @abstractmethod
     def context_of(self, molecule: AnyTopology) -> Tensor:
-        """What the flow is told of a molecule, ``(n, k)`` int64; raises ValueError for one that it does not know."""
+        """The context of one molecule, ``(n, k)`` int64; raises ValueError for one that the flow does not know."""
 
     def symmetries(self, molecules: Sequence[AnyTopology]) -> Naming:
         """How equivalent atoms of molecules are named for this flow: at random, or canonically.
@@ -80,7 +90,8 @@ class TransferableFlow(ConformationFlow):
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
         """This flow, or one like it, whose parts that are not trained, such as marginals, are fitted to conformations.
 
-        batches: "inputs" ``(B, n, 3)`` nm with their "context".
+        Args:
+            batches: each "inputs" ``(B, n, 3)`` in nm with their "context".
         """
 
     def context(self, *molecules: AnyTopology) -> Tensor:
@@ -107,7 +118,13 @@ class _Turned:
 
 
 class GivenMolecule(GivenFlow):
-    """A flow given one molecule: a distribution of its positions ``(n, 3)`` in nm."""
+    """A flow given one molecule: a distribution of its positions ``(n, 3)`` in nm.
+
+    Args:
+        flow: of this molecule, or of any.
+        context: of the molecule, ``(1, n, k)``; None for a flow of this one alone.
+        topology: of the molecule.
+    """
 
     flow: Any
 

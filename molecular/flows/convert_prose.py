@@ -62,13 +62,20 @@ def load_prose(
     orderings: Sequence[str] = PROSE_ORDERINGS,
     scale: float = 1.0,
 ) -> Prose:
-    """Released Prose weights, a `.pth` or `.safetensors` state dict, as a `Prose` flow in evaluation mode.
+    """Released Prose weights (arXiv 2508.18175) as a `Prose` flow in evaluation mode.
 
-    Sizes are read off the weights, but for the width of a head; orderings: one a block, in order. scale: the length by
-    which positions are divided before the flow; at 1, the flow is one of the standardised positions that its weights
-    were trained on (centred, in units of 0.35 nm for the released model of up to 8 residues): pass 0.35 for a flow of
-    positions in nm. Raises FileNotFoundError, or ValueError for a damaged file, a missing or unknown key, or sizes
-    that do not fit.
+    Sizes are read off the weights, except for the width of an attention head.
+
+    Args:
+        checkpoint: a `.pth` or `.safetensors` file with the public state dict.
+        head_dim: width of an attention head.
+        orderings: in which each block visits the atoms, in the order of the blocks.
+        scale: length by which positions are divided before the flow. At 1 the flow is one of the standardised positions
+            that its weights were trained on; pass 0.35 for positions in nm of the released model of up to 8 residues.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged file, a missing or unknown key, or sizes that do not fit.
     """
     return prose_from_state_dict(read_state_dict(checkpoint), head_dim=head_dim, orderings=orderings, scale=scale)
 
@@ -80,7 +87,17 @@ def prose_from_state_dict(
     orderings: Sequence[str] = PROSE_ORDERINGS,
     scale: float = 1.0,
 ) -> Prose:
-    """`load_prose` for a state dict in memory; the flow is made on its tensors' device."""
+    """`load_prose` for a state dict in memory; the flow is made on its tensors' device.
+
+    Args:
+        state: the public state dict, by its own keys.
+        head_dim: as of `load_prose`.
+        orderings: as of `load_prose`.
+        scale: as of `load_prose`.
+
+    Raises:
+        ValueError: a missing or unknown key, or sizes that do not fit.
+    """
     if any(key.startswith(PREFIX) for key in state):
         state = {key.removeprefix(PREFIX): value for key, value in state.items()}
     num_blocks = _count(state, "blocks.")

@@ -38,25 +38,42 @@ if TYPE_CHECKING:
 
 
 class InternalProse(TransferableFlow):
-    """A flow on the positions ``(B, n, 3)`` in nm of any uncapped peptide, modulo rigid motion, given its `context`.
+    """One flow on the internal coordinates of any uncapped peptide: positions ``(B, n, 3)`` in nm modulo rigid motion.
 
-    The context is one integer tensor (`molecular.molecule.internal_context.internal_context`, padded by
-    `pad`). Each atom becomes a token: bond length, bond angle and torsion in the frame of three
-    earlier atoms (`InternalCoordinates`), each with the Gaussianised marginal of its kind, which all molecules share;
-    then num_blocks autoregressive maps visit the tokens, each in its own ordering (the k-th in
-    ``orderings[k % len(orderings)]``), by layers_per_block layers whose adaptive norms are steered by what the token to
-    come, and the one before, is of. A new flow's marginals must be fitted (`molecular.flows.marginals`).
+    Its context says which peptide: one integer tensor that `context` makes (padded where several are batched). Each
+    atom becomes a token: bond length, bond angle and torsion in the frame of three earlier atoms
+    (`InternalCoordinates`), each with the Gaussianised marginal of its kind, which all molecules share. Blocks then
+    visit the tokens, each in its own ordering, by layers whose adaptive norms are steered by the atoms of the token to
+    come and the one before. A new flow's marginals must be fitted (`fitted`). Padding carries no density. A
+    trained flow gives next to none to atoms that are named otherwise than in training; `with_canonical_names` names
+    them as every flow knows them.
 
-    conditional: "affine", or each number given all numbers before it: "spline", "quadratic", "binned" or "mixture", of
-    num_bins pieces (`nflib.transforms.conditionals`). condition_channels: width of the conditions.
-    neighbours: whether these tell the residues before and behind, which a flow trained on few sequences learns by
-    heart. surroundings: whether the first block, whose tokens are a conformation's own, is shown the atoms placed so
-    far from where the next one goes (`molecular.flows.local_environment`); its ordering must then visit references
-    first. max_atoms: the longest molecule. canonical_names: whether the flow is taught one naming of equivalent atoms
-    alone (`molecular.molecule.canonical_names`), its samples then weighted to the Boltzmann density of that naming.
-    Padding carries no density. A trained flow gives next to none to atoms that are named otherwise than in training;
-    `with_canonical_names` names them as every flow knows them. Raises ValueError for settings that do not fit, or, in
-    use, a context that does not.
+    Args:
+        channels: width of the transformers.
+        num_blocks: autoregressive maps.
+        layers_per_block: transformer layers of each map, or one number for each of them.
+        head_dim: width of an attention head.
+        orderings: of the tokens; block k visits them in ``orderings[k % len(orderings)]``.
+        expansion: width of the layers' MLPs over `channels`.
+        conditional: how a number is mapped given those before it: "spline", "quadratic", "binned", "mixture", or
+            "affine", given earlier tokens alone (`nflib.transforms.conditionals`).
+        num_bins: pieces, bins or components of that map.
+        units: hidden units of the small network that computes it within a token.
+        condition_channels: width of the conditions that steer the layers.
+        neighbours: whether conditions tell the residues before and behind, which a flow trained on few sequences
+            learns by heart.
+        surroundings: whether the first block sees the local environment of the atom to come: the atoms placed so far
+            (`molecular.flows.local_environment`). The first ordering must then visit reference atoms first.
+        marginal_bins: pieces of each Gaussianised marginal.
+        max_atoms: the longest molecule.
+        num_atom_types: how many atom types the embedding has room for.
+        num_residue_types: how many residue types the embedding has room for.
+        dropout: of the layers' updates, in training.
+        canonical_names: whether the flow learns one naming of equivalent atoms alone
+            (`molecular.molecule.canonical_names`); its samples are then weighted to the Boltzmann density of that one.
+
+    Raises:
+        ValueError: settings that do not fit, or, in use, a context that does not.
 
     >>> from molecular import Peptide
     >>> flow = InternalProse(channels=32, num_blocks=2, layers_per_block=1, head_dim=16, condition_channels=16)
@@ -166,7 +183,7 @@ class InternalProse(TransferableFlow):
         return CanonicalNames(molecules) if self.canonical_names else super().symmetries(molecules)
 
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Self:
-        """This flow, with the cuts of its circles and the marginals of every kind fitted (`fit_marginals`)."""
+        """This flow, in place, with the cuts of its circles and the marginals of each kind fitted (`fit_marginals`)."""
         fit_marginals(self.coordinates, self.marginals, batches)
         return self
 

@@ -45,7 +45,7 @@ class Visit(NamedTuple):
 
 
 class Surroundings(nn.Module):
-    """`TokenFeatures` of a flow on internal coordinates: a smoothed density of the atoms already placed.
+    """The local environment of the atom to come, as `TokenFeatures`: a smoothed density of the atoms already placed.
 
     Before token t is drawn, the tokens before it say where its frame is and where all earlier atoms stand. Their
     density about the circle on which the new atom will lie, in that frame, is expanded in Gaussians of the distance
@@ -53,8 +53,14 @@ class Surroundings(nn.Module):
     ``channels`` features: exactly blind to rigid motion, and the same for every peptide. A transformer would have to
     find it from internal coordinates, through products of a dozen rotations.
 
-    coordinates, marginals: of the flow, which owns them. embedding: of a context's rows, shared with the conditions.
-    column: of the context, the block's ordering, which must visit references first.
+    Args:
+        coordinates: of the flow, which owns them.
+        marginals: of the flow, which owns them.
+        embedding: of a context's rows, shared with the conditions.
+        column: of the context, the block's ordering, which must visit references first.
+        embedding_channels: width of the embedding.
+        channels: width of the network that reads the features.
+        num_weights: learned sums over the kinds of atoms.
     """
 
     centres: Tensor

@@ -36,11 +36,21 @@ class _Seen(NamedTuple):
 def fit_marginals(
     coordinates: InternalCoordinates, marginals: GaussianizeByKind, batches: Sequence[dict[str, Tensor]]
 ) -> int:
-    """Cut the circles and fit the marginals of every kind to conformations ("inputs", with their "context").
+    """Cut the circles and fit the marginals of every kind of coordinate to conformations, in place.
 
     Kinds without data, of residues or places that the corpus lacks, get the maps of their closest relatives. Torsions
-    of kinds that fewer than MIN_MOLECULES have are fitted together with those of relatives that more have. Returns how
-    many of the kinds had data of their own. Raises ValueError for no data at all.
+    of kinds that fewer than MIN_MOLECULES have are fitted together with those of relatives that more have.
+
+    Args:
+        coordinates: of the flow.
+        marginals: of the flow.
+        batches: each "inputs" ``(B, n, 3)`` in nm with their "context".
+
+    Returns:
+        How many of the kinds had data of their own.
+
+    Raises:
+        ValueError: no data at all.
     """
     coordinates.offsets.zero_()
     seen = _by_kind(coordinates, batches)

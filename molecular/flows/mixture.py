@@ -19,7 +19,7 @@ class GivenMixture(Mixture):
     """The equal mixture of flows given one molecule: a proposal of positions ``(n, 3)`` in nm, with its exact density.
 
     Flows that were trained apart err apart: where one has too few draws another has some, so weights spread less than
-    those of any one of them. An energy is asked as often, a density costs a pass through each flow.
+    those of any one of them. Draws and energies cost what those of one flow do, a density a pass through each flow.
 
     Args:
         flows: given the same molecule.

@@ -37,9 +37,9 @@ BY_COORDINATE = {"circular": ("spline", "spline", "circular")}
 
 
 class MoleculeFlow(ConformationFlow):
-    """A TARFlow on all-atom positions ``(B, n, 3)`` in nm of one molecule, whose topology it holds.
+    """A transformer autoregressive flow on all-atom positions ``(B, n, 3)`` in nm of one molecule.
 
-    coordinates says what the transformer sees, each standardised on training data:
+    `coordinates` says what the transformer sees, each standardised on training data:
 
     - ``"internal"``: local frames, then the spherical coordinates of each atom in its frame, with Gaussianised
       marginals.
@@ -52,7 +52,11 @@ class MoleculeFlow(ConformationFlow):
     Args:
         topology: as `Topology.to_dict` gives it; `MoleculeFlow.of` takes a molecule.
         coordinates: see above.
-        channels, num_blocks, layers_per_block, head_dim, expansion: of the transformers.
+        channels: width of the transformers.
+        num_blocks: autoregressive maps.
+        layers_per_block: transformer layers of each map.
+        head_dim: width of an attention head, `channels` where these are fewer.
+        expansion: width of the layers' MLPs over `channels`.
         conditional: how a token's numbers are mapped given the tokens before. "spline": each by a rational-quadratic
             spline of `num_bins` pieces given those before it in its own token too; a token is then an atom, and few
             deep blocks are best. "quadratic", "binned", "mixture": the same by other maps of one number
@@ -61,11 +65,19 @@ class MoleculeFlow(ConformationFlow):
             other, and tokens of internal coordinates are dealt so that they nearly are: three of one kind from distant
             atoms, torsions first, then angles, then lengths.
         num_bins: pieces of each spline, bins, or components of a mixture.
-        whitened: whether their linear correlations, too, are taken out of what the transformer sees, by a fitted map:
-            better where rings couple many coordinates stiffly and training is short, worse where nothing does.
+        whitened: whether linear correlations, too, are taken out of what the transformer sees, by a fitted map: better
+            where rings couple many coordinates stiffly and training is short, worse where nothing does.
 
     Raises:
         ValueError: unknown coordinates, a topology that is none, or settings that do not fit.
+
+    >>> from molecular import Peptide
+    >>> peptide = Peptide("Ace-A-Nme")
+    >>> flow = MoleculeFlow.of(peptide, channels=32, layers_per_block=1)
+    >>> frames = torch.as_tensor(peptide.positions, dtype=torch.float32) + 0.002 * torch.randn(100, 22, 3)
+    >>> flow.fit_coordinates(frames)
+    >>> flow.log_prob(frames).shape, flow.given(peptide).sample((5,), seed=0).shape
+    (torch.Size([100]), torch.Size([5, 22, 3]))
     """
 
     def __init__(
@@ -121,7 +133,12 @@ class MoleculeFlow(ConformationFlow):
 
     @classmethod
     def of(cls, molecule: AnyTopology, **settings: Any) -> Self:
-        """A new flow for a molecule; settings: of the constructor."""
+        """A new flow for a molecule.
+
+        Args:
+            molecule: a `Molecule` or a topology.
+            settings: arguments of the constructor, such as `channels`.
+        """
         return cls(Topology.of(molecule).to_dict(), **settings)
 
     def given(self, context: Any = None) -> GivenMolecule:
@@ -152,7 +169,7 @@ class MoleculeFlow(ConformationFlow):
 
     @property
     def coordinate_transform(self) -> CompositeTransform:
-        """The fixed part of the map, from positions ``(B, n, 3)`` to what the transformer sees, for other flows on it.
+        """The fixed part of the map, from positions ``(B, n, 3)`` to what the transformer sees, for use in other flows.
 
         It is fitted by `fit_coordinates`.
         """

@@ -38,19 +38,31 @@ if TYPE_CHECKING:
 
 
 class Prose(TransferableFlow):
-    """A flow on the positions ``(B, n, 3)`` of any uncapped peptide's atoms, given what `context` says of it.
+    """Prose (arXiv 2508.18175): one autoregressive flow on atom positions ``(B, n, 3)`` for any uncapped peptide.
 
-    The context is one integer tensor ``(B, n, 4 + len(orderings))`` (`prose_context`, batched and
-    padded by `pad`). Each of num_blocks autoregressive maps visits the atoms in its own ordering
-    (the k-th in ``orderings[k % len(orderings)]``), by layers_per_block layers steered by the atom just read and the
-    one to come. Padding carries no density: a molecule's log-density is the same in any batch.
+    Its context says which peptide: one integer tensor ``(B, n, 4 + len(orderings))`` that `context` makes (padded where
+    several are batched). Each block is an autoregressive map that visits the atoms in its own ordering, by layers
+    steered by the atom just read and the one to come. Padding carries no density: a molecule's log-density is the same
+    in any batch. The density is over position and orientation too. The defaults are the sizes of the released model of
+    288 million parameters.
 
-    Positions are divided by `scale` before the first map: the standard deviation of the training data, in the units
-    of the positions. max_atoms: the longest molecule; num_atom_types, num_residue_types: how many codes the embeddings
-    have room for; dropout: of the residual updates inside each layer, in training. The defaults are the sizes of the
-    released model of 288 million parameters. Raises ValueError for settings that do not fit, or, in use, a context
-    that does not (a missing or float one, of another width, with codes out of range, with orderings that are no
-    permutations or visit padding early).
+    Args:
+        channels: width of the transformers.
+        num_blocks: autoregressive maps.
+        layers_per_block: transformer layers of each map.
+        head_dim: width of an attention head.
+        orderings: of the atoms; block k visits them in ``orderings[k % len(orderings)]``.
+        expansion: width of the layers' MLPs over `channels`.
+        scale: length by which positions are divided before the first map: the standard deviation of the training data,
+            in the units of the positions.
+        max_atoms: the longest molecule.
+        num_atom_types: how many atom types the embedding has room for.
+        num_residue_types: how many residue types the embedding has room for.
+        dropout: of the residual updates inside each layer, in training.
+
+    Raises:
+        ValueError: settings that do not fit; in use, a context that does not: missing or of floats, of another width,
+            with codes out of range, or with orderings that are no permutations or visit padding early.
 
     >>> from molecular import Peptide
     >>> flow = Prose(channels=32, num_blocks=2, layers_per_block=1, head_dim=16)

@@ -14,8 +14,14 @@ def random_rigid_motion(
 ) -> Tensor:
     """Conformations ``(B, n, 3)``, each in an orientation of its own, their centroids normal around zero.
 
-    exists: ``(B, n)``, False at padding, which becomes zero. A molecule of n atoms gets a centroid of standard
-    deviation ``scale / sqrt(n)``, that of n independent atoms of standard deviation `scale`.
+    A molecule of n atoms gets a centroid of standard deviation ``scale / sqrt(n)``, that of n independent atoms of
+    standard deviation `scale`.
+
+    Args:
+        positions: ``(B, n, 3)``.
+        exists: ``(B, n)``, False at padding, which becomes zero.
+        scale: in the units of the positions.
+        generator: of the random numbers (default: torch's own).
     """
     mask = exists.unsqueeze(-1)
     count = mask.sum(1, keepdim=True).to(positions.dtype)
@@ -33,6 +39,10 @@ class CentroidEnergy:
 
     ``u(x) - log N(centroid; 0, scale^2 / n) + log(8 pi^2)``, whose Boltzmann density over all 3n positions is the one
     that `random_rigid_motion` draws from, normalised in position and orientation.
+
+    Args:
+        energy: u, of conformations wherever they are.
+        scale: as of `random_rigid_motion`.
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor], scale: float):

@@ -37,7 +37,13 @@ class Naming(Protocol):
     log_namings: Tensor
 
     def turn(self, positions: Tensor, molecules: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Positions ``(B, n, 3)`` so named; molecules ``(B,)``: whose they are."""
+        """Name the atoms of conformations.
+
+        Args:
+            positions: ``(B, n, 3)``.
+            molecules: ``(B,)``, the number of each conformation's molecule.
+            generator: of random namings.
+        """
 
 
 class EquivalentGroup(NamedTuple):
@@ -84,6 +90,9 @@ def _centre(topology: Topology, first: int, namings: int) -> float:
 
 class CanonicalNames:
     """Names equivalent atoms of several peptides canonically; in place of a `SymmetryTable`, which turns at random.
+
+    Args:
+        molecules: the peptides, by whose numbers `turn` goes.
 
     >>> from molecular import Peptide
     >>> peptide = Peptide("AA")
@@ -136,9 +145,13 @@ class CanonicalNames:
 
 
 def with_canonical_names(positions: Tensor, molecule: AnyTopology) -> Tensor:
-    """Positions ``(B, n, 3)`` of one peptide, named as `CanonicalNames` says: what every transferable flow knows.
+    """Name the equivalent atoms of one peptide's conformations canonically, as every transferable flow knows them.
 
     Names that other programs give to hydrogens may differ, and such conformations then have next to no density.
+
+    Args:
+        positions: ``(B, n, 3)``.
+        molecule: the peptide.
     """
     return CanonicalNames([molecule]).turn(positions, torch.zeros(len(positions), dtype=torch.int64))
 
@@ -148,6 +161,10 @@ class CanonicalEnergy:
 
     Infinite for all others: the Boltzmann density of one naming, with a share of the partition function. Energies of
     namings are the same, or, where improper torsions tell equivalent atoms apart, differ by tenths of kT.
+
+    Args:
+        energy: the reduced energy of all conformations.
+        molecule: the peptide.
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor], molecule: AnyTopology):

@@ -63,11 +63,13 @@ def hydrogen_triples(molecule: AnyTopology) -> Tensor:
 
 
 class SymmetryTable:
-    """The groups of several molecules as one table, so that a mixed batch is turned in a few gathers.
+    """Equivalent atoms of several molecules as one table, by which a mixed batch is turned at random.
 
-    groups: of each molecule, as `symmetry_groups` gives them. num_atoms: of the longest molecule. triples: of each
-    molecule, as `hydrogen_triples` gives them, whose hydrogens are first named as the standard says (none: as they
-    are).
+    Args:
+        groups: of each molecule, as `symmetry_groups` gives them.
+        num_atoms: of the longest molecule.
+        triples: of each molecule, as `hydrogen_triples` gives them, whose hydrogens are first named as the standard
+            says (none: as they are).
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], num_atoms: int, triples: Sequence[Tensor] | None = None):
@@ -85,7 +87,7 @@ class SymmetryTable:
 
     @classmethod
     def of(cls, molecules: Sequence[AnyTopology]) -> SymmetryTable:
-        """Of uncapped peptides; raises ValueError for another molecule."""
+        """The table of uncapped peptides; raises ValueError for another molecule."""
         topologies = [Topology.of(molecule) for molecule in molecules]
         return cls(
             [symmetry_groups(topology) for topology in topologies],

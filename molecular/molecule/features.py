@@ -29,7 +29,14 @@ _AROMATIC = {"HIS", "PHE", "TRP", "TYR"}
 
 
 class Encoding(NamedTuple):
-    """Codes of n atoms, each (n,) int64 and from 1: the last two are counted in residues, N- to C-terminus."""
+    """Integer codes of n atoms, each (n,) int64 and counted from 1.
+
+    Args:
+        atom_type: place in `ATOM_TYPES`.
+        residue_type: place in `RESIDUE_TYPES`.
+        residue_position: of the atom's residue, N- to C-terminus.
+        sequence_length: in residues.
+    """
 
     atom_type: Tensor
     residue_type: Tensor
@@ -64,10 +71,14 @@ def encode(molecule: AnyTopology) -> Encoding:
 
 
 def prose_context(molecule: AnyTopology, orderings: Sequence[str] = PROSE_ORDERINGS) -> Tensor:
-    """What a Prose flow is told of a molecule of n atoms: (n, 4 + len(orderings)) int64.
+    """The context of a `Prose` flow for one molecule of n atoms, (n, 4 + len(orderings)) int64.
 
     Columns: the four codes of `Encoding`, row i of atom i; then one column an ordering, whose row t is the
     atom visited t-th.
+
+    Args:
+        molecule: an uncapped peptide of standard residues.
+        orderings: of the flow (`molecular.molecule.orderings.ORDERINGS`).
 
     Raises:
         ValueError: an unknown ordering, or a molecule that `molecular.molecule.orderings.named_residues` refuses.

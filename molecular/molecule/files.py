@@ -43,7 +43,7 @@ def read_molecule(
     name: str | None = None,
     ph: float = 7.0,
 ) -> Molecule:
-    """A molecule from a structure file and a force field.
+    """Read a molecule from a structure file and a force field.
 
     Args:
         structure: PDB or mmCIF (the first model), Amber prmtop, or GROMACS top. Water and ions are stripped from the

@@ -49,14 +49,18 @@ ROWS_BEFORE_TOKENS = 2
 
 
 def internal_context(molecule: AnyTopology, orderings: Sequence[str] = ORDERINGS[:2]) -> Tensor:
-    """The context of a molecule of n atoms, (n, NUM_COLUMNS + len(orderings)) int64, as `pad` takes
-    it.
+    """The context of an `InternalProse` flow for one molecule of n atoms, (n, NUM_COLUMNS + len(orderings)) int64.
 
     Columns: `Encoding`, `Column`, then one an ordering of the tokens: "walk" along the bonds, "heavy-first" or
     "residues", one after the other; each also backwards ("_flip"). Its row t + 2 holds the row of the token visited
     t-th. Where atoms stand in the topology makes no difference but to column ATOM.
 
-    Raises ValueError for an unknown ordering, or a molecule that `molecular.molecule.orderings.named_residues` refuses.
+    Args:
+        molecule: an uncapped peptide of standard residues.
+        orderings: of the flow, of `ORDERINGS`.
+
+    Raises:
+        ValueError: an unknown ordering, or a molecule that `molecular.molecule.orderings.named_residues` refuses.
     """
     residues = named_residues(molecule)
     # Atoms by their names, whatever the topology's order: the same walk for the same peptide.

@@ -48,6 +48,8 @@ def match_bonds(
     choose between atoms that the bonds cannot tell apart.
 
     Args:
+        molecule: whose order is wanted.
+        other: the same molecule in another order.
         structures: (n, 3) nm of each, whose handedness is kept where an isomorphism can: the two stereocentres
             of meso-tartaric acid have the same bonds.
     """

@@ -55,7 +55,7 @@ class Molecule:
         topology: a `Topology`, or OpenMM's or mdtraj's. One connected molecule of three atoms or more.
         system: `openmm.System` of the same atoms. Constraints are for simulation by OpenMM alone.
         positions: (n, 3) nm, a structure whose handedness and bonds are right.
-        temperature: K.
+        temperature: K, of the Boltzmann distribution.
         name: for messages, file names and figures.
 
     Attributes:
@@ -165,15 +165,15 @@ class Molecule:
         return np.array([element.mass.value_in_unit(unit.dalton) for element in elements])
 
     def difference(self, other: Molecule, *, masses: bool = False, temperature: bool = False) -> str | None:
-        """In what another molecule differs from this one, in words for a reader; None for the same atoms and forces.
+        """How another molecule differs from this one, in words for a reader; None for the same atoms and forces.
 
         Structure and name may differ, and the order in which a System lists its terms: forces are the same where
         energies are, of the structure and of some around it.
 
         Args:
-            other: the other one.
-            masses: whether those of the System count, as in dynamics alone.
-            temperature: whether it counts.
+            other: the molecule to compare with.
+            masses: compare the masses in the Systems too, which matter to dynamics alone.
+            temperature: compare the temperatures too.
         """
         difference = self.topology.difference(other.topology)
         if difference is not None:
@@ -197,7 +197,10 @@ class Molecule:
         return Molecule(self.topology, self.system, self.positions, temperature, name=self.name)
 
     def pdb_string(self, positions: ArrayLike | None = None) -> str:
-        """A structure as PDB text; positions (n, 3) in nm, by default the molecule's own."""
+        """A structure as PDB text; positions (n, 3) in nm, by default the molecule's own.
+
+        Raises ValueError for positions of another shape.
+        """
         xyz = self.positions if positions is None else np.asarray(_in_nanometres(positions), dtype=np.float64)
         if xyz.shape != (self.num_atoms, 3):
             raise ValueError(f"positions have shape {xyz.shape}; {self.name} needs ({self.num_atoms}, 3), in nm.")

@@ -68,7 +68,12 @@ _BACKBONE_HEAVY = {"N", "CA", "C", "O", "OXT"}
 
 
 class NamedResidue(NamedTuple):
-    """A standard residue: its three-letter name, and the index of each of its atoms by name."""
+    """A standard residue.
+
+    Args:
+        name: three letters.
+        atoms: the index of each of its atoms, by name.
+    """
 
     name: str
     atoms: dict[str, int]
@@ -116,12 +121,16 @@ def check_orderings(names: Sequence[str], known: Sequence[str] = ORDERINGS) -> N
 
 
 def ordering(molecule: AnyTopology, name: str) -> Tensor:
-    """The atoms of an uncapped peptide in the order of a visit, (n,) int64: entry t is the t-th atom's index.
+    """The order in which an autoregressive flow visits a peptide's atoms, (n,) int64: entry t is the t-th atom's index.
 
     The name has up to four parts, joined by underscores: ``n2c`` or ``c2n``, the direction along the chain;
     ``residue-by-residue``, or ``backbone-first``: the heavy atoms of the whole backbone, then the rest;
     ``standard`` or ``variant``, which turns rings and branches of side chains the other way round;
     and ``flip``, the whole visit backwards. `ORDERINGS` lists all, `PROSE_ORDERINGS` those of the released model.
+
+    Args:
+        molecule: an uncapped peptide of standard residues.
+        name: of the ordering.
 
     Raises:
         ValueError: an unknown ordering, or a molecule that `named_residues` refuses.

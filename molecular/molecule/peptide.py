@@ -51,7 +51,7 @@ _REMOTENESS = "ABGDEZHNC"  # second letter of a side-chain atom's name; the back
 
 
 class Peptide(Molecule):
-    """A peptide of natural amino acids: everything that simulation and learning need, from the sequence.
+    """A peptide built from its sequence: a `Molecule` with a minimised structure, an OpenMM System and a temperature.
 
     Args:
         sequence: one-letter codes, ``"AAA"`` (zwitterionic ends), or with caps, ``"Ace-A-Nme"``, ``"Ace-AAG-NH2"``;
@@ -61,7 +61,8 @@ class Peptide(Molecule):
             else: amber14-all.xml + implicit/obc1.xml.
         temperature: kelvin. Default 300 with both caps, else 310.
         cutoff: nonbonded cutoff in nm, None for no cutoff. ``"default"``: None with both caps, else 2 nm.
-        constraints: None (flexible), "HBonds", "AllBonds" or "HAngles".
+        constraints: bonds of fixed length, for simulation by OpenMM alone: None (flexible), "HBonds", "AllBonds" or
+            "HAngles".
         hydrogen_mass: amu, for hydrogen mass repartition; None keeps natural masses.
 
     Attributes:
@@ -70,7 +71,9 @@ class Peptide(Molecule):
         sequence, residues, capped, force_field, cutoff, constraints, hydrogen_mass: of the arguments.
 
     Raises:
-        ValueError: an empty sequence, an unknown or D-residue, an unknown cap, or a bad option.
+        ValueError: an empty sequence, an unknown residue or cap, a force field that does not know all of the atoms, or
+            an option out of range.
+        ComputationError: no structure was found with all its peptide bonds trans.
 
     >>> peptide = Peptide("Ace-A-Nme")
     >>> peptide.num_atoms
@@ -132,7 +135,7 @@ class Peptide(Molecule):
 
 
 def usual_temperature(capped: bool) -> float:
-    """That of a peptide for which none is given, K."""
+    """The temperature, K, of a peptide for which none is given."""
     return 300.0 if capped else 310.0
 
 
@@ -196,10 +199,17 @@ def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple
 def add_hydrogens(
     modeller: app.Modeller, field: app.ForceField, variants: Sequence[str | None], seed: int, ph: float = 7.0
 ) -> None:
-    """OpenMM's, the same for the same seed; variants by their names, None as the pH has it.
+    """Add the hydrogens that OpenMM's Modeller gives, the same for the same seed.
 
     Neutral histidine that has neither a variant nor one of its two hydrogens is HIE, the usual choice of AMBER: OpenMM
     would choose by the hydrogen bonds of this one conformation, which moves.
+
+    Args:
+        modeller: is changed.
+        field: the force field that the new hydrogens are relaxed in.
+        variants: OpenMM's name of each residue's protonation; None as the pH has it.
+        seed: of the hydrogens' first positions.
+        ph: that the other residues are protonated at.
     """
     protonated = {bond[k] for bond in modeller.topology.bonds() for k in (0, 1) if bond[1 - k].element is _HYDROGEN}
     variants = list(variants)

@@ -26,7 +26,13 @@ _NO_RUNS = {name.upper() for name in [*LETTERS.values(), "Hid", "Hie", "Hip"]}
 
 @dataclass(frozen=True)
 class SequenceResidue:
-    """One residue: its one-letter code, the variant of its protonation or bridge, and its hand."""
+    """One residue of a sequence.
+
+    Args:
+        letter: its one-letter code.
+        variant: of its protonation or bridge, such as "Hip" or "Cyx"; None for the usual one.
+        is_d: whether it is a D-residue.
+    """
 
     letter: str
     variant: str | None = None
@@ -39,7 +45,13 @@ class SequenceResidue:
 
 @dataclass(frozen=True)
 class PeptideSequence:
-    """The residues of a peptide, and its caps: head "Ace" or None, tail "Nme", "NH2" or None."""
+    """A peptide's sequence, as `parse_sequence` reads it and `Peptide` takes it.
+
+    Args:
+        residues: N- to C-terminus, without caps.
+        head: "Ace", or None for a charged end.
+        tail: "Nme", "NH2", or None for a charged end.
+    """
 
     residues: tuple[SequenceResidue, ...]
     head: str | None = None
@@ -76,7 +88,7 @@ class PeptideSequence:
 
 
 def parse_sequence(sequence: str, *, letters: bool = False) -> PeptideSequence:
-    """A sequence, from parts that hyphens join.
+    """Read a peptide's sequence from text, whose parts are joined by hyphens.
 
     A part is a run of one-letter codes, ``AAG``; a three-letter name, ``Ala``; a variant: ``Hid``, ``Hie``, ``Hip``,
     ``Ash``, ``Glh``, ``Lyn``, or ``Cyx``, of which the first and second, third and fourth ... are bridged by a
@@ -84,6 +96,7 @@ def parse_sequence(sequence: str, *, letters: bool = False) -> PeptideSequence:
     ``Ace`` (also ``Ac``), ``Nme`` (also ``NHMe``), ``NH2``.
 
     Args:
+        sequence: such as "AAG" or "Ace-dAla-G-Nme".
         letters: take a word such as SER for its letters; else it is refused, as it may be serine.
 
     Raises:

@@ -44,9 +44,10 @@ def save_molecule(molecule: Molecule, folder: str | Path) -> None:
 
 
 def refuse_other_content(folder: str | Path, *, but: str | None = None) -> None:
-    """Raise ValueError where a folder holds what is of the molecule in it: frames or weighted samples.
+    """Raise ValueError where a folder holds frames or weighted samples, whose molecule must stay with them.
 
     Args:
+        folder: to look into.
         but: of `CONTENT`, what may be there, since it is about to be replaced.
     """
     for content, pattern in CONTENT.items():
@@ -69,7 +70,7 @@ def refuse_another_molecule(model: str | Path, molecule: Molecule) -> None:
 
 
 def load_molecule(folder: str | Path) -> Molecule:
-    """The molecule in a folder; of an earlier version's, the peptide that settings.json or summary.json names.
+    """Read the molecule in a folder; of an earlier version's, the peptide that settings.json or summary.json names.
 
     Raises:
         FileNotFoundError: there is none.
@@ -103,7 +104,7 @@ def load_molecule(folder: str | Path) -> Molecule:
 
 
 def read_system(path: str | Path) -> openmm.System:
-    """An OpenMM System from XML; raises FileNotFoundError, or ValueError for anything else in the file."""
+    """Read an OpenMM System from XML; raises FileNotFoundError, or ValueError for anything else in the file."""
     path = Path(path)
     return _deserialize(_read_system_text(path), path)
 

@@ -102,8 +102,10 @@ def exchanged_branches(topology: Topology, centre: int, one: int, two: int) -> d
 def random_symmetry(x: Tensor, groups: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
     """Turn every group of every sample of x (B, n, 3) at random, one after the other, for data augmentation.
 
-    groups: as of `methyl_rotations` and `half_turns`; all rows of one are equally likely. `generator` lives on the CPU,
-    so a seed means the same permutations on every device.
+    Args:
+        x: (B, n, 3).
+        groups: as of `methyl_rotations` and `half_turns`; all rows of one are equally likely.
+        generator: on the CPU, so that a seed means the same permutations on every device.
     """
     if not groups:
         return x

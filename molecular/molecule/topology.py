@@ -41,7 +41,13 @@ _NUMBER = re.compile(r"(-?\d+)([A-Za-z])")
 
 @dataclass(frozen=True)
 class Residue:
-    """A residue: its name, its number as its file has it, with any insertion code ("52A"), and its chain."""
+    """A residue of a topology.
+
+    Args:
+        name: such as "ALA".
+        number: as its file has it, with any insertion code: "52A".
+        chain: the name of its chain.
+    """
 
     name: str
     number: str = "1"
@@ -90,7 +96,7 @@ class Topology:
 
     @classmethod
     def of(cls, molecule: AnyTopology) -> Topology:
-        """That of a molecule or a topology: ours, OpenMM's or mdtraj's.
+        """The topology of a molecule, or what OpenMM or mdtraj calls one, as a `Topology`.
 
         Raises ValueError for anything else, and for atoms without an element.
         """
@@ -187,7 +193,7 @@ class Topology:
 
     @property
     def sequence(self) -> str | None:
-        """That of `Peptide`, such as "AAA" or "Ace-A-Nme", if this is a linear peptide of residues that it knows.
+        """The sequence as `Peptide` takes it, such as "AAA" or "Ace-A-Nme"; None for anything but a peptide it builds.
 
         D-residues are told by their names, and protonation by the atoms.
         """
@@ -246,7 +252,7 @@ class Topology:
         return f"{residue.name} {residue.number}" + (f" of chain {residue.chain}" if several else "")
 
     def select(self, atoms: Sequence[int]) -> Topology:
-        """These atoms alone, in this order; residues in the order in which they first come."""
+        """The topology of some atoms alone, in the order given; residues in the order in which they first come."""
         place = {atom: number for number, atom in enumerate(atoms)}
         order = {
             index: number for number, index in enumerate(dict.fromkeys(map(self.residue_indices.__getitem__, atoms)))
@@ -261,7 +267,7 @@ class Topology:
         )
 
     def difference(self, other: Topology) -> str | None:
-        """In what another topology differs from this one, in words for a reader; None where they are the same.
+        """How another topology differs from this one, in words for a reader; None where they are the same.
 
         Chains and numbers of residues may differ: they are labels.
         """

@@ -48,8 +48,10 @@ def write_trajectory(
     tenths; the others are float32.
 
     Args:
+        path: of the file.
+        positions: (N, n, 3), nm.
         topology: stored in HDF5, needed there alone.
-        time: (N,) ps.
+        time: (N,) ps; default 0, 1, 2 ...
 
     Raises:
         ModuleNotFoundError: HDF5 without PyTables.

@@ -22,11 +22,16 @@ class ZMatrixOrder(NamedTuple):
 
 
 def z_matrix_order(bonds: Sequence[Sequence[int]], elements: Sequence[str], root: int | None = None) -> ZMatrixOrder:
-    """Visit the bond graph breadth first from `root`, heavy atoms before hydrogens, else by index.
+    """The z-matrix order of a molecule: the bond graph visited breadth first, heavy atoms before hydrogens.
 
     The first child c of an atom p, with q the parent of p, refers to q's parent (or, at the root, to another
     child of the root): its azimuth is the torsion about p-q. Later children refer to c, to which they are all
     but rigid, so one token per rotatable bond has a wide azimuth.
+
+    Args:
+        bonds: pairs of atom indices.
+        elements: symbols of the n atoms.
+        root: the first atom; by default the heavy atom with most heavy neighbours, the first of equals.
 
     Raises:
         ValueError: the graph is not connected, a bond names an unknown atom, or the root has one neighbour.

@@ -43,18 +43,50 @@ def sample(
     device: str = "cpu",
     progress: bool = False,
 ) -> WeightedSamples:
-    """Samples of the flow, weighted to the Boltzmann distribution of the molecule's System at its temperature.
+    """Importance sampling: draws of a flow, weighted to the molecule's Boltzmann distribution at its temperature.
 
-    Raises ValueError for a flow that was given another molecule.
+    Args:
+        flow: the proposal, of positions ``(n, 3)`` in nm: what `load_flow` or `load_proposal` gives, or
+            ``flow.given(molecule)``.
+        molecule: whose System and temperature are the target.
+        num_samples: how many to draw.
+        batch_size: conformations drawn and weighted at once.
+        seed: of the draws; the same seed gives the same samples.
+        device: where the flow is; the energy is computed there too.
+        progress: show a progress bar.
+
+    Returns:
+        x ``(num_samples, n, 3)`` in nm with their log-weights ``-U(x) / kT - log q(x)``. Samples whose energy is not
+        finite have weight zero and are counted.
+
+    Raises:
+        ValueError: a flow that was given another molecule.
+
+    >>> from molecular import Peptide
+    >>> peptide = Peptide("Ace-A-Nme")
+    >>> samples = sample(load_flow(peptide), peptide, 10, seed=0)
+    >>> samples.x.shape, samples.log_weights.shape
+    (torch.Size([10, 22, 3]), torch.Size([10]))
     """
     target = BoltzmannDensity(energy_for(flow, molecule, device))
     return importance_sample(flow, target, num_samples, batch_size=batch_size, seed=seed, progress=progress)
 
 
 def load_flow(molecule: Molecule, model: str | Path | None = None, device: str = "cpu") -> GivenMolecule:
-    """The flow saved in `model`, or the first shipped (`shipped_flows`): of this molecule alone, or of many, given it.
+    """A trained flow for a molecule, ready to be sampled: one made for it alone, or one of many molecules, given it.
 
-    Raises FileNotFoundError where there is none, ValueError for a flow of another molecule, or that does not take it.
+    Args:
+        molecule: the molecule to sample.
+        model: folder of a saved flow. None takes the shipped one, or the first where several serve the molecule.
+        device: that the flow is put on.
+
+    Returns:
+        A distribution of positions ``(n, 3)`` in nm. A warning is logged where the molecule is beyond what a
+        transferable flow was made for.
+
+    Raises:
+        FileNotFoundError: there is no flow in the folder, or none is shipped for the molecule.
+        ValueError: a flow of another molecule, or one that does not take this one.
     """
     if model is None:
         model = shipped_flows(molecule, SHIPPED)[0]
@@ -73,16 +105,22 @@ def load_flow(molecule: Molecule, model: str | Path | None = None, device: str =
 def load_proposal(
     molecule: Molecule, models: Sequence[str | Path] = (), device: str = "cpu"
 ) -> GivenMolecule | GivenMixture:
-    """The flows saved in `models`, or the shipped ones: of one the flow itself, of several their mixture.
+    """What to sample a molecule with: one trained flow, or the equal mixture of several (`GivenMixture`).
 
-    Raises as `load_flow` and `GivenMixture` do.
+    Args:
+        molecule: the molecule to sample.
+        models: folders of saved flows. Empty takes all that are shipped for the molecule.
+        device: that the flows are put on.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_flow` and `GivenMixture` do.
     """
     flows = [load_flow(molecule, model, device) for model in models or shipped_flows(molecule, SHIPPED)]
     return flows[0] if len(flows) == 1 else GivenMixture(flows)
 
 
 def reference_positions(molecule: Molecule) -> torch.Tensor | None:
-    """Positions of the reference ensemble that is shipped for a molecule, if any."""
+    """Positions ``(N, n, 3)`` in nm of the reference ensemble shipped for a molecule; None where there is none."""
     sequence = molecule.topology.sequence
     path = SHIPPED / (sequence or "") / "reference.npz"
     if not path.is_file():
@@ -110,7 +148,7 @@ def summarize(samples: WeightedSamples) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any]) -> Iterator[str]:
-    """A summary as sentences."""
+    """What `summarize` gave, with "molecule" and "temperature_K", as sentences for a user."""
     k = "unknown" if summary["pareto_k"] is None else f"{summary['pareto_k']:.2f}"
     yield (
         f"{summary['num_samples']} samples of {summary['molecule']} at {summary['temperature_K']:g} K: effective "

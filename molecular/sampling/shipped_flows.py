@@ -19,14 +19,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Coverage:
-    """The peptides a transferable flow was made for: uncapped, of these lengths and residues (one-letter codes)."""
+    """The peptides that a transferable flow was made for, all uncapped; ``"AG" in coverage`` asks for one.
+
+    Args:
+        lengths: in residues.
+        residues: one-letter codes.
+    """
 
     lengths: tuple[int, ...]
     residues: str
 
     @classmethod
     def read(cls, path: Path) -> Coverage:
-        """From a JSON file with "lengths" and "residues"; raises ValueError for another content."""
+        """Read it from a JSON file with "lengths" and "residues"; raises ValueError for another content."""
         try:
             content = read_json(path)
             return cls(tuple(map(int, content["lengths"])), str(content["residues"]))

@@ -51,7 +51,7 @@ SCALE_DRAWS = 100
 
 
 class SplitFlow(Protocol):
-    """A flow on conformations modulo rigid motion that can be taken apart, such as `MoleculeFlow`."""
+    """A flow on conformations modulo rigid motion whose fixed coordinates can be split off, such as `MoleculeFlow`."""
 
     def split_coordinates(self) -> tuple[Transform, Proposal]:
         """A fixed map from positions ``(B, n, 3)`` in nm to unconstrained coordinates, and the flow on those."""
@@ -77,18 +77,38 @@ def smc(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> SMCSamples:
-    """Move `num_samples` draws of the flow to the Boltzmann distribution of the molecule's System at its temperature.
+    """Sequential Monte Carlo: draws of a flow, moved to the molecule's Boltzmann distribution at its temperature.
 
     A conformation's density is taken modulo rigid motion, so particles move in the unconstrained coordinates y of
     `flow.split_coordinates()`, each divided by its length in the flow's density (`nflib.montecarlo.score_scales`): from
-    that density of y to `exp(-U(x(y)) / kT) |dx/dy|`, by `nflib.montecarlo.smc`, which knows the other arguments. The
-    result holds positions in nm, with the densities of conformations, and the history of the run. Conformations
-    whose energy is not finite have weight zero and are counted.
+    that density of y to `exp(-U(x(y)) / kT) |dx/dy|`, by `nflib.montecarlo.smc`.
 
-    draws: of this flow, as `molecular.sampling.sample.sample` weighted them, from which to begin; positions in nm.
+    Args:
+        flow: the proposal, given the molecule: `load_flow` or `load_proposal`.
+        molecule: whose System and temperature are the target.
+        num_samples: particles.
+        kernel: how particles move: "mala", "hmc", "ula", "independent", or a kernel of `nflib.montecarlo`.
+        temperatures: rising inverse temperatures that end in 1, or a rule; default `AdaptiveTemperatures()`.
+        moves: kernel steps at each temperature.
+        final_moves: further steps in the force field alone, which cost no pass through the flow.
+        num_draws: draws of the flow, of which num_samples are resampled; default num_samples.
+        draws: in place of num_draws, samples of this flow that `molecular.sampling.sample.sample` weighted, from which
+            to begin.
+        step_sizes: a rule; default `AcceptanceTarget()`.
+        resampling_threshold: resample below this fraction of effective samples.
+        batch_size: conformations that the flow or the energy sees at once.
+        seed: of the run; with `draws`, another one than theirs.
+        device: where the flow is; the energy is computed there too.
+        checkpoint: an .npz file that is kept up to date; a run that finds it goes on where it was stopped.
+        progress: show a progress bar.
 
-    kernel: "mala", "hmc", "ula", "independent", or a kernel. Raises ValueError for an unknown one, a flow that cannot
-    be split or was given another molecule, and what `nflib.montecarlo.smc` refuses.
+    Returns:
+        x ``(num_samples, n, 3)`` in nm, with weights, densities of conformations, ancestors and the run's history.
+        Conformations whose energy is not finite have weight zero and are counted.
+
+    Raises:
+        ValueError: an unknown kernel, a flow that cannot be split or was given another molecule, and what
+            `nflib.montecarlo.smc` refuses.
     """
     kernel = named_kernel(kernel)
     fixed, proposal, target = _in_own_coordinates(flow, molecule, torch.Generator().manual_seed(seed), device)
@@ -126,10 +146,25 @@ def move_at_target(
     generator: torch.Generator,
     device: str = "cpu",
 ) -> Chains:
-    """Conformations ``(B, n, 3)`` in nm, moved by `nflib.montecarlo.run_chains` in the coordinates that `smc` moves in.
+    """Markov chains in the force field: conformations, moved in the coordinates in which `smc` moves them.
 
-    What represents the Boltzmann distribution still does so afterwards, with the weights it had. Of the result, x are
-    positions in nm and log_target is minus their reduced energy. Raises ValueError as `smc` and `run_chains` do.
+    What represents the Boltzmann distribution still does so afterwards, with the weights it had.
+
+    Args:
+        flow: given the molecule; it says the coordinates.
+        molecule: whose System and temperature are the target.
+        positions: ``(B, n, 3)`` in nm, where the chains start.
+        num_steps: kernel steps of each chain.
+        kernel: as of `smc`.
+        batch_size: conformations moved at once.
+        generator: of the random numbers.
+        device: where the flow is; the energy is computed there too.
+
+    Returns:
+        What `nflib.montecarlo.run_chains` gives: x are positions in nm, log_target is minus their reduced energy.
+
+    Raises:
+        ValueError: as `smc` and `run_chains` do.
     """
     fixed, _, target = _in_own_coordinates(flow, molecule, generator, device)
     with torch.no_grad():
@@ -161,7 +196,7 @@ def _in_own_coordinates(
         )
     energy = energy_for(flow, molecule, device)
     fixed, proposal = flow.split_coordinates()
-    scales = score_scales(proposal, SCALE_DRAWS, generator)
+    scales = score_scales(proposal, SCALE_DRAWS, generator=generator)
     scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
     fixed = CompositeTransform([fixed, scaled])
     target = TransformedTarget(BoltzmannDensity(energy), fixed)

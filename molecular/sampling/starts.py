@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class FlowStarts:
-    """``starts(molecule, number, seed)``: positions ``(number, n, 3)`` in nm, resampled from a flow's weighted draws.
+    """Start conformations for `simulate`, resampled from a flow's weighted draws.
 
-    They have the basins that barriers keep simulations from, in the shares that the weights give them, so that dynamics
-    at the molecule's temperature has no barrier left to cross.
+    ``starts(molecule, number, seed)`` gives positions ``(number, n, 3)`` in nm. They have the basins that barriers keep
+    simulations from, in the shares that the weights give them, so that dynamics at the molecule's temperature has no
+    barrier left to cross.
 
     Args:
         model: folder of a trained flow; None takes what is shipped for the molecule.
@@ -79,12 +80,13 @@ class FlowStarts:
 
 
 class EnsembleStarts:
-    """``starts(molecule, number, seed)``: positions ``(number, n, 3)`` in nm, frames of an earlier simulation.
+    """Start conformations for `simulate`: frames of an earlier simulation.
 
-    Dynamics at the molecule's temperature then adds conformations to an equilibrium that was reached before, at a
-    fraction of the cost: a flow that sees the same frames again and again learns them by heart. As many replicas as
-    the earlier simulation has ladders start from a ladder each, independent of each other; more of them do not, and
-    what dynamics does not forget of their starts has larger errors than ladders tell.
+    ``starts(molecule, number, seed)`` gives positions ``(number, n, 3)`` in nm. Dynamics at the molecule's temperature
+    then adds conformations to an equilibrium that was reached before, at a fraction of the cost: a flow that sees the
+    same frames again and again learns them by heart. As many replicas as the earlier simulation has ladders start from
+    a ladder each, independent of each other; more of them do not, and what dynamics does not forget of their starts
+    has larger errors than ladders tell.
 
     Args:
         folder: that `molecular.dynamics.simulate.simulate` wrote, or a corpus of such folders.

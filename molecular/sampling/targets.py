@@ -12,11 +12,21 @@ from molecular.molecule.molecule import Molecule
 
 
 def energy_for(flow: object, molecule: Molecule, device: str | torch.device = "cpu") -> Callable[[Tensor], Tensor]:
-    """The reduced energy whose Boltzmann density is over the same space as the flow's: its samples are weighted to it.
+    """The reduced energy that a flow's samples are weighted to: its Boltzmann density is over the flow's own space.
 
-    Modulo rigid motion u itself; a flow whose density is over something else says so by its method `target_energy`, as
-    `molecular.flows.conformations.ConformationFlow` has it. Raises ValueError for a flow that was given another
-    molecule.
+    For a density modulo rigid motion this is `ReducedEnergy(molecule)`; a flow whose density is over something else
+    says so by its method `target_energy` (`molecular.flows.conformations.ConformationFlow`).
+
+    Args:
+        flow: given the molecule.
+        molecule: whose System and temperature are meant.
+        device: that the energy is computed on.
+
+    Returns:
+        A function of positions ``(B, n, 3)`` in nm that returns ``(B,)``, in kT.
+
+    Raises:
+        ValueError: a flow that was given another molecule.
     """
     check = getattr(flow, "check", None)
     if check is not None:

@@ -24,7 +24,13 @@ FINGERPRINTED = 1000
 
 
 class Rows:
-    """Some conformations of a part of a corpus; a `BatchSource`. first_molecule: the number of its first sequence."""
+    """Some conformations of a part of a corpus, in memory; a `BatchSource`.
+
+    Args:
+        source: all conformations of the part.
+        rows: (N,) indices of those to take.
+        first_molecule: number of the part's first sequence, where parts are numbered one after the other.
+    """
 
     def __init__(self, source: CorpusSource, rows: Tensor, first_molecule: int):
         self.source, self.rows, self.first_molecule = source, rows, first_molecule
@@ -44,7 +50,7 @@ class Rows:
 
 
 class Window:
-    """As many conformations as fit into memory of a corpus that does not; a `BatchSource`.
+    """A window on a corpus that is too large for memory: as many conformations as fit; a `BatchSource`.
 
     `refresh` replaces a quarter of them, the oldest, by the next of an endless stream. A resumed run draws the window
     anew, and reads on in another order: it is the only part of a run that is not repeated exactly.

@@ -53,16 +53,26 @@ def train_on_corpus(
     energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
-    """Train on a corpus (`molecular.data.corpus`), validated on its validation sequences; run again, it goes on.
+    """Train one flow for all peptides of a corpus, validated on its validation sequences; run again, it goes on.
 
-    coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, taught rigid motion by examples). initial: folder
-    of a trained flow to start from. refit_marginals: whether its fixed part is fitted anew to this corpus, which may
-    have kinds of atoms that those before had few of; the rest then has to learn on. energy_weight: of the log-variance
-    of the importance weights beside the likelihood; batches then hold groups of one molecule, half of them the flow's
-    own samples, which `config.refresh_interval` draws anew (`molecular.training.labelled`). architecture: of the flow;
-    on internal coordinates it knows one naming of equivalent atoms unless canonical_names is False. Raises
-    FileNotFoundError for a folder without a corpus; ValueError for an empty one, peptides that flow or features do not
-    take, settings that do not fit, or a run that was begun with other conformations.
+    Args:
+        data: folder of the corpus (`molecular.data.corpus`).
+        output: folder for the model, checkpoints and logs.
+        config: of the training.
+        coordinates: "internal" (`InternalProse`) or "cartesian" (`Prose`, which learns rigid motion from examples).
+        initial: folder of a trained flow to start from; None makes a new one.
+        refit_marginals: fit the fixed part of the initial flow anew to this corpus, which may have kinds of atoms that
+            those before had few of; the rest then has to learn on.
+        energy_weight: of the log-variance of the importance weights beside the likelihood; 0 for likelihood alone.
+            Batches then hold groups of one molecule, half of them the flow's own samples, drawn anew every
+            `config.refresh_interval` steps (`molecular.training.labelled`).
+        architecture: settings of a new flow, such as ``channels``; on internal coordinates it knows one naming of
+            equivalent atoms unless canonical_names is False.
+
+    Raises:
+        FileNotFoundError: a folder without a corpus, or no initial flow.
+        ValueError: an empty corpus, peptides that the flow does not take, settings that do not fit, or a run that was
+            begun with other conformations.
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
@@ -107,7 +117,7 @@ def train_on_corpus(
 
 
 def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> Naming:
-    """`TransferableFlow.symmetries` of a corpus's peptides, in this order.
+    """How equivalent atoms of a corpus's peptides are named in training: `TransferableFlow.symmetries`, in this order.
 
     Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
     """
@@ -132,9 +142,12 @@ def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: Transferabl
 class LikelihoodPerDimension:
     """The objective: mean over conformations of ``-log q(x) / dimensions``, so that all molecules weigh alike.
 
-    Each conformation is first turned as `TransferableFlow.symmetries` says (batches name the molecule as "system")
-    and, for a flow on plain positions, moved at random as a rigid body. The batch is
-    evaluated in NUM_BUCKETS parts of similar size. Also logged: the mean in nats a conformation.
+    Each conformation is first turned by a random symmetry (batches name the molecule as "system") and, for a flow on
+    plain positions, moved at random as a rigid body. The batch is evaluated in NUM_BUCKETS parts of similar size. Also
+    logged: the mean in nats a conformation.
+
+    Args:
+        symmetries: of the molecules, as `TransferableFlow.symmetries` gives them.
     """
 
     def __init__(self, symmetries: Naming):
@@ -161,6 +174,11 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
     ``[-log q(x) + energy_weight h(log q(x) + u(x) - c)] / dimensions``, the first part for frames alone, the second for
     rows with a label, with h and c, of each group on its own, as in `nflib.training.LogVariance`. Batches without
     energies, as in validation, have their likelihood alone.
+
+    Args:
+        symmetries: of the molecules, as `TransferableFlow.symmetries` gives them.
+        energy_weight: of the log-variance.
+        clip: kT, beyond which a residual of an energy pulls with a bounded force.
     """
 
     # Groups must stay whole.
@@ -204,7 +222,14 @@ def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:
 
 
 def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buckets: int = NUM_BUCKETS) -> Tensor:
-    """log q of a padded batch, ``(B,)``, in parts of similar molecules, each without padding it does not need."""
+    """log q of a padded batch, ``(B,)``, in parts of similar molecules, each without padding it does not need.
+
+    Args:
+        flow: a `TransferableFlow`.
+        inputs: positions ``(B, n, 3)``.
+        context: ``(B, n, k)``.
+        num_buckets: how many parts.
+    """
     sizes = atoms_exist(context).sum(-1)
     order = sizes.argsort(stable=True)
     parts = []

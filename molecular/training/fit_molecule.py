@@ -36,12 +36,22 @@ def train_on_ensemble(
     energy_weight: float = 0.0,
     **architecture: Any,
 ) -> TrainingResult:
-    """Train on the frames of one molecule, in a folder that `simulate` or `import` wrote; run again, it goes on.
+    """Train a flow of one molecule on the frames in a folder; run again, it goes on. See `train_flow`.
 
-    start_ps: drop frames before it, ps. initial: folder of a trained flow to start from, of this molecule or of many;
-    architecture: of a new one. refit_marginals: whether the fixed part of an initial flow of this molecule alone is
-    fitted anew. See `train_flow`. Raises FileNotFoundError or ValueError for a folder without frames, an initial flow
-    of another molecule, an output with a flow of another molecule or temperature, or settings that do not fit.
+    Args:
+        data: folder that `simulate` or `import` wrote.
+        output: folder for the model, with its molecule, checkpoints and logs.
+        config: of the training.
+        start_ps: drop frames before this time, ps.
+        initial: folder of a trained flow to start from, of this molecule or of many; None makes a new one.
+        refit_marginals: fit the fixed part of an initial flow of this molecule alone anew.
+        energy_weight: of the log-variance of the importance weights beside the likelihood; 0 for likelihood alone.
+        architecture: settings of a new `MoleculeFlow`, such as ``channels``.
+
+    Raises:
+        FileNotFoundError: a folder without frames, or no initial flow.
+        ValueError: an initial flow of another molecule, an output with a flow of another molecule or temperature, a
+            System with constraints, or settings that do not fit.
     """
     check_initial(initial, architecture, refit_marginals)
     molecule = load_molecule(data)
@@ -80,12 +90,21 @@ def train_flow(
     *,
     energy_weight: float = 0.0,
 ) -> TrainingResult:
-    """Maximum likelihood on simulated frames, or with an `energy_weight` likelihood and log-variance together.
+    """Train a flow of one molecule by maximum likelihood on simulated frames, or by likelihood and energies together.
 
     Rotations of methyl and ammonium groups and half turns, symmetries of the force field, multiply the frames. With an
     energy_weight every row has its energy as a label (`nflib.training.LogVariance`) and, from the first
     `config.refresh_interval` on, half of each batch are the flow's own samples: this teaches the flow what its
     importance weights are made of.
+
+    Args:
+        flow: to train, in place; its fixed part is fitted already.
+        molecule: what it is of.
+        training: frames to learn.
+        validation: frames that training is judged by.
+        output: folder for the model, checkpoints and logs.
+        config: of the training.
+        energy_weight: of the log-variance of the importance weights beside the likelihood; 0 for likelihood alone.
     """
     augment = flow.augmentation(molecule)
     context = flow.context(molecule)
@@ -115,10 +134,16 @@ def _rows(positions: Tensor, context: Tensor | None) -> dict[str, Tensor]:
 
 
 class FramesAndSamples:
-    """Batches of simulated frames and, in equal number, samples of the flow, with energies; a `BatchSource`.
+    """Simulated frames and, in equal number, samples of the flow, with energies as labels; a `BatchSource`.
 
     Index i < N is frame i; index N + j is sample j, modulo the number of samples, which `refresh` replaces; before the
     first time, frame j.
+
+    Args:
+        frames: to learn.
+        molecule: what they are of.
+        flow: in training.
+        num_samples: of the flow, kept at a time.
     """
 
     def __init__(self, frames: Ensemble, molecule: Molecule, flow: ConformationFlow, num_samples: int = 8192) -> None:

@@ -31,7 +31,14 @@ class LabelledFrames:
     "system" as those of a corpus, "energy" in kT (infinite where it is no label) and "is_data", 1 for frames and 0 for
     samples. `refresh` draws samples_per_molecule anew for each molecule; before the first, all rows are frames.
 
-    Raises ValueError for a corpus without frames, and what `load_molecule` raises.
+    Args:
+        corpus: whose training sequences are taken.
+        context: makes the context (n, k) int64 of a topology.
+        seed: of the order of the frames.
+        samples_per_molecule: of the flow.
+
+    Raises:
+        ValueError: a corpus without frames, and what `load_molecule` raises.
     """
 
     def __init__(self, corpus: Corpus, context: Context, seed: int, samples_per_molecule: int = 64):

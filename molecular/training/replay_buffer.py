@@ -41,7 +41,7 @@ class Particles(Protocol):
 
 
 class OwnSamples:
-    """Rows of samples that the flow drew itself, in rounds, each labelled with its energy; a `BatchSource`.
+    """The replay buffer of self-training: samples that the flow drew itself, with their energies; a `BatchSource`.
 
     Every `refresh` is a round: samples_per_round draws of the flow as it is, their reduced energies and exact
     log-weights, kept beside those of the rounds before. The first round's are the teacher's. With `particles`, each
@@ -55,9 +55,19 @@ class OwnSamples:
     each such set of n the largest weights are cut to the sqrt(n)-th largest, so that no conformation is learnt by
     heart: none is more than one in so many. Cut weights are for training alone.
 
-    propose: the proposal that a flow in training makes. context: ``(1, n, k)``, of a transferable flow. best: folder
-    that gets the flow of each round whose effective sample size is the largest so far. Raises ValueError, in the first
-    round, where no draw has a finite energy.
+    Args:
+        propose: makes the proposal of a flow in training.
+        energy: the reduced energy, positions ``(B, n, 3)`` -> ``(B,)`` kT.
+        samples_per_round: draws, and energies, of a round.
+        teacher_weight: of the regulariser's rows.
+        labelled: whether later draws serve as labelled points.
+        context: ``(1, n, k)``, of a transferable flow.
+        particles: conformations at the target, beside the draws; None for none.
+        batch_size: conformations drawn at once.
+        best: folder that gets the flow of each round whose effective sample size is the largest so far.
+
+    Raises:
+        ValueError: in the first round, where no draw has a finite energy.
     """
 
     def __init__(

@@ -33,9 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Improvement:
-    """What `improve` did. rounds: of each, the step, energies until then, and effective sample size (a fraction) of
-    draws of the flow as it was before that round's training. num_energies: evaluated in all, a force counts as one.
-    kept_step: of the flow that was kept."""
+    """The result of `improve`.
+
+    Args:
+        training: what `nflib.training.fit` gave.
+        rounds: of each the training step before it, the energies until then, and the effective sample size (a fraction)
+            of draws of the flow as it was before that round's training.
+        num_energies: evaluated in all; a force counts as one.
+        kept_step: training step of the flow that was kept.
+    """
 
     training: TrainingResult
     rounds: list[dict[str, float]]
@@ -56,11 +62,11 @@ def improve(
     moves_per_round: int = 10,
     batch_size: int = 1000,
 ) -> Improvement:
-    """Train a flow, in place, for one molecule on samples that it draws and weights itself; run again, it goes on.
+    """Self-training: train a flow, in place, for one molecule on samples that it draws and weights itself.
 
     A round draws conformations, evaluates their energies, and resamples all rounds' by their exact importance weights
-    (`OwnSamples`); `config.refresh_interval` steps of training follow. With p the target so resampled and T the
-    teacher, the flow as it was given, the loss of the student q is
+    (`OwnSamples`); `config.refresh_interval` steps of training follow. Run again, it goes on. With p the target so
+    resampled and T the teacher, the flow as it was given, the loss of the student q is
 
         E_p[-log q] + teacher_weight E_T[-log q], over 1 + teacher_weight,  + energy_weight log-variance
 

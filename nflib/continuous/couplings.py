@@ -19,18 +19,27 @@ __all__ = ["Coupling", "FlowCoupling", "IndependentCoupling", "OptimalTransportC
 
 
 class Coupling(Protocol):
-    """Pairs noise and data: called with the flow that is trained, a batch as `fit` gives it, and a generator.
+    """A rule that pairs noise with data while a velocity or flow map is fitted.
 
     One that reads more of a batch than "inputs" and "context" lists that in an attribute `keys`.
     """
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
-        """Noise x0, data x1, ``(B, *event_shape)``, in the batch's order, and the contexts of pairs (None for none)."""
+        """Pair the data of a batch with noise.
+
+        Args:
+            flow: that is trained.
+            batch: as `fit` gives it: "inputs" ``(B, *event_shape)``, maybe "context" and others.
+            generator: of the noise.
+
+        Returns:
+            Noise x0 and data x1, ``(B, *event_shape)``, in the batch's order, and the contexts of the pairs, or None.
+        """
         ...
 
 
 class IndependentCoupling:
-    """Fresh noise of the flow's base for every sample."""
+    """The independent coupling: a new draw of the flow's noise for every sample."""
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
         x1 = batch["inputs"]
@@ -39,13 +48,14 @@ class IndependentCoupling:
 
 
 class OptimalTransportCoupling:
-    """Fresh noise, dealt out so that the squared distances within the batch sum to the least (Tong et al. 2024).
+    """Optimal transport within a batch: new noise, paired so that the squared distances have the smallest sum.
 
-    (arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772.) Exact, at a cost that grows with the third power of the
-    batch. Noise goes to data of the same context alone: among others its choice would tell of the context, and what
-    was learnt be wrong for noise that does not. Where all contexts differ nothing is left to choose.
+    (Tong et al. 2024, arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772.) Exact, at a cost that grows with the
+    third power of the batch. Noise is exchanged only among data of the same context: else it would depend on the
+    context, and the flow be wrong for noise that does not. Where all contexts differ nothing is left to choose.
 
-    Raises ValueError for data with "weights": noise that always goes to a heavier row would be weighted with it.
+    Raises:
+        ValueError: on training, data with "weights": noise that always goes to a heavier row would be weighted with it.
     """
 
     def __call__(self, flow: Flow, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Any]:
@@ -63,10 +73,13 @@ class OptimalTransportCoupling:
 
 
 class Pairs:
-    """The noise that the data themselves bring, as "noise" beside "inputs": of a teacher's samples, `pairs_of` it.
+    """The coupling that the data bring along: "noise" beside "inputs", such as `pairs_of` a teacher.
 
     With flow matching on pairs of a flow's own noise and samples, paths get straighter: reflow (Liu et al. 2023,
-    arXiv:2209.03003). Raises ValueError for a batch without "noise", or of another shape.
+    arXiv:2209.03003).
+
+    Raises:
+        ValueError: on training, a batch without "noise", or with noise of another shape than "inputs".
     """
 
     keys: ClassVar[tuple[str, ...]] = ("noise",)
@@ -94,14 +107,16 @@ def pairs_of(
         flow: the teacher.
         num_pairs: how many, for each row of the context.
         context: rows of contexts, where the flow takes one.
-        generator, seed: of the noise; as for `Flow.sample`.
-        batch_size: so many are decoded at once.
+        generator: of the noise (default: torch's global one).
+        seed: of the noise, in place of a generator.
+        batch_size: at most so many are decoded at once.
 
     Returns:
         "noise" and "inputs", ``(num_pairs, *event_shape)``, num_pairs for each context in turn, and "context", where
         there is one. Noise of tokens lies where the data of the same tokens do; that of a flow along a path is over
         the width that the path gives it, as every coupling has it.
 
+    >>> import torch
     >>> from nflib.flows import TARFlow
     >>> teacher = TARFlow((6,), patch_size=2, channels=16, num_blocks=1, head_dim=8)
     >>> pairs = pairs_of(teacher, 5, seed=0)
@@ -119,7 +134,7 @@ def pairs_of(
 
 
 class FlowCoupling:
-    """The noise that a trained flow makes of the data: its encoding of ``x1 + noise * normal``, divided by `width`.
+    """The coupling by a trained flow: data x1 are paired with its encoding of ``x1 + noise * normal``, over `width`.
 
     Normalized flow matching (Berthelot et al. 2026, arXiv:2603.09014): a flow knows which noise belongs to which data,
     and what is left to learn are nearly straight paths. What it was trained on should have had the same noise added.
@@ -131,8 +146,8 @@ class FlowCoupling:
         width: standard deviation of the encodings, if it is not 1.
 
     Raises:
-        ValueError: a negative noise, a width that is not positive; on training, noise that is no rearrangement of an
-            event, as of coordinates of another kind.
+        ValueError: a negative noise, a width that is not positive; on training, a teacher whose transform begins with
+            more than a rearrangement of events, such as other coordinates.
     """
 
     def __init__(self, flow: Flow, noise: float = 0.0, width: float = 1.0):

@@ -29,26 +29,29 @@ def velocity_and_score(
 
 
 class DiffusionProposal:
-    """``dx = (b + eps s) dt + sqrt(2 eps) dW`` from noise to data, in Euler-Maruyama steps, weighted path by path.
+    """A proposal by a stochastic differential equation from noise to data, weighted path by path.
 
-    Each draw comes with ``log p0(x_0) - sum_k log N(x_k; x_k+1 - h (b - eps s), 2 eps h) / N(x_k+1; x_k + h (b + eps
-    s), 2 eps h)`` in the place of log q(x): with it, importance weights are right in expectation for any field and any
-    number of steps, and the more even the better both are. It belongs to the path that led to x, not to x: there is no
+    The equation ``dx = (b + eps s) dt + sqrt(2 eps) dW`` is solved in Euler-Maruyama steps of length h. Each draw comes
+    with ``log p0(x_0) - sum_k log N(x_k; x_k+1 - h (b - eps s), 2 eps h) / N(x_k+1; x_k + h (b + eps s), 2 eps h)`` in
+    the place of log q(x): with it, importance weights are right in expectation for any field and any number of steps,
+    and the better both are the more even the weights. It belongs to the path that led to x, not to x: there is no
     ``log_prob(x)``, and its mean over draws near x is not log q(x). `importance_sample` and `smc` take the proposal.
 
     Args:
-        flow: says the velocity b, the path, the noise, and from when to when; its solver is not used.
-        epsilon: half the squared noise per unit of time, a number or a function of t; of a step, that at its middle.
-        num_steps: from the flow's start to its stop, of equal length.
-        score: s, a function ``(x, t, context)`` as the velocity is one (default: of the velocity, by the flow's path;
-            that of `TwoSidedPath` is to be learnt). At an end at which the path leaves no noise, the last step looks at
-            its middle instead.
-        context: of all draws, one, where the flow takes one; see `Flow.given`.
+        flow: gives the velocity b, the path, the noise, and the times of noise and data; its solver is not used.
+        epsilon: half the squared noise per unit of time, a number, or a function of t that is taken at the middle of
+            each step.
+        num_steps: equal steps from the flow's start to its stop.
+        score: s, a function ``(x, t, context)`` as the velocity is one (default: that of the velocity, by the flow's
+            path; that of `TwoSidedPath` is to be learnt). At an end of the path without noise, where a score would
+            divide by zero, velocity and score are taken at the middle of the step instead.
+        context: one for all draws, where the flow takes one; see `Flow.given`.
 
     Raises:
         ValueError: num_steps below 1, an epsilon that is not positive, a path that needs a score of its own, a context
             that does not fit.
 
+    >>> import torch
     >>> from nflib.continuous import ODEFlow
     >>> from nflib.montecarlo import importance_sample
     >>> flow = ODEFlow(lambda x, t: (2 * t - 1)[:, None] / ((1 - t) ** 2 + t**2)[:, None] * x, (2,))
@@ -89,7 +92,15 @@ class DiffusionProposal:
     def sample_and_log_prob(
         self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws ``(num_samples, *event_shape)`` and what stands for the log-density of each, ``(num_samples,)``."""
+        """Draw samples, each with the number that stands for its log-density.
+
+        Args:
+            num_samples: how many.
+            generator: of the random numbers; None: torch's global one.
+
+        Returns:
+            Draws ``(num_samples, *event_shape)`` and these numbers, ``(num_samples,)``, in nats.
+        """
         context = repeated(self.context, num_samples)
         x, log_prob = self.flow.noise_and_log_prob(num_samples, self.context, generator=generator)
         x, log_prob = (x, log_prob) if context is None else (x[0], log_prob[0])

@@ -32,9 +32,16 @@ __all__ = [
 class Velocity(Protocol):
     """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
 
-    x ``(B, *event_shape)``, t ``(B,)`` from 0 to 1; gives ``d x / d t`` of x's shape. A field that is not smooth at
-    some times has a list of them, `edges`, and a method ``within(start, stop)`` that gives the field between two. One
-    may say in `context_shape` which contexts it takes, as a flow does.
+    A field that is not smooth at some times has a list of them, `edges`, and a method ``within(start, stop)`` that
+    gives the field between two. One may say in `context_shape` which contexts it takes, as a flow does.
+
+    Args:
+        x: states, ``(B, *event_shape)``.
+        t: their times, from 0 (noise) to 1 (data), ``(B,)``.
+        context: a row for each state; left out where there is none.
+
+    Returns:
+        ``d x / d t``, of x's shape.
     """
 
     def __call__(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
@@ -110,10 +117,16 @@ class _Converted(_OfAnother):
 
 
 class FromScore(_Converted):
-    """The velocity of a network ``s(x, t, context)`` of scores of a one-sided path.
+    """The velocity field of a network that was trained to predict the score ``s(x, t, context)`` of a path.
 
-    Raises ValueError, on evaluation, at a time at which the score does not tell the velocity (t = 0 of `LinearPath`).
+    Args:
+        network: s, a module or function, which gives scores of x's shape.
+        path: from standard normal noise to data, without a latent, on which it was trained.
 
+    Raises:
+        ValueError: on evaluation, at a time at which the score does not tell the velocity (t = 0 of `LinearPath`).
+
+    >>> import torch
     >>> from nflib.continuous.paths import LinearPath
     >>> field = FromScore(lambda x, t: -x / (t**2 + (1 - t) ** 2)[:, None], LinearPath())  # of standard normal data
     >>> field(torch.ones(1, 2), torch.tensor([0.5]))
@@ -125,10 +138,16 @@ class FromScore(_Converted):
 
 
 class FromDenoiser(_Converted):
-    """The velocity of a network ``D(x, t, context) = E[x1 | x_t]`` of a one-sided path.
+    """The velocity field of a denoiser, a network ``D(x, t, context) = E[x1 | x_t]`` that predicts the data.
 
-    Where no noise is left (t = 1 of `LinearPath`) ``E[x0 | x_1]`` is zero and the velocity is ``beta' D``. Raises
-    ValueError, on evaluation, where alpha' diverges as well (t = 1 of `VariancePreservingPath`).
+    Where no noise is left (t = 1 of `LinearPath`) ``E[x0 | x_1]`` is zero and the velocity is ``beta' D``.
+
+    Args:
+        network: D, a module or function, which gives data of x's shape.
+        path: from standard normal noise to data, without a latent, on which it was trained.
+
+    Raises:
+        ValueError: on evaluation, at a time at which alpha' diverges as well (t = 1 of `VariancePreservingPath`).
     """
 
     def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -140,9 +159,14 @@ class FromDenoiser(_Converted):
 
 
 class FromNoise(_Converted):
-    """The velocity of a network ``E(x, t, context) = E[x0 | x_t]`` of a one-sided path.
+    """The velocity field of a noise predictor, a network ``E(x, t, context) = E[x0 | x_t]``.
 
-    Raises ValueError, on evaluation, at a time at which the noise does not tell the data (t = 0 of `LinearPath`).
+    Args:
+        network: E, a module or function, which gives noise of x's shape.
+        path: from standard normal noise to data, without a latent, on which it was trained.
+
+    Raises:
+        ValueError: on evaluation, at a time at which the noise does not tell the data (t = 0 of `LinearPath`).
     """
 
     def _converted(self, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -152,12 +176,17 @@ class FromNoise(_Converted):
 @keep_arguments
 @dataclass(frozen=True)
 class RatioAware:
-    """A strength of guidance that is low where the guidance is large beside the velocity: at the noise end.
+    """A strength of guidance w that falls with the ratio of the guidance to the velocity, so that it is low near noise.
 
     ``w = 1 + (maximum - 1) exp(-alpha rho)``, ``rho = |v_c - v_u| / |v_u|`` of each sample (Zhu et al. 2025,
     arXiv:2508.03442; summaries of its first version square the ratio, the authors' own page and code do not).
 
-    Raises ValueError for a negative alpha.
+    Args:
+        maximum: w where the ratio is zero.
+        alpha: how fast w falls to 1 as the ratio grows.
+
+    Raises:
+        ValueError: a negative alpha.
     """
 
     maximum: float
@@ -168,7 +197,12 @@ class RatioAware:
             raise ValueError(f"RatioAware: alpha is {self.alpha!r}; pass zero or a positive number.")
 
     def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """The strength of each sample ``(B, 1, …)``, of both velocities ``(B, *event_shape)``."""
+        """The strength of each sample, ``(B, 1, …)``.
+
+        Args:
+            conditional: the velocity v_c given the context, ``(B, *event_shape)``.
+            unconditional: the velocity v_u given the unconditional context, likewise.
+        """
         own = flattened(unconditional).norm(dim=1).clamp(min=torch.finfo(conditional.dtype).eps)
         ratio = flattened(conditional - unconditional).norm(dim=1) / own
         strength = 1 + (self.maximum - 1) * torch.exp(-self.alpha * ratio)
@@ -176,16 +210,19 @@ class RatioAware:
 
 
 class GuidedVelocity(_OfAnother):
-    """Classifier-free guidance ``v_u + w (v_c - v_u)`` of one field at two contexts, both in one batch.
+    """A field under classifier-free guidance, ``v_u + w (v_c - v_u)`` of its values given two contexts.
+
+    It takes pairs of contexts, as `nflib.transforms.PairedContext` makes them, and evaluates both in one batch:
+    ``flow.guided(strength, unconditional)`` is the flow along the guided field, with an exact density of its own.
 
     Args:
-        field: what is guided.
+        field: the velocity that is guided, which takes a context.
         strength: w, a number (1: the conditional field itself), or a function of v_c and v_u such as `RatioAware`.
-            Raises ValueError for a guidance of autoregressive maps.
 
-    It takes pairs of contexts, as `nflib.transforms.PairedContext` makes them: ``flow.guided(strength,
-    unconditional)`` is the flow along the guided field, with the exact density of its own.
+    Raises:
+        ValueError: a guidance of autoregressive maps, such as `LinearGuidance`.
 
+    >>> import torch
     >>> from nflib.continuous import MLPVelocity, ODEFlow
     >>> flow = ODEFlow(MLPVelocity(2, channels=16, context_size=3), (2,))
     >>> guided = flow.guided(2.0, torch.zeros(1, 3))
@@ -211,13 +248,13 @@ class GuidedVelocity(_OfAnother):
 
 
 class RefinedVelocity(_OfAnother):
-    """``v + r(x, t, v)``: a field, such as that of a light network, and what a small refiner adds to its slope.
+    """A field plus the correction of a small network, ``v + r(x, t, v)``.
 
-    Fitted as any field is, with the first one's parameters frozen or not. For a refiner of the slope of the step before
-    see `RefinedSteps`.
+    It is fitted as any field is, with the parameters of v frozen or not. For a network that corrects the slope of the
+    step before see `RefinedSteps`.
 
     Args:
-        field: v.
+        field: v, a velocity.
         refiner: r, a module or function ``(x, t, v, context)``, without the context where there is none.
     """
 
@@ -231,16 +268,17 @@ class RefinedVelocity(_OfAnother):
 
 
 class BlockwiseVelocity(nn.Module):
-    """One field for each segment of time; solvers never step across an edge.
+    """A velocity field made of one field for each segment of time; solvers never step across an edge.
 
     Args:
-        fields: modules, in the order of time.
+        fields: velocity modules, in the order of time.
         edges: the times between them (default: segments of equal length).
 
     Raises:
-        ValueError: edges that do not rise within 0 … 1, or are not one fewer than the fields; fields of which some take
-            a context.
+        ValueError: edges that do not rise within 0 … 1, or are not one fewer than the fields; fields of which only some
+            take a context.
 
+    >>> import torch
     >>> from nflib.continuous import MLPVelocity
     >>> field = BlockwiseVelocity([MLPVelocity(2), MLPVelocity(2)])
     >>> field.edges, field(torch.zeros(5, 2), torch.rand(5)).shape
@@ -260,14 +298,22 @@ class BlockwiseVelocity(nn.Module):
             raise ValueError("some of the fields take a context and others none; make all of one kind.")
 
     def within(self, start: float, stop: float) -> nn.Module:
-        """The field of the segment in which two times lie. Raises ValueError where an edge lies between them."""
+        """The field of the segment in which two times lie.
+
+        Args:
+            start: a time in 0 … 1.
+            stop: another one, later or earlier.
+
+        Raises:
+            ValueError: an edge lies between them.
+        """
         low, high = min(start, stop), max(start, stop)
         if any(low < edge < high for edge in self.edges):
             raise ValueError(f"an edge of the fields lies between t = {low:.6g} and {high:.6g}; take two steps.")
         return self.fields[sum(edge <= low for edge in self.edges)]
 
     def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
-        """Of each row, the field of its own time; an edge belongs to what follows it."""
+        """Each row's velocity by the field of its own time; an edge belongs to the segment that follows it."""
         segment = torch.bucketize(t.contiguous(), t.new_tensor(self.edges), right=True)
         order = segment.argsort(stable=True)
         rows = order.split(segment.bincount(minlength=len(self.fields)).tolist())

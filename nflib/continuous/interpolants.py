@@ -23,7 +23,7 @@ __all__ = ["InterpolantFlow", "InterpolantMatching", "SymmetricMatching"]
 
 
 class InterpolantFlow(ODEFlow):
-    """An `ODEFlow` along a path with a latent, which knows the score of the path as well.
+    """A stochastic interpolant: an `ODEFlow` along a path with a latent, with a learnt score of the path as well.
 
     As a flow it follows ``dx/dt = b``; the equations ``dx = (b ± eps s) dt + sqrt(2 eps) dW`` of the same marginals are
     a proposal: ``DiffusionProposal(flow, eps, num_steps, score=flow.path_score)``.
@@ -31,8 +31,14 @@ class InterpolantFlow(ODEFlow):
     Args:
         velocity: b, as for `ODEFlow`.
         path_score: s, a module or function of the same arguments.
-        event_shape, path, options: of `ODEFlow`; `distribution` is the density at t = 0.
+        event_shape: of one sample; a number is a vector of so many.
+        path: from the density at t = 0 to the data, with a latent.
+        options: further keyword arguments of `ODEFlow`; its `distribution` is the density at t = 0.
 
+    Raises:
+        ValueError: a path without a latent, and as for `ODEFlow`.
+
+    >>> import torch
     >>> from nflib.continuous import MLPVelocity
     >>> flow = InterpolantFlow(MLPVelocity(2, channels=16), MLPVelocity(2, channels=16), (2,))
     >>> loss, metrics = InterpolantMatching()(flow, {"inputs": torch.randn(8, 2)}, torch.Generator().manual_seed(0))
@@ -50,25 +56,43 @@ class InterpolantFlow(ODEFlow):
         **options: Any,
     ):
         super().__init__(velocity, event_shape, path=path, **options)
+        if path.one_sided:
+            raise ValueError(
+                f"an InterpolantFlow needs a path with a latent, as TwoSidedPath(); {type(path).__name__} has none."
+            )
         self.score_field = path_score
 
     def path_score(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
-        """``s(x, t) = d log p_t(x) / dx`` as learnt, given contexts as the flow takes them."""
+        """The learnt score of the path, ``s(x, t) = d log p_t(x) / dx``.
+
+        Args:
+            x: ``(B, *event_shape)``.
+            t: times in 0 … 1, ``(B,)`` or a number.
+            context: a row for each x, where the flow takes one.
+
+        Returns:
+            Of x's shape.
+        """
         return self._evaluated(self.score_field, x, t, context)
 
     def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
-        """As `ODEFlow.guided`, with the score guided as well; a strength that is a function sees scores there."""
+        """This flow under classifier-free guidance of velocity and score; see `ODEFlow.guided`.
+
+        Args:
+            guidance: the strength, a number, or a function of two velocities, which is given scores for the score.
+            unconditional: the context of the unconditional branch, as for `Flow.guided`.
+        """
         score = GuidedVelocity(self.score_field, guidance)
         return changed(super().guided(guidance, unconditional), {"path_score": score}, score_field=score)
 
 
 @dataclass(frozen=True)
 class InterpolantMatching:
-    """Fits drift and score of an `InterpolantFlow` to its path (Albergo et al. 2023, arXiv:2303.08797).
+    """An objective that fits drift b and score s of an `InterpolantFlow` to its path (Albergo et al. 2023).
 
-    The mean of ``|b|^2 / 2 - (d x_t / dt) . b`` and of ``|s|^2 / 2 + z . s / gamma``, each over z and -z, so that what
-    diverges at the ends cancels. The minima are ``b = E[d x_t / dt | x_t]`` and ``s = -E[z | x_t] / gamma``, with the
-    values ``-E|b|^2 / 2`` and ``-E|s|^2 / 2``.
+    (arXiv:2303.08797.) The loss is the mean of ``|b|^2 / 2 - (d x_t / dt) . b`` plus that of ``|s|^2 / 2 + z . s /
+    gamma``, each over z and -z, so that what diverges at the ends cancels. The minima are ``b = E[d x_t / dt | x_t]``
+    and ``s = -E[z | x_t] / gamma``, with the values ``-E|b|^2 / 2`` and ``-E|s|^2 / 2``.
 
     Args:
         coupling: which x0 is paired with which x1.
@@ -82,7 +106,7 @@ class InterpolantMatching:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What of a batch is read."""
+        """Names of the tensors of a batch that are read."""
         return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def __call__(
@@ -109,14 +133,14 @@ def _mean_sum(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SymmetricMatching:
-    """Fits one velocity to pairs (x, y) of which x leaves the noise while y enters it (SymmFlow, MedSymmFlow).
+    """The objective of symmetric flow matching: one velocity by which noise becomes x while y becomes noise.
 
-    Events are x and y side by side, ``(B, size + rest)``: at t = 0 noise and y, at t = 1 x and noise, in straight
-    lines. ``flow.decode([noise, y])`` then draws an x for y, and ``flow.encode([x, noise])`` a y for x. Either is right
-    in its own distribution, but not given the other: a deterministic flow from (noise, y) fixes how x depends on y.
-    Of standard normal x and y of correlation r they have the correlation ``sin(int_0^1 r / (2 sqrt(q^2 - (t (1 - t)
-    r)^2)) dt)``, ``q = t^2 + (1 - t)^2``, which is 0.79 r for small r. For exact conditionals fit a flow with y as
-    context.
+    (SymmFlow, MedSymmFlow.) Events are pairs x and y side by side, ``(B, size + rest)``: at t = 0 noise and y, at t = 1
+    x and noise, in straight lines. ``flow.decode([noise, y])`` then draws an x for y, and ``flow.encode([x, noise])`` a
+    y for x. Either is right in its own distribution, but not given the other: a deterministic flow from (noise, y)
+    fixes how x depends on y. Of standard normal x and y of correlation r they have the correlation ``sin(int_0^1 r / (2
+    sqrt(q^2 - (t (1 - t) r)^2)) dt)``, ``q = t^2 + (1 - t)^2``, which is 0.79 r for small r. For exact conditionals fit
+    a flow with y as context.
 
     Args:
         size: how many numbers x has.

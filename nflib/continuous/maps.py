@@ -29,31 +29,40 @@ __all__ = ["AverageVelocity", "FlowMap", "FlowMapTransform", "MLPFlowMap"]
 
 
 class AverageVelocity(Protocol):
-    """Any module or function ``u(x, r, t, context=None)`` that treats each row of a batch by itself.
+    """An average velocity between two times: any module or function ``u(x, r, t, context=None)``, row by row.
 
-    x ``(B, *event_shape)``, r and t ``(B,)`` from 0 to 1; gives, of x's shape, the mean over times from r to t of the
-    velocity along the path that is at x at time r, so that ``x + (t - r) u`` is where it is at time t. ``u(x, r, r)``
-    is the velocity itself. t < r is the way back.
+    It is the mean over times from r to t of the velocity along the trajectory that is at x at time r, so that
+    ``x + (t - r) u`` is where it is at time t. ``u(x, r, r)`` is the velocity itself.
+
+    Args:
+        x: states, ``(B, *event_shape)``.
+        r: their times, from 0 to 1, ``(B,)``.
+        t: times to go to, likewise; t < r is the way back.
+        context: a row for each state; left out where there is none.
+
+    Returns:
+        u, of x's shape.
     """
 
     def __call__(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
 
 
 class FlowMapTransform(Transform):
-    """From data to noise through jumps ``X_{r -> t}(x) = x + (t - r) u(x, r, t)``; the inverse generates.
+    """The transform from data to noise by jumps ``X_{r -> t}(x) = x + (t - r) u(x, r, t)`` of a network.
 
-    The log-determinant is that of the jumps themselves, exact however well they were trained, as long as the map is
-    one-to-one, which is checked.
+    Its inverse generates data from noise. The log-determinant is that of the jumps themselves, exact however well they
+    were trained, as long as the map is one-to-one, which is checked.
 
     Args:
         velocity: u; see `AverageVelocity`.
         num_steps: jumps of equal length, from t = 0 (noise) to 1 (data).
         allowed_folds: the largest share of samples at which the map may turn out not to be one-to-one; these get the
             log-density NaN, which has weight zero.
-        noise_width: of the noise, by which jumps are judged where a batch is concentrated.
+        noise_width: standard deviation of the noise, by which jumps are judged where a batch is concentrated.
 
     Raises:
-        ValueError: num_steps below 1, allowed_folds outside [0, 1).
+        ValueError: num_steps below 1, allowed_folds outside [0, 1); on use, a map that is not one-to-one, an average
+            velocity of another shape than x, a jump that is not finite.
     """
 
     def __init__(
@@ -88,7 +97,7 @@ class FlowMapTransform(Transform):
     @without_autocast
     @differentiates
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
-        """As `inverse`, and that nothing is left of an error."""
+        """As `inverse`; the residual is zero, as the jumps are evaluated and nothing is solved for."""
         steps = self._steps(context)
         outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
         check_resolved(steps, inputs, outputs, ~logabsdet.isnan(), self.noise_width)
@@ -101,7 +110,14 @@ class FlowMapTransform(Transform):
         return inputs
 
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
-        """``X_{r -> t}(x)``: where what is at x at times r is at times t, ``(B,)`` or numbers."""
+        """The jump ``X_{r -> t}(x)`` from x at times r to times t.
+
+        Args:
+            x: states at times r, ``(B, *event_shape)``.
+            r: their times in 0 … 1, ``(B,)`` or a number.
+            t: times to go to, likewise.
+            context: a row for each state, or None.
+        """
         r, t = (_times(value, x) for value in (r, t))
         return x + per_row(t - r, x) * self.average_velocity(x, r, t, context)
 
@@ -128,7 +144,7 @@ class FlowMapTransform(Transform):
 
 
 class FlowMap(Flow):
-    """A flow in a few jumps of a network: noise at t = 0 becomes data at t = 1 in num_steps passes.
+    """A flow map: noise at t = 0 becomes data at t = 1 in a few jumps, each one pass of a network.
 
     Its density is exact for any network whose jumps are one-to-one. The jumps back in time, of the same network, prove
     that and are where the inverse is sought: train both, as `MeanFlow`, `Distill` and `Invertible` do.
@@ -136,10 +152,14 @@ class FlowMap(Flow):
     Args:
         velocity: any module or function ``u(x, r, t, context=None)``; see `AverageVelocity`.
         event_shape: of one sample; a number is a vector of so many.
-        num_steps, allowed_folds: of `FlowMapTransform`.
+        num_steps: jumps of equal length from t = 0 to 1, one pass of the network each.
         path: from noise to data, on which u is to be fitted; says how wide the noise is.
-        distribution: the noise (default: normal, as wide as the path has it at t = 0).
-        embedding_net, context_shape: as for every `Flow`; without either, contexts are as the velocity says.
+        allowed_folds: the largest share of samples at which the map may turn out not to be one-to-one; these get the
+            log-density NaN.
+        distribution: of the noise (default: normal, as wide as the path has it at t = 0).
+        embedding_net: applied to every context, once a call.
+        context_shape: the shape of one context, as for every `Flow`; without this and embedding_net, as the velocity
+            says.
 
     Raises:
         ValueError: as `FlowMapTransform`; on densities, a map that is not one-to-one, an average velocity of another
@@ -176,20 +196,43 @@ class FlowMap(Flow):
         self.noise_width = width
 
     def average_velocity(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
-        """u at x ``(B, *event_shape)``, r and t, ``(B,)`` or numbers, given contexts as the flow takes them."""
+        """The average velocity u between two times, of x's shape; see `AverageVelocity`.
+
+        Args:
+            x: states at times r, ``(B, *event_shape)``.
+            r: their times in 0 … 1, ``(B,)`` or a number.
+            t: times to go to, likewise.
+            context: a row for each state, where the flow takes one.
+
+        Raises:
+            ValueError: times outside 0 … 1, a context that does not fit, a network that gives another shape.
+        """
         context = self._embedding_net(self._checked_context(context, len(x)))
         return self._transform.average_velocity(x, _times(r, x), _times(t, x), context)
 
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
-        """``X_{r -> t}(x)``: where what is at x at times r is at times t."""
+        """The jump ``X_{r -> t}(x)`` from x at times r to times t, of x's shape.
+
+        Args:
+            x: states at times r, ``(B, *event_shape)``.
+            r: their times in 0 … 1, ``(B,)`` or a number.
+            t: times to go to, likewise.
+            context: a row for each state, where the flow takes one.
+        """
         return self._transform.jump(x, r, t, self._embedding_net(self._checked_context(context, len(x))))
 
     def velocity(self, x: Tensor, t: Tensor | float, context: Any = None) -> Tensor:
-        """The velocity at x and t, ``u(x, t, t)``."""
+        """The velocity ``u(x, t, t)`` at x and t, of x's shape.
+
+        Args:
+            x: ``(B, *event_shape)``.
+            t: times in 0 … 1, ``(B,)`` or a number.
+            context: a row for each x, where the flow takes one.
+        """
         return self.average_velocity(x, t, t, context)
 
     def with_num_steps(self, num_steps: int) -> Self:
-        """This flow in another number of jumps: a flow of its own, with its own density, on the same weights."""
+        """This flow in another number of jumps: a new flow, with its own density, on the same weights."""
         own = self._transform
         transform = FlowMapTransform(
             own.velocity, num_steps, allowed_folds=own.allowed_folds, noise_width=own.noise_width
@@ -198,15 +241,16 @@ class FlowMap(Flow):
 
 
 class MLPFlowMap(nn.Module):
-    """``u(x, r, t, context)`` of vectors ``(B, size)``: residual layers on x, r, t - r and a context vector.
+    """A network for the average velocity ``u(x, r, t, context)`` of vectors, of residual layers.
+
+    They see x, r, t - r and the context vector. The output starts at zero.
 
     Args:
-        size: of x.
-        channels, num_layers: of the residual layers.
-        context_size: of the context vector, 0 for none.
+        size: how many numbers x has.
+        channels: width of the residual layers.
+        num_layers: how many of these.
+        context_size: how many numbers the context vector has, 0 for none.
         num_frequencies: of `TimeFeatures`; few, as u is fitted to its own derivatives in r and t.
-
-    The output starts at zero.
 
     >>> FlowMap(MLPFlowMap(2, channels=32), event_shape=(2,), num_steps=1).sample(5).shape
     torch.Size([5, 2])

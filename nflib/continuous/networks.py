@@ -22,7 +22,11 @@ __all__ = ["AdaptiveRMSNorm", "MLPVelocity", "TimeFeatures", "TransformerVelocit
 
 
 class TimeFeatures(nn.Module):
-    """Times ``(B,)`` in [0, 1] as ``t`` itself and sines and cosines of ``pi t, 2 pi t, 4 pi t …``, ``(B, size)``."""
+    """Features of times ``(B,)``: t itself and sines and cosines of ``pi t, 2 pi t, 4 pi t …``, ``(B, size)``.
+
+    Args:
+        num_frequencies: how many frequencies; the attribute `size` is one more than twice as many.
+    """
 
     def __init__(self, num_frequencies: int = 6):
         super().__init__()
@@ -60,15 +64,17 @@ class ResidualMLP(nn.Module):
 
 
 class MLPVelocity(nn.Module):
-    """``v(x, t, context)`` of vectors ``(B, size)``: residual layers on x, times and a context vector.
+    """A velocity network ``v(x, t, context)`` for vectors: residual layers on x, t and a context vector.
+
+    Its output starts at zero.
 
     Args:
-        size: of x.
-        channels, num_layers: of the residual layers.
-        context_size: of the context vector, 0 for none.
+        size: how many numbers x has.
+        channels: width of the residual layers.
+        num_layers: how many of these.
+        context_size: how many numbers the context vector has, 0 for none.
 
-    The output starts at zero.
-
+    >>> import torch
     >>> field = MLPVelocity(2, channels=32)
     >>> field(torch.zeros(5, 2), torch.rand(5)).shape
     torch.Size([5, 2])
@@ -90,8 +96,13 @@ class MLPVelocity(nn.Module):
 class AdaptiveRMSNorm(nn.Module):
     """`RMSNorm` with a gain and a bias from a condition: ``norm(x) * (1 + gain(c)) + bias(c)`` (Peebles & Xie 2023).
 
-    x ``(B, T, channels)``, condition ``(B, 1 or T, condition_channels)``. Of elementary operations, whose derivatives
-    of any order are right; those of `torch.nn.LayerNorm` are not from the third on.
+    It maps x ``(B, T, channels)`` and a condition ``(B, 1 or T, condition_channels)`` to x's shape. It is made of
+    elementary operations, whose derivatives of any order are right; those of `torch.nn.LayerNorm` are not from the
+    third on.
+
+    Args:
+        channels: of x.
+        condition_channels: of the condition.
     """
 
     def __init__(self, channels: int, condition_channels: int):
@@ -105,21 +116,25 @@ class AdaptiveRMSNorm(nn.Module):
 
 
 class TransformerVelocity(nn.Module):
-    """``v(x, t, context)`` by a transformer whose tokens all see each other; time and context steer its norms.
+    """A velocity network ``v(x, t, context)`` for images and tokens: a transformer without a causal mask.
+
+    Time and context enter by its adaptive norms. The output starts at zero.
 
     Args:
         event_shape: of x: images ``(C, H, W)``, cut into patches, or any other shape, such as tokens ``(T, C)``, cut in
             raster order into tokens of patch_size numbers; a number is a vector of so many.
         patch_size: height and width of an image's patches, or a number for both; of tokens their number of channels.
-        channels, num_layers, head_dim, expansion: of the transformer; head_dim divides channels.
-        num_classes: the context holds class labels ``(B,)``, integers, -1 for none. context_size: it holds vectors of
-            so many numbers.
-
-    The output starts at zero.
+        channels: width of the transformer.
+        num_layers: how many layers it has.
+        head_dim: channels of an attention head; divides channels.
+        expansion: hidden channels of the MLP, as a multiple of channels.
+        num_classes: where the context holds class labels ``(B,)``, integers, -1 for none: how many classes; else 0.
+        context_size: where the context holds vectors: how many numbers they have; else 0.
 
     Raises:
-        ValueError: settings or inputs that do not fit; contexts of vectors left out.
+        ValueError: settings or inputs that do not fit, or a missing context of vectors.
 
+    >>> import torch
     >>> field = TransformerVelocity((1, 4, 4), patch_size=2, channels=16, num_layers=1, head_dim=8, num_classes=3)
     >>> field(torch.zeros(5, 1, 4, 4), torch.rand(5), torch.tensor([0, 1, 2, -1, -1])).shape
     torch.Size([5, 1, 4, 4])

@@ -32,23 +32,29 @@ DENSITIES = ("map", "trace", "hutchinson")
 
 
 class ODETransform(Transform):
-    """From data to noise along ``dx/dt = v(x, t)``, backwards in time from `stop` to `start`; the inverse generates.
+    """The transform from data to noise along ``dx/dt = v(x, t)``, back in time from stop to start.
+
+    Its inverse generates data from noise.
 
     Args:
-        velocity: the field.
-        solver: how it is integrated.
+        velocity: v, any module or function ``v(x, t, context=None)``; see `Velocity`.
+        solver: how the equation is integrated, such as ``Heun(4)``.
         density: what the log-determinant is of. "map": of the very map that a fixed-step solver is, exact at any number
             of steps as long as the map is one-to-one, which is checked. "trace": the trace of the velocity's Jacobian,
             integrated by the same solver along with x, exact up to the solver's error. "hutchinson": the same with an
             estimate of the trace, for bits per dimension where dimensions are many; never a weight.
-        start, stop: the times of noise and data.
-        num_probes, probe_seed: of the estimate; all rows share the probes, Rademacher vectors drawn once for the seed.
+        start: the time of the noise.
+        stop: the time of the data, later.
+        num_probes: Rademacher vectors of the estimate by "hutchinson", the same for all rows of a batch.
+        probe_seed: of these vectors.
         allowed_folds: with "map", the largest share of samples at which the map may turn out not to be one-to-one;
             these get the log-density NaN, which has weight zero.
-        noise_width: of the noise, by which "map" judges steps where a batch is concentrated.
+        noise_width: standard deviation of the noise, by which "map" judges steps where a batch is concentrated.
 
     Raises:
-        ValueError: a density of another name, "map" without fixed steps, times not in order within 0 … 1.
+        ValueError: a density of another name, "map" without fixed steps, times not in order within 0 … 1, num_probes
+            below 1, allowed_folds outside [0, 1), an object that is no velocity or solver; on use, a map that is not
+            one-to-one, or a velocity that is not finite or of another shape than x.
     """
 
     def __init__(
@@ -78,7 +84,12 @@ class ODETransform(Transform):
         self.uses_context = takes_context(velocity)
 
     def with_solver(self, solver: Solver, density: str | None = None) -> ODETransform:
-        """The same field under another solver, and another density where one is named."""
+        """The same field under another solver: a new transform on the same weights.
+
+        Args:
+            solver: how the equation is integrated.
+            density: "map", "trace" or "hutchinson"; None: that of this transform.
+        """
         density = density or self.density
         transform = changed(self, {"solver": solver, "density": density})
         transform._set_solver(solver, density)
@@ -138,7 +149,7 @@ class ODETransform(Transform):
         return inputs
 
     def guided(self, guidance: Strength) -> ODETransform:
-        """This transform of the guided field, which takes pairs of contexts; see `Flow.guided`."""
+        """This transform along the guided field, which takes pairs of contexts; see `Flow.guided`."""
         velocity = GuidedVelocity(self.velocity, guidance)
         transform = changed(self, {"velocity": velocity})
         transform.velocity = velocity
@@ -252,16 +263,26 @@ def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor
 
 
 class ODEFlow(Flow):
-    """A flow along a velocity field: noise at t = 0 becomes data at t = 1.
+    """A continuous flow: noise at t = 0 becomes data at t = 1 along a velocity field.
 
     Args:
         velocity: any module or function ``v(x, t, context=None)``; see `Velocity`.
         event_shape: of one sample; a number is a vector of so many.
         path: which the field was, or is to be, fitted to; says how wide the noise is, and converts the velocity into a
             score.
-        solver, density, start, stop, num_probes, probe_seed, allowed_folds: of `ODETransform`.
-        distribution: the noise (default: normal, as wide as the path has it at t = start).
-        embedding_net, context_shape: as for every `Flow`; without either, contexts are as the velocity says.
+        solver: how the field is integrated.
+        density: "map", the exact log-determinant of the solver's map; "trace", integrated by the solver along with x;
+            or "hutchinson", an estimate of it; see `ODETransform`.
+        start: the time of the noise.
+        stop: the time of the data.
+        num_probes: random vectors of the estimate by "hutchinson".
+        probe_seed: of these vectors.
+        allowed_folds: with "map", the largest share of samples at which the map may turn out not to be one-to-one;
+            these get the log-density NaN.
+        distribution: of the noise (default: normal, as wide as the path has it at t = start).
+        embedding_net: applied to every context, once a call.
+        context_shape: the shape of one context, as for every `Flow`; without this and embedding_net, as the velocity
+            says.
 
     Raises:
         ValueError: as `ODETransform`; on sampling with a density, a map that is not one-to-one; a velocity that is not
@@ -315,7 +336,19 @@ class ODEFlow(Flow):
         return self._transform.start, self._transform.stop
 
     def velocity(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
-        """The field at x ``(B, *event_shape)`` and t, ``(B,)`` or a number, given contexts as the flow takes them."""
+        """The velocity field ``d x / d t`` of the flow.
+
+        Args:
+            x: ``(B, *event_shape)``.
+            t: times in 0 … 1, ``(B,)`` or a number.
+            context: a row for each x, where the flow takes one.
+
+        Returns:
+            Of x's shape.
+
+        Raises:
+            ValueError: a time outside 0 … 1, or a context that does not fit.
+        """
         return self._evaluated(self._transform.velocity, x, t, context)
 
     def _evaluated(self, field: Velocity, x: Tensor, t: Tensor, context: Any) -> Tensor:
@@ -325,7 +358,12 @@ class ODEFlow(Flow):
         return evaluated(in_single_precision(field), x, t, context)
 
     def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
-        """As `Flow.guided`: an ODE flow along the guided field. guidance: a strength, see `GuidedVelocity`."""
+        """This flow under classifier-free guidance: an `ODEFlow` along the guided field, on the same weights.
+
+        Args:
+            guidance: the strength, a number (1: the conditional flow itself) or a function; see `GuidedVelocity`.
+            unconditional: the context of the unconditional branch, as for `Flow.guided`.
+        """
         guided = super().guided(guidance, unconditional)  # type: ignore[arg-type]
         arguments = {
             "velocity": guided._transform.velocity,
@@ -336,7 +374,11 @@ class ODEFlow(Flow):
         return changed(self, arguments, **guided._modules)  # type: ignore[arg-type]
 
     def with_solver(self, solver: Solver, density: str | None = None) -> Self:
-        """This flow under another solver, and another density where one is named: a flow of its own, on its weights.
+        """This flow under another solver: a new flow, with its own density, on the same weights.
+
+        Args:
+            solver: how the field is integrated.
+            density: "map", "trace" or "hutchinson"; None: that of this flow.
 
         >>> import torch
         >>> from nflib.continuous import Dopri5

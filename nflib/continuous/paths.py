@@ -29,9 +29,16 @@ __all__ = [
 
 
 class Coefficients(NamedTuple):
-    """Of a path at times t, and their derivatives in t; each of the shape of t.
+    """Coefficients of a path ``x_t = alpha x0 + beta x1 + gamma z`` at times t, and their derivatives in t.
 
-    gamma_gamma_dot: the product of gamma and its derivative, finite where the derivative is not.
+    Attributes:
+        alpha: of the noise x0; as all others, of the shape of t.
+        beta: of the data x1.
+        alpha_dot: derivative of alpha.
+        beta_dot: derivative of beta.
+        gamma: of the latent z.
+        gamma_dot: derivative of gamma.
+        gamma_gamma_dot: the product of gamma and its derivative, finite where the derivative is not.
     """
 
     alpha: Tensor
@@ -43,21 +50,28 @@ class Coefficients(NamedTuple):
     gamma_gamma_dot: Tensor
 
     def like(self, x: Tensor) -> Coefficients:
-        """The same, in x's dtype, with dimensions of size 1 after the first, so that they multiply x."""
+        """The same coefficients in x's dtype, with dimensions of size 1 after the first, so that they multiply x."""
         return Coefficients(*(per_row(c.to(x.dtype), x) for c in self))
 
 
 class Path:
-    """The interpolant ``alpha(t) x0 + beta(t) x1 + gamma(t) z``. A subclass writes `_coefficients`.
+    """A path from noise x0 to data x1: the interpolant ``x_t = alpha(t) x0 + beta(t) x1 + gamma(t) z``.
 
-    Times are tensors ``(B,)`` in [0, 1]; events have any shape. Conversions hold for x0 standard normal and gamma = 0;
-    each is singular where alpha, beta or their Wronskian is zero, and then not finite.
+    The base of all paths; a subclass writes `_coefficients`. Times are tensors ``(B,)`` in [0, 1]; events have any
+    shape. A velocity ``v = E[d x_t / dt | x_t]``, a score ``s = d log p_t / dx``, a denoiser ``E[x1 | x_t]`` and a
+    noise predictor ``E[x0 | x_t]`` are converted into each other, number by number. This holds for x0 standard normal
+    and gamma = 0, and raises ValueError for a path with a latent; each conversion is singular where alpha, beta or
+    their Wronskian is zero, and then not finite.
     """
 
     one_sided = True
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """alpha, beta, gamma and their derivatives at times t. Raises ValueError for a time outside 0 … 1."""
+        """alpha, beta, gamma and their derivatives at times t ``(B,)``.
+
+        Raises:
+            ValueError: a time outside 0 … 1.
+        """
         check_times(t)
         return self._coefficients(t)
 
@@ -65,54 +79,126 @@ class Path:
         raise NotImplementedError
 
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
-        """``x_t`` of noise x0 and data x1, ``(B, *event_shape)``; z: the latent of a path with gamma."""
+        """The points ``x_t`` between noise and data.
+
+        Args:
+            x0: noise, ``(B, *event_shape)``.
+            x1: data, of the same shape.
+            t: times, ``(B,)``.
+            z: the latent of a path with gamma, standard normal, of the same shape; None: left out.
+        """
         return self.pair(x0, x1, t, z)[0]
 
     def velocity(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
-        """``d x_t / dt`` of one pair: what a velocity field is fitted to."""
+        """The velocities ``d x_t / dt`` of pairs of noise and data, to which a velocity field is fitted.
+
+        Args:
+            x0: noise, ``(B, *event_shape)``.
+            x1: data, of the same shape.
+            t: times, ``(B,)``.
+            z: the latent of a path with gamma, standard normal, of the same shape; None: left out.
+        """
         return self.pair(x0, x1, t, z)[1]
 
     def pair(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`interpolate` and `velocity` at once."""
+        """`interpolate` and `velocity` at once.
+
+        Args:
+            x0: noise, ``(B, *event_shape)``.
+            x1: data, of the same shape.
+            t: times, ``(B,)``.
+            z: the latent of a path with gamma, standard normal, of the same shape; None: left out.
+
+        Returns:
+            The points ``x_t`` and their velocities, each of that shape.
+        """
         c = self.coefficients(t).like(x1)
         x, v = c.alpha * x0 + c.beta * x1, c.alpha_dot * x0 + c.beta_dot * x1
         return (x, v) if z is None else (x + c.gamma * z, v + c.gamma_dot * z)
 
     def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``s = (beta v - beta' x) / (alpha (beta' alpha - alpha' beta))``."""
+        """The score of a velocity: ``s = (beta v - beta' x) / (alpha (beta' alpha - alpha' beta))``.
+
+        Args:
+            v: velocities, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         c = self._one_sided(t, x)
         return (c.beta * v - c.beta_dot * x) / (c.alpha * (c.beta_dot * c.alpha - c.alpha_dot * c.beta))
 
     def velocity_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``v = (beta' x + alpha (beta' alpha - alpha' beta) s) / beta``."""
+        """The velocity of a score: ``v = (beta' x + alpha (beta' alpha - alpha' beta) s) / beta``.
+
+        Args:
+            s: scores, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         c = self._one_sided(t, x)
         return (c.beta_dot * x + c.alpha * (c.beta_dot * c.alpha - c.alpha_dot * c.beta) * s) / c.beta
 
     def noise_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``E[x0 | x_t] = -alpha s``."""
+        """The noise predicted by a score: ``E[x0 | x_t] = -alpha s``.
+
+        Args:
+            s: scores, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         return -self._one_sided(t, x).alpha * s
 
     def score_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``s = -E[x0 | x_t] / alpha``."""
+        """The score of predicted noise: ``s = -E[x0 | x_t] / alpha``.
+
+        Args:
+            noise: ``E[x0 | x_t]``, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         return -noise / self._one_sided(t, x).alpha
 
     def denoised_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``E[x1 | x_t] = (x_t + alpha^2 s) / beta``."""
+        """The denoised data of a score: ``E[x1 | x_t] = (x_t + alpha^2 s) / beta``.
+
+        Args:
+            s: scores, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         c = self._one_sided(t, x)
         return (x + c.alpha.square() * s) / c.beta
 
     def score_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``s = (beta E[x1 | x_t] - x_t) / alpha^2``."""
+        """The score of denoised data: ``s = (beta E[x1 | x_t] - x_t) / alpha^2``.
+
+        Args:
+            denoised: ``E[x1 | x_t]``, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         c = self._one_sided(t, x)
         return (c.beta * denoised - x) / c.alpha.square()
 
     def velocity_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``v = alpha' (x_t - beta D) / alpha + beta' D``, D = E[x1 | x_t]: singular at alpha = 0 alone."""
+        """The velocity of denoised data D: ``v = alpha' (x_t - beta D) / alpha + beta' D``; singular at alpha = 0.
+
+        Args:
+            denoised: D, ``E[x1 | x_t]``, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         c = self._one_sided(t, x)
         return c.alpha_dot * (x - c.beta * denoised) / c.alpha + c.beta_dot * denoised
 
     def velocity_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``v = alpha' E + beta' (x_t - alpha E) / beta``, E = E[x0 | x_t]: singular at beta = 0 alone."""
+        """The velocity of predicted noise E: ``v = alpha' E + beta' (x_t - alpha E) / beta``; singular at beta = 0.
+
+        Args:
+            noise: E, ``E[x0 | x_t]``, ``(B, *event_shape)``.
+            x: points of the path, of the same shape.
+            t: times, ``(B,)``.
+        """
         c = self._one_sided(t, x)
         return c.alpha_dot * noise + c.beta_dot * (x - c.alpha * noise) / c.beta
 
@@ -132,11 +218,15 @@ def _without_latent(alpha: Tensor, beta: Tensor, alpha_dot: Tensor, beta_dot: Te
 @keep_arguments
 @dataclass(frozen=True)
 class LinearPath(Path):
-    """``x_t = (1 - t) x0 + t x1``: rectified flow, flow matching with straight conditional paths.
+    """Straight lines ``x_t = (1 - t) x0 + t x1``: the path of rectified flows and of flow matching.
 
-    sigma_min: width that is left of the noise at t = 1, ``(1 - (1 - sigma_min) t) x0 + t x1`` (Lipman et al. 2023).
-    Raises ValueError for one outside [0, 1).
+    Args:
+        sigma_min: width that is left of the noise at t = 1, ``(1 - (1 - sigma_min) t) x0 + t x1`` (Lipman et al. 2023).
 
+    Raises:
+        ValueError: a sigma_min outside [0, 1).
+
+    >>> import torch
     >>> path = LinearPath()
     >>> path.interpolate(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
     tensor([[0.2500, 0.2500]])
@@ -158,7 +248,7 @@ class LinearPath(Path):
 @keep_arguments
 @dataclass(frozen=True)
 class TrigonometricPath(Path):
-    """``x_t = cos(pi t / 2) x0 + sin(pi t / 2) x1``: variance-preserving for data of unit variance."""
+    """The trigonometric path ``x_t = cos(pi t / 2) x0 + sin(pi t / 2) x1``: of unit variance where the data are."""
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         sine, cosine = (0.5 * math.pi * t).sin(), (0.5 * math.pi * (1 - t)).sin()
@@ -168,11 +258,18 @@ class TrigonometricPath(Path):
 @keep_arguments
 @dataclass(frozen=True)
 class VariancePreservingPath(Path):
-    """The diffusion with linear rate ``beta_min + s (beta_max - beta_min)`` at s = 1 - t (Song et al. 2021).
+    """The variance-preserving diffusion of linear rate ``beta_min + s (beta_max - beta_min)`` at s = 1 - t.
 
-    ``beta(t) = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2)``, ``alpha = sqrt(1 - beta^2)``. At t = 0 a share
-    beta(0) of the data is left (0.0066 by default), which a standard normal base leaves out. alpha' diverges at t = 1.
-    Raises ValueError unless 0 <= beta_min <= beta_max, the latter positive.
+    ``beta(t) = exp(-s^2 (beta_max - beta_min) / 4 - s beta_min / 2)``, ``alpha = sqrt(1 - beta^2)`` (Song et al. 2021).
+    At t = 0 a share beta(0) of the data is left (0.0066 by default), which a standard normal base leaves out. alpha'
+    diverges at t = 1.
+
+    Args:
+        beta_min: rate at the data, t = 1.
+        beta_max: rate at the noise, t = 0.
+
+    Raises:
+        ValueError: unless 0 <= beta_min <= beta_max, the latter positive and finite.
     """
 
     beta_min: float = 0.1
@@ -196,9 +293,14 @@ class VariancePreservingPath(Path):
 @keep_arguments
 @dataclass(frozen=True)
 class VarianceExplodingPath(Path):
-    """``x_t = x1 + sigma x0`` with ``sigma = sigma_max (sigma_min / sigma_max)^t``: of noise as wide as sigma_max.
+    """The variance-exploding path ``x_t = x1 + sigma x0`` with ``sigma = sigma_max (sigma_min / sigma_max)^t``.
 
-    Raises ValueError unless 0 < sigma_min < sigma_max.
+    Args:
+        sigma_min: standard deviation of the noise that is left at t = 1, in the unit of the data.
+        sigma_max: standard deviation of the noise at t = 0.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max, both finite.
     """
 
     sigma_min: float = 0.01
@@ -217,11 +319,17 @@ class VarianceExplodingPath(Path):
 @keep_arguments
 @dataclass(frozen=True)
 class TwoSidedPath(Path):
-    """``(1 - t) x0 + t x1 + sqrt(a t (1 - t)) z``: a stochastic interpolant between any two densities.
+    """A stochastic interpolant between any two densities: ``(1 - t) x0 + t x1 + sqrt(a t (1 - t)) z``.
 
     (Albergo, Boffi & Vanden-Eijnden 2023, arXiv:2303.08797.) Its drift ``b = E[d x_t / dt | x_t]`` and its score
     ``s = -E[z | x_t] / gamma`` are learnt apart; gamma' diverges at both ends, ``gamma gamma' = a (1 - 2 t) / 2`` does
-    not. Raises ValueError for an `a` that is not positive.
+    not.
+
+    Args:
+        a: four times the variance that the latent adds at t = 1/2.
+
+    Raises:
+        ValueError: an `a` that is not positive and finite.
     """
 
     a: float = 1.0

@@ -13,13 +13,19 @@ Potential = Callable[[Tensor, Tensor], Tensor]
 
 
 def potential_step(potential: Potential, z: Tensor, t: Tensor) -> Tensor:
-    """``z + grad u(z, t)`` (Song et al. 2023, arXiv:2304.12944); differentiable in the potential's parameters.
+    """A step of latents along the gradient of a potential, ``z + grad u(z, t)`` (Song et al. 2023, arXiv:2304.12944).
+
+    Differentiable in the potential's parameters.
 
     Args:
         potential: u, a module or function of z and t that gives ``(B,)`` and treats each row by itself.
-        z: ``(B, D)``.
-        t: ``(B,)``.
+        z: latents, ``(B, D)``.
+        t: times, ``(B,)``.
 
+    Returns:
+        The latents after the step, ``(B, D)``.
+
+    >>> import torch
     >>> potential_step(lambda z, t: 0.5 * t * z.square().sum(1), torch.ones(1, 2), torch.ones(1))
     tensor([[2., 2.]])
     """
@@ -27,9 +33,18 @@ def potential_step(potential: Potential, z: Tensor, t: Tensor) -> Tensor:
 
 
 def wave_residual(potential: Potential, z: Tensor, t: Tensor, speed: float | Tensor) -> Tensor:
-    """``u_tt - speed^2 Laplacian u`` at each row, ``(B,)``: its mean square is the loss of a potential that is a wave.
+    """The residual ``u_tt - speed^2 Laplacian u`` of the wave equation, whose mean square is a loss for a potential.
 
-    By exact second derivatives, of the arguments of `potential_step`; speed: a number, or one that is learnt.
+    Second derivatives are exact.
+
+    Args:
+        potential: u, as for `potential_step`.
+        z: latents, ``(B, D)``.
+        t: times, ``(B,)``.
+        speed: of the wave, a number, or a tensor that is learnt.
+
+    Returns:
+        The residual at each row, ``(B,)``.
     """
     u = _of_one(potential)
     curvature = torch.func.vmap(torch.func.hessian(u))(z, t).diagonal(dim1=1, dim2=2).sum(1)

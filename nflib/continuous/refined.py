@@ -16,7 +16,7 @@ __all__ = ["RefinedSteps"]
 
 
 class RefinedSteps(nn.Module):
-    """The average velocity of num_steps steps from r to t with one evaluation of a field, at the beginning.
+    """An average velocity from r to t by num_steps steps that evaluate a field only once, at the beginning.
 
     Steps are those of `PseudoCorrector`, Heun's method with slopes used twice, but of the slopes only the first is the
     field's; each further one is the last slope and what a small refiner adds to it, ``v_k = v_{k-1} + refiner(x_k, t_k,
@@ -28,10 +28,10 @@ class RefinedSteps(nn.Module):
         field: v, a velocity that is already fitted.
         refiner: a module or function ``(x, t, v, context)``, without the context where there is none; a step should
             not be longer than those on which it was fitted.
-        num_steps: of a run.
+        num_steps: equal steps of a run from r to t.
 
     Raises:
-        ValueError: no step.
+        ValueError: num_steps below 1.
 
     >>> import torch
     >>> from nflib.continuous import FlowMap, MLPVelocity
@@ -62,6 +62,13 @@ class RefinedSteps(nn.Module):
         return total / self.num_steps
 
     def refined(self, x: Tensor, t: Tensor, slope: Tensor, context: Any = None) -> Tensor:
-        """The slope at x ``(B, *event_shape)`` and t ``(B,)``, of that one step before."""
+        """The slope at a point, refined from that of the step before.
+
+        Args:
+            x: the point, ``(B, *event_shape)``.
+            t: its time, ``(B,)``.
+            slope: of the step before, of x's shape.
+            context: a row for each x, or None.
+        """
         refiner = in_single_precision(self.refiner)
         return slope + (refiner(x, t, slope) if context is None else refiner(x, t, slope, context))

@@ -13,10 +13,15 @@ __all__ = ["LogitNormalTimes", "ModeTimes", "Times", "UShapedTimes", "UniformTim
 
 
 class Times(Protocol):
-    """A density on [0, 1]."""
+    """A probability density of times on [0, 1]."""
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Times ``(num_samples,)``, drawn on the generator's device."""
+        """Draw times ``(num_samples,)``.
+
+        Args:
+            num_samples: how many.
+            generator: of the random numbers, on whose device the times are; None: torch's global one.
+        """
         ...
 
     def log_prob(self, t: Tensor) -> Tensor:
@@ -26,7 +31,7 @@ class Times(Protocol):
 
 @dataclass(frozen=True)
 class UniformTimes:
-    """All times alike."""
+    """Uniform times on [0, 1]."""
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.rand(num_samples, generator=generator, device=None if generator is None else generator.device)
@@ -37,12 +42,17 @@ class UniformTimes:
 
 @dataclass(frozen=True)
 class LogitNormalTimes:
-    """``t = sigmoid(u)``, u normal with this mean and standard deviation: middle times more often (Esser et al. 2024).
+    """Logit-normal times, ``t = sigmoid(u)`` of a normal u: those in the middle more often (Esser et al. 2024).
 
     Times run from noise to data. For a setting of Stable Diffusion 3's paper (arXiv:2403.03206), whose times run from
     data to noise, the mean changes sign.
 
-    Raises ValueError for a standard deviation that is not positive.
+    Args:
+        mean: of u; a positive one prefers times near the data.
+        std: standard deviation of u.
+
+    Raises:
+        ValueError: a standard deviation that is not positive.
     """
 
     mean: float = 0.0
@@ -64,11 +74,16 @@ class LogitNormalTimes:
 
 @dataclass(frozen=True)
 class ModeTimes:
-    """``t = 1 - u - scale (cos^2(pi u / 2) - 1 + u)``, u uniform: middle times more often, none left out (Esser 2024).
+    """Mode sampling of times: ``t = 1 - u - scale (cos^2(pi u / 2) - 1 + u)`` of a uniform u (Esser et al. 2024).
 
-    The same in both directions of time. A negative scale prefers the ends.
+    Times in the middle come more often, and none is left out (arXiv:2403.03206). The density is the same in both
+    directions of time.
 
-    Raises ValueError for a scale outside -1 … 2 / (pi - 2), where the map of u is not one-to-one.
+    Args:
+        scale: how much more often; 0: uniform, negative: the ends more often.
+
+    Raises:
+        ValueError: a scale outside -1 … 2 / (pi - 2), where the map of u is not one-to-one.
     """
 
     scale: float = 1.29
@@ -95,9 +110,15 @@ class ModeTimes:
 
 @dataclass(frozen=True)
 class UShapedTimes:
-    """``p(t)`` proportional to ``e^(a t) + e^(a (1 - t))``: the ends more often (Lee et al. 2024, arXiv:2405.20320).
+    """U-shaped density ``e^(a t) + e^(a (1 - t))`` of times, unnormalised: the ends more often (Lee et al. 2024).
 
-    Raises ValueError for an `a` that is not positive.
+    (arXiv:2405.20320.)
+
+    Args:
+        a: how strongly the ends are preferred.
+
+    Raises:
+        ValueError: an `a` that is not positive.
     """
 
     a: float = 4.0

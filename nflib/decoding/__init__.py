@@ -1,4 +1,4 @@
-"""How an autoregressive map is inverted: one windowed fixed-point solver, chosen by the caller, and its report."""
+"""Decoders, which invert autoregressive maps by one windowed fixed-point solver, and reports of what they did."""
 
 from nflib.decoding.auto import Auto, plan
 from nflib.decoding.fixed_point import GaussSeidelJacobi, Jacobi, Sequential

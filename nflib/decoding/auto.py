@@ -27,12 +27,23 @@ WORTH_IT = 0.85
 
 
 class Auto:
-    """Inverts each map with the window that was fastest for it, measured once for each batch size on this device.
+    """A decoder that uses for each map the window that is fastest on this device, as measured once per batch size.
 
-    Candidates are token by token, all tokens (also with early sweeps in bfloat16), and the powers of two between.
-    tolerance: as for `GaussSeidelJacobi`, looking `ahead`. plan: measurements to start from, such as
-    `nflib.decoding.plan` makes or `DecodingPlan.load` reads; what is missing is measured when first needed, which takes
-    several inversions, and kept in `plan`. One object may serve several flows and threads.
+    Candidates are one token, all tokens (also with early sweeps in bfloat16), and the powers of two between. What is
+    not in the plan yet is measured when first needed, which takes several inversions, and added to it. One object may
+    serve several flows and threads.
+
+    Args:
+        plan: measurements to start from, as `nflib.decoding.plan` makes or `DecodingPlan.load` reads them (default:
+            none).
+        tolerance: as for `GaussSeidelJacobi`, with `ahead`.
+
+    >>> from nflib import decoding, flows
+    >>> flow = flows.TARFlow(event_shape=(2,), channels=32, num_blocks=1, layers_per_block=1, head_dim=16)
+    >>> decoder = decoding.Auto()
+    >>> x = flow.sample(4, decoding=decoder)  # measures, and keeps what it found in decoder.plan
+    >>> len(decoder.plan.measured)
+    1
     """
 
     def __init__(self, plan: DecodingPlan | None = None, tolerance: float = 2e-4):
@@ -57,7 +68,13 @@ class Auto:
         return self.decoder(setting.fingerprint, best.window, best.warmup)(map, noise, encoded_context, prefix)
 
     def decoder(self, fingerprint: str, window: int, warmup: bool) -> GaussSeidelJacobi:
-        """What inverts the map of this fingerprint with that window."""
+        """The decoder for one map and window.
+
+        Args:
+            fingerprint: identifies the map, for its initial guess in the plan.
+            window: tokens of a sweep; 1 decodes sequentially.
+            warmup: whether early sweeps are in bfloat16.
+        """
         if window == 1:
             return Sequential()
         guess = self.plan.initial_guesses.get(fingerprint, "latent")
@@ -91,10 +108,18 @@ def plan(
     num_samples: int = 1024,
     seed: int = 0,
 ) -> DecodingPlan:
-    """A plan for `Auto`: initial guesses fitted to `num_samples` samples of each map, and windows for each batch size.
+    """Measure a flow to make a plan for `Auto`: a window for each map and batch size, and fitted initial guesses.
 
-    flow: a `nflib.Flow`. context: rows of it are used in turn. Maps of more than 512 numbers get no initial guess of
-    their own. Raises ValueError for a batch size or number of samples below 1.
+    Args:
+        flow: a `nflib.flows.Flow`.
+        batch_sizes: how many samples are decoded at once; each is measured.
+        context: contexts to sample with, where the flow takes one; rows are used in turn.
+        tolerance: as for `Auto`.
+        num_samples: samples to which the initial guess of each map is fitted. Maps of more than 512 numbers get none.
+        seed: of the samples.
+
+    Raises:
+        ValueError: no batch size, or a batch size or number of samples below 1.
     """
     if not batch_sizes or min(batch_sizes) < 1 or num_samples < 1:
         raise ValueError(f"batch_sizes {list(batch_sizes)} and num_samples {num_samples} must be positive numbers.")

@@ -53,25 +53,37 @@ class State:
 
 
 class GaussSeidelJacobi:
-    """Solves ``u_t = f(z_t; u_<t)``, affine or not, by sweeps over a sliding window of `block_size` tokens.
+    """Gauss-Seidel-Jacobi decoding: solves ``u_t = f(z_t; u_<t)``, affine or not, by sweeps over a sliding window.
 
     A sweep computes the window's parameters in parallel, given the cached keys and values of the committed tokens
     before it. It commits the leading tokens that changed by at most `tolerance` in all samples, and the one after
     them, whose parameters are then those of committed tokens; the window slides on. So T sweeps always suffice, and
     tolerance 0 gives sequential decoding's result to rounding (Song et al. 2021; GS-Jacobi, arXiv 2505.12849).
 
-    tolerance: absolute, in the units of u. max_sweeps: at most so many in a map, the last one over all tokens left.
-    initial_guess: "latent" (z itself), "zeros", a tensor that broadcasts to z, or a `PreviousFrame`. Guesses that
-    overflow start again from the latent. A sample whose own solution overflows becomes NaN, and does not hold up the
-    others. warmup: a dtype such as torch.bfloat16, in which the first sweeps over a window of all tokens are made, as
-    long as they help; what they find is only a better guess. ahead: with all remaining tokens in the window, do not
-    wait for a sweep that changes nothing: stop with what the last one found once the next, by the rate at which changes
-    shrink, would stay within the tolerance.
+    The logabsdet of the `Inversion` that it returns is exact for these tokens at any tolerance, as a committed token
+    keeps the value that its successors read, unless it looked `ahead`. Guesses that overflow start again from the
+    latent. A sample whose own solution overflows becomes NaN, and does not hold up the others. No gradient flows
+    through the result. `begin`, `sweep` and `finish` take single steps.
 
-    A `nflib.interfaces.Decoder`: the logabsdet of the `Inversion` that it returns is exact for these tokens at any
-    tolerance, as a committed token keeps the value that its successors read, unless it looked `ahead`. No gradient
-    flows through the result. `begin` and `sweep` take single steps. Raises ValueError for settings out of range, or an
-    initial guess or prefix of another shape.
+    Args:
+        block_size: tokens of the window; None for all that are left (see `Jacobi`), 1 for one by one (`Sequential`).
+        tolerance: absolute, in the units of u.
+        max_sweeps: at most so many in a map, the last one over all tokens left (default: no limit).
+        initial_guess: "latent" (z itself), "zeros", a tensor that broadcasts to z, a `PreviousFrame` or an
+            `AffineGuess`.
+        warmup: a dtype such as torch.bfloat16 for the first sweeps, as long as they help, where the window holds all
+            tokens; what they find is only a better guess (default: none).
+        ahead: with all remaining tokens in the window, do not wait for a sweep that changes nothing: stop with what the
+            last one found once the next, by the rate at which changes shrink, would stay within the tolerance.
+
+    Raises:
+        ValueError: settings out of range, or an initial guess or prefix of another shape.
+
+    >>> from nflib import decoding, flows
+    >>> flow = flows.TARFlow(event_shape=(12,), channels=32, num_blocks=2, head_dim=16)
+    >>> x = flow.sample(5, seed=0, decoding=decoding.GaussSeidelJacobi(block_size=4))
+    >>> torch.allclose(x, flow.sample(5, seed=0), atol=1e-4)
+    True
     """
 
     def __init__(
@@ -106,7 +118,7 @@ class GaussSeidelJacobi:
 
     @torch.inference_mode()
     def begin(self, map: CausalMap, noise: Tensor, encoded_context: Any, prefix: Tensor | None = None) -> State:
-        """An inversion before its first sweep."""
+        """Start an inversion, without a sweep yet; arguments as for a call, see `Decoder`."""
         batch_size, num_tokens, _ = noise.shape
         if prefix is not None:
             _check_prefix(prefix, noise)
@@ -193,7 +205,20 @@ class GaussSeidelJacobi:
 
 
 class Jacobi(GaussSeidelJacobi):
-    """`GaussSeidelJacobi` with a window over all tokens not yet committed (Jacobi iteration)."""
+    """Jacobi iteration: all tokens not yet committed are updated at once, in few sweeps where they depend weakly.
+
+    `GaussSeidelJacobi` with a window over all tokens.
+
+    Args:
+        tolerance: absolute, in the units of u; 0 gives sequential decoding's result to rounding.
+        max_sweeps: at most so many in a map (default: no limit).
+        initial_guess: as for `GaussSeidelJacobi`.
+        warmup: as for `GaussSeidelJacobi`.
+
+    >>> from nflib import decoding, flows
+    >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)
+    >>> x, log_prob = flow.sample_and_log_prob(5, seed=0, decoding=decoding.Jacobi(tolerance=1e-3))
+    """
 
     def __init__(
         self,
@@ -206,7 +231,10 @@ class Jacobi(GaussSeidelJacobi):
 
 
 class Sequential(GaussSeidelJacobi):
-    """`GaussSeidelJacobi` with a window of one token: each is computed once, in T steps, exactly."""
+    """Sequential decoding, token by token: each of T tokens is computed once, exactly. The default decoder.
+
+    `GaussSeidelJacobi` with a window of one token.
+    """
 
     def __init__(self) -> None:
         super().__init__(1, 0.0)

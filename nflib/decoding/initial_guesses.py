@@ -42,10 +42,20 @@ class Given(Latent):
 
 
 class PreviousFrame(Latent):
-    """A token's initial guess is the token one frame earlier, as decoded by then; in the first frame, its latent.
+    """Initial guess for video: each token is guessed as the same token one frame earlier, as decoded by then.
 
     Neighbouring frames of a video are alike, so that a frame converges in fewer sweeps (STARFlow-V, arXiv 2511.20462).
-    Raises ValueError for a frame_length below 1.
+    In the first frame the guess is the latent.
+
+    Args:
+        frame_length: tokens of a frame.
+
+    Raises:
+        ValueError: frame_length is below 1.
+
+    >>> from nflib import decoding, flows
+    >>> flow = flows.TARFlow(event_shape=(12,), channels=32, num_blocks=2, head_dim=16)
+    >>> x = flow.sample(5, seed=0, decoding=decoding.Jacobi(initial_guess=PreviousFrame(4)))
     """
 
     def __init__(self, frame_length: int):
@@ -62,9 +72,13 @@ class PreviousFrame(Latent):
 
 
 class AffineGuess(Latent):
-    """The initial guess is an affine function of all of z: ``u = z matrix + bias``, flattened, as `fit` found it.
+    """Initial guess by an affine function of all of z: ``u = z matrix + bias``, with z and u flattened; see `fit`.
 
-    It takes in what a map does on average, and saves the first sweep or two. matrix ``(T C, T C)``, bias ``(T C,)``.
+    It takes in what a map does on average, and saves the first sweep or two.
+
+    Args:
+        matrix: ``(T C, T C)``, for T tokens of C numbers.
+        bias: ``(T C,)``.
     """
 
     def __init__(self, matrix: Tensor, bias: Tensor):
@@ -73,7 +87,13 @@ class AffineGuess(Latent):
 
     @classmethod
     def fit(cls, noise: Tensor, u: Tensor, ridge: float = 1e-2) -> AffineGuess:
-        """Ridge regression of solutions u ``(N, T, C)`` on their z, over the samples that are finite."""
+        """Ridge regression of solutions on their noise, over the samples that are finite.
+
+        Args:
+            noise: z, ``(N, T, C)``.
+            u: the solutions, ``(N, T, C)``.
+            ridge: weight of the penalty, which draws the guess towards z itself.
+        """
         finite = u.isfinite().flatten(1).all(-1) & noise.isfinite().flatten(1).all(-1)
         inputs, targets = (part[finite].flatten(1).double() for part in (noise, u))
         number = max(len(inputs), 1)

@@ -24,9 +24,13 @@ PLAN_NAME = "decoding_plan.safetensors"
 
 @dataclass(frozen=True)
 class Measured:
-    """How one map is inverted best. window: tokens of a sweep; warmup: whether early sweeps are in bfloat16.
+    """The fastest way to invert one map.
 
-    seconds: what an inversion of the measured batch took; sequential_seconds: the same, token by token.
+    Attributes:
+        window: tokens of a sweep.
+        warmup: whether early sweeps are in bfloat16.
+        seconds: what an inversion of the measured batch took.
+        sequential_seconds: what it took token by token.
     """
 
     window: int
@@ -37,7 +41,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement holds for: a map (its fingerprint), a number of tokens to find, a batch size, a device."""
+    """What a measurement is valid for.
+
+    Attributes:
+        fingerprint: identifies the map.
+        num_tokens: tokens to find.
+        batch_size: rounded up to a power of two.
+        device: name of the device, with its number of threads for a processor.
+    """
 
     fingerprint: str
     num_tokens: int
@@ -54,7 +65,13 @@ class Setting:
 
 @dataclass
 class DecodingPlan:
-    """Measurements, and initial guesses fitted to maps: `print` shows a table, `save` and `load` keep it with a model.
+    """What `Auto` decodes by: the fastest window of each map, and initial guesses. `print` shows it as a table.
+
+    `nflib.decoding.plan` makes one; `save` and `load` keep it with a model.
+
+    Attributes:
+        measured: the fastest decoding for each map, number of tokens, batch size and device.
+        initial_guesses: the fitted guess of each map, by the map's fingerprint.
 
     >>> from nflib import decoding, flows
     >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)
@@ -91,7 +108,7 @@ class DecodingPlan:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> DecodingPlan:
-        """The plan in `folder`; raises FileNotFoundError without one, ValueError for a damaged one."""
+        """Read the plan in `folder`. Raises FileNotFoundError without one, ValueError for a damaged one."""
         path = Path(folder) / PLAN_NAME
         if not path.is_file():
             raise FileNotFoundError(f"there is no {PLAN_NAME} in {Path(folder)}; make one with nflib.decoding.plan.")

@@ -12,10 +12,12 @@ from nflib.interfaces import BlockReport, largest_residual
 
 @dataclass
 class DecodingReport:
-    """The maps inverted within a `report` block, in the order of their inversion: one entry for each call.
+    """What decoding cost within a `report` block, and how exact it was. `print` shows it as a table.
 
-    round_trip_error: the largest ``|transform(x) - z|`` in any number of the noise z that a flow decoded to a finite
-    x; None until a flow has sampled. (Measuring it takes a forward pass after each batch.)
+    Attributes:
+        blocks: a report for each map inverted, in the order of inversion.
+        round_trip_error: the largest ``|transform(x) - z|`` in any number of the noise z that a flow decoded to a
+            finite x; None until a flow has sampled. (Measuring it takes a forward pass after each batch.)
     """
 
     blocks: list[BlockReport] = field(default_factory=list)
@@ -23,20 +25,22 @@ class DecodingReport:
 
     @property
     def sweeps(self) -> int:
+        """Sweeps of all maps together, those in a lower precision not counted."""
         return sum(block.sweeps for block in self.blocks)
 
     @property
     def tokens_computed(self) -> int:
+        """Tokens that all sweeps of all maps computed, for every sample of the batch."""
         return sum(block.tokens_computed for block in self.blocks)
 
     @property
     def tokens_needed(self) -> int:
-        """What sequential decoding computes: every token once."""
+        """Tokens that sequential decoding would compute: every token once."""
         return sum(block.num_tokens for block in self.blocks)
 
     @property
     def residual(self) -> float | None:
-        """The largest residual of any block; None where a decoder did not say."""
+        """The largest residual of any map; None where a decoder did not say."""
         return largest_residual(block.residual for block in self.blocks)
 
     def __repr__(self) -> str:
@@ -57,7 +61,10 @@ _active: ContextVar[tuple[DecodingReport, ...]] = ContextVar("nflib_decoding_rep
 
 @contextmanager
 def report() -> Iterator[DecodingReport]:
-    """Collects what is decoded within the block, in this thread.
+    """Report what decoding costs in this thread while the block lasts.
+
+    Yields:
+        A `DecodingReport`, filled while the block runs.
 
     >>> from nflib import decoding, flows
     >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)

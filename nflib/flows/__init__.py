@@ -1,4 +1,4 @@
-"""Flows, and named ones, which are settings of the one engine."""
+"""Normalizing flows: the general `Flow`, the `TARFlow`, and `GivenFlow`, a flow with its context fixed."""
 
 from nflib.flows.flow import Flow
 from nflib.flows.given import GivenFlow

@@ -32,17 +32,20 @@ from nflib.transforms.inversion import input_shape, invert, uses_context
 
 
 class Flow(Pretrained, NFlowsFlow):
-    """A density on events: a base distribution carried through an invertible transform.
+    """A normalizing flow: the density that a base distribution has when carried through an invertible transform.
 
     ``log_prob(x) = log base(z) + logabsdet`` with ``z, logabsdet = transform(x)``, in nats, summed over the event.
     Any nflows transform will do, and any distribution of nflows or `torch.distributions`.
 
     Args:
-        transform: from data to noise.
-        distribution: of the noise.
-        embedding_net: applied to every context, once a call.
-        context_shape: the shape of one context, None where a size is free; `()` for a number. Not given: contexts are
+        transform: the map from data to noise.
+        distribution: the base distribution, of the noise.
+        embedding_net: a network that each context goes through first, once a call (default: none).
+        context_shape: the shape of one context, None where a size is free; `()` for a number. By default contexts are
             not checked, and are refused where no part reads them.
+
+    Raises:
+        ValueError: a torch distribution with a batch shape, which is many densities.
 
     >>> import torch
     >>> from nflib.flows import TARFlow
@@ -75,13 +78,13 @@ class Flow(Pretrained, NFlowsFlow):
 
     @property
     def stochastic_density(self) -> bool:
-        """Whether a part of the flow only estimates its log-determinant: such log-densities are no weights."""
+        """Whether log_prob is only a random estimate, as of a part; importance weights need an exact one."""
         parts = (part for whole in (self._transform, self._distribution) for part in whole.modules())
         return any(getattr(part, "stochastic_density", False) for part in parts)
 
     @property
     def uses_context(self) -> bool:
-        """Whether the flow takes a context, as a flow that has this one as its base asks."""
+        """Whether the flow takes a context; also asked by a flow that has this one as its base."""
         return self._takes_context
 
     def log_prob(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
@@ -130,13 +133,14 @@ class Flow(Pretrained, NFlowsFlow):
         seed: int | None = None,
         decoding: Decoder | None = None,
     ) -> Tensor:
-        """Samples, without a gradient; see `rsample` for one.
+        """Samples without gradients; `rsample` gives them with gradients.
 
         Args:
             num_samples: how many, for each row of the context.
             context: rows of contexts, where the flow takes one.
             batch_size: at most so many are decoded at once (default: all).
-            generator, seed: at most one; the same seed or generator state gives the same samples on the same device.
+            generator: source of the random numbers (default: torch's global one).
+            seed: instead of a generator; the same seed gives the same samples on the same device.
             decoding: how the autoregressive maps are inverted, such as `decoding.Jacobi()` (default: as each of them
                 is set).
 
@@ -160,9 +164,22 @@ class Flow(Pretrained, NFlowsFlow):
         seed: int | None = None,
         decoding: Decoder | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, as `sample` gives them, and their log-densities: ``(num_samples,)``, or with the context's rows.
+        """Samples and their log-densities, without gradients.
 
-        The log-densities are those of the samples returned, whatever the tolerance with which they were decoded.
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, where the flow takes one.
+            batch_size: at most so many are decoded at once (default: all).
+            generator: as for `sample`.
+            seed: as for `sample`.
+            decoding: as for `sample`.
+
+        Returns:
+            The samples, and their log-densities in nats: ``(num_samples,)``, or ``(rows, num_samples)`` with a context.
+            These are the log-densities of the very samples returned, whatever the tolerance of the decoder.
+
+        Raises:
+            ValueError: as for `sample`.
         """
         return self._generate(num_samples, context, batch_size, generator, seed, decoding, with_log_prob=True)
 
@@ -175,10 +192,23 @@ class Flow(Pretrained, NFlowsFlow):
         seed: int | None = None,
         decoding: Decoder | None = None,
     ) -> Tensor:
-        """Samples, as `sample` gives them, that carry gradients to the flow's parameters and the context.
+        """Samples with gradients to the flow's parameters and the context (reparametrised, as in torch).
 
         The gradient is that of the equations which decoding solves (implicit differentiation); its memory is that of
         one pass of log_prob with gradient, whatever the number of sweeps.
+
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, where the flow takes one.
+            generator: as for `sample`.
+            seed: as for `sample`.
+            decoding: as for `sample`.
+
+        Returns:
+            ``(num_samples, *event_shape)``, or ``(rows, num_samples, *event_shape)`` with a context.
+
+        Raises:
+            ValueError: as for `sample`.
         """
         return self._generate(num_samples, context, None, generator, seed, decoding)[0]
 
@@ -191,7 +221,23 @@ class Flow(Pretrained, NFlowsFlow):
         seed: int | None = None,
         decoding: Decoder | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples with gradients, and their log-densities, differentiable through the samples and otherwise."""
+        """Samples with gradients, and their log-densities.
+
+        The log-densities are differentiable too, both through the samples and through the parameters directly.
+
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, where the flow takes one.
+            generator: as for `sample`.
+            seed: as for `sample`.
+            decoding: as for `sample`.
+
+        Returns:
+            The samples, as `rsample` gives them, and their log-densities in nats, of the leading dimensions.
+
+        Raises:
+            ValueError: as for `sample`.
+        """
         samples, _ = self._generate(num_samples, context, None, generator, seed, decoding)
         if context is None:
             return samples, self.log_prob(samples)
@@ -199,7 +245,15 @@ class Flow(Pretrained, NFlowsFlow):
         return samples, self.log_prob(samples.flatten(0, 1), rows).view(samples.shape[:2])
 
     def draw(self, num_samples: int, context: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """Samples as a flow that has this one as its base draws them: `rsample`, for each row of any context."""
+        """Samples with gradients, as a flow that has this one as its base draws them.
+
+        As `rsample`, but of a context that this flow does not take only the number of rows counts.
+
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, or None.
+            generator: as for `sample`.
+        """
         if context is None or self._takes_context:
             return self.rsample(num_samples, context, generator=generator)
         rows = num_rows(context)
@@ -207,9 +261,18 @@ class Flow(Pretrained, NFlowsFlow):
 
     @differentiates
     def score(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
-        """The score, ``d log_prob(x) / dx``: same shape as inputs; works under `torch.no_grad` as well.
+        """The score, ``d log_prob(x) / dx``; works under `torch.no_grad` as well.
 
-        Inputs that require a gradient get a score that can be differentiated again. batch_size: as for `log_prob`.
+        Args:
+            inputs: ``(B, *event_shape)``. If they require a gradient, the score can be differentiated again.
+            context: as for `log_prob`.
+            batch_size: as for `log_prob`.
+
+        Returns:
+            A tensor of the shape of the inputs.
+
+        Raises:
+            ValueError: as for `log_prob`.
         """
         inputs = self._as_own_dtype(inputs)
         context = self._checked_context(context, len(inputs))
@@ -225,13 +288,24 @@ class Flow(Pretrained, NFlowsFlow):
     def bits_per_dim(
         self, inputs: Tensor, context: Any = None, batch_size: int | None = None, *, bin_width: float = 1.0
     ) -> Tensor:
-        """Negative log-likelihood in bits for each dimension, ``(B,)``: the usual figure for images.
+        """Negative log-likelihood in bits per dimension, the usual figure for images.
 
-        ``-(log_prob + D log bin_width) / (D log 2)``; bin_width is how far apart two quantisation levels are in the
-        inputs. Of levels k = 0 … 255 it is 2/255 as ``k / 127.5 - 1``, and 2/256 as ``(k + u) / 128 - 1``, u uniform on
-        [0, 1), as the released TARFlows of uniform noise take pixels. The mean over inputs that are uniformly
+        ``-(log_prob + D log bin_width) / (D log 2)``, D numbers an event. The mean over inputs that are uniformly
         dequantised, each level over its bin, bounds the bits of a lossless code; that at the levels alone bounds none.
-        Raises ValueError where bin_width is not positive.
+
+        Args:
+            inputs: ``(B, *event_shape)``.
+            context: as for `log_prob`.
+            batch_size: as for `log_prob`.
+            bin_width: distance of two quantisation levels, in the unit of the inputs. Of levels k = 0 … 255 it is 2/255
+                for inputs ``k / 127.5 - 1``, and 2/256 for ``(k + u) / 128 - 1`` with u uniform on [0, 1), which is how
+                the released TARFlows with uniform noise take pixels.
+
+        Returns:
+            ``(B,)``.
+
+        Raises:
+            ValueError: bin_width is not positive, or as for `log_prob`.
         """
         if not bin_width > 0:
             raise ValueError(f"bin_width is the width of one quantisation level, a positive number; got {bin_width!r}.")
@@ -240,9 +314,18 @@ class Flow(Pretrained, NFlowsFlow):
 
     @torch.no_grad()
     def encode(self, inputs: Tensor, context: Any = None, batch_size: int | None = None) -> Tensor:
-        """The noise that the transform makes of inputs; the inverse of `decode`. NaN where the map has no inverse.
+        """The noise that the transform maps inputs to, without gradients; the inverse of `decode`.
 
-        batch_size: as for `log_prob`.
+        Args:
+            inputs: ``(B, *event_shape)``.
+            context: as for `log_prob`.
+            batch_size: as for `log_prob`.
+
+        Returns:
+            The noise, a row for each input; NaN where the map has no inverse (its log-determinant is NaN).
+
+        Raises:
+            ValueError: as for `log_prob`.
         """
         inputs = self._as_own_dtype(inputs)
         context = self._checked_context(context, len(inputs))
@@ -256,9 +339,20 @@ class Flow(Pretrained, NFlowsFlow):
     def decode(
         self, noise: Tensor, context: Any = None, batch_size: int | None = None, *, decoding: Decoder | None = None
     ) -> Tensor:
-        """The x that the transform maps to `noise`: the inverse alone, without a log-density.
+        """The x that the transform maps to `noise`, without gradients or log-densities; the inverse of `encode`.
 
-        batch_size, decoding: as for `sample`.
+        Args:
+            noise: in the shape of the base's draws, a row for each x.
+            context: a row for each row of noise, where the flow takes one.
+            batch_size: as for `sample`.
+            decoding: as for `sample`.
+
+        Returns:
+            ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: batch_size < 1, float64 noise where the flow has float32, a context that does not fit, or a
+                flow in training mode that has dropout.
         """
         self._check_evaluation()
         noise = self._as_own_dtype(noise, "noise values")
@@ -271,15 +365,24 @@ class Flow(Pretrained, NFlowsFlow):
     def noise_and_log_prob(
         self, num_samples: int, context: Any = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws of the base, which `decode` makes samples of, and their log-densities under it.
+        """Noise drawn from the base distribution, and its log-densities there; `decode` turns noise into samples.
 
-        Shapes are those of `sample_and_log_prob`; a learnt base has its gradient.
+        A learnt base keeps its gradients.
+
+        Args:
+            num_samples: how many, for each row of the context.
+            context: rows of contexts, where the flow takes one.
+            generator: source of the random numbers (default: torch's global one).
+
+        Returns:
+            The noise, ``(num_samples, *shape)`` or ``(rows, num_samples, *shape)`` with a context, and its
+            log-densities in nats, of the leading dimensions.
         """
         noise, embedded, shape = self._noise(num_samples, context, generator)
         return noise.unflatten(0, shape), self._base_log_prob(noise, embedded).unflatten(0, shape)
 
     def given(self, context: Any = None) -> GivenFlow:
-        """This flow for one context, as a `torch.distributions.Distribution` on the same weights.
+        """This flow with its context fixed: a `torch.distributions.Distribution` on the same weights.
 
         Args:
             context: a label, a vector, a sequence, an image …: one context, with a batch dimension of 1 or without
@@ -305,12 +408,24 @@ class Flow(Pretrained, NFlowsFlow):
         return GivenFlow(self, context, self._event_shape(self._embedded(context)))
 
     def guided(self, guidance: Guidance, unconditional: Any = None) -> Flow:
-        """This flow under classifier-free guidance, on the same weights: a flow of its own, with its exact density.
+        """This flow under classifier-free guidance: a new flow on the same weights, with an exact density of its own.
 
-        guidance: such as `nflib.transforms.LinearGuidance(1.5)`. unconditional: the context of the other branch, one
-        for all rows or one a row, of the contexts' shape: for class labels -1, the default where contexts are numbers;
-        for tokens with a padding mask a pair. The guided flow takes the same contexts as this one. Raises ValueError
-        where no map of the flow uses a context, or the unconditional one is left out.
+        The guided flow takes the same contexts as this one.
+
+        Args:
+            guidance: such as `nflib.transforms.LinearGuidance(1.5)`.
+            unconditional: the context of the unconditional branch, one for all rows or one a row, of the contexts'
+                shape; a pair for tokens with a padding mask. Default, for class labels alone: -1.
+
+        Raises:
+            ValueError: no map of the flow that uses a context can be guided, or contexts are not class labels and the
+                unconditional one is left out.
+
+        >>> from nflib.flows import TARFlow
+        >>> from nflib.transforms import LinearGuidance
+        >>> flow = TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16, num_classes=10)
+        >>> flow.guided(LinearGuidance(1.5)).sample(5, torch.tensor([3])).shape
+        torch.Size([1, 5, 6])
         """
         if unconditional is None and self._takes_context:
             if self.context_shape != ():
@@ -319,12 +434,12 @@ class Flow(Pretrained, NFlowsFlow):
         return GuidedFlow(self, guidance, as_context(unconditional))
 
     def with_scaled_noise(self, *scales: float, weights: Sequence[float] | None = None) -> Self:
-        """This flow with noise of another width, on the same weights: a flow of its own, with its exact density.
+        """This flow with its noise scaled: a new flow on the same weights, with an exact density of its own.
 
         Args:
-            scales: one for all numbers, such as ``sqrt(T)`` for temperature T; or several, of which each number of the
-                noise takes one at random, so that tails fall more slowly.
-            weights: how often each is taken, of sum 1 (default: equally).
+            scales: one factor for all numbers of the noise, such as ``sqrt(T)`` for temperature T; or several, of which
+                each number takes one at random, so that tails fall more slowly.
+            weights: how often each scale is taken, of sum 1 (default: equally).
 
         Raises:
             ValueError: the base is no standard normal, or scales and weights do not fit.
@@ -481,7 +596,13 @@ class Flow(Pretrained, NFlowsFlow):
 
 
 class GuidedFlow(Flow):
-    """What `Flow.guided` gives. It keeps the flow that it guides, on shared weights, as its constructor's argument."""
+    """A flow under classifier-free guidance, made by `Flow.guided`, on the weights of the flow that it guides.
+
+    Args:
+        flow: the flow to guide.
+        guidance: how the conditional and the unconditional branch are combined.
+        unconditional: the context of the unconditional branch, of the contexts' shape; one row, or one for each.
+    """
 
     def __init__(self, flow: Flow, guidance: Guidance, unconditional: Context):
         embedding = PairedContext(unconditional, flow._embedding_net)

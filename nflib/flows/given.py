@@ -14,7 +14,22 @@ from nflib.interfaces import ConditionalDensity, Decoder
 
 
 class GivenFlow(Distribution):
-    """The density of a flow for one context, with ``batch_shape ()``; made by `Flow.given`, on the flow's weights."""
+    """A flow with its context fixed: a torch distribution of ``batch_shape ()``, made by `Flow.given`.
+
+    It shares the flow's weights.
+
+    Args:
+        flow: the flow.
+        context: one context, with a batch dimension of 1; None for a flow without one.
+        event_shape: the shape of one sample for this context.
+
+    >>> from nflib.flows import TARFlow
+    >>> flow = TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16, context_shape=(5,))
+    >>> posterior = flow.given(torch.zeros(5))
+    >>> x, log_prob = posterior.sample_and_log_prob(4, seed=0)
+    >>> x.shape, log_prob.shape
+    (torch.Size([4, 6]), torch.Size([4]))
+    """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012, as torch has it
     has_rsample = True
@@ -26,7 +41,7 @@ class GivenFlow(Distribution):
 
     @property
     def stochastic_density(self) -> bool:
-        """As `Flow.stochastic_density`."""
+        """Whether log_prob is a random estimate; see `Flow.stochastic_density`."""
         return bool(getattr(self.flow, "stochastic_density", False))
 
     @property
@@ -34,22 +49,51 @@ class GivenFlow(Distribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def log_prob(self, value: Tensor, batch_size: int | None = None) -> Tensor:
-        """Log-densities, in nats, of values ``(*sample_shape, *event_shape)``: of the sample shape."""
+        """Log-density of each value.
+
+        Args:
+            value: ``(*sample_shape, *event_shape)``.
+            batch_size: at most so many values are computed at once (default: all).
+
+        Returns:
+            ``sample_shape``, in nats.
+
+        Raises:
+            ValueError: values of another event shape, or float64 where the flow has float32.
+        """
         rows = self._rows(value)
         return self.flow.log_prob(rows, repeated(self.context, len(rows)), batch_size).view(self._sample_shape(value))
 
     def score(self, value: Tensor, batch_size: int | None = None) -> Tensor:
-        """``d log_prob(x) / dx``, of the shape of the values."""
+        """The score, ``d log_prob(x) / dx``; see `Flow.score`.
+
+        Args:
+            value: ``(*sample_shape, *event_shape)``.
+            batch_size: at most so many values are computed at once (default: all).
+
+        Returns:
+            A tensor of the shape of the values.
+        """
         rows = self._rows(value)
         return self.flow.score(rows, repeated(self.context, len(rows)), batch_size).view(value.shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = (), **options: Any) -> Tensor:
-        """Samples ``(*sample_shape, *event_shape)``; options: batch_size, generator, seed, decoding (`Flow.sample`)."""
+        """Samples without gradients, ``(*sample_shape, *event_shape)``.
+
+        Args:
+            sample_shape: leading dimensions of the samples (default: one sample, without any).
+            options: batch_size, generator, seed and decoding, as for `Flow.sample`.
+        """
         return self._shaped(self.flow.sample(self._count(sample_shape), self.context, **options), sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = (), **options: Any) -> Tensor:
-        """Samples that carry gradients; options: generator, seed, decoding (`Flow.rsample`)."""
+        """Samples with gradients to the flow's parameters and the context, ``(*sample_shape, *event_shape)``.
+
+        Args:
+            sample_shape: leading dimensions of the samples (default: one sample, without any).
+            options: generator, seed and decoding, as for `Flow.rsample`.
+        """
         return self._shaped(self.flow.rsample(self._count(sample_shape), self.context, **options), sample_shape)
 
     @torch.no_grad()
@@ -62,7 +106,18 @@ class GivenFlow(Distribution):
         seed: int | None = None,
         decoding: Decoder | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples ``(num_samples, *event_shape)`` and the log-density of each, ``(num_samples,)``, in nats."""
+        """Samples and their log-densities, without gradients.
+
+        Args:
+            num_samples: how many.
+            batch_size: at most so many are decoded at once (default: all).
+            generator: as for `Flow.sample`.
+            seed: as for `Flow.sample`.
+            decoding: as for `Flow.sample`.
+
+        Returns:
+            The samples ``(num_samples, *event_shape)``, and their log-densities ``(num_samples,)`` in nats.
+        """
         samples, log_prob = self.flow.sample_and_log_prob(
             num_samples, self.context, batch_size, generator=generator, seed=seed, decoding=decoding
         )
@@ -81,6 +136,8 @@ class GivenFlow(Distribution):
         return value.shape[:number]
 
     def _count(self, sample_shape: Sequence[int]) -> int:
+        if isinstance(sample_shape, int):
+            raise ValueError(f"sample_shape is a shape, as in torch.distributions; pass ({sample_shape},).")
         return torch.Size(sample_shape).numel()
 
     def _shaped(self, samples: Tensor, sample_shape: Sequence[int]) -> Tensor:

@@ -37,32 +37,37 @@ class TARFlow(Flow):
     """The transformer autoregressive flow of Zhai et al. 2024 (arXiv 2412.06329), for images and vectors.
 
     Args:
-        event_shape: ``(C, H, W)`` cut into ``patch_size × patch_size`` patches, or any other shape, cut in raster order
-            into tokens of patch_size numbers; a number is a vector of so many.
-        patch_size: of an image it may also be a height and a width.
+        event_shape: ``(C, H, W)`` for an image, cut into patches; any other shape is cut in raster order into tokens.
+            A number D stands for a vector ``(D,)``.
+        patch_size: side of an image's square patches, or (height, width); otherwise how many numbers a token has.
         channels: width of the transformers.
-        num_blocks: how many autoregressive maps; every second one visits the tokens in reverse.
-        layers_per_block: depth of each transformer, a number or one for each block.
-        num_classes: the context holds class labels ``(B,)``, integers, -1 for none.
-        context_shape: the context is a vector ``(D,)``, a sequence ``(L, D)`` (L None: of any length; it may come as a
-            pair with a padding mask ``(B, L)``, True at padding), or an image ``(C, H, W)``, cut into patches of
-            context_patch_size.
-        head_dim: channels of each attention head. expansion: hidden channels of an MLP, for each of channels.
-        scale: "exponential" or "softplus". norm: "layer_norm" or "rms_norm". mlp: "gelu" or "gated".
-        positions: "learned", "sinusoidal" or "rotary" (2-D over an image's patches).
-        start_token: a learned one, read before the first token, instead of an identity there (default: where the first
-            token would learn nothing otherwise, being the only one or conditioned on a context_shape).
+        num_blocks: how many autoregressive maps; every second one visits the tokens in reverse order.
+        layers_per_block: depth of each transformer, one number for all or one for each block.
+        num_classes: number of classes, if the context is a class label: integers ``(B,)``, -1 for none (default: 0, no
+            labels).
+        context_shape: shape of any other context: a vector ``(D,)``; a sequence ``(L, D)`` (L None: of any length; it
+            may come as a pair with a padding mask ``(B, L)``, True at padding); an image ``(C, H, W)``.
+        context_patch_size: side of the square patches of a context that is an image.
+        head_dim: channels of each attention head.
+        expansion: hidden channels of an MLP, as a multiple of channels.
+        scale: how the network's output becomes a scale: "exponential" or "softplus".
+        norm: "layer_norm" or "rms_norm".
+        positions: position encoding, "learned", "sinusoidal" or "rotary" (2-D over an image's patches).
+        mlp: "gelu" or "gated".
+        start_token: a learned token that is read before the first one; without it, the first token gets parameters of
+            zero, the identity of affine maps. Default: only where the first token would learn nothing otherwise, being
+            the only one or conditioned on a context_shape.
         final_norm: one more norm before the output layer (the released TARFlows have none).
-        soft_clip: bound on the parameters, 0 for none. dropout: share of each layer's residual updates that training
-            drops.
-        conditional: how a token's numbers are mapped given the tokens before: "affine"; or richer, slower to invert and
-            each given all numbers before it, those of its own token included, by a "spline" (rational-quadratic), a
-            "quadratic" spline, bins of constant density ("binned") or a "mixture" of normals; "circular" splines map
-            angles in radians, from [-pi, pi). One name, or one for each number of a token. num_bins: their pieces,
-            bins or components.
+        soft_clip: bound on the network's output, by a tanh; 0 for none.
+        dropout: share of the numbers of each layer's residual updates that is dropped in training.
+        conditional: how the numbers of a token are mapped given the tokens before: "affine"; or, richer and slower to
+            invert, a rational-quadratic "spline", a "quadratic" spline, bins of constant density ("binned") or a
+            "mixture" of normals, which are given the numbers before them in their own token, too; "circular" splines
+            map angles in radians, in [-pi, pi). One name, or (other than affine) one for each number of a token.
+        num_bins: pieces, bins or components of a conditional that is not affine.
 
     Raises:
-        ValueError: settings that do not fit.
+        ValueError: a setting is unknown or out of range, or settings do not fit together.
 
     >>> import torch
     >>> flow = TARFlow(event_shape=(1, 8, 8), patch_size=2, channels=64, num_blocks=4, layers_per_block=2)
@@ -158,9 +163,29 @@ def autoregressive_blocks(
     num_bins: int = 8,
     grid: Sequence[int] | None = None,
 ) -> list[Transform]:
-    """The maps of a TARFlow on tokens ``(B, *token_shape)``, in the order in which data passes through them.
+    """The transforms of a TARFlow, which map tokens ``(B, *token_shape)``, as blocks for a flow of your own.
 
-    Arguments as for `TARFlow`; grid: the shape in which the tokens stand, for rotary positions (default: a line).
+    Args:
+        token_shape: ``(T, C)``, number of tokens and numbers of a token.
+        channels: width of the transformers.
+        num_blocks: how many autoregressive maps; every second one visits the tokens in reverse order.
+        layers_per_block: depth of each transformer, one number for all or one for each block.
+        num_classes: this and all further arguments as for `TARFlow`, but for the following.
+        start_token: none by default.
+        grid: how the tokens are arranged, such as ``(rows, columns)``, for rotary positions (default: in a line).
+
+    Returns:
+        The transforms, in the order in which data passes through them.
+
+    Raises:
+        ValueError: as for `TARFlow`.
+
+    >>> from nflows.transforms import CompositeTransform
+    >>> from nflib.distributions import StandardNormal
+    >>> blocks = autoregressive_blocks((6, 2), channels=32, num_blocks=2, layers_per_block=1, head_dim=16)
+    >>> flow = Flow(CompositeTransform(blocks), StandardNormal((6, 2)))
+    >>> flow.sample(3).shape
+    torch.Size([3, 6, 2])
     """
     num_tokens, token_size = token_shape
     depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)

@@ -1,4 +1,4 @@
-"""Models and files on disk: whole or not at all, described by what their constructors got, and never unpickled."""
+"""Saving and loading of models and files: they are written whole or not at all, and read without unpickling."""
 
 from nflib.io.arguments import keep_arguments
 from nflib.io.arrays import read_arrays, write_arrays

@@ -1,4 +1,4 @@
-"""What a constructor got, kept by the object itself: classes need not write their own configuration."""
+"""Objects that keep the arguments of their constructor, so that classes need not write their own configuration."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def keep_arguments(cls: Class) -> Class:
-    """Let the objects of a class keep what its constructor got, defaults included, for `nflib.io.describe`.
+    """Class decorator: objects keep their constructor's arguments, defaults included, so that they can be saved.
 
-    Of several classes in a line of inheritance the outermost counts: the one that the user called. To be used as a
-    decorator on a transform or network of one's own, which then saves and loads with the flow it is part of.
+    A transform or network of your own with it is saved and loaded with the flow that it is part of (`Pretrained`). In a
+    line of inheritance, the arguments are those of the class that was called.
 
     >>> import torch
     >>> @keep_arguments

@@ -19,7 +19,12 @@ KINDS = {"f": "floating-point numbers", "iu": "integers", "fiu": "numbers", "U":
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Write an .npz file; see `complete_file`."""
+    """Write an .npz file, whole or not at all (`complete_file`).
+
+    Args:
+        path: of the file.
+        arrays: what NumPy makes arrays of numbers or text of, by name.
+    """
     with complete_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **dict(arrays))
 
@@ -30,11 +35,13 @@ def read_arrays(
     optional: Mapping[str, str] | None = None,
     message: str = DAMAGED,
 ) -> dict[str, NDArray]:
-    """The arrays of an .npz file by name, all of them.
+    """Read all arrays of an .npz file, by name.
 
     Args:
-        needed: names that must be there, each with the kind of numbers that it holds, a key of `KINDS`.
-        optional: the same of names that may be missing.
+        path: of the file.
+        needed: names that must be there, each with the kind of its numbers: "f" floating-point, "iu" integers, "fiu"
+            either, "U" text.
+        optional: the same for names that may be missing.
         message: the sentence for a file that is none, with places for path and reason.
 
     Raises:

@@ -27,12 +27,12 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 @contextmanager
 def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder inside `folder`; what the block puts there moves up once it has ended without an error.
+    """Write into a folder whole or not at all: what the block puts into a temporary folder moves up at its end.
 
-    Until then nothing in `folder` changes. Files and folders of the same names are replaced, others stay; all are on
-    the disk before the first one moves. A folder with nothing in common but its name is somebody's, and not replaced.
-    Permissions are those of the umask. What a killed run left behind is removed by the next one that writes to the same
-    folder, where there are file locks.
+    Until then nothing in `folder` changes, nor does it if the block ends by an error. Files and folders of the same
+    names are replaced, others stay; all are on the disk before the first one moves. A folder with nothing in common but
+    its name is somebody's, and not replaced. Permissions are those of the umask. What a killed run left behind is
+    removed by the next one that writes to the same folder, where there are file locks.
 
     Args:
         folder: made, with its parents, unless it is there.
@@ -87,7 +87,15 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path that becomes `path` once the block has ended without an error; see `complete_folder`.
+    """Write a file whole or not at all: the block writes to a temporary path, which becomes `path` at its end.
+
+    It does not if the block ends by an error. See `complete_folder`.
+
+    Args:
+        path: of the file; its folder is made unless it is there.
+
+    Yields:
+        The temporary path.
 
     Raises:
         OSError: as `complete_folder`; an IsADirectoryError, before the block, where `path` is a folder.
@@ -107,14 +115,14 @@ def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def only_run(folder: str | os.PathLike[str], *, waits: bool = False) -> Iterator[None]:
-    """While the block lasts, other processes that ask for the same folder so are refused; it is made if need be.
+    """Lock a folder for the block: other processes that call `only_run` for the same folder are refused.
 
-    For runs that go on from what they find in a folder. A process that is killed holds nothing. Where there are no file
-    locks (Windows, some network disks) all are let in.
+    For runs that go on from what they find in a folder. A killed process loses its lock. Where there are no file locks
+    (Windows, some network disks) nobody is refused.
 
     Args:
-        folder: in which the run is at work.
-        waits: for another run to end, rather than be refused.
+        folder: in which the run is at work; made unless it is there.
+        waits: wait for another run to end, rather than be refused.
 
     Raises:
         OSError: another run is at work in the folder, or it cannot be made.

@@ -12,7 +12,18 @@ from nflib.io.atomic import complete_file
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON that a person can read; see `complete_file`."""
+    """Write a JSON file, indented, whole or not at all (`complete_file`).
+
+    Args:
+        path: of the file.
+        content: what `json.dumps` takes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(f"{folder}/a.json", {"steps": 3})
+    ...     read_json(f"{folder}/a.json")
+    {'steps': 3}
+    """
     with complete_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -23,9 +34,15 @@ def finite_or_none(value: float) -> float | None:
 
 
 def read_json(path: str | os.PathLike[str], advice: str = "fetch or write it again") -> dict[str, Any]:
-    """The object in a JSON file; advice: what the user can do where it is damaged.
+    """Read the object in a JSON file.
 
-    Raises FileNotFoundError, or ValueError for what is no JSON, or no object.
+    Args:
+        path: of the file.
+        advice: what the user can do where it is missing or damaged, for the error's message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or no object.
     """
     path = Path(path)
     if not path.is_file():

@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 class Pretrained(nn.Module):
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module.
 
-    Every subclass keeps what its constructor got, by itself, and that is what is saved. `load_pretrained` on an
-    instance reads only weights, and serves flows with parts that cannot be described (a lambda, say).
+    The arguments of a subclass's constructor are kept automatically, and saved beside the weights. `load_pretrained` on
+    an instance reads only weights, for flows with parts that cannot be described (a lambda, say).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class Pretrained(nn.Module):
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """The arguments of the constructor as JSON takes them (`nflib.io.descriptions`), None where it cannot."""
+        """The constructor's arguments as JSON (`nflib.io.descriptions`); None where one of them has no such form."""
         try:
             return describe(kept_arguments(self))[0]
         except CannotDescribe:
@@ -104,7 +104,7 @@ class Pretrained(nn.Module):
     def from_pretrained(
         cls, model: str | os.PathLike[str], device: str | torch.device = "cpu", *, revision: str | None = None
     ) -> Self:
-        """The model saved in a folder, or under a name on the Hugging Face Hub, in evaluation mode.
+        """Load a model from a folder, or by its name from the Hugging Face Hub; it is in evaluation mode.
 
         Args:
             model: a folder, or a name such as ``"user/name"`` (which needs huggingface_hub). A folder goes first.
@@ -154,7 +154,13 @@ class Pretrained(nn.Module):
         commit_message: str = "Upload model",
         token: str | bool | None = None,
     ) -> str:
-        """Save the model on the Hugging Face Hub as ``"user/name"``, in a repository made unless it is there.
+        """Save the model on the Hugging Face Hub.
+
+        Args:
+            repo_id: ``"user/name"``, of a repository that is made unless it is there.
+            private: whether a new repository is private (default: as the account has it).
+            commit_message: of the commit.
+            token: of the account (default: the one that is stored on this machine).
 
         Returns:
             The address of the repository.
@@ -305,7 +311,15 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The document in a saved model's config.json; raises FileNotFoundError or ValueError as its readers do."""
+    """Read the config.json of a saved model.
+
+    Returns:
+        A dict of "architecture" (the class), "module" (where it is defined) and "config" (its arguments, or None).
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: it is damaged.
+    """
     path = Path(folder) / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"there is no {CONFIG_NAME} in {Path(folder)}; name the folder of a saved model.")

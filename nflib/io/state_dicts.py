@@ -1,4 +1,4 @@
-"""State dicts in files written by others: read without unpickling, and renamed onto our modules."""
+"""State dicts in files of other programs: read without unpickling, and renamed to fit our modules."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "ema")
 
 
 def read_state_dict(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or `.pth` file, on the CPU; nothing but tensors is ever unpickled.
+    """Read a state dict from a `.safetensors` or `.pth` file, on the CPU; nothing but tensors is ever unpickled.
 
-    They are mapped: no more is in memory than has been used, and the file must stay as it is in the meantime. A state
-    dict under a key of a trainer's ("model", "state_dict" …) is found. Raises FileNotFoundError, or ValueError for a
-    file that is damaged or holds something else.
+    The file is memory-mapped where possible: only what is used takes memory, and the file must not change meanwhile. A
+    state dict under a key of a trainer's ("model", "state_dict" …) is found.
+
+    Args:
+        checkpoint: path of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -68,11 +74,22 @@ def not_finite(state: Mapping[str, Tensor], module: nn.Module) -> str | None:
 
 @torch.no_grad()
 def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Copy the tensors of `state` into the parameters of `module`, all of them, renamed part by part.
+    """Load a state dict of another program into a module's parameters, under our names.
 
-    names: our names of parts to theirs. A part is a parameter, or a module whose own parameters have the same names on
-    both sides ("weight", "bias"). Raises ValueError, before anything is copied, where a parameter of ours is missing,
-    a tensor of theirs has no place, or a shape differs.
+    Args:
+        module: gets the weights, all of its parameters.
+        state: their tensors, by their names.
+        names: from our names of parts to theirs. A part is a parameter, or a module whose own parameters have the same
+            names on both sides ("weight", "bias").
+
+    Raises:
+        ValueError: a parameter of ours is missing, a tensor of theirs has no place, or a shape differs; nothing is
+            copied then.
+
+    >>> ours, theirs = nn.Sequential(nn.Linear(2, 3)), {"head.weight": torch.ones(3, 2), "head.bias": torch.zeros(3)}
+    >>> load_renamed(ours, theirs, {"0": "head"})
+    >>> ours(torch.ones(1, 2)).tolist()
+    [[2.0, 2.0, 2.0]]
     """
     theirs = {_their_name(name, names): parameter for name, parameter in module.named_parameters()}
     check_keys(theirs, state)

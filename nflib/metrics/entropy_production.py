@@ -29,18 +29,19 @@ Field = Callable[[Tensor], Tensor]
 def entropy_production_rate(
     samples: Tensor, drift: Field, score: Field, diffusion: float | Tensor, batch_size: int = 4096
 ) -> Estimate:
-    """``E[v . D^-1 v]``, ``v = drift - D score``, of the stationary state of ``dx = drift dt + sqrt(2 D) dW``.
+    """The entropy production rate of the stationary state of ``dx = drift dt + sqrt(2 D) dW``, from samples.
 
-    v is the velocity of the probability current, zero at equilibrium; the rate is that of Boffi & Vanden-Eijnden (2024,
-    arXiv:2309.12991), of variables that are even under a reversal of time. A score that is a little wrong makes the
-    rate a little too large or too small; the error told is that of the finite number of samples alone.
+    It is ``E[v . D^-1 v]`` with ``v = drift - D score``, the velocity of the probability current, zero at equilibrium
+    (Boffi & Vanden-Eijnden 2024, arXiv:2309.12991), for variables that are even under a reversal of time. A score that
+    is a little wrong makes the rate a little too large or too small; the error given is only that of the finite number
+    of samples.
 
     Args:
         samples: ``(n, *event_shape)`` of the stationary state, independent of each other.
-        drift: of ``(n, *event_shape)``, known.
+        drift: a function from states ``(n, *event_shape)`` to their drift, of the same shape.
         score: ``d log p / dx`` of the stationary density, such as `Flow.score` of a flow trained on samples, or a
             network trained by `ImplicitScoreMatching`.
-        diffusion: D, a number, one for each number of an event, or a positive definite matrix ``(N, N)``.
+        diffusion: D: a number, one for each of the N numbers of an event, or a positive definite matrix ``(N, N)``.
         batch_size: at most so many samples at once.
 
     Returns:
@@ -49,6 +50,7 @@ def entropy_production_rate(
     Raises:
         ValueError: a diffusion of another shape, or not positive definite.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> rate = entropy_production_rate(torch.randn(100, 2), lambda x: x @ torch.tensor([[-1.0, 1], [-1, -1]]),
     ...     lambda x: -x, 1.0)
@@ -67,15 +69,29 @@ def entropy_production_rate(
 def entropy_production_bound(
     samples: Tensor, drift: Field, score: Field, diffusion: float | Tensor, batch_size: int = 4096
 ) -> Estimate:
-    """``E[f . D^-1 f + 2 div f - s . D s - 2 div(D s)]``, f the drift and s a score: at most the rate, whatever s is.
+    """A lower bound of the entropy production rate, for any score s that was learnt on other samples.
 
-    By parts, ``E[f . true score] = -E[div f]``, and likewise of ``D s``: so what is missing is ``E[d . D d]`` of the
-    score's error d, which implicit score matching makes small (Hyvärinen 2005). Where d is a gradient, as of a flow's
-    score, `entropy_production_rate` is too large by the same: their mean is right in expectation, and half their
-    difference the error. Of samples on which the score was not learnt; divergences take a backward pass a dimension.
+    It is ``E[f . D^-1 f + 2 div f - s . D s - 2 div(D s)]``, f the drift. By parts, ``E[f . true score] = -E[div f]``,
+    and likewise of ``D s``: so what is missing is ``E[d . D d]`` of the score's error d, which implicit score matching
+    makes small (Hyvärinen 2005). Where d is a gradient, as of a flow's score, `entropy_production_rate` is too large by
+    the same: their mean is right in expectation, and half their difference the error. Divergences take a backward pass
+    a dimension.
 
-    Args, Returns, Raises: as for `entropy_production_rate`; drift and score must be differentiable.
+    Args:
+        samples: of the stationary state, ``(n, *event_shape)``, independent of each other and of those on which the
+            score was learnt.
+        drift: f, a differentiable function from states ``(n, *event_shape)`` to the same shape.
+        score: s, likewise.
+        diffusion: D, as for `entropy_production_rate`.
+        batch_size: at most so many samples at once.
 
+    Returns:
+        The bound in nats per unit of time, with its standard error.
+
+    Raises:
+        ValueError: a diffusion of another shape, or not positive definite.
+
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> x, drift = torch.randn(1000, 2), torch.tensor([[-1.0, 1], [-1, -1]])
     >>> bound = entropy_production_bound(x, lambda x: x @ drift, lambda x: -1.5 * x, 1.0)  # of the rate 2
@@ -100,15 +116,21 @@ def _mean(values: Tensor) -> Estimate:
 
 
 def linear_entropy_production_rate(drift: Tensor, diffusion: float | Tensor) -> float:
-    """The rate of ``dx = A x dt + sqrt(2 D) dW`` in closed form: ``tr[(A + D S^-1)^T D^-1 (A + D S^-1) S]``.
+    """The entropy production rate of a linear drift, ``dx = A x dt + sqrt(2 D) dW``, in closed form.
+
+    It is ``tr[(A + D S^-1)^T D^-1 (A + D S^-1) S]``, S the covariance of the stationary state.
 
     Args:
         drift: A, ``(N, N)``, whose eigenvalues have negative real parts.
         diffusion: D, as for `entropy_production_rate`.
 
+    Returns:
+        Nats per unit of time.
+
     Raises:
         ValueError: an A without a stationary state, or a diffusion as there.
 
+    >>> import torch
     >>> round(linear_entropy_production_rate(torch.tensor([[-1.0, 1.0], [-1.0, -1.0]]), 1.0), 6)
     2.0
     """
@@ -136,11 +158,12 @@ def _matrix(diffusion: float | Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImplicitScoreMatching:
-    """Fits a network ``s(x)`` to the score of its data, from samples alone: the mean of ``|s|^2 + 2 div s``.
+    """An objective that fits a network ``s(x)`` to the score of its data: the mean of ``|s|^2 + 2 div s``.
 
     Its minimum is the score, with the value ``-E|s|^2`` (Hyvärinen 2005). The divergence is exact, one backward pass a
     dimension, so it is meant for few. An objective of `nflib.training.fit`.
 
+    >>> import torch
     >>> net = torch.nn.Linear(2, 2)
     >>> loss, _ = ImplicitScoreMatching()(net, {"inputs": torch.randn(8, 2)}, torch.Generator())
     >>> loss.shape

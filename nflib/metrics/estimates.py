@@ -17,7 +17,17 @@ UNKNOWN = "± ?"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its standard error: NaN where none was estimated, infinite where none can be told."""
+    """A value with its standard error.
+
+    Printed, the error has two digits and the value ends at the same place.
+
+    Args:
+        value: the estimate.
+        error: its standard error: NaN where none was estimated, infinite where none can be given.
+
+    >>> print(Estimate(0.12341, 0.0056))
+    0.1234 ± 0.0056
+    """
 
     value: float
     error: float = math.nan
@@ -37,19 +47,21 @@ class Estimate:
 
 
 def bootstrap(statistic: Callable[..., float], *samples: Tensor, num_resamples: int = 200, seed: int = 0) -> Estimate:
-    """A statistic of samples, with the standard deviation of the same over resamples with replacement.
+    """A statistic of samples with a standard error by the bootstrap: its spread over resamples with replacement.
 
     For what does not mind a sample that counts twice: means, ranks. Pairs of a sample with itself, and nearest
     neighbours, do: see `grouped_jackknife`.
 
     Args:
-        statistic: of all the samples, each of which is resampled by rows.
+        statistic: a function of all the samples that gives a number.
+        samples: tensors ``(n, …)``, each of which is resampled by rows, independently of the others.
         num_resamples: how many.
         seed: of the random numbers.
 
     Returns:
-        Without an error where a sample has a single row.
+        The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two rows.
 
+    >>> import torch
     >>> bootstrap(lambda x: float(x.mean()), torch.arange(100.0)).error > 2  # sqrt((100² - 1) / 12 / 100) is 2.9
     True
     """
@@ -67,7 +79,7 @@ def bootstrap(statistic: Callable[..., float], *samples: Tensor, num_resamples: 
 def grouped_jackknife(
     statistic: Callable[..., float], *samples: Tensor, num_groups: int = 10, seed: int = 0
 ) -> Estimate:
-    """A statistic of samples, with the standard error that leaving out groups of rows tells.
+    """A statistic of samples with a standard error by the jackknife: its spread as groups of rows are left out.
 
     Of each sample in turn, each of its g groups is left out: ``error² = Σ (g - 1) / g Σ_i (s_i - mean s)²``, summed
     over the samples, which are taken as independent (Shao and Wu 1989). For distances of features, where a bootstrap's
@@ -75,13 +87,15 @@ def grouped_jackknife(
     of two sets that are alike, up to 1.6 times the spread over repeated draws.
 
     Args:
-        statistic: of all the samples.
-        num_groups: g, which are drawn at random.
-        seed: of that draw.
+        statistic: a function of all the samples that gives a number.
+        samples: tensors ``(n, …)``, of which rows are left out.
+        num_groups: g, the number of groups, to which rows are assigned at random.
+        seed: of that assignment.
 
     Returns:
-        Without an error where a sample has fewer than two rows a group.
+        The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two rows a group.
 
+    >>> import torch
     >>> round(grouped_jackknife(lambda x: float(x.mean()), torch.arange(100.0), num_groups=50).error)
     3
     """

@@ -14,7 +14,12 @@ _CHUNK = 800
 
 
 class PrecisionRecall(NamedTuple):
-    """precision: share of the generated samples that lie among the real ones; recall: the other way round."""
+    """Precision and recall of generated samples, each from 0 to 1; see `precision_recall`.
+
+    Attributes:
+        precision: share of the generated samples that lie among the real ones.
+        recall: share of the real samples that lie among the generated ones.
+    """
 
     precision: float
     recall: float
@@ -31,11 +36,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     average, the more so the fewer they are: compare sets of one size.
 
     Args:
-        x, y: ``(n, d)`` and ``(m, d)``, two or more samples each.
+        x: features, ``(n, d)``, of two or more samples.
+        y: features, ``(m, d)``, likewise.
 
     Raises:
         ValueError: another shape, a sample that is not finite, or a single one.
 
+    >>> import torch
     >>> x = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     >>> round(frechet_distance(x, x + 1), 6)
     8.0
@@ -65,11 +72,13 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     does not depend on how many there are, and so it may be negative where the sets are alike.
 
     Args:
-        x, y: ``(n, d)`` and ``(m, d)``, two or more samples each.
+        x: features, ``(n, d)``, of two or more samples.
+        y: features, ``(m, d)``, likewise.
 
     Raises:
         ValueError: another shape, a sample that is not finite, or a single one.
 
+    >>> import torch
     >>> x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     >>> kernel_distance(x, x + 1) > kernel_distance(x, x + 0.5) > 0
     True
@@ -94,18 +103,21 @@ def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> PrecisionRecall:
-    """How many generated samples lie among the real ones, and real ones among the generated (Kynkäänniemi et al. 2019).
+    """Precision and recall of generated samples by nearest neighbours (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 
-    A sample lies among others where it is no farther from one of them than that one's k-th nearest neighbour in its own
+    They are the share of generated samples that lie among the real ones, and that of real ones among the generated. A
+    sample lies among others where it is no farther from one of them than that one's k-th nearest neighbour in its own
     set. Precision falls with samples that look wrong, recall where some kinds are never drawn.
 
     Args:
-        real, generated: features ``(n, d)`` and ``(m, d)``, more than `neighbours` of each.
+        real: features of real samples, ``(n, d)``, more than `neighbours`.
+        generated: features of generated samples, ``(m, d)``, likewise.
         neighbours: k.
 
     Raises:
         ValueError: another shape, a sample that is not finite, or too few for so many neighbours.
 
+    >>> import torch
     >>> real = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> precision_recall(real, real[:100] * 0.1).recall < 0.5
     True

@@ -24,16 +24,26 @@ def wasserstein_1d(
     *,
     order: float = 2,
 ) -> Tensor:
-    """W_p between samples `x (..., n)` and `y (..., m)` on the line, for every leading index: float64 `(...)`.
+    """The Wasserstein distance W_p between weighted samples on the line, exactly, for every leading index.
 
         W_p^p = int_0^1 |F_x^-1(u) - F_y^-1(u)|^p du,   W_inf = max_u |F_x^-1(u) - F_y^-1(u)|
 
-    The quantile functions are steps, so the integral is a sum over the merged steps and exact to rounding.
-    Weights `(n,)` and `(m,)` need not be normalised and are shared by all leading indices; None means equal
-    ones. Shares of the weight below 1e-15 are lost in its rounding and left out. A sample that is not finite and has
-    positive weight makes the distance infinite.
+    The quantile functions are steps, so the integral is a sum over the merged steps and exact to rounding. A sample
+    that is not finite and has positive weight makes the distance infinite.
 
-    Raises ValueError for an order below 1, leading shapes that differ, no samples, or bad weights.
+    Args:
+        x: samples, `(..., n)`.
+        y: samples, `(..., m)`, of the same leading shape.
+        x_weights: `(n,)`, not necessarily normalised, for all leading indices; None means equal weights. Shares below
+            1e-15 are lost in the rounding of weights and left out.
+        y_weights: `(m,)`, likewise.
+        order: p, a number from 1 up, or `math.inf`.
+
+    Returns:
+        `(...)`, float64, in the unit of the samples.
+
+    Raises:
+        ValueError: an order below 1, leading shapes that differ, no samples, or bad weights.
 
     >>> import torch
     >>> wasserstein_1d(torch.tensor([0.0, 1.0]), torch.tensor([3.0]), order=1)
@@ -70,8 +80,10 @@ def wasserstein_of_quantiles(distances: Tensor, widths: Tensor, order: float) ->
 def quantile_distances(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """|F_x^-1 - F_y^-1| and the widths of the merged steps, last dimension, of finite float64 samples and normalised
-    weights; unchecked, see `wasserstein_1d`."""
+    """|F_x^-1 - F_y^-1| and the widths of the merged steps, along the last dimension; see `wasserstein_1d`.
+
+    Samples must be finite and float64, and weights normalised: nothing is checked.
+    """
     n, m = x.shape[-1], y.shape[-1]
     x, x_order = x.sort(dim=-1)
     y, y_order = y.sort(dim=-1)

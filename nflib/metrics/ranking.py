@@ -10,12 +10,19 @@ from torch import Tensor
 def auroc(right: Tensor, wrong: Tensor) -> float:
     """The area under the receiver operating characteristic: how often a right one scores above a wrong one.
 
+    Ties count half, and a score that is NaN counts lowest.
+
     Args:
-        right, wrong: scores ``(n,)`` and ``(m,)``; ties count half, and a score that is no number counts lowest.
+        right: scores of the right ones, ``(n,)``.
+        wrong: scores of the wrong ones, ``(m,)``.
+
+    Returns:
+        From 0 to 1; 0.5 where the scores tell nothing.
 
     Raises:
         ValueError: no score on one side.
 
+    >>> import torch
     >>> auroc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0]))
     0.75
     """

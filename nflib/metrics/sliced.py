@@ -21,13 +21,16 @@ _CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class SlicedWasserstein:
-    """An estimate of SW_2^2, the mean of W_2^2 over directions. Tensors are float64.
+    """An estimate of the squared sliced Wasserstein distance SW_2^2, the mean of W_2^2 over directions.
+
+    Tensors are float64.
 
     Attributes:
         squared: SW_2^2, unbiased over the draw of directions (and so negative at times, when it is near zero).
         standard_error: of `squared`, from the spread of its terms.
         coefficients: gamma of the control variates, `(k,)`; for "both" those of shift and of variances.
-        num_directions, control_variate: as asked for.
+        num_directions: as asked for.
+        control_variate: as asked for.
     """
 
     squared: Tensor
@@ -55,7 +58,7 @@ def sliced_wasserstein(
     generator: torch.Generator | None = None,
     seed: int | None = None,
 ) -> SlicedWasserstein:
-    """SW_2^2 between samples `x (n, d)` and `y (m, d)`, from `num_directions` random directions.
+    """Estimate the squared sliced Wasserstein distance SW_2^2 between two sets of samples, by random directions.
 
         SW_2^2 = E_t[W_2^2(t'x, t'y)],  t uniform on the unit sphere
         estimate = mean_l [ W_l - gamma_l' (C_l - E C) ]
@@ -70,10 +73,19 @@ def sliced_wasserstein(
         None     no control variate
 
     Args:
-        x_weights, y_weights: `(n,)`, `(m,)`, not necessarily normalised; None means equal weights.
+        x: samples, `(n, d)`.
+        y: samples, `(m, d)`.
+        x_weights: `(n,)`, not necessarily normalised; None means equal weights.
+        y_weights: `(m,)`, likewise.
+        num_directions: L, of random directions.
+        control_variate: "lower", "upper", "both" or None, as above.
         leave_one_out: fit gamma_l to the other directions, which keeps the estimate unbiased (see
             `control_variates.controlled_terms`); False fits one gamma to all of them, as published, with a bias O(1/L).
-        generator, seed: at most one; neither means torch's global generator. The same seed gives the same directions.
+        generator: of the directions; neither this nor a seed means torch's global generator.
+        seed: of a new generator, in place of one; the same seed gives the same directions.
+
+    Returns:
+        The estimate with its standard error.
 
     Raises:
         ValueError: shapes that disagree, non-finite samples, bad weights, an unknown control variate, too few
@@ -120,7 +132,16 @@ def sliced_wasserstein(
 
 
 def random_directions(num_directions: int, dimension: int, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform unit vectors `(num_directions, dimension)`, float64, on the generator's device."""
+    """Random unit vectors, uniform on the sphere.
+
+    Args:
+        num_directions: how many.
+        dimension: of the space.
+        generator: of the random numbers; None: torch's global one.
+
+    Returns:
+        `(num_directions, dimension)`, float64, on the generator's device.
+    """
     device = None if generator is None else generator.device
     normal = torch.randn(num_directions, dimension, generator=generator, dtype=torch.float64, device=device)
     return torch.nn.functional.normalize(normal, dim=1)

@@ -39,7 +39,7 @@ def wasserstein(
     period: float = 2 * math.pi,
     max_iterations: int = 100_000_000,
 ) -> Tensor:
-    """W_p between samples `x (n, d)` and `y (m, d)`, exactly: a float64 scalar in the unit of the metric.
+    """The Wasserstein distance W_p between two sets of weighted samples in any dimension, exactly.
 
         W_p^p = min_P sum_ij P_ij d(x_i, y_j)^p,   P >= 0,  P 1 = x_weights,  P' 1 = y_weights
         W_inf = min_P max_{P_ij > 0} d(x_i, y_j)
@@ -50,11 +50,19 @@ def wasserstein(
     too large on average (by the order of n^(-1/d) for d > 2p): compare sets of one size.
 
     Args:
-        x_weights, y_weights: `(n,)` and `(m,)`, not necessarily normalised; None means equal weights. Samples of
-            zero weight are left out of the program; shares below 1e-15 are lost in the rounding of weights.
+        x: samples, `(n, d)`, or `(n,)` on the line.
+        y: samples, `(m, d)`, or `(m,)`.
+        x_weights: `(n,)`, not necessarily normalised; None means equal weights. Samples of zero weight are left out of
+            the program; shares below 1e-15 are lost in the rounding of weights.
+        y_weights: `(m,)`, likewise.
+        order: p, a number from 1 up, or `math.inf`.
         metric: "euclidean"; "torus", for angles: the Euclidean length of the differences wrapped into
             [-period/2, period/2]; or a function from `(n, 1, d)` and `(1, m, d)` to distances `(n, m)`.
         period: of every coordinate on the torus.
+        max_iterations: of the network simplex.
+
+    Returns:
+        A float64 scalar, in the unit of the metric.
 
     Raises:
         ValueError: shapes that disagree, non-finite samples, bad weights, an unknown metric, an order below 1, order
@@ -142,12 +150,26 @@ def _cut_offs(cost: np.ndarray) -> Iterator[float]:
 
 
 def euclidean(x: Tensor, y: Tensor) -> Tensor:
-    """Distances `(n, m)` of points `(n, 1, d)` and `(1, m, d)`."""
+    """The Euclidean metric: distances `(n, m)` of points `(n, 1, d)` and `(1, m, d)`."""
     return _length(x - y)
 
 
 def torus(period: float = 2 * math.pi) -> Metric:
-    """The flat metric of a torus whose coordinates all have `period`: any representative of an angle will do."""
+    """The metric of a flat torus, for angles: the Euclidean length of the differences wrapped into one period.
+
+    Args:
+        period: of every coordinate; the default is for radians.
+
+    Returns:
+        A function from points `(n, 1, d)` and `(1, m, d)` to distances `(n, m)`, such as `wasserstein` takes.
+
+    Raises:
+        ValueError: a period that is not positive and finite.
+
+    >>> import torch
+    >>> torus()(torch.tensor([[[0.1]]]), torch.tensor([[[2 * torch.pi]]]))
+    tensor([[0.1000]])
+    """
     if not 0 < period < math.inf:
         raise ValueError(f"torus: the period is {period}; give a positive number, 2 pi for angles in radians.")
 

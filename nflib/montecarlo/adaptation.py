@@ -19,7 +19,7 @@ PILOT_PARTICLES = 256
 
 
 class StepSizes(Protocol):
-    """Chooses step sizes, each before the moves that it is used for and from nothing that they produce."""
+    """A rule that chooses step sizes, each before the moves that it is used for and from nothing that they produce."""
 
     def first(
         self,
@@ -29,25 +29,49 @@ class StepSizes(Protocol):
         inverse_temperature: float,
         generator: torch.Generator,
     ) -> float:
-        """The step of the first move of a run."""
+        """The step size of the first move of a run.
+
+        Args:
+            kernel: that will move.
+            particles: as they are before the first move; they are not to be changed.
+            path: the densities from proposal to target.
+            inverse_temperature: at which the first move will be.
+            generator: of random numbers, such as for pilot moves.
+
+        Returns:
+            A length in units of x; of no effect for a kernel without a step size.
+        """
         ...
 
     def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
-        """The step that follows one of mean acceptance probability `acceptance`, after `num_moves` moves in all."""
+        """The step size of the next move.
+
+        Args:
+            step_size: of the last move.
+            acceptance: mean acceptance probability of that move; NaN if no particle was moved.
+            kernel: that moves.
+            num_moves: how many moves there have been in all.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class AcceptanceTarget:
-    """Multiplies the step by `exp(gain (acceptance - target) / (1 - target))` after each move.
+    """Step sizes that adapt to a target acceptance probability.
 
-    A step is chosen from earlier moves alone, so every kernel leaves its density invariant. (The particles of those
-    moves are still among the present ones: the normaliser keeps a bias of order 1/N, as it does with adaptive
-    temperatures; a second run with `FixedStepSizes(history.step_sizes)` has none.) The first step comes from pilot
-    moves of a few particles, which are thrown away.
+    After each move the step size is multiplied by `exp(gain (acceptance - target) / (1 - target))`. It is chosen
+    from earlier moves alone, so every kernel leaves its density invariant. (The particles of those moves are still
+    among the present ones: the normaliser keeps a bias of order 1/N, as it does with adaptive temperatures; a second
+    run with `FixedStepSizes(history.step_sizes)` has none.) The first step size comes from pilot moves of a few
+    particles, which are thrown away.
 
-    target: mean acceptance probability; default: the kernel's. pilot_moves: 0 starts from the kernel's own step size.
-    Raises ValueError for a target outside (0, 1), a gain that is negative or not finite, or fewer than no pilot moves.
+    Args:
+        target: mean acceptance probability to aim at; default: the kernel's `target_acceptance`.
+        gain: how strongly the step size follows; 0 keeps it.
+        pilot_moves: at most so many before the first move; 0 starts from the kernel's own step size.
+
+    Raises:
+        ValueError: a target outside (0, 1), a gain that is negative or not finite, pilot_moves below 0.
     """
 
     target: float | None = None
@@ -102,7 +126,14 @@ class AcceptanceTarget:
 
 @dataclass(frozen=True)
 class FixedStepSizes:
-    """Step sizes given beforehand, one for each move in order; the last one is used from there on."""
+    """Step sizes that are given beforehand, one for each move in order; the last one is used from there on.
+
+    Args:
+        step_sizes: lengths in units of x, such as `History.step_sizes` of another run.
+
+    Raises:
+        ValueError: none, or numbers that are not positive and finite.
+    """
 
     step_sizes: tuple[float, ...]
 

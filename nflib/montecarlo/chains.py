@@ -17,11 +17,14 @@ __all__ = ["Chains", "run_chains"]
 
 
 class Chains(NamedTuple):
-    """Where chains are after their steps.
+    """Where Markov chains are after their steps.
 
-    x: `(N, *event_shape)`. log_target: `(N,)`, float64, `-inf` where a chain could not start. acceptance: of the last
-    step, the mean over chains. step_size: the one that would come next. num_evaluations: of the target, a gradient
-    counting as one.
+    Attributes:
+        x: positions, `(N, *event_shape)`.
+        log_target: log p~(x), `(N,)`, float64; `-inf` where a chain could not start.
+        acceptance: mean acceptance probability of the last step over the chains.
+        step_size: the one that would come next, a length in units of x.
+        num_evaluations: points at which the target was evaluated, with or without its gradient.
     """
 
     x: Tensor
@@ -42,11 +45,27 @@ def run_chains(
     generator: torch.Generator | None = None,
     seed: int | None = None,
 ) -> Chains:
-    """Move each of the points `x` ``(N, *event_shape)`` by steps of a kernel that leaves the target invariant.
+    """Markov chain Monte Carlo at the target, a chain from each of the given points.
 
     Weighted points that represent the target, such as those of `smc`, still do so afterwards with the weights that
-    they had. kernel, step_sizes, batch_size, generator and seed: as for `smc`. Raises ValueError for a number out of
-    range, a kernel that weights its moves, and what `smc` refuses of a target.
+    they had.
+
+    Args:
+        target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`.
+        x: where the chains start, `(N, *event_shape)`.
+        num_steps: kernel steps of each chain.
+        kernel: `HMC()` (default), `MALA()`, or another one that leaves the target invariant without weights.
+        step_sizes: a rule that chooses the kernel's step size; default `AcceptanceTarget()`.
+        batch_size: how many points the target sees at once.
+        generator: of the random numbers; neither this nor a seed means a seed from torch's global generator.
+        seed: of a new generator, in place of one.
+
+    Returns:
+        Where the chains are after the last step.
+
+    Raises:
+        ValueError: numbers out of range, no points, generator and seed together, a kernel that weights its moves or
+            draws from a proposal, and what `smc` refuses of a target.
 
     >>> import torch
     >>> from nflib.montecarlo import BoltzmannDensity

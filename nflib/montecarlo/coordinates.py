@@ -12,6 +12,7 @@ from torch import Tensor
 from nflib.events import finite_rows
 from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target
 from nflib.montecarlo.weighted_samples import WeightedSamples
+from nflib.random import generator_of
 
 __all__ = ["TransformedProposal", "TransformedTarget", "score_scales", "transform_back"]
 
@@ -22,10 +23,17 @@ Samples = TypeVar("Samples", bound=WeightedSamples)
 
 
 class TransformedTarget:
-    """The density of `y = transform(x)` where x has the density of `target`: `log p~(x(y)) + log|dx/dy|`.
+    """A target in other coordinates: the density `log p~(x(y)) + log|dx/dy|` of `y = transform(x)`.
 
-    The normaliser is that of `target` if the transform reaches all x that `target` holds. Where the transform's
-    inverse is not finite the log-density is NaN, and `target` is not asked. Gradients pass through the inverse.
+    The normaliser is that of `target` if the inverse of the transform reaches all x where `target` has density. Where
+    the inverse is not finite the log-density is NaN, and `target` is not evaluated. Gradients pass through the inverse.
+
+    Args:
+        target: has `log_prob(x)`, unnormalised.
+        transform: an nflows transform from x to y.
+
+    Raises:
+        ValueError: what `as_target` refuses.
 
     >>> import torch
     >>> from nflows.transforms import AffineScalarTransform
@@ -52,7 +60,15 @@ class TransformedTarget:
 
 
 class TransformedProposal:
-    """The proposal's `y = transform(x)`: `log q(x(y)) + log|dx/dy|`, and draws of it."""
+    """A proposal in other coordinates: draws `y = transform(x)`, of log-density `log q(x(y)) + log|dx/dy|`.
+
+    Args:
+        proposal: what `as_proposal` takes, with `log_prob(x)`.
+        transform: an nflows transform from x to y.
+
+    Raises:
+        ValueError: what `as_proposal` refuses, or a proposal without `log_prob`.
+    """
 
     def __init__(self, proposal: Proposal, transform: Transform) -> None:
         self.proposal = as_evaluated(proposal)
@@ -71,14 +87,32 @@ class TransformedProposal:
         return y, log_prob - logabsdet
 
 
-def score_scales(proposal: Proposal, num_draws: int, generator: torch.Generator) -> Tensor:
-    """A length for each coordinate, `event_shape`: over which log q(x) changes by about one at its own draws.
+def score_scales(
+    proposal: Proposal, num_draws: int, *, generator: torch.Generator | None = None, seed: int | None = None
+) -> Tensor:
+    """Length scales of a proposal, one for each coordinate: over which log q(x) changes by about one at its own draws.
 
-    One over the spread of ``d log q / dx`` (its Fisher information), by the median, which a few strained draws do not
-    move. Steps in coordinates divided by these are about equally long for all. Raises ValueError where no draw has a
-    finite score.
+    One over the spread of the score ``d log q / dx``, taken as the median of its absolute value over that of a standard
+    normal number, which a few outliers do not move. In coordinates divided by these scales, one step size suits all.
+
+    Args:
+        proposal: what `as_proposal` takes, with a `log_prob(x)` that autograd can follow.
+        num_draws: draws from which the spread is estimated.
+        generator: of the draws; neither this nor a seed means a seed from torch's global generator.
+        seed: of a new generator, in place of one.
+
+    Returns:
+        Lengths in units of x, `event_shape`.
+
+    Raises:
+        ValueError: the median of a coordinate's scores is zero or not finite, or a proposal without `log_prob`.
+
+    >>> import torch
+    >>> normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([1.0, 81.0]).diag())
+    >>> score_scales(normal, 10_000, seed=0).round()
+    tensor([1., 9.])
     """
-    proposal = as_evaluated(proposal)
+    proposal, generator = as_evaluated(proposal), generator_of(generator, seed)
     with torch.no_grad():
         x, _ = proposal.sample_and_log_prob(num_draws, generator=generator)
     x = x[finite_rows(x)]
@@ -95,7 +129,13 @@ def score_scales(proposal: Proposal, num_draws: int, generator: torch.Generator)
 def transform_back(samples: Samples, transform: Transform, batch_size: int = 1024) -> Samples:
     """Samples of `y = transform(x)` as samples of x: the same weights and ancestors, the positions and densities of x.
 
-    At most `batch_size` samples are transformed at once. Positions of samples without weight may be NaN.
+    Args:
+        samples: of y, such as those of `smc` between a `TransformedProposal` and a `TransformedTarget`.
+        transform: an nflows transform from x to y.
+        batch_size: at most so many samples are transformed at once.
+
+    Returns:
+        Samples of the same class; positions of those of weight zero may be NaN.
     """
     if samples.unclipped is not None:  # which are what is saved
         return transform_back(samples.unclipped, transform, batch_size).truncate(samples.clipped)  # type: ignore[return-value]

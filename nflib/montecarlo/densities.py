@@ -18,7 +18,10 @@ __all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
 
 
 class BoltzmannDensity:
-    """The target `exp(-u(x))` of a reduced energy `u`: a function from `(n, *event_shape)` to `(n,)`, in kT.
+    """The Boltzmann distribution `exp(-u(x))` of a reduced energy u, as an unnormalised target.
+
+    Args:
+        reduced_energy: u, a function from `(n, *event_shape)` to `(n,)`, in units of kT.
 
     >>> import torch
     >>> harmonic = BoltzmannDensity(lambda x: 0.5 * x.square().sum(dim=-1))
@@ -34,13 +37,13 @@ class BoltzmannDensity:
 
 
 def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
-    """The density as a `Proposal`: foreign ones are adapted, anything else is taken as it is.
+    """The density as a `Proposal`: one of torch or nflows is adapted, anything else is taken as it is.
 
     Args:
         density: any `torch.distributions.Distribution` without batch dimensions, an nflows flow or distribution (both
             draw from torch's global generator, which is seeded for the purpose and restored afterwards), or an object
             with the methods of a `Proposal`.
-        allow_stochastic: take one whose log-densities are estimates, as `Flow.stochastic_density` says, too.
+        allow_stochastic: also take one whose log-densities are estimates, as `Flow.stochastic_density` says.
 
     Raises:
         ValueError: a distribution with batch dimensions, an object that cannot be sampled, or estimated log-densities.
@@ -82,9 +85,12 @@ def as_evaluated(density: Any) -> Proposal:
 def as_target(density: Any) -> Target:
     """The density as a `Target`: anything with `log_prob(x)`.
 
-    A `torch.distributions.Distribution` has log-density `-inf` outside its support, where it would raise by itself.
-    Raises ValueError for a distribution with batch dimensions, an object without `log_prob`, or estimated
-    log-densities.
+    Args:
+        density: an object with `log_prob(x)`, unnormalised or not. A `torch.distributions.Distribution` has log-density
+            `-inf` outside its support, where it would raise by itself.
+
+    Raises:
+        ValueError: a distribution with batch dimensions, an object without `log_prob`, or estimated log-densities.
     """
     _refuse_estimate("target", density)
     if isinstance(density, Distribution) and not hasattr(density, "sample_and_log_prob"):

@@ -1,4 +1,4 @@
-"""What a set of log-weights says about an importance sample: effective size, normaliser, tail, and errors.
+"""Diagnostics of importance weights: effective sample size, normaliser, tail, and errors.
 
 Every function takes unnormalised log-weights of shape `(N,)`, or deviations made of them; `-inf` is a weight of zero
 and counts in `N`.
@@ -29,7 +29,17 @@ COLUMNS_AT_ONCE = 256
 
 
 def normalized_weights(log_weights: Tensor) -> Tensor:
-    """Weights that sum to one, float64 `(N,)`. Raises ValueError where every weight is zero."""
+    """Normalised importance weights, which sum to one.
+
+    Args:
+        log_weights: unnormalised, `(N,)`, `-inf` for a weight of zero.
+
+    Returns:
+        `(N,)`, float64.
+
+    Raises:
+        ValueError: every weight is zero, or one is NaN or infinite.
+    """
     log_weights = log_weights.to(torch.float64)
     if not torch.isfinite(log_weights.max()):
         raise ValueError(
@@ -40,7 +50,15 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_weights: Tensor) -> float:
-    """Kish's effective sample size `(sum w)^2 / sum w^2`, a count between 1 and N; 0 where every weight is zero."""
+    """Kish's effective sample size `(sum w)^2 / sum w^2`, a count between 1 and N; 0 where every weight is zero.
+
+    Args:
+        log_weights: unnormalised, `(N,)`, `-inf` for a weight of zero.
+
+    >>> import torch
+    >>> effective_sample_size(torch.tensor([0.0, 0.0, -torch.inf]))
+    2.0
+    """
     if log_weights.max() == -torch.inf:
         return 0.0
     return 1.0 / normalized_weights(log_weights).square().sum().item()
@@ -52,12 +70,18 @@ def log_mean_weight(log_weights: Tensor) -> float:
 
 
 def pareto_k(log_weights: Tensor) -> float:
-    """Shape k of the generalised Pareto distribution of the largest weights (Vehtari et al. 2024, PSIS).
+    """Pareto k of importance weights: the shape of a generalised Pareto distribution fitted to the largest of them.
 
-    The tail is the `min(N / 5, 3 sqrt(N))` largest weights. Below 0.5 the weights have finite variance;
-    above 0.7 estimates are unreliable at practical N. `inf` if fewer than five weights stand above the
-    tail's threshold (a few samples carry everything, or N is small), NaN if the largest weights are all
-    equal within a thousandth, as those of a solver's or of rounding errors alone (there is no tail).
+    (Vehtari et al. 2024, PSIS.) The tail is the `min(N / 5, 3 sqrt(N))` largest weights. Below 0.5 the weights have
+    finite variance; above 0.7 estimates are unreliable at practical N.
+
+    Args:
+        log_weights: unnormalised, `(N,)`, `-inf` for a weight of zero.
+
+    Returns:
+        k; `inf` if fewer than five weights stand above the tail's threshold (a few samples carry everything, or N is
+        small), NaN if the largest weights are all equal within a thousandth, where only the errors of a solver or of
+        rounding make them differ (there is no tail).
     """
     log_w = log_weights.detach().to("cpu", torch.float64).sort(descending=True).values
     size = tail_size(len(log_w))

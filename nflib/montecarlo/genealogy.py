@@ -22,11 +22,13 @@ __all__ = ["Resamplings", "family_sums", "log_normalizer_variance", "offspring_v
 
 @dataclass(frozen=True)
 class Resamplings:
-    """What is remembered of resamplings, for errors of what comes after them.
+    """What is remembered of the resamplings of a run, for the errors of later estimates.
 
-    offspring_variance: `offspring_variance`, summed over them. block_variance: the relative variance of the mean weight
-    just before each, likewise. pareto_k: the largest of the weights just before each, which a resampling hides.
-    num_draws: of the proposal, before the first; None: as many as samples.
+    Attributes:
+        offspring_variance: `offspring_variance`, summed over all resamplings.
+        block_variance: the relative variance of the mean weight just before each, likewise.
+        pareto_k: the largest of the weights just before each, which a resampling hides.
+        num_draws: draws of the proposal before the first; None: as many as samples.
     """
 
     offspring_variance: float = 0.0
@@ -35,7 +37,13 @@ class Resamplings:
     num_draws: int | None = None
 
     def after(self, log_weights: Tensor, scheme: str, num_samples: int) -> Resamplings:
-        """With one more, of `num_samples` from weights of which some are positive."""
+        """These with one more resampling.
+
+        Args:
+            log_weights: before it, `(N,)`, some of them finite.
+            scheme: of `nflib.montecarlo.resample`.
+            num_samples: how many were resampled.
+        """
         weights = normalized_weights(log_weights)
         return replace(
             self,
@@ -74,8 +82,10 @@ def relative_variance(log_weights: Tensor, ancestors: Tensor | None = None, resa
 def log_normalizer_variance(
     log_weights: Tensor, ancestors: Tensor | None = None, resamplings: Resamplings = NONE
 ) -> float:
-    """Squared standard error of the log of the mean weight: `relative_variance`, times the square of
-    `error_inflation` of the families' weights."""
+    """Squared standard error of the log of the mean weight, of the arguments of `relative_variance`.
+
+    It is `relative_variance`, times the square of `error_inflation` of the families' weights.
+    """
     variance = relative_variance(log_weights, ancestors, resamplings)
     # Families are few and noisy; no run is better than one whose kernel forgets everything between two resamplings.
     floor = resamplings.block_variance + relative_variance(log_weights)
@@ -86,8 +96,13 @@ def log_normalizer_variance(
 
 
 def offspring_variance(weights: Tensor, scheme: str, num_samples: int | None = None) -> float:
-    """Variance of the particles' numbers of offspring, summed, over num_samples (default N), the number that are
-    resampled from weights `(N,)`; multinomial: 1."""
+    """Variance of the particles' numbers of offspring in a resampling, summed, over num_samples; multinomial: 1.
+
+    Args:
+        weights: `(N,)`, normalised or not.
+        scheme: of `nflib.montecarlo.resample`.
+        num_samples: how many are resampled (default N).
+    """
     if scheme == "multinomial":
         # Less sum W^2, which Lee & Whiteley's factor accounts for already.
         return 1.0

@@ -1,4 +1,4 @@
-"""What happened on the way from proposal to target, collected and never printed."""
+"""The history of a run of sequential Monte Carlo, from proposal to target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["History"]
 
 @dataclass
 class History:
-    """One entry a temperature, in the order of the run; the first one is the first temperature above zero.
+    """What happened in a run of `smc`: one entry for each inverse temperature above zero, in the order of the run.
 
     Final moves, at the target alone, have an entry of their own after the last temperature.
 
@@ -34,7 +34,8 @@ class History:
         acceptance: mean acceptance probability of the moves.
         step_sizes: of every move, in one list: as many a temperature as `smc` was asked for.
         num_nonfinite: proposals and moves to points without a finite density.
-        num_evaluations, num_gradients: of the target, points up to and including this temperature.
+        num_evaluations: points at which the target was evaluated, up to and including this temperature.
+        num_gradients: of these, the points at which its gradient was asked for as well.
         parents: for each resampling, the parents' indices `(N,)`, int32, in order.
     """
 
@@ -61,8 +62,13 @@ class History:
         return [size / count for size, count in zip(self.effective_sample_size, self.num_particles, strict=True)]
 
     def lineage(self) -> Tensor:
-        """`(number of resamplings + 1, N)`, int64: row k holds the index that each final particle's forebear had after
-        k resamplings; row 0 are the first draws, the last row the final particles. Empty without resamplings."""
+        """The ancestors of every final particle, through all resamplings.
+
+        Returns:
+            Indices `(number of resamplings + 1, N)`, int64: row k holds the index that each final particle's ancestor
+            had after k resamplings; row 0 are the first draws, the last row the final particles. Empty without
+            resamplings.
+        """
         if not self.parents:
             return torch.empty(0, 0, dtype=torch.long)
         rows = [torch.arange(len(self.parents[-1]))]
@@ -78,7 +84,11 @@ class History:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, list[Any]]) -> History:
-        """The history that `summary` was called on, without the parents. Raises ValueError for anything else."""
+        """The history that `summary` was called on, without the parents.
+
+        Raises:
+            ValueError: columns of other names, or that are not lists of numbers of equal length.
+        """
         _check(summary)
         columns: dict[str, Any] = {
             name: [math.nan if value is None else value for value in values] for name, values in summary.items()

@@ -37,16 +37,17 @@ def importance_sample(
         target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`.
         num_samples: how many to draw.
         batch_size: how many the proposal and the target see at once.
-        generator, seed: at most one; neither means a seed from torch's global generator.
-        allow_stochastic: weight by estimated log-densities, too, which is wrong in expectation.
+        generator: of the random numbers; neither this nor a seed means a seed from torch's global generator.
+        seed: of a new generator, in place of one.
+        allow_stochastic: also take a proposal whose log-densities are estimates, which is wrong in expectation.
         progress: show a progress bar.
 
     Returns:
         The samples with their weights and both log-densities.
 
     Raises:
-        ValueError: num_samples or batch_size below one, generator and seed together, a proposal or target that is
-            none, log-densities that are estimates, or not one number a sample.
+        ValueError: num_samples or batch_size below one, generator and seed together, a proposal or target that
+            `as_proposal` or `as_target` refuses, log-densities that are not one number a sample.
 
     >>> import torch
     >>> from nflib.montecarlo import BoltzmannDensity

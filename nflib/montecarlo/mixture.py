@@ -26,9 +26,9 @@ class Mixture:
     Args:
         components: what `as_proposal` takes, with `log_prob(x)`, over the same events.
         weights: one a component, of sum 1 (default: equal ones).
-        shares: how many draws each component gives, a scheme of `nflib.montecarlo.resample`. "systematic": its weight
-            times the number of draws, rounded up or down at random so that the mean is exact; estimates are unbiased
-            and spread less than with "multinomial", where draws are independent.
+        resampling: how many draws each component gives, a scheme of `nflib.montecarlo.resample`. "systematic": its
+            weight times the number of draws, rounded up or down at random so that the mean is exact; estimates are
+            unbiased and spread less than with "multinomial", where draws are independent.
 
     Raises:
         ValueError: no component, another number of weights, weights that are not positive or do not sum to 1, an
@@ -49,7 +49,7 @@ class Mixture:
         components: Sequence[Proposal | Distribution],
         weights: Sequence[float] | None = None,
         *,
-        shares: str = "systematic",
+        resampling: str = "systematic",
     ) -> None:
         self.components = [as_evaluated(component) for component in components]
         number = len(self.components)
@@ -58,10 +58,10 @@ class Mixture:
             raise ValueError(f"Mixture: {number} components and {len(weights)} weights; pass one a component, or more.")
         if not all(weight > 0.0 for weight in weights) or abs(sum(weights) - 1.0) > 1e-6:
             raise ValueError(f"Mixture: the weights {weights} must be positive and sum to 1.")
-        if shares not in SCHEMES:
-            raise ValueError(f"Mixture: unknown scheme {shares!r} of shares; choose one of {', '.join(SCHEMES)}.")
+        if resampling not in SCHEMES:
+            raise ValueError(f"Mixture: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
         self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-        self.shares = shares
+        self.resampling = resampling
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
         """Log-densities `(n,)` of the mixture, `-inf` where no component has any."""
@@ -71,7 +71,7 @@ class Mixture:
         self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws `(num_samples, *event_shape)` in random order, and the mixture's log-density of each."""
-        chosen = resample(self.weights, num_samples, generator, self.shares)
+        chosen = resample(self.weights, num_samples, generator, self.resampling)
         counts = torch.bincount(chosen, minlength=len(self.components)).tolist()
         pieces = []
         for number, (component, count) in enumerate(zip(self.components, counts, strict=True)):

@@ -85,8 +85,16 @@ class GeometricPath:
     Where q or p~ is not finite every density of the path with b > 0 is zero. At most `batch_size` points are given to
     a density at once. `num_evaluations` and `num_gradients` count the points at which the target has been asked for its
     density, and for its gradient as well. Of a proposal without `log_prob` (not `is_geometric`) only the draws know
-    log q, elsewhere it reads 0, and only the density at b = 1 means anything. Raises ValueError for what `as_proposal`
-    and `as_target` refuse.
+    log q, elsewhere it reads 0, and only the density at b = 1 means anything.
+
+    Args:
+        proposal: q, what `as_proposal` takes.
+        target: p~, what `as_target` takes.
+        batch_size: how many points a density sees at once.
+        allow_stochastic: also take a proposal whose log-densities are estimates.
+
+    Raises:
+        ValueError: what `as_proposal` and `as_target` refuse.
     """
 
     def __init__(self, proposal: Any, target: Any, batch_size: int = 1024, *, allow_stochastic: bool = False) -> None:
@@ -103,7 +111,13 @@ class GeometricPath:
         return cls(_Constant(), target, batch_size)
 
     def draw(self, count: int, generator: torch.Generator, *, gradient: bool = False) -> Particles:
-        """`count` points of the proposal; with gradients, at one evaluation of the target each all the same."""
+        """Draw particles from the proposal.
+
+        Args:
+            count: how many.
+            generator: of the draws.
+            gradient: whether with gradients of both densities, at one evaluation of the target each all the same.
+        """
         pieces = []
         for x, log_proposal, usable in draw_batches(self.proposal, count, self.batch_size, generator):
             if gradient:
@@ -114,7 +128,7 @@ class GeometricPath:
                 pieces.append(_finite_only(x, log_proposal, self._at(x, usable, self._target_log_prob)))
         return _concatenate(pieces)
 
-    def drawn(self, samples: WeightedSamples) -> Particles:
+    def particles_of(self, samples: WeightedSamples) -> Particles:
         """Points that were drawn of the proposal before, with the densities they had; counted as evaluations."""
         assert samples.log_prob is not None and samples.log_target is not None
         self.num_evaluations += len(samples)
@@ -127,8 +141,16 @@ class GeometricPath:
         return self.proposal.sample_and_log_prob(1, generator=torch.Generator())[0].device
 
     def evaluate(self, x: Tensor, where: Tensor | None = None, *, gradient: bool = False) -> Particles:
-        """The particles at x `(N, *event_shape)`; points that are not finite, or not in the mask `where`, are dead and
-        are given to neither density."""
+        """The particles at given points, with the densities there.
+
+        Args:
+            x: positions, `(N, *event_shape)`; one that is not finite is dead and is given to neither density.
+            where: mask `(N,)` of the points that are wanted; all others are dead likewise. None: all.
+            gradient: whether with gradients of both densities.
+
+        Raises:
+            ValueError: a log-density that is not one number a sample, or has no gradient where one is wanted.
+        """
         pieces = []
         for first in range(0, len(x), self.batch_size):
             chunk = x[first : first + self.batch_size]

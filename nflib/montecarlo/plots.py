@@ -13,9 +13,17 @@ __all__ = ["plot_history"]
 
 
 def plot_history(history: History, path: str | Path | None = None) -> Any:
-    """Effective sample sizes, ancestors, acceptance, step sizes and evidence against the temperature's number.
+    """Plot a run of `smc`: effective sample sizes, ancestors, acceptance, step sizes, normaliser at each temperature.
 
-    Returns the matplotlib figure, and writes it to `path` if one is given. Raises ValueError for an empty history.
+    Args:
+        history: of the run, `SMCSamples.history`.
+        path: of an image that is written as well, if one is given.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: an empty history.
     """
     if len(history) == 0:
         raise ValueError("plot_history: the history is empty; run smc first.")

@@ -17,11 +17,24 @@ __all__ = ["SCHEMES", "multinomial", "resample", "residual", "stratified", "syst
 def resample(
     weights: Tensor, num_samples: int, generator: torch.Generator | None = None, scheme: str = "systematic"
 ) -> Tensor:
-    """Indices `(num_samples,)` into `weights` `(N,)`, which need not be normalised. Samples of zero weight
-    never appear.
+    """Resample by weights: indices of which i appears num_samples times the share of its weight, on average.
 
-    Raises ValueError for an unknown scheme, `num_samples < 1`, or weights that are negative, not finite or
-    all zero.
+    Args:
+        weights: `(N,)`, not negative, not necessarily normalised.
+        num_samples: how many indices.
+        generator: of the random numbers; None: torch's global generator.
+        scheme: "multinomial" (independent draws), "stratified", "systematic" or "residual", whose numbers of copies
+            vary less (Douc, Cappé & Moulines 2005).
+
+    Returns:
+        Indices `(num_samples,)` in ascending order; a sample of weight zero never appears.
+
+    Raises:
+        ValueError: an unknown scheme, num_samples below one, or weights that are negative, not finite or all zero.
+
+    >>> import torch
+    >>> resample(torch.tensor([0.5, 0.0, 0.25]), 3)
+    tensor([0, 0, 2])
     """
     if scheme not in SCHEMES:
         raise ValueError(f"resample: unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}.")

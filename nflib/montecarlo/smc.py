@@ -38,8 +38,11 @@ __all__ = ["SMCSamples", "check_smc_options", "smc"]
 class SMCSamples(WeightedSamples):
     """Weighted particles of `smc`, with the history of the run.
 
-    `num_rejected` counts the draws that were given weight zero for a position or a density that was not finite; where
-    particles were resampled since, others stand in their place.
+    Attributes:
+        history: what happened at each temperature, a `History`.
+
+    All others are those of `WeightedSamples`; `num_rejected` counts the draws of the proposal that were given weight
+    zero for a position or a density that was not finite. Resampling since has put other particles in their place.
     """
 
     history: History = field(default_factory=History)
@@ -74,12 +77,13 @@ def smc(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> SMCSamples:
-    """Move `num_samples` draws of the proposal q through `q^(1-b) p~^b` to the target p~ itself, at b = 1.
+    """Weighted samples of a target p~ by sequential Monte Carlo that starts from draws of a proposal q.
 
-    At each inverse temperature b' after b the particles are weighted by `(p~/q)^(b'-b)` where they stand, resampled if
-    their effective sample size is low, and moved by a kernel that leaves the density at b' invariant, or weights its
-    moves (ULA). The mean weight estimates the normaliser of p~; its standard error comes from the particles' genealogy.
-    Particles without a finite density have weight zero and are counted, and moves to such points are rejected.
+    The particles pass through the densities `q^(1-b) p~^b` from b = 0 to b = 1, the target itself. At each inverse
+    temperature b' after b they are weighted by `(p~/q)^(b'-b)` where they stand, resampled if their effective sample
+    size is low, and moved by a kernel that leaves the density at b' invariant, or weights its moves (ULA). The mean
+    weight estimates the normaliser of p~; its standard error comes from the particles' genealogy. Particles without a
+    finite density have weight zero and are counted, and moves to such points are rejected.
 
     Args:
         proposal: what `as_proposal` takes: a flow, a torch or nflows distribution, or an object with
@@ -88,31 +92,40 @@ def smc(
             resampled if need be, and moved at the target.
         target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`. Kernels that need a gradient
             get it from autograd.
+        num_samples: how many weighted particles there are at the end, two or more.
         kernel: `HMC()` (default), `MALA()`, `ULA()`, `IndependentMetropolis()`, or an object with `init` and `step`.
-        temperatures: rising inverse temperatures that end in 1, any iterable of numbers, or a rule; default
-            `AdaptiveTemperatures()`.
+        temperatures: rising inverse temperatures that end in 1, any iterable of numbers, or a rule that chooses them;
+            default `AdaptiveTemperatures()`.
         moves: kernel steps at each temperature.
-        final_moves: further steps at the target, which ask the proposal nothing: cheap where it is a large flow.
-        num_draws: how many to draw of the proposal; default num_samples. Of more, num_samples are resampled at the
+        final_moves: further steps at the target, which do not evaluate the proposal: cheap where it is a large flow.
+        num_draws: how many to draw from the proposal; default num_samples. Of more, num_samples are resampled at the
             first temperature, which for `AdaptiveTemperatures` is where the draws are worth that many: most draws of a
             poor proposal then go before a move is paid for.
-        draws: samples that `importance_sample` drew of this proposal and weighted to this target, from which to begin
+        draws: samples that `importance_sample` drew from this proposal and weighted to this target, to begin with
             instead of drawing anew; in place of num_draws. Give another seed than theirs.
-        step_sizes: a rule; default `AcceptanceTarget()`. `FixedStepSizes` keeps or replays steps.
-        resampling: multinomial, stratified, systematic or residual.
+        step_sizes: a rule that chooses the kernel's step size; default `AcceptanceTarget()`. `FixedStepSizes` keeps or
+            replays step sizes.
+        resampling: "multinomial", "stratified", "systematic" or "residual"; see `resample`.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
             sampling, Neal 2001), 1 always.
         batch_size: how many points a density sees at once.
-        generator, seed: at most one; neither means a seed from torch's global generator.
-        allow_stochastic: take a proposal whose log-densities are estimates, too, which is wrong in expectation.
+        generator: of the random numbers; neither this nor a seed means a seed from torch's global generator.
+        seed: of a new generator, in place of one.
+        allow_stochastic: also take a proposal whose log-densities are estimates, which is wrong in expectation.
         checkpoint: an .npz file, replaced after the draws and every temperature; a run that finds it goes on where it
             was stopped, and ends with the same numbers.
         progress: show a progress bar.
 
+    Returns:
+        num_samples particles at the target, on the CPU, with their weights, both log-densities (`log_prob` is None for
+        a proposal without `log_prob`) and the history of the run.
+
     Raises:
-        ValueError: numbers out of range, a kernel or rule that is none, draws that do not know their densities or
-            have others, an unknown scheme, a target without `log_prob`, a log-density that is not one number a sample
-            or has no gradient, or a checkpoint of another run.
+        ValueError: numbers out of range; generator and seed, or draws and num_draws, together; an object that is no
+            kernel or rule; draws without their densities, or of another proposal or target; an unknown scheme; a
+            proposal or target that `as_proposal` or `as_target` refuses; temperatures, or a kernel that draws from the
+            proposal, for a proposal without `log_prob`; a log-density that is not one number a sample or has no
+            gradient; or a checkpoint of another run.
 
     >>> import torch
     >>> from nflows.distributions import StandardNormal
@@ -190,13 +203,18 @@ def check_smc_options(
     moves: int = 1,
     final_moves: int = 0,
 ) -> None:
-    """Raise ValueError for options that `smc` refuses whatever the densities: for who has much to do before it runs.
+    """Check options of `smc` before it runs, for programs that have long work to do first.
 
     Args:
-        num_samples, num_draws, kernel, moves, final_moves: of `smc`.
+        num_samples: of `smc`, two or more.
+        num_draws: of `smc`, num_samples or more; None for as many.
+        kernel: of `smc`; None for the default one.
+        moves: of `smc`, one or more.
+        final_moves: of `smc`, zero or more.
 
     Raises:
-        ValueError: numbers out of range, a kernel that is none, final moves of one that draws from the proposal.
+        ValueError: numbers out of range, an object that is no kernel, final moves of a kernel that draws from the
+            proposal.
     """
     kernel = as_kernel(kernel)
     num_draws = num_samples if num_draws is None else num_draws
@@ -245,7 +263,7 @@ class _Run:
         if draws is None:
             particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
         else:
-            particles = self.path.drawn(draws)
+            particles = self.path.particles_of(draws)
             if other := self._changed_density(particles):
                 raise ValueError(f"smc: the draws are of another {other}; draw and weight them with those given here.")
         if everyone_moves:

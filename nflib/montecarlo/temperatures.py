@@ -1,4 +1,4 @@
-"""Which inverse temperatures a path is cut into: given ones, or the next one by conditional effective sample size."""
+"""Rules for the inverse temperatures of a path: given ones, or the next by conditional effective sample size."""
 
 from __future__ import annotations
 
@@ -16,16 +16,35 @@ __all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "as_rule
 
 
 class Temperatures(Protocol):
-    """Chooses the next inverse temperature."""
+    """A rule that chooses the next inverse temperature of `smc`."""
 
     def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:
-        """An inverse temperature in (current, 1], from the particles' log-weights and log p~/q, both `(N,)`."""
+        """The inverse temperature that follows.
+
+        Args:
+            current: the present one, in [0, 1).
+            log_weights: of the particles, `(N,)`, float64, `-inf` for a weight of zero.
+            log_ratio: log p~(x) - log q(x) of the particles, `(N,)`, float64, `-inf` for dead ones.
+
+        Returns:
+            A number in (current, 1].
+        """
         ...
 
 
 @dataclass(frozen=True)
 class FixedTemperatures:
-    """Given inverse temperatures, which must rise from above 0 to 1 (a leading 0 is allowed); ValueError otherwise."""
+    """Inverse temperatures that are given beforehand.
+
+    Args:
+        inverse_temperatures: rising numbers from above 0 to 1; a leading 0 is allowed.
+
+    Raises:
+        ValueError: numbers that do not rise to exactly 1, or none.
+
+    >>> FixedTemperatures([0, 0.1, 1]).inverse_temperatures
+    (0.1, 1.0)
+    """
 
     inverse_temperatures: tuple[float, ...]
 
@@ -43,14 +62,19 @@ class FixedTemperatures:
 
 @dataclass(frozen=True)
 class AdaptiveTemperatures:
-    """The next inverse temperature keeps this fraction of the conditional effective sample size (Zhou, Johansen &
-    Aston 2016, arXiv 1303.3123), found by bisection; dead particles have no say in it.
+    """Inverse temperatures chosen so that each step keeps a given fraction of the conditional effective sample size.
+
+    (Zhou, Johansen & Aston 2016, arXiv 1303.3123.) They are found by bisection, from particles that are not dead.
 
     Temperatures chosen from the particles themselves give the normaliser a bias of order 1/N, well below its standard
     error. Where that matters, run once, and again with the temperatures of the first run's history.
 
-    conditional_ess: fraction between 0 and 1. smallest_step: of the inverse temperature, which keeps the number of
-    temperatures finite whatever the energies. Raises ValueError for numbers outside (0, 1).
+    Args:
+        conditional_ess: that fraction, between 0 and 1; the nearer to 1, the more temperatures.
+        smallest_step: of the inverse temperature, which keeps the number of temperatures finite whatever the energies.
+
+    Raises:
+        ValueError: numbers outside (0, 1).
     """
 
     conditional_ess: float = 0.9

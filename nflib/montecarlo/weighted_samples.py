@@ -1,4 +1,4 @@
-"""Samples with importance weights, and everything that is reported about them."""
+"""Samples with importance weights, with the estimates, errors and warnings that come with them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ FEW_ANCESTORS = 0.1
 
 @dataclass(frozen=True, eq=False)
 class WeightedSamples:
-    """N samples of a proposal q with unnormalised log-weights `log p~(x) - log q(x)` in nats (float64), or particles
-    of a sampler with the weights that it gave them; either way the mean weight estimates the normaliser.
+    """Samples with importance weights, and the estimates that they give, with errors.
+
+    They are N samples of a proposal q with unnormalised log-weights `log p~(x) - log q(x)` in nats, or particles of a
+    sampler with the weights that it gave them; either way the mean weight estimates the normaliser of the target p~.
 
     A rejected sample (non-finite position, density or energy) stays in place with log-weight `-inf`: it
     counts in N, so the normaliser stays honest, and contributes to nothing else.
 
     Attributes:
-        x: `(N, *event_shape)`.
-        log_weights: `(N,)`, float64.
+        x: positions, `(N, *event_shape)`.
+        log_weights: unnormalised, `(N,)`, float64.
         log_prob: log q(x), `(N,)`, if known.
         log_target: log p~(x), unnormalised, `(N,)`, if known.
         num_rejected: how many samples were rejected.
@@ -52,10 +54,17 @@ class WeightedSamples:
             errors account for. None: all are independent.
         resamplings: what the resamplings that made the ancestors add to the error of the normaliser.
 
-    Printed, it says in a line how many samples there are and what they are worth, and the warning if there is one.
+    Printing one shows in a line how many samples there are and what they are worth, and the warning if there is one.
 
     Raises:
         ValueError: shapes disagree, there are no samples, or a log-weight is NaN or +inf.
+
+    >>> import torch
+    >>> samples = WeightedSamples(torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 1.0]))
+    >>> samples.weights
+    tensor([0.2689, 0.7311], dtype=torch.float64)
+    >>> round(samples.effective_sample_size, 4)
+    1.6481
     """
 
     x: Tensor
@@ -88,7 +97,19 @@ class WeightedSamples:
 
     @classmethod
     def from_log_densities(cls, x: Tensor, log_prob: Tensor, log_target: Tensor) -> WeightedSamples:
-        """Weights `exp(log_target - log_prob)`; zero, and counted, where one of the three is not finite."""
+        """Samples with the weights `exp(log_target - log_prob)`; zero, and counted, where a number is not finite.
+
+        Args:
+            x: positions, `(N, *event_shape)`.
+            log_prob: log q(x) of the proposal, `(N,)`, in nats.
+            log_target: log p~(x), unnormalised, `(N,)`, in nats.
+
+        Returns:
+            Independent samples, whose `num_rejected` is the number of those of weight zero.
+
+        Raises:
+            ValueError: no samples, or numbers of log-densities that are not theirs.
+        """
         log_weights = log_target.to(torch.float64) - log_prob.to(torch.float64)
         # A difference is finite only if both densities are: inf - inf is NaN.
         finite = finite_rows(x) & torch.isfinite(log_weights)
@@ -128,16 +149,22 @@ class WeightedSamples:
 
     @property
     def log_normalizer_standard_error(self) -> float:
-        """Standard error of `log_normalizer`: the delta method's on families of common ancestry, widened where few
-        weights make it (`diagnostics.error_inflation`); infinite where `refusal` says why."""
+        """Standard error of `log_normalizer`; infinite where `refusal` says why.
+
+        It is the delta method's on families of common ancestry, widened where few weights make it
+        (`diagnostics.error_inflation`).
+        """
         if self.refusal:
             return math.inf
         return math.sqrt(log_normalizer_variance(self.log_weights, self.ancestors, self.resamplings))
 
     @property
     def effective_num_ancestors(self) -> float:
-        """How many independent draws the samples are worth: Kish's effective size of the weights of whole families of
-        one ancestor, a count; `effective_sample_size` where all are independent."""
+        """How many independent draws the samples are worth, a count.
+
+        It is Kish's effective size of the weights of whole families of one ancestor; `effective_sample_size` where all
+        are independent.
+        """
         if self.ancestors is None or self.effective_sample_size == 0.0:
             return self.effective_sample_size
         return 1.0 / family_sums(self.weights, self.ancestors).square().sum().item()
@@ -150,7 +177,7 @@ class WeightedSamples:
 
     @property
     def refusal(self) -> str | None:
-        """Why no error can be told of any estimate, in a sentence; None where one can."""
+        """Why no error bar of any estimate can be given, in a sentence; None where one can."""
         size, k = self.effective_num_ancestors, self.pareto_k
         if size < MIN_EFFECTIVE:
             reason = f"the {len(self)} samples are worth {size:.1f} independent draws"
@@ -162,7 +189,7 @@ class WeightedSamples:
 
     @property
     def warning(self) -> str | None:
-        """What must be known before an estimate is used, in a sentence; None where nothing is the matter."""
+        """What to know before using an estimate, in a sentence: `refusal`, or how few ancestors are left; else None."""
         size = self.effective_num_ancestors
         if self.refusal is None and size < FEW_ANCESTORS * self.effective_sample_size:
             return (
@@ -179,19 +206,45 @@ class WeightedSamples:
         *,
         seed: int | None = None,
     ) -> Tensor:
-        """Equally weighted samples `(num_samples, *event_shape)`, with repetitions, grouped by origin.
+        """Equally weighted samples, drawn from these by their weights, with repetitions.
 
-        generator, seed: at most one. scheme: of `nflib.montecarlo.resample`.
+        Args:
+            num_samples: how many.
+            generator: of the random numbers; neither this nor a seed means torch's global generator.
+            scheme: of `nflib.montecarlo.resample`.
+            seed: of a new generator, in place of one.
+
+        Returns:
+            Positions `(num_samples, *event_shape)`; copies of one sample stand together.
+
+        Raises:
+            ValueError: every weight is zero, num_samples below one, generator and seed together, an unknown scheme.
         """
         return self.x[resample(self.weights, num_samples, given_generator(generator, seed), scheme)]
 
     def expectation(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Self-normalised estimate of the mean of `function(x)` under the target, and its standard error.
 
-        `function` maps `(n, *event_shape)` to `(n, *shape)` and sees the samples of positive weight only;
-        value and error have that shape, in float64. The error is the delta method's, `sqrt(sum w^2 (f - mean)^2)`,
-        with samples of one ancestor added up before squaring where that makes it larger, and widened where few samples
-        make it (`diagnostics.error_inflation`); infinite where `refusal` says why.
+        The error is the delta method's, `sqrt(sum w^2 (f - mean)^2)`, with samples of one ancestor added up before
+        squaring where that makes it larger, and widened where few samples make it (`diagnostics.error_inflation`).
+
+        Args:
+            function: from positions `(n, *event_shape)` to real values `(n, *shape)`; it sees the samples of positive
+                weight only.
+
+        Returns:
+            Mean and standard error, each of that shape, in float64; the error is infinite where `refusal` says why.
+
+        Raises:
+            ValueError: every weight is zero, complex values, or not one value a sample.
+
+        >>> import torch
+        >>> from nflib.montecarlo import BoltzmannDensity, importance_sample
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> target = BoltzmannDensity(lambda x: 0.5 * (x - 0.5).square().sum(dim=-1))
+        >>> mean, error = importance_sample(normal, target, 4000, seed=0).expectation(lambda x: x)
+        >>> (mean - 0.5).abs() < 3 * error
+        tensor([True, True])
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
@@ -261,11 +314,13 @@ class WeightedSamples:
         )
 
     def truncate(self, fraction: float) -> WeightedSamples:
-        """A new object without the `fraction` of samples whose weights are largest (at least one).
+        """The samples without the given fraction of those whose weights are largest (at least one).
 
         This biases every estimate towards the proposal. It exists because published figures are made this
-        way; `clipped` marks the result and `summary` shows both. Raises ValueError for a fraction outside
-        (0, 1), nothing left, or samples that are clipped already.
+        way; `clipped` marks the result, `unclipped` keeps these samples, and `summary` shows both.
+
+        Raises:
+            ValueError: a fraction outside (0, 1), nothing left, or samples that are clipped already.
         """
         if self.clipped:
             raise ValueError("truncate: these samples are clipped already; call truncate on `.unclipped`.")
@@ -288,9 +343,9 @@ class WeightedSamples:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The figures to report, as JSON can hold them: None for those that are not finite, no refusal and no warning.
+        """The figures to report as plain numbers for JSON; None for a number that is not finite.
 
-        A clipped object adds the original's as "unclipped".
+        "refusal" and "warning" are sentences, or None. Clipped samples add the figures of the originals as "unclipped".
         """
         figures: dict[str, Any] = {
             "num_samples": len(self),
@@ -335,7 +390,12 @@ class WeightedSamples:
 
     @classmethod
     def load(cls, path: str | Path) -> WeightedSamples:
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError for a damaged or another kind of file."""
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a damaged file, or one of another kind.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(f"WeightedSamples.load: there is no file {path}; check the path.")
         arrays = read_arrays(path, ARRAYS, OPTIONAL_ARRAYS)

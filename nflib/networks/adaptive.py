@@ -14,10 +14,14 @@ from nflib.networks.transformer import TransformerLayer
 
 @keep_arguments
 class ConditionalGate(nn.Module):
-    """``x * sigmoid(W c + b)``: how much of x passes, given a condition c of each token (after Peebles & Xie 2023).
+    """A gate ``x * sigmoid(W c + b)``, given a condition c of each token (after Peebles & Xie 2023).
 
-    W starts at zero and b at `initial_bias`, so that a new gate is nearly shut, for every condition alike. x ``(B, L,
-    channels)``, condition ``(B or 1, L, condition_channels)``.
+    W starts at zero and b at `initial_bias`, so that a new gate is nearly shut, for every condition alike.
+
+    Args:
+        channels: of x, ``(B, L, channels)``.
+        condition_channels: of the condition, ``(B or 1, L, condition_channels)``.
+        initial_bias: the initial b.
     """
 
     def __init__(self, channels: int, condition_channels: int, initial_bias: float = -2.0):
@@ -32,7 +36,12 @@ class ConditionalGate(nn.Module):
 
 @keep_arguments
 class SwiGLU(nn.Module):
-    """Gated linear unit with a SiLU gate, ``down(silu(b) * a)`` with ``(a, b) = up(x)``; no biases (Shazeer 2020)."""
+    """Gated linear unit with a SiLU gate, ``down(silu(b) * a)`` with ``(a, b) = up(x)``; no biases (Shazeer 2020).
+
+    Args:
+        channels: of inputs and outputs.
+        expansion: hidden channels, as a multiple of channels.
+    """
 
     def __init__(self, channels: int, expansion: float = 4):
         super().__init__()
@@ -49,8 +58,16 @@ class SwiGLU(nn.Module):
 class AdaptiveTransformerLayer(nn.Module):
     """A transformer layer, then a transition, each between an adaptive norm and a gate, and each with a residual.
 
-    ``x + gate(layer(norm(x; c)); c)``, and the same of the transition (the layer of Prose, arXiv 2508.18175). `layer`
-    keeps its own norms and residuals. Raises ValueError when called without a condition of each token.
+    ``x + gate(layer(norm(x; c)); c)``, and the same of the transition (the layer of Prose, arXiv 2508.18175).
+
+    Args:
+        layer: a transformer layer, which keeps its own norms and residuals.
+        transition: such as `SwiGLU`, ``(B, L, channels) -> (B, L, channels)``.
+        channels: of x.
+        condition_channels: of the condition of each token.
+
+    Raises:
+        ValueError: it is called without a condition of each token.
     """
 
     def __init__(self, layer: TransformerLayer, transition: nn.Module, channels: int, condition_channels: int):

@@ -14,13 +14,28 @@ from nflib.networks.step import WHOLE_SEQUENCE, Step
 class CausalSelfAttention(nn.Module):
     """Multi-head causal self-attention, with grouped-query heads and query/key norms where asked for.
 
-    `forward(x, step, layer)`: x ``(B, L, channels)`` stands at the positions that the step says; with a cache, theirs
-    are written into it, at this layer, and those before them are read from it. `num_heads` defaults to
-    ``channels / head_dim``; `num_key_value_heads` < heads shares each key head among several query heads.
-    query_key_norm: a constructor given the width of all query (or key) heads together, whose module normalises
-    ``(B, L, width)``. `rotary` turns queries and keys by their positions. bias: whether both linear maps have one.
-    backend: what computes attention, "torch" or "xformers" (`nflib.networks.use_attention_backend` changes it of all
-    layers at once).
+    `forward(x, step, layer)`: x ``(B, L, channels)`` stands at the positions that the step says; with a cache, their
+    keys and values are written into it, at this layer, and those before them are read from it.
+
+    Args:
+        channels: of inputs and outputs.
+        head_dim: channels of each head.
+        num_heads: query heads (default: ``channels / head_dim``).
+        num_key_value_heads: fewer of them share each key head among several query heads (default: num_heads).
+        query_key_norm: makes a norm of ``(B, L, width)``, given the width of all query (or key) heads together
+            (default: none).
+        rotary: turns queries and keys by their positions (default: none).
+        bias: whether both linear maps have one.
+        backend: what computes attention, "torch" or "xformers"; `nflib.networks.use_attention_backend` changes it in
+            all layers at once.
+
+    Raises:
+        ValueError: head_dim does not divide channels where num_heads is not given, query heads cannot share the
+            key-value heads evenly, or the backend is unknown.
+        ModuleNotFoundError: the backend is not installed.
+
+    >>> CausalSelfAttention(channels=32, head_dim=16)(torch.randn(2, 5, 32)).shape
+    torch.Size([2, 5, 32])
     """
 
     def __init__(
@@ -86,7 +101,12 @@ class CausalSelfAttention(nn.Module):
 
 
 class HeadwiseNorm(nn.Module):
-    """One norm for the channels of each head: ``(B, L, heads * head_dim)`` normalised in groups of head_dim."""
+    """Applies one norm to the channels of each head: ``(B, L, heads * head_dim)``, in groups of head_dim.
+
+    Args:
+        norm: normalises ``(..., head_dim)``.
+        head_dim: channels of each head.
+    """
 
     def __init__(self, norm: nn.Module, head_dim: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What computes attention: torch's own kernels, or those of xformers, with the same results."""
+"""Backends that compute attention: torch's own kernels, or those of xformers, with the same results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ def check_backend(name: str) -> str:
 
 
 def use_attention_backend(module: nn.Module, name: str) -> None:
-    """Let every attention of a module, such as a flow, be computed by `name`: "torch" (the default) or "xformers".
+    """Choose which library computes the attention in all layers of a module.
+
+    Args:
+        module: such as a flow.
+        name: "torch" (what new modules use) or "xformers".
+
+    Raises:
+        ValueError: the name is unknown.
+        ModuleNotFoundError: xformers is not installed.
 
     >>> from nflib import flows, networks
     >>> flow = flows.TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16)

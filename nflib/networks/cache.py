@@ -9,8 +9,17 @@ from torch import Tensor
 class KeyValueCache:
     """Keys and values of all layers, allocated once: ``(layers, batch, 2 heads, length, head_dim)``, keys first.
 
-    memory: what a network's `TokenFeatures` keep beside them, if it has any.
     A cache belongs to one decoding call, which makes it and passes it down; modules keep no reference to it.
+
+    Args:
+        num_layers: layers of the transformer.
+        batch_size: samples decoded at once.
+        num_heads: key-value heads of a layer.
+        length: tokens that it holds.
+        head_dim: channels of each head.
+        dtype: of keys and values.
+        device: of keys and values.
+        memory: what a network's `TokenFeatures` keep beside them, if it has any.
     """
 
     def __init__(
@@ -32,16 +41,21 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
+        """How many tokens it holds."""
         return self.storage.shape[-2]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of keys and values."""
         return self.storage.dtype
 
     def write(self, layer: int, start: int, *key_value: Tensor) -> Tensor:
-        """Write keys and values ``(batch, 2 heads, L, head_dim)`` at `start`; return a view of all up to there.
+        """Write keys and values of L tokens; return a view of all up to the last of them.
 
-        key_value: both in one tensor, or the keys and then the values.
+        Args:
+            layer: number of the layer.
+            start: position of the first of these tokens.
+            key_value: one tensor ``(batch, 2 heads, L, head_dim)``, keys first; or the keys and then the values.
         """
         stop = start + key_value[0].shape[-2]
         stored = self.storage[layer]
@@ -52,7 +66,7 @@ class KeyValueCache:
         return stored[:, :, :stop]
 
     def mask(self, new: int, total: int) -> Tensor | None:
-        """What `causal_mask` gives, made once for consecutive sweeps over one window."""
+        """`causal_mask` for the last `new` of `total` tokens, made once for consecutive sweeps over one window."""
         if self._mask.shape != (new, total):
             mask = causal_mask(new, total, self.storage)
             if mask is None:

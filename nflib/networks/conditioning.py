@@ -1,4 +1,4 @@
-"""What conditions a transformer: embeddings of a context, added to its tokens or handed to its layers."""
+"""Modules by which a context conditions a transformer: added to tokens, read before them, or given to its layers."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,16 @@ from nflib.networks.positions import LearnedPositions
 
 
 class ClassEmbedding(nn.Module):
-    """A learned vector for each class, added to every token; a label of -1, or none, means their mean.
+    """A learned vector for each class, added to every token; for a label of -1, or none, their mean.
 
-    context: integer labels ``(B,)``; returns ``(B, 1, channels)``. Raises ValueError for labels that are no integers or
-    lie outside ``-1 … num_classes - 1``.
+    Called with integer labels ``(B,)``; gives ``(B, 1, channels)``.
+
+    Args:
+        num_classes: number of classes.
+        channels: size of the vectors.
+
+    Raises:
+        ValueError: labels are no integers, or lie outside ``-1 … num_classes - 1``.
     """
 
     decays = False  # vectors, which `nflib.training.fit` does not decay
@@ -46,10 +52,17 @@ class ClassEmbedding(nn.Module):
 
 
 class VectorEmbedding(nn.Module):
-    """A vector ``(B, size)``, through a small MLP and a norm, added to every token: ``(B, 1, channels)``.
+    """Embeds a context vector ``(B, size)`` by a small MLP and a norm, added to every token: ``(B, 1, channels)``.
 
     The norm makes it as large as the embedded tokens are, so that it is not lost to them in the norms that follow, and
-    bounds what outliers of the context can do. Raises ValueError without a context.
+    bounds what outliers of the context can do.
+
+    Args:
+        size: of the context vector.
+        channels: size of the embedding.
+
+    Raises:
+        ValueError: there is no context.
     """
 
     def __init__(self, size: int, channels: int):
@@ -68,10 +81,14 @@ class VectorEmbedding(nn.Module):
 
 
 class TokenPrefix(nn.Module):
-    """Tokens ``(B, L, size)`` of any number, which all others see: ``(B, L, channels)``, with sinusoidal positions.
+    """Embeds context tokens ``(B, L, size)``, L of any size, as a prefix that all tokens see: ``(B, L, channels)``.
 
-    The context may be a pair of these and their padding mask ``(B, L)``, True where a token is none; `valid` gives the
-    opposite of it. Whatever stands at padding, NaN too, changes nothing.
+    They get sinusoidal positions. The context may be a pair of tokens and their padding mask ``(B, L)``, True at
+    padding; `valid` gives the opposite of it. Whatever stands at padding, NaN too, changes nothing.
+
+    Args:
+        size: numbers of each context token.
+        channels: size of their embeddings, even.
     """
 
     def __init__(self, size: int, channels: int):
@@ -88,12 +105,21 @@ class TokenPrefix(nn.Module):
         return self.projection(tokens) + self.positions(places)
 
     def valid(self, context: Any) -> Tensor | None:
-        """Which tokens are no padding, ``(B, L)``; None where all are."""
+        """Which tokens are no padding, ``(B, L)``; None where there is no padding mask."""
         return None if isinstance(context, Tensor) else ~context[1].bool()
 
 
 class ImagePrefix(nn.Module):
-    """An image ``(B, C, H, W)`` as the tokens of its patches, which all others see: ``(B, patches, channels)``."""
+    """Embeds a context image ``(B, C, H, W)``, by patches, as a prefix that all tokens see: ``(B, patches, channels)``.
+
+    Args:
+        shape: ``(C, H, W)``.
+        patch_size: side of the square patches; divides H and W.
+        channels: size of the patches' embeddings.
+
+    Raises:
+        ValueError: patch_size does not divide H and W.
+    """
 
     def __init__(self, shape: Sequence[int], patch_size: int, channels: int):
         super().__init__()
@@ -113,7 +139,14 @@ class ImagePrefix(nn.Module):
 class SinusoidalEmbedding(Tables):
     """Sines and cosines of numbers, interleaved, at the rates ``base^(-2i / channels)``: ``(…) -> (…, channels)``.
 
-    Integers, too; in the module's dtype. Raises ValueError for an odd number of channels.
+    The numbers may be integers; the result has the module's dtype.
+
+    Args:
+        channels: even.
+        base: the slowest rate is about its reciprocal.
+
+    Raises:
+        ValueError: channels is odd.
     """
 
     rates: Tensor
@@ -138,11 +171,15 @@ def _rates(channels: int, base: float, device: torch.device | None = None) -> Te
 
 
 class Lookahead(nn.Module):
-    """What a token is conditioned on: its own features and those of the token that follows, through an MLP.
+    """Condition of each token: its own features and those of the token that follows, through an MLP.
 
-    The parameters read off token t are those of token t + 1, which so knows what it is about to be. Features
-    ``(B, T, feature_channels)`` in the order of visit -> conditions ``(B, T, channels)``; after the last token
-    stands zero.
+    The parameters read off token t are those of token t + 1, so that the network knows which token it is to map. Maps
+    features ``(B, T, feature_channels)``, in the order of visit, to conditions ``(B, T, channels)``; after the last
+    token stands zero.
+
+    Args:
+        feature_channels: of the features.
+        channels: of the conditions.
     """
 
     def __init__(self, feature_channels: int, channels: int):

@@ -12,6 +12,10 @@ class RMSNorm(nn.Module):
 
     The weight starts at zero, so that weight decay pulls the gain towards one (Zhang & Sennrich 2019, in the
     parametrisation that STARFlow uses).
+
+    Args:
+        channels: size of the last dimension.
+        eps: added to the mean square.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6):
@@ -50,8 +54,14 @@ class LayerNorm(nn.LayerNorm):
 class AdaptiveLayerNorm(nn.Module):
     """Layer norm whose gain and bias come from a condition of each token (Peebles & Xie 2023).
 
-    ``LayerNorm(x) * sigmoid(gain(c)) + bias(c)`` with ``c = LayerNorm(condition)``; x ``(B, T, channels)``,
-    condition ``(B, T, condition_channels)``. Raises ValueError when called without a condition.
+    ``LayerNorm(x) * sigmoid(gain(c)) + bias(c)`` with ``c = LayerNorm(condition)``.
+
+    Args:
+        channels: of x, ``(B, T, channels)``.
+        condition_channels: of the condition, ``(B, T, condition_channels)``.
+
+    Raises:
+        ValueError: it is called without a condition.
     """
 
     def __init__(self, channels: int, condition_channels: int):

@@ -1,4 +1,4 @@
-"""How a token knows where it stands: learned or sinusoidal vectors added to it, or rotary phases in attention."""
+"""Position encodings: learned or sinusoidal vectors that are added to tokens, or rotary phases in attention."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,12 @@ from nflib.dtypes import FullPrecisionBuffers, Tables
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector a position, ``(length, channels)``; `forward(start, stop)` returns that slice."""
+    """A learned vector for each position; `forward(start, stop)` returns those of ``start … stop - 1``.
+
+    Args:
+        length: number of positions.
+        channels: size of each vector.
+    """
 
     decays = False  # vectors, which `nflib.training.fit` does not decay
 
@@ -25,7 +30,18 @@ class LearnedPositions(nn.Module):
 
 
 class SinusoidalPositions(Tables):
-    """Sines and cosines of the position (Vaswani et al. 2017), interleaved, times one learned scale."""
+    """Sines and cosines of the position (Vaswani et al. 2017), interleaved, times one learned scale.
+
+    `forward(start, stop)` returns the vectors ``(stop - start, channels)`` of positions ``start … stop - 1``.
+
+    Args:
+        length: number of positions.
+        channels: size of each vector, even.
+        base: rates are ``base^(-2i / channels)``.
+
+    Raises:
+        ValueError: channels is odd, or a position beyond the length is asked for.
+    """
 
     table: Tensor
 
@@ -58,10 +74,17 @@ def grid_coordinates(shape: Sequence[int]) -> Tensor:
 class Rotary(FullPrecisionBuffers):
     """Rotary position embedding over coordinates of any dimension (Su et al. 2021; axial for 2-D and 3-D).
 
-    coordinates ``(T, axes)``: the product of a query and a key depends on the difference of their coordinates alone.
-    pairs: how many of the head's channel pairs turn with each axis (default: an equal share for all), the i-th of an
-    axis at the rate ``base^(-i / pairs)``. `forward(x, start)` turns x ``(B, heads, L, head_dim)``, whose tokens stand
-    at rows ``start … start + L`` of the coordinates. Raises ValueError where the pairs do not fill the head.
+    The product of a query and a key depends on the difference of their coordinates alone. `forward(x, start)` turns x
+    ``(B, heads, L, head_dim)``, whose tokens stand at rows ``start … start + L - 1`` of the coordinates.
+
+    Args:
+        coordinates: of each token, ``(T, axes)``, such as `grid_coordinates` makes.
+        head_dim: channels of each attention head.
+        base: the i-th channel pair of an axis turns at the rate ``base^(-i / pairs)``.
+        pairs: how many of the head's channel pairs turn with each axis (default: an equal share for all).
+
+    Raises:
+        ValueError: the pairs do not fill the head.
     """
 
     phase: Tensor

@@ -1,4 +1,4 @@
-"""What every layer has to know about the tokens of one pass."""
+"""What transformer layers need to know about the tokens of one pass."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from nflib.networks.cache import KeyValueCache
 
 
 class Step(NamedTuple):
-    """One pass through a transformer's layers.
+    """What the layers of a transformer are told of one pass over L tokens.
 
-    start: the position of its first token. cache: where keys and values are kept (None: the pass covers the whole
-    sequence). condition: of each token, for the layers' norms, ``(B or 1, L, c)``. temperature: of each sample's
-    attention, ``(B, 1, 1, 1)``, 1 where None. mask: added to attention scores, where causality alone does not say who
-    sees whom.
+    Attributes:
+        start: position of the first token.
+        cache: where keys and values are kept; None where the pass covers the whole sequence.
+        condition: of each token, for the layers' norms, ``(B or 1, L, c)``.
+        temperature: of each sample's attention, ``(B, 1, 1, 1)``; None for 1.
+        mask: added to attention scores; None where causality alone says which tokens see which.
     """
 
     start: int = 0

@@ -18,24 +18,32 @@ from nflib.networks.step import Step
 
 
 class Positions(Protocol):
-    """Anything that gives the vectors ``(stop - start, channels)`` added to the tokens start … stop."""
+    """What gives the vectors ``(stop - start, channels)`` that are added to the tokens ``start … stop - 1``."""
 
     def __call__(self, start: int, stop: int) -> Tensor: ...
 
 
 class TokenFeatures(Protocol):
-    """What each step is told of all the tokens before it, where a network of few layers would not find it by itself.
+    """Features of the tokens before each position, for what a network of few layers would not find by itself.
 
-    encode_context: what the context contributes, once a call. new_memory: where what is known of earlier tokens is kept
-    while decoding, ``(B, ...)``. Called with the tokens read, those before each of the positions ``start … start + L``
-    (at start 0 the first has none before it: L - 1 tokens), that memory (None: they are the whole sequence) and the
-    encoded context; gives ``(B, L, channels)`` of these positions, each a function of the tokens before it, and takes
-    the tokens read into the memory.
+    Args:
+        previous: the tokens read, those before each of the positions ``start … start + L - 1`` (at start 0 the first
+            has none before it: L - 1 tokens).
+        start: the first position.
+        memory: what `new_memory` made, which takes in the tokens read; None where they are the whole sequence.
+        encoded_context: what `encode_context` made.
+
+    Returns:
+        ``(B, L, channels)``, for each position a function of the tokens before it.
     """
 
-    def encode_context(self, context: Any) -> Any: ...
+    def encode_context(self, context: Any) -> Any:
+        """Encode the context, once a call of the network."""
+        ...
 
-    def new_memory(self, batch_size: int, num_tokens: int) -> Tensor: ...
+    def new_memory(self, batch_size: int, num_tokens: int) -> Tensor:
+        """An empty memory, ``(B, ...)``, of what is known of earlier tokens while decoding."""
+        ...
 
     def __call__(self, previous: Tensor, start: int, memory: Tensor | None, encoded_context: Any) -> Tensor: ...
 
@@ -43,10 +51,14 @@ class TokenFeatures(Protocol):
 class EncodedContext(NamedTuple):
     """A context, encoded once for all steps of a call; each part is None where the network does not use it.
 
-    added: to every token, ``(B or 1, 1 or T, channels)``. condition: of each token read, for the norms,
-    ``(B or 1, T, c)``. prefix: tokens read before all others, ``(B or 1, P, channels)``, and prefix_mask ``(B, P)``,
-    False at those that are padding. token_mask: ``(B, T)``, False at padding, whose parameters are zero. temperature:
-    of each sample's attention, ``(B, 1, 1, 1)``. features: what `TokenFeatures.encode_context` made.
+    Attributes:
+        added: added to every token, ``(B or 1, 1 or T, channels)``.
+        condition: of each token read, for the norms, ``(B or 1, T, c)``.
+        prefix: tokens read before all others, ``(B or 1, P, channels)``.
+        prefix_mask: padding mask of the prefix, ``(B, P)``, False at padding.
+        token_mask: padding mask of the tokens, ``(B, T)``, False at padding, whose parameters are zero.
+        temperature: of each sample's attention, ``(B, 1, 1, 1)``.
+        features: what `TokenFeatures.encode_context` made.
     """
 
     added: Tensor | None = None
@@ -59,11 +71,18 @@ class EncodedContext(NamedTuple):
 
     @property
     def prefix_length(self) -> int:
+        """How many tokens the prefix has, padding too; 0 without one."""
         return 0 if self.prefix is None else self.prefix.shape[1]
 
 
 class MLP(nn.Module):
-    """Two linear maps around a GELU."""
+    """Multilayer perceptron: two linear maps around a GELU.
+
+    Args:
+        channels: of inputs and outputs.
+        expansion: hidden channels, as a multiple of channels.
+        bias: whether the linear maps have one.
+    """
 
     def __init__(self, channels: int, expansion: float = 4, bias: bool = True):
         super().__init__()
@@ -76,7 +95,13 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Gated linear unit with a GELU gate, ``down(gelu(gate(x)) * up(x))`` (Shazeer 2020)."""
+    """Gated linear unit with a GELU gate, ``down(gelu(gate(x)) * up(x))`` (Shazeer 2020).
+
+    Args:
+        channels: of inputs and outputs.
+        expansion: hidden channels, as a multiple of channels.
+        bias: whether the linear maps have one.
+    """
 
     def __init__(self, channels: int, expansion: float = 4, bias: bool = True):
         super().__init__()
@@ -90,7 +115,11 @@ class GatedMLP(nn.Module):
 
 
 class SoftClip(nn.Module):
-    """``limit * tanh(x / limit)``: keeps the parameters of a map within ±limit."""
+    """Softly keeps numbers, such as the parameters of a map, within ±limit: ``limit * tanh(x / limit)``.
+
+    Args:
+        limit: positive.
+    """
 
     def __init__(self, limit: float):
         super().__init__()
@@ -103,8 +132,16 @@ class SoftClip(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm residual layer: attention, then an MLP; norms take the per-token condition, if there is one.
 
-    recomputes: whether the backward pass computes the layer once more rather than keep what it needs, with the very
-    same numbers (Chen et al. 2016, arXiv 1604.06174); see `checkpoint_activations`.
+    Args:
+        attention: the self-attention.
+        mlp: the MLP, ``(B, L, channels) -> (B, L, channels)``.
+        norm: makes a norm, called with ``(x, condition)``: one before the attention, one before the MLP.
+        post_norm: makes a norm of each residual update, called with it alone (default: none).
+        dropout: share of the numbers of each residual update that is dropped in training.
+
+    Attributes:
+        recomputes: whether the backward pass computes the layer once more rather than keep what it needs, with the very
+            same numbers (Chen et al. 2016, arXiv 1604.06174); see `checkpoint_activations`.
     """
 
     recomputes = False
@@ -143,21 +180,33 @@ class TransformerLayer(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Maps tokens ``(B, T, in_channels)`` to parameters ``(B, T, out_channels)``, strictly causally.
+    """Transformer that maps tokens ``(B, T, in_channels)`` to parameters ``(B, T, out_channels)``, strictly causally.
 
-    Parameter t is a function of the tokens before t (and of the context). Its start is either *shifted* (the network
-    reads tokens 0 … T-2 and the first token's parameters are zero: an identity there) or *learned* (`start_token`: a
-    learned vector is read before token 0). `forward` computes all positions at once, or those that follow a prefix held
-    in a cache, with the same numbers.
+    Parameters t are a function of the tokens before t (and of the context). Without a start token the network reads
+    tokens 0 … T-2, and the first token's parameters are zero. `forward` computes all positions at once, or those that
+    follow a prefix held in a cache, with the same numbers. The output layer starts at zero, so that a new flow is the
+    identity. The modules that read the context are each None where it is not used so.
 
-    Parts: `layers`, modules called with ``(x, step, index)`` that hold their self-attention as `attention`;
-    `positions` added to the tokens (None with rotary layers); `final_norm`; `clip`, applied to the parameters. From
-    the context, each None where it is not used so: `embedding` makes what is added to every token; `conditioner` a
-    condition of each token read, ``(B, T, c)``, for the layers' norms; `prefix` tokens ``(B, P, channels)`` that all
-    others see and that stand before them (a method `valid` of it says which are no padding, ``(B, P)``);
-    `token_mask` the mask ``(B, T)``, False at tokens that are padding, whose parameters are zero (padding must come
-    last); `features`, from context and tokens, what each step is told of the tokens before it (`TokenFeatures`), added
-    to the token read. The output layer starts at zero, so a new flow is the identity.
+    Args:
+        in_channels: numbers that are read of each token.
+        out_channels: parameters of each token.
+        channels: width of the layers.
+        layers: modules called with ``(x, step, index)`` that hold their self-attention as `attention`.
+        positions: gives the position vectors that are added to the tokens (None with rotary layers).
+        embedding: makes of the context what is added to every token, ``(B, 1 or T, channels)``.
+        conditioner: makes a condition of each token read, ``(B, T, c)``, for the layers' norms.
+        prefix: makes tokens ``(B, P, channels)`` that stand before all others, which see them; its method `valid`, if
+            it has one, says which are no padding, ``(B, P)``.
+        token_mask: makes the mask ``(B, T)``, False at padding, whose parameters are zero. Padding must come last.
+        features: makes, of context and tokens, a vector that is added to each token read (`TokenFeatures`).
+        final_norm: norm before the output layer (default: none).
+        clip: applied to the parameters, such as `SoftClip` (default: none).
+        start_token: whether a learned vector is read before token 0.
+
+    >>> layers = transformer_layers(1, 32, head_dim=16)
+    >>> network = CausalTransformer(2, 4, 32, layers)
+    >>> network(torch.randn(5, 6, 2)).shape
+    torch.Size([5, 6, 4])
     """
 
     def __init__(
@@ -207,9 +256,9 @@ class CausalTransformer(nn.Module):
         return any(part is not None for part in parts)
 
     def encode_context(self, context: Any) -> EncodedContext:
-        """What the context contributes, as `forward` takes it: computed once, however many steps follow.
+        """Encode a context as `forward` takes it, once for all calls that follow.
 
-        Raises ValueError without the context of a network that cannot do without.
+        Raises ValueError where the network needs a context and there is none.
         """
         needed = {
             "conditions": self.conditioner,
@@ -240,11 +289,18 @@ class CausalTransformer(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Parameters ``(B, stop - start, out_channels)`` of the tokens ``start … stop``, all by default.
+        """Parameters of the tokens ``start … stop - 1``, by default of all.
 
-        tokens: ``(B, T, in_channels)``, of which those before ``stop - 1`` are read. From start 1 on, a cache holds the
-        keys and values of all that came before ``start - 1``. encoded_context: what `encode_context` made (default: of
-        no context).
+        Args:
+            tokens: ``(B, T, in_channels)``, of which those before ``stop - 1`` are read.
+            encoded_context: what `encode_context` made (default: of no context).
+            cache: from start 1 on it holds the keys and values of all that came before ``start - 1``, and takes in the
+                new ones.
+            start: the first token.
+            stop: one beyond the last token (default: T).
+
+        Returns:
+            ``(B, stop - start, out_channels)``.
         """
         stop = tokens.shape[1] if stop is None else stop
         encoded = self.encode_context(None) if encoded_context is None else encoded_context
@@ -295,7 +351,13 @@ class CausalTransformer(nn.Module):
         return self.clip(self.proj_out(self.final_norm(x[:, -read.shape[1] :])))
 
     def new_cache(self, batch_size: int, num_tokens: int, encoded_context: EncodedContext) -> KeyValueCache:
-        """An empty cache for decoding `num_tokens` tokens: the last token is never read."""
+        """An empty cache for decoding.
+
+        Args:
+            batch_size: samples decoded at once.
+            num_tokens: tokens to decode; the last one is never read.
+            encoded_context: what `encode_context` made.
+        """
         num_heads, head_dim = self._cache_heads
         weight = self.proj_in.weight
         autocast = torch.is_autocast_enabled(weight.device.type)
@@ -313,10 +375,14 @@ class CausalTransformer(nn.Module):
 
 @contextmanager
 def checkpoint_activations(module: nn.Module, *, enabled: bool = True) -> Iterator[None]:
-    """While the block lasts, the transformer layers of a module take less memory and more time in training.
+    """Activation checkpointing: within the block, training takes less memory and more time.
 
-    Each keeps its inputs alone and is computed once more for the backward pass, which changes no number, nor what is
-    saved.
+    Each transformer layer keeps its inputs alone and is computed once more for the backward pass, which changes no
+    number, nor what is saved.
+
+    Args:
+        module: the flow or network whose layers these are.
+        enabled: False does without, within the block.
 
     >>> from nflib.flows import TARFlow
     >>> flow = TARFlow((1, 8, 8), patch_size=4, channels=32, num_blocks=1, layers_per_block=2, head_dim=32)
@@ -350,7 +416,23 @@ def transformer_layers(
     bias: bool = True,
     dropout: float = 0.0,
 ) -> list[TransformerLayer]:
-    """A stack of equal layers; `norm` and `mlp` are constructors that get the number of channels (expansion, bias)."""
+    """Make a stack of equal transformer layers.
+
+    Args:
+        num_layers: how many.
+        channels: their width.
+        head_dim: channels of each attention head.
+        expansion: hidden channels of the MLP, as a multiple of channels.
+        norm: makes a norm, given the number of channels.
+        mlp: makes an MLP, given channels, expansion and bias.
+        rotary: rotary position embedding of the attention (default: none).
+        num_key_value_heads: as for `CausalSelfAttention`.
+        num_heads: as for `CausalSelfAttention`.
+        query_key_norm: as for `CausalSelfAttention`.
+        post_norm: makes a norm of each residual update, given the number of channels (default: none).
+        bias: whether the linear maps have one.
+        dropout: as for `TransformerLayer`.
+    """
     return [
         TransformerLayer(
             CausalSelfAttention(

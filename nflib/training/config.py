@@ -14,7 +14,7 @@ FREE = {"free": True}  # marks a field that may change between a run and its con
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of `fit`.
+    """Settings of a training run by `fit`.
 
     A run is resumed only under the configuration it was started with. The exceptions are `max_steps` and
     `max_seconds` (a longer horizon changes the rest of the learning-rate schedule) and what leaves the
@@ -144,7 +144,7 @@ class TrainingConfig:
             raise ValueError(f'precision must be "32-true" or "bf16-mixed", not {self.precision!r}.')
 
     def fixed(self) -> dict[str, Any]:
-        """The settings that a continued run must share with its beginning."""
+        """The settings that must be the same when a run is resumed."""
         free = {item.name for item in fields(self) if item.metadata.get("free")}
         values = {name: value for name, value in asdict(self).items() if name not in free}
         return values | {"betas": list(self.betas)}

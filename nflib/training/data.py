@@ -1,6 +1,4 @@
-"""Where batches come from: tensors, torch datasets, or an object of the user's that may change during
-training.
-"""
+"""Sources of training batches: tensors, torch datasets, or an object of the user's that may change during training."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ CHECKED = ("inputs", "context")  # energies may be infinite: objectives give suc
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Data that makes its own batches.
+    """Training data that make their own batches: any object with `__len__`, the number of rows, and `batch`.
 
     Optional methods: `refresh(flow, step, generator)` replaces rows (the flow then holds averaged weights, in
     evaluation mode; `len` may change); `state_dict()` and `load_state_dict(state)`, a dict of tensors and
@@ -37,8 +35,14 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> Batch:
-        """Rows `indices` (a 1-D int64 tensor): "inputs" (B, ...), optionally "context" (B, ...), "weights" (B,) and
-        further tensors that the objective reads.
+        """Some rows of the data.
+
+        Args:
+            indices: their numbers, a 1-D int64 tensor of B numbers.
+
+        Returns:
+            A dict of "inputs" (B, ...), optionally "context" (B, ...), "weights" (B,) and further tensors that the
+            objective reads.
         """
         ...
 

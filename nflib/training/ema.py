@@ -10,11 +10,23 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """Average e <- d e + (1 - d) w of a module's trainable parameters w, kept in float32 (float64 for
-    float64).
+    """Exponential moving average e <- d e + (1 - d) w of a module's trainable parameters w.
 
-    The decay d is min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is soon forgotten.
-    A decay of zero follows the weights themselves.
+    It is kept in float32 (in float64 for float64). The decay d is min(decay, (1 + n) / (10 + n)) after n updates, so
+    that the random start is soon forgotten.
+
+    Args:
+        module: whose parameters are averaged; the average starts from their values.
+        decay: the largest d, in [0, 1); 0 follows the weights themselves.
+
+    Raises:
+        ValueError: the decay is outside its range.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> ema = ExponentialMovingAverage(layer, decay=0.999)
+    >>> ema.update(layer)  # after each step of the optimiser
+    >>> with ema.applied(layer) as averaged:
+    ...     y = averaged(torch.zeros(1, 2))
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -47,7 +59,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[nn.Module]:
-        """The module with averaged weights, in evaluation mode; weights and mode are restored afterwards."""
+        """Within the block the module has the averaged weights and is in evaluation mode; both are then put back."""
         weights = {name: parameter for name, parameter in module.named_parameters() if name in self.average}
         kept = {name: parameter.detach().clone() for name, parameter in weights.items()}
         modes = [(child, child.training) for child in module.modules()]

@@ -1,4 +1,4 @@
-"""Seeds that depend only on where we are in a run, so that a resumed run repeats the original."""
+"""Seeds that depend only on the place in a run, such as the step, so that a resumed run repeats the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run knows about itself, for callbacks and callers."""
+"""State and result of a training run, for callbacks and callers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ from nflib.training.ema import ExponentialMovingAverage
 
 @dataclass
 class TrainingState:
-    """Handed to every callback after every step, on every process; what a callback raises ends the run.
+    """State of a training run, given to every callback after every step, on every process.
+
+    An exception that a callback raises ends the run.
 
     Attributes:
+        flow: The flow in training.
+        config: The settings.
+        output: Folder of the run.
+        ema: The averaged weights; see `averaged`.
         step: Steps done so far.
         seconds: Wall-clock time of this run and those it resumes.
         loss: Of this step's global batch, averaged over the processes.
         gradient_norm: Before clipping.
+        learning_rate: Of this step.
         metrics: Scalars of the objective at the last logged step.
+        skipped_steps: Steps skipped so far, for a loss or gradient that was not finite.
+        skipped_in_a_row: How many of the latest steps were skipped.
         validation_loss: None unless this step was validated.
+        best_validation_loss: The lowest so far; None before the first validation.
+        best_step: The step of that loss.
         stop: Setting it ends the run after this step, with a checkpoint; under torchrun every process must set it
             alike. It is not kept: `fit` called again goes on from there until a callback sets it again.
     """
@@ -56,14 +67,23 @@ class TrainingState:
             setattr(self, name, record[name])
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
-        """`with state.averaged() as flow:` gives the flow with averaged weights, in evaluation mode."""
+        """The flow with averaged weights, in evaluation mode, within ``with state.averaged() as flow:``."""
         return self.ema.applied(self.flow)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Summary of a finished run; `model` is the folder of the saved weights, which the flow itself holds now
-    too.
+    """Summary of a finished training run.
+
+    Attributes:
+        steps: Steps done, skipped ones included.
+        seconds: Wall-clock time of this run and those it resumed.
+        loss: Of the last step's batch.
+        skipped_steps: Steps skipped for a loss or gradient that was not finite.
+        validation_loss: Of the last step; None where it was not validated.
+        best_validation_loss: The lowest; None where none was computed.
+        best_step: The step of the lowest validation loss.
+        model: Folder of the saved weights, which the flow itself now holds, too.
     """
 
     steps: int

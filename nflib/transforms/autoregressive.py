@@ -19,10 +19,11 @@ from nflib.transforms.token_maps import TokenMap
 
 
 class NetworkMap(Autoregressive):
-    """What maps by one causal transformer have in common.
+    """Base class of autoregressive maps whose parameters come from one causal transformer.
 
-    network: strictly causal, ``(B, T, C) -> (B, T, parameters)``. decoding: how `inverse` solves (default: token by
-    token).
+    Args:
+        network: strictly causal, ``(B, T, C) -> (B, T, parameters)``.
+        decoding: how `inverse` solves (default: token by token).
     """
 
     def __init__(self, network: CausalTransformer, decoding: Decoder | None = None):
@@ -42,11 +43,24 @@ class NetworkMap(Autoregressive):
 
 
 class TransformerAffineAutoregressive(NetworkMap, AffineAutoregressive):
-    """`AffineAutoregressive` by a causal transformer (TARFlow, arXiv 2412.06329, eq. 3).
+    """Affine autoregressive map by a causal transformer (TARFlow, arXiv 2412.06329, eq. 3).
 
-    network: strictly causal, ``(B, T, C) -> (B, T, 2C)``; its output's halves are the raw scale and the shift.
-    scale: turns the raw scale into a log-scale. decoding: how `inverse` solves (default: token by token). logabsdet
-    is in float32 or better whatever the network computes in. Raises ValueError for inputs of another shape.
+    ``z_t = (u_t - shift_t(u_<t)) / scale_t(u_<t)`` for tokens u ``(B, T, C)``. The logabsdet ``(B,)`` is in float32 or
+    better whatever the network computes in.
+
+    Args:
+        network: strictly causal, ``(B, T, C) -> (B, T, 2C)``; its output's halves are the raw scale and the shift.
+        scale: turns the raw scale into a log-scale (default: `ExponentialScale`).
+        decoding: how `inverse` solves (default: token by token).
+
+    Raises:
+        ValueError: inputs have another shape.
+
+    >>> from nflib.networks.transformer import transformer_layers
+    >>> network = CausalTransformer(2, 4, 32, transformer_layers(1, 32, head_dim=16))
+    >>> z, logabsdet = TransformerAffineAutoregressive(network)(torch.randn(5, 6, 2))
+    >>> z.shape, logabsdet.shape
+    (torch.Size([5, 6, 2]), torch.Size([5]))
     """
 
     def __init__(self, network: CausalTransformer, scale: nn.Module | None = None, decoding: Decoder | None = None):
@@ -75,11 +89,22 @@ class TransformerAffineAutoregressive(NetworkMap, AffineAutoregressive):
 
 
 class TokenwiseAutoregressive(NetworkMap):
-    """`Autoregressive` by a causal transformer and any map of a token, such as a spline in place of an affine one.
+    """Autoregressive map by a causal transformer and any map of a token, such as a spline instead of an affine one.
 
-    network: strictly causal, ``(B, T, features_per_token) -> (B, T, parameters_per_token)``; the features are the C
-    numbers themselves where all are real. token_map: of the numbers of a token, by those parameters. decoding: how
-    `inverse` solves (default: token by token). Raises ValueError where they do not fit.
+    Args:
+        network: strictly causal, ``(B, T, features_per_token) -> (B, T, parameters_per_token)``; the features are the C
+            numbers of a token themselves where all are real.
+        token_map: maps the numbers of a token by those parameters.
+        decoding: how `inverse` solves (default: token by token).
+
+    Raises:
+        ValueError: the network does not give as many parameters as the token map takes, or inputs have another shape.
+
+    >>> from nflib.networks.transformer import transformer_layers
+    >>> from nflib.transforms import IndependentTokenMap, RationalQuadraticSpline
+    >>> token_map = IndependentTokenMap(RationalQuadraticSpline(), token_size=2)
+    >>> network = CausalTransformer(2, token_map.parameters_per_token, 32, transformer_layers(1, 32, head_dim=16))
+    >>> z, logabsdet = TokenwiseAutoregressive(network, token_map)(torch.randn(5, 6, 2))
     """
 
     def __init__(self, network: CausalTransformer, token_map: TokenMap, decoding: Decoder | None = None):

@@ -71,7 +71,7 @@ def _around(index: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 class BinnedUniform(_Binned):
-    """Density constant in `num_bins` equal bins of [low, high]: a piecewise-linear map of the interval onto itself.
+    """Piecewise-linear map of [low, high] onto itself, of constant density in each of `num_bins` equal bins.
 
     Numbers u ``(..., C)`` and parameters ``(..., C, num_bins)``: logits of the bins' probabilities. Returns z and the
     log-derivative of each number (a step function of u). Outside the interval, and with equal parameters, it is the
@@ -79,7 +79,8 @@ class BinnedUniform(_Binned):
 
     Args:
         num_bins: 2 or more.
-        low, high: ends of the interval, finite, in the unit of u.
+        low: lower end of the interval, finite, in the unit of u.
+        high: upper end.
 
     Raises:
         ValueError: settings out of range.
@@ -112,7 +113,7 @@ class BinnedUniform(_Binned):
 
 
 class BinnedNormal(_Binned):
-    """Density constant in `num_bins` bins of equal probability under N(0, 1), in units of that normal density.
+    """Maps a number so that its density, relative to N(0, 1), is constant in `num_bins` bins of equal probability.
 
     Numbers u ``(..., C)`` and parameters ``(..., C, num_bins)``: logits of the bins' probabilities. Returns
 

@@ -1,4 +1,4 @@
-"""The one map every model here is made of: a map of each token, given the tokens before it."""
+"""Autoregressive maps, of which every model here is made: each token is mapped given the tokens before it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from nflib.transforms.implicit import with_gradient
 
 
 class Autoregressive(Transform):
-    """A map of tokens u ``(B, T, C)`` whose t-th token is mapped by parameters that the tokens before it give.
+    """Base class of autoregressive maps of tokens u ``(B, T, C)``: each is mapped by parameters from those before it.
 
-    A `nflib.interfaces.CausalMap`: a subclass says how a context is encoded (`encode_context`), which cache a decoder
-    needs (`new_cache`), which parameters follow the tokens so far (`conditionals`), and how they map tokens to noise
-    and back (`to_noise`, `from_noise`). `forward` is one parallel pass; `invert` solves for u with a decoder, by
-    default `decoding`. Raises ValueError for inputs of another shape.
+    A subclass is a `nflib.interfaces.CausalMap`: it defines how a context is encoded (`encode_context`), which cache a
+    decoder needs (`new_cache`), the parameters of a token given those before it (`conditionals`), and how they map
+    tokens to noise and back (`to_noise`, `from_noise`). `forward` is one parallel pass; `invert` solves for u with a
+    decoder.
+
+    Attributes:
+        decoding: the decoder by default, which a subclass sets.
+
+    Raises:
+        ValueError: inputs have another shape.
     """
 
     decoding: Decoder
@@ -35,29 +41,33 @@ class Autoregressive(Transform):
         raise NotImplementedError
 
     def encode_context(self, context: Any) -> Any:
-        """What the context contributes to every step."""
+        """Encode the context, once, for all calls of `conditionals` that follow."""
         raise NotImplementedError
 
     def new_cache(self, batch_size: int, num_tokens: int, encoded_context: Any) -> Any:
-        """An empty cache for decoding `num_tokens` tokens."""
+        """An empty cache for decoding `num_tokens` tokens of `batch_size` samples."""
         raise NotImplementedError
 
     def conditionals(
         self, tokens: Tensor, encoded_context: Any, cache: Any = None, start: int = 0, stop: int | None = None
     ) -> Any:
-        """Parameters of the tokens ``start … stop``, as `to_noise` and `from_noise` take them; see `CausalMap`."""
+        """Parameters of the tokens ``start … stop - 1``, as `to_noise` and `from_noise` take them; see `CausalMap`."""
         raise NotImplementedError
 
     def to_noise(self, tokens: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
-        """The noise z of tokens, and logabsdet number by number; both ``(B, L, C)``, in float32 or better."""
+        """Map tokens ``(B, L, C)`` to noise z by the parameters that `conditionals` gave.
+
+        Returns:
+            The noise, and the logabsdet of each number; both ``(B, L, C)``, in float32 or better.
+        """
         raise NotImplementedError
 
     def from_noise(self, noise: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
-        """The tokens of noise, and logabsdet number by number: the inverse of `to_noise`."""
+        """Map noise to tokens, the inverse of `to_noise`; returns the tokens and the logabsdet of each number."""
         raise NotImplementedError
 
     def guided(self, guidance: Any) -> Autoregressive:
-        """This map under classifier-free guidance, on the same weights. Raises ValueError where there is none."""
+        """This map under classifier-free guidance, on the same weights; a ValueError for other than affine maps."""
         raise ValueError("only affine maps can be guided, but this flow has others that use its context.")
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
@@ -65,7 +75,7 @@ class Autoregressive(Transform):
         return noise, logabsdet.flatten(1).sum(-1)
 
     def by_numbers(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, but the logabsdet of each number, ``(B, T, C)``."""
+        """`forward`, but with the logabsdet of each number, ``(B, T, C)``, in place of their sum."""
         self._check_shape(inputs)
         return self._to_noise(inputs, self.encode_context(context))
 
@@ -75,10 +85,16 @@ class Autoregressive(Transform):
     def invert(
         self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None, prefix: Tensor | None = None
     ) -> Inversion:
-        """Solve for the tokens, by `decoder` (default: the map's own); prefix: the first of them, where given.
+        """Solve for the tokens that the map takes to `inputs`.
 
-        Where gradients are recorded, the tokens have that of the solution with respect to inputs, parameters and
-        context, by implicit differentiation; logabsdet has none.
+        Where gradients are recorded and no prefix is given, the tokens carry the gradient of the solution with respect
+        to inputs, parameters and context, by implicit differentiation; logabsdet has none.
+
+        Args:
+            inputs: the noise, ``(B, T, C)``.
+            context: as for `forward`.
+            decoder: how to solve (default: the map's own, `decoding`).
+            prefix: the first tokens ``(B, P, C)``, where they are given; their noise is not read.
         """
         self._check_shape(inputs)
         encoded = self.encode_context(context)
@@ -94,7 +110,7 @@ class Autoregressive(Transform):
         return inversion._replace(tokens=tokens)
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        """What nflows calls: `invert` with the map's own decoder."""
+        """The tokens and their logabsdet ``(B,)``, as nflows has it: `invert` with the map's own decoder."""
         inversion = self.invert(inputs, context)
         if inversion.residual == 0 and not inversion.tokens.requires_grad:
             return inversion.tokens, inversion.logabsdet
@@ -107,7 +123,10 @@ class Autoregressive(Transform):
 
 
 class AffineAutoregressive(Autoregressive):
-    """``z_t = (u_t - shift_t(u_<t)) / scale_t(u_<t)``: the parameters are shift and log-scale, each ``(B, L, C)``."""
+    """Base class of affine autoregressive maps, ``z_t = (u_t - shift_t(u_<t)) / scale_t(u_<t)``.
+
+    The parameters that `conditionals` gives are shift and log-scale, each ``(B, L, C)``.
+    """
 
     def to_noise(self, tokens: Tensor, conditionals: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         shift, log_scale = conditionals

@@ -17,12 +17,16 @@ from nflib.transforms.marginal import as_float64, working_dtype
 
 
 class UniformizeCircles(ClosedForm):
-    """Angles ``(B, D)``, each mapped onto [-pi, pi] by its distribution function there, ends at ends.
+    """Makes the marginal of each angle uniform on [-pi, pi]: each is mapped by its fitted distribution function.
 
-    What `GaussianizeMarginals` does for intervals, but for circles: of D monotone rational-quadratic splines, whose
-    slopes at both ends are equal, so that densities are continuous all around. A new instance is the identity; get a
-    useful one from `fit`, or from `load_state_dict` into `UniformizeCircles(D, num_bins)`. Angles beyond [-pi, pi] are
-    turned back into it.
+    What `GaussianizeMarginals` does for intervals, but for circles: a monotone rational-quadratic spline for each of D
+    angles ``(B, D)``, whose slopes at both ends are equal, so that densities are continuous all around. A new instance
+    is the identity; get a useful one from `fit`, or from `load_state_dict` into `UniformizeCircles(D, num_bins)`.
+    Angles beyond [-pi, pi] are turned back into it.
+
+    Args:
+        num_angles: D.
+        num_bins: pieces of each spline, 4 or more.
 
     Raises:
         ValueError: an input has another event shape.
@@ -49,10 +53,16 @@ class UniformizeCircles(ClosedForm):
 
     @classmethod
     def fit(cls, data: Tensor, *, num_bins: int = 24, uniform_fraction: float = 0.01) -> UniformizeCircles:
-        """Fit to angles `data` ``(N, D)`` in [-pi, pi], best cut where they are least dense.
+        """Fit the splines to the marginals of data.
 
-        uniform_fraction: weight of the uniform distribution mixed into each. Raises ValueError for data that
-        `GaussianizeMarginals.fit` would not take either, or that are no vectors.
+        Args:
+            data: angles ``(N, D)`` in [-pi, pi], best cut where they are least dense; 32 samples or more.
+            num_bins: pieces of each spline, 4 or more.
+            uniform_fraction: weight of the uniform distribution mixed into each, so that its density is positive where
+                no data were seen.
+
+        Raises:
+            ValueError: data that are no vectors, or that `GaussianizeMarginals.fit` would not take either.
         """
         check_fit("UniformizeCircles.fit", data, uniform_fraction)
         if data.dim() != 2:

@@ -58,7 +58,7 @@ def autoregressive_map(
     dropout: float = 0.0,
     scale: nn.Module | None = None,
 ) -> NetworkMap:
-    """The autoregressive map of tokens whose numbers have conditionals of these names (`conditional_names`).
+    """Make the autoregressive map of tokens whose numbers have conditionals of these names (`conditional_names`).
 
     Args:
         names: "affine": the numbers of a token independently of each other, given the tokens before. All others map
@@ -67,9 +67,10 @@ def autoregressive_map(
             distribution function of a mixture of normals; "circular", an angle in radians, by a spline of the circle.
         network: makes the causal transformer, given how many features it reads of a token and how many parameters it
             gives for one.
-        num_bins: pieces, bins or components of each number's map; units: hidden units that compute it; dropout: of
-            their layers.
-        scale: of "affine" alone, makes a log-scale of what the network gives.
+        num_bins: pieces, bins or components of each number's map.
+        units: hidden units for each number that compute it.
+        dropout: of their layers.
+        scale: turns what the network gives into a log-scale; of "affine" alone.
     """
     token_size = len(names)
     if "affine" in names:

@@ -10,11 +10,17 @@ from nflib.transforms.inversion import invert
 
 
 class Framewise(Transform):
-    """Applies `transform` to each frame of `frame_length` tokens by itself: ``(B, F * frame_length, C)``.
+    """Applies one transform to each frame of a sequence ``(B, F * frame_length, C)`` by itself.
 
-    The frames stand side by side in one batch, so that a decoder inverts them all in parallel. The map gets no context
-    (STARFlow-V's shallow blocks are unconditional). logabsdet is summed over frames. Raises ValueError where the tokens
-    do not fill whole frames.
+    The frames stand side by side in one batch, so that a decoder inverts them all in parallel. The transform gets no
+    context (STARFlow-V's shallow blocks are unconditional). logabsdet is summed over frames.
+
+    Args:
+        transform: maps the tokens of a frame, ``(B, frame_length, C)``.
+        frame_length: tokens of a frame.
+
+    Raises:
+        ValueError: frame_length is below 1, or the tokens do not fill whole frames.
     """
 
     uses_context = False
@@ -31,7 +37,7 @@ class Framewise(Transform):
         return outputs, logabsdet.sum(-1)
 
     def by_frames(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, but the logabsdet of each frame, ``(B, F)``."""
+        """`forward`, but with the logabsdet of each frame, ``(B, F)``, in place of their sum."""
         return self._joined(inputs, *self.transform(self._frames(inputs)))
 
     def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:

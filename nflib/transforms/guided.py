@@ -20,7 +20,14 @@ Parameters = tuple[Tensor, Tensor]
 
 
 class Guidance(Protocol):
-    """How shift and log-scale ``(B, L, C)`` of tokens ``start … start + L`` come from those of the two branches."""
+    """How classifier-free guidance combines the conditional and the unconditional branch of an affine map.
+
+    Called with shift and log-scale of each branch, pairs of ``(B, L, C)``, and the number `start` of the first of these
+    L tokens; returns the pair to use.
+
+    Attributes:
+        attention_temperature: temperature of the attention in the unconditional branch, 1 for none.
+    """
 
     attention_temperature: float
 
@@ -30,10 +37,21 @@ class Guidance(Protocol):
 class LinearGuidance:
     """Linear extrapolation from the unconditional branch through the conditional (TARFlow, arXiv 2412.06329, sec. 3.4).
 
-    ``p = p_c + w (p_c - p_u)`` for what `guide` names: "a" the log-scales, "b" the shifts, "ab" both. ramp: token t
-    gets the weight ``w min(t / ramp, 1)``; annealed over T tokens, it is T - 1 (None: the full weight everywhere).
-    attention_temperature: of the unconditional branch. Raises ValueError for a negative weight, another `guide`, a
-    ramp below 1, or a temperature that is not positive.
+    ``p = p_c + weight (p_c - p_u)`` for the parameters p of each token's affine map.
+
+    Args:
+        weight: strength, 0 for no guidance.
+        guide: the parameters that are guided: "a" the log-scales, "b" the shifts, "ab" both.
+        ramp: token t gets ``weight min(t / ramp, 1)``; T - 1 anneals over T tokens (default: the full weight
+            everywhere).
+        attention_temperature: temperature of the attention in the unconditional branch.
+
+    Raises:
+        ValueError: a negative weight, another `guide`, a ramp below 1, or a temperature that is not positive.
+
+    >>> from nflib.flows import TARFlow
+    >>> flow = TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16, num_classes=10)
+    >>> x = flow.guided(LinearGuidance(1.5)).sample(5, torch.tensor([3]), seed=0)
     """
 
     def __init__(
@@ -66,8 +84,14 @@ class ProductGuidance:
     """The normalised product ``N_c^(1 + w) N_u^(-w)`` of the two branches' Gaussians (STARFlow, arXiv 2506.06276).
 
     With ``s = min(scale_c / scale_u, 1)^2``: variance ``scale_c^2 / (1 + w - w s)``, mean ``((1 + w) shift_c - w s
-    shift_u) / (1 + w - w s)``; the bound keeps the product a Gaussian. attention_temperature: of the unconditional
-    branch. Raises ValueError for a negative weight or a temperature that is not positive.
+    shift_u) / (1 + w - w s)``; the bound keeps the product a Gaussian.
+
+    Args:
+        weight: w, the strength, 0 for no guidance.
+        attention_temperature: temperature of the attention in the unconditional branch.
+
+    Raises:
+        ValueError: a negative weight, or a temperature that is not positive.
     """
 
     def __init__(self, weight: float, *, attention_temperature: float = 1.0):
@@ -84,11 +108,19 @@ class ProductGuidance:
 
 
 class GuidedAutoregressive(AffineAutoregressive):
-    """An affine map whose parameters a `Guidance` combines from two contexts, both in one batch.
+    """An affine autoregressive map under classifier-free guidance; `Flow.guided` makes a flow of such maps.
 
-    It is an autoregressive map like any other, with its own exact density, by any decoder. context: the conditional
-    and the unconditional one, stacked: ``(B, 2, …)``, or a tuple of such, as `PairedContext` makes them. Raises
-    ValueError for another.
+    Its parameters are combined from those of two contexts, computed in one batch. It is an autoregressive map like any
+    other, with an exact density of its own, and any decoder inverts it. Its context is the conditional and the
+    unconditional one, stacked: ``(B, 2, …)``, or a tuple of such, as `PairedContext` makes them.
+
+    Args:
+        transform: the map to guide.
+        guidance: how the two branches are combined.
+
+    Raises:
+        ValueError: the guidance is not for autoregressive maps (it has no attention_temperature), or the context is not
+            such a pair.
     """
 
     uses_context = True
@@ -135,9 +167,13 @@ class GuidedAutoregressive(AffineAutoregressive):
 class PairedContext(Tables):
     """Stacks each context with the unconditional one, ``(B, …) -> (B, 2, …)``: the embedding net of a guided flow.
 
-    unconditional: of the contexts' shape, one row or one for each; a pair where the contexts are pairs of tokens and
-    padding mask. embedding: applied to both before that (default: none). Raises ValueError for contexts of another
-    shape.
+    Args:
+        unconditional: of the contexts' shape, one row or one for each; a pair where the contexts are pairs of tokens
+            and padding mask.
+        embedding: a network that both go through first (default: none).
+
+    Raises:
+        ValueError: a context is missing, or has another shape than the unconditional one.
     """
 
     unconditional: Tensor
@@ -165,7 +201,7 @@ class PairedContext(Tables):
         return tuple(_stacked(*pair) for pair in zip(encoded, unconditional, strict=True))
 
     def conditional(self, paired: Any) -> Any:
-        """The contexts alone, of what `forward` gave: what a base reads, since noise is not guided."""
+        """The conditional contexts of what `forward` gave, for the base: noise is not guided."""
         return conditional(paired)
 
 

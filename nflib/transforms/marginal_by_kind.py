@@ -18,11 +18,24 @@ from nflib.transforms.marginal import GaussianizeMarginals, as_float64, working_
 
 
 class GaussianizeByKind(ClosedForm):
-    """The maps of `GaussianizeMarginals`, shared by all numbers of a kind, for events of any shape and padding.
+    """The maps of `GaussianizeMarginals`, one for each kind of number, for events of any shape and padding.
 
-    kinds: takes the context, gives the kind of each number, ``(B, *event)`` int64, negative at padding, which becomes
-    zero and carries no density. A new kind is the identity; `fit_kind` fits one, `copy_kind` takes over another's map.
-    Raises ValueError for inputs of another shape than the kinds, or outside their interval.
+    The context says of which kind each number is. A new kind's map is the identity; `fit_kind` fits it, `copy_kind`
+    copies that of another.
+
+    Args:
+        num_kinds: how many kinds there are.
+        kinds: a function of the context that gives the kind of each number, ``(B, *event)`` int64, negative at padding,
+            which becomes zero and carries no density.
+        num_bins: pieces of each spline, 4 or more.
+
+    Raises:
+        ValueError: inputs have another shape than the kinds, or lie outside their interval.
+
+    >>> transform = GaussianizeByKind(2, kinds=lambda context: context)
+    >>> transform.fit_kind(0, 5 + torch.randn(1000))
+    >>> kinds = torch.tensor([[0, 0, 1, -1]])  # the last number is padding
+    >>> z, logabsdet = transform(torch.tensor([[5.0, 6.0, 0.5, 0.0]]), kinds)
     """
 
     uses_context = True
@@ -48,7 +61,17 @@ class GaussianizeByKind(ClosedForm):
         *,
         uniform_fraction: float = 0.01,
     ) -> None:
-        """Fit the map of one kind to its data ``(N,)``; the arguments are those of `GaussianizeMarginals.fit`."""
+        """Fit the map of one kind.
+
+        Args:
+            kind: its number.
+            data: values of this kind, ``(N,)``, 32 or more.
+            interval: ``(a, b)`` where the values are bounded (default: real numbers).
+            uniform_fraction: as for `GaussianizeMarginals.fit`.
+
+        Raises:
+            ValueError: no vector of data, no finite a < b, or data that `GaussianizeMarginals.fit` would not take.
+        """
         if data.dim() != 1:
             raise ValueError(f"GaussianizeByKind.fit_kind: data has shape {tuple(data.shape)}; pass (N,).")
         check_fit("GaussianizeByKind.fit_kind", data[:, None], uniform_fraction)
@@ -62,12 +85,12 @@ class GaussianizeByKind(ClosedForm):
         self.is_interval[kind] = interval is not None
 
     def copy_kind(self, source: int, target: int) -> None:
-        """Give one kind the map of another."""
+        """Give the kind `target` the map of the kind `source`."""
         for buffer in (self.knots_x, self.knots_y, self.slopes, self.is_interval):
             buffer[target] = buffer[source]
 
     def for_event(self, kinds: Tensor) -> GaussianizeMarginals:
-        """The same maps for one event without padding, whose numbers are of these kinds (an int64 tensor)."""
+        """The same maps for one event without padding, given the kinds of its numbers, an int64 tensor of its shape."""
         transform = GaussianizeMarginals(kinds.shape, self.num_bins).to(self.slopes.device)
         for name in ("knots_x", "knots_y", "slopes", "is_interval"):
             transform.register_buffer(name, getattr(self, name)[kinds.flatten()].clone())

@@ -19,7 +19,7 @@ MAX_STEPS = 40
 
 
 class NormalMixture(Univariate):
-    """``z = ndtri(F(u))``, F the distribution function of a mixture of normal components, with linear tails.
+    """Maps a number by the distribution function F of a mixture of normals, ``z = ndtri(F(u))``, with linear tails.
 
     Numbers u ``(..., C)`` and parameters ``(..., C, 3 num_components)``: logits of the weights, raw means, raw
     log-scales. Returns z and the log-derivative of each number, both continuous in u; with z ~ N(0, 1), the density of

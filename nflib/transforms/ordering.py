@@ -12,10 +12,17 @@ from nflib.transforms.inversion import ClosedForm
 
 
 class Reverse(ClosedForm):
-    """Reverses the tokens; with `frame_length`, those inside each frame, frames staying in order.
+    """Reverses the order of the tokens ``(B, T, C)``, or of those inside each frame.
 
-    within_tokens: also the numbers inside each token, as maps that are autoregressive inside a token want it. Raises
-    ValueError where the tokens do not fill whole frames.
+    Args:
+        frame_length: reverse the tokens inside each frame of so many, frames staying in order (default: all tokens).
+        within_tokens: also reverse the numbers inside each token, for maps that are autoregressive there, too.
+
+    Raises:
+        ValueError: frame_length is below 1, or the tokens do not fill whole frames.
+
+    >>> Reverse()(torch.arange(3.0).view(1, 3, 1))[0].flatten()
+    tensor([2., 1., 0.])
     """
 
     def __init__(self, frame_length: int | None = None, *, within_tokens: bool = False):
@@ -42,9 +49,13 @@ class Reverse(ClosedForm):
 
 
 class Permute(ClosedForm):
-    """Visits the tokens as ``permutation`` lists them: output t is input permutation[t].
+    """Permutes the tokens ``(B, T, C)``: output token t is input token ``permutation[t]``.
 
-    Raises ValueError where `permutation` is not a permutation of 0 … T-1, or the inputs do not have T tokens.
+    Args:
+        permutation: ``(T,)``, each of 0 … T-1 once.
+
+    Raises:
+        ValueError: it is not a permutation of 0 … T-1, or the inputs do not have T tokens.
     """
 
     permutation: Tensor
@@ -72,9 +83,13 @@ class Permute(ClosedForm):
 
 
 class PermuteByContext(ClosedForm):
-    """Visits each sample's tokens in an order of its own: output t is input ``ordering(context)[t]``.
+    """Permutes each sample's tokens as its context says: output token t is input token ``ordering(context)[t]``.
 
-    ordering: takes the context, gives permutations ``(B, T)``. Raises ValueError where they have another shape.
+    Args:
+        ordering: a function of the context that gives permutations ``(B, T)``.
+
+    Raises:
+        ValueError: the permutations have another shape.
     """
 
     uses_context = True

@@ -16,7 +16,8 @@ class ByParts(ClosedForm):
 
     Args:
         mask: which numbers, a bool tensor of the event's shape.
-        marked, others: transforms in closed form, of vectors: the marked numbers in their order, and the others.
+        marked: a transform in closed form of vectors ``(B, n)``, the n marked numbers in their order.
+        others: the same for the other numbers.
 
     Raises:
         ValueError: an input has another event shape.

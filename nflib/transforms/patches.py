@@ -37,7 +37,15 @@ class _Rearrangement(ClosedForm):
 
 
 class VectorPatches(_Rearrangement):
-    """Numbers of an event of any shape, in raster order, cut into tokens of `patch_size` numbers."""
+    """Cuts an event of any shape, in raster order, into tokens of `patch_size` numbers: ``(B, T, patch_size)``.
+
+    Args:
+        event_shape: the shape of an event.
+        patch_size: numbers of a token; divides those of an event.
+
+    Raises:
+        ValueError: patch_size does not divide the event's numbers, or inputs have another event shape.
+    """
 
     def __init__(self, event_shape: Sequence[int], patch_size: int | Sequence[int]):
         super().__init__()
@@ -58,9 +66,18 @@ class VectorPatches(_Rearrangement):
 
 
 class ImagePatches(_Rearrangement):
-    """Images ``(C, H, W)`` cut into patches in raster order; a token is a patch, ``(C, p, q)`` flattened.
+    """Cuts images ``(C, H, W)`` into patches, in raster order; a token is a patch, ``(C, p, q)`` flattened.
 
-    patch_size: height and width of a patch, or one number for both.
+    Args:
+        event_shape: ``(C, H, W)``.
+        patch_size: ``(p, q)``, height and width of a patch, or one number for both; they divide H and W.
+
+    Raises:
+        ValueError: event_shape is not of an image, patch_size does not divide it, or inputs have another event shape.
+
+    >>> import torch
+    >>> ImagePatches((3, 8, 8), patch_size=4)(torch.zeros(5, 3, 8, 8))[0].shape
+    torch.Size([5, 4, 48])
     """
 
     def __init__(self, event_shape: Sequence[int], patch_size: int | Sequence[int]):

@@ -10,14 +10,17 @@ INVERSE_SOFTPLUS_OF_ONE = math.log(math.e - 1)
 
 
 class ExponentialScale(nn.Module):
-    """``scale = exp(raw)``; `forward` returns log scale."""
+    """Scale of an affine map as ``exp(raw)``; `forward` returns its logarithm, the raw output of the network itself."""
 
     def forward(self, raw: Tensor) -> Tensor:
         return raw
 
 
 class SoftplusScale(nn.Module):
-    """``scale = softplus(raw + softplus^{-1}(1))``: one at zero, linear above (STARFlow); returns log scale."""
+    """Scale of an affine map as ``softplus(raw + softplus^{-1}(1))``: 1 at raw = 0, linear above (STARFlow).
+
+    `forward` returns its logarithm.
+    """
 
     def forward(self, raw: Tensor) -> Tensor:
         shifted = raw + INVERSE_SOFTPLUS_OF_ONE

@@ -18,10 +18,15 @@ class MaskedLinear(nn.Linear):
 
 
 class TokenMap(Tables):
-    """``forward(u, parameters) -> (z, logabsdet)`` and `inverse`, token by token, by what a network says of each.
+    """Base class of maps of whole tokens, by parameters that a network gives for each token.
 
-    u, z and logabsdet ``(B, L, C)``; parameters ``(B, L, parameters_per_token)``. With zero parameters a new map is the
-    identity.
+    Tokens u and z and the logabsdet of each number are ``(B, L, C)``, parameters ``(B, L, parameters_per_token)``. With
+    zero parameters a new map is the identity.
+
+    Attributes:
+        univariate: the map of a single number.
+        token_size: C, how many numbers a token has.
+        parameters_per_token: how many numbers the network gives for each token.
     """
 
     univariate: Univariate
@@ -30,6 +35,7 @@ class TokenMap(Tables):
 
     @property
     def features_per_token(self) -> int:
+        """How many numbers the network reads of each token."""
         return self.token_size * self.univariate.features_per_number
 
     def features(self, u: Tensor) -> Tensor:
@@ -37,14 +43,25 @@ class TokenMap(Tables):
         return self.univariate.features(u).flatten(-2)
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Map tokens u to z; returns z and the logabsdet of each number."""
         raise NotImplementedError
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Map z to tokens u; returns u and the logabsdet of each number."""
         raise NotImplementedError
 
 
 class IndependentTokenMap(TokenMap):
-    """The numbers of a token are independent given the earlier tokens; the network gives their parameters."""
+    """Maps each number of a token by itself: numbers of a token are independent, given the earlier tokens.
+
+    Args:
+        univariate: maps a number, by parameters that the network gives.
+        token_size: how many numbers a token has.
+
+    >>> from nflib.transforms import RationalQuadraticSpline
+    >>> token_map = IndependentTokenMap(RationalQuadraticSpline(), token_size=2)
+    >>> z, logabsdet = token_map(torch.randn(5, 6, 2), torch.zeros(5, 6, token_map.parameters_per_token))
+    """
 
     def __init__(self, univariate: Univariate, token_size: int):
         super().__init__()
@@ -63,11 +80,18 @@ class IndependentTokenMap(TokenMap):
 
 
 class AutoregressiveTokenMap(TokenMap):
-    """Each number of a token is mapped given the earlier tokens and the numbers before it in its own token.
+    """Maps each number of a token given the earlier tokens and the numbers before it in its own token.
 
-    A masked network (MADE, Germain et al. 2015) of `units` hidden units for each number reads the token's numbers,
-    strictly causally, and the features ``(..., C * units)`` that the transformer computed from the earlier tokens
-    (its "parameters"). Its weights are shared by all tokens. `inverse` takes C passes of this small network.
+    A masked network (MADE, Germain et al. 2015) reads the token's numbers, strictly causally, and the features
+    ``(..., C * units)`` that the transformer computed from the earlier tokens (its "parameters"). Its weights are
+    shared by all tokens. `inverse` takes C passes of this small network.
+
+    Args:
+        univariate: maps a number, by parameters that the masked network gives.
+        token_size: C, how many numbers a token has.
+        units: hidden units for each number.
+        num_layers: hidden layers.
+        dropout: of their outputs, in training.
     """
 
     mask_in: Tensor

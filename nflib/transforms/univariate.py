@@ -21,15 +21,24 @@ from nflib.transforms._rational_quadratic import (
 
 
 class Univariate(nn.Module):
-    """``forward(u, parameters) -> (z, log-derivatives)`` and `inverse`, both number by number, shapes ``(..., C)``."""
+    """Base class of monotonic maps of single numbers, by parameters that a network gives for each.
+
+    Numbers u and z and their log-derivatives are ``(..., C)``, parameters ``(..., C, parameters_per_number)``.
+
+    Attributes:
+        parameters_per_number: how many parameters the map of one number takes.
+        features_per_number: how many numbers a network reads of each (`features`).
+    """
 
     parameters_per_number: int
     features_per_number = 1
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Map u to z; returns z and ``log dz/du`` of each number."""
         raise NotImplementedError
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Map z to u; returns u and ``log du/dz`` of each number."""
         raise NotImplementedError
 
     def features(self, u: Tensor) -> Tensor:
@@ -140,13 +149,13 @@ def _ends_of_one(inner: Tensor) -> Tensor:
 
 
 class PerNumber(Univariate):
-    """A univariate of its own for each number of the last dimension, such as a spline for lengths, a circle for angles.
+    """A map of its own for each number of the last dimension, such as a spline for lengths, a circular one for angles.
 
-    Parameters and features are as many for each number as the most of any; what a number has too much is not read, or
-    zero.
+    All numbers have as many parameters and features as the one that needs most; surplus parameters are not read, and
+    surplus features are zero.
 
     Args:
-        univariates: one for each number; numbers of the same kind are best given one and the same, for speed.
+        univariates: a map for each number; numbers of the same kind are best given the same object, for speed.
 
     >>> from nflib.transforms import CircularRationalQuadraticSpline
     >>> spline = PerNumber([RationalQuadraticSpline(), CircularRationalQuadraticSpline()])

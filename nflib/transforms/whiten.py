@@ -17,11 +17,14 @@ __all__ = ["Whiten"]
 
 
 class Whiten(ClosedForm):
-    """`x = L z` of all numbers of an event, with L lower triangular: data of covariance `L L^T` become white.
+    """Whitens data by a triangular linear map: ``x = L z``, for data of covariance ``L L^T``.
 
-    Each number is so regressed on those before it, in the order of the flattened event: what an autoregressive map
-    behind it has left to learn of stiff couplings, such as those of a ring's angles, is what is not linear. A new
+    Each number is regressed on those before it, in the order of the flattened event, so that an autoregressive map
+    behind it has only what is not linear left to learn of stiff couplings, such as those of a ring's angles. A new
     instance is the identity; get a useful one from `fit`, or from `load_state_dict` into `Whiten(event_shape)`.
+
+    Args:
+        event_shape: the shape of an event.
 
     Raises:
         ValueError: an input has another event shape.
@@ -43,10 +46,15 @@ class Whiten(ClosedForm):
 
     @classmethod
     def fit(cls, data: Tensor) -> Whiten:
-        """From the covariance of `data` `(N, *event_shape)`, in float64, and as many uncorrelated data as dimensions.
+        """Fit L to the covariance of data, shrunk towards its diagonal to be regular however few data there are.
 
-        These keep L regular however few data there are. Raises ValueError for fewer than two, or a coordinate that is
-        constant, not finite, or of a scale beyond the range of float32, in which L is kept.
+        Args:
+            data: ``(N, *event_shape)``, N two or more. The shrinkage is that of as many uncorrelated data as an event
+                has numbers; it is computed in float64.
+
+        Raises:
+            ValueError: fewer than two data, or a coordinate that is constant, not finite, or of a scale beyond the
+                range of float32, in which L is kept.
         """
         if data.dim() < 2 or data.shape[0] < 2:
             raise ValueError(f"Whiten.fit: data has shape {tuple(data.shape)}; pass (N, *event_shape) with N >= 2.")

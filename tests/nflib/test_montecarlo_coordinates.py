@@ -145,7 +145,7 @@ def test_transformed_proposal_has_the_density_of_its_draws():
 
 
 def test_score_scales_of_a_normal_density_are_its_widths():
-    scales = score_scales(Normal(DIM, 0.5), 4000, torch.Generator().manual_seed(0))
+    scales = score_scales(Normal(DIM, 0.5), 4000, seed=0)
     torch.testing.assert_close(scales, torch.full_like(scales, 0.5), rtol=0.1, atol=0)
 
 

@@ -21,8 +21,8 @@ def normal(scale: float, mean: float = 0.0) -> Independent:
     return Independent(Normal(torch.full((DIM,), mean, dtype=torch.float64), scale), 1)
 
 
-def mixture(shares: str = "systematic") -> Mixture:
-    return Mixture([normal(scale) for scale in SCALES], WEIGHTS, shares=shares)
+def mixture(resampling: str = "systematic") -> Mixture:
+    return Mixture([normal(scale) for scale in SCALES], WEIGHTS, resampling=resampling)
 
 
 def expected_log_prob(x: torch.Tensor) -> torch.Tensor:
@@ -31,9 +31,9 @@ def expected_log_prob(x: torch.Tensor) -> torch.Tensor:
     return peer.log_prob(x)
 
 
-@pytest.mark.parametrize("shares", ["systematic", "multinomial"])
-def test_densities_of_draws_and_of_points_are_the_whole_mixtures(shares):
-    proposal = mixture(shares)
+@pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
+def test_densities_of_draws_and_of_points_are_the_whole_mixtures(resampling):
+    proposal = mixture(resampling)
     x, log_prob = proposal.sample_and_log_prob(1000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(log_prob, expected_log_prob(x))
     torch.testing.assert_close(proposal.log_prob(x), expected_log_prob(x))
@@ -77,9 +77,9 @@ def test_shares_are_the_weights_rounded_at_random_without_bias():
 
 def test_normalizer_is_unbiased_whatever_the_shares():
     estimates = {"systematic": [], "multinomial": []}
-    for shares, values in estimates.items():
+    for resampling, values in estimates.items():
         for seed in range(200):
-            samples = importance_sample(mixture(shares), TARGET, 101, seed=seed)
+            samples = importance_sample(mixture(resampling), TARGET, 101, seed=seed)
             values.append(math.exp(samples.log_normalizer - LOG_NORMALIZER))
         ratios = torch.tensor(values)
         assert abs(ratios.mean() - 1.0) < 4 * ratios.std() / math.sqrt(len(ratios))
@@ -136,20 +136,20 @@ def test_smc_starts_from_a_mixture():
 
 
 @pytest.mark.parametrize(
-    ("components", "weights", "shares", "message"),
+    ("components", "weights", "resampling", "message"),
     [
         ([], None, "systematic", "0 components"),
         ([normal(1.0)], [0.5, 0.5], "systematic", "1 components and 2 weights"),
         ([normal(1.0)] * 2, [0.5, 0.6], "systematic", "sum to 1"),
         ([normal(1.0)] * 2, [1.0, 0.0], "systematic", "positive"),
         ([normal(1.0)] * 2, [math.nan, 1.0], "systematic", "positive"),
-        ([normal(1.0)], None, "all", "unknown scheme 'all'"),
+        ([normal(1.0)], None, "all", "unknown resampling scheme 'all'"),
         ([object()], None, "systematic", "has no sample_and_log_prob"),
     ],
 )
-def test_mistakes(components, weights, shares, message):
+def test_mistakes(components, weights, resampling, message):
     with pytest.raises(ValueError, match=message):
-        Mixture(components, weights, shares=shares)
+        Mixture(components, weights, resampling=resampling)
 
 
 def test_components_are_asked_for_their_density_everywhere():

@@ -48,13 +48,15 @@ def draw_clip(
     guidance: float = 0.0,
     candidates: float = 1,
 ) -> Entry:
-    """A clip and its nats per dimension.
+    """Generate a clip for the page, with its nats per dimension.
 
     Args:
         pipeline: the model.
         prompt: may be empty.
         first_frame: file of an image.
-        seed, guidance, candidates: as for `Pipeline.draw`; numbers as a form gives them.
+        seed: as for `Pipeline.draw`; a whole number, as a form gives it.
+        guidance: as for `Pipeline.draw`.
+        candidates: as for `Pipeline.draw`; a whole number, as a form gives it.
 
     Raises:
         ValueError: a prompt, image or number that does not fit.
@@ -69,7 +71,7 @@ def draw_clip(
 
 
 def build_page(pipeline: Pipeline, example: str = "") -> Any:
-    """The page as `gradio.Blocks`, which reports to nobody.
+    """Build the demo page, as `gradio.Blocks`, which reports to nobody.
 
     Args:
         pipeline: the model.

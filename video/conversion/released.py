@@ -25,10 +25,16 @@ from video.flows.starflow_v import STARFlowV
 
 
 def load_tarflow(checkpoint: str | os.PathLike[str], patch_size: int, *, head_dim: int = 64) -> TARFlow:
-    """A released TARFlow (apple/ml-tarflow): a `.pth` or `.safetensors` state dict as a `TARFlow`, in evaluation mode.
+    """Released TARFlow weights (apple/ml-tarflow) as a `TARFlow` of square images, in evaluation mode.
 
-    Every size but the patch and the head is read off the weights; images are square. Raises FileNotFoundError, or
-    ValueError for a damaged file, a missing or unknown key, or a patch size that does not fit.
+    Args:
+        checkpoint: a `.pth` or `.safetensors` file with the public state dict.
+        patch_size: that the model was trained with; all other sizes but the head's are read off the weights.
+        head_dim: width of an attention head.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged file, a missing or unknown key, or a patch size that does not fit.
     """
     return tarflow_from_state_dict(read_released_weights(checkpoint), patch_size, head_dim=head_dim)
 
@@ -43,7 +49,14 @@ def tarflow_from_state_dict(
 ) -> TARFlow:
     """`load_tarflow` for a state dict in memory, whose tensors the flow keeps as its weights.
 
-    keep_dtype: half precision is not widened.
+    Args:
+        state: the public state dict, by its own keys.
+        patch_size: as of `load_tarflow`.
+        head_dim: as of `load_tarflow`.
+        keep_dtype: leave half precision as it is; else weights are widened to single precision.
+
+    Raises:
+        ValueError: a missing or unknown key, or a patch size that does not fit.
     """
     state = unwrapped(state)
     depths: list[int] = []
@@ -113,12 +126,19 @@ def _of_tarflow(is_reversed: bool) -> Conversion:
 
 
 def load_starflow(config: Config, checkpoint: str | os.PathLike[str], *, num_frames: int | None = None) -> STARFlowV:
-    """A released STARFlow or STARFlow-V (apple/ml-starflow) as ours, in evaluation mode.
+    """Released STARFlow or STARFlow-V weights (apple/ml-starflow) as a `STARFlow` or `STARFlowV`, in evaluation mode.
 
-    config: its YAML file (or JSON, or a mapping of the same arguments). checkpoint: its `.pth` or `.safetensors` state
-    dict. num_frames: how many frames of latents a STARFlow-V is made for (default: as it was trained). Other heights
-    and widths than the configuration's square come from `resized`. Raises FileNotFoundError, ModuleNotFoundError for
-    YAML without PyYAML, or ValueError for damaged files, another configuration's weights, or what we do not have.
+    Other heights and widths than the configuration's square come from the flow's `resized`.
+
+    Args:
+        config: its YAML file (or JSON, or a mapping of the same arguments).
+        checkpoint: a `.pth` or `.safetensors` file with the public state dict.
+        num_frames: frames of latents that a STARFlow-V is made for (default: as it was trained).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ModuleNotFoundError: the configuration is YAML, and PyYAML is not installed.
+        ValueError: damaged files, weights of another configuration, or settings that are not supported.
     """
     arguments = read_released_config(config)  # which is quicker to find a mistake in
     return starflow_from_state_dict(arguments, read_released_weights(checkpoint), num_frames=num_frames)
@@ -134,8 +154,15 @@ def starflow_from_state_dict(
 ) -> STARFlowV:
     """`load_starflow` for a state dict in memory, whose tensors the flow keeps as its weights.
 
-    factors: by how much the autoencoder reduces a picture's sides, and the number of frames (default: by its name).
-    keep_dtype: half precision is not widened.
+    Args:
+        config: as of `load_starflow`.
+        state: the public state dict, by its own keys.
+        num_frames: as of `load_starflow`.
+        factors: by how much the autoencoder reduces a picture's sides, and the number of frames (default: by its name).
+        keep_dtype: leave half precision as it is; else weights are widened to single precision.
+
+    Raises:
+        ValueError: weights of another configuration, or settings that are not supported.
     """
     arguments, state = read_released_config(config), unwrapped(state)
     projections = [key for key in state if key.startswith("blocks.") and key.endswith("proj_txt.weight")]

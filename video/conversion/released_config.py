@@ -17,9 +17,12 @@ Config = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def read_released_config(config: Config) -> dict[str, Any]:
-    """The arguments in a released configuration: a YAML or JSON file, or a mapping; lists of pairs are joined.
+    """Read the arguments in a released configuration: a YAML or JSON file, or a mapping; lists of pairs are joined.
 
-    Raises FileNotFoundError, ValueError for a file that is none, ModuleNotFoundError for YAML without PyYAML.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: it is YAML, and PyYAML is not installed.
+        ValueError: it is no configuration.
     """
     if not isinstance(config, Mapping):
         config = _read_file(Path(config))
@@ -62,9 +65,14 @@ def starflow_settings(
 ) -> tuple[dict[str, Any], bool, bool]:
     """The arguments of our STARFlow or STARFlowV; whether rotary pairs are halves, of shallow blocks and the top one.
 
-    arguments: as `read_released_config` gives them. text_channels: of the text that the weights take. num_frames:
-    what a video's event_shape starts with (default: from vid_size). factors: of the autoencoder, by how much it reduces
-    sides and the number of frames (default: by its name). Raises ValueError for what we do not have.
+    Args:
+        arguments: as `read_released_config` gives them.
+        text_channels: of the text that the weights take.
+        num_frames: what a video's event_shape starts with (default: from vid_size).
+        factors: of the autoencoder, by how much it reduces sides and the number of frames (default: by its name).
+
+    Raises:
+        ValueError: settings that are not supported.
     """
     _check(arguments)
     depths = _integers(arguments["layers_per_block"])

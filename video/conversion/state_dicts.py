@@ -16,9 +16,12 @@ Conversion = Callable[[str, Tensor], Tensor]
 
 
 class Part(NamedTuple):
-    """A module of ours, the prefix of its keys in a state dict, and what its tensors there have to go through.
+    """A module of ours that a part of a foreign state dict goes into.
 
-    convert: takes the name of ours and their tensor.
+    Args:
+        prefix: of its keys in the state dict.
+        module: ours.
+        convert: makes our tensor, given our name of it and theirs.
     """
 
     prefix: str
@@ -29,9 +32,13 @@ class Part(NamedTuple):
 def fill(parts: Iterable[Part], state: Mapping[str, Tensor], keep_dtype: bool = False) -> None:
     """Put the tensors of a state dict into the parts, in float32 or better; what is so already is not copied.
 
-    keep_dtype: half precision stays.
+    Args:
+        parts: that together take all of the state dict.
+        state: the foreign state dict.
+        keep_dtype: leave half precision as it is.
 
-    Raises ValueError where a key is missing, unknown (but for buffers), or of another shape; then nothing is changed.
+    Raises:
+        ValueError: a key that is missing, unknown (but for buffers), or of another shape; then nothing is changed.
     """
     parts = list(parts)
     names = [{key: part.prefix + _their_name(key, part.module) for key in part.module.state_dict()} for part in parts]

@@ -20,8 +20,18 @@ from nflib.io import complete_file, only_run, write_json
 def open_cache(folder: Path, name: str, wanted: dict[str, str], files: str, renew: bool) -> Iterator[None]:
     """`begin_cache` of a folder that is this process's alone while the block lasts.
 
-    The processes of torchrun wait for each other: one fills the folder, the others find it full. Raises as
-    `begin_cache`, and OSError where another run is at work in the folder.
+    The processes of torchrun wait for each other: one fills the folder, the others find it full.
+
+    Args:
+        folder: as of `begin_cache`.
+        name: as of `begin_cache`.
+        wanted: as of `begin_cache`.
+        files: as of `begin_cache`.
+        renew: as of `begin_cache`.
+
+    Raises:
+        ValueError: as `begin_cache`.
+        OSError: another run is at work in the folder.
     """
     with only_run(folder, waits=distributed.is_torchelastic_launched()):
         begin_cache(folder, name, wanted, files, renew)
@@ -56,7 +66,10 @@ def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, ren
     """Write into a cache what it is made of, or see that it is made of that already.
 
     Args:
-        name: of the description; files: the pattern of what it describes; wanted: the description.
+        folder: of the cache.
+        name: of the description's file.
+        wanted: the description.
+        files: the pattern of what it describes.
         renew: remove what was made of something else.
 
     Raises:

@@ -13,10 +13,13 @@ from video.text.encoders import TextEncoder
 
 
 class CaptionedClips(Protocol):
-    """Clips ``(B, T, C, H, W)`` in -1 … 1 and a prompt of each.
+    """Clips with their prompts, as a `ClipSource` gives them.
 
-    num_given: how many of its first frames are there to be read, not to be learnt, ``(B,)``. is_anchored: whether its
-    first frame is the one that a longer clip began with, ``(B,)``.
+    Attributes:
+        frames: ``(B, T, C, H, W)`` in -1 … 1.
+        prompts: one a clip.
+        num_given: how many of a clip's first frames are there to be read, not to be learnt, ``(B,)``.
+        is_anchored: whether a clip's first frame is the one that a longer clip began with, ``(B,)``.
     """
 
     @property
@@ -33,7 +36,7 @@ class CaptionedClips(Protocol):
 
 
 class ClipSource(Protocol):
-    """So many clips, by their numbers."""
+    """A source of clips with prompts: ``clips(indices)`` gives those of some numbers below ``len(source)``."""
 
     def __len__(self) -> int: ...
 
@@ -49,7 +52,7 @@ def encode_clips(
     seed: int = 0,
     batch_size: int = 256,
 ) -> dict[str, Tensor]:
-    """What `video.training.NoisyLikelihood` takes, of all clips of a source.
+    """Encode all clips of a source, and their prompts, as data for `video.training.NoisyLikelihood`.
 
     All at once: to encode a clip takes about as long as a step of training on it, so each had better be seen often.
 
@@ -57,7 +60,8 @@ def encode_clips(
         source: of N clips.
         latents: the autoencoder.
         text: of prompts.
-        noise: standard deviation of what is added to frames that are given; seed: of it.
+        noise: standard deviation of what is added to latent frames that are given.
+        seed: of that noise.
         batch_size: clips in memory at once.
 
     Returns:

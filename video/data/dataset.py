@@ -21,7 +21,14 @@ from video.data.sizes import Bucket, as_clip, fit_frame, nearest_bucket, windows
 
 
 class Row(NamedTuple):
-    """A clip to learn: `bucket.frames` frames of a sample, the first of them due at `start` s, mirrored or not."""
+    """A clip to learn: consecutive frames of a sample.
+
+    Args:
+        bucket: its shape.
+        sample: number of the sample.
+        is_mirrored: left to right.
+        start: time at which its first frame is due, seconds.
+    """
 
     bucket: Bucket
     sample: int
@@ -30,9 +37,12 @@ class Row(NamedTuple):
 
 
 class FolderClips(NamedTuple):
-    """Clips ``(B, T, C, H, W)`` in -1 … 1 with the prompt of each: `video.data.CaptionedClips`.
+    """Clips of a folder with their prompts (`video.data.CaptionedClips`).
 
-    rows: numbers of those that they are, ``(B,)``.
+    Args:
+        frames: ``(B, T, C, H, W)`` in -1 … 1.
+        prompts: one a clip.
+        rows: ``(B,)``, the number of each clip in its `ClipFolder`.
     """
 
     frames: Tensor
@@ -49,11 +59,12 @@ class FolderClips(NamedTuple):
 
 
 class ClipFolder:
-    """A source of training data (`nflib.training.BatchSource`, `video.data.ClipSource`) that decodes what is asked for.
+    """The images and clips of a folder as training data, decoded when they are asked for.
 
-    An image is a clip of one frame. A clip goes to the longest buckets that it fills, of those to the one of the
-    nearest aspect ratio, and gives as many consecutive windows as it has. What cannot be decoded is left out, or, where
-    that shows only later, a neighbour takes its place; `skipped` has the names and the reasons.
+    It is a `nflib.training.BatchSource` and a `video.data.ClipSource`. An image is a clip of one frame. A clip goes to
+    the longest buckets that it fills, of those to the one of the nearest aspect ratio, and gives as many consecutive
+    windows as it has. What cannot be decoded is left out, or, where that shows only later, a neighbour takes its place;
+    `skipped` has the names and the reasons.
 
     Args:
         listing: of the folder.

@@ -48,11 +48,17 @@ DAMAGE = (
 
 
 class DamagedFile(ValueError):
-    """An image or a clip that cannot be decoded, or not further."""
+    """Raised for an image or a clip that cannot be decoded, or not further."""
 
 
 class Frame(NamedTuple):
-    """time, duration: when and for how long it is shown, seconds. pixels: decodes it to RGB, ``(H, W, 3)``."""
+    """A frame of a file, not decoded yet.
+
+    Args:
+        time: when it is shown, seconds.
+        duration: for how long it is shown, seconds.
+        pixels: decodes it to RGB, ``(H, W, 3)``.
+    """
 
     time: Fraction
     duration: Fraction
@@ -60,9 +66,15 @@ class Frame(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """height, width: pixels of the first frame. start, end: when it begins to be shown, and the last one no longer.
+    """How large and how long an image or a clip is.
 
-    frames: about how many there are, since packets are counted. longest: for how long one of them is shown at most.
+    Args:
+        height: of the first frame, pixels.
+        width: of the first frame, pixels.
+        start: when the first frame begins to be shown, seconds.
+        end: when the last one is no longer shown, seconds.
+        frames: about how many there are, since packets are counted.
+        longest: for how long one of them is shown at most, seconds.
     """
 
     height: int
@@ -116,7 +128,11 @@ def extent(file: IO[bytes], name: str, is_image: bool) -> Extent:
 def read_frames(file: IO[bytes], name: str, is_image: bool, start: Fraction | None = None) -> Generator[Frame]:
     """Frames in the order in which they are shown, decoded as they are asked for.
 
-    start: those long before are passed over where the file lets one; the last one before it is among them.
+    Args:
+        file: open for reading.
+        name: of the file, for messages.
+        is_image: whether Pillow is to read it, rather than PyAV.
+        start: seconds; frames long before are passed over where the file lets one; the last one before it is given.
 
     Raises:
         DamagedFile: it cannot be decoded, or not further.

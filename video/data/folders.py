@@ -24,9 +24,9 @@ PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "te
 
 
 def read_folder(folder: str | os.PathLike[str], condition: str = "auto") -> Listing:
-    """The images and clips in a folder and its subfolders, with their captions or labels.
+    """Read the images and clips in a folder and its subfolders, with their captions or labels.
 
-    These come from, the first that is there:
+    Captions and labels come from the first of these that is there:
 
     - ``metadata.jsonl`` or ``metadata.csv``, there or in a subfolder, with the columns "file_name" and "text" or
       "caption", or "label"; files below it that it does not name are left out,

@@ -31,7 +31,7 @@ VERSION = 2
 
 
 class LatentCache:
-    """Latents ``(B, t, c, h, w)`` of the clips of a folder as a source of training data (`nflib.training.BatchSource`).
+    """Latents ``(B, t, c, h, w)`` of a folder's clips, kept on disk, as training data (`nflib.training.BatchSource`).
 
     Files are mapped into memory: what is read is what is asked for.
 

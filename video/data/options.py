@@ -59,7 +59,13 @@ class FolderOptions:
             raise ValueError(f"levels, the values that a pixel has, must lie in 2 … {MOST_LEVELS}, got {self.levels}.")
 
     def completed(self, size: str = SIZE, frame_rate: float = FRAME_RATE, levels: int = MOST_LEVELS) -> FolderOptions:
-        """With these where nothing else is said."""
+        """These options with defaults filled in.
+
+        Args:
+            size: where none is given.
+            frame_rate: where none is given.
+            levels: where none are given.
+        """
         defaults: dict[str, Any] = {"size": size, "frame_rate": frame_rate, "levels": levels}
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
@@ -74,7 +80,7 @@ class FolderOptions:
             raise ValueError("levels are of the pixels that a tarflow learns: leave levels out.")
 
     def height_and_width(self) -> tuple[int, int]:
-        """Raises ValueError for a size that is none."""
+        """The size of frames, pixels; raises ValueError for a size that is none."""
         found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", SIZE if self.size is None else self.size)
         if found is None:
             raise ValueError(f"size must be a number of pixels, or height x width such as 48x80, got {self.size!r}.")
@@ -95,7 +101,15 @@ class FolderOptions:
         text: Callable[[Sequence[str]], Tensor | None] | None,
         folder: Path,
     ) -> list[LatentCache]:
-        """The latents of both parts, encoded into `folder` unless they are there; files skipped go to the log."""
+        """The latents of both parts, encoded into a folder unless they are there; files skipped go to the log.
+
+        Args:
+            parts: for training and validation.
+            shapes: buckets of clips.
+            latents: the autoencoder.
+            text: makes contexts of prompts; None takes class numbers, where the condition is labels.
+            folder: for both.
+        """
         caches = []
         for name, part in zip(PARTS, parts, strict=True):
             clips = ClipFolder(

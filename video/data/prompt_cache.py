@@ -23,7 +23,7 @@ LONGEST = 4096
 
 
 class PromptCache:
-    """A text encoder's contexts ``(B, L, D)`` of prompts, kept in a folder and read as they are asked for.
+    """Contexts ``(B, L, D)`` of prompts that a text encoder made, kept in a folder and read as they are asked for.
 
     Called with prompts as the encoder itself is; raises KeyError for one that is not there.
 

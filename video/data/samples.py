@@ -40,7 +40,8 @@ class Sample:
         size: bytes.
         modified: when the file, or the shard, was last written, seconds since 1970.
         offset: where in the shard its bytes begin; None outside of shards.
-        caption, label: what is known of it.
+        caption: what it shows, in words; None where nothing says.
+        label: the name of its class; None where nothing says.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """Images and clips of a folder, in the order of their names.
+    """The images and clips of a folder, in the order of their names, and what they are conditioned on.
 
     Args:
         folder: where they are.
@@ -94,19 +95,24 @@ class Listing:
         return len(self.samples)
 
     def prompt(self, number: int) -> str:
-        """What a sample is conditioned on, in words; empty where that is nothing."""
+        """The prompt of a sample, by its number: its caption or label, or empty for none."""
         sample = self.samples[number]
         return {"caption": sample.caption, "label": sample.label}.get(self.condition) or ""
 
     def class_number(self, number: int) -> int:
-        """Of a sample's label; -1 without one."""
+        """The number of a sample's class; -1 without a label."""
         label = self.samples[number].label
         return self.classes.index(label) if label in self.classes else -1
 
     def context(
         self, numbers: Sequence[int], text: Callable[[Sequence[str]], Tensor | None] | None
     ) -> dict[str, Tensor]:
-        """The "context" of samples in a batch, if any: what `text` makes of their prompts, or their class numbers."""
+        """The "context" of samples in a batch, if any.
+
+        Args:
+            numbers: of the samples.
+            text: makes it from their prompts; None takes class numbers, where the condition is labels.
+        """
         context = None
         if text is not None:
             context = text([self.prompt(number) for number in numbers])
@@ -115,12 +121,12 @@ class Listing:
         return {} if context is None else {"context": context}
 
     def fingerprint(self) -> str:
-        """Of the files, by name, size and time, whatever is said of them."""
+        """A hash of the files' names, sizes and times, whatever is said of them."""
         files = [(sample.name, sample.size, sample.modified) for sample in self.samples]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     def split(self, share: float = 0.1) -> tuple[Listing, Listing]:
-        """A part to train on, and one of about `share` of the files to validate by.
+        """Split into a part to train on, and one of about `share` of the files to validate by.
 
         A file's name alone decides, by its hash, so that files keep their part when others come or go. Where that would
         leave a part empty, the file closest to it moves there.

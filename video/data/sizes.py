@@ -16,7 +16,13 @@ from nflib.events import per_row
 
 
 class Bucket(NamedTuple):
-    """The shape of clips that make a batch: how many frames, and their pixels."""
+    """The shape of clips that make a batch.
+
+    Args:
+        frames: of a clip.
+        height: pixels.
+        width: pixels.
+    """
 
     frames: int
     height: int
@@ -26,12 +32,13 @@ class Bucket(NamedTuple):
 def buckets(
     height: int, width: int, multiple: int = 16, frames: Sequence[int] = (1,), largest_aspect: float = 1.0
 ) -> list[Bucket]:
-    """Shapes of about the area of ``height × width``, whose sides are multiples of a number.
+    """Buckets for clips of several aspect ratios: shapes of about the area of ``height × width``.
 
     Args:
-        height, width: of the first, which is as it is asked for.
-        multiple: of what all sides are multiples.
-        frames: how many; each with each shape.
+        height: of the first shape, pixels.
+        width: of the first shape, pixels.
+        multiple: of which all sides are multiples.
+        frames: lengths of clips; each goes with each shape.
         largest_aspect: of the longer side to the shorter one; 1 leaves the first shape alone.
 
     Raises:
@@ -57,7 +64,17 @@ def buckets(
 
 
 def nearest_bucket(choices: Sequence[Bucket], frames: int, height: int, width: int) -> Bucket | None:
-    """Of the longest buckets that so many frames fill the one of the nearest aspect ratio; None if they fill none."""
+    """The bucket that a clip goes to: of the longest that it fills, the one of the nearest aspect ratio.
+
+    Args:
+        choices: the buckets.
+        frames: that the clip has.
+        height: of its frames, pixels.
+        width: of its frames, pixels.
+
+    Returns:
+        None if the clip fills no bucket.
+    """
     filled = [bucket for bucket in choices if bucket.frames <= frames]
     if not filled:
         return None
@@ -78,9 +95,14 @@ def windows(frames: int, length: int) -> list[int]:
 
 
 def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """A frame ``(H, W, 3)`` resized, without aliasing, until it just covers ``height × width``, and its centre cropped.
+    """Resize a frame, without aliasing, until it just covers ``height × width``, and crop its centre.
 
     Where nothing needs to be resized, the pixels are those of the frame.
+
+    Args:
+        pixels: ``(H, W, 3)``.
+        height: wanted.
+        width: wanted.
     """
     own_height, own_width = pixels.shape[:2]
     scale = max(height / own_height, width / own_width)
@@ -109,7 +131,12 @@ def as_clip(frames: Sequence[NDArray[np.uint8]], channels: int = 3) -> Tensor:
 
 
 def random_flip(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of the clips ``(B, …, H, W)`` as it is or mirrored, left to right, by chance: for `fit`'s `augment`."""
+    """Mirror each of some clips left to right with a chance of one half; for `fit`'s `augment`.
+
+    Args:
+        clips: ``(B, …, H, W)``.
+        generator: of the random numbers.
+    """
     chance = torch.rand(len(clips), generator=generator, device=generator.device)
     is_flipped = per_row((chance < 0.5).to(clips.device), clips)
     return torch.where(is_flipped, clips.flip(-1), clips)

@@ -19,7 +19,7 @@ POOLED_SIDE = 8
 
 
 class ClipFeatures(Protocol):
-    """Clips ``(B, T, C, H, W)`` in -1 … 1 to features ``(B, d)``; `description`: what these are, for a reader."""
+    """Features ``(B, d)`` of clips ``(B, T, C, H, W)`` in -1 … 1; `description` says for a reader what these are."""
 
     description: str
 
@@ -27,7 +27,7 @@ class ClipFeatures(Protocol):
 
 
 class PooledPixels:
-    """Pixels, averaged down to at most 8 × 8 and over a clip's frames: what there is where no encoder is given."""
+    """Features without an encoder: pixels, averaged down to at most 8 × 8 and over a clip's frames."""
 
     description = f"pixels averaged down to at most {POOLED_SIDE} × {POOLED_SIDE} and over the frames of a clip"
 
@@ -76,9 +76,13 @@ class EncodedFrames:
 
 
 def load_features(source: str | os.PathLike[str] | None, device: str = "cpu") -> ClipFeatures:
-    """The vision encoder in a folder of transformers, or `PooledPixels` of none.
+    """Load what gives features of clips: a vision encoder of transformers, or `PooledPixels`.
 
     Of models with a tower of text as well (CLIP, SigLIP), the vision tower is taken.
+
+    Args:
+        source: a folder, or a name on the hub; None for `PooledPixels`.
+        device: where it is put.
 
     Raises:
         FileNotFoundError: no encoder with its image processor can be read.

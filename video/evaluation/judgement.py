@@ -35,7 +35,7 @@ FEWEST = 10
 
 @dataclass
 class Judgement:
-    """Figures, each an `Estimate`.
+    """The result of `judge`: figures of a model, each an `Estimate` with its standard error.
 
     Args:
         quantity: what the densities are of.
@@ -59,7 +59,7 @@ class Judgement:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """As JSON has it: a value and its "error", null where it is unknown."""
+        """The figures for JSON: of each its "value" and its "error", null where it is unknown."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, Estimate):
@@ -76,7 +76,7 @@ def judge(
     classes: Sequence[str] = (),
     seed: int = 0,
 ) -> Judgement:
-    """All figures of what `score_held_out` found.
+    """Judge a model by held-out clips: all figures of what `score_held_out` found.
 
     Args:
         pipeline: the model.

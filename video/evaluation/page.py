@@ -57,7 +57,15 @@ def write_judgement(
     settings: Mapping[str, object],
     frame_rate: float,
 ) -> Path:
-    """Write index.html, summary.json and the grids into a folder, all or none; returns the page's path.
+    """Write a judgement into a folder: index.html, summary.json and the grids, all or none; returns the page's path.
+
+    Args:
+        folder: for all of them.
+        found: by `judge`.
+        evaluated: by `score_held_out`.
+        others: clips of other kinds, by name.
+        settings: to show, by name.
+        frame_rate: of clips, frames a second.
 
     Raises:
         OSError: the folder cannot be written.

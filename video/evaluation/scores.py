@@ -18,10 +18,10 @@ ClipBatches = Iterable[tuple[Tensor, Sequence[str]]]
 
 
 class Scores:
-    """Of a set of clips that are added batch by batch.
+    """Prompts, densities and features of a set of clips, which are added batch by batch.
 
     Args:
-        num_shown: so many of the clips themselves are kept.
+        num_shown: how many of the clips themselves are kept, to be shown.
     """
 
     def __init__(self, num_shown: int = 0) -> None:
@@ -37,7 +37,14 @@ class Scores:
     def add(
         self, prompts: Sequence[str], clips: Tensor, features: Tensor | None = None, bits: Tensor | None = None
     ) -> None:
-        """Clips ``(B, T, C, H, W)``, their features ``(B, d)``, and bits per dimension ``(B, latent frames)``."""
+        """Add a batch of clips.
+
+        Args:
+            prompts: one a clip.
+            clips: ``(B, T, C, H, W)``.
+            features: ``(B, d)``.
+            bits: per dimension, ``(B, latent frames)``.
+        """
         self.prompts += prompts
         if features is not None:
             self._features.append(features)
@@ -88,12 +95,25 @@ class HeldOutScores:
 
 
 def bits_per_dim(pipeline: Pipeline, clips: Tensor, prompts: Sequence[str], seed: int = 0) -> Tensor:
-    """Of each latent frame given those before it, ``(B, latent frames)``: see `Pipeline.nats_per_dim`."""
+    """Bits per dimension of each latent frame given those before it, ``(B, latent frames)``, float64.
+
+    Args:
+        pipeline: the model.
+        clips: ``(B, T, C, H, W)`` in -1 … 1.
+        prompts: one a clip; an empty one for none.
+        seed: of the noise; see `Pipeline.nats_per_dim`.
+    """
     return pipeline.nats_per_dim(clips, prompts, seed=seed).double().cpu() / math.log(2)
 
 
 def score(pipeline: Pipeline, batches: ClipBatches, *, seed: int = 0, conditional: bool = True) -> Scores:
-    """Densities of clips under their prompts, or under none.
+    """Score clips: their densities under their prompts, or under none.
+
+    Args:
+        pipeline: the model.
+        batches: clips with their prompts.
+        seed: of the noise.
+        conditional: whether prompts are given to the model.
 
     Raises:
         ValueError: no clips, or some that do not fit.

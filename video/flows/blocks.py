@@ -17,13 +17,26 @@ from video.flows.positions import POSITIONS
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What one transformer and its layers are like.
+    """Settings of the transformers in a STARFlow, and of their layers.
 
-    num_heads defaults to ``channels / head_dim``; num_key_value_heads < num_heads shares key heads among query heads.
-    norm: "layer_norm" or "rms_norm"; mlp: "gelu" or "gated"; query_key_norm: an RMS norm of each head's queries and
-    keys; post_norm: an RMS norm after attention and MLP; final_norm: one before the output layer; positions: "axial"
-    (height, width, time), "picture" (height, width) or "line" (counted along the sequence). Raises
-    ValueError for settings that do not fit.
+    Args:
+        channels: width.
+        head_dim: width of an attention head.
+        expansion: width of the layers' MLPs over `channels`.
+        num_heads: default ``channels / head_dim``.
+        num_key_value_heads: fewer than num_heads share key and value heads among query heads (default: as many).
+        norm: "layer_norm" or "rms_norm".
+        mlp: "gelu" or "gated".
+        query_key_norm: an RMS norm of each head's queries and keys.
+        post_norm: an RMS norm after attention and MLP.
+        final_norm: an RMS norm before the output layer.
+        bias: of linear maps in the layers.
+        positions: rotary, "axial" (height, width, time), "picture" (height, width) or "line" (counted along the
+            sequence).
+        dropout: share of the layers' updates that training drops.
+
+    Raises:
+        ValueError: settings that do not fit.
     """
 
     channels: int
@@ -82,10 +95,16 @@ class LayerSettings:
 
 
 class TextPrefix(nn.Module):
-    """Text embeddings ``(B, text_length, text_channels)`` as tokens ``(B, text_length, channels)``.
+    """Text embeddings ``(B, text_length, text_channels)`` as tokens ``(B, text_length, channels)`` before the others.
 
-    projects: by a linear map; without, text_channels must equal channels. Raises ValueError for a context of another
-    shape.
+    Args:
+        text_length: tokens of the text.
+        text_channels: width of the text's tokens.
+        channels: width of the transformer.
+        projects: by a linear map; without, text_channels must equal channels.
+
+    Raises:
+        ValueError: widths that do not fit; in use, a context of another shape.
     """
 
     def __init__(self, text_length: int, text_channels: int, channels: int, projects: bool = True):
@@ -115,7 +134,16 @@ def causal_network(
     prefix: TextPrefix | None = None,
     soft_clip: float = 0.0,
 ) -> CausalTransformer:
-    """The causal transformer of one block, with a learned start token; its parameters are bounded by ±soft_clip."""
+    """The causal transformer of one block, with a learned start token.
+
+    Args:
+        num_layers: of the transformer.
+        token_size: numbers of a token; twice as many parameters are given for it.
+        layer: settings of the layers.
+        rotary: positions.
+        prefix: tokens of the text before the others.
+        soft_clip: bound on the size of parameters; 0 for none.
+    """
     layers = transformer_layers(
         num_layers,
         layer.channels,

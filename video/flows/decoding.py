@@ -16,11 +16,17 @@ FRAMES, LARGEST_BATCH = 4, 2
 
 
 class FramesAtOnce:
-    """Inverts the deep map by sweeps over the next `frames` frames, whose initial guess is the frame before them.
+    """The default decoder of video flows: a few frames at once, whose initial guess is the frame before them.
 
-    That is `GaussSeidelJacobi` with `PreviousFrame` (video-aware Jacobi, STARFlow-V, arXiv 2511.20462). Maps inside a
-    frame, which all frames of a clip share in one batch, and more than `largest_batch` clips go token by token, which
-    is faster there. tolerance: as for `GaussSeidelJacobi`.
+    It inverts the deep map by `GaussSeidelJacobi` with `PreviousFrame` (video-aware Jacobi, STARFlow-V, arXiv
+    2511.20462). Maps inside a frame, which all frames of a clip share in one batch, and larger batches of clips go
+    token by token, which is faster there.
+
+    Args:
+        frame_length: tokens of a frame.
+        frames: decoded at once.
+        tolerance: as for `GaussSeidelJacobi`.
+        largest_batch: more clips than that are decoded token by token.
     """
 
     def __init__(

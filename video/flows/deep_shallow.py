@@ -17,12 +17,21 @@ from video.flows.positions import POSITIONS, axial_coordinates
 
 
 class DeepShallow(Transform):
-    """``x -> tokens -> shallow maps -> u -> deep map -> z`` (STARFlow, arXiv 2506.06276, sec. 3.2).
+    """The map of STARFlow, ``x -> tokens -> shallow maps -> u -> deep map -> z`` (arXiv 2506.06276, sec. 3.2).
 
-    patches: turns events into tokens ``(B, frames * frame_length, C)``. shallow: maps that keep to a frame. order: in
-    which the deep map, alone given the context, visits the tokens; it keeps frames in order. So the flow is causal
-    over frames, whatever comes later, and `encode` gives the u of a clip's first frames without the others. Raises
-    ValueError for more than max_frames frames.
+    The flow is causal over frames, whatever comes later, and `encode` gives the u of a clip's first frames without the
+    others.
+
+    Args:
+        patches: turns events into tokens ``(B, frames * frame_length, C)``.
+        shallow: maps that keep to a frame.
+        order: in which the deep map visits the tokens; it keeps frames in order.
+        deep: the map over all frames, alone given the context.
+        frame_length: tokens of a frame.
+        max_frames: frames that the deep map has positions for.
+
+    Raises:
+        ValueError: in use, more than max_frames frames.
     """
 
     def __init__(

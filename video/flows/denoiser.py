@@ -22,9 +22,16 @@ SETTINGS = ("num_layers", "past", "future", "use_text")
 class FrameWindowAttention(CausalSelfAttention):
     """Self-attention of each frame to the text, itself, `past` frames before it and `future` frames after it.
 
-    The tokens are text_length words, then frames of frame_length tokens. Words see all words and the first
-    ``1 + future`` frames. past None: all frames before. Frame by frame, so that no mask is made. Further arguments as
-    for `CausalSelfAttention`.
+    The tokens are words, then frames. Words see all words and the first ``1 + future`` frames. It goes frame by frame,
+    so that no mask is made.
+
+    Args:
+        channels: width.
+        text_length: how many words.
+        frame_length: tokens of a frame.
+        past: frames before it that a frame sees (None: all).
+        future: frames after it that a frame sees.
+        attention: further arguments of `CausalSelfAttention`.
     """
 
     def __init__(
@@ -84,15 +91,29 @@ class FrameWindowAttention(CausalSelfAttention):
 
 
 class Denoiser(nn.Module):
-    """Predicts what is noise in noisy latents: Tweedie's ``-σ² d log p(x) / dx``, in units of `UNIT`.
+    """The learned denoiser of STARFlow-V (arXiv 2511.20462): predicts what is noise in noisy latents.
 
-    The learned denoiser of STARFlow-V (arXiv 2511.20462), whose target is the score of the flow beside it on latents
-    with noise of standard deviation σ. A transformer of num_layers layers in which a frame sees the text, `past`
-    frames before it (None: all) and `future` after it. `forward(clips, context)`: clips ``(B, T, C, H, W)`` of up to
+    Its target is ``-σ² d log p(x) / dx`` (Tweedie), by the score of the flow beside it on latents with noise of
+    standard deviation σ, in units of `UNIT`. `forward(clips, context)` takes clips ``(B, T, C, H, W)`` of up to
     max_frames frames and, with use_text, the flow's text ``(B, text_length, text_channels)``; the prediction has the
-    clips' shape. Longer clips are denoised in chunks, each of which begins with the last chunk_overlap frames before it
-    (None: all that there are positions for but one), as released models do it. Raises ValueError for a missing or
-    misshapen context, other frames, or settings that do not fit.
+    clips' shape. Longer clips are denoised in chunks, each of which begins with the last `chunk_overlap` frames before
+    it (None: all that there are positions for but one), as released models do it.
+
+    Args:
+        patches: turns clips into tokens and back, as in the flow.
+        grid: height and width of a frame, in patches.
+        max_frames: frames that there are positions for.
+        layer: settings of the layers.
+        span: of the rotary positions, as of `STARFlowV`.
+        text_length: tokens of the flow's text; 0 for none.
+        text_channels: width of the text's tokens.
+        num_layers: of the transformer.
+        past: frames before it that a frame sees (None: all).
+        future: frames after it that a frame sees.
+        use_text: whether frames see the text.
+
+    Raises:
+        ValueError: settings that do not fit; in use, a missing or misshapen context, or other frames.
     """
 
     def __init__(
@@ -161,5 +182,10 @@ class Denoiser(nn.Module):
         return self.patches.inverse(x.to(clips.dtype))[0]
 
     def denoise(self, clips: Tensor, context: Tensor | None = None) -> Tensor:
-        """The clips without the noise that is predicted in them: their posterior mean, by a perfect denoiser."""
+        """Clips without the noise that is predicted in them; by a perfect denoiser, their posterior mean.
+
+        Args:
+            clips: with noise, ``(B, T, C, H, W)``.
+            context: the flow's text ``(B, text_length, text_channels)``, with use_text.
+        """
         return clips - UNIT * self(clips, context)

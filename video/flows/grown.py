@@ -10,7 +10,12 @@ from video.flows.starflow_v import STARFlowV
 
 
 def with_more_layers(flow: STARFlowV, number: int) -> STARFlowV:
-    """The same flow with so many more layers in its deep block, which change nothing until they are trained."""
+    """A flow with more layers in its deep block, which change nothing until they are trained.
+
+    Args:
+        flow: the trained one.
+        number: of layers to add.
+    """
     *shallow, deep = (flow.config or {})["layers_per_block"]
     deeper = grown(flow, layers_per_block=[*shallow, deep + number])
     network: Any = deeper._transform.deep.network
@@ -22,7 +27,12 @@ def with_more_layers(flow: STARFlowV, number: int) -> STARFlowV:
 
 
 def grown(flow: STARFlowV, **changes: Any) -> STARFlowV:
-    """The same weights in a flow of another configuration, which has more of them."""
+    """A larger flow that begins with the weights of a trained one.
+
+    Args:
+        flow: the trained one.
+        changes: arguments of `STARFlowV` in which the larger one differs; others are the flow's own.
+    """
     larger = STARFlowV(**{**(flow.config or {}), **changes})
     larger.load_state_dict(larger.state_dict() | flow.state_dict())
     return larger

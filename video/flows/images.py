@@ -37,7 +37,8 @@ class OneFrame(ClosedForm):
 class ImageClips(Flow):
     """A flow of images ``(C, H, W)`` as one of clips of one frame, on the same weights, for a `Pipeline`.
 
-    images: such as a `TARFlow`, which is also what is saved.
+    Args:
+        images: the flow, such as a `TARFlow`, which is also what is saved.
     """
 
     denoiser = None
@@ -56,7 +57,7 @@ class ImageClips(Flow):
 
     @property
     def patch_size(self) -> int:
-        """Of which the sides of images are multiples."""
+        """The number of which the sides of images are multiples."""
         sides = (self.images.config or {}).get("patch_size", 1)
         return sides if isinstance(sides, int) else math.lcm(*sides)
 
@@ -67,11 +68,11 @@ class ImageClips(Flow):
 
     @property
     def text_shape(self) -> tuple[int, ...]:
-        """How many classes there are."""
+        """``(number of classes,)``, or ``(0,)`` without."""
         return (int((self.images.config or {}).get("num_classes", 0)),)
 
     def guidance(self, weight: float) -> Guidance:
-        """TARFlow's own, annealed over the tokens."""
+        """Classifier-free guidance of this weight as TARFlow has it, annealed over the tokens; for `guided`."""
         return LinearGuidance(weight, ramp=max(self.frame_length - 1, 1))
 
     def noise(self, num_frames: int) -> Distribution:
@@ -89,7 +90,7 @@ class ImageClips(Flow):
 
     @property
     def coordinate_transform(self) -> Transform:
-        """That of the images."""
+        """The first map, from clips of one frame to what Monte Carlo moves in: that of the flow of images."""
         return CompositeTransform([OneFrame(), getattr(self.images, "coordinate_transform", IdentityTransform())])
 
     @property
@@ -122,7 +123,12 @@ class ScaledNormal(StandardNormal):
 
 
 class ScaledTARFlow(TARFlow):
-    """A `TARFlow` whose noise has variances, as a released file may have them; arguments are those of `TARFlow`."""
+    """A `TARFlow` whose base has variances of its own, as a released file may have them.
+
+    Args:
+        event_shape: as of `TARFlow`.
+        settings: further arguments of `TARFlow`.
+    """
 
     def __init__(self, event_shape: Sequence[int], **settings: Any):
         check_conditional(settings.get("conditional", "affine"), REAL_CONDITIONALS)
@@ -131,10 +137,14 @@ class ScaledTARFlow(TARFlow):
 
 
 class GaussianizedTARFlow(TARFlow):
-    """A `TARFlow` whose numbers are each first mapped to about normal ones, by a spline that `fit_marginals` fits.
+    """A `TARFlow` whose pixels are each first mapped to about normal numbers, by a spline that `fit_marginals` fits.
 
-    What each pixel is like by itself, such as a margin that is always dark, is then known before training. Arguments
-    are those of `TARFlow`; num_bins_of_marginals: pieces of a spline.
+    What each pixel is like by itself, such as a margin that is always dark, is then known before training.
+
+    Args:
+        event_shape: as of `TARFlow`.
+        num_bins_of_marginals: pieces of each spline.
+        settings: further arguments of `TARFlow`.
     """
 
     def __init__(self, event_shape: Sequence[int], *, num_bins_of_marginals: int = 32, **settings: Any):
@@ -146,7 +156,7 @@ class GaussianizedTARFlow(TARFlow):
 
     @property
     def coordinate_transform(self) -> Transform:
-        """From pixels, which may have bounds, to the numbers of each that have none: for Monte Carlo to move in."""
+        """The first map, from pixels, which may have bounds, to numbers without, which Monte Carlo can move in."""
         marginals: Transform = self._transform._transforms[0]
         return marginals
 
@@ -156,9 +166,14 @@ class GaussianizedTARFlow(TARFlow):
         return bool(self.coordinate_transform.is_interval.any())
 
     def fit_marginals(self, images: Tensor, bounds: tuple[float, float] | None = None) -> None:
-        """Fit the splines to images ``(N, C, H, W)``; bounds: between which numbers lie, None for any.
+        """Fit the splines of single pixels to images, in place.
 
-        Raises ValueError for too few images, or some outside the bounds.
+        Args:
+            images: ``(N, C, H, W)``.
+            bounds: (low, high) between which all pixels lie; None for pixels without bounds.
+
+        Raises:
+            ValueError: too few images, or some outside the bounds.
         """
         marginals: Any = self.coordinate_transform
         is_bounded = torch.full(images.shape[1:], bounds is not None)
@@ -169,5 +184,5 @@ class GaussianizedTARFlow(TARFlow):
 
 
 def as_clips(flow: Any) -> Any:
-    """A flow as one of clips: those of images are of clips of one frame."""
+    """A flow of images or clips as one of clips, on the same weights; an image is a clip of one frame."""
     return flow.as_clips() if hasattr(flow, "as_clips") else ImageClips(flow)

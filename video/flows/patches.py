@@ -16,7 +16,12 @@ from nflib.transforms import ClosedForm, ImagePatches
 class VideoPatches(ClosedForm):
     """Clips ``(B, T, C, H, W)`` of any number of frames, each cut into patches: ``(B, T * frame_length, C p²)``.
 
-    frame_shape: ``(C, H, W)``. Raises ValueError for frames of another shape.
+    Args:
+        frame_shape: ``(C, H, W)``.
+        patch_size: p, side of a patch.
+
+    Raises:
+        ValueError: in use, frames of another shape.
     """
 
     def __init__(self, frame_shape: Sequence[int], patch_size: int):
@@ -52,7 +57,13 @@ class VideoPatches(ClosedForm):
 class FrameNoise(NormalNoise):
     """The standard normal on tokens of any number of whole frames, ``(B, n * frame_length, token_size)``.
 
-    It draws `num_frames` of them. Raises ValueError for other tokens.
+    Args:
+        num_frames: that a draw has.
+        frame_length: tokens of a frame.
+        token_size: numbers of a token.
+
+    Raises:
+        ValueError: in use, other tokens.
     """
 
     def __init__(self, num_frames: int, frame_length: int, token_size: int):

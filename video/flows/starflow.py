@@ -9,10 +9,12 @@ from video.flows.starflow_v import STARFlowV
 
 
 class STARFlow(STARFlowV):
-    """The scalable transformer autoregressive flow of Gu et al. 2025 (arXiv 2506.06276): images ``(C, H, W)``.
+    """STARFlow, the flow of images ``(C, H, W)``, usually latents, given text (Gu et al. 2025, arXiv 2506.06276).
 
-    It is a `STARFlowV` of one frame, whose arguments it takes but for event_shape; without text, positions are of
-    height and width alone.
+    It is a `STARFlowV` of one frame; without text, positions are of height and width alone.
+
+    Args:
+        event_shape: ``(C, H, W)``; all other arguments are those of `STARFlowV`.
 
     >>> import torch
     >>> from video import STARFlow

@@ -21,27 +21,27 @@ Family = TypeVar("Family", bound="STARFlowV")
 
 
 class STARFlowV(Flow):
-    """The video flow of Gu et al. 2025 (arXiv 2511.20462): clips ``(T, C, H, W)`` of any number of frames.
+    """STARFlow-V, the flow of clips ``(T, C, H, W)``, usually latents, given text (Gu et al. 2025, arXiv 2511.20462).
 
-    All but the deep map keep to one frame, and the deep one visits the frames in order: given its first frames alone, a
-    clip has the density that they have in it. Weights fit any size.
+    Clips may have any number of frames. All but the deep map keep to one frame, and the deep one visits the frames in
+    order: given its first frames alone, a clip has the density that they have in it. Weights fit any size.
 
     Args:
-        event_shape: its T is how many frames samples have, and the most that positions are made for; a density takes
-            fewer as well, and `video.rollout` generates more.
+        event_shape: ``(T, C, H, W)``; T is how many frames samples have, and the most that positions are made for; a
+            density takes fewer as well, and `video.rollout` generates more.
         patch_size: frames are cut into ``patch_size × patch_size`` patches.
-        channels: the width.
+        channels: width of the transformers.
         layers_per_block: each entry is an autoregressive map of so many layers; the last, deep one is alone given the
             text, ``(B, text_length, text_channels)``, before its tokens.
-        text_length: 0 for no text.
-        text_channels: of the text.
-        project_text: by a linear map.
+        text_length: tokens of the text; 0 for no text.
+        text_channels: width of the text's tokens.
+        project_text: whether these are projected to `channels` by a linear map; without, both must be equal.
         layer: further settings of all layers, by name (`video.flows.blocks.LayerSettings`).
         top: settings of the deep map's layers that differ.
-        span: positions are rotary, the frame covering an area of span² (default: its number of patches).
-        reverse_first: blocks alternate in direction, from a reversed one.
-        scale: "softplus" or "exponential", of raw scales that, like the shifts, are bounded by ±soft_clip.
-        soft_clip: 0 for no bound.
+        span: positions are rotary, and a frame covers an area of span² (default: its number of patches).
+        reverse_first: whether blocks, which alternate in direction, begin with a reversed one.
+        scale: "softplus" or "exponential", how scales are made of the network's raw numbers.
+        soft_clip: bound on the size of raw scales and shifts; 0 for none.
         denoiser: settings of `video.Denoiser` beside the flow, such as ``{"past": 9}`` (None: there is none); it is
             kept as `denoiser`, and its layers are like the shallow ones.
 
@@ -152,11 +152,11 @@ class STARFlowV(Flow):
         return (config["text_length"], config["text_channels"]) if config["text_length"] else (0,)
 
     def guidance(self, weight: float) -> Guidance:
-        """The guidance of this family."""
+        """Classifier-free guidance of this weight, as this family takes it; for `guided`."""
         return ProductGuidance(weight)
 
     def noise(self, num_frames: int) -> FrameNoise:
-        """What clips of so many frames are made from."""
+        """The base distribution of clips of so many frames."""
         return self._distribution.of(num_frames)
 
     def resized(self, event_shape: Sequence[int]) -> Self:

@@ -10,7 +10,14 @@ from video.latents.latents import import_diffusers
 def tiny_autoencoder(
     in_channels: int = 1, latent_channels: int = 8, channels: tuple[int, ...] = (8, 16, 32, 48), size: int = 32
 ) -> Any:
-    """A small `diffusers.AutoencoderKL`: each of `channels` but the first halves height and width."""
+    """A new, small `diffusers.AutoencoderKL`.
+
+    Args:
+        in_channels: of frames.
+        latent_channels: of latents.
+        channels: of its levels; each but the first halves height and width.
+        size: of the frames, pixels, as its configuration names it.
+    """
     return import_diffusers().AutoencoderKL(
         in_channels=in_channels,
         out_channels=in_channels,

@@ -24,7 +24,13 @@ FRAMES_OF_SCALE = 256
 class PatchTransformer(nn.Module):
     """A transformer over the cells of a grid, ``(B, in_channels, h, w)`` to ``(B, out_channels, h, w)``.
 
-    channels: width, a multiple of 4. Any height and width goes.
+    Any height and width goes.
+
+    Args:
+        in_channels: of what it reads.
+        out_channels: of what it gives.
+        channels: width, a multiple of 4.
+        num_layers: of the transformer.
     """
 
     def __init__(self, in_channels: int, out_channels: int, channels: int, num_layers: int):
@@ -54,7 +60,7 @@ class PatchTransformer(nn.Module):
 
 
 class FeatureAutoencoder(Pretrained):
-    """Features of patches to low-dimensional latents by a single attention layer, back, and on to pixels.
+    """An autoencoder of a vision encoder's features (FAE): to low-dimensional latents, back, and on to pixels.
 
     The encoder is one layer of self-attention and a linear map, since features know of their picture already; one
     transformer decodes latents to features, a second one features to pixels. After "One Layer Is Enough: Adapting
@@ -62,7 +68,8 @@ class FeatureAutoencoder(Pretrained):
     the second decoder apart, and with losses of perception and of an adversary.
 
     Args:
-        feature_channels, feature_heads: of the features, and of the attention over them.
+        feature_channels: of the features.
+        feature_heads: of the attention over them.
         latent_channels: of latents, one of which stands for a patch.
         in_channels: of frames.
         patch_pixels: pixels of a frame along the side of a patch.
@@ -103,20 +110,27 @@ class FeatureAutoencoder(Pretrained):
         yield from (self.norm, self.attention, self.to_posterior)
 
     def encode(self, features: Tensor) -> Tensor:
-        """Means and logarithms of variances ``(B, 2 c, h, w)`` of the latents of features of deviation 1."""
+        """Means and log-variances ``(B, 2 c, h, w)`` of latents, of features ``(B, D, h, w)`` of deviation 1."""
         tokens = features.flatten(2).mT
         normed = self.norm(tokens)
         tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
         return self.to_posterior(tokens).mT.unflatten(2, features.shape[-2:])
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of deviation 1, and frames ``(B, C, H, W)``."""
+        """Features ``(B, D, h, w)`` of deviation 1, and frames ``(B, C, H, W)``, of latents ``(B, c, h, w)``."""
         features = self.feature_decoder(z)
         return features, nn.functional.pixel_shuffle(self.pixel_decoder(features), self.patch_pixels)
 
 
 class FeatureLatents(Latents):
-    """The same of features by a `FeatureAutoencoder`, with the vision encoder that these are of, frame by frame."""
+    """`Latents` of a vision encoder's features, by a `FeatureAutoencoder`, frame by frame.
+
+    Args:
+        vision: the encoder, which stays as it is.
+        autoencoder: of its features.
+        batch_size: frames coded at once.
+        later_scale: as of `Latents`.
+    """
 
     kind = FeatureAutoencoder.__name__
 

@@ -16,11 +16,11 @@ FRAMES_AT_ONCE = 4
 
 
 class Latents(nn.Module):
-    """Clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)`` of mean 0 and deviation 1, and back.
+    """An autoencoder: clips ``(B, T, C, H, W)`` in -1 … 1 to latents ``(B, t, c, h, w)``, and back.
 
-    `encode` gives the posterior's mean, in the autoencoder's dtype. Raises ValueError for clips of another shape. For
-    training, `encoder_inputs` are what the encoder reads of frames ``(B, C, H, W)``, `posterior` is the distribution of
-    latents before they are scaled, and `errors` are those of what is decoded from its draws.
+    Latents have mean 0 and deviation 1. `encode` gives the posterior's mean, in the autoencoder's dtype. For training,
+    `encoder_inputs` are what the encoder reads of frames ``(B, C, H, W)``, `posterior` is the distribution of latents
+    before they are scaled, and `errors` are those of what is decoded from its draws.
 
     Args:
         autoencoder: of diffusers; this class takes an `AutoencoderKL`, which codes each frame for itself. Latents are
@@ -28,6 +28,9 @@ class Latents(nn.Module):
             configuration has these.
         batch_size: frames coded at once.
         later_scale: factor on every latent frame but the first (released STARFlow-Vs).
+
+    Raises:
+        ValueError: in use, clips of another shape.
     """
 
     # Whether numbers are levels, 256 or fewer, and in what they are kept on disk.
@@ -45,7 +48,13 @@ class Latents(nn.Module):
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], subfolder: str | None = None, **settings: Any) -> Self:
-        """From a folder, or a name on the hub; settings: of the constructor. See `video.latents.load_latents`."""
+        """Load an autoencoder of this kind; `video.latents.load_latents` loads one of any kind.
+
+        Args:
+            source: a folder, or a name on the hub.
+            subfolder: where it lies in there.
+            settings: further arguments of the constructor.
+        """
         family, keywords = getattr(import_diffusers(), cls.kind), {} if subfolder is None else {"subfolder": subfolder}
         return cls(family.from_pretrained(str(source), low_cpu_mem_usage=False, **keywords), **settings)
 
@@ -60,11 +69,11 @@ class Latents(nn.Module):
 
     @property
     def temporal_factor(self) -> int:
-        """Frames to a latent frame, but for the first, which has one of its own."""
+        """Frames to a latent frame; the first frame has one of its own."""
         return 1
 
     def latent_shape(self, clip_shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        """Of clips ``(T, C, H, W)``; raises ValueError for those that cannot be coded."""
+        """The shape ``(t, c, h, w)`` of the latents of clips ``(T, C, H, W)``; ValueError where these do not fit."""
         frames, channels, height, width = clip_shape
         factor, steps = self.spatial_factor, self.temporal_factor
         if channels != self.in_channels or height % factor or width % factor or not (height and width):
@@ -80,7 +89,7 @@ class Latents(nn.Module):
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
-        """The latents of clips."""
+        """Latents ``(B, t, c, h, w)`` of clips ``(B, T, C, H, W)`` in -1 … 1; ValueError where these do not fit."""
         if clips.dim() != 5:
             raise ValueError(f"expected clips of shape (batch, frames, channels, height, width), got {clips.shape}.")
         shape = self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]
@@ -92,12 +101,12 @@ class Latents(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The clips of latents, clamped to -1 … 1."""
+        """Clips ``(B, T, C, H, W)``, clamped to -1 … 1, of latents ``(B, t, c, h, w)``."""
         return torch.cat(list(self.stream([latents])), dim=1)
 
     @torch.no_grad()
     def stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The clips of latents, clamped to -1 … 1, of which frames come piece by piece; memory is that of a piece."""
+        """`decode` piece by piece: latent frames come in pieces, and so do clips; memory is that of a piece."""
         decode, is_first = self._new_decoder(), True
         for piece in pieces:
             latents = self._rescaled(piece.to(self._like(piece)), 1 / self.later_scale, is_first)
@@ -110,7 +119,7 @@ class Latents(nn.Module):
         self.autoencoder.save_pretrained(folder)
 
     def encoder_inputs(self, frames: Tensor) -> Tensor:
-        """What the trained encoder reads."""
+        """What the trained encoder reads of frames ``(B, C, H, W)``."""
         return frames
 
     def posterior(self, inputs: Tensor) -> Any:
@@ -118,21 +127,27 @@ class Latents(nn.Module):
         return self.autoencoder.encode(inputs).latent_dist
 
     def errors(self, z: Tensor, inputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """Means of what to minimise, by name, of what is decoded from z."""
+        """Mean errors of what is decoded, by name, for training to minimise.
+
+        Args:
+            z: draws of the posterior.
+            inputs: of `encoder_inputs`.
+            frames: ``(B, C, H, W)``.
+        """
         return {"squared_error": (self.decode_frames(z) - frames).square().mean()}
 
     def begin_training(self, frames: Tensor) -> None:
-        """See what a new autoencoder must know of frames."""
+        """Before the training of a new autoencoder: take what it must know of frames ``(B, C, H, W)``."""
 
     def freeze_encoder(self) -> None:
-        """Leave the latents as they are in training."""
+        """Keep the encoder, and so the latents, as they are in training."""
         for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
             if part is not None:
                 part.requires_grad_(False)
 
     @torch.no_grad()
     def set_scale(self, frames: Tensor) -> None:
-        """Let the latents of these frames have mean 0 and deviation 1."""
+        """Set the scale so that latents of these frames ``(B, C, H, W)`` have mean 0 and deviation 1."""
         self._set_statistics(self._encode(frames.unsqueeze(1)).squeeze(1))
 
     def _set_statistics(self, z: Tensor) -> None:
@@ -185,9 +200,9 @@ class Latents(nn.Module):
 
 
 class WanLatents(Latents):
-    """The same by an `AutoencoderKLWan`, which codes four frames after the first at a time, causally.
+    """`Latents` by an `AutoencoderKLWan`, which codes four frames after the first at a time, causally.
 
-    Coded is one clip at a time. Where its patch_size is not 1 (Wan 2.2), its channels are those of patches of pixels.
+    Clips are coded one at a time. Where its patch_size is not 1 (Wan 2.2), its channels are those of patches of pixels.
     """
 
     kind = "AutoencoderKLWan"
@@ -247,7 +262,11 @@ class WanLatents(Latents):
 
 
 class Pixels(Latents):
-    """Pixels as their own latents: of flows that have no autoencoder."""
+    """Pixels as their own latents, for flows that have no autoencoder.
+
+    Args:
+        channels: of frames.
+    """
 
     has_levels = True
     kept_dtype = torch.float16  # which tells the levels apart

@@ -13,25 +13,37 @@ from torch import Tensor
 
 
 def snapped(pixels: Tensor, levels: int, scale: float = 1.0) -> Tensor:
-    """The nearest of so many levels, evenly over -1 … 1, the ends among them, to a flow's pixels of this scale."""
+    """Round a flow's pixels to the nearest levels, which lie evenly over -1 … 1, the ends among them.
+
+    Args:
+        pixels: as a flow has them, times `scale`.
+        levels: how many.
+        scale: factor on pixels in the flow; the result is without it.
+    """
     steps = (levels - 1) / 2
     return ((pixels / scale + 1) * steps).round().clamp(0, levels - 1) / steps - 1
 
 
 def dequantised(pixels: Tensor, levels: int, generator: torch.Generator, scale: float = 1.0) -> Tensor:
-    """Pixels whose level is uniform in a step around it (Theis et al. 2016, arXiv 1511.01844), as the flow has them.
+    """Dequantise pixels: each level becomes uniform in a step around it (Theis et al. 2016, arXiv 1511.01844).
 
     The mean of the log-density of these, in units of a step, is a bound on the log-probability of the levels.
+
+    Args:
+        pixels: in -1 … 1.
+        levels: how many values a pixel has.
+        generator: of the random numbers.
+        scale: factor on pixels, as the flow has them.
     """
     place = torch.rand(pixels.shape, generator=generator, device=generator.device).to(pixels)
     return scale * (snapped(pixels, levels) + (place - 0.5) * step(levels))
 
 
 def step(levels: int) -> float:
-    """From one level to the next."""
+    """The distance from one level to the next, in -1 … 1."""
     return 2 / (levels - 1)
 
 
 def log_step(levels: int | None, scale: float = 1.0) -> float:
-    """What a log-density a pixel takes to be one in units of a step; 0 for numbers that have no levels."""
+    """Added to a log-density, for each pixel, it makes one in units of a step; 0 for numbers without levels."""
     return 0.0 if levels is None else math.log(scale * step(levels))

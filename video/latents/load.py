@@ -16,10 +16,10 @@ KINDS: dict[str, type[Latents]] = {family.kind: family for family in (Latents, W
 def load_latents(
     source: str | os.PathLike[str], subfolder: str | None = None, device: str = "cpu", later_scale: float = 1.0
 ) -> Latents:
-    """The autoencoder of a hub name ("stabilityai/sd-vae-ft-mse") or a local folder, in evaluation mode.
+    """Load an autoencoder of any kind, in evaluation mode.
 
     Args:
-        source: name or folder.
+        source: a local folder, or a name on the hub such as "stabilityai/sd-vae-ft-mse".
         subfolder: where it lies in there (default: "vae" where there is one, as in pipelines of diffusers).
         device: where it is put.
         later_scale: as for `Latents`.

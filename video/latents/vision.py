@@ -18,10 +18,10 @@ PREPROCESSING = "preprocessor_config.json"
 
 
 class PatchFeatures(nn.Module):
-    """Frames ``(B, C, H, W)`` in -1 … 1 to features ``(B, D, h, w)`` of their patches, by an encoder not trained here.
+    """A pretrained vision encoder: frames ``(B, C, H, W)`` in -1 … 1 to features ``(B, D, h, w)`` of their patches.
 
-    Features are the last hidden states; class and register tokens, which stand before the patches, are left out. Grey
-    frames are shown to encoders of colours as colours.
+    Its weights stay as they are. Features are the last hidden states; class and register tokens, which stand before the
+    patches, are left out. Grey frames are shown to encoders of colours as colours.
 
     Args:
         tower: a vision model of transformers, with square patches.
@@ -65,7 +65,16 @@ class PatchFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, height: int, width: int) -> Tensor:
-        """Features of so many rows and columns of patches, to which frames are resized."""
+        """Features ``(B, D, height, width)`` of patches.
+
+        Args:
+            frames: ``(B, C, H, W)`` in -1 … 1, which are resized to fill the patches.
+            height: rows of patches.
+            width: columns of patches.
+
+        Raises:
+            ValueError: an encoder without a token for each patch.
+        """
         size = (height * self.patch_size, width * self.patch_size)
         images = frames.expand(-1, self.in_channels, -1, -1) / 2 + 0.5
         if images.shape[-2:] != size:
@@ -83,7 +92,7 @@ class PatchFeatures(nn.Module):
 
 
 def load_vision_tower(source: str | os.PathLike[str]) -> tuple[Any, set[str]]:
-    """The vision encoder in a folder of transformers, or under a name on the hub, and what its file lacks.
+    """Load the vision encoder in a folder of transformers, or under a name on the hub, and say what its file lacks.
 
     Of models with a tower of text as well (CLIP, SigLIP), the vision tower is taken. transformers makes up, at random,
     what a file lacks: often the pooling layer of encoders trained without one, which alone may be missing.
@@ -112,7 +121,7 @@ def load_vision_tower(source: str | os.PathLike[str]) -> tuple[Any, set[str]]:
 
 
 def load_patch_features(source: str | os.PathLike[str]) -> PatchFeatures:
-    """The vision encoder in a folder, such as a DINOv2, SigLIP or ViT, with the normalisation of its image processor.
+    """Load a vision encoder, such as DINOv2, SigLIP or ViT, with the normalisation of its image processor.
 
     Raises:
         FileNotFoundError, ValueError: as `load_vision_tower`; or the encoder has no features of patches.

@@ -21,10 +21,15 @@ VOCABULARY = "vocabulary.json"
 
 
 class TextEncoder(Protocol):
-    """Prompts to a context ``(B, …)``, or None for flows without one; the empty prompt is the context of no prompt.
+    """What every text encoder offers: called with B prompts, it gives a context ``(B, …)``.
 
-    shape: ``(length, channels)`` of the context of one, or the number of classes of labels; see a flow's text_shape.
-    vocabulary: the words or labels that it knows, None for any text. is_costly: whether contexts are worth keeping.
+    The empty prompt has the context of no prompt. For flows without a context it gives None.
+
+    Attributes:
+        shape: ``(length, channels)`` of the context of a prompt, or ``(number of classes,)`` of labels; see a flow's
+            text_shape.
+        vocabulary: the words or labels that it knows; None for any text.
+        is_costly: whether contexts are worth keeping.
     """
 
     is_costly: bool
@@ -41,10 +46,16 @@ class TextEncoder(Protocol):
 
 
 class Words:
-    """A closed vocabulary: each word is one-hot, and so is the lack of one after the last.
+    """A text encoder of a closed vocabulary: each word is one-hot, and so is the lack of one after the last.
 
-    length: words of the longest prompt. Case and punctuation do not count. Calling it raises ValueError for a word that
-    it does not know, or a prompt that is too long.
+    Case and punctuation do not count.
+
+    Args:
+        words: distinct ones.
+        length: words of the longest prompt.
+
+    Raises:
+        ValueError: no vocabulary; when called, a word that it does not know, or a prompt that is too long.
 
     >>> Words(["a", "seven", "moving", "up"], length=5)(["a seven, moving up"]).shape
     torch.Size([1, 5, 5])
@@ -65,7 +76,15 @@ class Words:
 
     @classmethod
     def of_prompts(cls, prompts: Iterable[str], most: int) -> Words:
-        """All words of prompts; raises ValueError for more than so many, or none."""
+        """The vocabulary of all words in some prompts.
+
+        Args:
+            prompts: whose words to take.
+            most: distinct words that there may be.
+
+        Raises:
+            ValueError: more words, or none.
+        """
         said = [_words(prompt) for prompt in prompts]
         words = sorted({word for prompt in said for word in prompt})
         if len(words) > most:
@@ -112,7 +131,7 @@ def load_text(
     embeddings_only: bool = False,
     dtype: torch.dtype | None = None,
 ) -> TextEncoder:
-    """The text encoder in a folder: a vocabulary, labels, or a model of transformers and its tokenizer.
+    """Load a text encoder: a vocabulary, labels, or a model of transformers and its tokenizer.
 
     Args:
         source: the folder, or of transformers a name on the hub ("google/flan-t5-xl").

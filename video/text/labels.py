@@ -16,12 +16,16 @@ LABELS = "labels.json"
 
 
 class Labels:
-    """The names of classes: a prompt is one of them and becomes its number; the empty prompt is -1, no class.
+    """A text encoder of class names: a prompt is one of them and becomes its number; the empty prompt becomes -1.
 
     The number of a class is no prompt, lest "7" be the seventh where classes are "zero" to "nine" in another order.
 
-    Without names the context is None: of flows that are conditioned on nothing. Calling it raises ValueError for a
-    prompt that names no class.
+    Args:
+        names: of the classes, in the order of their numbers. None of them: the context is None, for flows that are
+            conditioned on nothing.
+
+    Raises:
+        ValueError: names that are not distinct; when called, a prompt that names no class.
 
     >>> Labels(["cat", "dog"])(["dog", "cat", ""])
     tensor([ 1,  0, -1])
@@ -55,5 +59,5 @@ class Labels:
 
 
 def composed(name: str) -> str:
-    """As keyboards write letters with accents, which some file systems take apart."""
+    """A name with accents as keyboards write them, since some file systems take them apart."""
     return unicodedata.normalize("NFC", name)

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Phrasing:
-    """What a model's prompts said in its training beside the caption.
+    """How a model's prompts are phrased: what they say beside the caption, as in its training.
 
     Calling it phrases a prompt, an empty one as well: frame_rate is in frames a second, 0 for an image, noise the
     standard deviation on the latents, and the aspect ratio such as "16:9".
 
     Args:
-        frame_rate: whether they name the frame rate, or that it is an image.
-        noise: the noise on the latents.
-        aspect: the aspect ratio.
+        frame_rate: whether prompts name the frame rate, or that it is an image.
+        noise: whether they name the noise on the latents.
+        aspect: whether they name the aspect ratio.
         chat: whether they are the turn of a user who asks a language model.
-        denoiser: whether prompts name the noise to the learned denoiser in any case.
+        denoiser: whether they name the noise to the learned denoiser in any case.
 
     >>> Phrasing(frame_rate=True, noise=True)("a cat", frame_rate=16, noise=0.3)
     'Noise Level 300:\\nA video with 16 fps:\\na cat\\n'

@@ -51,9 +51,12 @@ class _Tokenized:
 
 
 class HiddenStates(_Tokenized):
-    """The last hidden states of an encoder or a decoder, zero at padding: what released STARFlows take of T5.
+    """A text encoder of last hidden states, zero at padding: what released STARFlows take of T5.
 
-    encoder, tokenizer: of transformers. length: to which prompts are padded and cut.
+    Args:
+        encoder: an encoder or decoder of transformers.
+        tokenizer: of transformers.
+        length: tokens to which prompts are padded and cut.
     """
 
     def __init__(self, encoder: Any, tokenizer: Any, length: int = 128):
@@ -74,10 +77,14 @@ class HiddenStates(_Tokenized):
 
 
 class TokenEmbeddings(_Tokenized):
-    """The embeddings of tokens, of deviation 1, as a language model has them below its layers.
+    """A text encoder of token embeddings, of deviation 1, as a language model has them below its layers.
 
-    What released STARFlows take whose top block is a language model (Gemma). weight: embeddings ``(tokens,
-    channels)``; contexts are ``sqrt(channels)`` times these.
+    What released STARFlows take whose top block is a language model (Gemma).
+
+    Args:
+        weight: embeddings ``(tokens, channels)``; contexts are ``sqrt(channels)`` times these.
+        tokenizer: of transformers.
+        length: tokens to which prompts are padded and cut.
     """
 
     def __init__(self, weight: Tensor, tokenizer: Any, length: int = 128):
@@ -104,9 +111,18 @@ def load_transformers_text(
     embeddings_only: bool = False,
     dtype: torch.dtype | None = None,
 ) -> HiddenStates | TokenEmbeddings:
-    """An encoder or decoder and its tokenizer, from one folder, the subfolders of a pipeline, or the hub.
+    """Load a text encoder of transformers with its tokenizer, from one folder, a pipeline's subfolders, or the hub.
 
-    Args as for `load_text`, which raises the same.
+    Args:
+        source: as of `load_text`.
+        length: as of `load_text`.
+        device: as of `load_text`.
+        embeddings_only: as of `load_text`.
+        dtype: as of `load_text`.
+
+    Raises:
+        FileNotFoundError: there is none, or the hub cannot be reached.
+        ValueError: a damaged length.json.
     """
     transformers = require("transformers", "encoders of text need", extra="video")
     folder = Path(source)

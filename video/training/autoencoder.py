@@ -27,7 +27,7 @@ OF_FEATURES = ("patch_pixels", "decoder_channels", "decoder_layers")
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """An autoencoder, and how it is trained.
+    """Options of an autoencoder and of its training.
 
     Args:
         features: a vision encoder of transformers (DINOv2, SigLIP, ViT), a folder or a name on the hub: latents are of
@@ -64,7 +64,11 @@ class AutoencoderOptions:
                 raise ValueError(f"{name} must be a positive number, got {value}.")
 
     def latents(self, in_channels: int, seed: int) -> Latents:
-        """What is to be trained, for frames of so many channels, unless `initial` says of how many.
+        """The autoencoder that is to be trained.
+
+        Args:
+            in_channels: of frames; an `initial` autoencoder has its own.
+            seed: of new weights.
 
         Raises:
             FileNotFoundError: an encoder or autoencoder cannot be read.
@@ -110,11 +114,16 @@ class AutoencoderOptions:
 
 @dataclass(frozen=True)
 class NoisyReconstruction:
-    """Errors of what is decoded from noisy latents, plus a small KL divergence of the posterior from N(0, 1).
+    """The objective of autoencoders: errors of what is decoded from noisy latents, plus a small KL divergence.
 
-    latents: of which the autoencoder is what is trained. noise: standard deviation of what is added to latents, as a
-    fraction of their own, which is how a flow adds it to latents of deviation 1. pixel_weight: of the squared error of
-    frames; divergence_weight: of the KL divergence, both per number. In validation too.
+    The divergence is that of the posterior from N(0, 1). Noise is added in validation too.
+
+    Args:
+        latents: of which the autoencoder is trained.
+        noise: standard deviation of what is added to latents, as a fraction of their own, which is how a flow adds it
+            to latents of deviation 1.
+        divergence_weight: of the KL divergence, per number.
+        pixel_weight: of the squared error of frames, per number.
     """
 
     latents: Latents
@@ -161,8 +170,9 @@ def train_autoencoder(
     """Train an autoencoder on frames; run again, it goes on where it stopped.
 
     Args:
-        latents: of the `options`.
-        frames: batches of "inputs" ``(B, C, H, W)`` in -1 … 1; validation: more of them.
+        latents: the autoencoder, of `options.latents`; is trained in place.
+        frames: batches of "inputs" ``(B, C, H, W)`` in -1 … 1.
+        validation: more of them, to judge by.
         output: gets ``autoencoder``, a folder for `video.latents.load_latents` with the scale of latents of training
             frames, beside the folders of `nflib.training.fit`.
         config: of the loop.

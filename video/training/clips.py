@@ -34,21 +34,24 @@ def train_on_clips(
     emphasis: float = 1.0,
     context_noise: float = 0.0,
 ) -> TrainingResult:
-    """Train a flow on any source of clips; run again, it goes on where it stopped.
+    """Train a STARFlow-V on any source of clips with prompts; run again, it goes on where it stopped.
 
     Args:
         flow: is trained in place.
         latents: the autoencoder, by which all clips are encoded once, before training.
         text: encoder of prompts.
-        clips: to learn; validation: to judge by.
+        clips: to learn.
+        validation: to judge by.
         output: folder, as for `nflib.training.fit`.
         config: of the loop.
         noise: standard deviation added to latents.
         prompt_dropout: share of prompts that are left out, for guidance.
         unconditional: the prompts in their place, of clips and of anchored ones.
-        encoded: further clips as `encode_clips` gives them, learnt among the others.
         stills: single frames, the same number for each clip, learnt beside it.
-        learn_denoiser, emphasis, context_noise: as for `NoisyLikelihood`.
+        encoded: further clips as `encode_clips` gives them, learnt among the others.
+        learn_denoiser: as for `NoisyLikelihood`.
+        emphasis: as for `NoisyLikelihood`.
+        context_noise: as for `NoisyLikelihood`.
 
     Raises:
         ValueError: encoded clips of another shape, stills that cannot be shared out, or a setting out of range.

@@ -16,11 +16,16 @@ from video.text.encoders import TextEncoder
 
 @dataclass(frozen=True)
 class Family:
-    """A family of flows.
+    """What training must know of a family of flows.
 
-    build: (shape of latents, encoder of prompts, architecture) -> flow. frames, noise, patch_size: defaults; of images,
-    frames is 1. has_sizes: whether one flow takes several heights and widths. has_text: whether its context is words,
-    rather than labels.
+    Args:
+        build: (shape of latents, encoder of prompts, architecture) -> flow.
+        frames: default of a clip's frames; 1 of images.
+        noise: default standard deviation.
+        patch_size: default.
+        is_of_latents: whether it learns latents of an autoencoder, rather than pixels.
+        has_sizes: whether one flow takes several heights and widths.
+        has_text: whether its context is words, rather than labels.
     """
 
     build: Callable[[tuple[int, ...], TextEncoder, dict[str, Any]], Flow]
@@ -96,19 +101,19 @@ class FlowOptions:
 
     @property
     def name(self) -> str:
-        """Of the family."""
+        """The name of the family."""
         return self.model or "starflow"
 
     @property
     def family(self) -> Family:
-        """Raises ValueError where there is none of that name."""
+        """The family; raises ValueError for an unknown name."""
         if self.name not in FAMILIES:
             raise ValueError(f"model must be one of {', '.join(FAMILIES)}, got {self.name!r}.")
         return FAMILIES[self.name]
 
     @property
     def said(self) -> dict[str, Any]:
-        """What is said."""
+        """The options that are given, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
@@ -125,7 +130,7 @@ class FlowOptions:
 
     @property
     def multiple(self) -> int:
-        """Of which the sides of pixels, or latents, must be multiples; raises ValueError for patches of no size."""
+        """The number of which the sides of pixels, or latents, are multiples; ValueError for patches of no size."""
         patch_size = self.architecture["patch_size"]
         sides = [patch_size] if isinstance(patch_size, int) else patch_size
         if len(sides) > 2 or not sides or min(sides) < 1:

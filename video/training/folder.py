@@ -23,7 +23,7 @@ FRAMES = "frames"
 def train_autoencoder_on_folder(
     folder: FolderOptions, output: Path, training: TrainingConfig, autoencoder: AutoencoderOptions, samples: int = 16
 ) -> TrainingResult:
-    """Train an autoencoder on images and the frames of clips; run again, it goes on from its last checkpoint.
+    """Train an autoencoder on a folder of images and clips; run again, it goes on from its last checkpoint.
 
     What is written: autoencoder, a folder for train; samples, frames beside their reconstructions at each validation;
     logs and checkpoints.

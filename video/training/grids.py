@@ -25,9 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def write_grid(clips: Tensor, path: Path, columns: int | None = None) -> Path:
-    """Write clips ``(B, T, C, H, W)`` in -1 … 1 as one PNG: each a row of its frames, or images in a square.
+    """Write clips as one PNG: each a row of its frames, or images in a square.
 
-    columns: pictures in a row (default: as said).
+    Args:
+        clips: ``(B, T, C, H, W)`` in -1 … 1.
+        path: of the PNG.
+        columns: pictures in a row (default: as said).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = clips.shape[1] if clips.shape[1] > 1 else None
@@ -47,7 +50,9 @@ class SampleGrid:
     log says so instead.
 
     Args:
-        latents, text, settings: of the pipeline that the flow is to be part of.
+        latents: of the pipeline that the flow is to be part of.
+        text: of that pipeline.
+        settings: of that pipeline.
         prompts: one a sample; none for no grid.
         unit: what the bits are of.
     """
@@ -76,7 +81,12 @@ class SampleGrid:
 
 @dataclass(frozen=True)
 class ReconstructionGrid:
-    """The same for an autoencoder: frames ``(B, C, H, W)`` that it does not learn, each beside its reconstruction."""
+    """A callback of `nflib.training.fit` for autoencoders: at each validation, frames beside their reconstructions.
+
+    Args:
+        latents: the autoencoder.
+        frames: ``(B, C, H, W)`` in -1 … 1, which it does not learn.
+    """
 
     latents: Latents
     frames: Tensor

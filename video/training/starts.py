@@ -31,10 +31,15 @@ FITTED = 10_000
 
 
 class Start(Protocol):
-    """What a run starts from.
+    """What a run starts from: a new flow or a saved one.
 
-    name: for messages. frames, noise: the defaults; of images, frames is 1. patch_size: of the flow. has_sizes: whether
-    it takes several heights and widths. latents: the autoencoder.
+    Attributes:
+        name: for messages.
+        frames: default of a clip's frames; 1 of images.
+        noise: default standard deviation.
+        patch_size: of the flow.
+        has_sizes: whether it takes several heights and widths.
+        latents: the autoencoder.
     """
 
     name: str
@@ -69,13 +74,14 @@ class Start(Protocol):
 
 
 class NewFlow:
-    """A flow of an architecture of one's own.
+    """A start from a new flow, of any architecture.
 
     Args:
-        options: which.
+        options: its family and architecture.
         autoencoder: in a folder, in that of a run of train_autoencoder or on the hub; None for a flow of pixels.
-        text: encoder of prompts likewise; text_length: of its prompts.
-        grey: whether frames are.
+        text: encoder of prompts, in a folder or on the hub; None for a vocabulary or labels of the data.
+        text_length: tokens to which its prompts are padded and cut.
+        grey: whether frames are grey.
         device: on which latents and prompts are encoded.
 
     Raises:
@@ -168,12 +174,12 @@ class NewFlow:
 
 
 class SavedFlow:
-    """A saved or converted pipeline, all of whose parts are kept.
+    """A start from a saved or converted pipeline, all of whose parts are kept.
 
     Args:
         folder: its own, or the output of a run that has ended in it.
         others: what is left out, by name, since the pipeline has its own.
-        grey: whether frames are.
+        grey: whether frames are grey.
         device: on which latents and prompts are encoded.
 
     Raises:

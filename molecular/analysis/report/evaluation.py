@@ -24,9 +24,18 @@ def write_evaluation(
     figures: Sequence[DrawnFigure],
     views: Mapping[str, ViewedEnsemble],
 ) -> Path:
-    """Write the page.
+    """Write the page of an evaluation, which opens without a network; returns its path.
 
-    Raises ModuleNotFoundError without plotly.
+    Args:
+        path: of the HTML file.
+        evaluation: the table.
+        molecule: what the ensembles are of.
+        settings: to show, by name.
+        figures: to show, such as `draw_figures` gives.
+        views: conformations for the rotatable view, of `view_of`.
+
+    Raises:
+        ModuleNotFoundError: plotly is missing.
     """
     names = [name for name in evaluation.rows if name != FLOOR]
     return write_page(

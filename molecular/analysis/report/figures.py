@@ -31,7 +31,13 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A picture in a file, and what it shows."""
+    """A figure of a report.
+
+    Args:
+        path: of its file.
+        heading: above it.
+        caption: below it.
+    """
 
     path: Path
     heading: str
@@ -39,8 +45,14 @@ class DrawnFigure:
 
 
 def draw_figures(described: Described, histories: Mapping[str, History], folder: Path) -> list[DrawnFigure]:
-    """Draw all that the ensembles allow into `folder`: ramachandran.png, energies.png, tica.png, distances.png, and
-    history.png, or history-1.png and so on, of each run of sequential Monte Carlo."""
+    """Draw the figures of an evaluation, as far as the ensembles allow.
+
+    Args:
+        described: the ensembles and their reference.
+        histories: of runs of sequential Monte Carlo, by name.
+        folder: for ramachandran.png, energies.png, tica.png, distances.png, and history.png, or history-1.png and so
+            on, of each history.
+    """
     molecule = described.molecule
     everything = {REFERENCE: described.reference, **described.ensembles}
     weights = {name: one.mass.numpy() for name, one in everything.items()}

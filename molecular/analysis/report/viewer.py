@@ -35,7 +35,12 @@ name.</figcaption></figure>"""
 
 @dataclass(frozen=True)
 class ViewedEnsemble:
-    """Conformations (k, n, 3) in nm and a line about each."""
+    """Conformations of one ensemble for the rotatable view.
+
+    Args:
+        positions: (k, n, 3), nm.
+        captions: a line about each.
+    """
 
     positions: NDArray
     captions: Sequence[str]
@@ -44,8 +49,15 @@ class ViewedEnsemble:
 def view_of(
     molecule: Molecule, ensembles: Mapping[str, Descriptors], first: str, num_conformations: int, seed: int = 0
 ) -> dict[str, ViewedEnsemble]:
-    """Up to `num_conformations` of each ensemble, drawn by weight, superposed by heavy atoms on the first of `first`,
-    which comes first."""
+    """Draw conformations of each ensemble by weight for the rotatable view, superposed by heavy atoms.
+
+    Args:
+        molecule: what they are of.
+        ensembles: by name.
+        first: the ensemble that comes first, on whose first conformation all others are superposed.
+        num_conformations: at most so many of each.
+        seed: of the draw.
+    """
     order = [first, *(name for name in ensembles if name != first)]
     heavy = [atom for atom, element in enumerate(molecule.topology.elements) if element != "H"]
     # One or two atoms have no orientation.
@@ -76,10 +88,7 @@ def superposed(positions: NDArray, target: NDArray, atoms: Sequence[int]) -> NDA
 
 
 def viewer_scripts(molecule: Molecule, views: Mapping[str, ViewedEnsemble]) -> list[str]:
-    """The elements that bring `VIEWER` to life.
-
-    Raises ModuleNotFoundError without plotly.
-    """
+    """The script elements that `VIEWER` needs; raises ModuleNotFoundError without plotly."""
     plotly = require("plotly.offline", "the report needs", extra="molecular")
     return [
         f"<script>{plotly.get_plotlyjs()}</script>",

@@ -10,8 +10,13 @@ from molecular.molecule.features import pad
 
 
 class Item(NamedTuple):
-    """positions (n, 3) nm; context (n, k) int64, as of `prose_context`; system: the molecule's
-    number."""
+    """One conformation of a batch.
+
+    Args:
+        positions: (n, 3) nm.
+        context: (n, k) int64, as of `prose_context`.
+        system: the molecule's number.
+    """
 
     positions: Tensor
     context: Tensor
@@ -34,9 +39,13 @@ def collate(items: list[Item]) -> dict[str, Tensor]:
 def bucketed(
     items: Iterable[Item], batch_size: int, width: int, drop_last: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of ``batch_size`` items whose numbers of atoms fall into the same interval of ``width`` atoms.
+    """Batches of molecules of similar size, padded (`collate`).
 
-    What is left at the end comes in smaller batches, of neighbouring intervals together, unless ``drop_last``.
+    Args:
+        items: conformations.
+        batch_size: how many a batch.
+        width: numbers of atoms in one batch fall into the same interval of so many.
+        drop_last: leave out what does not fill a batch; else it comes in smaller ones, neighbouring intervals together.
     """
     buckets: dict[int, list[Item]] = {}
     for item in items:

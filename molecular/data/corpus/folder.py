@@ -42,10 +42,17 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 class Corpus:
-    """The layout of `simulate_corpus`: corpus.json with the split, and a simulation in systems/SEQUENCE each.
+    """A corpus that `simulate_corpus` wrote: simulations of many peptides, split by sequence.
 
-    Sequences whose simulation is not finished are left out. Raises FileNotFoundError for a folder without corpus.json,
-    ValueError for one that cannot be read.
+    Its folder has corpus.json with the split, and each simulation in systems/SEQUENCE. Sequences whose simulation is
+    not finished are left out.
+
+    Args:
+        folder: of the corpus.
+
+    Raises:
+        FileNotFoundError: the folder has no corpus.json.
+        ValueError: it cannot be read.
 
     >>> corpus = Corpus("runs/corpus")  # doctest: +SKIP
     >>> corpus.ensemble("AA").positions.shape  # doctest: +SKIP
@@ -76,7 +83,7 @@ class Corpus:
         ]
 
     def starts(self, sequence: str) -> str | None:
-        """What the replicas of one sequence started from, such as a flow's draws; None for torsions drawn at random."""
+        """What the replicas of a sequence started from, such as a flow's draws; None for torsions drawn at random."""
         starts: str | None = read_json(self.system(sequence) / SETTINGS, "simulate it again").get("starts")
         return starts
 

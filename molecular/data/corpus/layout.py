@@ -11,7 +11,7 @@ from molecular.data.corpus.shards import Shard
 
 
 class CorpusLayout(Protocol):
-    """A folder of conformations of many peptides."""
+    """What every corpus, a folder of conformations of many peptides, offers, whatever its layout on disk."""
 
     folder: Path
 

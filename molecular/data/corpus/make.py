@@ -34,20 +34,30 @@ def simulate_corpus(
     starts: Starts | None = None,
     **options: Any,
 ) -> Corpus:
-    """Simulate every sequence by `molecular.dynamics.simulate.simulate` into ``output/systems/SEQUENCE``.
+    """Make a corpus: simulate every sequence by `molecular.dynamics.simulate.simulate`, one after the other.
 
     Run again after an interruption it leaves out finished sequences and goes on inside the one that was under way; more
     sequences or more picoseconds extend a corpus, whose earlier sequences stay in their part of the split. A sequence's
     simulation depends on the seed and itself alone, not on its place in the list.
 
     Args:
-        sequences: see `read_sequences`. split: see `read_split`; without one, `split_by_sequence` with the fractions.
-        temperature: K, hydrogen_mass: amu, of every peptide, see `Peptide`. storage, options: of `simulate`.
-        starts: of `simulate`; a sequence of which it has none (`UnreliableStarts`) is left out, with a warning.
+        sequences: as `Peptide` takes them; see `read_sequences`.
+        output: folder of the corpus; each simulation is in ``systems/SEQUENCE``.
+        split: the sequences of "train", "validation" and "test" (`read_split`); default: `split_by_sequence`.
+        validation_fraction: share of the sequences, for that default.
+        test_fraction: share of the sequences, for that default.
+        temperature: K, of every peptide; default as of `Peptide`.
+        hydrogen_mass: amu, of every peptide, for hydrogen mass repartition; see `Peptide`.
+        seed: of the split and the simulations.
         tar: pack the frames for streaming as well (`molecular.data.corpus.pack`).
+        storage: of the frames, as of `simulate`.
+        starts: as of `simulate`; a sequence for which it has none (`UnreliableStarts`) is left out, with a warning.
+        options: further arguments of `simulate`, such as ``picoseconds``.
 
-    Raises ValueError for no sequences, or a corpus in ``output`` whose sequences are missing here or, without a
-    ``split``, belong to another seed; OSError where another run is at work in the folder; and what `simulate` raises.
+    Raises:
+        ValueError: no sequences, a corpus in ``output`` that has another seed or sequences that are missing here, a
+            split without a place for one, and what `simulate` refuses.
+        OSError: another run is at work in the folder.
     """
     if not sequences:
         raise ValueError("no sequences to simulate; give at least one.")

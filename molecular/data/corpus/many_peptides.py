@@ -28,11 +28,16 @@ _SUFFIX = "_subsampled.npz"
 
 
 class ManyPeptides:
-    """A local folder of ManyPeptidesMD, or of what `pack` writes.
+    """A corpus in the layout of the public ManyPeptidesMD data, which `pack` writes too.
 
     ``webdatasets/single_frames/*.tar``: training frames (`TarShard`); ``pdbs/{train,val,test}/SEQUENCE.pdb``;
     ``trajectories_subsampled/{val,test}/*/SEQUENCE_subsampled.npz``: "positions" (N, n, 3) for validation and test.
-    Raises FileNotFoundError for a folder without them.
+
+    Args:
+        folder: a local one.
+
+    Raises:
+        FileNotFoundError: the folder has no structures.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -60,9 +65,15 @@ class ManyPeptides:
         return read_structure(path, sequence)
 
     def reference(self, sequence: str, part: str = "test") -> Tensor:
-        """The reference conformations (N, n, 3) float32 of a validation or test sequence, nm.
+        """The reference conformations of a validation or test sequence, (N, n, 3) float32 in nm.
 
-        Raises FileNotFoundError where there are none, `DamagedShard` where they cannot be read.
+        Args:
+            sequence: one of `sequences`.
+            part: "validation" or "test".
+
+        Raises:
+            FileNotFoundError: there are none.
+            DamagedShard: they cannot be read.
         """
         path = self._trajectories(part).get(sequence)
         if path is None:
@@ -79,11 +90,21 @@ class ManyPeptides:
 
 
 def pack(corpus: Corpus, storage: str = "float32", shard_megabytes: float = 64.0, seed: int = 0) -> list[Path]:
-    """Write a finished corpus's frames into its folder once more, as `ManyPeptides` reads them; returns the tar files.
+    """Pack a corpus for streaming: write its frames into its folder once more, as `ManyPeptides` reads them.
 
-    Training frames are shuffled over all peptides, into tars of about ``shard_megabytes``, as float32 ``.bin`` or
-    float16 ``.npy`` members. What is packed already is left as it is. Raises ValueError for another storage, or no
-    frames to train on.
+    Training frames are shuffled over all peptides. What is packed already is left as it is.
+
+    Args:
+        corpus: whose simulations are finished; others are left out.
+        storage: of training frames: "float32" (``.bin`` members) or "float16" (``.npy``).
+        shard_megabytes: about the size of a tar.
+        seed: of the shuffle.
+
+    Returns:
+        The tar files.
+
+    Raises:
+        ValueError: another storage, or no frames to train on.
     """
     if storage not in ("float32", "float16"):
         raise ValueError(f"tar shards hold float32 or float16, not {storage!r}.")

@@ -13,11 +13,20 @@ from molecular.molecule.features import prose_context
 
 
 class CorpusSource:
-    """Every conformation of one part of a corpus that fits into memory; a `BatchSource`, whose rows are conformations.
+    """All conformations of one part of a corpus, in memory: a `BatchSource` for `nflib.training.fit`.
 
     Rows lie in the order of the files; batches are padded to their largest molecule, and have what
     `ConformationStream`'s have. ``systems`` are the sequences, ``system`` (N,) each row's index among them,
-    ``skipped_shards`` and ``skipped_frames`` what was damaged. Raises what `ConformationStream` raises.
+    ``skipped_shards`` and ``skipped_frames`` what was damaged.
+
+    Args:
+        corpus: `Corpus` or `ManyPeptides`.
+        part: "train", "validation" or "test".
+        keep: which sequences to take; by default all.
+        context: makes the context (n, k) int64 of a topology.
+
+    Raises:
+        ValueError, FileNotFoundError: as `ConformationStream`.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ def is_corpus(folder: str | Path) -> bool:
 
 
 def open_corpus(folder: str | Path) -> CorpusLayout:
-    """A corpus in whichever layout the folder has; raises FileNotFoundError where it has none."""
+    """Open a corpus, a `Corpus` or `ManyPeptides`, whichever the folder holds; raises FileNotFoundError for neither."""
     folder = Path(folder)
     for mark, layout in LAYOUTS.items():
         if (folder / mark).exists():

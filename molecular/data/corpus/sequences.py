@@ -12,10 +12,11 @@ Split = dict[str, list[str]]
 
 
 def read_sequences(path: str | Path) -> list[str]:
-    """The sequences of a text file, one a line; empty lines and what follows a # are left out.
+    """Read the sequences of a text file, one a line; empty lines and what follows a # are left out.
 
-    Raises FileNotFoundError for no such file, ValueError for an empty one, a repeated sequence, or one that
-    `molecular.Peptide` does not take (D-residues and unknown letters among them), naming the line.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an empty file, or a line with a repeated sequence, a D-residue, or what `Peptide` does not take.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,10 +45,15 @@ def read_sequences(path: str | Path) -> list[str]:
 
 
 def read_split(path: str | Path, sequences: Sequence[str]) -> Split:
-    """The split of a JSON file, {"train": [...], "validation": [...], "test": [...]}; all others are for training.
+    """Read a split from a JSON file, {"train": [...], "validation": [...], "test": [...]}.
 
-    Raises FileNotFoundError for no such file, ValueError for another content, a sequence that is not among
-    ``sequences``, or one in two parts.
+    Args:
+        path: of the file.
+        sequences: of the corpus; those that the file does not name are for training.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another content, a sequence that is not among ``sequences``, or one in two parts.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,11 +78,21 @@ def split_by_sequence(
     seed: int = 0,
     fixed: Mapping[str, Sequence[str]] | None = None,
 ) -> Split:
-    """Sequences for training, validation and test: exact shares (rounded), the same for the same set and seed.
+    """Split sequences at random into training, validation and test: the same for the same set and seed.
 
-    The order of ``sequences`` does not matter. ``fixed`` is an earlier split of some of them, whose members stay where
-    they are, so that a corpus can grow without test sequences entering training. Raises ValueError for shares outside
-    [0, 1], or that leave nothing to train on.
+    Args:
+        sequences: in any order.
+        validation_fraction: share of the sequences, rounded.
+        test_fraction: share of the sequences, rounded.
+        seed: of the random choice.
+        fixed: an earlier split of some of them, whose members stay where they are, so that a corpus can grow without
+            test sequences entering training.
+
+    Raises:
+        ValueError: shares outside [0, 1], or that leave nothing to train on.
+
+    >>> {part: len(names) for part, names in split_by_sequence(["AA", "AG", "GA", "GG"], 0.25, 0.25).items()}
+    {'train': 2, 'validation': 1, 'test': 1}
     """
     fractions = {"test": test_fraction, "validation": validation_fraction}
     if min(fractions.values()) < 0 or sum(fractions.values()) > 1:

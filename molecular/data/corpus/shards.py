@@ -19,7 +19,7 @@ MESSAGE = "{path} holds no positions that can be read ({reason})."
 
 
 class DamagedShard(ValueError):
-    """A file that cannot be read, or not further: truncated, overwritten, on a failing disk."""
+    """Raised for a file that cannot be read, or not further: truncated, overwritten, on a failing disk."""
 
 
 class Conformation(NamedTuple):

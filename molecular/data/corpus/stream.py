@@ -21,32 +21,45 @@ log = logging.getLogger(__name__)
 
 
 def stream(folder: str | Path, part: str = "train", *, batch_size: int, **options: object) -> "ConformationStream":
-    """A `ConformationStream` of a folder of any layout; see there for the options."""
+    """Stream a corpus for training: the `ConformationStream` of a folder of any layout.
+
+    Args:
+        folder: of the corpus.
+        part: "train", "validation" or "test".
+        batch_size: conformations a batch.
+        options: further arguments of `ConformationStream`.
+    """
     return ConformationStream(open_corpus(folder), part, batch_size=batch_size, **options)  # type: ignore[arg-type]
 
 
 class ConformationStream(IterableDataset[dict[str, Tensor]]):
-    """Batches of one part of a corpus, for `DataLoader(stream, batch_size=None, num_workers=...)` or a plain loop.
+    """A dataset that streams padded batches of one part of a corpus.
 
-    A batch is a dict: "inputs" (B, n_max, 3) float32 nm, zero at padding; "context" (B, n_max, k) int64, what a Prose
-    flow takes; "system" (B,) int64, indices into ``systems``. An epoch visits every conformation once over all
-    processes and workers: shards are dealt to them or, where there are fewer shards than readers, frames in turn.
-    Readers may have different numbers of batches; for training over processes, stop by steps and let ``epochs=None`` go
-    on forever.
+    For `DataLoader(stream, batch_size=None, num_workers=...)` or a plain loop. A batch is a dict: "inputs"
+    (B, n_max, 3) float32 nm, zero at padding; "context" (B, n_max, k) int64, what a Prose flow takes; "system" (B,)
+    int64, indices into ``systems``. An epoch visits every conformation once over all processes and workers: shards are
+    dealt to them or, where there are fewer shards than readers, frames in turn. Readers may have different numbers of
+    batches; for training over processes, stop by steps and let ``epochs=None`` go on forever.
 
     A shard that cannot be read, or no further, is left, and a frame that is not finite passed over; both are logged and
     counted in `skipped_shards` and `skipped_frames`, by worker processes too. The same seed, epoch and readers give the
     same batches.
 
     Args:
-        corpus: `Corpus` or `ManyPeptides`. part: "train", "validation" or "test".
-        batch_size: conformations a batch. bucket_width: see `bucketed`. drop_last: leave out incomplete batches.
-        shuffle: order of shards and frames by ``seed`` and epoch: frames are drawn at random from a buffer of
-            ``buffer_size``, which ``open_shards`` shards fill together. Without it they come as they lie on disk.
+        corpus: `Corpus` or `ManyPeptides`.
+        part: "train", "validation" or "test".
+        batch_size: conformations a batch.
+        bucket_width: atoms by which the molecules of a batch may differ in size; see `bucketed`.
+        drop_last: leave out incomplete batches.
+        shuffle: draw frames at random from a buffer; without it they come as they lie on disk.
+        seed: of the order, with the epoch.
+        buffer_size: frames in the buffer that shuffled frames are drawn from.
+        open_shards: how many shards fill the buffer together.
         epochs: passes of one iteration; None never ends. Each iteration begins where `set_epoch` says.
         keep: which sequences to take; by default all.
-        context: of a topology, (n, k) int64.
-        rank, world_size: of this process; by default those of torch.distributed or torchrun.
+        context: makes the context (n, k) int64 of a topology.
+        rank: number of this process; by default that of torch.distributed or torchrun.
+        world_size: how many processes; by default as for rank.
 
     Raises:
         FileNotFoundError: while iterating, a frame of a peptide without structure.

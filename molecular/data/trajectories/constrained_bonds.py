@@ -24,6 +24,7 @@ def constrained_bonds(positions: NDArray[np.floating], topology: Topology, grid:
 
     Args:
         positions: (N, n, 3) nm.
+        topology: of the molecule.
         grid: nm, that positions are rounded to.
 
     Raises:
@@ -58,6 +59,7 @@ def bond_temperature(
 
     Args:
         positions: (N, n, 3) nm.
+        molecule: whose harmonic bonds are looked at.
         energy: kJ/mol, of the molecule.
     """
     topology, work, divergence = molecule.topology, np.zeros(len(positions)), np.zeros(len(positions))
@@ -90,8 +92,12 @@ def draw_lengths(
     drawn one by one, without what the rest of the force field would add, a small part of a stiff bond's spread.
 
     Args:
-        bonds: to be drawn. system: its harmonic bonds give k and r₀.
+        positions: (N, n, 3) nm.
+        topology: of the molecule.
+        bonds: to be drawn.
+        system: its harmonic bonds give k and r₀.
         kT: kJ/mol.
+        generator: of the random numbers.
 
     Raises:
         ValueError: a bond in a ring, or one that is not harmonic.

@@ -37,8 +37,13 @@ _WATERS = frozenset(
 
 @dataclass(frozen=True)
 class Part:
-    """Some frames as their file has them: positions (N, m, 3); time (N,) ps, zeros where it has none; box (N, 3, 3),
-    rows its edges, or None."""
+    """Some frames as their file has them.
+
+    Args:
+        positions: (N, m, 3), in the file's unit.
+        time: (N,) ps, zeros where the file has none.
+        box: (N, 3, 3), whose rows are its edges; None for none.
+    """
 
     positions: NDArray[np.floating]
     time: NDArray[np.float64]
@@ -59,14 +64,14 @@ def read_frames(
     stride: int = 1,
     most: int | None = None,
 ) -> Part:
-    """The frames of a file.
+    """Read the frames of a trajectory file.
 
     Args:
         path: XTC, TRR, DCD, NetCDF or H5, models of a PDB, mmCIF or GRO file, or an NPZ of positions (N, m, 3), and, if
             wanted, time (N,) and box (3, 3) or (N, 3, 3).
         num_atoms: how many atoms it has.
-        owner: the file or molecule that says so, for messages.
         atoms: those to keep, in this order; by default all.
+        owner: the file or molecule that says how many, for messages.
         stride: keep every so many-th frame.
         most: read no more frames than these.
 

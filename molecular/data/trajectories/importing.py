@@ -44,7 +44,7 @@ def import_trajectory(
     stride: int = 1,
     seed: int = 0,
 ) -> ImportReport:
-    """Trajectories of a molecule as an ensemble that `molecular.data.ensembles.load_ensemble` reads.
+    """Import trajectories of other programs, as an ensemble that `molecular.data.ensembles.load_ensemble` reads.
 
     Atoms are matched by names, otherwise by bonds and elements; water, ions and other molecules are left out; lengths
     become nm; molecules are made whole across a periodic box; equivalent hydrogens and branches get the names that they

@@ -40,7 +40,13 @@ PLANAR = 0.5
 
 @dataclass
 class Collected:
-    """Frames on the way: positions (N, n, 3) nm in the molecule's order; time (N,) ps; file (N,), its number."""
+    """Frames of all files, on the way to an ensemble.
+
+    Args:
+        positions: (N, n, 3) nm, in the molecule's order of atoms.
+        time: (N,) ps.
+        file: (N,), the number of each frame's file.
+    """
 
     positions: NDArray[np.floating]
     time: NDArray[np.float64]
@@ -91,7 +97,7 @@ def mend(molecule: Molecule, frames: Collected, report: ImportReport, energy: Po
 
 
 def draw_constrained(molecule: Molecule, frames: Collected, report: ImportReport, seed: int) -> None:
-    """New lengths for the bonds that the simulation behind a file held at theirs."""
+    """Draw new lengths for the bonds that the simulation behind a file held at theirs."""
     generator = np.random.default_rng(seed)
     for index, file in enumerate(report.files):
         rows = frames.file == index

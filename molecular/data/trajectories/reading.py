@@ -30,7 +30,16 @@ NOT_FINITE = "with positions that are not finite"
 def read_matched(
     molecule: Molecule, path: Path, topology: Topology | None, owner: str, stride: int, report: ImportReport
 ) -> Part:
-    """One file's frames of the molecule's atoms, in its order, nm, whole; owner: of its atoms, for messages."""
+    """Read one file's frames of a molecule: its atoms in its order, in nm, made whole across a box.
+
+    Args:
+        molecule: to look for.
+        path: of the trajectory.
+        topology: the atoms of the file, where it does not tell them.
+        owner: what says which atoms the file has, for messages.
+        stride: keep every so many-th frame.
+        report: is told what was found and done.
+    """
     if topology is None and has_atoms(path):
         topology, owner = read_atoms(path), str(path)
     num_atoms = molecule.num_atoms if topology is None else topology.num_atoms

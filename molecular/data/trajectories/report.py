@@ -13,19 +13,24 @@ class ImportReport:
     """What `import_trajectory` found and did; `lines` tells it to a reader.
 
     Args:
-        molecule: its name. temperature: K.
+        molecule: its name.
+        temperature: K.
         files: of each trajectory "file", "frames", "atoms", "unit" of length, how the atoms were "matched", "rounding"
             of positions in nm, 0 for floating point, the "spacing" in ps that new times were given by, None for its
             own, and how many "drawn_bonds" were constrained and drawn anew.
-        frames_read, frames_kept: in all. left_out: frames by the reason.
+        frames_read: of all files.
+        frames_kept: that were written.
+        left_out: frames by the reason.
         unwrapped: frames that were made whole across a periodic box.
-        relabelled: frames in which equivalent atoms changed places. exchanged: how often, by the pair.
+        relabelled: frames in which equivalent atoms changed places.
+        exchanged: how often, by the pair.
         unequal_energies: kT (root mean square) that exchanging a pair changes the energy by, where that is not zero.
         not_equivalent: the same of pairs that were left as they are for it.
         cis_amides: frames with each cis amide bond.
         turned_bonds: frames in which another planar bond, such as a double bond, is not cis or trans as in the
             structure.
-        energy_mean, energy_deviation: kJ/mol.
+        energy_mean: of the frames written, kJ/mol.
+        energy_deviation: their standard deviation, kJ/mol.
         warnings: sentences on what else should be known.
     """
 

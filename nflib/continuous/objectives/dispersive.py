@@ -17,16 +17,18 @@ __all__ = ["Dispersive"]
 
 @dataclass(frozen=True)
 class Dispersive(OfAnother):
-    """An objective plus ``weight log mean_ij exp(-|h_i - h_j|^2 / temperature)`` of a layer's outputs h.
+    """An objective plus a dispersive loss, which keeps a layer's outputs h apart from each other.
 
-    (Wang & He 2025, arXiv:2506.09027; for flow maps, DM1, arXiv:2510.07865.) Zero where all rows of a batch have the
-    same h, and lower the farther apart they are. Distances are means over the numbers of h.
+    It is ``weight log mean_ij exp(-|h_i - h_j|^2 / temperature)`` (Wang & He 2025, arXiv:2506.09027; for flow maps,
+    DM1, arXiv:2510.07865): zero where all rows of a batch have the same h, and lower the farther apart they are.
+    Distances are means over the numbers of h.
 
     Args:
         objective: what is regularised, such as `MeanFlow()`.
         layer: name of a module of the flow, as `named_modules` has it; its first call in a step counts, of `MeanFlow`
             that on pairs with t = r.
-        weight, temperature: positive.
+        weight: of the dispersive loss, positive.
+        temperature: of the distances, positive.
 
     Raises:
         ValueError: numbers that are not positive; on training, a layer of another name, or one that is not called.

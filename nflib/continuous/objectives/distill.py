@@ -21,7 +21,7 @@ __all__ = ["Distill"]
 
 @dataclass(frozen=True)
 class Distill:
-    """Fits a `FlowMap` to another flow's velocity, without data (Tong et al. 2025, arXiv:2511.19428).
+    """An objective that fits a `FlowMap` to another flow's velocity, without data (Tong et al. 2025, arXiv:2511.19428).
 
     Where a jump from r has come at t it should move with the velocity v of the teacher there, so that
 
@@ -35,9 +35,9 @@ class Distill:
     Args:
         teacher: a trained flow with the noise of the map, without a context; it is taken to the map's device, and not
             trained further.
-        num_samples: draws a step, in each process; of each part of a step under `accumulation`.
+        num_samples: draws of noise in each training step and process, or in each part of a step under `accumulation`.
         times: the density of both r and t.
-        loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
+        loss: from differences ``(B, *event_shape)`` to ``(B,)``.
 
     Raises:
         ValueError: num_samples below 1.
@@ -58,7 +58,13 @@ class Distill:
 
     @torch.no_grad()
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
-        """Points that the map itself reaches from its noise, and where to go from there."""
+        """Jumps from points that the map itself reaches from its noise.
+
+        Args:
+            flow: that is trained.
+            batch: not read.
+            generator: of noise and times.
+        """
         noise, _ = flow.noise_and_log_prob(self.num_samples, generator=generator)
         r, t = drawn_times(self.times, noise, generator, both_ways=True)
         r[::2] = 0
@@ -70,7 +76,7 @@ class Distill:
         return self.compared(flow, self.jumps(flow, batch, generator))
 
     def compared(self, flow: FlowMap, jumps: Jumps) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of jumps, and what is logged of it."""
+        """The loss of jumps, a scalar, and what is logged of it."""
         x, r, t = jumps[:3]
         u, slope = derivative_along(lambda t: flow.average_velocity(x, r, t), (t,), (torch.ones_like(t),))
         left = per_row(t - r, x)

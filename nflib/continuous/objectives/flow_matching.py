@@ -18,16 +18,23 @@ __all__ = ["FlowMatching", "PseudoHuber", "Reflow", "squared_error"]
 
 
 def squared_error(difference: Tensor) -> Tensor:
-    """The mean square of each row, ``(B,)``."""
+    """The mean square over the numbers of each row, ``(B,)``, of differences ``(B, *event_shape)``."""
     return flattened(difference).square().mean(1)
 
 
 @dataclass(frozen=True)
 class PseudoHuber:
-    """``sqrt(|d|^2 + c^2) - c`` of each row, ``(B,)``: quadratic for small differences, linear for large ones.
+    """The pseudo-Huber loss ``sqrt(|d|^2 + c^2) - c`` of each row, ``(B,)``, of differences d.
 
-    c: default 0.00054 for each number of a row (Lee et al. 2024, arXiv:2405.20320). Its minimum is no mean but, between
-    mean and median, a centre: for straight couplings, whose velocity is the same for all pairs at a point.
+    It is quadratic for small differences and linear for large ones. Its minimum is not the mean but lies between mean
+    and median: it is for straight couplings, whose velocity is the same for all pairs at a point.
+
+    Args:
+        c: where the loss becomes linear; default 0.00054 for each number of a row (Lee et al. 2024, arXiv:2405.20320).
+
+    >>> import torch
+    >>> PseudoHuber(c=3.0)(torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+    tensor([2., 0.])
     """
 
     c: float | None = None
@@ -40,18 +47,20 @@ class PseudoHuber:
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """Fits an `ODEFlow`'s velocity to ``d x_t / dt`` of its path, between pairs of noise and data.
+    """An objective that fits an `ODEFlow`'s velocity to ``d x_t / dt`` of its path between pairs of noise and data.
 
-    ``mean rho(v(x_t, t) - d x_t / dt)`` over pairs and times; its minimum is the velocity that carries the noise to the
-    data (Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003). The path is the flow's.
+    The loss is ``mean rho(v(x_t, t) - d x_t / dt)`` over pairs and times; its minimum is the velocity that carries the
+    noise to the data (Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003). The path is the flow's.
 
     Args:
         coupling: which noise is paired with which data.
         times: the density of t; a time at which the path has no velocity is not to be drawn.
-        loss: rho, of a difference ``(B, *event_shape)``, gives ``(B,)``.
-        weight: of each time ``(B,)``, if any; beside "weights" of the data, where there are such.
+        loss: rho, from differences ``(B, *event_shape)`` to ``(B,)``.
+        weight: from times ``(B,)`` to factors of the loss ``(B,)``, such as `cosmap`; None: equal ones. "weights" of
+            the data come on top.
 
     >>> import tempfile
+    >>> import torch
     >>> from nflib.continuous import MLPVelocity
     >>> from nflib.training import TrainingConfig, fit
     >>> flow = ODEFlow(MLPVelocity(2, channels=32), (2,))
@@ -70,7 +79,7 @@ class FlowMatching:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What of a batch is read."""
+        """Names of the tensors of a batch that are read."""
         return ("inputs", "context", "weights", *getattr(self.coupling, "keys", ()))
 
     def __call__(
@@ -82,14 +91,32 @@ class FlowMatching:
     def drawn(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Points ``(B, *event_shape)`` between noise and data, the velocities of their paths, times and contexts."""
+        """Points between noise and data, at which a velocity is compared.
+
+        Args:
+            flow: that is trained.
+            batch: as `fit` gives it.
+            generator: of noise and times.
+
+        Returns:
+            Points and the velocities of their paths, ``(B, *event_shape)``, times ``(B,)``, and contexts or None.
+        """
         x0, x1, context = self.coupling(flow, batch, generator)
         t = self.times.sample(len(x1), generator).to(x1)
         x, v = flow.path.pair(x0, x1, t)
         return x, v, t, context
 
     def compared(self, difference: Tensor, t: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, of the differences of velocities at points that were `drawn`, and what is logged of it."""
+        """The loss of velocities at points that were `drawn`.
+
+        Args:
+            difference: between the flow's velocities and those of the paths, ``(B, *event_shape)``.
+            t: times, ``(B,)``.
+            batch: which may hold "weights".
+
+        Returns:
+            The loss, a scalar, and what is logged of it.
+        """
         value = self.loss(difference)
         value = value if self.weight is None else self.weight(t) * value
         loss = (value * batch["weights"].to(value) if "weights" in batch else value).mean()
@@ -98,9 +125,15 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class Reflow(FlowMatching):
-    """`FlowMatching` on pairs of a flow's own noise and samples, which straightens its paths, as rf++ does it.
+    """`FlowMatching` on pairs of a flow's own noise and samples, which straightens its paths (rf++, Lee et al. 2024).
 
-    Pairs by `pairs_of`, times mostly near both ends, and the pseudo-Huber loss (Lee et al. 2024, arXiv:2405.20320).
+    With pairs by `pairs_of`, times mostly near both ends, and the pseudo-Huber loss (arXiv:2405.20320).
+
+    Args:
+        coupling: which noise is paired with which data: as they come.
+        times: the density of t.
+        loss: from differences ``(B, *event_shape)`` to ``(B,)``.
+        weight: as for `FlowMatching`.
     """
 
     coupling: Coupling = field(default_factory=Pairs)

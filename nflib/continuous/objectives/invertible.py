@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from nflib.continuous.maps import FlowMap
-from nflib.training.composed import OfAnother
 from nflib.continuous.objectives.mean_flow import Jumps
+from nflib.training.composed import OfAnother
 
 __all__ = ["Invertible"]
 
 
 class OfJumps(Protocol):
-    """An objective that says between which points and times it trains, and its loss there: `MeanFlow`, `Distill`."""
+    """An objective that trains on jumps between points and times, such as `MeanFlow` and `Distill`."""
 
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps: ...
 
@@ -25,9 +25,10 @@ class OfJumps(Protocol):
 
 @dataclass(frozen=True)
 class Invertible(OfAnother):
-    """An objective of flow maps plus ``weight mean |x - X_{t -> r}(X_{r -> t}(x))|^2`` (FALCON, arXiv:2512.09914).
+    """An objective of flow maps plus a term that keeps them invertible (FALCON, arXiv:2512.09914).
 
-    Maps of a few jumps stay one-to-one by it, so that their exact densities are good for importance weights.
+    The term is ``weight mean |x - X_{t -> r}(X_{r -> t}(x))|^2``, of jumps there and back. By it maps of a few jumps
+    stay one-to-one, so that their exact densities are good for importance weights.
 
     Args:
         objective: `MeanFlow` or `Distill`, whose jumps are taken there and back.

@@ -22,9 +22,14 @@ __all__ = ["Jumps", "MeanFlow", "derivative_along", "drawn_times"]
 
 
 class Jumps(NamedTuple):
-    """Points x ``(B, *event_shape)`` at times r, to be taken to times t, ``(B,)``, given contexts.
+    """Jumps on which a flow map is trained.
 
-    velocity: of the pair between which x lies, where there is one.
+    Attributes:
+        x: points from which they start, ``(B, *event_shape)``.
+        r: their times, ``(B,)``.
+        t: times to which they lead, ``(B,)``.
+        context: a row for each point, or None.
+        velocity: of the pair of noise and data between which x lies, of x's shape, where there is one.
     """
 
     x: Tensor
@@ -36,7 +41,7 @@ class Jumps(NamedTuple):
 
 @dataclass(frozen=True)
 class MeanFlow:
-    """Fits a `FlowMap`'s average velocity u to pairs of noise and data (Geng et al. 2025, arXiv:2505.13447).
+    """An objective that fits a `FlowMap`'s average velocity u to pairs of noise and data (Geng et al. 2025).
 
     As u(x, r, t) (t - r) is the integral of the velocity from r to t, its derivative along the path in r gives
 
@@ -44,14 +49,14 @@ class MeanFlow:
 
     whose right side, without a gradient and with the velocity of a pair in the place of v, is what u is regressed on.
     Times run from noise to data, and x is where the jump starts: with t and r exchanged, and another sign, it is the
-    paper's. A share of pairs has t = r, where it is flow matching.
+    paper's (arXiv:2505.13447). A share of pairs has t = r, where it is flow matching.
 
     Args:
         coupling: which noise is paired with which data; `FlowCoupling`, of a trained flow, for maps of few passes.
         times: the density of both r and t.
         share_instant: share of pairs with t = r.
         both_ways: whether jumps lead back in time as often as on, as densities and `Invertible` want them; else t >= r.
-        loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
+        loss: from differences ``(B, *event_shape)`` to ``(B,)``.
 
     Raises:
         ValueError: a share outside 0 … 1.
@@ -71,11 +76,17 @@ class MeanFlow:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What of a batch is read."""
+        """Names of the tensors of a batch that are read."""
         return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
-        """Points on the paths between pairs, with the pairs' velocities there, and where to go from there."""
+        """Jumps from points on the paths between pairs, with the pairs' velocities there.
+
+        Args:
+            flow: that is trained.
+            batch: as `fit` gives it.
+            generator: of noise and times.
+        """
         x0, x1, context = self.coupling(flow, batch, generator)
         r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
         x, v = flow.path.pair(x0, x1, r)
@@ -87,7 +98,7 @@ class MeanFlow:
         return self.compared(flow, self.jumps(flow, batch, generator))
 
     def compared(self, flow: FlowMap, jumps: Jumps) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of jumps, and what is logged of it."""
+        """The loss of jumps, a scalar, and what is logged of it."""
         x, r, t, context, v = jumps
         assert v is not None
         count = round(self.share_instant * len(x))

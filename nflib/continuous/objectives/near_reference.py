@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nflib.training.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import FlowMatching
 from nflib.continuous.ode import ODEFlow
+from nflib.training.composed import OfAnother
 
 __all__ = ["NearReference"]
 
 
 @dataclass(frozen=True)
 class NearReference(OfAnother):
-    """Flow matching plus ``weight mean |v - v_reference|^2``, which bounds the Wasserstein distance between two flows.
+    """Flow matching plus a term that keeps the velocity near that of a reference flow.
 
-    With "weights" ``exp(A / T)`` of a critic's advantages A beside the "inputs" it bends a flow towards what is
-    rewarded, no farther from the reference than need be (the idea of AC-Flow, of whose text only the abstract was at
-    hand).
+    The term is ``weight mean |v - v_reference|^2``, which bounds the Wasserstein distance between both flows. With
+    "weights" ``exp(A / T)`` of a critic's advantages A beside the "inputs" it bends a flow towards what is rewarded, no
+    farther from the reference than need be (the idea of AC-Flow, of whose text only the abstract was at hand).
 
     Args:
-        objective: the flow matching.
+        objective: the `FlowMatching`.
         reference: the flow that is to be kept near, such as the one that training began with; it is not trained.
         weight: of the second term, at the points of the first, where each row counts the same.
 

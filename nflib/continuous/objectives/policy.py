@@ -20,7 +20,7 @@ __all__ = ["PathPolicyGradient", "Rollouts"]
 
 @dataclass(frozen=True)
 class PathPolicyGradient:
-    """Fits an `ODEFlow`'s velocity to a reward of its samples, by PPO on the steps of its paths (Xue et al. 2025).
+    """An objective that fits an `ODEFlow` to a reward of its samples, by PPO on the steps of its paths.
 
     The policy is a step of ``dx = (v + epsilon s) dt + sqrt(2 epsilon) dW``, s the score that belongs to the velocity,
     whose paths end in the flow's own density; of each step the loss has
@@ -28,12 +28,13 @@ class PathPolicyGradient:
         max(-A r, -A clip(r, 1 - clip, 1 + clip)),
 
     r the ratio of its density to that at which it was drawn, A the path's reward less the mean, over the standard
-    deviation (DanceGRPO, arXiv:2505.07818, whose log-ratios are means over an event's numbers; ours are sums, so that
-    at r = 1 the gradient is that of the mean reward). The sum over steps, the mean over paths.
+    deviation (DanceGRPO, Xue et al. 2025, arXiv:2505.07818, whose log-ratios are means over an event's numbers; ours
+    are sums, so that at r = 1 the gradient is that of the mean reward). The loss is summed over steps and averaged over
+    paths.
 
     Args:
         epsilon: half the squared noise per unit of time; positive.
-        clip: how far a ratio may pull.
+        clip: r is clipped to 1 - clip … 1 + clip.
 
     Raises:
         ValueError: numbers that are not positive.
@@ -59,7 +60,15 @@ class PathPolicyGradient:
         return loss, {"policy": loss.detach(), "clipped": (ratio != clipped).to(loss.dtype).mean()}
 
     def log_prob(self, flow: ODEFlow, paths: Tensor) -> Tensor:
-        """Log-densities ``(N, K)`` of the steps of paths ``(N, K + 1, *event_shape)``, each given where it began."""
+        """Log-densities of the steps of paths, each given where it began.
+
+        Args:
+            flow: whose velocity drives the steps.
+            paths: ``(N, K + 1, *event_shape)``, from noise to data in K equal steps of time.
+
+        Returns:
+            ``(N, K)``, in nats.
+        """
         num_steps = paths.shape[1] - 1
         times = self._times(flow, num_steps).to(paths)[:-1]
         mean, width = self._step(flow, paths[:, :-1].flatten(0, 1), times.repeat(len(paths)), num_steps)
@@ -68,7 +77,17 @@ class PathPolicyGradient:
 
     @torch.no_grad()
     def draw(self, flow: ODEFlow, num_paths: int, num_steps: int, generator: torch.Generator) -> Tensor:
-        """Paths ``(num_paths, num_steps + 1, *event_shape)`` from noise to data, in equal steps of time."""
+        """Draw paths from noise to data.
+
+        Args:
+            flow: whose velocity drives the steps.
+            num_paths: how many.
+            num_steps: equal steps of time.
+            generator: of the random numbers.
+
+        Returns:
+            ``(num_paths, num_steps + 1, *event_shape)``.
+        """
         x, _ = flow.noise_and_log_prob(num_paths, generator=generator)
         path = [x]
         for t in self._times(flow, num_steps).to(x)[:-1]:
@@ -94,10 +113,11 @@ class Rollouts:
     Args:
         flow: the flow that is trained, without a context; the first paths are drawn from it as it is. Later ones are
             from averaged weights: set ``ema_decay=0`` to have them from the present ones.
-        reward: of samples ``(N, *event_shape)``, gives ``(N,)``.
-        policy: the objective.
-        num_paths, num_steps: of each draw.
-        seed: of the first.
+        reward: from samples ``(N, *event_shape)`` to their rewards ``(N,)``.
+        policy: the objective of the training.
+        num_paths: paths of each draw, two or more.
+        num_steps: steps of each path.
+        seed: of the first draw.
 
     Raises:
         ValueError: fewer than two paths, or no step; rewards of another shape, or that are not finite.
@@ -131,7 +151,13 @@ class Rollouts:
         self.refresh(flow, 0, torch.Generator().manual_seed(seed))
 
     def refresh(self, flow: ODEFlow, step: int, generator: torch.Generator) -> None:
-        """Draw paths from the flow as it is now."""
+        """Draw new paths, as `fit` does every `refresh_interval` steps.
+
+        Args:
+            flow: from which, as it is now.
+            step: of the training; not read.
+            generator: of the random numbers.
+        """
         paths = self.policy.draw(flow, self.num_paths, self.num_steps, generator)
         with torch.no_grad():
             rewards = self.reward(paths[:, -1])
@@ -156,5 +182,5 @@ class Rollouts:
         return self.rows
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue with these paths."""
+        """Continue with the paths of `state_dict`."""
         self.rows = state

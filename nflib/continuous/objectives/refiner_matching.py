@@ -22,7 +22,7 @@ __all__ = ["RefinerMatching"]
 
 @dataclass(frozen=True)
 class RefinerMatching:
-    """Fits the refiner of a `FlowMap` of `RefinedSteps` to its field, which is held fixed.
+    """An objective that fits the refiner of a `FlowMap` of `RefinedSteps` to its field, which is held fixed.
 
     From a point x_t between noise and data a step of length h along the field's slope v leads to ``y = x_t + h v``;
     there ``v + refiner(y, t + h, v)`` is to be the field's own slope (FlowTurbo, Zhao et al. 2024, arXiv:2409.18128).
@@ -32,12 +32,13 @@ class RefinerMatching:
         times: the density of t, on what max_step leaves of 0 … 1.
         max_step: h is uniform between zero and this length; no step should be longer afterwards.
         both_ways: whether every other step leads back in time, as densities want it; else all lead on.
-        loss: of a difference ``(B, *event_shape)``, gives ``(B,)``.
+        loss: from differences ``(B, *event_shape)`` to ``(B,)``.
 
     Raises:
         ValueError: max_step outside 0 … 1; on training, a flow that is not of `RefinedSteps`.
 
     >>> import tempfile
+    >>> import torch
     >>> from nflib.continuous import MLPVelocity, RefinedSteps
     >>> from nflib.training import TrainingConfig, fit
     >>> field, refiner = MLPVelocity(2, channels=32), MLPVelocity(2, channels=8, num_layers=1, context_size=2)
@@ -62,7 +63,7 @@ class RefinerMatching:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What of a batch is read."""
+        """Names of the tensors of a batch that are read."""
         return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def __call__(

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from nflib.continuous.couplings import base_noise, noise_like
 from nflib.continuous.maps import FlowMap
-from nflib.training.composed import OfAnother
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import MeanFlow
 from nflib.continuous.times import Times, UniformTimes
+from nflib.training.composed import OfAnother
 
 __all__ = ["TwinFlow", "twin_velocity"]
 
 
 @dataclass(frozen=True)
 class TwinFlow(OfAnother):
-    """An objective of flow maps plus two terms for samples of one jump (Cheng et al. 2025, arXiv:2512.05150).
+    """TwinFlow: an objective of flow maps plus two terms for one-step samples (Cheng et al. 2025, arXiv:2512.05150).
 
     The network has a second velocity, its twin ``w(x, t) = u(x, 2 - t, 2 - t)``: time runs on beyond the data, where
     both meet, back to noise (in the paper, which has the data at 0, to -1). The twin is fitted to the flow of the
@@ -34,15 +34,16 @@ class TwinFlow(OfAnother):
     the bracket. There is no adversary, and no other network.
 
     Args:
-        objective: what fits v to data, and u to v.
+        objective: what fits v to data, and u to v, such as `MeanFlow()`.
         weight: of the last term; 0.5 as in the paper's code.
         clip: how far each number of ``v - w`` may be from zero.
         times: the density of t.
 
     Raises:
-        ValueError: a negative weight, a clip that is not positive, an objective that has no data.
+        ValueError: a negative weight, a clip that is not positive, an objective without data.
 
     >>> import tempfile
+    >>> import torch
     >>> from nflib.continuous import MLPFlowMap
     >>> from nflib.training import TrainingConfig, fit
     >>> flow = FlowMap(MLPFlowMap(2, channels=32), (2,), num_steps=1)

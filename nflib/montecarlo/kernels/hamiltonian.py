@@ -23,8 +23,15 @@ class HMC(GradientKernel):
     serves targets with many length scales. A trajectory that meets a point without a finite density ends there and is
     rejected, as its reverse would be.
 
-    step_size: a leapfrog step at the start, a length in units of x. Raises ValueError unless it is positive and finite,
-    for fewer than one leapfrog step, and for a jitter that is negative or not finite.
+    Args:
+        step_size: of a leapfrog step, a length in units of x, from which adaptation starts.
+        num_leapfrog: leapfrog steps of a trajectory.
+        jitter: standard deviation of the logarithm of a particle's step size; 0: all have the same.
+        target_acceptance: mean acceptance probability that adaptation of the step size aims at.
+
+    Raises:
+        ValueError: a step size that is not positive and finite, no leapfrog step, a jitter that is negative or not
+            finite.
     """
 
     step_size: float = 0.1

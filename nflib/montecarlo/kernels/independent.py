@@ -15,9 +15,13 @@ __all__ = ["IndependentMetropolis"]
 
 @dataclass(frozen=True)
 class IndependentMetropolis:
-    """Proposes fresh draws of q and accepts them with probability min(1, (w(x') / w(x))^b), w = p~ / q.
+    """Independent Metropolis: new draws x' of the proposal q, accepted with probability min(1, (w(x') / w(x))^b).
 
-    Needs no gradient and has no step to adapt. Every step draws N points of the proposal.
+    Here w = p~ / q, and b is the inverse temperature. It needs no gradient and has no step size to adapt. Every step
+    draws as many points of the proposal as there are particles.
+
+    Args:
+        target_acceptance: without effect, as there is no step size; every kernel has one.
     """
 
     step_size: ClassVar[None] = None

@@ -1,4 +1,4 @@
-"""What a Markov kernel is, and what its kinds share."""
+"""The interface of Markov kernels, and what the kernels here share."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ class Move(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Moves particles so that, with the weights of the move, they represent `path` at the inverse temperature.
+    """A Markov kernel: moves particles so that, with the weights of the move if any, they still represent a density.
 
-    A kernel keeps no state of its own. `step_size` is a length in units of x, the size of a single step's noise, so
-    that kernels share its meaning; None for a kernel without one. `target_acceptance` is the mean acceptance
-    probability that adaptation aims at. Further attributes count as False where a kernel has none: `needs_gradient`
-    (`init` is then given particles that have them, which saves an evaluation each), `draws_proposal` (it moves nothing
-    where there is no proposal), `weights_moves` (its moves have `log_weights`).
+    The density is that of a `GeometricPath` at an inverse temperature. A kernel keeps no state of its own. `step_size`
+    is a length in units of x, the size of a single step's noise, so that kernels share its meaning; None for a kernel
+    without one. `target_acceptance` is the mean acceptance probability that adaptation aims at.
+
+    Further attributes count as False where a kernel has none: `needs_gradient` (`init` is then given particles that
+    have gradients, which saves an evaluation each), `draws_proposal` (it draws from the proposal, and cannot move where
+    there is none), `weights_moves` (its moves have `log_weights`).
     """
 
     @property
@@ -42,7 +44,12 @@ class Kernel(Protocol):
     def target_acceptance(self) -> float: ...
 
     def init(self, particles: Particles, path: GeometricPath) -> Particles:
-        """The particles, with the gradients that the kernel needs."""
+        """The particles as the first step of the kernel needs them, such as with gradients.
+
+        Args:
+            particles: N points with their densities.
+            path: the densities from proposal to target.
+        """
         ...
 
     def step(
@@ -53,7 +60,18 @@ class Kernel(Protocol):
         step_size: float,
         generator: torch.Generator,
     ) -> tuple[Particles, Move]:
-        """Particles moved once. Dead particles stay where they are, and cost no evaluation."""
+        """Move every particle once. Dead particles stay where they are, and cost no evaluation.
+
+        Args:
+            particles: from `init`, or from the step before.
+            path: the densities from proposal to target; evaluates new points.
+            inverse_temperature: at which density of the path, above 0 up to 1 (the target).
+            step_size: a length in units of x; not read by a kernel without one.
+            generator: of all random numbers.
+
+        Returns:
+            The particles after the step, and what it did to each.
+        """
         ...
 
 
@@ -81,7 +99,14 @@ def squared_norm(x: Tensor) -> Tensor:
 def metropolis(
     particles: Particles, proposed: Particles, log_ratio: Tensor, generator: torch.Generator
 ) -> tuple[Particles, Move]:
-    """Accept each proposal with probability min(1, exp(log_ratio)), and never one that is dead."""
+    """Metropolis-Hastings: accept each proposal with probability min(1, exp(log_ratio)), and never one that is dead.
+
+    Args:
+        particles: where they are.
+        proposed: where each may go.
+        log_ratio: log of the Metropolis-Hastings ratio, `(N,)`, float64.
+        generator: of the N uniform numbers.
+    """
     alive = particles.alive
     possible = alive & proposed.alive
     acceptance = torch.where(possible, log_ratio.clamp(max=0.0).exp(), 0.0)

@@ -17,7 +17,7 @@ __all__ = ["MALA", "ULA"]
 
 @dataclass(frozen=True)
 class ULA(GradientKernel):
-    """Unadjusted Langevin step, `x' = x + s^2/2 grad log pi(x) + s noise`, which carries its own weights.
+    """Unadjusted Langevin algorithm: steps `x' = x + s^2/2 grad log pi(x) + s noise` that carry their own weights.
 
     The particle is weighted by `pi(x') K(x' -> x) / (pi(x) K(x -> x'))`, the same kernel taken backwards (annealed
     importance sampling on the pair; Nilmeier et al., PNAS 108 (2011) E1009; Doucet et al. 2022), so estimates are
@@ -27,7 +27,12 @@ class ULA(GradientKernel):
     ends inside, and staying put otherwise. A particle weighted zero there instead would be missed by the backward
     kernel, which also leads outside, and the region near the wall would lose its mass.
 
-    step_size: s at the start, a length in units of x. Raises ValueError unless it is positive and finite.
+    Args:
+        step_size: s, a length in units of x, from which adaptation starts.
+        target_acceptance: mean of min(1, that ratio) that adaptation of the step size aims at.
+
+    Raises:
+        ValueError: a step size that is not positive and finite.
     """
 
     step_size: float = 0.1
@@ -58,8 +63,14 @@ class ULA(GradientKernel):
 class MALA(GradientKernel):
     """Metropolis-adjusted Langevin algorithm (Roberts & Tweedie, Bernoulli 2 (1996) 341).
 
-    Proposes as `ULA` does. step_size: the noise's standard deviation at the start, a length in units of x. Raises
-    ValueError unless it is positive and finite.
+    It proposes the step of `ULA`, and accepts or rejects it.
+
+    Args:
+        step_size: standard deviation of the noise, a length in units of x, from which adaptation starts.
+        target_acceptance: mean acceptance probability that adaptation of the step size aims at.
+
+    Raises:
+        ValueError: a step size that is not positive and finite.
     """
 
     step_size: float = 0.1

@@ -11,6 +11,7 @@ from nflib.continuous import (
     DiffusionProposal,
     InterpolantFlow,
     InterpolantMatching,
+    LinearPath,
     MLPVelocity,
     ODEFlow,
     Pairs,
@@ -19,8 +20,9 @@ from nflib.continuous import (
 )
 from nflib.montecarlo import importance_sample
 from nflib.training import TrainingConfig, fit
-from tests.nflib.continuous.cases import QUIET
 from tests.nflib.continuous.gaussian_mixtures import THREE, TWO, Exact
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 PATH = TwoSidedPath(0.8)
 EXACT = Exact(PATH, TWO, THREE)
@@ -158,7 +160,7 @@ def test_symmetric_flow_both_ways_in_closed_form() -> None:
     assert abs(math.sin(angle) - r) > 0.1  # which is not the conditional's
 
 
-def test_guided_flow_guides_its_score(perturb, tmp_path) -> None:
+def test_guided_flow_guides_its_score(tmp_path) -> None:
     flow = perturb(InterpolantFlow(*(MLPVelocity(2, channels=8, context_size=3) for _ in range(2)), (2,)))
     none, x, t, context = torch.zeros(4, 3), torch.randn(4, 2), torch.rand(4), torch.randn(4, 3)
     flow.guided(2.0, none[:1]).save_pretrained(tmp_path)
@@ -166,3 +168,9 @@ def test_guided_flow_guides_its_score(perturb, tmp_path) -> None:
     for name in ("velocity", "path_score"):
         field = getattr(flow, name)
         torch.testing.assert_close(getattr(guided, name)(x, t, context), 2 * field(x, t, context) - field(x, t, none))
+
+
+def test_a_path_without_a_latent_is_refused() -> None:
+    velocities = (MLPVelocity(2, channels=8), MLPVelocity(2, channels=8))
+    with pytest.raises(ValueError, match="a path with a latent, as TwoSidedPath.*; LinearPath has none"):
+        InterpolantFlow(*velocities, (2,), path=LinearPath())
