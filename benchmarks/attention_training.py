@@ -11,15 +11,11 @@ quartiles. Peak memory is what a step adds to the resident set, in a fresh proce
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import argument_parser, markdown_table, prepare
-from rsample_memory import memory
+from common import argument_parser, in_fresh_process, markdown_table, peak_and_seconds, prepare
 from torch import Tensor
 
 from nflib.flows import TARFlow
@@ -75,26 +71,7 @@ def peak(name: str, kind: str) -> float:
     """MiB that a step adds, in this process."""
     steps = Steps(name)
     steps.seconds(kind, batch=1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = memory("VmRSS")
-    steps.seconds(kind)
-    return memory("VmHWM") - before
-
-
-def peak_in_fresh_process(name: str, kind: str) -> float:
-    """What `peak` gives in a process of its own."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        __file__,
-        "--threads",
-        str(torch.get_num_threads()),
-        "--peak",
-        name,
-        kind,
-    ]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peak_and_seconds(lambda: steps.seconds(kind))[0]
 
 
 def main() -> None:
@@ -120,7 +97,7 @@ def main() -> None:
         ratios = [ours / alone for alone, ours in zip(seconds["kernel"], seconds["ours"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         peaks = {
-            kind: statistics.median(peak_in_fresh_process(name, kind) for _ in range(arguments.repeats))
+            kind: statistics.median(in_fresh_process("--peak", name, kind)[0] for _ in range(arguments.repeats))
             for kind in ATTENTIONS
         }
         times = [f"{1e3 * statistics.median(values):.0f}" for values in seconds.values()]

@@ -9,15 +9,10 @@ once what is free. Time is that of the processor; both are medians over --repeat
 
 from __future__ import annotations
 
-import os
-import resource
 import statistics
-import subprocess
-import sys
-import time
 
 import torch
-from common import argument_parser, markdown_table, prepare
+from common import argument_parser, in_fresh_process, markdown_table, peak_and_seconds, prepare
 
 from nflib.flows import TARFlow
 from nflib.networks import checkpoint_activations
@@ -31,11 +26,12 @@ def measure(is_checkpointed: bool) -> None:
     flow = TARFlow((3, 32, 32), patch_size=4, channels=256, num_blocks=4, layers_per_block=6, head_dim=64)
     images = torch.randn(32, 3, 32, 32)
     flow.log_prob(images[:1]).sum().backward()
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with checkpoint_activations(flow, enabled=is_checkpointed):
-        flow.log_prob(images).sum().backward()
-    gained = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(gained / 1024, time.process_time() - start)
+
+    def step() -> None:
+        with checkpoint_activations(flow, enabled=is_checkpointed):
+            flow.log_prob(images).sum().backward()
+
+    print(*peak_and_seconds(step))
 
 
 def main() -> None:
@@ -53,11 +49,7 @@ def main() -> None:
     prepare(arguments)
     medians = {}
     for name in ("without", "with"):
-        command = [sys.executable, __file__, "--one", name, "--threads", str(arguments.threads)]
-        found = [
-            [float(number) for number in subprocess.check_output(command, env=os.environ | GIVE_BACK).split()]
-            for _ in range(arguments.repeats)
-        ]
+        found = [in_fresh_process("--one", name, **GIVE_BACK) for _ in range(arguments.repeats)]
         medians[name] = [statistics.median(column) for column in zip(*found, strict=True)]
     rows = [
         [

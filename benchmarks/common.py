@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest import mock
 
@@ -26,9 +30,9 @@ from nflib import Flow, decoding
 from nflib.flows import TARFlow
 from nflib.io.pretrained import WEIGHTS_NAME
 from nflib.networks import CausalTransformer
-from nflib.training import TrainingConfig, fit, maximum_likelihood
+from nflib.networks.attention import CausalSelfAttention
+from nflib.training import TrainingConfig, TrainingResult, fit, loop, maximum_likelihood
 from nflib.training.feed import Augmentation
-from nflib.training.objectives import Objective
 
 if TYPE_CHECKING:
     from molecular.data.ensembles import Ensemble
@@ -83,28 +87,34 @@ def trained(
     data: object,
     seconds: float,
     seed: int,
-    objective: Objective = maximum_likelihood,
+    objective: Callable[..., Any] = maximum_likelihood,
     augment: Augmentation | None = None,
+    validation: object = None,
     **settings: Any,
-) -> int:
-    """Train a flow quietly for so many seconds, with settings of `TrainingConfig`; returns the steps."""
-    config = quiet(seconds, seed, **settings)
+) -> TrainingResult:
+    """Train a flow quietly for so many seconds of the processor, with settings of `TrainingConfig`."""
+    config = quiet(seed, max_seconds=seconds, **settings)
     with tempfile.TemporaryDirectory() as folder, processor_clock():
-        steps = fit(flow, data, config=config, objective=objective, output=Path(folder), augment=augment).steps
-    flow.eval()
-    return steps
+        return fit(flow, data, validation, config=config, objective=objective, output=folder, augment=augment)
 
 
-def quiet(seconds: float, seed: int, **settings: Any) -> TrainingConfig:
-    """Training on the CPU for so many seconds, of which nothing is shown."""
-    return TrainingConfig(
-        max_seconds=seconds, seed=seed, accelerator="cpu", progress_bar=False, tensorboard=False, **settings
-    )
+def quiet(seed: int, **settings: Any) -> TrainingConfig:
+    """Training on the CPU, of which nothing is shown, and kept only what there is at the end."""
+    fixed: dict[str, Any] = {
+        "accelerator": "cpu",
+        "progress_bar": False,
+        "tensorboard": False,
+        "checkpoint_interval": None,
+    }
+    return TrainingConfig(seed=seed, **(fixed | settings))
 
 
 def processor_clock() -> AbstractContextManager[object]:
-    """Training by seconds counts those of this process's processor, which others' work on the machine leaves alone."""
-    return mock.patch.object(time, "monotonic", time.process_time)
+    """`fit` counts seconds of this process's processor, which others' work on the machine leaves alone.
+
+    The clock of the training loop alone is exchanged: everything else keeps its own.
+    """
+    return mock.patch.object(loop, "time", SimpleNamespace(monotonic=time.process_time))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -121,9 +131,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     return "\n".join([line(cells[0]), f"|{rule}|", *(line(row) for row in cells[1:])])
 
 
-def median_and_range(values: Sequence[float]) -> str:
+def median_and_range(values: Sequence[float], digits: int = 3) -> str:
     """As "median (least … most)"."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} … {max(values):.3f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} … {max(values):.{digits}f})"
 
 
 def _is_number(text: str) -> bool:
@@ -143,13 +153,21 @@ def fingerprints(folders: Sequence[Path]) -> dict[str, str]:
     return {str(folder): hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()[:16] for folder in folders}
 
 
-def kept(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds, or what `run` gives, which is then written; exits where the file has other settings."""
+def kept(
+    path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]], renewed_by: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the file holds, or what `run` gives, which is then written.
+
+    Where the file was made with other settings, `run` makes it anew if these are all in `renewed_by`, else this exits.
+    """
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
-        if found["made_with"] != settings:
-            raise SystemExit(f"error: {path} was made with {found['made_with']}; choose another output folder.")
-        return found
+        made_with = found["made_with"]
+        changed = {key for key in made_with | settings if made_with.get(key) != settings.get(key)}
+        if not changed:
+            return found
+        if not changed <= set(renewed_by):
+            raise SystemExit(f"error: {path} was made with {made_with}; choose another output folder.")
     start = time.perf_counter()
     record = run() | {"made_with": settings}
     record["seconds"] = time.perf_counter() - start
@@ -168,8 +186,38 @@ def reference_frames(folder: Path, start_ps: float, most: int) -> Ensemble:
     return frames.select(torch.linspace(0, len(frames) - 1, min(len(frames), most)).round().long())
 
 
+def in_fresh_process(*options: str, **environment: str) -> list[float]:
+    """The numbers that this script prints in a process of its own, with these options and as many threads."""
+    command = [sys.executable, "-W", "ignore", sys.argv[0], "--threads", str(torch.get_num_threads()), *options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
+    return [float(number) for number in printed.split()]
+
+
+def peak_and_seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """How much the resident set grows at most during a call, in MiB, and the processor's seconds that it takes.
+
+    The first is nan where the system has no /proc to tell it.
+    """
+    clear, before = Path("/proc/self/clear_refs"), math.nan
+    if clear.exists():
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        clear.write_text("5")  # sets the peak to the present
+        before = _mebibytes("VmRSS")
+    start = time.process_time()
+    call()
+    seconds = time.process_time() - start
+    return (_mebibytes("VmHWM") - before if clear.exists() else math.nan), seconds
+
+
+def _mebibytes(field: str) -> float:
+    """A field of /proc/self/status, which is in kB: VmRSS, the resident set, or VmHWM, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+
 def median_seconds(
-    functions: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+    functions: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """Median time of each function, called in turns after a warm-up, so that a drifting clock hits them alike."""
     for function in functions.values():
@@ -180,7 +228,7 @@ def median_seconds(
             start = clock()
             function()
             seconds[name].append(clock() - start)
-    return {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def synchronise(device: torch.device) -> None:
@@ -211,7 +259,8 @@ def seconds_a_call(
 def operations(network: CausalTransformer, read: int) -> float:
     """Floating-point operations of one pass over `read` tokens: linear maps, and attention under the causal mask."""
     linear = sum(2.0 * part.weight.numel() for part in network.modules() if isinstance(part, nn.Linear))
-    widths = sum(layer.attention.num_heads * layer.attention.head_dim for layer in network.layers)
+    attentions = [part for part in network.modules() if isinstance(part, CausalSelfAttention)]
+    widths = sum(part.num_heads * part.head_dim for part in attentions)
     return linear * read + 2.0 * widths * read * (read + 1)
 
 

@@ -102,7 +102,10 @@ class Model:
     """
 
     packages: tuple[str, ...] = ()
-    network: nn.Module
+    network: Any
+
+    def __init__(self, channels: int) -> None:
+        raise NotImplementedError
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Of a batch of data."""

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from common import argument_parser, count_parameters, markdown_table, prepare, trained
 from continuous import Density, eight_gaussians
-from digit_spaces import dequantising
-from image_bits import PIXELS, Gaussianize
+from digit_pixels import PIXELS, Gaussianize, dequantising
 from torch import Tensor
 
 from examples.digits.data import parts
@@ -51,8 +50,8 @@ def weighted(flow: Any, target: Any, number: int, seed: int) -> str:
     """E[w] and the share of effective samples, or that the map is refused."""
     try:
         samples = importance_sample(flow, target, number, seed=seed)
-    except ValueError as error:
-        return str(error).partition(":")[0]
+    except ValueError as refusal:
+        return str(refusal).partition(":")[0]
     mean = math.exp(samples.log_normalizer)
     error = mean * samples.log_normalizer_standard_error
     return f"{mean:.3f} ± {error:.3f}, {samples.effective_sample_size_fraction:.3f}"

@@ -34,7 +34,7 @@ SOLVERS: list[tuple[Solver, str]] = [
 PATH_STEPS = (10, 30, 100)
 
 
-def velocity(x: Tensor, t: Tensor) -> Tensor:
+def velocity(x: Tensor, t: Tensor, context: Any = None) -> Tensor:
     """``E[x1 - x0 | x_t]``: of each normal it is linear, and these are mixed by their shares in the density at x."""
     covariance = ROOTS @ ROOTS.mT
     noise, data = (1 - t)[:, None, None, None], t[:, None, None, None]
@@ -69,8 +69,8 @@ def main() -> None:
             samples = importance_sample(
                 proposal, target, arguments.num_samples, batch_size=5_000, seed=arguments.seed, allow_stochastic=True
             )
-        except ValueError as error:
-            rows.append([name, density, f"refused: {str(error).partition(':')[0]}", "", ""])
+        except ValueError as refusal:
+            rows.append([name, density, f"refused: {str(refusal).partition(':')[0]}", "", ""])
         else:
             mean = math.exp(samples.log_normalizer)
             error = mean * samples.log_normalizer_standard_error

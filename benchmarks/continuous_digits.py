@@ -2,7 +2,7 @@
 
     python benchmarks/continuous_digits.py --threads 1
 
-Data: scikit-learn's digits, 8 × 8 pixels, dequantised and Gaussianised pixel by pixel (`image_bits.py`), without their
+Data: scikit-learn's digits, 8 × 8 pixels, dequantised and Gaussianised one by one (`digit_pixels.py`), without their
 class. A TARFlow is trained first, on pictures with normal noise of --noise; then, for each coupling of noise and data,
 the same velocity network for as long, from several seeds: independent noise, minibatch optimal transport, and the
 TARFlow's own encodings as the noise (normalizing flow matching, arXiv:2603.09014). Drawn by Euler's method in 5 steps,
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from common import argument_parser, count_parameters, markdown_table, median_and_range, prepare, trained
+from digit_pixels import PIXELS
 from digit_spaces import LatentPictures, Pixels, Space
-from image_bits import PIXELS
 from torch import Tensor, nn
 
 from examples.digits.data import Digits, parts
@@ -95,7 +95,7 @@ def main() -> None:
         return z + space.teacher_noise * torch.randn(z.shape, generator=generator)
 
     teacher = TARFlow((space.size,), 8, 64, 2, 2, conditional="spline", head_dim=32, start_token=True, dropout=0.2)
-    steps = trained(teacher, rows, seconds, first, augment=noisy, learning_rate=3e-3, **SETTINGS)
+    steps = trained(teacher, rows, seconds, first, augment=noisy, learning_rate=3e-3, **SETTINGS).steps
     couplings: dict[str, Any] = {
         "independent": IndependentCoupling(),
         "optimal transport": OptimalTransportCoupling(),
@@ -119,7 +119,7 @@ def main() -> None:
             network = MLPVelocity(space.size, channels=arguments.channels)
             flow = ODEFlow(network, (space.size,), path=space.path, solver=Euler(5))
             objective = FlowMatching(coupling)
-            steps = trained(flow, rows, seconds, seed, objective, space.draw, learning_rate=2e-3, **SETTINGS)
+            steps = trained(flow, rows, seconds, seed, objective, space.draw, learning_rate=2e-3, **SETTINGS).steps
             few, many = (
                 judged(space.levels(flow.with_solver(solver).sample(count, seed=0))) for solver in (Euler(5), RK4(32))
             )

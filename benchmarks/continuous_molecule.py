@@ -105,8 +105,8 @@ def main() -> None:
         start = time.perf_counter()
         try:
             samples = importance_sample(flow, target, arguments.num_samples, batch_size=500, seed=arguments.seed)
-        except ValueError as error:
-            rows.append([name, parameters, steps, f"refused: {error}", "", "", ""])
+        except ValueError as refusal:
+            rows.append([name, parameters, steps, f"refused: {refusal}", "", "", ""])
             print(*rows[-1], flush=True)
             return
         seconds = time.perf_counter() - start
@@ -119,7 +119,7 @@ def main() -> None:
         rows[-1].append(f"{arguments.num_samples / seconds:.1f}")
         print(*rows[-1], flush=True)
 
-    steps = trained(autoregressive, positions, arguments.seconds, arguments.seed, augment=symmetries, **SETTINGS)
+    steps = trained(autoregressive, positions, arguments.seconds, arguments.seed, augment=symmetries, **SETTINGS).steps
     judge("autoregressive", autoregressive.eval(), count_parameters(autoregressive), steps)
 
     def on_positions(flow: Flow) -> Flow:
@@ -128,12 +128,14 @@ def main() -> None:
     data = Coordinates(positions, symmetries, fixed, arguments.seed)
     size = math.prod(shape)
     ode = ODEFlow(OfAllAtoms(MLPVelocity(size, channels=384)), shape)
-    steps = trained(ode, data, arguments.seconds, arguments.seed, FlowMatching(OptimalTransportCoupling()), **SETTINGS)
+    steps = trained(
+        ode, data, arguments.seconds, arguments.seed, FlowMatching(OptimalTransportCoupling()), **SETTINGS
+    ).steps
     for solver in (Heun(4), Heun(8), RK4(8)):
         judge(f"ODE flow, {solver}", on_positions(ode.with_solver(solver)), count_parameters(ode), steps)
     flow_map = FlowMap(OfAllAtoms(MLPFlowMap(size, channels=384)), shape)
     objective = Invertible(MeanFlow(OptimalTransportCoupling()))
-    steps = trained(flow_map, data, arguments.seconds, arguments.seed, objective, **SETTINGS)
+    steps = trained(flow_map, data, arguments.seconds, arguments.seed, objective, **SETTINGS).steps
     judge("flow map, 4 passes", on_positions(flow_map), count_parameters(flow_map), steps)
     print()
     header = ["flow", "parameters", "steps", "ESS / samples", "Pareto k", "E[w] / Z", "weighted samples a second"]

@@ -6,8 +6,8 @@
 
 Flows: those shipped of Ace-A-Nme and AAA, one deep block of atoms (20 and 31 tokens of 3 numbers); Prose's architecture
 for AAA (33 atoms, affine maps over positions), of random weights, as small as the shipped flow and of the published
-sizes (8 maps of 8 layers, 384 channels); digits, trained here as benchmarks/image_bits.py does, with
-a token a row (8) and a token a pixel (64); and a larger one of random weights (256 tokens, 8 maps of 4 layers, 256
+sizes (8 maps of 8 layers, 384 channels); digits, Gaussianised pixel by pixel and trained here, with a
+token a row (8) and a token a pixel (64); and a larger one of random weights (256 tokens, 8 maps of 4 layers, 256
 channels), whose output layers are scaled so that shifts and log-scales have a root mean square of 0.1, which is about
 that of the trained flows (printed). "re-concatenated" is sequential decoding that keeps lists of keys and values and
 joins them in every step and layer, as the public code does; with --reference, that code itself is timed (a checkout of
@@ -19,15 +19,13 @@ resident set grew at most during one call (Linux). Auto's plan is made before, b
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import image_bits
 import torch
 from common import (
     argument_parser,
@@ -35,10 +33,13 @@ from common import (
     load_reference,
     markdown_table,
     median_seconds,
+    peak_and_seconds,
     prepare,
     random_tarflow,
+    trained,
     with_random_weights,
 )
+from digit_pixels import PIXELS, Gaussianize, dequantising
 from torch import Tensor
 
 from examples.digits.data import parts
@@ -103,7 +104,7 @@ def shipped(peptide: str) -> Callable[[argparse.Namespace], Case]:
     return lambda arguments: Case(MoleculeFlow.from_pretrained(SHIPPED / peptide))
 
 
-def prose(**settings: int) -> Callable[[argparse.Namespace], Case]:
+def prose(**settings: Any) -> Callable[[argparse.Namespace], Case]:
     def build(arguments: argparse.Namespace) -> Case:
         flow = Prose(**settings)
         context = flow.context(Peptide("AAA"))
@@ -113,16 +114,30 @@ def prose(**settings: int) -> Callable[[argparse.Namespace], Case]:
 
 
 def digits(patch_size: int) -> Callable[[argparse.Namespace], Case]:
-    def build() -> TARFlow:
-        return TARFlow((64,), patch_size=patch_size, channels=64, num_blocks=6, layers_per_block=2, dropout=0.25)
-
-    def trained(arguments: argparse.Namespace) -> Case:
+    def build(arguments: argparse.Namespace) -> Case:
         data = parts()
-        setting = image_bits.Setting("affine", build, lambda flow, z, labels: flow.log_prob(z), 3e-3, 0.1)
-        preprocess = image_bits.Gaussianize(data["train"].levels)
-        return Case(image_bits.train(setting, data, preprocess, arguments.train_seconds, arguments.seed).model)
+        preprocess = Gaussianize(data["train"].levels)
+        gaussianised = dequantising(lambda x: preprocess(x)[0])
+        torch.manual_seed(arguments.seed)
+        flow = TARFlow((PIXELS,), patch_size, channels=64, num_blocks=6, layers_per_block=2, dropout=0.25)
+        trained(
+            flow,
+            data["train"].levels,
+            arguments.train_seconds,
+            arguments.seed,
+            augment=gaussianised,
+            validation=gaussianised(data["validation"].levels, torch.Generator().manual_seed(0)),
+            batch_size=64,
+            learning_rate=3e-3,
+            weight_decay=0.1,
+            gradient_clip=10.0,
+            ema_decay=0.99,
+            validation_interval=None,
+            validation_seconds=arguments.train_seconds / 40,
+        )
+        return Case(flow)
 
-    return trained
+    return build
 
 
 def random_weights(arguments: argparse.Namespace) -> Case:
@@ -156,24 +171,6 @@ def parameter_size(case: Case, seed: int) -> str:
     return f"{min(sizes):.2f} to {max(sizes):.2f}" if sizes else "–"
 
 
-def peak_mebibytes(call: Callable[[], object]) -> str:
-    """How much the resident set grows during a call, from /proc; "–" where the system does not tell."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists() or not clear.exists():
-        return "–"
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    clear.write_text("5")  # sets the peak to the present
-    before = _kibibytes(status, "VmRSS")
-    call()
-    return f"{(_kibibytes(status, 'VmHWM') - before) / 1024:.0f}"
-
-
-def _kibibytes(status: Path, name: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
-
-
 def reference_seconds(checkout: Path, batch: int, rounds: int) -> float:
     """The public code's own inversion of a model of the sizes of the random flow."""
     model = load_reference(checkout).Model(3, 64, 4, 256, 8, 4).eval()
@@ -201,7 +198,7 @@ def compare(name: str, case: Case, batch: int, arguments: argparse.Namespace) ->
     decoders |= {"Jacobi": decoding.Jacobi(TOLERANCE), "Auto": auto}
     seed = arguments.seed + 7
     calls = {
-        kind: (lambda decoder=decoder: case.draw(batch, seed, decoder))
+        kind: partial(case.draw, batch, seed, decoder)
         for kind, decoder in decoders.items()
         if kind in arguments.decoders
     }
@@ -212,11 +209,11 @@ def compare(name: str, case: Case, batch: int, arguments: argparse.Namespace) ->
     for kind, call in calls.items():
         results: list[Tensor] = []
         begin = clock()
-        peak = peak_mebibytes(lambda call=call, results=results: results.append(call()))
+        peak, _ = peak_and_seconds(lambda: results.append(call()))  # noqa: B023, called at once
         seconds[kind] = clock() - begin
         exact = results[0] if exact is None else exact
         error = (results[0] - exact).abs().max().item() / scale
-        rows[kind] = [f"{error:.0e}", peak]
+        rows[kind] = [f"{error:.0e}", f"{peak:.0f}"]
     quick = {kind: call for kind, call in calls.items() if max(seconds.values()) < arguments.slow}
     seconds |= median_seconds(quick, arguments.rounds, clock) if quick else {}
     if arguments.reference is not None and name == "random":
@@ -238,13 +235,14 @@ def compare(name: str, case: Case, batch: int, arguments: argparse.Namespace) ->
 def memory_rows() -> list[list[object]]:
     """Peak memory of sequential decoding for longer and longer sequences."""
     rows: list[list[object]] = []
+    decoders: dict[str, decoding.Decoder] = {"sequential": decoding.Sequential(), "re-concatenated": Reconcatenated()}
     for num_tokens in (256, 512, 1024):
         torch.manual_seed(0)
         flow = TARFlow((num_tokens, 8), patch_size=8, channels=256, num_blocks=1, layers_per_block=4).eval()
-        for kind, decoder in {"sequential": decoding.Sequential(), "re-concatenated": Reconcatenated()}.items():
-            peak = peak_mebibytes(lambda flow=flow, decoder=decoder: flow.sample(16, seed=0, decoding=decoder))
+        for kind, decoder in decoders.items():
+            peak, _ = peak_and_seconds(partial(flow.sample, 16, seed=0, decoding=decoder))
             cache = 4 * 2 * 16 * (num_tokens - 1) * 256 * 4 / 2**20
-            rows.append([num_tokens, kind, f"{cache:.0f}", peak])
+            rows.append([num_tokens, kind, f"{cache:.0f}", f"{peak:.0f}"])
     return rows
 
 

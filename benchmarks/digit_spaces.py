@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path as Folder
 from typing import Protocol
 
 import torch
 from common import processor_clock, quiet
-from image_bits import PIXELS, SIDE, Gaussianize, dequantised
+from digit_pixels import PIXELS, SIDE, Gaussianize, dequantised
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -18,16 +18,10 @@ from examples.digits.data import LEVELS, Digits
 from nflib.continuous import LinearPath, Path
 from nflib.flows import Flow
 from nflib.training.data import TensorSource
-from nflib.training.feed import Augmentation
 from video.training import AutoencoderOptions, train_autoencoder
 
 # Share of levels that are no rounded decoding.
 STRAY = 0.01
-
-
-def dequantising(prepare: Callable[[Tensor], Tensor]) -> Augmentation:
-    """Levels with fresh noise of dequantisation in every batch, prepared."""
-    return lambda levels, generator: prepare(dequantised(levels, generator))
 
 
 class Space(Protocol):
@@ -59,7 +53,7 @@ class Space(Protocol):
         ...
 
 
-class Pixels:
+class Pixels(Space):
     """Pixels, dequantised and Gaussianised one by one."""
 
     size = PIXELS
@@ -87,7 +81,7 @@ class Pixels:
         return [_bits_a_number(flow.log_prob(z) + logabsdet, PIXELS)]
 
 
-class LatentPictures:
+class LatentPictures(Space):
     """Latents of the video package's AutoencoderKL, trained on the pictures, with normal noise of a width.
 
     With that noise an encoding is a distribution q(z | x), and what is decoded, with normal errors of a width of its
@@ -105,7 +99,7 @@ class LatentPictures:
         options = AutoencoderOptions(channels=[32, 64], latent_channels=2, noise=noise)
         self.latents, self.noise = options.latents(1, seed), noise
         frames = {name: TensorSource({"inputs": data[name].pictures()[:, 0]}) for name in ("train", "validation")}
-        config = quiet(seconds, seed, batch_size=64, learning_rate=2e-3)
+        config = quiet(seed, max_seconds=seconds, batch_size=64, learning_rate=2e-3)
         with tempfile.TemporaryDirectory() as folder, processor_clock():
             train_autoencoder(self.latents, frames["train"], frames["validation"], Folder(folder), config, options)
         self.latents.requires_grad_(False)

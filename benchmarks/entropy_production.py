@@ -14,10 +14,11 @@ system is linear, the closed form. Medians over the seeds and their range.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
-from common import argument_parser, markdown_table, median_and_range, prepare
+from common import argument_parser, markdown_table, median_and_range, prepare, quiet
 from torch import Tensor, nn
 
 from nflib.flows import TARFlow
@@ -27,7 +28,7 @@ from nflib.metrics import (
     entropy_production_rate,
     linear_entropy_production_rate,
 )
-from nflib.training import TrainingConfig, fit
+from nflib.training import fit
 
 TEMPERATURE, RATE = 0.3, 0.5
 DIFFUSION = torch.tensor([TEMPERATURE, TEMPERATURE, RATE, RATE])
@@ -84,14 +85,7 @@ def main() -> None:
             work = float((held_out[:, 2:] * velocity).sum(1).mean()) / TEMPERATURE
             found.setdefault("work of the propulsion", []).append(work)
             torch.manual_seed(seed)
-            config = TrainingConfig(
-                batch_size=500,
-                max_steps=arguments.steps,
-                learning_rate=3e-3,
-                seed=seed,
-                progress_bar=False,
-                tensorboard=False,
-            )
+            config = quiet(seed, batch_size=500, max_steps=arguments.steps, learning_rate=3e-3)
             network = Score()
             flow = TARFlow(event_shape=(4,), patch_size=1, channels=32, num_blocks=4, layers_per_block=1, head_dim=16)
             with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +93,7 @@ def main() -> None:
                 fit(flow, train, config=config, output=Path(folder) / "flow")
             for name, score in (("score network", network), ("TARFlow", flow.score)):
                 for what, estimate in (("at least", entropy_production_bound), ("", entropy_production_rate)):
-                    rate = estimate(held_out, lambda x, height=height: drift(x, height), score, DIFFUSION)
+                    rate = estimate(held_out, partial(drift, height=height), score, DIFFUSION)
                     found.setdefault(f"{name}, {what}".rstrip(", "), []).append(rate.value)
         exact = f"{linear_entropy_production_rate(drift(torch.eye(4), 0.0).T, DIFFUSION):.3f}" if height == 0 else ""
         rows.append([f"{height:g}", exact, *map(median_and_range, found.values())])

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from common import argument_parser, markdown_table, median_seconds, prepare
@@ -55,7 +57,7 @@ def main() -> None:
     for count, size in ((2_000, 64), (2_000, 768), (1_000, 2_048)):
         x, y, exact = normals(count, size, generator)
         for name, ours in (("Fréchet", frechet_distance), ("kernel", kernel_distance)):
-            calls = {"ours": lambda ours=ours, x=x, y=y: ours(x, y)}
+            calls: dict[str, Callable[[], float]] = {"ours": partial(ours, x, y)}
             if installed:
                 calls["theirs"] = torchmetrics_distance(name, x, y)
             seconds = median_seconds(calls, arguments.repeats)
@@ -75,7 +77,7 @@ def torchmetrics_distance(name: str, x: Tensor, y: Tensor) -> Callable[[], float
 
     given = Given(x.shape[1])
     if name == "kernel":
-        metric: nn.Module = KernelInceptionDistance(given, subsets=1, subset_size=len(x))
+        metric: Any = KernelInceptionDistance(given, subsets=1, subset_size=len(x))
     else:
         metric = FrechetInceptionDistance(given).set_dtype(torch.float64)
     metric.update(x, real=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import argument_parser, count_parameters, markdown_table, prepare, quiet
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
@@ -82,24 +82,15 @@ def train_encoder(data: Digits, folder: Path, seconds: float, seed: int) -> floa
         fit(classifier, tensors, config=config, objective=cross_entropy, output=output)
         return classifier
 
-    classifier = train(loop(steps_within(seconds, train, seed), seed), folder / "run")
+    classifier = train(of_steps(steps_within(seconds, train, seed), seed), folder / "run")
     classifier.encoder.save_pretrained(folder / "encoder")
     with torch.no_grad():
         return float((classifier.eval()(data.train).argmax(1) == data.labels).float().mean())
 
 
-def loop(steps: int, seed: int) -> TrainingConfig:
+def of_steps(steps: int, seed: int) -> TrainingConfig:
     """So many steps of training, without validation."""
-    return TrainingConfig(
-        batch_size=32,
-        max_steps=steps,
-        validation_interval=10**9,
-        learning_rate=2e-3,
-        seed=seed,
-        accelerator="cpu",
-        progress_bar=False,
-        tensorboard=False,
-    )
+    return quiet(seed, batch_size=32, max_steps=steps, validation_interval=None, learning_rate=2e-3)
 
 
 def steps_within(seconds: float, train: Callable[[TrainingConfig, Path], Any], seed: int) -> int:
@@ -108,7 +99,7 @@ def steps_within(seconds: float, train: Callable[[TrainingConfig, Path], Any], s
     for steps in (2, 2, 2 + TIMED_STEPS):  # the first run warms up
         with tempfile.TemporaryDirectory() as folder:
             start = time.process_time()
-            train(loop(steps, seed), Path(folder))
+            train(of_steps(steps, seed), Path(folder))
             used.append(time.process_time() - start)
     return max(int(seconds * TIMED_STEPS / (used[2] - used[1])), 1)
 
@@ -150,7 +141,7 @@ def train_flow(latents: Latents, data: Digits, output: Path, noise: float, secon
         return flow
 
     steps = steps_within(seconds, train, seed)
-    flow = train(loop(steps, seed), output)
+    flow = train(of_steps(steps, seed), output)
     held_out = noisy(latents.encode(data.held_out.unsqueeze(1)).squeeze(1), torch.Generator().manual_seed(seed))
     with torch.no_grad():
         bits = -flow.eval().log_prob(held_out, batch_size=100).mean() / (held_out[0].numel() * math.log(2))
@@ -182,7 +173,7 @@ def main() -> None:
         def distances(frames: Tensor) -> list[str]:
             return [f"{frechet_distance(of(frames), of(data.held_out)):.3f}" for of in measures.values()]
 
-        rows = [["other digits", "", "", "", "", "", *distances(data.train[:HELD_OUT])]]
+        rows: list[list[object]] = [["other digits", "", "", "", "", "", *distances(data.train[:HELD_OUT])]]
         entrants = {
             "FAE": AutoencoderOptions(
                 features=str(folder / "encoder"),
@@ -203,7 +194,7 @@ def main() -> None:
                 return count_parameters(trained.autoencoder)
 
             steps = steps_within(arguments.autoencoder_seconds, train, seed)
-            count = train(loop(steps, seed), run / "latents")
+            count = train(of_steps(steps, seed), run / "latents")
             latents = load_latents(run / "latents" / "autoencoder")
             decoded = latents.decode(latents.encode(data.held_out.unsqueeze(1))).squeeze(1)
             quality = f"{psnr(decoded, data.held_out):.1f}"

@@ -25,8 +25,9 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ from common import (
 from torch import Tensor, nn
 
 from nflib import decoding
-from nflib.networks import CausalTransformer
+from nflib.flows import TARFlow
+from nflib.networks import CausalTransformer, KeyValueCache
+from nflib.networks.attention import CausalSelfAttention
 from nflib.networks.backends import causal_attention, check_backend
+from nflib.networks.positions import LearnedPositions
 from nflib.networks.step import Step
 from nflib.transforms import TransformerAffineAutoregressive
 
@@ -123,7 +127,7 @@ def matmul(part: Part) -> None:
         with part.attempt(precision=precision, size=size) as row, arithmetic(precision, part.device):
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             a, b = (torch.randn(size, size, device=part.device).to(dtype) for _ in range(2))
-            seconds = part.time(lambda a=a, b=b: a @ b)
+            seconds = part.time(partial(torch.mm, a, b))
             row |= {"ms": 1e3 * seconds, "TFLOP/s": 2 * size**3 / seconds / 1e12}
     with part.attempt(precision="copy", size=size) as row:
         source = torch.zeros(8 * size, size, device=part.device)
@@ -132,7 +136,7 @@ def matmul(part: Part) -> None:
         row |= {"ms": 1e3 * seconds, "GB/s": 2 * source.numel() * 4 / seconds / 1e9}
 
 
-def tarflow(part: Part) -> nn.Module:
+def tarflow(part: Part) -> TARFlow:
     """What densities and training are measured on."""
     sizes = ((1, 8, 8), 2, 64, 2, 1) if part.tiny else ((3, 64, 64), 4, 768, 8, 4)
     torch.manual_seed(part.seed)
@@ -151,7 +155,7 @@ def largest_batch(part: Part, row: dict[str, Any], run: Callable[[Tensor], objec
     while True:
         x = torch.randn(batch, *flow.event_shape, device=part.device)
         try:
-            row |= {"batch": batch, "peak GiB": part.peak(lambda x=x: run(x))}
+            row |= {"batch": batch, "peak GiB": part.peak(partial(run, x))}
             return x
         except torch.OutOfMemoryError:
             if batch == 1:
@@ -201,7 +205,7 @@ def training(part: Part) -> None:
                 with arithmetic(precision, part.device):
                     loss = -flow(x).mean()
                 loss.backward()
-                clip_gradient(flow, 1.0)
+                clip_gradient(flow.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
@@ -212,22 +216,25 @@ def training(part: Part) -> None:
 # --- decoding ----------------------------------------------------------------------------------------
 
 
-class StaticStep:
+class StaticStep(KeyValueCache):
     """A step of sequential decoding whose shapes never change, over the modules of a TARFlow's map.
 
     The position is a tensor on the device, keys and values are written at it into storage of the full length, and
-    attention runs over that length under a mask: what a CUDA graph can replay. It is a cache to the layers.
+    attention runs over that length under a mask: what a CUDA graph can replay.
     """
 
     def __init__(self, map: TransformerAffineAutoregressive, noise: Tensor, is_captured: bool):
         self.map, self.network = map, map.network
-        attention = self.network.layers[0].attention
-        if self.network.uses_context or self.network.start_token is not None or attention.rotary is not None:
+        positions, start_token = self.network.positions, self.network.start_token
+        if self.network.uses_context or start_token is not None or not isinstance(positions, LearnedPositions):
             raise ValueError("the static step is written for a TARFlow with learned positions, and without a context.")
+        self.positions = positions.weight
         batch, tokens, _ = noise.shape
         length = -(-(tokens - 1) // 8) * 8  # a multiple of 8, as fast attention wants its mask
-        shape = (len(self.network.layers), batch, 2 * attention.num_heads, length, attention.head_dim)
-        self.storage = noise.new_zeros(shape)
+        attention = next(part for part in self.network.modules() if isinstance(part, CausalSelfAttention))
+        sizes = (len(self.network.layers), batch, attention.num_key_value_heads, length, attention.head_dim)
+        super().__init__(*sizes, dtype=noise.dtype, device=noise.device)
+        self.storage.zero_()
         self.places = torch.arange(length, device=noise.device)
         self.position = torch.zeros(1, dtype=torch.long, device=noise.device)
         self.noise, self.u = noise.clone(), noise.clone()
@@ -253,9 +260,9 @@ class StaticStep:
         """From the token at the position to the one after it."""
         network, following = self.network, self.position + 1
         x = network.proj_in(self.u.index_select(1, self.position))
-        x = x + network.positions.weight.index_select(0, self.position)
+        x = x + self.positions.index_select(0, self.position)
         mask = torch.zeros_like(self.places, dtype=x.dtype).masked_fill(self.places > self.position, -math.inf)
-        step = Step(0, self, mask=mask.unsqueeze(0))  # type: ignore[arg-type]
+        step = Step(0, self, mask=mask.unsqueeze(0))
         for index, layer in enumerate(network.layers):
             x = layer(x, step, index)
         raw_scale, shift = network.clip(network.proj_out(network.final_norm(x))).chunk(2, dim=-1)
@@ -294,21 +301,21 @@ class StaticSequential:
         return self.steps[id(map)].solve(noise)
 
 
-def decoders(part: Part) -> dict[str, Callable[[Any, int], Any]]:
-    """Names, and what makes each decoder for a flow and a batch size; the slow ones last."""
+def decoders(part: Part, flow: TARFlow, batch: int) -> dict[str, Callable[[], Any]]:
+    """What makes each decoder for a flow and a batch size, by name; the slow ones last."""
 
-    def auto(flow: Any, batch: int) -> decoding.Auto:
+    def auto() -> decoding.Auto:
         return decoding.Auto(decoding.plan(flow, [batch], seed=part.seed, num_samples=min(batch, 64)))
 
-    made: dict[str, Callable[[Any, int], Any]] = {"sequential": lambda flow, batch: decoding.Sequential()}
-    made[STATIC] = lambda flow, batch: StaticSequential(part.device.type == "cuda")
-    for window in (4, 8) if part.tiny else (16, 64):
-        made[f"window {window}"] = lambda flow, batch, window=window: decoding.GaussSeidelJacobi(window, TOLERANCE)
-    made["Jacobi"] = lambda flow, batch: decoding.Jacobi(TOLERANCE)
-    if part.reference is not None:
-        made[PEER] = lambda flow, batch: None
-    made["Auto"] = auto
-    return made
+    windows = (4, 8) if part.tiny else (16, 64)
+    return {
+        "sequential": decoding.Sequential,
+        STATIC: partial(StaticSequential, part.device.type == "cuda"),
+        **{f"window {window}": partial(decoding.GaussSeidelJacobi, window, TOLERANCE) for window in windows},
+        "Jacobi": partial(decoding.Jacobi, TOLERANCE),
+        **({} if part.reference is None else {PEER: type(None)}),  # it decodes by itself
+        "Auto": auto,
+    }
 
 
 @torch.no_grad()
@@ -320,15 +327,13 @@ def decode(part: Part) -> None:
         flow = random_tarflow(*sizes)
     sequential: dict[int, float] = {}
     exact: dict[int, Tensor] = {}
-    for name, make in decoders(part).items():
+    for name in decoders(part, flow, 1):
         for batch in (1, 3) if part.tiny else (1, 16, 64, 256):
             with part.attempt(batch=batch, decoder=name) as row:
                 begin = time.perf_counter()
-                decoder = make(flow, batch)
+                decoder = decoders(part, flow, batch)[name]()
 
-                def sample(decoder: Any = decoder, batch: int = batch) -> Tensor:
-                    return flow.sample(batch, seed=part.seed, decoding=decoder)
-
+                sample: Callable[[], Any] = partial(flow.sample, batch, seed=part.seed, decoding=decoder)
                 if name == PEER:
                     sample = peer(part, sizes, torch.randn(batch, *flow._distribution.shape, device=part.device))
                     sample()
@@ -421,7 +426,7 @@ def starflow_3b(part: Part) -> None:
                 return flow.sample(1, text, seed=part.seed, decoding=decoder)
 
             results: list[Tensor] = []
-            row["peak GiB"] = part.peak(lambda run=run, results=results: results.append(run()))
+            row["peak GiB"] = part.peak(lambda: results.append(run()))  # noqa: B023, called at once
             row["finite"] = bool(results[0].isfinite().all())
             if decoder is not None:
                 exact.setdefault(batch, results[0])
@@ -448,18 +453,16 @@ def attention(part: Part) -> None:
     }
     for name, (batch, heads, groups, new, total) in shapes.items():
         batch, new, total = -(-batch // size), -(-new // size), -(-total // size)
-        query, key, value = (
+        query, key, value = inputs = [
             torch.randn(batch, h, n, 64, device=part.device, dtype=torch.bfloat16, requires_grad=True)
             for h, n in ((heads, new), (groups, total), (groups, total))
-        )
+        ]
         expected: Tensor | None = None
         for backend in ("torch", "xformers"):
             with part.attempt(shape=name, batch=batch, heads=heads, new=new, total=total, backend=backend) as row:
+                attend = partial(causal_attention, query, key, value, backend=backend)
 
-                def attend(backend: str = backend, inputs: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
-                    return causal_attention(*inputs, None, backend)
-
-                def differentiate(inputs: tuple[Tensor, ...] = (query, key, value), attend: Any = attend) -> object:
+                def differentiate(inputs: Sequence[Tensor] = inputs, attend: Any = attend) -> object:
                     return torch.autograd.grad(attend().sum(), inputs)
 
                 check_backend(backend)
@@ -487,7 +490,7 @@ def energies(part: Part) -> None:
         conformations = thermal_conformations(peptide, 64, part.seed)
         evaluate = openmm_evaluator(peptide.system, "CPU", {})
         with part.attempt(peptide=sequence, atoms=peptide.num_atoms, engine="OpenMM CPU", batch=16) as row:
-            row["conformations/s"] = 16 / part.time(lambda e=evaluate, x=conformations[:16]: e(x))
+            row["conformations/s"] = 16 / part.time(partial(evaluate, conformations[:16]))
         if sequence == "AAAA":  # the last one alone: fusing takes a minute
             engines["float32, compiled"] = (torch.float32, True)
         for engine, (dtype, is_fused) in engines.items():
@@ -495,8 +498,8 @@ def energies(part: Part) -> None:
             for batch in (64,) if part.tiny else (1024, 16384):
                 with part.attempt(peptide=sequence, atoms=peptide.num_atoms, engine=engine, batch=batch) as row:
                     x = torch.from_numpy(conformations).to(part.device, dtype).repeat(batch // 64, 1, 1)
-                    row["peak GiB"] = part.peak(lambda energy=energy, x=x: energy.energy_and_force(x))
-                    seconds = part.time(lambda energy=energy, x=x: energy.energy_and_force(x), is_warm=True)
+                    row["peak GiB"] = part.peak(partial(energy.energy_and_force, x))
+                    seconds = part.time(partial(energy.energy_and_force, x), is_warm=True)
                     row |= {"ms": 1e3 * seconds, "conformations/s": batch / seconds}
 
 

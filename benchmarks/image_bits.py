@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import zuko
-from common import argument_parser, count_parameters, load_reference, markdown_table, prepare
+from common import argument_parser, count_parameters, load_reference, markdown_table, median_and_range, prepare
+from digit_pixels import PIXELS, SIDE, Gaussianize, dequantised
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.nn.nets import ResidualNet
@@ -39,36 +40,17 @@ from nflows.transforms import (
 from nflows.utils import create_alternating_binary_mask
 from torch import Tensor, nn
 
-from examples.digits.data import LEVELS, NAMES, Digits, parts
+from examples.digits.data import NAMES, Digits, parts
 from nflib.continuous import RK4, FlowMatching, Heun, MLPVelocity, ODEFlow, Solver
 from nflib.flows import TARFlow
+from nflib.training import ExponentialMovingAverage
 
-PIXELS, SIDE, CLASSES = 64, 8, len(NAMES)
+CLASSES = len(NAMES)
 BATCH_SIZE = 64
 EMA_DECAY = 0.99
 WARMUP = 0.05
 CHECKS = 40
 TEST_DRAWS = 10
-
-
-class Gaussianize:
-    """Normal quantiles of each pixel; returns z and the log-determinant.
-
-    The histogram of a pixel over the 17 levels, add-half smoothed, gives the distribution function of the dequantised
-    pixel, which is piecewise linear and exact.
-    """
-
-    def __init__(self, train: Tensor, smoothing: float = 0.5):
-        counts = nn.functional.one_hot(train.long(), LEVELS).sum(0).double() + smoothing
-        self.mass = counts / counts.sum(-1, keepdim=True)
-        self.below = self.mass.cumsum(-1) - self.mass
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        level = x.long().clamp(0, LEVELS - 1)
-        mass, below = (t.expand(len(x), -1, -1).gather(-1, level[..., None])[..., 0] for t in (self.mass, self.below))
-        z = torch.special.ndtri((below + mass * (x.double() - level)).clamp(1e-9, 1 - 1e-9))
-        slope = mass.log() + 0.5 * (z.square() + math.log(2 * math.pi))
-        return z.float(), slope.sum(-1).float()
 
 
 @dataclass(frozen=True)
@@ -135,7 +117,7 @@ def tarflow(conditional: str, num_blocks: int, dropout: float, learning_rate: fl
     """A token is a row of the image; splines, autoregressive inside the row, need fewer maps than affine ones."""
 
     def build() -> TARFlow:
-        spline = {"head_dim": 32, "start_token": True} if conditional == "spline" else {}
+        spline: dict[str, Any] = {"head_dim": 32, "start_token": True} if conditional == "spline" else {}
         return TARFlow((PIXELS,), SIDE, 64, num_blocks, 2, CLASSES, conditional=conditional, dropout=dropout, **spline)
 
     return Setting(f"{num_blocks} blocks, dropout {dropout}", build, of_rows, learning_rate, 0.1)
@@ -224,10 +206,6 @@ def methods(reference: ModuleType | None) -> dict[str, list[Setting]]:
     return found
 
 
-def dequantised(levels: Tensor, generator: torch.Generator) -> Tensor:
-    return levels + torch.rand(levels.shape, generator=generator)
-
-
 def bits_per_dim(setting: Setting, model: nn.Module, preprocess: Gaussianize, x: Tensor, labels: Tensor) -> Tensor:
     """Bits per dimension ``(B,)`` of dequantised images in [0, 17): the bins have width one."""
     z, logabsdet = preprocess(x)
@@ -245,15 +223,6 @@ def judged(setting: Setting, model: nn.Module, preprocess: Gaussianize, part: Di
     return torch.stack(bits).mean().item()
 
 
-@torch.no_grad()
-def update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged parameters towards the model's, and copy buffers such as batch-norm statistics."""
-    for mean, parameter in zip(averaged.parameters(), model.parameters(), strict=True):
-        mean.lerp_(parameter, 1 - decay)
-    for mean, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
-        mean.copy_(buffer)
-
-
 def batches(part: Digits, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Dequantised images and labels without end, every image once an epoch."""
     while True:
@@ -262,10 +231,13 @@ def batches(part: Digits, generator: torch.Generator) -> Iterator[tuple[Tensor, 
 
 
 def train(setting: Setting, data: dict[str, Digits], preprocess: Gaussianize, seconds: float, seed: int) -> Trained:
-    """Train by AdamW with warm-up and cosine decay over the elapsed share of the time; gradients are clipped to 10."""
+    """Train by AdamW with warm-up and cosine decay over the elapsed share of the time; gradients are clipped to 10.
+
+    Not by `nflib.training.fit`, which counts the time of validation, and that of continuous flows is long.
+    """
     torch.manual_seed(seed)
     model = setting.build()
-    averaged = copy.deepcopy(model).eval()
+    ema = ExponentialMovingAverage(model, EMA_DECAY)
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": setting.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
@@ -273,15 +245,15 @@ def train(setting: Setting, data: dict[str, Digits], preprocess: Gaussianize, se
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(seed)
     stream = batches(data["train"], generator)
-    best, best_step, best_state = math.inf, 0, copy.deepcopy(averaged.state_dict())
+    best, best_step, best_weights = math.inf, 0, copy.deepcopy(ema.average)
     steps, elapsed, checked = 0, 0.0, 0
+    model.train()
     while elapsed < seconds:
         start = time.process_time()
         done = elapsed / seconds
         ramp = done / WARMUP if done < WARMUP else 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
         for group in optimizer.param_groups:
             group["lr"] = setting.learning_rate * max(ramp, 0.01)
-        model.train()
         optimizer.zero_grad(set_to_none=True)
         x, labels = next(stream)
         if setting.loss is None:
@@ -292,15 +264,17 @@ def train(setting: Setting, data: dict[str, Digits], preprocess: Gaussianize, se
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         steps += 1
-        update_average(averaged, model, min(EMA_DECAY, steps / (steps + 10)))
+        ema.update(model)
         elapsed += time.process_time() - start
         if elapsed >= (checked + 1) * seconds / CHECKS:
             checked += 1
-            figure = judged(setting, averaged, preprocess, data["validation"], 1)
+            with ema.applied(model):
+                figure = judged(setting, model, preprocess, data["validation"], 1)
             if figure < best:
-                best, best_step, best_state = figure, steps, copy.deepcopy(averaged.state_dict())
-    averaged.load_state_dict(best_state)
-    return Trained(averaged, steps, best_step, best)
+                best, best_step, best_weights = figure, steps, copy.deepcopy(ema.average)
+    ema.average = best_weights
+    ema.copy_to(model)
+    return Trained(model.eval(), steps, best_step, best)
 
 
 def main() -> None:
@@ -339,7 +313,7 @@ def main() -> None:
             [
                 *(name, setting.name, count_parameters(runs[0].model), steps, best_step),
                 f"{statistics.median(run.validation for run in runs):.3f}",
-                f"{statistics.median(test):.3f} ({min(test):.3f} … {max(test):.3f})",
+                median_and_range(test),
             ]
         )
         print(*rows[-1], flush=True)

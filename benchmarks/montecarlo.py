@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -234,8 +235,8 @@ def main() -> None:
         # The first run of ours pays for torch's warm-up, and tells blackjax its step.
         step_size = run_ours(problem, count, 0, HMC(num_leapfrog=LEAPFROG), MOVES).step_size
         runners: dict[str, Callable[[int], Outcome]] = {
-            "nflib, HMC": lambda seed, p=problem, n=count: run_ours(p, n, seed, HMC(num_leapfrog=LEAPFROG), MOVES),
-            "nflib, MALA": lambda seed, p=problem, n=count: run_ours(p, n, seed, MALA(), MOVES * LEAPFROG),
+            "nflib, HMC": partial(run_ours, problem, count, kernel=HMC(num_leapfrog=LEAPFROG), moves=MOVES),
+            "nflib, MALA": partial(run_ours, problem, count, kernel=MALA(), moves=MOVES * LEAPFROG),
         }
         if installed["blackjax"]:
             runners["blackjax, HMC"] = blackjax_runner(problem, count, step_size)

@@ -7,8 +7,8 @@ complex posterior" (Papamakarios et al. 2019, arXiv 1805.07226), has five parame
 points of a Gaussian; both as in Lueckmann et al. 2021 (arXiv 2101.04653). Parameters are uniform in a box. All models
 see the normal quantiles of the parameters under that prior, whose log-determinant is in the figures, so that none puts
 mass outside the box; data are standardised. Of 10,000 simulations a tenth is for validation. All are trained by the
-same loop, on the same clock: the processor time of this process, which other work on the machine hardly touches. They
-differ in size, learning rate, weight decay, dropout and batch size, which were searched for each alike.
+same loop (`nflib.training.fit`), on the same clock: the processor time of this process, which other work on the machine
+hardly touches. Size, learning rate, weight decay, dropout and batch size were searched for each alike.
 
 log q: mean log q(theta | x), in nats, of fresh simulations, beside that of the exact posterior. C2ST: cross-validated
 accuracy of a classifier between draws of the model and of the exact posterior (0.5: it cannot tell), the mean over
@@ -18,12 +18,10 @@ observations. Both exact posteriors are drawn independently, by rejection. Train
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -31,19 +29,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import zuko
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import argument_parser, count_parameters, markdown_table, median_and_range, prepare, trained
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nflib.flows import TARFlow
+from nflib.training import TrainingResult
 
 NUM_SIMULATIONS, NUM_HELD_OUT = 10_000, 2_000
-EMA_DECAY = 0.99
-WARMUP = 0.05
 CHECKS = 60
+# Makes a model from the numbers of parameters and of data.
+Build = Callable[[int, int], nn.Module]
 
 
 class Problem(Protocol):
@@ -240,11 +238,9 @@ class Simulations:
     def __getitem__(self, rows: slice | Tensor) -> Simulations:
         return Simulations(self.z[rows], self.x[rows], self.logabsdet[rows])
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Simulations]:
-        """Batches without end, every simulation once an epoch."""
-        while True:
-            for rows in torch.randperm(len(self.z), generator=generator).split(size):
-                yield self[rows]
+    def tensors(self) -> dict[str, Tensor]:
+        """As training takes them."""
+        return {"inputs": self.z, "context": self.x, "logabsdet": self.logabsdet}
 
 
 class Task:
@@ -291,21 +287,15 @@ def two_sample_test(exact: Tensor, own: Tensor, seed: int) -> float:
         return float(cross_val_score(classifier, samples, labels, cv=folds).mean())
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """One model: how to build it for ``(dim, data_dim)``, and the settings of the optimiser that suit it."""
-
-    build: Callable[[int, int], nn.Module]
-    learning_rate: float
-    weight_decay: float = 0.0
-    batch_size: int = 128
-
-
 def log_density(model: nn.Module, batch: Simulations) -> Tensor:
     """log q of the parameters themselves, ``(B,)``: of a flow of ours, or of zuko's, called for a distribution."""
-    is_ours = isinstance(model, TARFlow)
-    log_prob = model.log_prob(batch.z, batch.x) if is_ours else model(batch.x).log_prob(batch.z)
-    return log_prob + batch.logabsdet
+    density = model.log_prob(batch.z, batch.x) if isinstance(model, TARFlow) else model(batch.x).log_prob(batch.z)
+    return density + batch.logabsdet
+
+
+def objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+    """Minus the mean of `log_density`."""
+    return -log_density(model, Simulations(batch["inputs"], batch["context"], batch["logabsdet"])).mean(), {}
 
 
 @torch.no_grad()
@@ -317,74 +307,43 @@ def draw(model: nn.Module, task: Task, number: int, seed: int) -> list[Tensor]:
     return [task.prior.from_normal(density.sample((number,))) for density in given]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The best averaged model by validation, its figure, the steps done, and the step of the best one."""
-
-    model: nn.Module
-    validation: float
-    steps: int
-    best_step: int
-
-
-def train(entrant: Entrant, task: Task, seconds: float, seed: int) -> Trained:
-    """AdamW with warm-up and cosine decay over the elapsed share of the time, gradients clipped to norm 5."""
+def train(build: Build, task: Task, seconds: float, seed: int) -> tuple[nn.Module, TrainingResult]:
+    """The model of the averaged weights that are best in validation, and what became of its training."""
     torch.manual_seed(seed)
-    model = entrant.build(task.problem.dim, task.problem.data_dim)
-    averaged = copy.deepcopy(model).eval()
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": entrant.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
-    batches = task.train.batches(entrant.batch_size, torch.Generator().manual_seed(seed))
-    best, best_step, best_state = -math.inf, 0, copy.deepcopy(averaged.state_dict())
-    steps, next_check, start = 0, seconds / CHECKS, time.process_time()
-    while (elapsed := time.process_time() - start) < seconds:
-        done = elapsed / seconds
-        ramp = done / WARMUP if done < WARMUP else 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
-        for group in optimizer.param_groups:
-            group["lr"] = entrant.learning_rate * max(ramp, 0.01)
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        (-log_density(model, next(batches)).mean()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        steps += 1
-        move_average = get_ema_multi_avg_fn(min(EMA_DECAY, steps / (steps + 10)))
-        move_average(list(averaged.parameters()), list(model.parameters()), None)
-        if elapsed >= next_check:
-            with torch.no_grad():
-                figure = log_density(averaged, task.validation).mean().item()
-            if figure > best:
-                best, best_step, best_state = figure, steps, copy.deepcopy(averaged.state_dict())
-            next_check += seconds / CHECKS
-    averaged.load_state_dict(best_state)
-    return Trained(averaged, best, steps, best_step)
+    model = build(task.problem.dim, task.problem.data_dim)
+    result = trained(
+        model,
+        task.train.tensors(),
+        seconds,
+        seed,
+        objective,
+        validation=task.validation.tensors(),
+        batch_size=128,
+        learning_rate=5e-3,
+        weight_decay=0.0,
+        gradient_clip=5.0,
+        ema_decay=0.99,
+        validation_interval=None,
+        validation_seconds=seconds / CHECKS,
+        validation_batch_size=len(task.validation.z),
+    )
+    return model, result
 
 
-def tarflow(dim: int, data_dim: int, **settings: Any) -> TARFlow:
+def tarflow(dim: int, data_dim: int) -> TARFlow:
     """One token holds all parameters: splines, each given the numbers before it, in alternating order."""
-    defaults = {"patch_size": dim, "channels": 32, "head_dim": 32, "layers_per_block": 1, "conditional": "spline"}
-    return TARFlow((dim,), context_shape=(data_dim,), **(defaults | settings))
+    return TARFlow((dim,), dim, 32, 3, 1, head_dim=32, conditional="spline", context_shape=(data_dim,))
 
 
-ENTRANTS: dict[str, dict[str, Entrant]] = {
-    "two moons": {
-        "nflib TARFlow": Entrant(partial(tarflow, num_blocks=3), 5e-3),
-        "zuko NSF": Entrant(partial(zuko.flows.NSF, transforms=3, hidden_features=(128, 128)), 5e-3),
-    },
-    "SLCP": {
-        "nflib TARFlow": Entrant(partial(tarflow, num_blocks=3), 5e-3),
-        "zuko NSF": Entrant(partial(zuko.flows.NSF, transforms=3, hidden_features=(64, 64)), 5e-3),
-    },
+def nsf(dim: int, data_dim: int, hidden: int) -> nn.Module:
+    """zuko's autoregressive splines, so wide."""
+    return zuko.flows.NSF(dim, data_dim, transforms=3, hidden_features=(hidden, hidden))
+
+
+ENTRANTS: dict[str, dict[str, Build]] = {
+    "two moons": {"nflib TARFlow": tarflow, "zuko NSF": partial(nsf, hidden=128)},
+    "SLCP": {"nflib TARFlow": tarflow, "zuko NSF": partial(nsf, hidden=64)},
 }
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Median, and range where there are several."""
-    middle = f"{statistics.median(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} … {max(values):.{digits}f})"
 
 
 def main() -> None:
@@ -397,30 +356,30 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500, help="draws of each posterior")
     arguments = parser.parse_args()
     prepare(arguments)
-    rows = []
+    rows: list[list[object]] = []
     for name in arguments.problems:
         task = Task(PROBLEMS[name], arguments.observations, arguments.samples, arguments.seed)
         exact = task.discrepancies(task.others, arguments.seed)
         rows.append([name, "exact posterior", "–", "–", f"{task.exact_log_density():.3f}", f"{np.mean(exact):.3f}"])
         print(*rows[-1], flush=True)
         # In turns, so that what else the machine does meets all alike.
-        results: dict[str, list[tuple[Trained, float, float]]] = {model: [] for model in ENTRANTS[name]}
+        results: dict[str, list[tuple[int, int, float, float]]] = {entry: [] for entry in ENTRANTS[name]}
         for seed in arguments.runs:
-            for model, entrant in ENTRANTS[name].items():
-                trained = train(entrant, task, arguments.seconds, seed)
+            for entry, build in ENTRANTS[name].items():
+                model, result = train(build, task, arguments.seconds, seed)
                 with torch.no_grad():
-                    test = log_density(trained.model, task.test).mean().item()
-                accuracies = task.discrepancies(draw(trained.model, task, arguments.samples, seed), seed)
-                results[model].append((trained, test, float(np.mean(accuracies))))
+                    validation, test = (log_density(model, part).mean().item() for part in (task.validation, task.test))
+                accuracies = task.discrepancies(draw(model, task, arguments.samples, seed), seed)
+                results[entry].append((count_parameters(model), result.steps, test, float(np.mean(accuracies))))
                 print(
-                    f"{name}, {model}, seed {seed}: {trained.steps} steps, best {trained.best_step}, validation "
-                    f"{trained.validation:.3f}, test {test:.3f}, C2ST {np.round(accuracies, 3)}",
+                    f"{name}, {entry}, seed {seed}: {result.steps} steps, best {result.best_step}, validation "
+                    f"{validation:.3f}, test {test:.3f}, C2ST {np.round(accuracies, 3)}",
                     flush=True,
                 )
-        for model, runs in results.items():
-            figures = [spread([run[1] for run in runs], 3), spread([run[2] for run in runs], 3)]
-            steps = int(statistics.median(run[0].steps for run in runs))
-            rows.append([name, model, count_parameters(runs[0][0].model), steps, *figures])
+        for entry, runs in results.items():
+            parameters, steps, test_figures, c2st = zip(*runs, strict=True)
+            figures = [median_and_range(test_figures), median_and_range(c2st)]
+            rows.append([name, entry, parameters[0], int(statistics.median(steps)), *figures])
     print(f"\nPosteriors, {arguments.seconds:g} s of processor time for each training")
     print(markdown_table(["problem", "model", "parameters", "steps", "log q", "C2ST"], rows))
 

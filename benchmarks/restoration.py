@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from common import argument_parser, markdown_table, median_and_range, prepare, trained
-from digit_spaces import dequantising
+from digit_pixels import SIDE, dequantising
 from torch import Tensor, nn
 
 from examples.digits.data import LEVELS, parts
@@ -34,7 +34,6 @@ from nflib.flows import TARFlow
 from nflib.montecarlo import HMC
 from video.restore import Degradation, blur, downsampling, inpainting, restore, restored_mode
 
-SIDE = 8
 SHAPE = (1, SIDE, SIDE)
 SETTINGS: dict[str, Any] = {
     "batch_size": 128,

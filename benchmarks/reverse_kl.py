@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 import zuko
-from common import argument_parser, count_parameters, markdown_table, prepare
+from common import argument_parser, count_parameters, markdown_table, median_and_range, prepare, quiet
 from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from nflib.flows import Flow, TARFlow
 from nflib.montecarlo import importance_sample
-from nflib.training import ReverseKL, TrainingConfig, TrainingState, fit
+from nflib.training import ReverseKL, TrainingState, fit
 from nflib.transforms import Standardize
 
 DRAWS = 10_000
@@ -118,6 +118,9 @@ class ZukoFlow(nn.Module):
         return self.width * z, log_prob - z.shape[-1] * math.log(self.width)
 
 
+Model = Flow | ZukoFlow
+
+
 def tarflow(dimensions: int, width: float, **settings: Any) -> Flow:
     """A TARFlow that begins as a normal of that width."""
     flow = TARFlow((dimensions,), **settings)
@@ -143,7 +146,7 @@ def nsf(dimensions: int, width: float) -> ZukoFlow:
 class Entrant:
     """How to build a flow from dimensions and width, the estimator, and learning rate and batch size by target."""
 
-    build: Callable[[int, float], nn.Module]
+    build: Callable[[int, float], Model]
     estimator: str
     settings: dict[str, tuple[float, int]]
 
@@ -169,24 +172,21 @@ ENTRANTS = {
 }
 
 
-def train(entrant: Entrant, target: FourModes | DoubleWell, seconds: float, seed: int) -> tuple[nn.Module, int, float]:
+def train(entrant: Entrant, target: FourModes | DoubleWell, seconds: float, seed: int) -> tuple[Model, int, float]:
     """The trained flow, the steps, and the processor time that they took."""
 
     learning_rate, batch_size = entrant.settings[target.name]
 
-    def run(steps: int) -> tuple[nn.Module, float]:
+    def run(steps: int) -> tuple[Model, float]:
         torch.manual_seed(seed)
         flow = entrant.build(target.dimensions, target.width)
-        config = TrainingConfig(
+        config = quiet(
+            seed,
             max_steps=steps,
             learning_rate=learning_rate,
             ema_decay=0.99,
             weight_decay=0.0,
-            seed=seed,
             log_interval=steps,
-            checkpoint_interval=None,
-            tensorboard=False,
-            progress_bar=False,
         )
         objective = ReverseKL(target, batch_size, entrant.estimator, TEMPERATURE, ANNEALING)
         seen: list[float] = []
@@ -218,7 +218,7 @@ class Figures:
     least_share: float
 
     @classmethod
-    def of(cls, flow: nn.Module, target: FourModes | DoubleWell, seed: int) -> Figures:
+    def of(cls, flow: Model, target: FourModes | DoubleWell, seed: int) -> Figures:
         torch.manual_seed(seed)
         draws = importance_sample(flow, target, DRAWS, seed=seed)
         counts = torch.bincount(target.mode(draws.x), minlength=len(target.shares))
@@ -233,11 +233,6 @@ class Figures:
     @property
     def in_standard_errors(self) -> float:
         return abs(self.error) / self.standard_error if math.isfinite(self.standard_error) else math.nan
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} … {max(values):.{digits}f})"
 
 
 def main() -> None:
@@ -263,11 +258,11 @@ def main() -> None:
                 [
                     model,
                     count_parameters(flow),
-                    spread([run.ess for run in runs], 3),
-                    spread([run.error for run in runs], 3),
+                    median_and_range([run.ess for run in runs]),
+                    median_and_range([run.error for run in runs]),
                     f"{max(told):.1f} of {len(told)}" if told else "none",
-                    spread([run.pareto_k for run in runs], 2),
-                    spread([run.least_share for run in runs], 2),
+                    median_and_range([run.pareto_k for run in runs], 2),
+                    median_and_range([run.least_share for run in runs], 2),
                     *(f"{statistics.median(column):.0f}" for column in zip(*costs, strict=True)),
                 ]
             )

@@ -12,28 +12,16 @@ each; gradients are allocated beforehand. Time is that of the processor.
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from common import argument_parser, markdown_table, prepare
+from common import argument_parser, in_fresh_process, markdown_table, peak_and_seconds, prepare
 from torch import Tensor
 
 from nflib.flows import TARFlow
 from nflib.transforms import implicit
 
 TOKENS, BATCH = 256, 16
-MIB = 1024.0  # in the unit of /proc, kB
-
-
-def memory(field: str) -> float:
-    """VmRSS or VmHWM (its peak) of this process, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / MIB
-    raise RuntimeError(f"/proc/self/status does not say {field}.")
 
 
 def measure(what: str, weights: float, seed: int) -> tuple[float, float, int]:
@@ -42,11 +30,11 @@ def measure(what: str, weights: float, seed: int) -> tuple[float, float, int]:
     flow = TARFlow((TOKENS,), 1, channels=128, num_blocks=4, layers_per_block=4)
     with torch.no_grad():
         for parameter in flow.parameters():
-            parameter += weights * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=weights)
             parameter.grad = torch.zeros_like(parameter)
     sweeps, solve = [0], implicit.solve_transposed
 
-    def counting(transposed, diagonal, cotangent):  # type: ignore[no-untyped-def]
+    def counting(transposed: Callable[[Tensor], Tensor], diagonal: Tensor, cotangent: Tensor) -> Tensor:
         def counted(w: Tensor) -> Tensor:
             sweeps[0] += 1
             return transposed(w)
@@ -61,19 +49,7 @@ def measure(what: str, weights: float, seed: int) -> tuple[float, float, int]:
 
     run(1)
     sweeps[0] = 0
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = memory("VmRSS"), time.process_time()
-    run(BATCH)
-    return memory("VmHWM") - before, time.process_time() - start, sweeps[0]
-
-
-def in_fresh_process(*arguments: str) -> tuple[float, float, float]:
-    """What `measure` gives in a process of its own."""
-    threads = ["--threads", str(torch.get_num_threads())]
-    command = [sys.executable, "-W", "ignore", __file__, *threads, "--measure", *arguments]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    peak, seconds, sweeps = map(float, printed.split())
-    return peak, seconds, sweeps
+    return *peak_and_seconds(lambda: run(BATCH)), sweeps[0]
 
 
 def main() -> None:
@@ -91,10 +67,10 @@ def main() -> None:
     prepare(arguments)
     rows = []
     for weights in arguments.weights:
-        runs: dict[str, list[tuple[float, float, float]]] = {"log_prob": [], "rsample": []}
+        runs: dict[str, list[list[float]]] = {"log_prob": [], "rsample": []}
         for repeat in range(arguments.repeats):
             for what in runs:
-                runs[what].append(in_fresh_process(what, weights, str(arguments.seed + repeat)))
+                runs[what].append(in_fresh_process("--measure", what, weights, str(arguments.seed + repeat)))
         (peak, seconds, _), (sampled, longer, sweeps) = (
             [statistics.median(column) for column in zip(*columns, strict=True)] for columns in runs.values()
         )

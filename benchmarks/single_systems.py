@@ -18,7 +18,16 @@ from statistics import median
 from typing import Any
 
 from common import argument_parser, markdown_table, named_folders, prepare
-from public_test import AS_PUBLISHED, COLUMNS, METHOD, SMC_OPTIONS, comparison, figure, importance
+from peptide_steps import (
+    AS_PUBLISHED,
+    COLUMNS,
+    METHOD,
+    SMC_OPTIONS,
+    add_sampling_options,
+    comparison,
+    figure,
+    importance,
+)
 
 from molecular.sampling.sample import SHIPPED
 
@@ -46,15 +55,10 @@ def main() -> None:
         help="PEPTIDE=FOLDER of each flow, or PEPTIDE=FOLDER,FOLDER of a mixture; by default those shipped",
     )
     parser.add_argument("--references", type=Path, help="a folder of simulations, each named like its peptide")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the figures of each peptide and seed")
     parser.add_argument("--seeds", type=int, default=5, help="so many, from --seed on")
-    parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each flow and seed")
-    parser.add_argument("--batch_size", type=int, default=1_000, help="conformations decoded at once")
-    parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
-    parser.add_argument("--start_ps", type=float, default=0.0, help="of the references, ps")
-    parser.add_argument("--transport_points", type=int, default=2_000, help="of an ensemble in the torus distance")
-    parser.add_argument("--bootstrap", type=int, default=3, help="resamples for the errors of distances")
-    parser.set_defaults(**dict.fromkeys(SMC_OPTIONS, 0))  # no SMC here
+    add_sampling_options(parser)
+    without_smc = dict.fromkeys(SMC_OPTIONS, 0)
+    parser.set_defaults(batch_size=1_000, transport_points=2_000, bootstrap=3, **without_smc)
     arguments = parser.parse_args()
     prepare(arguments)
     entries = arguments.models or [f"{name}={SHIPPED / name}" for name in PUBLISHED if (SHIPPED / name).is_dir()]

@@ -21,12 +21,13 @@ import statistics
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from common import argument_parser, markdown_table, prepare
 from nflows.transforms import CompositeTransform, Transform
 
-from molecular.analysis import WeightedConformations, evaluate
+from molecular.analysis import Evaluation, WeightedConformations, evaluate
 from molecular.analysis.compare import FLOOR
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
@@ -179,7 +180,7 @@ def repeat(
         IMPORTANCE: lambda seed: sample(flow, peptide, arguments.evaluations, seed=seed)  # type: ignore[arg-type]
     }
     for name in arguments.settings:
-        runners[name] = lambda seed, s=SETTINGS[name]: run_smc(s, flow, peptide, arguments.evaluations, seed)  # type: ignore[misc]
+        runners[name] = partial(run_smc, SETTINGS[name], flow, peptide, arguments.evaluations)
     results: dict[str, list[WeightedSamples]] = {name: [] for name in runners}
     for seed in range(arguments.seed, arguments.seed + arguments.runs):
         for name, run in runners.items():
@@ -203,7 +204,7 @@ def main() -> None:
     shipped, reference = load_flow(peptide).flow, reference_positions(peptide)
     assert reference is not None
     rows: list[list[object]] = []
-    wholes: dict[float, object] = {}
+    wholes: dict[float, Evaluation] = {}
     for widening in arguments.widening:
         flow = shipped if widening == 1.0 else WidenedFlow(shipped, widening)
         results = repeat(flow, peptide, arguments)
@@ -227,9 +228,9 @@ def main() -> None:
     ]
     print(f"{arguments.runs} runs; means and their standard errors")
     print(markdown_table(header, rows))
-    for widening, whole in wholes.items():
+    for widening, of_all in wholes.items():
         print(f"\nAll runs of a sampler put together, base width {widening:g}")
-        print(whole)
+        print(of_all)
 
 
 if __name__ == "__main__":

@@ -31,42 +31,30 @@ import dataclasses
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from common import argument_parser, fingerprints, kept, markdown_table, named_folders, prepare, reference_frames
-from public_test import public_test, shipped_transferable
+from common import argument_parser, kept, markdown_table, named_folders, prepare, reference_frames
+from peptide_steps import COMPARISON_OPTIONS, add_sampling_options, add_smc_options, evaluated, made_with, moved_by_smc
+from public_test import public_test
 from torch import Tensor
 
-from molecular.analysis import WeightedConformations, evaluate
+from molecular.analysis import WeightedConformations
 from molecular.analysis.compare import FLOOR
-from molecular.analysis.table import Estimate
 from molecular.data.corpus.folder import Corpus
-from molecular.energy.reduced import ReducedEnergy
+from molecular.flows.conformations import GivenMolecule
 from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow, load_proposal, sample
-from molecular.sampling.smc import SplitFlow, smc
-from nflib.flows import GivenFlow
-from nflib.montecarlo import AdaptiveTemperatures, WeightedSamples
+from molecular.sampling.sample import SHIPPED, load_flow, load_proposal, sample
+from molecular.sampling.shipped_flows import COVERAGE, Coverage
+from nflib.metrics import Estimate
+from nflib.montecarlo import WeightedSamples
 
 METRICS = ("effective_sample_size_fraction", "energy_w2", "torus_w2", "bond_graph_rate", "chirality_rate")
 HEADER = ["peptide", "flow", "ensemble", "samples", "energies", "ESS / samples", "energy W2 / kT", "torus W2 / rad"]
 HEADER += ["bonds right", "chirality right"]
-# Options that say what a file's figures are of; a file made with others is not taken for them.
-FIXED = (
-    "num_samples",
-    "smc_samples",
-    "conditional_ess",
-    "moves",
-    "final_moves",
-    "smc_draws",
-    "reference_frames",
-    "start_ps",
-    "transport_points",
-    "bootstrap",
-)
 
 
 def main() -> None:
@@ -76,7 +64,7 @@ def main() -> None:
     shipped = ",".join(map(str, shipped_transferable()))
     models = named_folders(arguments.models or [f"shipped={shipped}"])
     if arguments.public_test:
-        return public_test(models, arguments)
+        return public_test(models, arguments.public_test, arguments.peptides, arguments)
     corpus = Corpus(arguments.references)
     peptides = arguments.peptides or [name for part in ("test", "validation") for name in corpus.sequences(part)]
     if not peptides:
@@ -88,8 +76,8 @@ def main() -> None:
             path = arguments.output / ("likelihood" if arguments.likelihood_only else "ensembles") / name
             records[sequence, name] = kept(
                 path / f"{sequence}.json",
-                {"models": fingerprints(folders)} | {key: getattr(arguments, key) for key in (*FIXED, "seed")},
-                lambda sequence=sequence, folders=folders: run(sequence, folders, corpus, arguments),  # type: ignore[misc]
+                made_with(arguments, folders, *COMPARISON_OPTIONS, "smc_draws"),
+                partial(run, sequence, folders, corpus, arguments),
             )
             print(f"{sequence}, {name}: {records[sequence, name]['seconds']:.0f} s", flush=True)
     print("\n" + (likelihood_table if arguments.likelihood_only else ensemble_table)(records))
@@ -109,19 +97,10 @@ def parse() -> Namespace:
     parser.add_argument(
         "--references", type=Path, help="corpus of simulated peptides; of --public-test, a folder of simulations"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the figures of each peptide")
     parser.add_argument("--peptides", nargs="+", help="sequences; by default those that the corpus has for testing")
-    parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each flow")
-    parser.add_argument("--smc_samples", type=int, default=2_000, help="particles of smc; 0 for none")
     parser.add_argument("--smc_draws", type=int, help="draws of which the particles are the better ones")
-    parser.add_argument("--conditional_ess", type=float, default=0.9, help="of smc, from one temperature to the next")
-    parser.add_argument("--moves", type=int, default=1, help="of smc, at each temperature")
-    parser.add_argument("--final_moves", type=int, default=0, help="of smc, at the target, in the end")
-    parser.add_argument("--batch_size", type=int, default=2_000, help="conformations decoded at once")
-    parser.add_argument("--reference_frames", type=int, default=10_000, help="at most, evenly spaced")
-    parser.add_argument("--start_ps", type=float, default=0.0, help="of the references, ps: frames before are left out")
-    parser.add_argument("--transport_points", type=int, default=1_000, help="of an ensemble in the torus distance")
-    parser.add_argument("--bootstrap", type=int, default=10, help="resamples for the errors")
+    add_sampling_options(parser)
+    add_smc_options(parser)
     parser.add_argument("--likelihood_only", action="store_true", help="likelihood and effective sample size alone")
     arguments = parser.parse_args()
     if arguments.likelihood_only and any("," in entry for entry in arguments.models or ()):
@@ -135,34 +114,16 @@ def ensembles(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments:
     """Metrics of the three ensembles and of the reference's halves, as `Evaluation.save` writes them, and energies."""
     peptide, flow = Peptide(sequence), load_proposal(Peptide(sequence), folders)
     frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
-    options: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    drawn = sample(flow, peptide, arguments.num_samples, **options)
+    drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)
     named: dict[str, WeightedConformations | WeightedSamples] = {
         "proposal": WeightedConformations(drawn.x),
         "reweighted": drawn,
     }
     energies = {"reweighted": len(drawn)}
     if arguments.smc_samples and hasattr(flow, "split_coordinates"):
-        moved = smc(
-            cast(SplitFlow, flow),
-            peptide,
-            arguments.smc_samples,
-            temperatures=AdaptiveTemperatures(arguments.conditional_ess),
-            moves=arguments.moves,
-            final_moves=arguments.final_moves,
-            num_draws=arguments.smc_draws,
-            **options,
-        )
+        moved = moved_by_smc(flow, peptide, arguments, num_draws=arguments.smc_draws, seed=arguments.seed)
         named["SMC"], energies["SMC"] = moved, int(moved.history.num_evaluations[-1])
-    evaluation = evaluate(
-        named,
-        WeightedConformations(frames.positions, groups=frames.ladder),
-        peptide,
-        energy=ReducedEnergy(peptide),
-        num_bootstrap=arguments.bootstrap,
-        transport_points=arguments.transport_points,
-        seed=arguments.seed,
-    )
+    evaluation = evaluated(named, frames, peptide, arguments)
     path = arguments.output / f".{sequence}.evaluation.json"
     dataclasses.replace(evaluation, settings=dict(evaluation.settings) | {"energies": energies}).save(path)
     record: dict[str, Any] = json.loads(path.read_text())
@@ -172,7 +133,8 @@ def ensembles(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments:
 
 def likelihoods(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
     """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
-    peptide, flow = Peptide(sequence), cast(GivenFlow, load_flow(Peptide(sequence), *folders))
+    peptide, (folder,) = Peptide(sequence), folders
+    flow = load_flow(peptide, folder)
     frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
     positions = with_canonical_names(frames.positions, peptide)
     values = torch.cat(
@@ -191,12 +153,18 @@ def likelihoods(sequence: str, folders: Sequence[Path], corpus: Corpus, argument
 
 
 @torch.no_grad()
-def modulo_rigid_motion(flow: GivenFlow, positions: Tensor, seed: int) -> Tensor:
+def modulo_rigid_motion(flow: GivenMolecule, positions: Tensor, seed: int) -> Tensor:
     """Minus the log-density (B,) of conformations modulo rigid motion, float64."""
     exists = torch.ones(positions.shape[:2], dtype=torch.bool)
     placed = flow.flow.placed(positions, exists, torch.Generator().manual_seed(seed))
-    placing = flow.flow.target_energy(lambda x: torch.zeros(len(x), dtype=torch.float64))
+    placing = flow.target_energy(lambda x: torch.zeros(len(x), dtype=torch.float64))
     return -flow.log_prob(placed).double() - placing(placed)
+
+
+def shipped_transferable() -> list[Path]:
+    """The shipped flows that cover the most lengths."""
+    lengths = {path.parent: len(Coverage.read(path).lengths) for path in sorted(SHIPPED.glob(f"*/{COVERAGE}"))}
+    return [folder for folder, number in lengths.items() if number == max(lengths.values())]
 
 
 def ensemble_table(records: Mapping[tuple[str, str], dict[str, Any]]) -> str:

@@ -14,19 +14,18 @@ token by token in any number of x, scaled to unit variance. Times are medians ov
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import argument_parser, markdown_table, prepare
-from torch import Tensor, nn
+from common import argument_parser, markdown_table, median_seconds, prepare, with_random_weights
+from torch import Tensor
 
 from examples.moving_digits.data import WORDS
 from nflib import decoding
-from nflib.transforms import TransformerAffineAutoregressive
 from video import STARFlowV
 from video.flows.decoding import TOLERANCE, FramesAtOnce
 from video.pipeline import Pipeline
@@ -34,26 +33,13 @@ from video.pipeline_settings import SETTINGS
 from video.text.encoders import TextEncoder, Words
 
 PROMPTS = ("a seven moving up and right, fast", "a three moving down, slowly", "a zero moving left, fast")
-PARAMETER_SIZE = 0.1
 
 
-@torch.no_grad()
 def random_weights() -> tuple[STARFlowV, TextEncoder]:
-    """The shipped architecture with random weights whose shifts and log-scales have root mean square PARAMETER_SIZE."""
+    """The shipped architecture, `with_random_weights`."""
     text = Words(WORDS, 8)
     size: dict[str, Any] = {"text_length": text.length, "text_channels": text.channels, "layer": {"head_dim": 32}}
-    flow = STARFlowV((16, 4, 8, 8), 2, 128, [1, 1, 1, 4], **size).eval()
-    for module in flow.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-    for transform in flow.modules():
-        if isinstance(transform, TransformerAffineAutoregressive):
-            is_deep = transform.network.prefix is not None
-            encoded = transform.encode_context(text(PROMPTS[:1]) if is_deep else None)
-            parameters = torch.cat(transform.conditionals(torch.randn(1, 256 if is_deep else 16, 16), encoded))
-            transform.network.proj_out.weight.mul_(PARAMETER_SIZE / parameters.square().mean().sqrt())
-            transform.network.proj_out.bias.zero_()
-    return flow, text
+    return with_random_weights(STARFlowV((16, 4, 8, 8), 2, 128, [1, 1, 1, 4], **size), text(PROMPTS[:1])), text
 
 
 def load(arguments: argparse.Namespace) -> tuple[STARFlowV, TextEncoder]:
@@ -101,18 +87,6 @@ class Deep:
         return (self.decoder if is_deep else decoding.Sequential())(map, noise, encoded_context, prefix)
 
 
-def timed(calls: Mapping[str, Callable[..., object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median times, the calls taking turns after a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            if number:
-                times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 @torch.inference_mode()
 def sweep_rows(flow: STARFlowV, context: Tensor, rounds: int, clock: Callable[[], float]) -> list[list[object]]:
     """What a pass of the deep map over n tokens costs, after so many cached ones."""
@@ -126,8 +100,8 @@ def sweep_rows(flow: STARFlowV, context: Tensor, rounds: int, clock: Callable[[]
     for start in (length, total // 2, total - length):
         sizes = [n for n in (1, length // 2, length, 2 * length, 4 * length) if n and start + n <= total]
         inputs = {str(n): (u, encoded, cache, start, start + n) for n in sizes}
-        calls = {name: (lambda taken=taken: deep.conditionals(*taken)) for name, taken in inputs.items()}
-        for size, taken in timed(calls, 10 * rounds, clock).items():
+        calls = {name: partial(deep.conditionals, *taken) for name, taken in inputs.items()}
+        for size, taken in median_seconds(calls, 10 * rounds, clock).items():
             rows.append([start, size, f"{1e3 * taken:.2f}"])
     return rows
 
@@ -149,7 +123,7 @@ def compare(
         for name, decoder in chosen.items()
     }
     exact = torch.cat([flow.decode(z, context) for z in draws])
-    seconds = timed(calls, arguments.rounds, clock)
+    seconds = median_seconds(calls, arguments.rounds, clock)
     rows: list[list[object]] = []
     for name, call in calls.items():
         with decoding.report() as report:
