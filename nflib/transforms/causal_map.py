@@ -9,7 +9,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflib.decoding.reports import record
-from nflib.interfaces import Decoder, Inversion
+from nflib.interfaces import BlockReport, Decoder, Inversion
 from nflib.transforms.implicit import with_gradient
 
 
@@ -103,7 +103,8 @@ class Autoregressive(Transform):
         with torch.no_grad():
             # A decoder that returns tokens and logabsdet alone does not know its residual.
             inversion = Inversion(*(decoder or self.decoding)(self, inputs, encoded, prefix))
-        record(inversion.statistics)
+        # One that does not say what it did is in the report all the same, its residual with it.
+        record(inversion.statistics or (BlockReport(*inputs.shape[:2], windows=(), residual=inversion.residual),))
         if not torch.is_grad_enabled() or prefix is not None:
             return inversion
         tokens = with_gradient(inversion.tokens, inputs, lambda u: self._to_noise(u, encoded))

@@ -39,3 +39,9 @@ def draw_positions(topology, count, seed=0, dtype=torch.float64):
     """Conformations ``(count, n, 3)`` of no physics, in which no three atoms are collinear."""
     shape = (count, topology.getNumAtoms(), 3)
     return 0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def padded(positions):
+    """One batch of molecules of several sizes."""
+    longest = max(x.shape[1] for x in positions)
+    return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in positions])

@@ -17,6 +17,8 @@ from molecular.molecule.topology import Residue, Topology
 # Harmonic, of the size that general force fields have: kJ/mol/nm^2, kJ/mol/rad^2, kJ/mol; sigma nm, epsilon kJ/mol.
 BOND, ANGLE = 250_000.0, 400.0
 LENNARD_JONES = {"H": (0.25, 0.12), "C": (0.35, 0.28), "O": (0.31, 0.71)}
+# Of peptides, without solvent: quick to build.
+VACUUM = ["amber14-all.xml"]
 SMILES = {"butane": "CCCC", "glycol": "OCCO", "propane": "CCC", "butene": "C/C=C/C", "methanol": "CO"}
 
 

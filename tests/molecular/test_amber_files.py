@@ -8,7 +8,7 @@ from openmm import unit
 from molecular import Molecule, Peptide
 from molecular.molecule.files import read_molecule
 from tests.molecular.amber_files import write_amber
-from tests.molecular.test_molecule_files import assert_energies_are_openmms
+from tests.molecular.openmm_energies import assert_energies_are_openmms
 
 
 @pytest.fixture(scope="module")

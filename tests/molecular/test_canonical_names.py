@@ -29,11 +29,6 @@ def near(peptide, count, noise=0.01, seed=0):
 
 
 @pytest.fixture(scope="module")
-def gg():
-    return Peptide("GG")
-
-
-@pytest.fixture(scope="module")
 def flow(gg):
     """An untrained flow, fitted to conformations near one, that knows canonical names alone."""
     torch.manual_seed(0)

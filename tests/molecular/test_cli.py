@@ -18,6 +18,8 @@ from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.sampling.sample import sample
 from nflib.io import only_run
 from nflib.montecarlo import WeightedSamples
+from tests.molecular.openmm_energies import reference
+from tests.molecular.tiny_runs import FILES_OF_SAMPLES
 
 TRAINING = ["--training.max_steps", "3", "--training.batch_size", "8", "--training.progress_bar", "false"]
 SMALL = ["--channels", "16", "--num_blocks", "2", "--layers_per_block", "1", "--head_dim", "16"]
@@ -26,30 +28,9 @@ SMALL = ["--channels", "16", "--num_blocks", "2", "--layers_per_block", "1", "--
 @pytest.fixture(scope="module")
 def simulation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulation")
-    arguments = [
-        "--peptide",
-        "Ace-G-Nme",
-        "--output",
-        str(folder),
-        "--picoseconds",
-        "0.4",
-        "--save_ps",
-        "0.01",
-    ]
-    main(
-        [
-            "simulate",
-            *arguments,
-            "--hot_ps",
-            "0.05",
-            "--equilibration_ps",
-            "0.1",
-            "--num_ladders",
-            "4",
-            "--num_temperatures",
-            "2",
-        ]
-    )
+    times = ["--picoseconds", "0.4", "--save_ps", "0.01", "--hot_ps", "0.05", "--equilibration_ps", "0.1"]
+    sizes = ["--num_ladders", "4", "--num_temperatures", "2"]
+    main(["simulate", "--peptide", "Ace-G-Nme", *times, *sizes, "--output", str(folder)])
     return folder
 
 
@@ -60,19 +41,15 @@ def model(simulation, tmp_path_factory):
     return folder / "model"
 
 
+def draw(model, output, num_samples, *options):
+    command = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--output", str(output)]
+    main([*command, "--num_samples", str(num_samples), *options])
+
+
 def test_simulate_train_sample(simulation, model, tmp_path):
     output = tmp_path / "samples"
-    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "600"]
-    main([*arguments, "--output", str(output), "--reference", str(simulation), "--seed", "4"])
-    assert {path.name for path in output.iterdir()} == {
-        "molecule.json",
-        "system.xml",
-        "topology.pdb",
-        "samples.xtc",
-        "weights.npz",
-        "summary.json",
-        "ramachandran.png",
-    }
+    draw(model, output, 600, "--reference", str(simulation), "--seed", "4")
+    assert {path.name for path in output.iterdir()} == FILES_OF_SAMPLES
     samples = WeightedSamples.load(output / "weights.npz")
     trajectory = mdtraj.load(str(output / "samples.xtc"), top=str(output / "topology.pdb"))
     assert trajectory.n_frames == len(samples) == 600
@@ -85,33 +62,14 @@ def test_simulate_train_sample(simulation, model, tmp_path):
 
 
 def test_weights_are_boltzmann_over_flow(simulation, model, tmp_path):
-    import openmm
-    from openmm import unit
-
     output = tmp_path / "samples"
-    main(
-        [
-            "sample",
-            "--peptide",
-            "Ace-G-Nme",
-            "--model",
-            str(model),
-            "--num_samples",
-            "600",
-            "--output",
-            str(output),
-        ]
-    )
+    draw(model, output, 600)
     samples = WeightedSamples.load(output / "weights.npz")
     peptide = Peptide("Ace-G-Nme")
-    context = openmm.Context(
-        peptide.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
-    )
-    for index in samples.log_weights.argsort(descending=True)[:5].tolist():
-        context.setPositions(samples.x[index].double().numpy())
-        energy = context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        expected = -energy / peptide.kT - samples.log_prob[index].item()
-        assert samples.log_weights[index].item() == pytest.approx(expected, abs=5e-3)
+    heaviest = samples.log_weights.argsort(descending=True)[:5]
+    energies, _ = reference(peptide.system, samples.x[heaviest].double().numpy())
+    expected = -torch.from_numpy(energies) / peptide.kT - samples.log_prob[heaviest]
+    torch.testing.assert_close(samples.log_weights[heaviest].double(), expected, atol=5e-3, rtol=0)
 
 
 def test_energy_informed_training_goes_on_from_a_model(simulation, model, tmp_path):
@@ -176,26 +134,21 @@ def test_files_of_options_are_read_as_the_command_line_is(monkeypatch, tmp_path)
     assert taken["basins"] == ["left=phi 1 > 0", "right=phi 1 < 0"]
 
 
+OF_GLYCINE = ["sample", "--peptide", "Ace-G-Nme"]
 MISTAKES = {
     "unknown residue": (["sample", "--peptide", "AXA"], "X"),
     "unknown cap": (["sample", "--peptide", "Boc-A-Nme"], "Boc"),
     "empty sequence": (["sample", "--peptide", ""], "sequence"),
-    "no samples": (
-        ["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "0"],
-        "num_samples",
-    ),
-    "negative samples": (
-        ["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--num_samples", "-3"],
-        "num_samples",
-    ),
+    "no samples": ([*OF_GLYCINE, "--model", "{model}", "--num_samples", "0"], "num_samples"),
+    "negative samples": ([*OF_GLYCINE, "--model", "{model}", "--num_samples", "-3"], "num_samples"),
     "no shipped flow": (["sample", "--peptide", "Ace-W-Nme"], "no flow is shipped for Ace-W-Nme"),
-    "missing model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{tmp}/nowhere"], "config.json"),
+    "missing model": ([*OF_GLYCINE, "--model", "{tmp}/nowhere"], "config.json"),
     "model of another peptide": (
         ["sample", "--peptide", "Ace-A-Nme", "--model", "{model}"],
         "of another molecule: it has 22 atoms, not 19",
     ),
-    "truncated model": (["sample", "--peptide", "Ace-G-Nme", "--model", "{truncated}"], "truncated"),
-    "no such device": (["sample", "--peptide", "Ace-G-Nme", "--model", "{model}", "--device", "mtia:9"], "no device"),
+    "truncated model": ([*OF_GLYCINE, "--model", "{truncated}"], "truncated"),
+    "no such device": ([*OF_GLYCINE, "--model", "{model}", "--device", "mtia:9"], "no device"),
     "no end of training": (["train", "--data", "{tmp}"], "max_steps or max_seconds"),
     "bad training": (["train", "--data", "{tmp}", "--training.max_steps", "-3"], "max_steps"),
     "no time": (["simulate", "--picoseconds", "1", "--peptide", "Ace-G-Nme", "--picoseconds", "0"], "picoseconds is 0"),
@@ -203,7 +156,7 @@ MISTAKES = {
         ["simulate", "--picoseconds", "1", "--peptide", "Ace-G-Nme", "--picoseconds", "1", "--temperature", "27"],
         "27 K",
     ),
-    "an empty path": (["sample", "--peptide", "Ace-G-Nme", "--model", ""], "--model is empty"),
+    "an empty path": ([*OF_GLYCINE, "--model", ""], "--model is empty"),
     "peptide and structure": (["sample", "--peptide", "AA", "--structure", "a.pdb"], "either --peptide or --structure"),
     "a system for a peptide": (["sample", "--peptide", "AA", "--system", "a.xml"], "--system goes with --structure"),
     "no simulation": (["train", "--data", "{tmp}/nowhere", *TRAINING], "no molecule.json"),
@@ -233,7 +186,7 @@ def test_mistakes_end_in_one_sentence(name, model, tmp_path, capsys):
 def test_unwritable_output(model, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(SystemExit, match="error: "):
-        main(["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--output", str(tmp_path / "output")])
+        main([*OF_GLYCINE, "--model", str(model), "--output", str(tmp_path / "output")])
 
 
 @pytest.mark.parametrize(
@@ -255,10 +208,7 @@ def test_output_that_is_a_file(model, tmp_path):
 
 
 def test_data_with_nan_is_refused(simulation, tmp_path):
-    import shutil
-
-    poisoned = tmp_path / "poisoned"
-    shutil.copytree(simulation, poisoned)
+    poisoned = shutil.copytree(simulation, tmp_path / "poisoned")
     shard = sorted(poisoned.glob("frames-*.npz"))[0]
     arrays = dict(np.load(shard))
     arrays["positions"][3, 0, 0] = np.nan
@@ -269,14 +219,13 @@ def test_data_with_nan_is_refused(simulation, tmp_path):
 
 def test_an_output_of_no_name(model):
     with pytest.raises(SystemExit, match="error: --output is empty"):
-        main(["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--output="])
+        main([*OF_GLYCINE, "--model", str(model), "--output="])
 
 
 def test_names_of_any_script(model, simulation, tmp_path):
     """mdtraj takes ASCII names alone."""
     output = tmp_path / "ünï cödé 模型"
-    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "60"]
-    main([*arguments, "--output", str(output), "--reference", str(simulation)])
+    draw(model, output, 60, "--reference", str(simulation))
     assert (output / "samples.xtc").stat().st_size > 0
     main(["evaluate", "--samples", str(output), "--reference", str(simulation), "--output", str(output / "é")])
     assert (output / "é" / "report.html").is_file()
@@ -309,8 +258,7 @@ def test_what_is_not_finite_costs_nothing_else(model, tmp_path, monkeypatch):
         return samples
 
     monkeypatch.setattr("molecular.commands.sampling.draw", broken)
-    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "50"]
-    main([*arguments, "--output", str(tmp_path / "output")])
+    draw(model, tmp_path / "output", 50)
     topology = str(tmp_path / "output" / "topology.pdb")
     assert mdtraj.load(str(tmp_path / "output" / "samples.xtc"), top=topology).n_frames == 48
     assert len(WeightedSamples.load(tmp_path / "output" / "weights.npz")) == 50
@@ -321,9 +269,8 @@ def test_results_outlive_a_writer_that_fails(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("molecular.commands.sampling.write_trajectory", fails)
-    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "50"]
     with pytest.raises(SystemExit, match="error: .*No space left"):
-        main([*arguments, "--output", str(tmp_path)])
+        draw(model, tmp_path, 50)
     assert len(WeightedSamples.load(tmp_path / "weights.npz")) == 50
     assert (tmp_path / "summary.json").is_file()
 
@@ -332,8 +279,7 @@ def test_results_outlive_a_writer_that_fails(model, tmp_path, monkeypatch):
 def test_other_trajectories(model, tmp_path, suffix):
     if suffix == "h5":
         pytest.importorskip("tables")
-    arguments = ["sample", "--peptide", "Ace-G-Nme", "--model", str(model), "--num_samples", "20"]
-    main([*arguments, "--output", str(tmp_path), "--trajectory_format", suffix])
+    draw(model, tmp_path, 20, "--trajectory_format", suffix)
     positions = WeightedSamples.load(tmp_path / "weights.npz").x.numpy()
     if suffix == "npz":
         read = np.load(tmp_path / "samples.npz")["positions"]

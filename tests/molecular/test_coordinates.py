@@ -11,7 +11,7 @@ from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import FirstAngleOnCircle, Spherical, torsion_cuts
 from molecular.molecule.symmetry import methyl_rotations, random_symmetry
 from molecular.molecule.z_matrix import z_matrix_order
-from tests.molecular.small_molecules import of_bonds
+from tests.molecular.small_molecules import VACUUM, of_bonds
 
 SEQUENCES = ["Ace-A-Nme", "AAA", "Ace-P-Nme", "PW", "Ace-G-Nme"]
 METHANOL = ([(0, 1), (0, 2), (0, 3), (0, 4), (1, 5)], 6, ["C", "O", "H", "H", "H", "H"])
@@ -19,7 +19,7 @@ METHANOL = ([(0, 1), (0, 2), (0, 3), (0, 4), (1, 5)], 6, ["C", "O", "H", "H", "H
 
 @pytest.fixture(scope="module")
 def peptides() -> dict[str, Peptide]:
-    return {sequence: Peptide(sequence, force_field=["amber14-all.xml"]) for sequence in SEQUENCES}
+    return {sequence: Peptide(sequence, force_field=VACUUM) for sequence in SEQUENCES}
 
 
 def frames_of(peptide):

@@ -33,18 +33,8 @@ def made(tmp_path_factory):
     """Made by the command line, float16, packed."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "sequences.txt").write_text("# two dipeptides and their elder\nGG\nGA # reversed below\n\nAG\n")
-    arguments = [
-        "--picoseconds",
-        "0.02",
-        "--hot_ps",
-        "0",
-        "--equilibration_ps",
-        "0",
-        "--num_ladders",
-        "2",
-        "--num_temperatures",
-        "2",
-    ]
+    arguments = ["--picoseconds", "0.02", "--hot_ps", "0", "--equilibration_ps", "0"]
+    arguments += ["--num_ladders", "2", "--num_temperatures", "2"]
     arguments += ["--save_ps", "0.002", "--storage", "float16", "--tar", "true", "--validation_fraction", "0"]
     arguments += ["--sequences", str(folder / "sequences.txt"), "--test_fraction", "0.4"]
     main(["simulate", *arguments, "--output", str(folder / "corpus")])

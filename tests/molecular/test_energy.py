@@ -1,7 +1,6 @@
 """Compiled energies against OpenMM's Reference platform, closed forms and autograd."""
 
 import copy
-import functools
 import math
 import pickle
 from collections.abc import Callable
@@ -18,65 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from molecular import Peptide
 from molecular.energy import CompiledEnergy, compile_system
 from molecular.energy.tables import rounded
+from tests.molecular.openmm_energies import (
+    assert_matches,
+    nonbonded,
+    peptide,
+    periodic_nonbonded,
+    random_positions,
+    reference,
+    system_of,
+    thermal,
+)
 
 SEQUENCES = ("Ace-A-Nme", "AA", "WK", "AP", "Ace-P-Nme")
-
-
-def system_of(num_atoms: int, *forces: openmm.Force) -> openmm.System:
-    system = openmm.System()
-    for _ in range(num_atoms):
-        system.addParticle(12.0)
-    for force in forces:
-        system.addForce(copy.deepcopy(force))
-    return system
-
-
-def reference(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energies and forces of OpenMM's double-precision platform."""
-    platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-    energies, forces = [], []
-    for positions in x:
-        context.setPositions(positions)
-        state = context.getState(getEnergy=True, getForces=True)
-        energies.append(state.getPotentialEnergy()._value)
-        forces.append(state.getForces(asNumpy=True)._value)
-    return np.array(energies), np.array(forces)
-
-
-def assert_matches(system: openmm.System, x: np.ndarray, tolerance: float = 1e-9) -> None:
-    """Energies relative to themselves, forces relative to the largest of their conformation."""
-    expected_energy, expected_force = reference(system, x)
-    energy, force = compile_system(system, torch.float64).energy_and_force(torch.from_numpy(x))
-    np.testing.assert_allclose(energy.numpy(), expected_energy, rtol=tolerance, atol=tolerance)
-    scale = np.maximum(np.abs(expected_force).max((1, 2)), 1e-3)
-    assert (np.abs(force.numpy() - expected_force).max((1, 2)) / scale).max() < tolerance
-
-
-def random_positions(num_atoms: int, batch: int = 6, spread: float = 0.3, seed: int = 0) -> np.ndarray:
-    return spread * np.random.default_rng(seed).standard_normal((batch, num_atoms, 3))
-
-
-@functools.cache
-def peptide(sequence: str) -> Peptide:
-    return Peptide(sequence)
-
-
-@functools.cache
-def thermal(sequence: str) -> np.ndarray:
-    """Conformations of a short Langevin simulation at 300 K, (8, n, 3) nm."""
-    integrator = openmm.LangevinMiddleIntegrator(300.0, 10.0, 0.001)
-    integrator.setRandomNumberSeed(1)
-    platform = openmm.Platform.getPlatformByName("CPU")
-    context = openmm.Context(peptide(sequence).system, integrator, platform, {"Threads": "1"})
-    context.setPositions(peptide(sequence).positions)
-    context.setVelocitiesToTemperature(300.0, 1)
-    integrator.step(200)
-    frames = []
-    for _ in range(8):
-        integrator.step(40)
-        frames.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
-    return np.array(frames)
 
 
 # --- one force at a time -------------------------------------------------------------------------
@@ -139,27 +91,6 @@ def test_torsion_with_phase_zero_or_pi_closed_form() -> None:
     energy = compile_system(system_of(4, force), torch.float64).energy(x)
     torch.testing.assert_close(energy, 2.0 * (1 + (3 * phi).cos()) + 5.0 * (1 - (2 * phi).cos()))
     assert_matches(system_of(4, force), x.numpy())
-
-
-def nonbonded(
-    num_atoms: int, cutoff: float | None, dielectric: float = 78.3, switch: float | None = None
-) -> openmm.Force:
-    rng = np.random.default_rng(5)
-    force = openmm.NonbondedForce()
-    for _ in range(num_atoms):
-        force.addParticle(rng.normal(), rng.uniform(0.1, 0.3), rng.uniform(0.0, 1.0))
-    force.addException(0, 1, 0.0, 0.1, 0.0)
-    force.addException(5, 2, 0.0, 0.1, 0.0)
-    force.addException(3, 0, 0.3, 0.2, 0.5)
-    force.addException(1, 4, -0.5, 0.2, 0.0)
-    if cutoff is not None:
-        force.setNonbondedMethod(openmm.NonbondedForce.CutoffNonPeriodic)
-        force.setCutoffDistance(cutoff)
-        force.setReactionFieldDielectric(dielectric)
-    if switch is not None:
-        force.setUseSwitchingFunction(True)
-        force.setSwitchingDistance(switch)
-    return force
 
 
 @pytest.mark.parametrize(
@@ -506,12 +437,6 @@ def test_fused_kernel_matches() -> None:
 
 
 # --- what is refused -----------------------------------------------------------------------------
-
-
-def periodic_nonbonded() -> openmm.Force:
-    force = nonbonded(8, 0.6)
-    force.setNonbondedMethod(openmm.NonbondedForce.PME)
-    return force
 
 
 def periodic_bond() -> openmm.Force:

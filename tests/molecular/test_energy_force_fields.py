@@ -9,10 +9,9 @@ import pytest
 import torch
 from openmm import app, unit
 
-from molecular import Peptide
 from molecular.energy import compile_system
 from molecular.molecule.force_fields import CAPPED_FORCE_FIELD, UNCAPPED_FORCE_FIELD
-from tests.molecular.test_energy import assert_matches, reference, system_of
+from tests.molecular.openmm_energies import assert_matches, peptide, reference, system_of, thermal
 
 SEQUENCES = ("Ace-A-Nme", "AA", "AAA", "WK", "AP", "CM", "GYDPETGTWG")
 SETUPS = {"capped": CAPPED_FORCE_FIELD, "uncapped": UNCAPPED_FORCE_FIELD}
@@ -20,11 +19,6 @@ CUTOFFS = {"no cutoff": None, "cutoff": 0.8}
 MODELS = ("hct", "obc1", "obc2", "gbn", "gbn2")
 OPTIONS = ("ACE", "no surface", "ACE, salt", "ACE, salt, cutoff")
 SALT = {"implicitSolventKappa": 1.2 / unit.nanometer}
-
-
-@functools.cache
-def peptide(sequence: str) -> Peptide:
-    return Peptide(sequence)
 
 
 def system(sequence: str, force_field: tuple[str, ...], cutoff: float | None = None, **options: object):
@@ -36,29 +30,19 @@ def system(sequence: str, force_field: tuple[str, ...], cutoff: float | None = N
 @functools.cache
 def conformations(sequence: str) -> tuple[np.ndarray, np.ndarray]:
     """Four of a short Langevin simulation at 300 K, and four strongly distorted: (4, n, 3) nm each."""
-    integrator = openmm.LangevinMiddleIntegrator(300.0, 10.0, 0.001)
-    integrator.setRandomNumberSeed(1)
-    platform = openmm.Platform.getPlatformByName("CPU")
-    context = openmm.Context(peptide(sequence).system, integrator, platform, {"Threads": "1"})
-    context.setPositions(peptide(sequence).positions)
-    context.setVelocitiesToTemperature(300.0, 1)
-    frames = []
-    for _ in range(4):
-        integrator.step(60)
-        frames.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
-    thermal = np.array(frames)
-    noise = np.random.default_rng(2).standard_normal(thermal.shape)
-    return thermal, thermal + np.array([0.01, 0.03, 0.1, 0.3])[:, None, None] * noise
+    near = thermal(sequence, count=4, apart=60)
+    noise = np.random.default_rng(2).standard_normal(near.shape)
+    return near, near + np.array([0.01, 0.03, 0.1, 0.3])[:, None, None] * noise
 
 
 @pytest.mark.parametrize("cutoff", CUTOFFS.values(), ids=CUTOFFS)
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_set_ups_of_peptide(sequence: str, setup: tuple[str, ...], cutoff: float | None) -> None:
-    thermal, distorted = conformations(sequence)
+    near, distorted = conformations(sequence)
     made = system(sequence, setup, cutoff)
-    assert_matches(made, np.concatenate((thermal, distorted)))
-    single = torch.from_numpy(thermal).float()
+    assert_matches(made, np.concatenate((near, distorted)))
+    single = torch.from_numpy(near).float()
     # Rounding positions to single precision moves the energy of the longest by 5e-4 kJ/mol; the rest is arithmetic.
     expected, _ = reference(made, single.double().numpy())
     assert np.abs(compile_system(made).energy(single).numpy() - expected).max() < 1e-3

@@ -19,7 +19,7 @@ from molecular import Molecule, Peptide
 from molecular.dynamics.simulate import simulate
 from molecular.energy import CompiledEnergy, OpenMMEnergy, UnsupportedForce, compile_system
 from molecular.energy.reduced import ReducedEnergy
-from tests.molecular.test_energy import periodic_nonbonded, random_positions, reference, system_of
+from tests.molecular.openmm_energies import periodic_nonbonded, random_positions, reference, system_of
 
 
 @pytest.fixture(scope="module")

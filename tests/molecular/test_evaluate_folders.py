@@ -22,11 +22,6 @@ from nflib.montecarlo import WeightedSamples
 
 
 @pytest.fixture(scope="module")
-def alanine():
-    return Peptide("Ace-A-Nme")
-
-
-@pytest.fixture(scope="module")
 def positions():
     return reference_positions(Peptide("Ace-A-Nme"))[::40]  # (100, 22, 3)
 

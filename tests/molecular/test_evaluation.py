@@ -206,27 +206,13 @@ def test_two_states_in_closed_form(alanine, states):
 
 def test_bootstrap_errors_are_those_of_the_binomial(alanine, states):
     """W_1 = GAP |p - q| with p, q shares of B: variance GAP^2 (p (1 - p) / N + q (1 - q) / M)."""
-    result = evaluate(
-        {"proposal": mixture(states, 200, 200)},
-        mixture(states, 560, 240),
-        alanine,
-        energy=energy_of(states),
-        num_bootstrap=200,
-        transport_points=20,
-        seed=1,
-    )
+    sources = {"proposal": mixture(states, 200, 200)}, mixture(states, 560, 240), alanine
+    settings = {"energy": energy_of(states), "transport_points": 20, "seed": 1}
+    result = evaluate(*sources, **settings, num_bootstrap=200)
     expected = GAP * math.sqrt(0.25 / 400 + 0.21 / 800)
     assert result["proposal", "energy_w1"].error == pytest.approx(expected, rel=0.15)
     assert result["proposal", "effective_sample_size_fraction"].error == pytest.approx(0.0, abs=1e-12)
-    again = evaluate(
-        {"proposal": mixture(states, 200, 200)},
-        mixture(states, 560, 240),
-        alanine,
-        energy=energy_of(states),
-        num_bootstrap=3,
-        transport_points=20,
-        seed=1,
-    )
+    again = evaluate(*sources, **settings, num_bootstrap=3)
     assert again["proposal", "energy_w1"].value == result["proposal", "energy_w1"].value
 
 

@@ -339,11 +339,6 @@ def test_ratio_of_overlapping_and_of_empty_basins():
 # Variables ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def alanine():
-    return Peptide("Ace-A-Nme")
-
-
 def test_variables_by_name_and_by_atoms(alanine):
     positions = torch.as_tensor(alanine.positions)[None].repeat(3, 1, 1)
     phi = CollectiveVariable.of("phi 1", alanine)

@@ -18,9 +18,9 @@ from molecular.training.fit_molecule import train_on_ensemble
 from molecular.training.self_training import improve
 from nflib.flows import Flow
 from nflib.training import TrainingConfig
-from tests.molecular.test_molecule_files import VACUUM
-from tests.molecular.test_own_files_fuzz import DIPEPTIDES, FLOW, IMPROVEMENT, SIMULATION, TRAINING
-from tests.molecular.tiny_flow import make_tiny_flow
+from tests.molecular.small_molecules import VACUUM
+from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
+from tests.molecular.tiny_runs import DIPEPTIDES, IMPROVEMENT, SIMULATION, TRAINING
 from tests.nflib.full_disk import full_disk
 
 
@@ -30,7 +30,7 @@ def inputs(tmp_path_factory):
     molecule = Peptide("GG", force_field=VACUUM)
     simulate(molecule, folder / "simulation", **SIMULATION)
     np.savez(folder / "run.npz", positions=load_ensemble(folder / "simulation").positions.numpy())
-    train_on_ensemble(folder / "simulation", folder / "trained", TrainingConfig(**TRAINING), **FLOW)
+    train_on_ensemble(folder / "simulation", folder / "trained", TrainingConfig(**TRAINING), **SETTINGS)
     run("sample", folder, folder / "samples", molecule, more=False)
     return folder, molecule
 
@@ -46,7 +46,7 @@ def run(command, inputs, output, molecule, more):
         case "import":
             import_trajectory(molecule, inputs / "run.npz", output, highest_energy=1e9, seed=int(more))
         case "train":
-            train_on_ensemble(inputs / "simulation", output, TrainingConfig(**TRAINING | longer), **FLOW)
+            train_on_ensemble(inputs / "simulation", output, TrainingConfig(**TRAINING | longer), **SETTINGS)
         case "improve":
             config = TrainingConfig(**TRAINING | longer, refresh_interval=1)
             improve(make_tiny_flow(molecule), molecule, output, config, **IMPROVEMENT)

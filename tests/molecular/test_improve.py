@@ -22,13 +22,9 @@ from nflib.montecarlo.diagnostics import effective_sample_size
 from nflib.training import LogVariance, TrainingConfig, fit
 from nflib.training.checkpoints import WEIGHTS
 from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
+from tests.quiet import QUIET, QUIET_OPTIONS
 
-LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
-
-
-@pytest.fixture(scope="module")
-def gg():
-    return Peptide("GG")
+LOOP = ["--training.batch_size", "8", *QUIET_OPTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +49,8 @@ def test_the_effective_sample_size_rises(tmp_path, energy_weight):
     flow = TARFlow(event_shape=(3,), channels=16, num_blocks=2, layers_per_block=1, head_dim=8).eval()
     before = importance_sample(flow, BoltzmannDensity(shifted), 2000, seed=1).effective_sample_size_fraction
     source = small_source(flow, labelled=energy_weight > 0)
-    config = TrainingConfig(
-        batch_size=100, max_steps=150, learning_rate=3e-3, ema_decay=0.9, refresh_interval=50, progress_bar=False,
-        tensorboard=False,
-    )  # fmt: skip
+    rates = {"learning_rate": 3e-3, "ema_decay": 0.9, "refresh_interval": 50}
+    config = TrainingConfig(batch_size=100, max_steps=150, **rates, **QUIET)
     fit(flow, source, config=config, objective=LogVariance(energy_weight=energy_weight, clip=4.0), output=tmp_path)
     after = importance_sample(flow, BoltzmannDensity(shifted), 2000, seed=1).effective_sample_size_fraction
     assert after > 2 * before

@@ -16,26 +16,9 @@ from molecular.commands.options import MoleculeOptions
 from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
-from tests.molecular.small_molecules import SMILES, build, write
-
-VACUUM = ["amber14-all.xml"]
-
-
-def assert_energies_are_openmms(molecule: Molecule) -> None:
-    """Energies and forces of perturbed structures, float64, against the Reference platform."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.from_numpy(molecule.positions)[None]
-    x = x + 0.005 * torch.randn(4, *x.shape[1:], generator=generator, dtype=torch.float64)
-    energy, force = compile_system(molecule.system, torch.float64).energy_and_force(x)
-    platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(molecule.system, openmm.VerletIntegrator(0.001), platform)
-    for row, found, forces in zip(x, energy, force, strict=True):
-        context.setPositions(row.numpy())
-        state = context.getState(energy=True, forces=True)
-        expected = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-        reference = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-        np.testing.assert_allclose(forces.numpy(), reference, rtol=1e-6, atol=1e-6 * np.abs(reference).max())
+from tests.molecular.gromacs_files import write_gromacs
+from tests.molecular.openmm_energies import assert_energies_are_openmms
+from tests.molecular.small_molecules import SMILES, VACUUM, build, write
 
 
 @pytest.mark.parametrize("name", SMILES)
@@ -86,62 +69,13 @@ def test_missing_hydrogens_and_water(tmp_path):
     assert context.getState(energy=True).getPotentialEnergy()._value < 0
 
 
-GROMACS = """
-[ defaults ]
-1 2 yes 0.5 0.8333
-[ atomtypes ]
-c 12.011 0.0 A 0.35 0.28
-h 1.008 0.0 A 0.25 0.12
-[ moleculetype ]
-propane 3
-[ atoms ]
-1 c 1 MOL C1 1 -0.18 12.011
-2 c 1 MOL C2 2 -0.12 12.011
-3 c 1 MOL C3 3 -0.18 12.011
-4 h 1 MOL H1 4 0.06 1.008
-5 h 1 MOL H2 5 0.06 1.008
-6 h 1 MOL H3 6 0.06 1.008
-7 h 1 MOL H4 7 0.06 1.008
-8 h 1 MOL H5 8 0.06 1.008
-9 h 1 MOL H6 9 0.06 1.008
-10 h 1 MOL H7 10 0.06 1.008
-11 h 1 MOL H8 11 0.06 1.008
-[ bonds ]
-1 2 1 0.153 250000
-2 3 1 0.153 250000
-1 4 1 0.109 280000
-1 5 1 0.109 280000
-1 6 1 0.109 280000
-2 7 1 0.109 280000
-2 8 1 0.109 280000
-3 9 1 0.109 280000
-3 10 1 0.109 280000
-3 11 1 0.109 280000
-[ angles ]
-1 2 3 1 112.0 400
-4 1 2 1 110.0 400
-9 3 2 1 110.0 400
-[ dihedrals ]
-4 1 2 3 9 0.0 0.65 3
-9 3 2 1 9 0.0 0.65 3
-[ system ]
-propane
-[ molecules ]
-propane 1
-"""
-
-
 def test_gromacs(tmp_path, caplog):
-    (tmp_path / "propane.top").write_text(GROMACS)
-    names = ["C1", "C2", "C3", *(f"H{k}" for k in range(1, 9))]
-    x = build("propane")[2]
-    rows = [f"    1MOL  {name:>5}{k + 1:5d}" + "".join(f"{v:8.3f}" for v in x[k]) for k, name in enumerate(names)]
     for box, told in ((0.0, False), (9.0, True)):
-        (tmp_path / "propane.gro").write_text("\n".join(["propane", "11", *rows, f"   {box} {box} {box}"]) + "\n")
-        molecule = read_molecule(tmp_path / "propane.top", coordinates=tmp_path / "propane.gro")
+        top, gro = write_gromacs(tmp_path, box)
+        molecule = read_molecule(top, coordinates=gro)
         assert ("propane.gro is left out: propane is taken alone, in a vacuum" in caplog.text) == told
     assert molecule.num_atoms == 11 and len(molecule.topology.bonds) == 10
-    np.testing.assert_allclose(molecule.positions, x, atol=6e-4)
+    np.testing.assert_allclose(molecule.positions, build("propane")[2], atol=6e-4)
     assert_energies_are_openmms(molecule)
 
 
@@ -212,7 +146,7 @@ def test_mistakes(tmp_path):
     (tmp_path / "x.prmtop").write_text("hello")
     (tmp_path / "x.inpcrd").write_text("hello")
     (tmp_path / "empty.pdb").write_text("")
-    (tmp_path / "propane.top").write_text(GROMACS)
+    propane, _ = write_gromacs(tmp_path)
     _, glycol = write("glycol", tmp_path)
     broken = tmp_path / "broken.xml"
     broken.write_text('<ForceField><AtomTypes><Type name="A"/></AtomTypes></ForceField>')
@@ -222,7 +156,7 @@ def test_mistakes(tmp_path):
     for arguments, words in (
         ({"structure": tmp_path / "none.pdb"}, "there is no file"),
         ({"structure": structure}, "no peptide, so that it has no default force field"),
-        ({"structure": structure, "force_field": ["amber14-all.xml"]}, "does not know all of butane"),
+        ({"structure": structure, "force_field": VACUUM}, "does not know all of butane"),
         ({"structure": structure, "force_field": ["no.xml"]}, "cannot load the force field no.xml"),
         ({"structure": structure, "force_field": [str(broken)]}, "cannot load the force field .*broken.xml"),
         ({"structure": structure, "system": glycol}, "10 particles but butane has 14 atoms"),
@@ -238,7 +172,7 @@ def test_mistakes(tmp_path):
             {"structure": tmp_path / "x.prmtop", "coordinates": structure, "implicit_solvent": "X"},
             "implicit_solvent is",
         ),
-        ({"structure": tmp_path / "propane.top", "coordinates": tmp_path / "x.inpcrd"}, "x.inpcrd cannot be read"),
+        ({"structure": propane, "coordinates": tmp_path / "x.inpcrd"}, "x.inpcrd cannot be read"),
         ({"structure": tmp_path / "x.prmtop", "coordinates": structure, "force_field": ["a"]}, "its own force field"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words) as error:

@@ -13,8 +13,8 @@ from molecular.molecule.files import read_molecule
 from molecular.molecule.storage import load_molecule, save_molecule
 from tests.damage import damaged
 from tests.molecular.amber_files import write_amber
-from tests.molecular.small_molecules import build, write
-from tests.molecular.test_molecule_files import GROMACS, VACUUM
+from tests.molecular.gromacs_files import write_gromacs
+from tests.molecular.small_molecules import VACUUM, write
 
 QUICK, THOROUGH = 12, 300
 FILES = ("x.pdb", "x.cif", "butane.pdb", "butane.xml", "x.prmtop", "x.inpcrd", "x.top", "x.gro", "molecule.json",
@@ -33,12 +33,9 @@ def whole(tmp_path_factory):
     prmtop, inpcrd = write_amber(peptide, folder)
     prmtop.rename(folder / "x.prmtop")
     inpcrd.rename(folder / "x.inpcrd")
-    (folder / "x.top").write_text(GROMACS)
-    atoms = [
-        f"    1MOL  {'C' if k < 3 else 'H':>5}{k + 1:5d}" + "".join(f"{x:8.3f}" for x in place)
-        for k, place in enumerate(build("propane")[2])
-    ]
-    (folder / "x.gro").write_text("\n".join(["propane", "   11", *atoms, "   0.0 0.0 0.0"]) + "\n")
+    top, gro = write_gromacs(folder)
+    top.rename(folder / "x.top")
+    gro.rename(folder / "x.gro")
     save_molecule(peptide, folder)
     (folder / "settings.json").write_text(
         '{"sequence": "Ace-G-Nme", "force_field": ["amber14-all.xml"], "cutoff": null, "constraints": null, '

@@ -28,8 +28,9 @@ from molecular.training.self_training import improve
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, smc
 from nflib.training import TrainingConfig
 from tests.damage import damaged
-from tests.molecular.test_molecule_files import VACUUM
-from tests.molecular.tiny_flow import make_tiny_flow
+from tests.molecular.small_molecules import VACUUM
+from tests.molecular.tiny_flow import SETTINGS, make_tiny_flow
+from tests.molecular.tiny_runs import DIPEPTIDES, IMPROVEMENT, SIMULATION, TRAINING
 
 QUICK, THOROUGH = 12, 300
 resource = pytest.importorskip("resource")
@@ -53,19 +54,6 @@ class Whole:
 
 
 # --- what is read
-
-SIMULATION = {
-    "picoseconds": 0.04, "hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 3, "num_temperatures": 2,
-    "save_ps": 0.001, "swap_ps": 0.01, "progress": False,
-}  # fmt: skip
-DIPEPTIDES = {
-    "picoseconds": 0.004, "hot_ps": 0.0, "equilibration_ps": 0, "num_ladders": 1, "num_temperatures": 2,
-    "save_ps": 0.002, "swap_ps": 0.002, "progress": False, "validation_fraction": 0, "test_fraction": 0.5, "tar": True,
-}  # fmt: skip
-TRAINING = {"max_steps": 2, "checkpoint_interval": 1, "checkpoints_kept": 2, "batch_size": 4, "progress_bar": False}
-TRAINING |= {"tensorboard": False}
-FLOW = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4}
-IMPROVEMENT = {"samples_per_round": 8, "batch_size": 8}
 
 
 class Well:
@@ -144,7 +132,7 @@ def model(folder, whole):
 
 def training_goes_on(folder, whole):
     shutil.rmtree(folder / "checkpoints" / "step-000000002", ignore_errors=True)
-    result = train_on_ensemble(whole.folder / "simulation", folder, TrainingConfig(**TRAINING), **FLOW)
+    result = train_on_ensemble(whole.folder / "simulation", folder, TrainingConfig(**TRAINING), **SETTINGS)
     return result.steps == 2 and (finite(result.loss) or result.skipped_steps > 0) and model(result.model, whole)
 
 
@@ -249,7 +237,7 @@ def make_whole(folder):
     weighted.save(folder / "samples" / "weights.npz")
     summary = weighted.summary() | {"history": moved.history.summary(), "temperature_K": 300.0, "seed": 0}
     (folder / "samples" / "summary.json").write_text(json.dumps(summary | {"molecule": molecule.name}))
-    train_on_ensemble(folder / "simulation", folder / "trained", TrainingConfig(**TRAINING), **FLOW)
+    train_on_ensemble(folder / "simulation", folder / "trained", TrainingConfig(**TRAINING), **SETTINGS)
     make_tiny_flow(molecule).save_pretrained(folder / "transferable")
     improve(
         make_tiny_flow(molecule), molecule, folder / "improved", TrainingConfig(**TRAINING, refresh_interval=1),

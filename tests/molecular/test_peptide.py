@@ -11,9 +11,10 @@ from openmm import app, unit
 from molecular import Peptide
 from molecular.molecule.sequences import SUPPORTED_RESIDUES, parse_sequence
 from molecular.molecule.torsions import phi_psi_torsions
-from tests.molecular.test_molecule_files import assert_energies_are_openmms
+from tests.molecular.openmm_energies import assert_energies_are_openmms
+from tests.molecular.small_molecules import VACUUM
 
-# Atom orders of shared/golden/prose.json: those of the released Prose weights.
+# Atom orders of tests/golden/prose.json: those of the released Prose weights.
 AA = """N H H2 H3 CA HA C O CB HB1 HB2 HB3
 N H CA HA C O CB HB1 HB2 HB3 OXT"""
 GKW = """N H H2 H3 CA HA2 HA3 C O
@@ -234,9 +235,9 @@ def test_importing_the_package_does_not_load_openmm():
 )
 def test_other_residues_ends_and_bridges(sequence):
     """Their energies are OpenMM's, their sequence comes back from their atoms, and D-residues are mirrored."""
-    peptide = Peptide(sequence, force_field=["amber14-all.xml"])
+    peptide = Peptide(sequence, force_field=VACUUM)
     assert peptide.topology.sequence == sequence
-    assert peptide.topology == Peptide(peptide.topology.sequence, force_field=["amber14-all.xml"]).topology
+    assert peptide.topology == Peptide(peptide.topology.sequence, force_field=VACUUM).topology
     assert_energies_are_openmms(peptide)
     for residue, atoms in zip(peptide.topology.residues, by_residue(peptide), strict=True):
         if "CB" in atoms[1]:
@@ -250,7 +251,7 @@ def test_other_residues_ends_and_bridges(sequence):
 
 
 def test_a_disulfide_is_a_bond():
-    topology = Peptide("Ace-Cyx-GG-Cyx-Nme", force_field=["amber14-all.xml"]).topology
+    topology = Peptide("Ace-Cyx-GG-Cyx-Nme", force_field=VACUUM).topology
     first, second = (atom for atom, name in enumerate(topology.atom_names) if name == "SG")
     assert (first, second) in topology.bonds
 

@@ -8,6 +8,7 @@ import torch
 from molecular.flows.molecule_flow import COORDINATES, MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from nflib.transforms import Whiten
+from tests.molecular.tiny_flow import make_molecule_flow
 
 
 @pytest.fixture(scope="module")
@@ -22,26 +23,6 @@ def frames(peptide: Peptide) -> torch.Tensor:
     return start + 0.004 * torch.randn(500, *start.shape, generator=generator)
 
 
-def make_flow(
-    peptide: Peptide, frames: torch.Tensor, coordinates: str, conditional: str = "spline", **settings: bool
-) -> MoleculeFlow:
-    torch.manual_seed(1)
-    flow = MoleculeFlow.of(
-        peptide,
-        coordinates=coordinates,
-        channels=32,
-        num_blocks=2,
-        layers_per_block=1,
-        head_dim=16,
-        conditional=conditional,
-        **settings,
-    )
-    flow.fit_coordinates(frames)
-    for parameter in flow.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
-
-
 @pytest.mark.parametrize(
     ("coordinates", "conditional"),
     [
@@ -50,7 +31,7 @@ def make_flow(
     ],
 )
 def test_density_of_samples_is_their_log_prob(peptide, frames, coordinates, conditional):
-    flow = make_flow(peptide, frames, coordinates, conditional).double()
+    flow = make_molecule_flow(peptide, frames, coordinates, conditional).double()
     samples, log_prob = flow.sample_and_log_prob(64, seed=3)
     assert samples.shape == (64, peptide.num_atoms, 3)
     with torch.no_grad():
@@ -59,7 +40,7 @@ def test_density_of_samples_is_their_log_prob(peptide, frames, coordinates, cond
 
 @pytest.mark.parametrize("coordinates", ["internal", "local_frames"])
 def test_density_does_not_change_under_rigid_motion(peptide, frames, coordinates):
-    flow = make_flow(peptide, frames, coordinates).double()
+    flow = make_molecule_flow(peptide, frames, coordinates).double()
     generator = torch.Generator().manual_seed(5)
     x = frames[:20].double()
     rotation, _ = torch.linalg.qr(torch.randn(20, 3, 3, generator=generator, dtype=torch.float64))
@@ -72,7 +53,7 @@ def test_density_does_not_change_under_rigid_motion(peptide, frames, coordinates
 @pytest.mark.parametrize("coordinates", COORDINATES)
 def test_whitened_coordinates(peptide, frames, coordinates, tmp_path):
     """The transformer sees what it saw, whitened; densities are still those of samples, and files hold the map."""
-    flow = make_flow(peptide, frames, coordinates, whitened=True)
+    flow = make_molecule_flow(peptide, frames, coordinates, whitened=True)
 
     def seen(flow: MoleculeFlow) -> torch.Tensor:
         inputs = frames
@@ -81,7 +62,7 @@ def test_whitened_coordinates(peptide, frames, coordinates, tmp_path):
         return inputs
 
     with torch.no_grad():
-        plain = seen(make_flow(peptide, frames, coordinates))
+        plain = seen(make_molecule_flow(peptide, frames, coordinates))
         torch.testing.assert_close(seen(flow), Whiten.fit(plain)(plain)[0])
         assert not torch.allclose(seen(flow), plain, atol=0.1)
         flow.save_pretrained(tmp_path)
@@ -95,7 +76,7 @@ def test_circular_torsions_have_no_seam(peptide, frames):
     """Where the circle was cut, the density is the same from both sides; without, it is not."""
     gaps = {}
     for conditional in ("circular", "spline"):
-        flow = make_flow(peptide, frames, "internal", conditional).double()
+        flow = make_molecule_flow(peptide, frames, "internal", conditional).double()
         fixed, rest = flow.split_coordinates()
         with torch.no_grad():
             ahead, _ = fixed(frames[:10].double())
@@ -110,7 +91,7 @@ def test_circular_torsions_have_no_seam(peptide, frames):
 
 @pytest.mark.parametrize("conditional", ["spline", "circular"])
 def test_saved_flow_is_bit_equal(peptide, frames, tmp_path, conditional):
-    flow = make_flow(peptide, frames, "internal", conditional)
+    flow = make_molecule_flow(peptide, frames, "internal", conditional)
     flow.save_pretrained(tmp_path / "model")
     again = MoleculeFlow.from_pretrained(tmp_path / "model")
     with torch.no_grad():
@@ -126,7 +107,7 @@ def test_mistakes(peptide, frames):
     for settings in ({"coordinates": "cartesian"}, {"whitened": True}):
         with pytest.raises(ValueError, match="need internal coordinates, which are not whitened"):
             MoleculeFlow.of(peptide, conditional="circular", **settings)
-    flow = make_flow(peptide, frames, "internal")
+    flow = make_molecule_flow(peptide, frames, "internal")
     with pytest.raises(ValueError, match="of 19 atoms"):
         flow.fit_coordinates(frames[:, :5])
     with pytest.raises(ValueError, match="of another molecule: it has 33 atoms, not 19"):

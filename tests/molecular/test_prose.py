@@ -9,6 +9,7 @@ from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, pad, prose_co
 from molecular.molecule.orderings import PROSE_ORDERINGS
 from nflib import decoding
 from nflib.montecarlo import BoltzmannDensity, importance_sample
+from tests.perturb import perturb
 
 ORDERINGS = PROSE_ORDERINGS[:2]
 
@@ -17,10 +18,7 @@ def make_flow(**settings):
     """A small flow away from the identity, yet not so far that a sample overflows."""
     torch.manual_seed(0)
     defaults = {"channels": 16, "num_blocks": 3, "layers_per_block": 1, "head_dim": 8, "expansion": 2}
-    flow = Prose(**(defaults | {"orderings": ORDERINGS, "scale": 0.5} | settings))
-    for parameter in flow.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
+    return perturb(Prose(**(defaults | {"orderings": ORDERINGS, "scale": 0.5} | settings)), 0.05)
 
 
 def make_context(num_atoms, seed=0):

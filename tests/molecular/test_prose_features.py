@@ -1,22 +1,19 @@
-"""Codes and orderings of Prose against those recorded from the public reference: shared/golden/prose and, for every
+"""Codes and orderings of Prose against those recorded from the public reference: prose.json and, for every
 residue at the N-terminus, inside and at the C-terminus, prose_orderings.json."""
-
-import json
-from pathlib import Path
 
 import mdtraj
 import pytest
 import torch
 from openmm import app
-from safetensors.torch import load_file
 
 from molecular import Peptide
 from molecular.molecule.features import Encoding, encode, pad, prose_context
 from molecular.molecule.orderings import ORDERINGS, PROSE_ORDERINGS, SIDE_CHAINS, ordering
+from tests.recorded import document, recorded
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RECORDED = json.loads((GOLDEN / "prose_orderings.json").read_text())["sequences"]
-PROSE = json.loads((GOLDEN / "prose.json").read_text())
+RECORDED = document("prose_orderings")["sequences"]
+GOLDEN = recorded("prose")
+CODES = ("atom_type", "aa_type", "aa_pos", "seq_len")
 
 
 def topology(residues: list[str], atoms: list[str]) -> app.Topology:
@@ -35,23 +32,17 @@ def recorded_topology(sequence: str) -> app.Topology:
 
 
 def assert_recorded(molecule, sequence):
-    recorded = {name: torch.tensor(codes) for name, codes in RECORDED[sequence]["encoding"].items()}
-    assert_encoding(encode(molecule), recorded)
+    codes = RECORDED[sequence]["encoding"]
+    assert_encoding(encode(molecule), {name: torch.tensor(values) for name, values in codes.items()})
     for name, expected in RECORDED[sequence]["orderings"].items():
         assert ordering(molecule, name).tolist() == expected
         assert ordering(molecule, f"{name}_flip").tolist() == expected[::-1]
 
 
-def assert_encoding(encoding, recorded):
-    num_atoms = len(recorded["atom_type"])
-    expected = recorded | {"seq_len": recorded["seq_len"].expand(num_atoms)}  # the reference keeps one a molecule
-    for codes, name in zip(encoding, ("atom_type", "aa_type", "aa_pos", "seq_len"), strict=True):
-        torch.testing.assert_close(codes, expected[name], rtol=0, atol=0)
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "prose.safetensors")
+def assert_encoding(encoding, expected):
+    for codes, name in zip(encoding, CODES, strict=True):
+        # The reference keeps one seq_len a molecule.
+        torch.testing.assert_close(codes, expected[name].expand(len(encoding[0])), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +54,9 @@ def peptides() -> dict[str, Peptide]:
 
 def test_the_recording_has_every_residue_at_every_place():
     for place in range(3):
-        assert {recorded["residues"][place] for recorded in RECORDED.values()} == set(SIDE_CHAINS)
-    for recorded in RECORDED.values():
-        assert {name for key in recorded["orderings"] for name in (key, f"{key}_flip")} == set(ORDERINGS)
+        assert {peptide["residues"][place] for peptide in RECORDED.values()} == set(SIDE_CHAINS)
+    for peptide in RECORDED.values():
+        assert {name for key in peptide["orderings"] for name in (key, f"{key}_flip")} == set(ORDERINGS)
 
 
 @pytest.mark.parametrize("sequence", RECORDED)
@@ -81,22 +72,26 @@ def test_peptides_give_the_recorded_codes_and_orderings(peptides):
         assert_recorded(peptides[sequence], sequence)
 
 
-@pytest.mark.parametrize("sequence", PROSE["sequences"])
-def test_peptides_of_the_golden_file(golden, peptides, sequence):
+@pytest.mark.parametrize("sequence", GOLDEN.document["sequences"])
+def test_peptides_of_the_golden_file(peptides, sequence):
     peptide = peptides[sequence]
     labels = zip(
         peptide.topology.residue_names, peptide.topology.residue_indices, peptide.topology.atom_names, strict=True
     )
-    assert [f"{residue}{index}:{atom}" for residue, index, atom in labels] == PROSE["atoms"][sequence]["atoms"]
-    prefix = f"inputs/{sequence}/encoding/"
-    assert_encoding(encode(peptide), {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)})
+    assert [f"{residue}{index}:{atom}" for residue, index, atom in labels] == GOLDEN.document["atoms"][sequence][
+        "atoms"
+    ]
+    prefix = f"{sequence}/encoding/"
+    assert_encoding(
+        encode(peptide), {k.removeprefix(prefix): v for k, v in GOLDEN.inputs.items() if k.startswith(prefix)}
+    )
     for name in PROSE_ORDERINGS:
-        expected = golden[f"inputs/{sequence}/ordering/{name}"]
+        expected = GOLDEN.inputs[f"{sequence}/ordering/{name}"]
         torch.testing.assert_close(ordering(peptide, name), expected, rtol=0, atol=0)
 
 
 def test_default_orderings_are_those_of_the_released_blocks():
-    assert list(PROSE_ORDERINGS) == PROSE["config"]["permutation_keys"]
+    assert list(PROSE_ORDERINGS) == GOLDEN.document["config"]["permutation_keys"]
 
 
 def test_context_has_the_codes_then_one_column_an_ordering(peptides):
@@ -110,10 +105,10 @@ def test_context_has_the_codes_then_one_column_an_ordering(peptides):
     assert torch.equal(prose_context(peptide, ()), context[:, :4])
 
 
-def test_padding_has_no_codes_and_is_visited_last(golden, peptides):
-    contexts = [prose_context(peptides[sequence]) for sequence in PROSE["padded_order"]]
+def test_padding_has_no_codes_and_is_visited_last(peptides):
+    contexts = [prose_context(peptides[sequence]) for sequence in GOLDEN.document["padded_order"]]
     batch = pad(contexts)
-    assert torch.equal((batch[..., 0] > 0).float(), golden["inputs/padded/mask"])
+    assert torch.equal((batch[..., 0] > 0).float(), GOLDEN.inputs["padded/mask"])
     for row, context in zip(batch, contexts, strict=True):
         n = len(context)
         assert torch.equal(row[:n], context)

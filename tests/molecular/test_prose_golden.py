@@ -1,47 +1,34 @@
 """The released Prose layout, against numbers recorded from the reference implementation."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from molecular import load_prose
 from molecular.flows.convert_prose import prose_from_state_dict
 from molecular.molecule.features import pad
 from nflib import decoding
+from tests.recorded import document, recorded
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RECORDED = json.loads((GOLDEN / "prose.json").read_text())
-SETTINGS = {"head_dim": RECORDED["config"]["hd"], "orderings": RECORDED["config"]["permutation_keys"]}
-LAYOUT = json.loads((GOLDEN / "released_checkpoint_layouts.json").read_text())["prose_up_to_8aa"]
-SEQUENCES = RECORDED["sequences"]
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    tensors = load_file(GOLDEN / "prose.safetensors")
-    groups = {"weights": {}, "inputs": {}, "outputs": {}}
-    for key, value in tensors.items():
-        group, name = key.split("/", 1)
-        groups[group][name] = value
-    return groups
+GOLDEN = recorded("prose")
+SETTINGS = {"head_dim": GOLDEN.document["config"]["hd"], "orderings": GOLDEN.document["config"]["permutation_keys"]}
+LAYOUT = document("released_checkpoint_layouts")["prose_up_to_8aa"]
+SEQUENCES = GOLDEN.document["sequences"]
 
 
 @pytest.fixture(scope="module")
-def flow(recorded):
-    return prose_from_state_dict(recorded["weights"], **SETTINGS)
+def flow():
+    return prose_from_state_dict(GOLDEN.weights, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def contexts(recorded):
+def contexts():
     """Of each sequence, from its recorded encodings and orderings."""
 
     def context(sequence):
-        codes = [recorded["inputs"][f"{sequence}/encoding/{k}"] for k in ("atom_type", "aa_type", "aa_pos", "seq_len")]
+        codes = [GOLDEN.inputs[f"{sequence}/encoding/{k}"] for k in ("atom_type", "aa_type", "aa_pos", "seq_len")]
         codes[3] = codes[3].expand(len(codes[0]))
-        orderings = [recorded["inputs"][f"{sequence}/ordering/{name}"] for name in SETTINGS["orderings"]]
+        orderings = [GOLDEN.inputs[f"{sequence}/ordering/{name}"] for name in SETTINGS["orderings"]]
         return torch.stack([*codes, *orderings], dim=-1)
 
     return {sequence: context(sequence) for sequence in SEQUENCES}
@@ -49,8 +36,8 @@ def contexts(recorded):
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @torch.no_grad()
-def test_forward(flow, recorded, contexts, sequence):
-    x, outputs = recorded["inputs"][f"{sequence}/x"], recorded["outputs"]
+def test_forward(flow, contexts, sequence):
+    x, outputs = GOLDEN.inputs[f"{sequence}/x"], GOLDEN.outputs
     z, logabsdet = flow._transform(x, contexts[sequence].repeat(len(x), 1, 1))
     assert (z - x).abs().max() > 0.1
     torch.testing.assert_close(z, outputs[f"{sequence}/forward.z"], atol=1e-4, rtol=0)
@@ -59,24 +46,24 @@ def test_forward(flow, recorded, contexts, sequence):
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @torch.no_grad()
-def test_inverse(flow, recorded, contexts, sequence):
-    noise, outputs = recorded["inputs"][f"{sequence}/noise"], recorded["outputs"]
+def test_inverse(flow, contexts, sequence):
+    noise, outputs = GOLDEN.inputs[f"{sequence}/noise"], GOLDEN.outputs
     x, logabsdet = flow._transform.inverse(noise, contexts[sequence].expand(len(noise), -1, -1))
     torch.testing.assert_close(x, outputs[f"{sequence}/reverse.x"], atol=1e-4, rtol=0)
     torch.testing.assert_close(logabsdet, outputs[f"{sequence}/reverse.logdet"], atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
-def test_padded_batch(flow, recorded, contexts):
-    context = pad([contexts[sequence] for sequence in RECORDED["padded_order"]])
-    z, logabsdet = flow._transform(recorded["inputs"]["padded/x"], context)
-    torch.testing.assert_close(z, recorded["outputs"]["padded/forward.z"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(logabsdet, recorded["outputs"]["padded/forward.logdet"], atol=1e-3, rtol=0)
+def test_padded_batch(flow, contexts):
+    context = pad([contexts[sequence] for sequence in GOLDEN.document["padded_order"]])
+    z, logabsdet = flow._transform(GOLDEN.inputs["padded/x"], context)
+    torch.testing.assert_close(z, GOLDEN.outputs["padded/forward.z"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logabsdet, GOLDEN.outputs["padded/forward.logdet"], atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
-def test_a_padded_batch_has_the_densities_of_its_molecules(flow, recorded, contexts):
-    x = [recorded["inputs"][f"{sequence}/x"][:1] for sequence in SEQUENCES]
+def test_a_padded_batch_has_the_densities_of_its_molecules(flow, contexts):
+    x = [GOLDEN.inputs[f"{sequence}/x"][:1] for sequence in SEQUENCES]
     alone = [flow.log_prob(one, contexts[s][None]) for one, s in zip(x, SEQUENCES, strict=True)]
     batch = torch.nn.utils.rnn.pad_sequence([one[0] for one in x], batch_first=True)
     context = pad([contexts[sequence] for sequence in SEQUENCES])
@@ -91,7 +78,7 @@ def test_a_padded_batch_has_the_densities_of_its_molecules(flow, recorded, conte
 
 
 @torch.no_grad()
-def test_jacobi_equals_sequential(flow, recorded, contexts):
+def test_jacobi_equals_sequential(flow, contexts):
     context = pad([contexts[sequence] for sequence in SEQUENCES])
     x, log_prob = flow.sample_and_log_prob(1, context, seed=0)
     for decoder in (decoding.Jacobi(), decoding.GaussSeidelJacobi(16)):
@@ -101,11 +88,11 @@ def test_jacobi_equals_sequential(flow, recorded, contexts):
         torch.testing.assert_close(flow.log_prob(other[:, 0], context), other_log_prob[:, 0], atol=1e-3, rtol=0)
 
 
-def test_files(recorded, contexts, tmp_path):
+def test_files(contexts, tmp_path):
     # As part of a training module, the weights are its net's.
-    torch.save({f"net.{key}": value for key, value in recorded["weights"].items()}, tmp_path / "released.pth")
-    save_file(recorded["weights"], tmp_path / "released.safetensors")
-    x, context = recorded["inputs"]["AA/x"], contexts["AA"].expand(2, -1, -1)
+    torch.save({f"net.{key}": value for key, value in GOLDEN.weights.items()}, tmp_path / "released.pth")
+    save_file(GOLDEN.weights, tmp_path / "released.safetensors")
+    x, context = GOLDEN.inputs["AA/x"], contexts["AA"].expand(2, -1, -1)
     with torch.no_grad():
         flows = [load_prose(tmp_path / f"released.{kind}", **SETTINGS) for kind in ("pth", "safetensors")]
         assert torch.equal(*(flow.log_prob(x, context) for flow in flows))
@@ -126,12 +113,12 @@ def test_the_released_layout_maps_key_for_key():
     assert len(list(flow.parameters())) == len(layout.keys() - set(LAYOUT["buffers"]))
 
 
-def test_mistakes(recorded, tmp_path):
+def test_mistakes(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_prose(tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="no Prose's"):
         prose_from_state_dict({})
-    weights = recorded["weights"]
+    weights = GOLDEN.weights
     key = "blocks.1.attn_blocks.0.transition.transition.linear_out.weight"
     with pytest.raises(ValueError, match=f"lacks '{key}'"):
         prose_from_state_dict({name: value for name, value in weights.items() if name != key}, **SETTINGS)

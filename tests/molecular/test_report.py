@@ -42,11 +42,6 @@ HISTORY = History(
 
 
 @pytest.fixture(scope="module")
-def alanine():
-    return Peptide("Ace-A-Nme")
-
-
-@pytest.fixture(scope="module")
 def positions():
     return reference_positions(Peptide("Ace-A-Nme"))[::10]  # (400, 22, 3)
 

@@ -15,6 +15,7 @@ from molecular.sampling.sample import load_flow, load_proposal
 from molecular.sampling.shipped_flows import COVERAGE, shipped_flows
 from nflib.montecarlo import WeightedSamples
 from tests.molecular.tiny_flow import make_tiny_flow
+from tests.perturb import perturb
 
 TWENTY = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -67,12 +68,7 @@ def test_peptides_that_nothing_covers(folder, sequence):
 def two(folder, tmp_path):
     """The same with another flow of dipeptides."""
     two = shutil.copytree(folder, tmp_path / "two")
-    torch.manual_seed(1)
-    other = InternalProse.from_pretrained(two / "dipeptides")
-    with torch.no_grad():
-        for weight in other.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
-    other.save_pretrained(two / "dipeptides-2")
+    perturb(InternalProse.from_pretrained(two / "dipeptides"), 0.05).save_pretrained(two / "dipeptides-2")
     shutil.copy(two / "dipeptides" / COVERAGE, two / "dipeptides-2")
     return two
 

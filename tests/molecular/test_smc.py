@@ -27,6 +27,8 @@ from nflib.montecarlo import (
     resample,
     score_scales,
 )
+from tests.molecular.tiny_flow import make_molecule_flow
+from tests.molecular.tiny_runs import FILES_OF_SAMPLES
 
 SEQUENCE = "Ace-A-Nme"
 
@@ -48,25 +50,9 @@ def frames() -> torch.Tensor:
     return positions
 
 
-def small_flow(peptide: Peptide, frames: torch.Tensor, coordinates: str) -> MoleculeFlow:
-    torch.manual_seed(1)
-    flow = MoleculeFlow.of(
-        peptide,
-        coordinates=coordinates,
-        channels=16,
-        num_blocks=2,
-        layers_per_block=1,
-        head_dim=16,
-    )
-    flow.fit_coordinates(frames)
-    for parameter in flow.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
-
-
 @pytest.mark.parametrize("coordinates", ["internal", "local_frames"])
 def test_split_is_the_flow(peptide, frames, coordinates):
-    flow = small_flow(peptide, frames, coordinates).double()
+    flow = make_molecule_flow(peptide, frames, coordinates).double()
     fixed, rest = flow.split_coordinates()
     x = frames[:50].double()
     with torch.no_grad():
@@ -97,7 +83,7 @@ def test_split_of_the_shipped_flow(flow, frames):
 def test_steps_of_one_length_fit_all_coordinates(peptide, flow):
     """Divided by the flow's own lengths, forces along all coordinates are alike."""
     fixed, rest = flow.split_coordinates()
-    scales = score_scales(rest, 200, torch.Generator().manual_seed(1))
+    scales = score_scales(rest, 200, seed=1)
     assert scales.shape == (peptide.num_atoms - 2, 3) and (scales > 0).all()
     target = TransformedTarget(BoltzmannDensity(ReducedEnergy(peptide)), fixed)
     y = rest.sample(400, seed=2).requires_grad_()
@@ -108,9 +94,9 @@ def test_steps_of_one_length_fit_all_coordinates(peptide, flow):
 
 def test_flow_on_plain_positions_is_refused(peptide, frames):
     with pytest.raises(ValueError, match="no normaliser"):
-        smc(small_flow(peptide, frames, "cartesian"), peptide, 10)
+        smc(make_molecule_flow(peptide, frames, "cartesian"), peptide, 10)
     with pytest.raises(ValueError, match="no kernel 'nuts'"):
-        smc(small_flow(peptide, frames, "internal"), peptide, 10, kernel="nuts")
+        smc(make_molecule_flow(peptide, frames, "internal"), peptide, 10, kernel="nuts")
     with pytest.raises(ValueError, match="no split_coordinates"):
         smc(torch.nn.Linear(2, 2), peptide, 10)  # type: ignore[arg-type]
 
@@ -257,16 +243,7 @@ def test_command_line(peptide, tmp_path):
     arguments = ["sample", "--peptide", SEQUENCE, "--output", str(output), "--num_samples", "100", "--sampler", "smc"]
     arguments += ["--conditional_ess", "0.5", "--kernel", "mala"]
     main(arguments)
-    assert {path.name for path in output.iterdir()} == {
-        "molecule.json",
-        "system.xml",
-        "topology.pdb",
-        "samples.xtc",
-        "weights.npz",
-        "summary.json",
-        "ramachandran.png",
-        "history.png",
-    }
+    assert {path.name for path in output.iterdir()} == FILES_OF_SAMPLES | {"history.png"}
     summary = json.loads((output / "summary.json").read_text())
     history = summary["history"]
     assert summary["sampler"] == "smc" and history["inverse_temperatures"][-1] == 1.0

@@ -16,8 +16,8 @@ from molecular.molecule.files import read_molecule
 from molecular.molecule.peptide import add_hydrogens, minimise
 from molecular.molecule.structure_checks import named_by_hand, odd_bond, unnamed_bond, with_right_hands
 from molecular.molecule.topology import Residue, Topology
-from tests.molecular.small_molecules import build, write
-from tests.molecular.test_molecule_files import VACUUM, assert_energies_are_openmms
+from tests.molecular.openmm_energies import assert_energies_are_openmms
+from tests.molecular.small_molecules import VACUUM, build, write
 
 
 def atoms_of(line):

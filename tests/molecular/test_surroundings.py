@@ -9,7 +9,8 @@ from molecular import InternalProse
 from molecular.coordinates.local_frames import frames_at
 from molecular.flows.local_environment import CENTRES, CIRCLE, HARMONICS, NUM_ANGULAR, RELATIVE_WIDTH, SCALE
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
-from tests.molecular.test_transferable import BATCH, CONTEXTS, POSITIONS, TOPOLOGIES, make_flow, padded
+from tests.molecular.peptide_topologies import padded
+from tests.molecular.three_peptides import BATCH, CONTEXTS, POSITIONS, TOPOLOGIES, make_flow
 
 
 def surroundings(flow):

@@ -1,7 +1,6 @@
 """The transferable flow on internal coordinates: exact densities of any peptide, alone or in padded batches."""
 
 import math
-from functools import cache
 
 import pytest
 import torch
@@ -12,48 +11,17 @@ from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import Spherical
 from molecular.flows.conditioning import SiteEmbedding
 from molecular.molecule.atom_types import KINDS, ROOT
-from molecular.molecule.features import pad
 from molecular.molecule.internal_context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
 from molecular.sampling.sample import load_flow, sample
-from tests.molecular.peptide_topologies import LETTERS, atoms_of, draw_positions, make_topology
-
-SEQUENCES = ("GG", "AP", "SAG")
-TOPOLOGIES = [make_topology(sequence) for sequence in SEQUENCES]
-CONTEXTS = [internal_context(topology) for topology in TOPOLOGIES]
-BATCH = pad(CONTEXTS)
-POSITIONS = [draw_positions(topology, 1, seed) for seed, topology in enumerate(TOPOLOGIES)]
-
-
-def padded(positions):
-    longest = max(x.shape[1] for x in positions)
-    return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in positions])
-
-
-def make_flow(**settings):
-    """A small flow away from the identity, its marginals fitted to conformations of three peptides."""
-    torch.manual_seed(0)
-    defaults = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8, "expansion": 2}
-    flow = InternalProse(**(defaults | {"condition_channels": 8, "marginal_bins": 8, "units": 4} | settings))
-    for parameter in flow.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    offsets, marginals = fitted_state()
-    flow.coordinates.load_state_dict(offsets)
-    flow.marginals.load_state_dict(marginals)
-    return flow.eval()
-
-
-@cache
-def fitted_state():
-    flow = InternalProse(channels=2, num_blocks=1, layers_per_block=1, head_dim=2, marginal_bins=8)
-    flow.fitted(batches())
-    return flow.coordinates.state_dict(), flow.marginals.state_dict()
-
-
-def batches(count=80):
-    return [
-        {"inputs": draw_positions(topology, count, seed, torch.float32), "context": context.expand(count, -1, -1)}
-        for seed, (topology, context) in enumerate(zip(TOPOLOGIES, CONTEXTS, strict=True))
-    ]
+from tests.molecular.peptide_topologies import LETTERS, atoms_of, draw_positions, make_topology, padded
+from tests.molecular.three_peptides import (
+    BATCH,
+    CONTEXTS,
+    POSITIONS,
+    SEQUENCES,
+    TOPOLOGIES,
+    make_flow,
+)
 
 
 @pytest.fixture(scope="module", params=["spline", "affine"])

@@ -34,11 +34,13 @@ from molecular.training.fit_corpus import (
 )
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.training import TrainingConfig
-from tests.molecular.peptide_topologies import draw_positions, make_topology
+from tests.molecular.peptide_topologies import draw_positions, make_topology, padded
 from tests.molecular.tiny_flow import make_tiny_flow
+from tests.perturb import perturb
+from tests.quiet import QUIET, QUIET_OPTIONS
 
 SMALL = ["--channels", "8", "--num_blocks", "1", "--layers_per_block", "1", "--head_dim", "4"]
-LOOP = ["--training.batch_size", "8", "--training.progress_bar", "false", "--training.tensorboard", "false"]
+LOOP = ["--training.batch_size", "8", *QUIET_OPTIONS]
 SEQUENCES = ("GG", "AG", "GA")
 
 
@@ -239,13 +241,10 @@ def test_the_centroid_energy_normalises_position_and_orientation():
 @pytest.mark.parametrize("kind", [InternalProse, Prose])
 def test_buckets_change_nothing_and_all_molecules_weigh_alike(kind):
     torch.manual_seed(0)
-    flow = kind(channels=8, num_blocks=2, layers_per_block=1, head_dim=4, **EXTRA[kind]).eval()
-    for parameter in flow.parameters():
-        parameter += 0.05 * torch.randn_like(parameter)
+    flow = perturb(kind(channels=8, num_blocks=2, layers_per_block=1, head_dim=4, **EXTRA[kind]), 0.05)
     topologies = [make_topology(sequence) for sequence in ("GAG", "G", "AA", "GW", "K")]
     positions = [draw_positions(topology, 1, seed, torch.float32) for seed, topology in enumerate(topologies)]
-    longest = max(x.shape[1] for x in positions)
-    x = torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in positions])
+    x = padded(positions)
     context = flow.context(*topologies)
     log_prob = flow.log_prob(x, context)
     torch.testing.assert_close(bucketed_log_prob(flow, x, context, 3), log_prob, atol=1e-3, rtol=1e-5)
@@ -255,7 +254,7 @@ def test_buckets_change_nothing_and_all_molecules_weigh_alike(kind):
     if kind is InternalProse:  # a flow on plain positions sees them moved at random
         groups = [[] for _ in topologies]
         batch = {"inputs": x, "context": context, "system": torch.arange(5)}
-        loss, metrics = LikelihoodPerDimension(SymmetryTable(groups, longest))(flow, batch, torch.Generator())
+        loss, metrics = LikelihoodPerDimension(SymmetryTable(groups, x.shape[1]))(flow, batch, torch.Generator())
         torch.testing.assert_close(loss, -(log_prob / dimensions).mean(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(metrics["negative_log_likelihood"], -log_prob.mean(), rtol=1e-5, atol=1e-3)
 
@@ -410,7 +409,7 @@ def test_mistakes_are_answered_in_one_sentence(corpus, tmp_path, capsys):
 def test_peptides_that_are_too_long_are_refused(corpus, tmp_path):
     from molecular.training.fit_corpus import train_on_corpus
 
-    config = TrainingConfig(max_steps=1, batch_size=8, progress_bar=False, tensorboard=False)
+    config = TrainingConfig(max_steps=1, batch_size=8, **QUIET)
     small = {"channels": 8, "num_blocks": 1, "layers_per_block": 1, "head_dim": 4}
     with pytest.raises(ValueError, match="AG has 20 atoms, but the flow takes 18"):
         train_on_corpus(corpus, tmp_path, config, max_atoms=18, **small)

@@ -158,6 +158,17 @@ class FirstTokens(nn.Module):
         return torch.arange(6, device=context.device) < context.unsqueeze(-1)
 
 
+class Cliff(nn.Module):
+    """Scale one where the raw scale is below `edge`; above, a scale that soon overflows."""
+
+    def __init__(self, edge: float):
+        super().__init__()
+        self.edge = edge
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return 1e4 * (raw - self.edge).clamp_min(0)
+
+
 def token_conditions(length: int) -> Draw:
     return lambda batch: torch.randn(batch, length, CONDITION_CHANNELS)
 

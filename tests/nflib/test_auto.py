@@ -37,6 +37,7 @@ from tests.nflib.cases import (
     pairs_of_labels,
     solve,
 )
+from tests.perturb import perturb
 
 MAPS = [
     case
@@ -93,7 +94,7 @@ def measure(monkeypatch):
 
 
 @pytest.fixture
-def flow(perturb) -> TARFlow:
+def flow() -> TARFlow:
     return perturb(TARFlow((12,), 2, **SMALL))
 
 
@@ -118,7 +119,7 @@ def plans_equal(one: DecodingPlan, other: DecodingPlan) -> bool:
 
 @pytest.mark.parametrize("case", MAPS, ids=str)
 @pytest.mark.parametrize("batch", [1, 5])
-def test_a_map_is_inverted_within_its_tolerance(case, batch, perturb):
+def test_a_map_is_inverted_within_its_tolerance(case, batch):
     """Each equation to the tolerance; so u to the tolerance, magnified by the inverse of the equations' Jacobian."""
     transform = perturb(case.build()).double()
     z, context = case.inputs(batch, torch.float64), case.context(batch, torch.float64)
@@ -141,7 +142,7 @@ def test_a_map_is_inverted_within_its_tolerance(case, batch, perturb):
 
 @every_flow
 @pytest.mark.parametrize("batch", [1, 5])
-def test_flows_sample_what_they_sample_token_by_token(case, batch, perturb):
+def test_flows_sample_what_they_sample_token_by_token(case, batch):
     flow = perturb(case.build())
     context = case.context(batch)
     number = batch if context is None else 1
@@ -170,7 +171,7 @@ def test_whatever_is_chosen_finds_the_solution(choice, flow, measure):
     assert sum(measurements.asked.values()) == 4
 
 
-def test_a_prefix_is_kept(perturb):
+def test_a_prefix_is_kept():
     transform = perturb(autoregressive(8, 2)).double()
     z = torch.randn(3, 8, 2, dtype=torch.float64)
     expected, _ = transform.inverse(z)
@@ -184,7 +185,7 @@ def test_a_prefix_is_kept(perturb):
     torch.testing.assert_close(solve(auto, transform, z)[0], expected, rtol=0, atol=1e-6)  # no lock is left behind
 
 
-def test_samples_that_overflow_stay_alone_even_while_measuring(perturb):
+def test_samples_that_overflow_stay_alone_even_while_measuring():
     transform = perturb(autoregressive(8, 2))
     z = torch.randn(4, 8, 2)
     z[2, 3] = math.inf
@@ -206,7 +207,7 @@ def test_batches_are_measured_once_up_to_the_next_power_of_two(flow, measure):
     assert measurements.asked.keys() == auto.plan.measured.keys()
 
 
-def test_frames_stand_in_one_batch(perturb, measure):
+def test_frames_stand_in_one_batch(measure):
     measurements = measure()
     perturb(framewise_flow()).sample(1, labels(3), decoding=Auto())
     assert {(setting.num_tokens, setting.batch_size) for setting in measurements.asked} == {(3, 8), (6, 4)}
@@ -223,7 +224,7 @@ def test_the_number_of_threads_is_part_of_the_setting(flow, measure):
     assert Counter(setting.device for setting in measurements.asked) == {"cpu, 1 threads": 2, "cpu, 2 threads": 2}
 
 
-def test_one_auto_serves_flows_and_threads_at_once(flow, perturb, measure):
+def test_one_auto_serves_flows_and_threads_at_once(flow, measure):
     measurements, auto = measure(3), Auto(tolerance=1e-7)
     measurements.pause = 0.02
     other = perturb(TARFlow((4, 3), 3, **SMALL), seed=3)
@@ -251,7 +252,7 @@ def test_measuring_in_threads_gives_the_same_samples(flow):
     assert len(auto.plan.measured) == 2
 
 
-def test_the_fastest_candidate_is_chosen(monkeypatch, perturb):
+def test_the_fastest_candidate_is_chosen(monkeypatch):
     transform, z = perturb(autoregressive(12, 2)), torch.randn(2, 12, 2)
     tried: list[tuple[int | None, bool]] = []
     fastest: tuple[int, bool] = (0, False)
@@ -273,7 +274,7 @@ def test_the_fastest_candidate_is_chosen(monkeypatch, perturb):
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2])
-def test_short_sequences_have_few_candidates(num_tokens, perturb):
+def test_short_sequences_have_few_candidates(num_tokens):
     transform = perturb(autoregressive(num_tokens, 3, start_token=True))
     z = torch.randn(2, num_tokens, 3)
     auto = Auto()
@@ -284,7 +285,7 @@ def test_short_sequences_have_few_candidates(num_tokens, perturb):
     assert "inf" not in str(auto.plan) and "nan" not in str(auto.plan)
 
 
-def test_a_candidate_that_takes_too_long_is_given_up(perturb):
+def test_a_candidate_that_takes_too_long_is_given_up():
     transform, z = perturb(autoregressive(12, 2)), torch.randn(2, 12, 2)
     call = (transform, z, transform.encode_context(None), None)
     assert auto_module._seconds(Sequential(), -1.0, *call) == math.inf
@@ -329,7 +330,7 @@ def test_a_plans_starts_are_those_of_the_seed(flow, measure):
     assert plans_equal(one, again) and not plans_equal(one, other)
 
 
-def test_starts_save_sweeps(perturb, measure):
+def test_starts_save_sweeps(measure):
     measure()
     flow = perturb(TARFlow((24,), 2, **SMALL), 0.15)
     plan = decoding.plan(flow, [8], num_samples=400)
@@ -340,7 +341,7 @@ def test_starts_save_sweeps(perturb, measure):
     assert with_starts.sweeps < without.sweeps
 
 
-def test_large_maps_get_no_start(perturb, measure):
+def test_large_maps_get_no_start(measure):
     measurements = measure()
     flow = perturb(TARFlow((1030,), 103, channels=8, head_dim=8, num_blocks=1, layers_per_block=1, expansion=1))
     plan = decoding.plan(flow, [2], num_samples=3)
@@ -348,7 +349,7 @@ def test_large_maps_get_no_start(perturb, measure):
     assert "latent" in str(plan) and "affine" not in str(plan)
 
 
-def test_planning_uses_rows_of_the_context_in_turn(perturb, monkeypatch):
+def test_planning_uses_rows_of_the_context_in_turn(monkeypatch):
     flow = perturb(TARFlow((4, 3), 3, num_classes=NUM_CLASSES, **SMALL))
     seen = []
     embed = TransformerAffineAutoregressive.encode_context
@@ -365,7 +366,7 @@ def test_planning_uses_rows_of_the_context_in_turn(perturb, monkeypatch):
     torch.testing.assert_close(x, flow.sample(1, labels(3), seed=0), rtol=0, atol=1e-3)
 
 
-def test_a_flow_that_needs_a_context_is_planned_with_one(perturb):
+def test_a_flow_that_needs_a_context_is_planned_with_one():
     flow = perturb(guided_flow())
     with pytest.raises(ValueError, match="context"):
         decoding.plan(flow, [2], num_samples=3)
@@ -375,13 +376,13 @@ def test_a_flow_that_needs_a_context_is_planned_with_one(perturb):
     torch.testing.assert_close(x, flow.sample(1, labels(2), seed=0), rtol=0, atol=1e-3)
 
 
-def test_a_context_of_tokens_and_mask_is_taken(perturb):
+def test_a_context_of_tokens_and_mask_is_taken():
     flow = perturb(TARFlow((4, 3), 3, context_shape=(None, 2), **SMALL))
     context = torch.randn(3, 5, 2), torch.arange(5) >= torch.tensor([[2], [5], [3]])
     assert len(decoding.plan(flow, [2], context, num_samples=12).initial_guesses) == 2
 
 
-def test_a_flow_without_finite_samples_is_planned_all_the_same(perturb):
+def test_a_flow_without_finite_samples_is_planned_all_the_same():
     flow = perturb(TARFlow((12,), 2, **SMALL))
     with torch.no_grad():
         maps(flow)[0].network.proj_out.bias.fill_(1e3)
@@ -429,7 +430,7 @@ def test_a_loaded_plan_measures_nothing_again(flow, tmp_path, monkeypatch):
         loaded.sample(5, decoding=Auto(DecodingPlan.load(folder)))
 
 
-def test_a_fingerprint_names_the_weights(flow, perturb, tmp_path):
+def test_a_fingerprint_names_the_weights(flow, tmp_path):
     names = [fingerprint(transform) for transform in maps(flow)]
     assert len(set(names)) == 2
     assert [fingerprint(transform) for transform in maps(copy.deepcopy(flow))] == names
@@ -501,12 +502,12 @@ def test_bad_requests_for_a_plan(arguments, flow):
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan])
-def test_a_bad_tolerance(tolerance, perturb):
+def test_a_bad_tolerance(tolerance):
     with pytest.raises(ValueError, match="tolerance"):
         solve(Auto(tolerance=tolerance), perturb(autoregressive(6, 2)), torch.randn(1, 6, 2))
 
 
-def test_guided_and_unguided_maps_are_decoded_by_one_auto(perturb):
+def test_guided_and_unguided_maps_are_decoded_by_one_auto():
     """They have the same weights; whatever was measured for one, each gets its own solution."""
     transform = perturb(autoregressive(num_classes=NUM_CLASSES))
     flow = Flow(CompositeTransform([transform]), StandardNormal((6, 2)))

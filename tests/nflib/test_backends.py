@@ -18,6 +18,7 @@ from nflib.networks import CausalSelfAttention, KeyValueCache, Step, backends, u
 from nflib.networks.backends import causal_attention
 from nflib.networks.cache import causal_mask, padded_causal_mask
 from tests.nflib.cases import AUTOREGRESSIVE, autoregressive, headwise_norm, solve
+from tests.perturb import perturb
 
 WINDOWED = [
     case
@@ -163,7 +164,7 @@ def test_bfloat16_on_cpus_is_computed_in_single_precision(autocast):
 
 
 @pytest.mark.parametrize("case", WINDOWED, ids=str)
-def test_a_map_is_decoded_in_windows_under_autocast(case, perturb):
+def test_a_map_is_decoded_in_windows_under_autocast(case):
     transform = perturb(case.build())
     z, context = case.inputs(3), case.context(3)
     expected, _ = transform.inverse(z, context)
@@ -272,7 +273,7 @@ def test_shared_keys_are_expanded_and_not_copied(xformers, monkeypatch):
 
 
 @pytest.mark.parametrize("case", WINDOWED, ids=str)
-def test_every_window_gives_the_same_solution_by_xformers(case, xformers, perturb):
+def test_every_window_gives_the_same_solution_by_xformers(case, xformers):
     transform = perturb(case.build())
     z, context = case.inputs(3), case.context(3)
     expected, logabsdet = transform.inverse(z, context)
@@ -286,7 +287,7 @@ def test_every_window_gives_the_same_solution_by_xformers(case, xformers, pertur
 
 
 @pytest.mark.parametrize("query_key_norm", [None, headwise_norm], ids=["none", "headwise"])
-def test_xformers_gets_one_dtype_under_autocast(query_key_norm, xformers, perturb):
+def test_xformers_gets_one_dtype_under_autocast(query_key_norm, xformers):
     transform = perturb(autoregressive(8, 2, query_key_norm=query_key_norm))
     z = torch.randn(3, 8, 2)
     use_attention_backend(transform, "xformers")

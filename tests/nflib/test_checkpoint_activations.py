@@ -6,13 +6,13 @@ import torch
 from nflib.flows import Flow, TARFlow
 from nflib.networks import TransformerLayer, checkpoint_activations
 from nflib.training import TrainingConfig, fit
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 
 def a_flow(dropout=0.0):
     torch.manual_seed(0)
-    flow = TARFlow((1, 8, 8), patch_size=2, channels=16, num_blocks=2, layers_per_block=3, head_dim=8)
-    for parameter in flow.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    flow = perturb(TARFlow((1, 8, 8), patch_size=2, channels=16, num_blocks=2, layers_per_block=3, head_dim=8))
     for layer in (part for part in flow.modules() if isinstance(part, TransformerLayer)):
         layer.dropout.p = dropout
     return flow.train()
@@ -66,17 +66,8 @@ def test_together_with_half_precision_averaging_and_accumulation(tmp_path):
     torch.manual_seed(2)
     data, saved = torch.randn(32, 1, 8, 8), []
     for enabled in (False, True):
-        config = TrainingConfig(
-            batch_size=16,
-            accumulation=2,
-            max_steps=5,
-            ema_decay=0.9,
-            precision="bf16-mixed",
-            checkpoint_activations=enabled,
-            accelerator="cpu",
-            tensorboard=False,
-            progress_bar=False,
-        )
+        how = {"precision": "bf16-mixed", "checkpoint_activations": enabled}
+        config = TrainingConfig(batch_size=16, accumulation=2, max_steps=5, ema_decay=0.9, **how, **QUIET)
         fit(a_flow(0.1), data, data, config=config, output=tmp_path / str(enabled))
         saved.append(tmp_path / str(enabled) / "model")
     plain, other = (Flow.from_pretrained(folder).state_dict() for folder in saved)

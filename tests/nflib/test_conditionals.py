@@ -12,17 +12,14 @@ from nflib.distributions import NormalsAndAngles
 from nflib.flows import TARFlow
 from nflib.transforms import UniformizeCircles
 from nflib.transforms.conditionals import CONDITIONALS
+from tests.perturb import perturb
 
 SMALL = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8, "num_bins": 4}
 
 
 def make(event_shape: tuple[int, ...], strength: float = 0.3, **settings: object) -> TARFlow:
     torch.manual_seed(0)
-    flow = TARFlow(event_shape, **(SMALL | settings)).double()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += strength * torch.randn_like(parameter)
-    return flow.eval()
+    return perturb(TARFlow(event_shape, **(SMALL | settings)), strength).double()
 
 
 @pytest.mark.parametrize("conditional", CONDITIONALS)

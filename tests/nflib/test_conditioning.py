@@ -12,6 +12,7 @@ from nflib.networks.conditioning import Lookahead, SinusoidalEmbedding, distinct
 from nflib.networks.norms import LayerNorm
 from nflib.networks.step import Step
 from nflib.networks.transformer import transformer_layers
+from tests.perturb import perturb
 
 
 def test_sinusoidal_embedding_closed_form():
@@ -79,7 +80,7 @@ def adaptive_layers(num_layers, channels=16, condition_channels=6):
     return [AdaptiveTransformerLayer(layer, SwiGLU(channels, 2), channels, condition_channels) for layer in layers]
 
 
-def test_adaptive_layer_is_its_parts(perturb):
+def test_adaptive_layer_is_its_parts():
     (layer,) = adaptive_layers(1)
     perturb(layer, 0.3)
     x, condition = torch.randn(2, 5, 16), torch.randn(2, 5, 6)
@@ -95,7 +96,7 @@ def test_adaptive_layer_is_its_parts(perturb):
 
 
 @torch.no_grad()
-def test_adaptive_layers_with_a_cache_give_the_same_numbers(perturb):
+def test_adaptive_layers_with_a_cache_give_the_same_numbers():
     network = CausalTransformer(
         2, 4, 16, adaptive_layers(2), positions=SinusoidalPositions(8, 16), conditioner=Lookahead(3, 6)
     )

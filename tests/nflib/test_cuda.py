@@ -21,6 +21,7 @@ from nflib.networks.backends import causal_attention
 from nflib.networks.cache import causal_mask
 from tests.nflib.cases import FLOWS, TRANSFORMS, Case, relative_error
 from tests.nflib.training_cases import Record, configuration, normal
+from tests.perturb import perturb
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -40,7 +41,7 @@ def close(on_device: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(on_device.cpu(), expected, rtol=tolerance, atol=tolerance)
 
 
-def pair(case: Case, perturb) -> tuple[nn.Module, nn.Module, Tensor | None, Tensor | None]:
+def pair(case: Case) -> tuple[nn.Module, nn.Module, Tensor | None, Tensor | None]:
     """The module of a case on the CPU and on the device, and a context for each."""
     module = perturb(case.build())
     context = case.context(4)
@@ -62,8 +63,8 @@ def assert_same_gradients(ours: list[Tensor | None], expected: list[Tensor | Non
 
 
 @pytest.mark.parametrize("case", FLOWS, ids=str)
-def test_densities_scores_and_their_gradients(case, perturb):
-    flow, other, context, its_context = pair(case, perturb)
+def test_densities_scores_and_their_gradients(case):
+    flow, other, context, its_context = pair(case)
     x = case.inputs(4)
     expected, found = flow.log_prob(x, context), other.log_prob(x.to(DEVICE), its_context)
     close(found, expected)
@@ -72,8 +73,8 @@ def test_densities_scores_and_their_gradients(case, perturb):
 
 
 @pytest.mark.parametrize("case", [case for case in FLOWS if "nflows" not in case.name], ids=str)
-def test_samples_of_one_seed_and_their_gradients(case, perturb):
-    flow, other, context, its_context = pair(case, perturb)
+def test_samples_of_one_seed_and_their_gradients(case):
+    flow, other, context, its_context = pair(case)
     expected = flow.rsample(2, context, generator=torch.Generator().manual_seed(3))
     found = other.rsample(2, its_context, generator=torch.Generator().manual_seed(3))
     close(found, expected, 1e-3)
@@ -83,8 +84,8 @@ def test_samples_of_one_seed_and_their_gradients(case, perturb):
 @pytest.mark.parametrize("case", [case for case in TRANSFORMS if hasattr(case.build(), "invert")], ids=str)
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
-def test_every_decoder_inverts_every_map(case, name, perturb):
-    transform, other, context, its_context = pair(case, perturb)
+def test_every_decoder_inverts_every_map(case, name):
+    transform, other, context, its_context = pair(case)
     noise = transform(case.inputs(4), context)[0]
     expected = transform.invert(noise, context, Sequential())
     found = other.invert(noise.to(DEVICE), its_context, DECODERS[name])
@@ -93,7 +94,7 @@ def test_every_decoder_inverts_every_map(case, name, perturb):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_samples_of_a_flow_and_their_densities(name, perturb):
+def test_samples_of_a_flow_and_their_densities(name):
     flow = perturb(TARFlow((3, 8, 8), 2, channels=32, num_blocks=3, head_dim=16))
     expected, its_density = flow.sample_and_log_prob(5, seed=0)
     flow.to(DEVICE)
@@ -109,7 +110,7 @@ def test_a_seed_on_the_device_itself():
 
 
 @pytest.mark.parametrize("conditional", ["affine", "spline"])
-def test_in_float64_to_nine_digits(conditional, perturb):
+def test_in_float64_to_nine_digits(conditional):
     flow = TARFlow((3, 4, 4), 2, channels=32, num_blocks=3, head_dim=16, conditional=conditional)
     flow = perturb(flow.double())
     other = copy.deepcopy(flow).to(DEVICE)
@@ -126,7 +127,7 @@ def test_in_float64_to_nine_digits(conditional, perturb):
                 close(own, slope, 1e-9 * float(slope.abs().max().clamp_min(1.0)))
 
 
-def test_a_plan_holds_for_the_device_that_it_was_measured_on(perturb, tmp_path, monkeypatch):
+def test_a_plan_holds_for_the_device_that_it_was_measured_on(tmp_path, monkeypatch):
     flow = perturb(TARFlow((12,), 2, channels=16, num_blocks=2, layers_per_block=1, head_dim=8))
     expected = flow.sample(4, seed=0)
     plan = DecodingPlan.load(make_plan(flow, [4], num_samples=20).save(tmp_path).parent)
@@ -145,7 +146,7 @@ def test_a_plan_holds_for_the_device_that_it_was_measured_on(perturb, tmp_path, 
 
 
 @torch.no_grad()
-def test_autocast_to_bfloat16(perturb):
+def test_autocast_to_bfloat16():
     flow = perturb(TARFlow((3, 8, 8), 2, channels=64, num_blocks=3)).to(DEVICE)
     x, exact = flow.sample_and_log_prob(16, seed=0)
     with torch.autocast(DEVICE, torch.bfloat16):
@@ -190,7 +191,7 @@ def test_xformers_computes_the_same_attention(groups, new, dtype):
 
 
 @torch.no_grad()
-def test_a_flow_by_xformers(perturb):
+def test_a_flow_by_xformers():
     pytest.importorskip("xformers")
     flow = perturb(TARFlow((3, 8, 8), 2, channels=64, num_blocks=2, head_dim=32)).to(DEVICE)
     x, log_prob = flow.sample_and_log_prob(4, seed=0)

@@ -16,7 +16,8 @@ from nflib.decoding import AffineGuess, Auto, GaussSeidelJacobi, Jacobi, Previou
 from nflib.networks import EncodedContext
 from nflib.transforms import GuidedAutoregressive, LinearGuidance
 from nflib.transforms.autoregressive import AffineAutoregressive
-from tests.nflib.cases import AUTOREGRESSIVE, NUM_CLASSES, SCOPED, autoregressive, labels, pairs_of_labels, solve
+from tests.nflib.cases import AUTOREGRESSIVE, NUM_CLASSES, SCOPED, Cliff, autoregressive, labels, pairs_of_labels, solve
+from tests.perturb import perturb
 
 MAPS = AUTOREGRESSIVE + [case for case in SCOPED if case.name.startswith("guided")]
 PREFIXED = [
@@ -97,7 +98,7 @@ def test_a_triangular_system_is_solved_from_any_prefix(decoder, linear):
 
 @pytest.mark.parametrize("case", PREFIXED, ids=str)
 @torch.no_grad()
-def test_the_tokens_that_follow_a_prefix_solve_their_equations(case, perturb):
+def test_the_tokens_that_follow_a_prefix_solve_their_equations(case):
     """Whatever is given first; the solution's own tokens give the rest of the solution."""
     transform = perturb(case.build()).double()
     z, context = case.inputs(3, torch.float64), case.context(3, torch.float64)
@@ -124,7 +125,7 @@ def test_the_tokens_that_follow_a_prefix_solve_their_equations(case, perturb):
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 10.0])
-def test_log_scale_is_that_of_the_result_at_any_tolerance_with_a_prefix(tolerance, perturb):
+def test_log_scale_is_that_of_the_result_at_any_tolerance_with_a_prefix(tolerance):
     transform = perturb(autoregressive(12, 2, start_token=True)).double()
     z = torch.randn(3, 12, 2, dtype=torch.float64)
     for decoder in (Jacobi(tolerance), GaussSeidelJacobi(4, tolerance), Jacobi(0.0, max_sweeps=2)):
@@ -133,7 +134,7 @@ def test_log_scale_is_that_of_the_result_at_any_tolerance_with_a_prefix(toleranc
 
 
 @pytest.mark.parametrize("decoder", [*EXACT, Jacobi(1e-9)], ids=as_written_out)
-def test_a_prefix_that_is_not_finite_spoils_its_own_sample_alone(decoder, perturb):
+def test_a_prefix_that_is_not_finite_spoils_its_own_sample_alone(decoder):
     transform = perturb(autoregressive(10, 2)).double()
     z = torch.randn(4, 10, 2, dtype=torch.float64)
     prefix = torch.randn(4, 3, 2, dtype=torch.float64)
@@ -155,7 +156,7 @@ def test_a_prefix_of_another_shape_is_an_error(decoder, shape):
         solve(decoder, autoregressive(6, 2), torch.randn(3, 6, 2), None, torch.zeros(shape))
 
 
-def test_a_prefix_is_not_written_to_and_its_length_counts_in_the_report(perturb):
+def test_a_prefix_is_not_written_to_and_its_length_counts_in_the_report():
     transform = perturb(autoregressive(8, 2))
     z, prefix = torch.randn(2, 8, 2), torch.randn(2, 3, 2)
     before = prefix.clone()
@@ -179,7 +180,7 @@ def drafted(tolerance: float = 0.0, **arguments: Any) -> Jacobi:
 
 
 @pytest.mark.parametrize("case", MAPS, ids=str)
-def test_drafts_do_not_change_the_solution(case, perturb):
+def test_drafts_do_not_change_the_solution(case):
     """With text, classes, conditions, padding or guidance, in float32 and float64."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         transform = perturb(case.build()).to(dtype)
@@ -194,7 +195,7 @@ def test_drafts_do_not_change_the_solution(case, perturb):
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1.0])
-def test_density_after_drafts_is_that_of_the_result(tolerance, perturb):
+def test_density_after_drafts_is_that_of_the_result(tolerance):
     transform = perturb(autoregressive(12, 2)).double()
     z = torch.randn(3, 12, 2, dtype=torch.float64)
     with decoding.report() as report:
@@ -206,7 +207,7 @@ def test_density_after_drafts_is_that_of_the_result(tolerance, perturb):
     torch.testing.assert_close(log_scale, -transform(u)[1], rtol=0, atol=1e-10)
 
 
-def test_drafts_save_sweeps_and_the_report_counts_both(perturb):
+def test_drafts_save_sweeps_and_the_report_counts_both():
     transform = perturb(autoregressive(32, 2), 0.2)
     z = torch.randn(4, 32, 2)
     with decoding.report() as report:
@@ -228,7 +229,7 @@ def test_drafts_end_when_they_no_longer_help():
     assert report.blocks[0].warmup_sweeps == 1 and report.blocks[0].windows == (12,)
 
 
-def test_a_draft_is_not_overwritten_by_the_previous_frame(perturb):
+def test_a_draft_is_not_overwritten_by_the_previous_frame():
     transform = perturb(autoregressive(24, 2))
     z = torch.randn(3, 24, 2)
     with decoding.report() as report:
@@ -238,7 +239,7 @@ def test_a_draft_is_not_overwritten_by_the_previous_frame(perturb):
     assert report.blocks[0] == report.blocks[1] and report.blocks[0].sweeps < report.blocks[2].sweeps
 
 
-def test_drafts_leave_modules_as_they_were(perturb):
+def test_drafts_leave_modules_as_they_were():
     transform = perturb(autoregressive(8, 2, num_classes=NUM_CLASSES, positions="rotary"))
     names = {name: set(vars(module)) for name, module in transform.named_modules()}
     parameters = dict(transform.named_parameters())
@@ -251,7 +252,7 @@ def test_drafts_leave_modules_as_they_were(perturb):
         assert parameter is parameters[name] and parameter.requires_grad and parameter.grad is None
 
 
-def test_parts_that_are_shared_are_shared_in_the_draft(perturb):
+def test_parts_that_are_shared_are_shared_in_the_draft():
     from nflib.decoding.warmup import in_precision
 
     transform = perturb(autoregressive(8, 2))
@@ -276,7 +277,7 @@ class OneHot(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.float32], ids=str)
-def test_the_context_of_a_draft_is_embedded_in_full_precision(dtype, perturb):
+def test_the_context_of_a_draft_is_embedded_in_full_precision(dtype):
     transform = autoregressive(6, 2, conditioner=True)
     transform.network.conditioner = OneHot()
     perturb(transform)
@@ -285,18 +286,7 @@ def test_the_context_of_a_draft_is_embedded_in_full_precision(dtype, perturb):
     torch.testing.assert_close(u, transform.inverse(z, context)[0], rtol=0, atol=1e-5)
 
 
-class Cliff(nn.Module):
-    """Scale one where the raw scale is below `edge`; above, a scale that soon overflows."""
-
-    def __init__(self, edge: float):
-        super().__init__()
-        self.edge = edge
-
-    def forward(self, raw: Tensor) -> Tensor:
-        return 1e4 * (raw - self.edge).clamp_min(0)
-
-
-def test_overflow_in_a_draft_is_contained(perturb):
+def test_overflow_in_a_draft_is_contained():
     """From other tokens than the solution, the draft's sweeps overflow; the solution is found all the same."""
     torch.manual_seed(2)
     transform = perturb(autoregressive(12, 2, positions="rotary", start_token=True))
@@ -315,7 +305,7 @@ def test_overflow_in_a_draft_is_contained(perturb):
         assert not log_scale.any()
 
 
-def test_a_draft_that_overflows_in_its_own_precision_is_outlived(perturb):
+def test_a_draft_that_overflows_in_its_own_precision_is_outlived():
     """float16 ends at 65504: a weight beyond that is infinite there, and each parameter not a number."""
     transform = perturb(autoregressive(8, 2))
     transform.network.proj_in.bias.data[0] = 1e5
@@ -326,7 +316,7 @@ def test_a_draft_that_overflows_in_its_own_precision_is_outlived(perturb):
     torch.testing.assert_close(u, transform.inverse(z)[0], rtol=0, atol=1e-5)
 
 
-def test_a_sample_that_overflows_does_not_disturb_the_drafts_of_others(perturb):
+def test_a_sample_that_overflows_does_not_disturb_the_drafts_of_others():
     transform = perturb(autoregressive(10, 2), 0.2)
     z = torch.randn(4, 10, 2)
     expected, _ = solve(drafted(1e-5), transform, z)
@@ -336,7 +326,7 @@ def test_a_sample_that_overflows_does_not_disturb_the_drafts_of_others(perturb):
     assert u[[1, 3]].isnan().all() and log_scale[[1, 3]].isnan().all()
 
 
-def test_drafts_of_a_guided_map_with_a_temperature(perturb):
+def test_drafts_of_a_guided_map_with_a_temperature():
     transform = GuidedAutoregressive(
         perturb(autoregressive(num_classes=NUM_CLASSES)), LinearGuidance(1.0, attention_temperature=1.3)
     )
@@ -351,7 +341,7 @@ def test_drafts_of_a_guided_map_with_a_temperature(perturb):
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 5, 8, 11, None])
-def test_from_the_previous_frame_every_window_finds_the_solution(window, perturb):
+def test_from_the_previous_frame_every_window_finds_the_solution(window):
     transform = perturb(autoregressive(12, 2)).double()
     z = torch.randn(3, 12, 2, dtype=torch.float64)
     expected, _ = transform.inverse(z)
@@ -375,7 +365,7 @@ def test_guesses_are_the_tokens_one_frame_earlier(first, stop):
     assert torch.equal(guess, expected) and guess.data_ptr() != u.data_ptr()
 
 
-def test_nearly_repeated_frames_take_fewer_sweeps_from_the_previous_one(perturb):
+def test_nearly_repeated_frames_take_fewer_sweeps_from_the_previous_one():
     # A gentle map: one that magnifies the first frame's error beyond the tolerance would hide the better guess.
     transform = perturb(autoregressive(24, 2, positions="rotary"), 0.05).double()
     frame = torch.randn(3, 1, 6, 2, dtype=torch.float64)
@@ -452,7 +442,7 @@ def test_a_linear_map_takes_one_sweep_from_its_affine_start(linear):
     assert report.blocks[0].sweeps > 4 and report.blocks[1].sweeps == 1
 
 
-def test_a_map_with_a_strong_linear_part_takes_fewer_sweeps(perturb):
+def test_a_map_with_a_strong_linear_part_takes_fewer_sweeps():
     transform = perturb(autoregressive(16, 2), 0.15)
     z = torch.randn(600, 16, 2)
     start = AffineGuess.fit(z, transform.inverse(z)[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -19,15 +17,7 @@ from nflib.networks import (
 )
 from nflib.transforms import GaussianizeMarginals, ImagePatches, Permute, Reverse, Standardize, VectorPatches
 from tests.nflib.cases import FLOWS, NUM_CLASSES, SMALL, TRANSFORMS, Case, autoregressive
-
-
-def message_of(call: Callable[[], object]) -> str:
-    """The message of the ValueError that a call raises: one sentence on one line."""
-    with pytest.raises(ValueError) as error:
-        call()
-    message = str(error.value)
-    assert message.endswith(".") and "\n" not in message and 20 < len(message) < 250, message
-    return message
+from tests.nflib.messages import message_of
 
 
 @pytest.fixture
@@ -102,22 +92,6 @@ def test_batch_size(flow, batch_size):
 def test_a_generator_and_a_seed_at_once(flow, method):
     message = message_of(lambda: getattr(flow, method)(2, generator=torch.Generator(), seed=0))
     assert "generator" in message and "seed" in message
-
-
-# --- contexts ---
-
-
-@pytest.mark.parametrize("label", [-2, NUM_CLASSES, 1000])
-def test_labels_that_do_not_exist(flow, label):
-    labels = torch.tensor([0, label])
-    message = message_of(lambda: flow.log_prob(torch.zeros(2, 1, 4, 4), labels))
-    assert str(label) in message and f"0 … {NUM_CLASSES - 1}" in message
-    assert message_of(lambda: flow.sample(1, labels)) == message
-
-
-def test_a_context_of_another_length(flow):
-    with pytest.raises(ValueError, match="as many rows"):
-        flow.log_prob(torch.zeros(3, 1, 4, 4), torch.tensor([0, 1]))
 
 
 def test_adaptive_norm_without_a_condition():

@@ -18,6 +18,7 @@ from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow, autoregressive_blocks
 from nflib.montecarlo import BoltzmannDensity, smc
 from nflib.transforms import GaussianizeMarginals, LinearGuidance, VectorPatches
+from tests.perturb import perturb
 
 SMALL = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8}
 
@@ -69,7 +70,7 @@ def test_log_determinants_that_are_not_one_number_a_row():
     torch.testing.assert_close(flow.log_prob(samples), log_prob)
 
 
-def test_maps_that_know_no_guidance_take_the_conditional_context(perturb):
+def test_maps_that_know_no_guidance_take_the_conditional_context():
     foreign = MaskedAffineAutoregressiveTransform(6, 16, context_features=3)
     blocks = autoregressive_blocks((3, 2), context_shape=(3,), start_token=True, **SMALL)
     parts = CompositeTransform([CompositeTransform([foreign]), VectorPatches((6,), 2), *blocks])
@@ -111,7 +112,7 @@ class Mistaken(nn.Module):
         return len(3)
 
 
-def test_gradients_of_each_sample_by_torch_func(perturb):
+def test_gradients_of_each_sample_by_torch_func():
     """`vmap`, `grad` and `functional_call`, of labels, of intervals, and in batches."""
     labelled = perturb(TARFlow((6,), patch_size=2, num_classes=3, **SMALL).double())
     everywhere = torch.ones(6, dtype=torch.bool)

@@ -39,6 +39,7 @@ from tests.nflib.cases import (
     solve,
     texts,
 )
+from tests.perturb import perturb
 
 NO_CLASS = torch.tensor(-1)
 GUIDANCES = [
@@ -57,7 +58,7 @@ def parameters(number: int = 4, length: int = 5) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def flow(perturb) -> TARFlow:
+def flow() -> TARFlow:
     return perturb(TARFlow((1, 4, 6), 2, num_classes=NUM_CLASSES, **SMALL)).double()
 
 
@@ -141,7 +142,7 @@ def test_a_branch_guided_by_its_like_is_unchanged(guidance):
 
 
 @pytest.mark.parametrize("guidance", [LinearGuidance(0.0), ProductGuidance(0.0)], ids=lambda g: type(g).__name__)
-def test_weight_zero_is_the_conditional_map(guidance, perturb):
+def test_weight_zero_is_the_conditional_map(guidance):
     transform = perturb(autoregressive(num_classes=NUM_CLASSES)).double()
     guided = GuidedAutoregressive(transform, guidance)
     u, context = torch.randn(4, 6, 2, dtype=torch.float64), pairs_of_labels(4)
@@ -153,7 +154,7 @@ def test_weight_zero_is_the_conditional_map(guidance, perturb):
 
 @every_guidance
 @pytest.mark.parametrize("kind", ["labels", "texts", "texts-rotary"])
-def test_a_guided_map_combines_its_two_branches(guidance, kind, perturb):
+def test_a_guided_map_combines_its_two_branches(guidance, kind):
     """Each branch by itself; where a temperature is set, the unconditional one with its queries divided by it."""
     settings: dict[str, dict[str, Any]] = {
         "labels": {"num_classes": NUM_CLASSES, "start_token": True},
@@ -201,7 +202,7 @@ def test_attention_at_a_temperature_is_that_of_scaled_logits(query_key_norm):
 
 
 @every_guidance
-def test_every_decoder_finds_the_guided_solution(guidance, perturb):
+def test_every_decoder_finds_the_guided_solution(guidance):
     transform = GuidedAutoregressive(
         perturb(autoregressive(12, 2, num_classes=NUM_CLASSES, start_token=True)), guidance
     )
@@ -215,7 +216,7 @@ def test_every_decoder_finds_the_guided_solution(guidance, perturb):
         torch.testing.assert_close(log_scale, -logabsdet, rtol=0, atol=1e-4)
 
 
-def test_the_log_determinant_is_that_of_the_written_out_jacobian(perturb):
+def test_the_log_determinant_is_that_of_the_written_out_jacobian():
     for guidance in GUIDANCES:
         transform = GuidedAutoregressive(perturb(autoregressive(4, 2, num_classes=NUM_CLASSES)), guidance).double()
         u, context = torch.randn(3, 4, 2, dtype=torch.float64), pairs_of_labels(3)
@@ -238,7 +239,7 @@ def test_log_prob_of_guided_samples_is_exact(guidance, decoder, flow):
     torch.testing.assert_close(guided.log_prob(x.flatten(0, 1), rows), log_prob.flatten(), rtol=0, atol=1e-8)
 
 
-def test_a_guided_density_is_normalised(perturb):
+def test_a_guided_density_is_normalised():
     """Of one token on a line, after a learned start: the sum over a grid is one, with and without a class."""
     transform = perturb(autoregressive(1, 1, num_classes=NUM_CLASSES, start_token=True), 0.3)
     flow = Flow(CompositeTransform([transform]), StandardNormal((1, 1))).double()
@@ -278,7 +279,7 @@ def test_the_unconditional_context_is_one_for_all_or_one_a_row(flow):
     assert (one - other).abs().min() > 1e-6
 
 
-def test_texts_guide_by_an_empty_text(perturb):
+def test_texts_guide_by_an_empty_text():
     flow = Flow(CompositeTransform([perturb(autoregressive(prefix=True))]), StandardNormal((6, 2))).double()
     guided = flow.guided(ProductGuidance(1.0), torch.zeros(1, 3, 4, dtype=torch.float64))
     context = texts(4).double()
@@ -328,7 +329,7 @@ def test_training_one_changes_the_other(flow):
     assert torch.equal(fresh.log_prob(x, context), guided.log_prob(x, context))
 
 
-def test_an_embedding_of_the_context_is_shared_and_trained_too(perturb):
+def test_an_embedding_of_the_context_is_shared_and_trained_too():
     flow = perturb(embedded_context()).double()
     guided = flow.guided(LinearGuidance(1.0), torch.zeros(1, 2, dtype=torch.float64))
     assert {id(p) for p in guided.parameters()} == {id(p) for p in flow.parameters()}
@@ -342,7 +343,7 @@ def test_an_embedding_of_the_context_is_shared_and_trained_too(perturb):
     torch.testing.assert_close(copy.deepcopy(guided).log_prob(x, context), guided.log_prob(x, context))
 
 
-def test_a_map_that_occurs_twice_is_guided_twice(perturb):
+def test_a_map_that_occurs_twice_is_guided_twice():
     block = perturb(autoregressive(num_classes=NUM_CLASSES))
     twice = Flow(CompositeTransform([block, Reverse(), block]), StandardNormal((6, 2))).double()
     apart = copy.deepcopy(twice)
@@ -353,7 +354,7 @@ def test_a_map_that_occurs_twice_is_guided_twice(perturb):
     torch.testing.assert_close(guided.log_prob(x, context), expected.log_prob(x, context))
 
 
-def test_maps_without_a_context_are_not_guided(perturb):
+def test_maps_without_a_context_are_not_guided():
     """Nor are those inside a frame, which are given none."""
     transforms = [
         autoregressive(),
@@ -367,7 +368,7 @@ def test_maps_without_a_context_are_not_guided(perturb):
     torch.testing.assert_close(guided.log_prob(x[0], torch.tensor([1, 1])), log_prob[0], rtol=0, atol=1e-9)
 
 
-def test_a_maps_own_decoder_stays_in_force(perturb):
+def test_a_maps_own_decoder_stays_in_force():
     transform = perturb(autoregressive(num_classes=NUM_CLASSES))
     flow = Flow(CompositeTransform([transform]), StandardNormal((6, 2)))
     auto = Auto()

@@ -39,6 +39,7 @@ from tests.nflib.cases import (
     spline_coupling,
     spline_on_top,
 )
+from tests.perturb import perturb
 
 
 def round_trip(flow, folder):
@@ -57,7 +58,7 @@ def same(flow, other, x, context=None) -> bool:
 
 
 @pytest.mark.parametrize("case", [case for case in COMPOSED_FLOWS if case.name != "spline-on-top"], ids=str)
-def test_a_composed_flow_comes_back_from_its_folder_alone(case, perturb, tmp_path):
+def test_a_composed_flow_comes_back_from_its_folder_alone(case, tmp_path):
     flow = perturb(case.build()).eval()
     torch.manual_seed(1234)  # what is drawn when it is built again does not matter
     loaded = round_trip(flow, tmp_path)
@@ -71,7 +72,7 @@ UNKNOWN = ("query-key-norm", "padding", "padding-start-learned", "everything")
 
 
 @pytest.mark.parametrize("case", [case for case in TRANSFORMS if case.name not in UNKNOWN], ids=str)
-def test_every_part_of_nflib_is_described(case, perturb):
+def test_every_part_of_nflib_is_described(case):
     transform = perturb(case.build()).eval()
     description, tensors = describe({"transforms": [transform]})
     (again,) = rebuild(CompositeTransform, json.loads(json.dumps(description)), tensors)._transforms
@@ -95,7 +96,7 @@ NFLOWS = {
 
 
 @pytest.mark.parametrize("name", NFLOWS)
-def test_parts_of_nflows(name, perturb, tmp_path):
+def test_parts_of_nflows(name, tmp_path):
     transform = CompositeTransform([NFLOWS[name](), VectorPatches((8,), 2), *blocks(4, 2)])
     flow = Flow(transform, nflows.distributions.StandardNormal([4, 2]))
     x = torch.randn(5, 8)
@@ -104,7 +105,7 @@ def test_parts_of_nflows(name, perturb, tmp_path):
     assert torch.equal(round_trip(flow, tmp_path).log_prob(x), flow.log_prob(x))
 
 
-def test_a_part_in_two_places_is_one_part_again(perturb, tmp_path):
+def test_a_part_in_two_places_is_one_part_again(tmp_path):
     shared, order = autoregressive(), Reverse()
     flow = perturb(Flow(CompositeTransform([shared, order, shared, order]), StandardNormal((6, 2)))).eval()
     loaded = round_trip(flow, tmp_path)
@@ -113,7 +114,7 @@ def test_a_part_in_two_places_is_one_part_again(perturb, tmp_path):
     assert same(flow, loaded, torch.randn(3, 6, 2))
 
 
-def test_tensors_among_the_arguments_stand_with_the_weights(perturb, tmp_path):
+def test_tensors_among_the_arguments_stand_with_the_weights(tmp_path):
     permutation = torch.randperm(6)
     flow = perturb(Flow(CompositeTransform([Permute(permutation), autoregressive()]), StandardNormal((6, 2)))).eval()
     folder = flow.save_pretrained(tmp_path)
@@ -131,7 +132,7 @@ def test_tensors_among_the_arguments_stand_with_the_weights(perturb, tmp_path):
         lambda: Flow(CompositeTransform([Lonely(2), autoregressive()]), StandardNormal((6, 2))),
     ],
 )
-def test_what_cannot_be_described_keeps_its_weights(build, perturb, tmp_path, caplog):
+def test_what_cannot_be_described_keeps_its_weights(build, tmp_path, caplog):
     flow = perturb(build()).eval()
     folder = flow.save_pretrained(tmp_path)
     assert ("a lambda has no name to find it by" if build is spline_on_top else "Lonely does not keep") in caplog.text
@@ -163,7 +164,7 @@ class Kept(Lonely):
         super().__init__(factor + offset)
 
 
-def test_a_users_own_part_that_keeps_its_arguments(perturb, tmp_path):
+def test_a_users_own_part_that_keeps_its_arguments(tmp_path):
     flow = Flow(CompositeTransform([Kept(2.0, offset=1.0), autoregressive()]), StandardNormal((6, 2))).eval()
     loaded = round_trip(flow, tmp_path)
     assert kept_arguments(loaded._transform._transforms[0]) == {"factor": 2.0, "offset": 1.0}
@@ -177,7 +178,7 @@ class Rotated(Lonely):
         self.rotation = nn.utils.parametrizations.orthogonal(nn.Linear(size, size, bias=False))
 
 
-def test_a_part_with_parametrized_weights(perturb, tmp_path):
+def test_a_part_with_parametrized_weights(tmp_path):
     """torch makes a class of its own for each of them."""
     flow = Flow(Rotated(3), StandardNormal((6, 2))).eval()
     loaded = round_trip(flow, tmp_path)
@@ -199,7 +200,7 @@ def test_parts_exchanged_after_they_were_made_are_not_described_as_they_were(tmp
 @pytest.mark.parametrize(
     "guidance", [LinearGuidance(1.5, "b", ramp=3), ProductGuidance(0.7)], ids=["linear", "product"]
 )
-def test_a_guided_flow_comes_back_with_its_weights_once(guidance, perturb, tmp_path):
+def test_a_guided_flow_comes_back_with_its_weights_once(guidance, tmp_path):
     flow = perturb(flows.TARFlow((1, 4, 4), 2, num_classes=NUM_CLASSES, **SMALL)).eval()
     guided = flow.guided(guidance, torch.tensor(-1)).eval()
     assert type(guided) is GuidedFlow
@@ -212,7 +213,7 @@ def test_a_guided_flow_comes_back_with_its_weights_once(guidance, perturb, tmp_p
     assert numbers == sum(tensor.numel() for tensor in flow.state_dict().values()) + 1  # the unconditional label
 
 
-def test_a_guided_composed_flow(perturb, tmp_path):
+def test_a_guided_composed_flow(tmp_path):
     flow = perturb(Flow(autoregressive(num_classes=NUM_CLASSES), StandardNormal((6, 2)))).eval()
     guided = flow.guided(LinearGuidance(2.0), torch.tensor(-1)).eval()
     assert same(guided, round_trip(guided, tmp_path), torch.randn(4, 6, 2), labels(4))
@@ -229,7 +230,7 @@ class Own(flows.TARFlow):
         self.power = power
 
 
-def test_a_subclass_that_hands_arguments_on(perturb, tmp_path):
+def test_a_subclass_that_hands_arguments_on(tmp_path):
     flow = perturb(Own((8,), 2, power=3.0, **SMALL)).eval()
     loaded = round_trip(flow, tmp_path)
     assert loaded.power == 3.0 and loaded.config == flow.config
@@ -261,7 +262,7 @@ def test_dtypes_by_name_and_arrays_as_lists(tmp_path):
     assert loaded.dtype is torch.float64 and next(loaded.parameters()).dtype is torch.float64
 
 
-def test_flows_can_still_be_copied_and_pickled(perturb):
+def test_flows_can_still_be_copied_and_pickled():
     for build in (spline_on_top, lambda: flows.TARFlow((8,), 2, **SMALL)):
         flow = perturb(build()).eval()
         x = torch.randn(3, 8)
@@ -290,7 +291,7 @@ def test_signatures_of_every_kind():
 # --- what a file may name ---
 
 
-def test_a_users_class_of_the_same_name_does_not_replace_ours(perturb, tmp_path):
+def test_a_users_class_of_the_same_name_does_not_replace_ours(tmp_path):
     flow = perturb(flows.TARFlow((8,), 2, **SMALL)).eval()
     folder = flow.save_pretrained(tmp_path)
 

@@ -14,6 +14,7 @@ from nflib import Flow
 from nflib.flows import TARFlow
 from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME
 from tests.nflib.cases import SMALL
+from tests.perturb import perturb
 
 
 class Hub(SimpleNamespace):
@@ -45,7 +46,7 @@ def hub(tmp_path, monkeypatch) -> Hub:
 
 
 @pytest.fixture
-def flow(perturb) -> TARFlow:
+def flow() -> TARFlow:
     return perturb(TARFlow((8,), 2, **SMALL)).eval()
 
 

@@ -20,10 +20,11 @@ from nflib.io.tensors import write_tensors
 from nflib.networks import CausalTransformer
 from nflib.transforms import GaussianizeMarginals, Standardize, VectorPatches, Whiten
 from tests.nflib.cases import NUM_CLASSES, SMALL, autoregressive, blocks, spline_on_top
+from tests.perturb import perturb
 
 
 @pytest.fixture
-def flow(perturb) -> TARFlow:
+def flow() -> TARFlow:
     return perturb(TARFlow((1, 4, 4), patch_size=2, num_classes=NUM_CLASSES, **SMALL))
 
 
@@ -47,7 +48,7 @@ def test_a_configuration_rebuilds_the_flow(flow):
     assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in flow.named_parameters()}
 
 
-def test_settings_of_every_kind_come_back(perturb, tmp_path):
+def test_settings_of_every_kind_come_back(tmp_path):
     flow = perturb(
         TARFlow(
             (2, 4, 4), 2, 24, 3, (1, 2, 1), 2, head_dim=12, expansion=1.5, scale="softplus", norm="rms_norm",
@@ -60,7 +61,7 @@ def test_settings_of_every_kind_come_back(perturb, tmp_path):
     assert torch.equal(loaded.log_prob(x, torch.tensor([0, 1, -1])), flow.log_prob(x, torch.tensor([0, 1, -1])))
 
 
-def test_saving_again_replaces_the_model(flow, folder, perturb):
+def test_saving_again_replaces_the_model(flow, folder):
     perturb(flow, seed=5)
     flow.save_pretrained(folder)
     x = torch.randn(2, 1, 4, 4)
@@ -136,7 +137,7 @@ class TwoTokens(Flow):
         super().__init__(inner._transform, StandardNormal((2, 2)))
 
 
-def test_a_subclass_of_a_users_own_comes_back(perturb, tmp_path):
+def test_a_subclass_of_a_users_own_comes_back(tmp_path):
     flow = perturb(TwoTokens(16))
     assert flow.config == {"width": 16}
     loaded = Flow.from_pretrained(flow.save_pretrained(tmp_path))
@@ -163,7 +164,7 @@ def test_arguments_that_build_another_model_are_not_saved(flow, tmp_path, caplog
     assert torch.equal(again.log_prob(x), flow.with_scaled_noise(1.0, 1.5).log_prob(x))
 
 
-def test_a_class_inside_a_function_is_loaded_by_itself(perturb, tmp_path):
+def test_a_class_inside_a_function_is_loaded_by_itself(tmp_path):
     class Inner(TwoTokens):
         pass
 
@@ -173,7 +174,7 @@ def test_a_class_inside_a_function_is_loaded_by_itself(perturb, tmp_path):
         Flow.from_pretrained(folder)
 
 
-def test_weights_alone_are_read_into_a_flow_that_cannot_be_described(perturb, tmp_path, caplog):
+def test_weights_alone_are_read_into_a_flow_that_cannot_be_described(tmp_path, caplog):
     flow = perturb(spline_on_top())
     assert flow.config is None
     folder = flow.save_pretrained(tmp_path)
@@ -201,7 +202,7 @@ class SharedParts(Flow):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_parts_that_are_shared_are_saved_once_and_stay_shared(dtype, perturb, tmp_path):
+def test_parts_that_are_shared_are_saved_once_and_stay_shared(dtype, tmp_path):
     flow = perturb(SharedParts()).to(dtype)
     folder = flow.save_pretrained(tmp_path)
     state = load_file(folder / WEIGHTS_NAME)
@@ -221,7 +222,7 @@ def test_parts_that_are_shared_are_saved_once_and_stay_shared(dtype, perturb, tm
         assert torch.equal(second.embedding.weight, first.embedding.weight)
 
 
-def test_shared_parts_do_not_fit_parts_apart(perturb, tmp_path):
+def test_shared_parts_do_not_fit_parts_apart(tmp_path):
     folder = perturb(SharedParts()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="another model") as error:
         SharedParts(shared=False).load_pretrained(folder)
@@ -283,7 +284,7 @@ def test_another_architecture(folder, architecture):
     assert "TARFlow" in str(error.value)
 
 
-def test_another_class_than_the_one_asked_for(perturb, folder):
+def test_another_class_than_the_one_asked_for(folder):
     class Unrelated(Flow):
         pass
 
@@ -292,7 +293,7 @@ def test_another_class_than_the_one_asked_for(perturb, folder):
     assert "'TARFlow', not a Unrelated" in one_sentence(error)
 
 
-def test_a_flow_that_cannot_be_described_cannot_be_rebuilt_from_its_folder(perturb, tmp_path):
+def test_a_flow_that_cannot_be_described_cannot_be_rebuilt_from_its_folder(tmp_path):
     folder = spline_on_top().save_pretrained(tmp_path)
     with pytest.raises(ValueError) as error:
         Flow.from_pretrained(folder)

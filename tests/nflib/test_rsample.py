@@ -13,17 +13,13 @@ from nflib.transforms import implicit
 from nflib.transforms.implicit import solve_transposed
 from nflib.transforms.inversion import invert
 from tests.nflib.cases import FirstTokens, autoregressive
+from tests.perturb import perturb
 
 
 def make(conditional: str, **settings) -> TARFlow:
     torch.manual_seed(1)
-    flow = TARFlow(
-        (8,), 2, channels=16, num_blocks=3, layers_per_block=1, head_dim=8, conditional=conditional, **settings
-    ).double()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return flow
+    sizes = {"channels": 16, "num_blocks": 3, "layers_per_block": 1, "head_dim": 8}
+    return perturb(TARFlow((8,), 2, **sizes, conditional=conditional, **settings), 0.2).double()
 
 
 def token_by_token(flow: TARFlow, noise: Tensor, context: Tensor | None) -> Tensor:
@@ -108,10 +104,7 @@ def test_with_contexts_and_shapes():
 
 def test_padding_takes_no_gradient():
     torch.manual_seed(0)
-    block = autoregressive(token_mask=FirstTokens()).double()
-    with torch.no_grad():
-        for parameter in block.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+    block = perturb(autoregressive(token_mask=FirstTokens()), 0.2)
     flow = Flow(block, PaddedNormal(2, FirstTokens())).double()
     lengths = torch.tensor([2, 6])
     (x,) = (flow.rsample(1, lengths, seed=0)[:, 0],)

@@ -13,6 +13,8 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from nflib.distributions import NormalsAndAngles, PaddedNormal, ScaledNoise, StandardNormal
 from nflib.flows import Flow, TARFlow
 from nflib.montecarlo import BoltzmannDensity, Mixture, importance_sample
+from tests.nflib.cases import FirstTokens
+from tests.perturb import perturb
 
 SCALES, WEIGHTS = (1.0, 1.5), (0.9, 0.1)
 
@@ -58,14 +60,9 @@ def test_in_the_dtype_of_a_flow(dtype):
     torch.testing.assert_close(noise.log_prob(x).float(), peer(x.float()), rtol=0, atol=1e-3)
 
 
-class FirstTokens(nn.Module):
-    def forward(self, lengths):
-        return torch.arange(4) < lengths[:, None]
-
-
 def test_padding_has_no_density():
     noise = ScaledNoise(PaddedNormal(2, FirstTokens()), SCALES, WEIGHTS)
-    lengths = torch.tensor([4, 1])
+    lengths = torch.tensor([6, 1])
     x = noise.draw(6, lengths, torch.Generator().manual_seed(0))
     assert (x[1, :, 1:] == 0).all() and (x[1, :, :1] != 0).all()
     x = x[:, 0]
@@ -78,10 +75,8 @@ def test_padding_has_no_density():
 @torch.no_grad()
 def test_a_flow_on_it_is_exact_and_shares_weights():
     torch.manual_seed(0)
-    flow = TARFlow((6,), 2, 16, 2, 1, head_dim=8, conditional="spline", num_bins=4)
-    for parameter in flow.parameters():
-        parameter.add_(0.2 * torch.randn_like(parameter))
-    flow.eval().double()  # maps of random weights are stiff
+    flow = perturb(TARFlow((6,), 2, 16, 2, 1, head_dim=8, conditional="spline", num_bins=4), 0.2)
+    flow.double()  # maps of random weights are stiff
     wide = flow.with_scaled_noise(*SCALES, weights=WEIGHTS)
     assert type(wide) is TARFlow and isinstance(flow._distribution, StandardNormal)
     assert all(one is other for one, other in zip(flow.parameters(), wide.parameters(), strict=True))

@@ -15,12 +15,13 @@ from nflib.decoding import GaussSeidelJacobi, Jacobi, Sequential
 from nflib.distributions import PaddedNormal, StandardNormal
 from nflib.transforms import Framewise, Permute, PermuteByContext, Reverse
 from tests.nflib.cases import FirstTokens, autoregressive, dense_logabsdet, lengths, orderings, solve
+from tests.perturb import perturb
 
 # --- frames ---
 
 
 @pytest.fixture
-def framewise(perturb) -> Framewise:
+def framewise() -> Framewise:
     return Framewise(perturb(autoregressive(3, 2)).double(), 3)
 
 
@@ -88,7 +89,7 @@ def test_each_sample_is_visited_in_its_own_order():
     assert logabsdet.shape == inverse_logabsdet.shape == (4,)
 
 
-def test_a_flow_in_another_order_is_that_flow_of_reordered_tokens(perturb):
+def test_a_flow_in_another_order_is_that_flow_of_reordered_tokens():
     transform = perturb(autoregressive()).double()
     visit = PermuteByContext(lambda context: context)
     flow = Flow(CompositeTransform([visit, transform, InverseTransform(visit)]), StandardNormal((6, 2)))
@@ -163,7 +164,7 @@ def test_a_padded_base_needs_a_context_and_its_event_shape(base):
             base.log_prob(torch.zeros(shape, dtype=torch.float64), torch.tensor([1, 2]))
 
 
-def test_a_padded_flow_is_the_flow_of_the_tokens_that_exist(perturb):
+def test_a_padded_flow_is_the_flow_of_the_tokens_that_exist():
     """The same density whatever stands in the padding; samples are zero there, whoever decodes them."""
     transform = perturb(autoregressive(token_mask=FirstTokens())).double()
     flow = Flow(CompositeTransform([transform]), PaddedNormal(2, FirstTokens())).double()

@@ -32,6 +32,7 @@ from nflib.montecarlo.history import History
 from nflib.montecarlo.plots import plot_history
 from nflib.montecarlo.temperatures import conditional_ess_fraction
 from tests.nflib.smc_cases import CASES, Normal
+from tests.perturb import perturb
 
 SHIFT = 2.0
 DIM = 3
@@ -134,7 +135,7 @@ def test_same_seed_same_samples_whatever_the_chunks():
     assert not torch.equal(smc(Normal(DIM), TARGET, 200).x, smc(Normal(DIM), TARGET, 200).x)
 
 
-def test_a_flow_as_proposal(perturb):
+def test_a_flow_as_proposal():
     flow = perturb(TARFlow((4,), patch_size=2, channels=16, num_blocks=2, layers_per_block=1, head_dim=8))
     target = BoltzmannDensity(lambda x: 2.0 * (x - 0.5).square().sum(dim=-1))
     for kernel in (MALA(), IndependentMetropolis()):

@@ -31,14 +31,8 @@ from nflib.training.feed import Augmentation
 from nflib.training.loop import _Run
 from nflib.training.optimizer import parameter_groups
 from nflib.training.schedule import learning_rate
+from tests.nflib import train_tiny_flow as tiny
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
-
-SCRIPT = Path(__file__).with_name("train_tiny_flow.py")
-_spec = importlib.util.spec_from_file_location("train_tiny_flow", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)
-
 
 # --- fitting --------------------------------------------------------------------------------------
 
@@ -385,7 +379,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
         "torch.distributed.run",
         "--standalone",
         "--nproc_per_node=2",
-        str(SCRIPT),
+        tiny.__file__,
     ]
     command += [str(tmp_path / "two")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

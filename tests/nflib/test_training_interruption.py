@@ -53,7 +53,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(output: Path, *options: str, launcher: list[str] | None = None) -> Iterator[subprocess.Popen[str]]:
     """A process that trains, past its third step, in a process group of its own."""
     output.mkdir()
-    command = [sys.executable, *(launcher or []), str(ROOT / "tests/nflib/train_tiny_flow.py"), str(output), *options]
+    command = [sys.executable, *(launcher or []), tiny.__file__, str(output), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -320,6 +320,16 @@ def record(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoints" / "step-000000002" / checkpoints.TRAINING
 
 
+@contextmanager
+def changed(record: Path, path: str = "") -> Iterator[dict]:
+    """What stands in training.pt under a path of keys, to be changed."""
+    content = part = torch.load(record, weights_only=True)
+    for key in path.split("/")[:-1]:
+        part = part[key]
+    yield part
+    torch.save(content, record)
+
+
 def resume(output: Path) -> None:
     fit(tiny.tiny_flow(), normal(32, 3), config=configuration(max_steps=3), output=output)
 
@@ -330,34 +340,18 @@ def assert_damaged(output: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "config",
-        "feed",
-        "state",
-        "optimizer",
-        "ema_updates",
-        "state/step",
-        "state/best_step",
-        "feed/order",
-        "feed/source",
-        "feed/order/length",
-        "optimizer/state",
-        "optimizer/param_groups",
-    ],
-)
+KEYS = "config feed state optimizer ema_updates state/step state/best_step feed/order feed/source feed/order/length "
+KEYS += "optimizer/state optimizer/param_groups"
+
+
+@pytest.mark.parametrize("key", KEYS.split())
 def test_a_key_that_is_missing(record: Path, tmp_path: Path, key: str) -> None:
-    *path, last = key.split("/")
-    content = torch.load(record, weights_only=True)
-    part = content
-    for name in path:
-        part = part[name]
-    value = part.pop(last)
-    torch.save(content, record)
+    last = key.split("/")[-1]
+    with changed(record, key) as part:
+        value = part.pop(last)
     assert_damaged(tmp_path / "run")
-    part[last] = [] if isinstance(value, dict) else {}
-    torch.save(content, record)
+    with changed(record, key) as part:
+        part[last] = [] if isinstance(value, dict) else {}
     if last != "source":
         assert_damaged(tmp_path / "run")
 
@@ -397,37 +391,29 @@ def test_weights_that_are_others_but_could_be_right(record: Path, tmp_path: Path
     next(iter(state.values())).view(-1)[0] += 1.0
     save_file(state, weights)
     assert_damaged(tmp_path / "run")
-    content = torch.load(record, weights_only=True)
-    del content["checksum"]  # as earlier versions wrote it
-    torch.save(content, record)
+    with changed(record) as content:
+        del content["checksum"]  # as earlier versions wrote it
     resume(tmp_path / "run")
 
 
 def test_moments_of_other_weights(record: Path, tmp_path: Path) -> None:
-    content = torch.load(record, weights_only=True)
-    content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
-    torch.save(content, record)
+    with changed(record) as content:
+        content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
     assert_damaged(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["step", "exp_avg_sq"])
 def test_negative_moments(record: Path, tmp_path: Path, name: str) -> None:
-    content = torch.load(record, weights_only=True)
-    content["optimizer"]["state"][0][name] -= 5.0
-    torch.save(content, record)
+    with changed(record) as content:
+        content["optimizer"]["state"][0][name] -= 5.0
     assert_damaged(tmp_path / "run")
 
 
 @pytest.mark.parametrize("count", [-10, True])
 @pytest.mark.parametrize("key", ["ema_updates", "state/step", "state/skipped_steps", "feed/order/first_step"])
 def test_counts_that_are_none(record: Path, tmp_path: Path, key: str, count: int) -> None:
-    *path, last = key.split("/")
-    content = torch.load(record, weights_only=True)
-    part = content
-    for name in path:
-        part = part[name]
-    part[last] = count
-    torch.save(content, record)
+    with changed(record, key) as part:
+        part[key.split("/")[-1]] = count
     assert_damaged(tmp_path / "run")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from nflib.training import TrainingConfig, checkpoints, fit
 from nflib.training.optimizer import make_optimizers
-from tests.nflib.test_training import tiny
+from tests.nflib import train_tiny_flow as tiny
 from tests.nflib.training_cases import Record, configuration, normal
 
 CPU = torch.device("cpu")

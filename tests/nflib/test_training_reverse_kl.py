@@ -16,6 +16,7 @@ from nflib.montecarlo import BoltzmannDensity
 from nflib.training import ReverseKL, fit, maximum_likelihood, objectives
 from nflib.transforms.inversion import invert
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, normal
+from tests.perturb import perturb
 
 MEAN, SCALE = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
 LOG_Z = float(SCALE.log().sum()) + math.log(2 * math.pi)
@@ -304,9 +305,7 @@ def tarflow(**settings: object) -> TARFlow:
 
 
 @pytest.mark.parametrize("estimator", ["path", "total"])
-def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(
-    perturb: Callable[..., nn.Module], estimator: str
-) -> None:
+def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(estimator: str) -> None:
     flow, frozen = (perturb(tarflow()).double() for _ in range(2))
     objective = ReverseKL(BoltzmannDensity(wavy), 8, estimator)
     loss, _ = objective(flow, {}, generator())
@@ -330,9 +329,7 @@ def test_the_derivatives_of_a_decoded_flow_are_those_of_finite_differences(
 
 
 @pytest.mark.parametrize("estimator", ["path", "total", "mixed"])
-def test_draws_without_a_finite_position_are_left_out(
-    perturb: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, estimator: str
-) -> None:
+def test_draws_without_a_finite_position_are_left_out(monkeypatch: pytest.MonkeyPatch, estimator: str) -> None:
     flow, alone = (perturb(tarflow()).double() for _ in range(2))
     noise = torch.randn(8, 4, 1, dtype=torch.float64, generator=generator())
     spoilt = noise.clone()

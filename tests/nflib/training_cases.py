@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nflib.training import TrainingConfig, TrainingState
+from tests.quiet import QUIET
 
 
 class Gaussian(nn.Module):
@@ -39,9 +40,7 @@ def configuration(**changes: object) -> TrainingConfig:
         "validation_interval": 4,
         "checkpoint_interval": 5,
         "log_interval": 1,
-        "tensorboard": False,
-        "progress_bar": False,
-        "accelerator": "cpu",
+        **QUIET,
     }
     return TrainingConfig(**(settings | changes))  # type: ignore[arg-type]
 

@@ -39,11 +39,6 @@ def looked_up():
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
 def address(model):
     from video.app import build_page, serve
 

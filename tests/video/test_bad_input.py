@@ -94,6 +94,12 @@ def copied(files, tmp_path):
     return shutil.copytree(files / "model", tmp_path / "model")
 
 
+def rewrite(path, change):
+    """Changes keys of a document, or puts another in its place."""
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, **change} if isinstance(change, dict) else change))
+
+
 def answer_of(model):
     return refused(["generate", "--model", str(model), *OUT[:1], str(model / "out.gif")], model)
 
@@ -113,8 +119,7 @@ def test_autoencoder_of_another_model(copied):
 
 def test_vocabulary_of_another_model(copied):
     path = copied / "text" / "vocabulary.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "words": document["words"][:-1]}))
+    rewrite(path, {"words": json.loads(path.read_text())["words"][:-1]})
     assert "is inconsistent" in answer_of(copied)
 
 
@@ -148,17 +153,13 @@ def test_damaged_model(copied, part):
     ids=str,
 )
 def test_settings_that_no_model_has(copied, change):
-    path = copied / "model.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, **change} if isinstance(change, dict) else change))
+    rewrite(copied / "model.json", change)
     assert "model.json is damaged" in answer_of(copied)
 
 
 @pytest.mark.parametrize("change", [{"length": 1e12}, {"length": 10**12}, {"length": "8"}, {"words": "abc"}, [], 3])
 def test_vocabularies_that_are_none(copied, change):
-    path = copied / "text" / "vocabulary.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, **change} if isinstance(change, dict) else change))
+    rewrite(copied / "text" / "vocabulary.json", change)
     assert "vocabulary.json is damaged" in answer_of(copied)
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from nflib.io.tensors import read_tensors
+from tests.recorded import recorded
 from tests.video import stand_ins
-from tests.video.recorded import recorded
 from video.commands import main
 from video.conversion.released import load_starflow, load_tarflow
 from video.densities import noise_generator
@@ -356,16 +356,8 @@ def test_decoders_and_token_embeddings(tmp_path):
     torch.testing.assert_close(load_text(tmp_path / "saved")(["a fox"])[0], expected)
 
 
-STARFLOW = [
-    "--checkpoint",
-    "{parts}/t2i.pth",
-    "--config",
-    "{parts}/t2i.yaml",
-    "--autoencoder",
-    "{parts}/kl",
-    "--text",
-    "{parts}/t5",
-]
+STARFLOW = ["--checkpoint", "{parts}/t2i.pth", "--config", "{parts}/t2i.yaml"]
+STARFLOW += ["--autoencoder", "{parts}/kl", "--text", "{parts}/t5"]
 
 
 @pytest.mark.parametrize(

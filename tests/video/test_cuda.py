@@ -11,7 +11,9 @@ from torch import Tensor
 from nflib import Flow
 from nflib.transforms import ProductGuidance
 from tests.nflib.cases import relative_error
-from tests.video.recorded import DECODERS, perturbed, recorded, released, tokens
+from tests.perturb import perturb
+from tests.recorded import recorded
+from tests.video.released_flows import DECODERS, released, tokens
 from video import STARFlowV, rollout
 
 DEVICE = "cuda"
@@ -25,7 +27,7 @@ def close(on_device: Tensor, expected: Tensor) -> None:
 
 def small_clips() -> tuple[Flow, Flow, Tensor]:
     """A flow of clips on the CPU and on the device, and texts."""
-    flow = perturbed(STARFlowV((3, 2, 4, 4), 1, 40, [1, 2], text_length=5, text_channels=6, layer={"head_dim": 20}))
+    flow = perturb(STARFlowV((3, 2, 4, 4), 1, 40, [1, 2], text_length=5, text_channels=6, layer={"head_dim": 20}))
     return flow, copy.deepcopy(flow).to(DEVICE), torch.randn(2, 5, 6)
 
 

@@ -1,18 +1,12 @@
 """The decoder of clips: as token by token, by fewer passes; token by token where that is faster."""
 
-import pytest
 import torch
 
 from nflib import decoding
-from tests.video.tiny import SEVEN, tiny_model
+from tests.video.tiny import SEVEN
 from video.commands.options import DrawingOptions
 from video.flows.decoding import FramesAtOnce
 from video.pipeline import Pipeline
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 def test_equals_token_by_token(model):

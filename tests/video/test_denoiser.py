@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nflib.networks import Rotary
-from tests.video.recorded import perturbed, small_video_flow
+from tests.perturb import perturb
+from tests.video.tiny import small_video_flow
 from video.flows.denoiser import FrameWindowAttention
 from video.flows.positions import axial_coordinates
 
@@ -59,7 +60,7 @@ def test_the_flow_does_not_depend_on_its_denoiser():
     x, text = torch.randn(1, 3, 2, 2, 4), torch.randn(1, 3, 10)
     before = flow.log_prob(x, text)
     torch.testing.assert_close(flow.denoiser.denoise(x, text), x - 0.3 * flow.denoiser(x, text))
-    perturbed(flow.denoiser)
+    perturb(flow.denoiser)
     assert torch.equal(flow.log_prob(x, text), before)
 
 

@@ -13,7 +13,7 @@ from examples.moving_digits.data import MovingDigits
 from nflib.flows import TARFlow
 from nflib.metrics import frechet_distance, kernel_distance, precision_recall
 from tests.browser import browse, needs_chromium
-from tests.video.tiny import SEVEN, tiny_model
+from tests.video.tiny import SEVEN
 from tests.video.tiny_encoder import save_tiny_encoder
 from video.commands import main
 from video.evaluation import PooledPixels, load_features, score, score_held_out, scored_quantity
@@ -23,11 +23,6 @@ from video.media import as_bytes, grid, read_image, write_clip
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.labels import Labels
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")

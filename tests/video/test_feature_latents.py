@@ -22,6 +22,7 @@ from transformers import (
 
 from nflib.training import TrainingConfig
 from nflib.training.data import TensorSource
+from tests.quiet import QUIET, QUIET_OPTIONS
 from tests.video.files import write_image
 from video.commands import main
 from video.latents import FeatureLatents, load_latents
@@ -136,7 +137,7 @@ def test_training_resumes_and_goes_on_from_another(encoder, tmp_path):
         def stopping(state):
             state.stop = state.step == stop
 
-        config = TrainingConfig(batch_size=4, max_steps=steps, progress_bar=False, tensorboard=False, accelerator="cpu")
+        config = TrainingConfig(batch_size=4, max_steps=steps, **QUIET)
         chosen = AutoencoderOptions(**options)
         latents = chosen.latents(3, 0)
         train_autoencoder(latents, frames, validation, tmp_path / name, config, chosen, callbacks=[stopping])
@@ -168,7 +169,7 @@ def test_a_flow_on_its_latents(encoder, tmp_path, caplog):
         )
     data = ["--data", str(tmp_path / "pictures"), "--size", "12"]
     steps = ["--training.max_steps", "2", "--training.batch_size", "4", "--training.validation_interval", "2"]
-    steps += ["--training.progress_bar", "false", "--training.tensorboard", "false", "--training.accelerator", "cpu"]
+    steps += QUIET_OPTIONS
     tiny = ["--latent_channels", "2", "--decoder_channels", "8", "--decoder_layers", "1", "--patch_pixels", "6"]
     run, flow = tmp_path / "autoencoder", tmp_path / "flow"
     with caplog.at_level("INFO"):

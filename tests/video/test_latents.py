@@ -10,19 +10,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from examples.moving_digits.train import Frames
 from nflib.training import TrainingConfig
-from tests.video.tiny import tiny_latents
+from tests.quiet import QUIET
+from tests.video.tiny import tiny_latents, tiny_wan
 from video.latents.latents import Latents, WanLatents
 from video.latents.load import load_latents
 from video.training import AutoencoderOptions, NoisyReconstruction, train_autoencoder
-
-STATISTICS = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
-
-
-def tiny_wan(halves=(False, True)):
-    torch.manual_seed(0)
-    return AutoencoderKLWan(
-        base_dim=4, z_dim=2, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=list(halves), **STATISTICS
-    )
 
 
 @torch.no_grad()
@@ -76,7 +68,7 @@ def test_every_frame_is_read(halves):
 
 
 def test_training_and_decoder_alone(tmp_path):
-    config = TrainingConfig(batch_size=4, max_steps=2, progress_bar=False, tensorboard=False)
+    config = TrainingConfig(batch_size=4, max_steps=2, **QUIET)
     frames = Frames("train", 2048), Frames("validation", 8)
 
     def train(name, **options):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nflib.flows import Flow, TARFlow
+from tests.quiet import QUIET_OPTIONS
 from tests.video.files import write_image
 from video.commands import main
 from video.flows import GaussianizedTARFlow
@@ -108,16 +109,17 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-QUIET = ["--training.progress_bar", "false", "--training.tensorboard", "false", "--training.accelerator", "cpu"]
 TINY = ["--channels", "8", "--layers_per_block", "[1]", "--patch_size", "[1, 4]", "--samples", "2", "--size", "4"]
 
 
 def test_trained_by_command(pictures, tmp_path):
     """Bits in training are those of the pipeline that is written, and no worse than those of uniform levels."""
     run = tmp_path / "run"
-    wanted = ["--levels", "3", "--noise", "0", "--grey", "true", "--conditional", "spline", "--gaussianize", "true"]
+    wanted = ["--model", "tarflow", "--levels", "3", "--noise", "0", "--grey", "true"]
+    wanted += ["--conditional", "spline", "--gaussianize", "true"]
     steps = ["--training.max_steps", "2", "--training.batch_size", "8", "--training.learning_rate", "1e-6"]
-    main(["train", "--model", "tarflow", "--data", str(pictures), "--output", str(run), *TINY, *wanted, *steps, *QUIET])
+    steps += QUIET_OPTIONS
+    main(["train", "--data", str(pictures), "--output", str(run), *TINY, *wanted, *steps])
     result = json.loads((run / "result.json").read_text())
     assert result["of"] == "pixels of 3 levels, uniformly dequantised"
     assert result["bits_per_dimension"] == pytest.approx(math.log2(3), abs=0.15)
@@ -130,7 +132,7 @@ def test_trained_by_command(pictures, tmp_path):
     on = ["train", "--initial", str(run), "--data", str(pictures), "--grey", "true", "--output", str(tmp_path / "on")]
     for wrong in (["--noise", "0.05"], ["--levels", "2"]):
         with pytest.raises(SystemExit, match="3 levels between bounds.* leave noise and levels out"):
-            main([*on, *wrong, *steps, *QUIET])
+            main([*on, *wrong, *steps])
     assert not (tmp_path / "on").exists()
     main(["evaluate", "--model", str(run / "pipeline"), "--data", str(pictures), "--output", str(tmp_path / "page")])
     summary = json.loads((tmp_path / "page/summary.json").read_text())
@@ -141,7 +143,8 @@ def test_trained_by_command(pictures, tmp_path):
 def test_levels_are_kept_by_models_with_noise(pictures, tmp_path, caplog):
     """What goes on from a model counts bits in the units of its files, with noise or without."""
     caplog.set_level("INFO")
-    begin = ["train", "--data", str(pictures), "--training.max_steps", "1", "--training.batch_size", "8", *QUIET]
+    begin = ["train", "--data", str(pictures), "--training.max_steps", "1", "--training.batch_size", "8"]
+    begin += QUIET_OPTIONS
     new = ["--model", "tarflow", "--levels", "3", "--grey", "true", *TINY]
     main([*begin, *new, "--noise", "0.1", "--output", str(tmp_path / "first")])
     settings = Pipeline.load(tmp_path / "first/pipeline").settings
@@ -172,4 +175,4 @@ def test_levels_are_kept_by_models_with_noise(pictures, tmp_path, caplog):
 def test_mistakes(pictures, tmp_path, options, message):
     steps = ["--training.max_steps", "1"]
     with pytest.raises(SystemExit, match=message):
-        main(["train", "--data", str(pictures), "--output", str(tmp_path / "run"), *options, *steps, *QUIET])
+        main(["train", "--data", str(pictures), "--output", str(tmp_path / "run"), *options, *steps, *QUIET_OPTIONS])

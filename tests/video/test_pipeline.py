@@ -13,9 +13,8 @@ from examples.moving_digits.train import TEXT_LENGTH
 from nflib.decoding import Jacobi
 from nflib.flows import TARFlow
 from nflib.transforms import ProductGuidance
-from tests.video.recorded import perturbed
-from tests.video.test_latents import tiny_wan
-from tests.video.tiny import SEVEN, tiny_latents, tiny_model
+from tests.perturb import perturb
+from tests.video.tiny import SEVEN, tiny_latents, tiny_model, tiny_wan
 from video import STARFlow, STARFlowV, rollout
 from video.commands import main
 from video.densities import noise_generator
@@ -26,11 +25,6 @@ from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text import Words
 from video.text.labels import Labels
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +256,7 @@ def image_model(request):
     text = Words(WORDS, TEXT_LENGTH)
     shape = (2, 4, 4) if request.param is STARFlow else (1, 2, 4, 4)
     words = {"text_length": text.length, "text_channels": text.channels}
-    flow = perturbed(request.param(shape, 2, 20, [1, 1], layer={"head_dim": 20}, **words))
+    flow = perturb(request.param(shape, 2, 20, [1, 1], layer={"head_dim": 20}, **words))
     return Pipeline(flow, tiny_latents(), text, PipelineSettings((1, 1, 32, 32), 0.1))
 
 
@@ -301,7 +295,7 @@ def wan_model():
     """Two frames a latent frame, after the first; three latent frames a window."""
     text = Words(WORDS, TEXT_LENGTH)
     words = {"text_length": text.length, "text_channels": text.channels}
-    flow = perturbed(STARFlowV((3, 2, 4, 4), 2, 20, [1, 1], layer={"head_dim": 20}, **words))
+    flow = perturb(STARFlowV((3, 2, 4, 4), 2, 20, [1, 1], layer={"head_dim": 20}, **words))
     return Pipeline(flow, WanLatents(tiny_wan().eval(), later_scale=0.6), text, PipelineSettings((5, 3, 16, 16), 0.1))
 
 

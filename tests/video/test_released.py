@@ -5,16 +5,14 @@ import json
 import pytest
 import torch
 
-from tests.video.recorded import GOLDEN, recorded
+from tests.recorded import document, recorded
 from video import STARFlow, load_starflow
 from video.conversion.layouts import BUFFERS
 from video.conversion.released import starflow_from_state_dict, tarflow_from_state_dict
 from video.conversion.released_config import read_released_config, released_autoencoder, starflow_settings
 
 LAYOUTS = {
-    name: layout
-    for name, layout in json.loads((GOLDEN / "released_checkpoint_layouts.json").read_text()).items()
-    if "star" in name or "tar" in name
+    name: layout for name, layout in document("released_checkpoint_layouts").items() if "star" in name or "tar" in name
 }
 YAML = """
 arguments:

@@ -1,17 +1,15 @@
 """What the public sampler does around the flow: phrases, sizes, scales of latents, chunks of the denoiser."""
 
-import json
-
 import pytest
 
-from tests.video.recorded import GOLDEN, recorded
+from tests.recorded import document, recorded
 from video.conversion.released import starflow_from_state_dict
 from video.flows.denoiser import UNIT
 from video.pipeline_settings import aspect_size
 from video.rollout import spans
 from video.text import Phrasing
 
-SAMPLING = json.loads((GOLDEN / "released_sampling.json").read_text())
+SAMPLING = document("released_sampling")
 
 
 @pytest.mark.parametrize("case", SAMPLING["phrases"], ids=lambda case: repr(case["phrase"]))

@@ -6,7 +6,8 @@ import torch
 from nflib.decoding import Auto, Jacobi, PreviousFrame
 from nflib.flows import TARFlow
 from nflib.transforms import ProductGuidance
-from tests.video.recorded import DECODERS, small_video_flow
+from tests.video.released_flows import DECODERS
+from tests.video.tiny import small_video_flow
 from video import rollout
 
 LENGTH = 8

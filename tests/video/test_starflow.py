@@ -8,7 +8,8 @@ from torch.func import jacrev
 
 from nflib.decoding import Jacobi
 from nflib.transforms import ProductGuidance
-from tests.video.recorded import perturbed, small_image_flow, small_video_flow
+from tests.perturb import perturb
+from tests.video.tiny import small_image_flow, small_video_flow
 from video import STARFlow, STARFlowV
 
 VARIANTS = {
@@ -167,7 +168,7 @@ def test_a_new_flow_is_the_identity():
 
 
 def test_training_reaches_every_parameter():
-    flow = perturbed(STARFlowV((2, 2, 2, 2), channels=40, layers_per_block=[1, 1], layer={"head_dim": 20}))
+    flow = perturb(STARFlowV((2, 2, 2, 2), channels=40, layers_per_block=[1, 1], layer={"head_dim": 20}))
     flow.log_prob(torch.randn(2, 2, 2, 2, 2)).sum().backward()
     assert all(parameter.grad is not None for parameter in flow.parameters())
 
@@ -224,19 +225,9 @@ def test_wrong_inputs():
     ids=str,
 )
 def test_wrong_settings(settings, message):
-    arguments = {
-        "event_shape": (2, 4, 4),
-        "channels": 40,
-        "layers_per_block": [1, 1],
-        "text_length": 3,
-        "text_channels": 10,
-        "layer": {"head_dim": 20},
-    }
-    with pytest.raises(ValueError, match=message):
-        STARFlow(**{**arguments, **settings})
-    arguments["event_shape"] = (3, 2, 4, 4)
-    with pytest.raises(ValueError, match=message):
-        STARFlowV(**{**arguments, **settings})
+    for make in (small_image_flow, small_video_flow):
+        with pytest.raises(ValueError, match=message):
+            make(**settings)
 
 
 @every_variant

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nflib.transforms import ProductGuidance
-from tests.video.recorded import DECODERS, recorded, released, tokens
+from tests.recorded import recorded
+from tests.video.released_flows import DECODERS, released, tokens
 from video import rollout
 from video.conversion import layouts
 from video.conversion.released import starflow_from_state_dict

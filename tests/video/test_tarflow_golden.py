@@ -1,38 +1,28 @@
 """The released TARFlow layout, against numbers recorded from the reference implementation."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from nflib.decoding import Jacobi, Sequential
 from nflib.transforms import LinearGuidance
+from tests.recorded import recorded
 from video.conversion.released import load_tarflow, tarflow_from_state_dict
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-PATCH = json.loads((GOLDEN / "tarflow_cond.json").read_text())["config"]["patch_size"]
+GOLDEN = recorded("tarflow_cond")
+PATCH = GOLDEN.document["config"]["patch_size"]
 
 
 @pytest.fixture(scope="module")
-def recorded():
-    tensors = load_file(GOLDEN / "tarflow_cond.safetensors")
-    groups = {"weights": {}, "inputs": {}, "outputs": {}}
-    for key, value in tensors.items():
-        group, name = key.split("/", 1)
-        groups[group][name] = value
-    return groups
-
-
-@pytest.fixture(scope="module")
-def flow(recorded):
-    return tarflow_from_state_dict(recorded["weights"], PATCH)
+def flow():
+    return tarflow_from_state_dict(GOLDEN.weights, PATCH)
 
 
 @torch.no_grad()
-def test_forward(flow, recorded):
-    inputs, outputs = recorded["inputs"], recorded["outputs"]
+def test_forward(flow):
+    inputs, outputs = GOLDEN.inputs, GOLDEN.outputs
     z, logabsdet = flow._transform(inputs["x"], inputs["y"])
     torch.testing.assert_close(z, outputs["forward.z"], atol=1e-4, rtol=0)
     # The reference averages over the dimensions of a token and over tokens; we sum.
@@ -41,31 +31,31 @@ def test_forward(flow, recorded):
 
 
 @torch.no_grad()
-def test_dropped_labels(flow, recorded):
-    z, _ = flow._transform(recorded["inputs"]["x"], recorded["inputs"]["y_dropped"])
-    torch.testing.assert_close(z, recorded["outputs"]["forward_dropped.z"], atol=1e-4, rtol=0)
+def test_dropped_labels(flow):
+    z, _ = flow._transform(GOLDEN.inputs["x"], GOLDEN.inputs["y_dropped"])
+    torch.testing.assert_close(z, GOLDEN.outputs["forward_dropped.z"], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_sequential_inverse(flow, recorded):
-    inputs, outputs, weights = recorded["inputs"], recorded["outputs"], recorded["weights"]
+def test_sequential_inverse(flow):
+    inputs, outputs, weights = GOLDEN.inputs, GOLDEN.outputs, GOLDEN.weights
     # The reference multiplies its noise by the square root of a recorded variance before it decodes.
     x = flow.decode(inputs["noise"] * weights["var"].sqrt(), inputs["y"])
     torch.testing.assert_close(x, outputs["reverse"], atol=1e-4, rtol=0)
 
 
-def test_files(recorded, tmp_path):
-    torch.save(recorded["weights"], tmp_path / "released.pth")
-    save_file(recorded["weights"], tmp_path / "released.safetensors")
+def test_files(tmp_path):
+    torch.save(GOLDEN.weights, tmp_path / "released.pth")
+    save_file(GOLDEN.weights, tmp_path / "released.safetensors")
     with torch.no_grad():
-        x, y = recorded["inputs"]["x"], recorded["inputs"]["y"]
+        x, y = GOLDEN.inputs["x"], GOLDEN.inputs["y"]
         densities = [
             load_tarflow(tmp_path / f"released.{kind}", PATCH).log_prob(x, y) for kind in ("pth", "safetensors")
         ]
     assert torch.equal(*densities)
 
 
-def test_mistakes(recorded, tmp_path):
+def test_mistakes(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_tarflow(tmp_path / "nowhere.pth", PATCH)
     (tmp_path / "damaged.pth").write_bytes(b"not a checkpoint")
@@ -74,8 +64,8 @@ def test_mistakes(recorded, tmp_path):
     with pytest.raises(ValueError, match="no TARFlow"):
         tarflow_from_state_dict({}, PATCH)
     with pytest.raises(ValueError, match="patch size"):
-        tarflow_from_state_dict(recorded["weights"], 5)
-    missing = dict(recorded["weights"])
+        tarflow_from_state_dict(GOLDEN.weights, 5)
+    missing = dict(GOLDEN.weights)
     del missing["blocks.1.attn_blocks.0.mlp.main.0.weight"]
     with pytest.raises(ValueError, match="mlp.main.0.weight"):
         tarflow_from_state_dict(missing, PATCH)
@@ -90,17 +80,17 @@ def test_mistakes(recorded, tmp_path):
     ],
     ids=["log-scale", "both, annealed"],
 )
-def test_guided_inverse(flow, recorded, recorded_as, guidance, decoder):
-    noise = recorded["inputs"]["noise"] * recorded["weights"]["var"].sqrt()
+def test_guided_inverse(flow, recorded_as, guidance, decoder):
+    noise = GOLDEN.inputs["noise"] * GOLDEN.weights["var"].sqrt()
     guided = flow.guided(guidance, torch.tensor(-1))
-    x = guided.decode(noise, recorded["inputs"]["y"], decoding=decoder)
-    torch.testing.assert_close(x, recorded["outputs"][recorded_as], atol=1e-4, rtol=0)
+    x = guided.decode(noise, GOLDEN.inputs["y"], decoding=decoder)
+    torch.testing.assert_close(x, GOLDEN.outputs[recorded_as], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_variances_of_the_prior_count(flow, recorded):
+def test_variances_of_the_prior_count(flow):
     """Samples and densities are those of the prior in the file."""
-    inputs, variance = recorded["inputs"], recorded["weights"]["var"]
+    inputs, variance = GOLDEN.inputs, GOLDEN.weights["var"]
     z, logabsdet = flow._transform(inputs["x"], inputs["y"])
     prior = torch.distributions.Normal(0.0, variance.sqrt())
     expected = prior.log_prob(z).sum((1, 2)) + logabsdet
@@ -111,15 +101,15 @@ def test_variances_of_the_prior_count(flow, recorded):
     torch.testing.assert_close(flow.log_prob(x[0, :3], inputs["y"][:1].expand(3)), log_prob[0, :3], atol=1e-2, rtol=0)
     with pytest.raises(ValueError, match="this base is a ScaledNormal"):  # whose variances a scale would leave out
         flow.with_scaled_noise(1.1)
-    ones = tarflow_from_state_dict({**recorded["weights"], "var": torch.ones_like(variance)}, PATCH)
+    ones = tarflow_from_state_dict({**GOLDEN.weights, "var": torch.ones_like(variance)}, PATCH)
     assert "_distribution.deviation" not in ones.state_dict()
     for bad in (variance[:2], -variance, variance * float("nan")):
         with pytest.raises(ValueError, match="its 'var' .* holds no variances"):
-            tarflow_from_state_dict({**recorded["weights"], "var": bad}, PATCH)
+            tarflow_from_state_dict({**GOLDEN.weights, "var": bad}, PATCH)
 
 
-def test_volume_preserving(recorded):
-    weights = dict(recorded["weights"])
+def test_volume_preserving():
+    weights = dict(GOLDEN.weights)
     for key in weights:
         if ".proj_out." in key:
             weights[key] = weights[key][: len(weights[key]) // 2]
@@ -129,8 +119,8 @@ def test_volume_preserving(recorded):
 
 @pytest.mark.parametrize("name", ["wrapped.pth", "nested.pth", "prefixed.pth", "shards.safetensors.index.json"])
 @torch.no_grad()
-def test_files_as_people_keep_them(flow, recorded, tmp_path, name):
-    weights = recorded["weights"]
+def test_files_as_people_keep_them(flow, tmp_path, name):
+    weights = GOLDEN.weights
     prefixed = {f"module.{key}": value for key, value in weights.items()}
     torch.save({"model": weights, "epoch": 3}, tmp_path / "wrapped.pth")
     torch.save({"state_dict": {"model": prefixed}, "lr": 0.1}, tmp_path / "nested.pth")
@@ -139,11 +129,11 @@ def test_files_as_people_keep_them(flow, recorded, tmp_path, name):
     for part in sorted({*places.values()}):
         save_file({key: weights[key] for key in weights if places[key] == part}, tmp_path / part)
     (tmp_path / "shards.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    x, y = recorded["inputs"]["x"], recorded["inputs"]["y"]
+    x, y = GOLDEN.inputs["x"], GOLDEN.inputs["y"]
     assert torch.equal(load_tarflow(tmp_path / name, PATCH).log_prob(x, y), flow.log_prob(x, y))
 
 
-def test_damaged_indices(recorded, tmp_path):
+def test_damaged_indices(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     for text in ("{", "[]", "{}", '{"weight_map": 3}'):
         path.write_text(text)

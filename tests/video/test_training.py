@@ -8,15 +8,14 @@ import torch
 
 from examples.moving_digits.data import ON_AND_ON, MovingDigits
 from nflib.training import TrainingConfig, fit
-from tests.video.recorded import small_image_flow
-from tests.video.tiny import SEVEN, tiny_model
+from tests.quiet import QUIET
+from tests.video.tiny import SEVEN, small_image_flow, tiny_model
 from video.data import encode_clips
 from video.flows.denoiser import UNIT
 from video.flows.grown import with_more_layers
 from video.training import NoisyLikelihood
 
 NOISE = 0.1
-QUIET = {"progress_bar": False, "tensorboard": False}
 ON = f"moving {ON_AND_ON}"
 
 

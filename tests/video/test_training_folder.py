@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from nflib.flows import TARFlow
+from tests.perturb import perturb
+from tests.quiet import QUIET_OPTIONS
 from tests.video.files import gradient, write_image
-from tests.video.recorded import perturbed
 from video.commands import main
 from video.data import Bucket, ClipFolder, read_folder
 from video.flows import STARFlowV
@@ -30,13 +31,12 @@ from video.text import Phrasing, Words
 from video.training import BitsPerDimension, NoisyLikelihood
 from video.training.grids import write_grid
 
-QUIET = ["--training.progress_bar", "false", "--training.tensorboard", "false", "--training.accelerator", "cpu"]
 TINY = ["--channels", "20", "--head_dim", "20", "--layers_per_block", "[1, 1]", "--samples", "4"]
 
 
 def steps(count, batch_size=4, interval=None):
     wanted = {"max_steps": count, "batch_size": batch_size, "validation_interval": interval or count}
-    return [*QUIET, *(word for name, value in wanted.items() for word in (f"--training.{name}", str(value)))]
+    return [*QUIET_OPTIONS, *(word for name, value in wanted.items() for word in (f"--training.{name}", str(value)))]
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_grids_show_what_is_in_them(tmp_path):
 
 def test_clips_of_another_shape():
     """Their bits are those of the flow of that shape, on the same weights; of shorter clips, of their own frames."""
-    flow = perturbed(STARFlowV((4, 2, 4, 4), 2, 20, [1, 1], layer={"head_dim": 20}))
+    flow = perturb(STARFlowV((4, 2, 4, 4), 2, 20, [1, 1], layer={"head_dim": 20}))
     objective = BitsPerDimension(NoisyLikelihood(0.0, 0.0, None, learn_denoiser=False))
     for shape in ((4, 2, 4, 4), (2, 2, 4, 4), (4, 2, 2, 8), (3, 2, 6, 4)):
         clips = torch.randn(3, *shape)
@@ -295,9 +295,7 @@ def test_clips_of_another_shape():
 
 
 def test_labels_are_dropped_in_training():
-    flow = TARFlow((3, 4, 4), 2, 16, 2, 1, num_classes=3, head_dim=16)
-    for block in flow.parameters():
-        torch.nn.init.normal_(block, std=0.1)
+    flow = perturb(TARFlow((3, 4, 4), 2, 16, 2, 1, num_classes=3, head_dim=16))
     images, labels = torch.rand(6, 1, 3, 4, 4).mul(255).round().div(127.5).sub(1), torch.tensor([0, 1, 2, 0, 1, 2])
     objective = BitsPerDimension(NoisyLikelihood(0.1, 1.0, torch.tensor([-1, -1]), learn_denoiser=False), 256)
 

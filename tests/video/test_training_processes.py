@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from tests.quiet import QUIET_OPTIONS
 from tests.video.files import write_image
 from tests.video.tiny import tiny_latents
 from video.data.cache_folder import read_tensors
@@ -38,8 +39,7 @@ def test_two_processes_encode_once(tmp_path):
     arguments = ["train", "--data", tmp_path / "data", "--output", run, "--autoencoder", tmp_path / "autoencoder"]
     arguments += ["--text", tmp_path / "text", "--text_length", "4", "--size", "32", "--grey", "true"]
     arguments += ["--channels", "20", "--head_dim", "20", "--layers_per_block", "[1, 1]", "--samples", "2"]
-    arguments += ["--training.max_steps", "3", "--training.batch_size", "4", "--training.accelerator", "cpu"]
-    arguments += ["--training.progress_bar", "false", "--training.tensorboard", "false"]
+    arguments += ["--training.max_steps", "3", "--training.batch_size", "4", *QUIET_OPTIONS]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "video"]
     ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr

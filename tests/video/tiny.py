@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from diffusers import AutoencoderKLWan
 
 from examples.moving_digits.data import WORDS
 from examples.moving_digits.train import ANCHORED, FRAME_RATE, LATER, TEXT_LENGTH
-from tests.video.recorded import perturbed
-from video.flows.starflow_v import STARFlowV
+from tests.perturb import perturb
+from video import STARFlow, STARFlowV
 from video.latents.autoencoder import tiny_autoencoder
 from video.latents.latents import Latents
 from video.pipeline import Pipeline
@@ -25,6 +28,13 @@ def tiny_latents(latent_channels: int = 2) -> Latents:
     return Latents(autoencoder)
 
 
+def tiny_wan(halves: tuple[bool, ...] = (False, True)) -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    sizes = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 1, 1], "num_res_blocks": 1}
+    statistics = {"latents_mean": [0.5, -0.5], "latents_std": [2.0, 4.0]}
+    return AutoencoderKLWan(**sizes, temperal_downsample=list(halves), **statistics)
+
+
 def tiny_model(num_frames: int = 4, noise: float = 0.1, *, is_anchored: bool = False) -> Pipeline:
     text = Words(WORDS, TEXT_LENGTH)
     flow = STARFlowV(
@@ -38,4 +48,17 @@ def tiny_model(num_frames: int = 4, noise: float = 0.1, *, is_anchored: bool = F
         denoiser={"num_layers": 1, "past": 1},
     )
     settings = PipelineSettings((num_frames, 1, 32, 32), noise, FRAME_RATE, LATER, ANCHORED if is_anchored else None)
-    return Pipeline(perturbed(flow), tiny_latents(), text, settings)
+    return Pipeline(perturb(flow), tiny_latents(), text, settings)
+
+
+SMALL = {"channels": 40, "layer": {"head_dim": 20}, "text_length": 3, "text_channels": 10}
+
+
+def small_image_flow(**settings: Any) -> STARFlow:
+    arguments = {"event_shape": (2, 4, 4), "layers_per_block": [1, 1, 2]}
+    return perturb(STARFlow(**(SMALL | arguments | settings)))
+
+
+def small_video_flow(**settings: Any) -> STARFlowV:
+    arguments = {"event_shape": (3, 2, 2, 4), "layers_per_block": [1, 1], "denoiser": {"num_layers": 2, "past": 1}}
+    return perturb(STARFlowV(**(SMALL | arguments | settings)))

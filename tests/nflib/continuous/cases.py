@@ -16,8 +16,6 @@ from nflib.continuous import (
 )
 from tests.nflib.continuous.gaussian_mixtures import Exact, Mixture
 
-QUIET = {"progress_bar": False, "tensorboard": False, "accelerator": "cpu"}
-
 ONE_SIDED = [
     LinearPath(),
     LinearPath(sigma_min=0.05),

@@ -20,6 +20,8 @@ from nflib.continuous import (
 )
 from nflib.flows import TARFlow
 from nflib.training import TrainingConfig, fit
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 
 @pytest.fixture
@@ -30,11 +32,7 @@ def flow():
 @pytest.fixture
 def teacher():
     torch.manual_seed(0)
-    flow = TARFlow((2,), patch_size=1, channels=16, num_blocks=2, layers_per_block=1, head_dim=8, num_classes=3)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return flow.eval()
+    return perturb(TARFlow((2,), 1, channels=16, num_blocks=2, layers_per_block=1, head_dim=8, num_classes=3))
 
 
 def generator(seed=0):
@@ -103,14 +101,13 @@ def test_noise_of_patches_lies_where_the_patches_are():
 
 
 def test_flow_matching_trains_with_each(flow, teacher, tmp_path):
-    config = TrainingConfig(batch_size=32, max_steps=3, progress_bar=False, tensorboard=False, accelerator="cpu")
+    config = TrainingConfig(batch_size=32, max_steps=3, **QUIET)
     x = torch.randn(64, 2, generator=generator())
-    fit(flow, x, config=config, objective=FlowMatching(OptimalTransportCoupling()), output=tmp_path / "transport")
-    fit(flow, x, config=config, objective=FlowMatching(FlowCoupling(teacher, 0.05)), output=tmp_path / "flow")
-    unconditional = TARFlow((2,), patch_size=1, channels=16, num_blocks=1, layers_per_block=1, head_dim=8).eval()
-    fit(
-        flow, pairs_of(unconditional, 64, seed=0), config=config, objective=FlowMatching(Pairs()), output=tmp_path / "p"
-    )
+    pairs = pairs_of(TARFlow((2,), channels=16, num_blocks=1, layers_per_block=1, head_dim=8).eval(), 64, seed=0)
+    for coupling, data in ((OptimalTransportCoupling(), x), (FlowCoupling(teacher, 0.05), x), (Pairs(), pairs)):
+        output = tmp_path / type(coupling).__name__
+        result = fit(flow, data, config=config, objective=FlowMatching(coupling), output=output)
+        assert result.steps == 3 and result.skipped_steps == 0
 
 
 @pytest.mark.parametrize(("path", "start"), [(VarianceExplodingPath(0.01, 50.0), 0.0), (LinearPath(), 0.2)])

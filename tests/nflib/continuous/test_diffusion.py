@@ -10,6 +10,7 @@ from nflows.distributions import ConditionalDiagonalNormal
 from nflib.continuous import DiffusionProposal, LinearPath, MLPVelocity, ODEFlow, TwoSidedPath, VariancePreservingPath
 from nflib.montecarlo import IndependentMetropolis, importance_sample, smc
 from tests.nflib.continuous.gaussian_mixtures import THREE, Exact
+from tests.perturb import perturb
 
 EXACT = Exact(LinearPath())
 FLOW = ODEFlow(EXACT.velocity, (2,))
@@ -156,8 +157,7 @@ def test_base_of_another_dtype() -> None:
 
 
 def test_a_score_in_half_precision_is_computed_in_single_precision() -> None:
-    flow, score = ODEFlow(lambda x, t: -x, (2,)), MLPVelocity(2, channels=8).bfloat16()
-    torch.nn.init.normal_(score.network.proj_out.weight)
+    flow, score = ODEFlow(lambda x, t: -x, (2,)), perturb(MLPVelocity(2, channels=8), 0.3).bfloat16()
     half, single = (
         DiffusionProposal(flow, 0.1, 2, score=own).sample_and_log_prob(3, generator=torch.Generator().manual_seed(0))
         for own in (score, copy.deepcopy(score).float())

@@ -27,6 +27,7 @@ from nflib.continuous import (
 )
 from nflib.transforms import PairedContext
 from tests.nflib.continuous.gaussian_mixtures import Exact
+from tests.perturb import perturb
 
 PATHS = [LinearPath(), LinearPath(0.01), TrigonometricPath(), VariancePreservingPath(), VarianceExplodingPath(0.1, 5.0)]
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -37,14 +38,14 @@ def at(t: float) -> torch.Tensor:
     return torch.full((len(X),), t, dtype=torch.float64)
 
 
+def conversions(exact: Exact, path) -> tuple[FromScore, FromDenoiser, FromNoise]:
+    return FromScore(exact.score, path), FromDenoiser(exact.denoised, path), FromNoise(exact.noise_given, path)
+
+
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_conversions_are_exact(path) -> None:
     exact = Exact(path)
-    for field in (
-        FromScore(exact.score, path),
-        FromDenoiser(exact.denoised, path),
-        FromNoise(exact.noise_given, path),
-    ):
+    for field in conversions(exact, path):
         torch.testing.assert_close(field(X, T), exact.velocity(X, T), rtol=1e-9, atol=1e-9)
         assert not field.uses_context
 
@@ -53,11 +54,7 @@ def test_conversions_are_exact(path) -> None:
 def test_ends_with_a_limit_are_exact(path) -> None:
     exact = Exact(path)
     expected = exact.velocity(X, at(1.0))
-    for field in (
-        FromScore(exact.score, path),
-        FromDenoiser(exact.denoised, path),
-        FromNoise(exact.noise_given, path),
-    ):
+    for field in conversions(exact, path):
         torch.testing.assert_close(field(X, at(1.0)), expected, rtol=1e-9, atol=1e-9)
     denoiser = FromDenoiser(exact.denoised, path)
     torch.testing.assert_close(denoiser(X, at(0.0)), exact.velocity(X, at(0.0)), rtol=1e-9, atol=1e-9)
@@ -122,8 +119,8 @@ def test_guidance_of_a_linear_field_is_that_of_the_guided_mean() -> None:
 
 def test_guided_flow_embeds_contexts_and_keeps_weights() -> None:
     embedding = torch.nn.Embedding(4, 3)
-    flow = ODEFlow(MLPVelocity(2, channels=16, context_size=3), (2,), embedding_net=embedding, context_shape=())
-    torch.nn.init.normal_(flow._transform.velocity.network.proj_out.weight)
+    net = perturb(MLPVelocity(2, channels=16, context_size=3), 0.3)
+    flow = ODEFlow(net, (2,), embedding_net=embedding, context_shape=())
     guided = flow.guided(RatioAware(3.0, 1.0), torch.tensor([3]))
     labels = torch.tensor([0, 1, 2, 1])
     x = X[:4].float()
@@ -185,8 +182,7 @@ def test_refined_field_is_fitted_to_the_rest() -> None:
         def forward(self, x, t, v):
             return self.scale * v
 
-    base, refiner = MLPVelocity(2, channels=8).requires_grad_(False), Refiner()
-    torch.nn.init.normal_(base.network.proj_out.weight)
+    base, refiner = perturb(MLPVelocity(2, channels=8), 0.3).requires_grad_(False), Refiner()
     flow = ODEFlow(RefinedVelocity(base, refiner), (2,))
     FlowMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))[0].backward()
     assert refiner.scale.grad.abs() > 0 and base.network.proj_out.weight.grad is None
@@ -196,8 +192,7 @@ def test_refined_field_is_fitted_to_the_rest() -> None:
 
 
 def test_blocks_of_one_field_are_that_field() -> None:
-    net = MLPVelocity(2, channels=16).double()
-    torch.nn.init.normal_(net.network.proj_out.weight, std=0.3)
+    net = perturb(MLPVelocity(2, channels=16), 0.3).double()
     blocks = BlockwiseVelocity([net, net, net, net])
     assert blocks.edges == (0.25, 0.5, 0.75)
     torch.testing.assert_close(blocks(X, T), net(X, T))
@@ -302,9 +297,7 @@ def test_pseudo_corrector_is_one_map_with_a_density() -> None:
 
 @pytest.mark.parametrize("name", ["blocks", "denoiser", "guided", "pseudo-corrector"])
 def test_saved_and_loaded(name, tmp_path) -> None:
-    nets = [MLPVelocity(2, channels=8) for _ in range(2)] + [MLPVelocity(2, channels=8, context_size=3)]
-    for net in nets:
-        torch.nn.init.normal_(net.network.proj_out.weight)
+    nets = [perturb(MLPVelocity(2, channels=8, context_size=size), 0.3) for size in (0, 0, 3)]
     flow = {
         "blocks": lambda: ODEFlow(BlockwiseVelocity(nets[:2], [0.3]), (2,)),
         "denoiser": lambda: ODEFlow(FromDenoiser(nets[0], TrigonometricPath()), (2,), path=TrigonometricPath()),

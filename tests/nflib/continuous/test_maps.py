@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from nflib.continuous import FlowMap, Invertible, MeanFlow, MLPFlowMap
 from nflib.flows import Flow
 from nflib.training import TrainingConfig, fit
 from tests.nflib.continuous.cases import check_density_of_map
 from tests.nflib.continuous.normal_map import NormalMap
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 
 def mixture():
@@ -22,9 +23,7 @@ def mixture():
 
 def rough_map(seed=0):
     torch.manual_seed(seed)
-    network = MLPFlowMap(2, channels=16, num_layers=1)
-    nn.init.normal_(network.network.proj_out.weight, std=0.05)
-    return network
+    return perturb(MLPFlowMap(2, channels=16, num_layers=1), 0.05)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
@@ -85,8 +84,7 @@ def test_weights_in_half_precision_have_densities_of_single():
 
 def test_contexts_steer_the_map():
     torch.manual_seed(0)
-    network = MLPFlowMap(2, channels=16, num_layers=1, context_size=3)
-    nn.init.normal_(network.network.proj_out.weight, std=0.05)
+    network = perturb(MLPFlowMap(2, channels=16, num_layers=1, context_size=3), 0.05)
     flow = FlowMap(network, (2,), num_steps=2, context_shape=(3,))
     context = torch.randn(4, 3)
     x, log_prob = flow.sample_and_log_prob(6, context, seed=0)
@@ -134,15 +132,7 @@ def test_a_trained_map_has_mean_weight_one_at_four_and_eight_steps(tmp_path):
     target = mixture()
     torch.manual_seed(0)
     flow = FlowMap(MLPFlowMap(2, channels=64, num_layers=2), (2,))
-    config = TrainingConfig(
-        batch_size=256,
-        max_steps=800,
-        learning_rate=2e-3,
-        ema_decay=0.99,
-        progress_bar=False,
-        tensorboard=False,
-        accelerator="cpu",
-    )
+    config = TrainingConfig(batch_size=256, max_steps=800, learning_rate=2e-3, ema_decay=0.99, **QUIET)
     fit(
         flow,
         target.sample((10_000,)),

@@ -25,6 +25,7 @@ from nflib.continuous import (
 )
 from nflib.flows import Flow
 from nflib.networks import checkpoint_activations, use_attention_backend
+from tests.perturb import perturb
 
 SMALL = {"channels": 16, "num_layers": 1, "head_dim": 8, "expansion": 2}
 tokens = partial(TransformerVelocity, (3, 2), patch_size=2, **SMALL)
@@ -35,7 +36,7 @@ CASES = {"tokens": (tokens, (3, 2)), "images": (images, (1, 4, 4)), "vectors": (
 
 
 @pytest.fixture(params=CASES)
-def case(request, perturb):
+def case(request):
     build, shape = CASES[request.param]
     return perturb(build(), 0.15).double(), shape
 
@@ -102,7 +103,7 @@ def test_rows_are_apart_and_all_numbers_seen(case) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokens", "mlp"])
-def test_derivatives_of_every_order(name: str, perturb) -> None:
+def test_derivatives_of_every_order(name: str) -> None:
     """Scores of densities take third derivatives of the field: by x twice, and by x or a parameter once more."""
     build, shape = CASES[name]
     network = perturb(build(), 0.3).double()
@@ -138,7 +139,7 @@ def test_time_features_tell_times_apart() -> None:
     assert torch.pdist(features).min() > 0.5
 
 
-def test_contexts(perturb) -> None:
+def test_contexts() -> None:
     x, t = torch.randn(4, 3, 2), torch.rand(4)
     classes = perturb(tokens(num_classes=3), 0.3)
     labels = torch.tensor([0, 1, 2, -1])
@@ -174,7 +175,7 @@ def test_gradients_reach_all_parameters(case) -> None:
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_conditioned_flow(perturb) -> None:
+def test_conditioned_flow() -> None:
     flow = ODEFlow(perturb(tokens(num_classes=3)), (3, 2), solver=Heun(3), context_shape=()).double()
     labels = torch.tensor([0, 1, 2])
     x, log_prob = flow.sample_and_log_prob(2, labels, seed=0)
@@ -183,7 +184,7 @@ def test_conditioned_flow(perturb) -> None:
         torch.testing.assert_close(flow.given(int(label)).log_prob(x[row]), log_prob[row], rtol=0, atol=1e-10)
 
 
-def test_recomputed_activations(perturb) -> None:
+def test_recomputed_activations() -> None:
     network = perturb(tokens(), 0.3)
     x, t = torch.randn(4, 3, 2), torch.rand(4)
     parameters = list(network.parameters())
@@ -195,7 +196,7 @@ def test_recomputed_activations(perturb) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokens", "mlp", "denoiser", "blocks"])
-def test_half_precision_weights(name: str, perturb) -> None:
+def test_half_precision_weights(name: str) -> None:
     """A field of bfloat16 weights is computed in float32: the same as of those weights widened, and one-to-one."""
     build, shape = CASES.get(name, CASES["mlp"])
     field = perturb(build(), 0.15)
@@ -212,7 +213,7 @@ def test_half_precision_weights(name: str, perturb) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in flow.parameters())
 
 
-def test_every_backend_sees_all_tokens(perturb) -> None:
+def test_every_backend_sees_all_tokens() -> None:
     pytest.importorskip("xformers")
     network = perturb(tokens(), 0.3)
     x, t = torch.randn(4, 3, 2), torch.rand(4)

@@ -35,9 +35,11 @@ from nflib.continuous import (
 from nflib.continuous.objectives.dispersive import log_mean_kernel
 from nflib.training import TrainingConfig, fit
 from nflib.training.objectives import maximum_likelihood
-from tests.nflib.continuous.cases import QUIET, mixture_velocity
+from tests.nflib.continuous.cases import mixture_velocity
 from tests.nflib.continuous.normal_map import MEAN, STD, NormalMap, normal_data
 from tests.nflib.training_cases import Gaussian, Record, configuration
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 
 class NormalVelocity(NormalMap):
@@ -110,8 +112,7 @@ def test_the_exact_map_is_where_mean_flow_has_no_gradient():
 def test_mean_flow_has_the_derivative_of_the_definition():
     """Its target, against finite differences in float64, whichever way the jump leads."""
     torch.manual_seed(0)
-    network = MLPFlowMap(2, channels=16, num_layers=1).double()
-    nn.init.normal_(network.network.proj_out.weight)
+    network = perturb(MLPFlowMap(2, channels=16, num_layers=1), 0.3).double()
     flow = FlowMap(network, (2,))
     objective = MeanFlow(share_instant=0.0)
     batch = {"inputs": normal_data(50).double()}
@@ -141,9 +142,7 @@ def test_mean_flow_has_the_derivative_of_the_definition():
 )
 def test_gradients_reach_all_parameters_of_a_map(objective):
     torch.manual_seed(0)
-    network = MLPFlowMap(2, channels=16, num_layers=2)
-    nn.init.normal_(network.network.proj_out.weight)
-    flow = FlowMap(network, (2,))
+    flow = FlowMap(perturb(MLPFlowMap(2, channels=16, num_layers=2), 0.3), (2,))
     batch = {"inputs": normal_data(32)} if getattr(objective, "needs_data", True) else {}
     loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
     loss.backward()
@@ -396,8 +395,7 @@ def new_map():
 
 
 def new_refined():
-    field = MLPVelocity(2, channels=8, num_layers=1)
-    nn.init.normal_(field.network.proj_out.weight)
+    field = perturb(MLPVelocity(2, channels=8, num_layers=1), 0.3)
     return FlowMap(RefinedSteps(field, MLPVelocity(2, channels=8, num_layers=1, context_size=2)), (2,))
 
 

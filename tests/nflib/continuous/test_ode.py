@@ -34,6 +34,8 @@ from nflib.montecarlo import importance_sample, smc
 from nflib.training import TrainingConfig, fit
 from nflib.transforms import LinearGuidance, PairedContext, Standardize
 from tests.nflib.continuous.cases import NARROW, exact_flow, steered, swirl
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 KINDS = [
     (Heun(4), "map"),
@@ -53,12 +55,12 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
-def network(perturb, **settings) -> MLPVelocity:
+def network(**settings) -> MLPVelocity:
     return perturb(MLPVelocity(2, channels=16, num_layers=1, **settings), 0.15).double()
 
 
 def fit_to(flow: ODEFlow, data: torch.Tensor, output: FilePath, **settings) -> None:
-    config = TrainingConfig(batch_size=256, progress_bar=False, tensorboard=False, accelerator="cpu", **settings)
+    config = TrainingConfig(batch_size=256, **QUIET, **settings)
     fit(flow, data, config=config, objective=FlowMatching(), output=output)
 
 
@@ -223,8 +225,8 @@ def test_a_linear_field_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize(("solver", "density"), [(Heun(2), "map"), (Heun(3), "trace"), (Dopri5(1e-7, 1e-7), "trace")])
-def test_derivatives_against_differences(solver, density, perturb) -> None:
-    field = network(perturb)
+def test_derivatives_against_differences(solver, density) -> None:
+    field = network()
     flow, x = ODEFlow(field, (2,), solver=solver, density=density).double(), normal(1, 2).requires_grad_()
     # An adaptive solver's step sizes move with x, which changes results by its tolerance.
     h, slack = (1e-6, 1e-6) if solver.is_map else (1e-3, 1e-3)
@@ -246,9 +248,9 @@ def test_derivatives_against_differences(solver, density, perturb) -> None:
             assert abs((ends[0] - ends[1]) / (2 * h) - gradient.view(-1)[0]) < slack
 
 
-def test_scores_are_differentiable(perturb) -> None:
+def test_scores_are_differentiable() -> None:
     """Score matching needs the derivative of a score by parameters."""
-    field = network(perturb)
+    field = network()
     flow, x = ODEFlow(field, (2,), solver=Heun(2)).double(), normal(2, 2).requires_grad_()
     entry = field.network.proj_in.weight
     (gradient,) = torch.autograd.grad(flow.score(x).square().sum(), entry)
@@ -262,8 +264,8 @@ def test_scores_are_differentiable(perturb) -> None:
 
 
 @pytest.mark.parametrize(("solver", "density"), KINDS[1:4])
-def test_rsample(solver, density, perturb) -> None:
-    field = network(perturb)
+def test_rsample(solver, density) -> None:
+    field = network()
     flow = ODEFlow(field, (2,), solver=solver, density=density).double()
     x = flow.rsample(5, seed=0)
     torch.testing.assert_close(x, flow.sample(5, seed=0))
@@ -290,9 +292,9 @@ def test_rsample(solver, density, perturb) -> None:
     ],
 )
 @kinds
-def test_save_and_load(path, solver, density, perturb, tmp_path: FilePath) -> None:
+def test_save_and_load(path, solver, density, tmp_path: FilePath) -> None:
     flow = ODEFlow(
-        network(perturb), (2,), path=path, solver=solver, density=density, start=0.1, stop=0.9, num_probes=2
+        network(), (2,), path=path, solver=solver, density=density, start=0.1, stop=0.9, num_probes=2
     ).double()
     flow.save_pretrained(tmp_path)
     again = Flow.from_pretrained(tmp_path)
@@ -302,8 +304,8 @@ def test_save_and_load(path, solver, density, perturb, tmp_path: FilePath) -> No
     assert torch.equal(again.sample(3, seed=0), flow.sample(3, seed=0))
 
 
-def test_another_solver_is_saved_with_the_flow(perturb, tmp_path: FilePath) -> None:
-    made_as = ODEFlow(network(perturb, context_size=3), (2,), context_shape=(3,)).double()
+def test_another_solver_is_saved_with_the_flow(tmp_path: FilePath) -> None:
+    made_as = ODEFlow(network(context_size=3), (2,), context_shape=(3,)).double()
     flow, x, context = made_as.with_solver(RK4(3), "trace"), normal(4, 2), normal(4, 3)
     guided = flow.guided(1.5, torch.zeros(1, 3))
     in_another = Flow(flow._transform, StandardNormal((2,)), context_shape=(3,)).double()
@@ -322,8 +324,8 @@ def test_noise_is_as_wide_as_the_path_has_it() -> None:
     torch.testing.assert_close(flow.log_prob(x), peer.log_prob(x).sum(1), rtol=1e-10, atol=1e-10)
 
 
-def test_contexts(perturb) -> None:
-    flow = ODEFlow(network(perturb, context_size=3), (2,), solver=Heun(3), context_shape=(3,)).double()
+def test_contexts() -> None:
+    flow = ODEFlow(network(context_size=3), (2,), solver=Heun(3), context_shape=(3,)).double()
     context = normal(4, 3)
     x, log_prob = flow.sample_and_log_prob(5, context, seed=0)
     assert x.shape == (4, 5, 2) and log_prob.shape == (4, 5)
@@ -359,8 +361,8 @@ def test_among_other_transforms() -> None:
     assert Flow(estimated, StandardNormal((2,))).stochastic_density
 
 
-def test_single_precision(perturb) -> None:
-    wide = ODEFlow(network(perturb), (2,), solver=Heun(4))
+def test_single_precision() -> None:
+    wide = ODEFlow(network(), (2,), solver=Heun(4))
     x = wide.double().sample(20, seed=0)
     expected = wide.log_prob(x)
     narrow = wide.float()
@@ -458,8 +460,7 @@ def test_settings_that_do_not_fit() -> None:
 @pytest.mark.parametrize(("solver", "density"), [(Heun(4), "map"), (Heun(8), "trace")], ids=repr)
 def test_densities_under_autocast_are_those_of_single_precision(solver, density) -> None:
     torch.manual_seed(0)
-    field = MLPVelocity(2, channels=32, context_size=3)
-    torch.nn.init.normal_(field.network.proj_out.weight, std=0.1)
+    field = perturb(MLPVelocity(2, channels=32, context_size=3))
     flow = ODEFlow(field, (2,), solver=solver, density=density, embedding_net=torch.nn.Linear(3, 3).bfloat16())
     context = torch.ones(1, 3, dtype=torch.bfloat16)  # whose embedding is rounded in any case
     x, log_prob = (part[0] for part in flow.sample_and_log_prob(20, context, seed=0))

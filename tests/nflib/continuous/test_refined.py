@@ -20,8 +20,10 @@ from nflib.continuous import (
 )
 from nflib.flows import Flow
 from nflib.training import TrainingConfig, fit
-from tests.nflib.continuous.cases import NARROW, QUIET, check_density_of_map, mixture_velocity, swirl
+from tests.nflib.continuous.cases import NARROW, check_density_of_map, mixture_velocity, swirl
 from tests.nflib.continuous.gaussian_mixtures import Exact
+from tests.perturb import perturb
+from tests.quiet import QUIET
 
 X = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -43,9 +45,7 @@ def exact_refiner(field):
 
 def rough_refiner():
     torch.manual_seed(0)
-    refiner = MLPVelocity(2, channels=16, num_layers=1, context_size=2)
-    nn.init.normal_(refiner.network.proj_out.weight, std=0.1)
-    return refiner
+    return perturb(MLPVelocity(2, channels=16, num_layers=1, context_size=2))
 
 
 def test_with_the_exact_refiner_a_run_is_that_of_the_pseudo_corrector():
@@ -102,8 +102,7 @@ def test_the_objective_compares_slopes_of_neighbours():
 def test_the_exact_refiner_has_no_loss_and_the_field_no_gradient():
     flow = FlowMap(RefinedSteps(swirl, exact_refiner(swirl)), (2,))
     assert float(RefinerMatching()(flow, {"inputs": X}, torch.Generator().manual_seed(0))[0]) < 1e-24
-    field = MLPVelocity(2, channels=8)
-    nn.init.normal_(field.network.proj_out.weight)
+    field = perturb(MLPVelocity(2, channels=8), 0.3)
     flow = FlowMap(RefinedSteps(field, rough_refiner()), (2,))
     RefinerMatching()(flow, {"inputs": X.float()}, torch.Generator().manual_seed(0))[0].backward()
     assert all(p.grad is None for p in field.parameters())

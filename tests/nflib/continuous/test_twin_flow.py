@@ -10,8 +10,8 @@ from nflib.continuous import Distill, Euler, FlowMap, FlowMatching, MLPFlowMap, 
 from nflib.continuous.couplings import noise_like
 from nflib.distributions import draw
 from nflib.training import TrainingConfig, fit
-from tests.nflib.continuous.cases import QUIET
 from tests.nflib.continuous.normal_map import MEAN, STD, NormalMap, normal_data
+from tests.quiet import QUIET
 
 
 def nothing(flow, batch, generator):
