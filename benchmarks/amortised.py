@@ -33,8 +33,7 @@ from molecular.energy import compile_system
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
 from molecular.molecule.torsions import named_backbone_torsions
-from molecular.sampling.sample import load_flow, sample
-from molecular.sampling.smc import smc
+from molecular.sampling import load_flow, sample, smc
 from nflib.montecarlo import WeightedSamples
 
 ERROR = 0.1  # kT

@@ -24,7 +24,7 @@ from molecular.energy.symmetries import Symmetries
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import PUBLISHED_TRUNCATION
+from molecular.sampling.summary import PUBLISHED_TRUNCATION
 from molecular.training.fit_molecule import SPLIT, SPLIT_SEED
 from nflib.montecarlo import BoltzmannDensity, importance_sample
 from nflib.training import fit

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from examples.digits.data import parts
 from molecular import MoleculeFlow, Peptide, Prose
-from molecular.sampling.sample import SHIPPED
+from molecular.sampling.shipped import SHIPPED
 from nflib import Flow, decoding
 from nflib.flows import TARFlow
 from nflib.networks import KeyValueCache

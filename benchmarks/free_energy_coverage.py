@@ -22,7 +22,7 @@ from molecular.analysis.analyse import ELSEWHERE, Analysis, analyse
 from molecular.analysis.free_energy import FreeEnergy
 from molecular.data.ensembles import load_ensemble
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow, sample
+from molecular.sampling import load_flow, sample
 
 SEQUENCE = "Ace-A-Nme"
 TEMPERATURES = (300.0, 330.0)

@@ -27,8 +27,9 @@ from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import named_backbone_torsions, ramachandran_names
-from molecular.sampling.sample import PUBLISHED_TRUNCATION, load_proposal, sample, summarize
-from molecular.sampling.smc import SplitFlow, smc
+from molecular.sampling import load_proposal, sample, smc
+from molecular.sampling.sequential import SplitFlow
+from molecular.sampling.summary import PUBLISHED_TRUNCATION, summarize
 from nflib.io.documents import finite_or_none
 from nflib.metrics import Estimate
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples

@@ -15,7 +15,8 @@ from pathlib import Path
 from common import argument_parser, markdown_table, prepare
 
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import PUBLISHED_TRUNCATION, load_flow, sample
+from molecular.sampling import load_flow, sample
+from molecular.sampling.summary import PUBLISHED_TRUNCATION
 from nflib.montecarlo import Mixture, Proposal
 
 HEADER = ["peptide", "proposal", "seeds", "ESS: median (range)", "top 0.2 % removed", "Pareto k", "s a run"]

@@ -17,7 +17,7 @@ from common import argument_parser, markdown_table, prepare
 
 from molecular.commands.improvement import RECORD
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow, sample
+from molecular.sampling import load_flow, sample
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from peptide_steps import (
     importance,
 )
 
-from molecular.sampling.sample import SHIPPED
+from molecular.sampling.shipped import SHIPPED
 
 # arXiv 2508.18175v4, 2502.18462 and FALCON's own: ESS / samples, energy W2 (kT), torus W2; None where none is given.
 PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {

@@ -32,8 +32,9 @@ from molecular.analysis.compare import FLOOR
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow, reference_positions, sample
-from molecular.sampling.smc import SplitFlow, smc
+from molecular.sampling import load_flow, sample, smc
+from molecular.sampling.sequential import SplitFlow
+from molecular.sampling.shipped import reference_positions
 from nflib import Flow
 from nflib.montecarlo import HMC, MALA, AcceptanceTarget, IndependentMetropolis, Kernel, SMCSamples, WeightedSamples
 from nflib.transforms import Standardize

@@ -47,8 +47,8 @@ from molecular.data.corpus.folder import Corpus
 from molecular.flows.conformations import GivenMolecule
 from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import SHIPPED, load_flow, load_proposal, sample
-from molecular.sampling.shipped_flows import COVERAGE, Coverage
+from molecular.sampling import load_flow, load_proposal, sample
+from molecular.sampling.shipped import COVERAGE, SHIPPED, Coverage
 from nflib.metrics import Estimate
 from nflib.montecarlo import WeightedSamples
 

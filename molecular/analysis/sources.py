@@ -15,7 +15,7 @@ from molecular.data.ensembles import Ensemble, load_ensemble
 from molecular.molecule.molecule import SAME_TEMPERATURE, Molecule
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule
-from molecular.sampling.sample import reference_positions
+from molecular.sampling.shipped import reference_positions
 from nflib.io import read_json
 from nflib.montecarlo import History, WeightedSamples
 

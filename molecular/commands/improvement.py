@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from molecular.commands.options import MoleculeOptions
-from molecular.sampling.sample import load_flow
+from molecular.sampling.proposals import load_flow
 from molecular.training.replay_buffer import SIZE
 from molecular.training.self_training import Improvement
 from molecular.training.self_training import improve as train_on_own_samples

@@ -18,9 +18,11 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_other_content, save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
 from molecular.molecule.trajectories import MOST_UNROUNDED, check_format, writable, write_trajectory
-from molecular.sampling.sample import describe, load_proposal, reference_positions, summarize, unusable
-from molecular.sampling.sample import sample as draw
-from molecular.sampling.smc import named_kernel, smc
+from molecular.sampling.importance import sample as draw
+from molecular.sampling.proposals import load_proposal
+from molecular.sampling.sequential import named_kernel, smc
+from molecular.sampling.shipped import reference_positions
+from molecular.sampling.summary import describe, summarize, unusable
 from nflib.command_line import refuse_given
 from nflib.io import complete_folder, only_run, write_json
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples, check_smc_options

@@ -10,8 +10,8 @@ from typing import Any
 from molecular.commands.options import MoleculeOptions
 from molecular.data.corpus import read_sequences, read_split, simulate_corpus
 from molecular.dynamics import report_lines
-from molecular.dynamics.simulate import Starts
-from molecular.dynamics.simulate import simulate as run
+from molecular.dynamics.simulation import Starts
+from molecular.dynamics.simulation import simulate as run
 from molecular.sampling.starts import EnsembleStarts, FlowStarts
 from nflib.command_line import refuse_given
 
@@ -57,7 +57,7 @@ def simulate(
             an equilibrium reached before, by default at one temperature and without hot_ps, which would destroy it.
         device: cpu, cuda or mps, of the batched engine and of the flow.
         seed: of the random numbers.
-        options: of `molecular.dynamics.simulate.simulate`.
+        options: of `molecular.dynamics.simulate`.
     """
     if flow is not None and ensemble is not None:
         raise ValueError("replicas start from --flow or from --ensemble; give one.")

@@ -56,7 +56,7 @@ def load_ensemble(
     """Read the frames that a simulation or an import wrote into a folder, as an `Ensemble`.
 
     Args:
-        folder: that `molecular.dynamics.simulate.simulate` or `import_trajectory` wrote.
+        folder: that `molecular.dynamics.simulate` or `import_trajectory` wrote.
         num_atoms: what the caller's molecule has; None accepts whatever the first shard has.
         temperature_index: which temperature to keep; None keeps all that were saved.
         start_ps: drop frames before this time, ps.

@@ -2,9 +2,10 @@
 
 from molecular.dynamics.frames import STORAGE, Frames, FrameWriter, list_shards, read_shard, write_shard
 from molecular.dynamics.langevin import EnergyAndForce, Integrator, Langevin, maxwell_velocities
-from molecular.dynamics.relax import relax
+from molecular.dynamics.relaxation import relax
 from molecular.dynamics.replicas import TemperingSettings
 from molecular.dynamics.report import concerns, report_lines, torsion_statistics
+from molecular.dynamics.simulation import simulate
 from molecular.dynamics.starts import start_structures
 from molecular.dynamics.tempering import Trajectories, geometric_temperatures, parallel_tempering
 
@@ -25,6 +26,7 @@ __all__ = [
     "read_shard",
     "relax",
     "report_lines",
+    "simulate",
     "start_structures",
     "torsion_statistics",
     "write_shard",

@@ -14,7 +14,8 @@ from molecular.dynamics.frames import list_shards
 from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule
-from molecular.sampling.sample import load_proposal, sample
+from molecular.sampling.importance import sample
+from molecular.sampling.proposals import load_proposal
 from nflib.montecarlo import AdaptiveTemperatures, resample
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class EnsembleStarts:
     has larger errors than ladders tell.
 
     Args:
-        folder: that `molecular.dynamics.simulate.simulate` wrote, or a corpus of such folders.
+        folder: that `molecular.dynamics.simulate` wrote, or a corpus of such folders.
 
     Raises:
         UnreliableStarts: when called, where a corpus has no frames of the molecule.

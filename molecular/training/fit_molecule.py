@@ -16,7 +16,7 @@ from molecular.flows.conformations import ConformationFlow
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_another_molecule, save_molecule
-from molecular.sampling.sample import load_flow
+from molecular.sampling.proposals import load_flow
 from molecular.training.initial import check_initial
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood

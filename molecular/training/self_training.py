@@ -15,7 +15,7 @@ from molecular.energy.reduced import CLIP
 from molecular.flows.conformations import ConformationFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_another_molecule, save_molecule
-from molecular.sampling.smc import SplitFlow, move_at_target, smc
+from molecular.sampling.sequential import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import SIZE, OwnSamples, drawn_seed
 from nflib.io import only_run

@@ -10,7 +10,7 @@ from nflib.montecarlo.importance import importance_sample
 from nflib.montecarlo.kernels import HMC, MALA, ULA, IndependentMetropolis, Kernel, Move
 from nflib.montecarlo.mixture import Mixture
 from nflib.montecarlo.resampling import resample
-from nflib.montecarlo.smc import SMCSamples, check_smc_options, smc
+from nflib.montecarlo.sequential import SMCSamples, check_smc_options, smc
 from nflib.montecarlo.temperatures import AdaptiveTemperatures, FixedTemperatures, Temperatures
 from nflib.montecarlo.weighted_samples import WeightedSamples
 

@@ -104,7 +104,7 @@ class Autoregressive(Transform):
             # A decoder that returns tokens and logabsdet alone does not know its residual.
             inversion = Inversion(*(decoder or self.decoding)(self, inputs, encoded, prefix))
         # One that does not say what it did is in the report all the same, its residual with it.
-        record(inversion.statistics or (BlockReport(*inputs.shape[:2], windows=(), residual=inversion.residual),))
+        record(inversion.statistics or (BlockReport(inputs.shape[0], inputs.shape[1], (), inversion.residual),))
         if not torch.is_grad_enabled() or prefix is not None:
             return inversion
         tokens = with_gradient(inversion.tokens, inputs, lambda u: self._to_noise(u, encoded))

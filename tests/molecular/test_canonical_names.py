@@ -12,8 +12,8 @@ from molecular.molecule.equivalent_atoms import SymmetryTable
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.symmetry import half_turns, methyl_rotations
 from molecular.molecule.torsions import heavy_torsions, periods
-from molecular.sampling.sample import sample
-from molecular.sampling.smc import move_at_target, smc
+from molecular.sampling import sample, smc
+from molecular.sampling.sequential import move_at_target
 from molecular.training.fit_corpus import LikelihoodPerDimension
 from tests.molecular.peptide_topologies import draw_positions, make_topology
 

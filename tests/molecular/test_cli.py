@@ -15,7 +15,7 @@ from molecular.data.ensembles import load_ensemble
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import load_molecule, save_molecule
-from molecular.sampling.sample import sample
+from molecular.sampling import sample
 from nflib.io import only_run
 from nflib.montecarlo import WeightedSamples
 from tests.molecular.openmm_energies import reference

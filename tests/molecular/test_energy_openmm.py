@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from molecular import Molecule, Peptide
-from molecular.dynamics.simulate import simulate
+from molecular.dynamics import simulate
 from molecular.energy import CompiledEnergy, OpenMMEnergy, UnsupportedForce, compile_system
 from molecular.energy.reduced import ReducedEnergy
 from tests.molecular.openmm_energies import periodic_nonbonded, random_positions, reference, system_of

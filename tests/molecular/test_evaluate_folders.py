@@ -17,7 +17,7 @@ from molecular.analysis.sources import (
 from molecular.commands import main
 from molecular.dynamics.frames import Frames, shard_path, write_shard
 from molecular.energy.reduced import ReducedEnergy
-from molecular.sampling.sample import reference_positions
+from molecular.sampling.shipped import reference_positions
 from nflib.montecarlo import WeightedSamples
 
 

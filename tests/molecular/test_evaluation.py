@@ -21,7 +21,7 @@ from molecular.analysis.validity import intact_bonds, right_chirality
 from molecular.data.ensembles import Ensemble
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.torsions import backbone_torsions, heavy_torsions, phi_psi_torsions, ramachandran_torsions
-from molecular.sampling.sample import reference_positions
+from molecular.sampling.shipped import reference_positions
 from nflib.montecarlo import WeightedSamples
 from tests.molecular.small_molecules import of_bonds
 

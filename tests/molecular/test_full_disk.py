@@ -13,7 +13,7 @@ from molecular.commands import main
 from molecular.data.corpus import simulate_corpus
 from molecular.data.ensembles import load_ensemble
 from molecular.data.trajectories import import_trajectory
-from molecular.dynamics.simulate import simulate
+from molecular.dynamics import simulate
 from molecular.training.fit_molecule import train_on_ensemble
 from molecular.training.self_training import improve
 from nflib.flows import Flow

@@ -12,7 +12,7 @@ from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
 from molecular.commands.improvement import RECORD
 from molecular.molecule.storage import load_molecule, save_molecule
-from molecular.sampling.sample import sample
+from molecular.sampling import sample
 from molecular.sampling.targets import energy_for
 from molecular.training.replay_buffer import SIZE, OwnSamples
 from nflib.flows import TARFlow

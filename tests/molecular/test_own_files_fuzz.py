@@ -19,10 +19,10 @@ from molecular.data.corpus.many_peptides import ManyPeptides
 from molecular.data.corpus.memory import CorpusSource
 from molecular.data.corpus.sequences import read_sequences, read_split
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics.simulate import simulate
+from molecular.dynamics import simulate
 from molecular.molecule.storage import save_molecule
-from molecular.sampling.sample import load_flow, sample
-from molecular.sampling.shipped_flows import Coverage
+from molecular.sampling import load_flow, sample
+from molecular.sampling.shipped import Coverage
 from molecular.training.fit_molecule import train_on_ensemble
 from molecular.training.self_training import improve
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, smc

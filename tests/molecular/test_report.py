@@ -19,7 +19,7 @@ from molecular.analysis.sources import name_ensembles, read_reference, read_samp
 from molecular.commands import main
 from molecular.dynamics.frames import Frames, shard_path, write_shard
 from molecular.energy.reduced import ReducedEnergy
-from molecular.sampling.sample import reference_positions
+from molecular.sampling.shipped import reference_positions
 from nflib.montecarlo import WeightedSamples
 from nflib.montecarlo.history import History
 from tests.browser import browse, needs_chromium

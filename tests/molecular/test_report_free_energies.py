@@ -17,7 +17,7 @@ from molecular.analysis.free_energy_plots import figures
 from molecular.analysis.observables import CollectiveVariable
 from molecular.analysis.report import save_analysis
 from molecular.molecule.molecule import Molecule
-from molecular.sampling.sample import reference_positions
+from molecular.sampling.shipped import reference_positions
 from nflib.montecarlo import WeightedSamples
 from tests.browser import browse, needs_chromium
 

@@ -11,7 +11,9 @@ from molecular.molecule.canonical_names import with_canonical_names
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
-from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample, summarize, unusable, verdict
+from molecular.sampling import load_flow, sample
+from molecular.sampling.shipped import SHIPPED, reference_positions
+from molecular.sampling.summary import summarize, unusable, verdict
 from nflib.montecarlo import WeightedSamples
 
 SEQUENCE = "Ace-A-Nme"

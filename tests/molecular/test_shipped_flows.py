@@ -11,8 +11,8 @@ import torch
 from molecular import Peptide
 from molecular.commands import main
 from molecular.flows import InternalProse
-from molecular.sampling.sample import load_flow, load_proposal
-from molecular.sampling.shipped_flows import COVERAGE, shipped_flows
+from molecular.sampling import load_flow, load_proposal
+from molecular.sampling.shipped import COVERAGE, shipped_flows
 from nflib.montecarlo import WeightedSamples
 from tests.molecular.tiny_flow import make_tiny_flow
 from tests.perturb import perturb
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def shipped(folder, monkeypatch):
-    monkeypatch.setattr("molecular.sampling.sample.SHIPPED", folder)
+    monkeypatch.setattr("molecular.sampling.proposals.SHIPPED", folder)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_all_flows_that_cover_a_peptide_are_mixed(two, monkeypatch):
     assert shipped_flows(named("NL"), two) == [two / "dipeptides", two / "dipeptides-2"]
     assert shipped_flows(named("GA"), two) == [two / "GA"]
     peptide = Peptide("AG")
-    monkeypatch.setattr("molecular.sampling.sample.SHIPPED", two)
+    monkeypatch.setattr("molecular.sampling.proposals.SHIPPED", two)
     mixture, apart = load_proposal(peptide), [load_flow(peptide, path) for path in shipped_flows(peptide, two)]
     x, log_prob = mixture.sample_and_log_prob(6, generator=torch.Generator().manual_seed(0))
     both = torch.stack([flow.log_prob(x) for flow in apart])

@@ -23,9 +23,9 @@ from molecular.dynamics import (
     maxwell_velocities,
     parallel_tempering,
     relax,
+    simulate,
     torsion_statistics,
 )
-from molecular.dynamics.simulate import simulate
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Residue, Topology

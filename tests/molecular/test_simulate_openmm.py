@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import Langevin, TemperingSettings, maxwell_velocities, parallel_tempering
+from molecular.dynamics import Langevin, TemperingSettings, maxwell_velocities, parallel_tempering, simulate
 from molecular.dynamics.openmm_engine import OpenMMEngine
-from molecular.dynamics.simulate import simulate
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.storage import save_molecule

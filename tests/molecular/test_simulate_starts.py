@@ -8,14 +8,14 @@ from rdkit.Chem import AllChem
 from molecular.commands import main
 from molecular.data.corpus import simulate_corpus
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics import report_lines, start_structures
-from molecular.dynamics.simulate import simulate
+from molecular.dynamics import report_lines, simulate, start_structures
 from molecular.dynamics.starts import UnreliableStarts, is_same_molecule, random_torsions
 from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.geometry import dihedrals, has_torsion
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import ramachandran_torsions, rigid_torsions, rotatable_bonds
-from molecular.sampling.sample import SHIPPED, load_flow, reference_positions, sample
+from molecular.sampling import load_flow, sample
+from molecular.sampling.shipped import SHIPPED, reference_positions
 from molecular.sampling.starts import EnsembleStarts, FlowStarts
 from nflib.io import read_json
 from nflib.montecarlo import resample

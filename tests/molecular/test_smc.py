@@ -17,8 +17,9 @@ from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.torsions import phi_psi_torsions
-from molecular.sampling.sample import load_flow, reference_positions, sample
-from molecular.sampling.smc import move_at_target, smc
+from molecular.sampling import load_flow, sample, smc
+from molecular.sampling.sequential import move_at_target
+from molecular.sampling.shipped import reference_positions
 from nflib.montecarlo import (
     BoltzmannDensity,
     FixedStepSizes,
@@ -273,7 +274,7 @@ def test_automatic_choice(draws, sampler, number, tmp_path, caplog):
 
 def test_a_stopped_automatic_run_goes_on_and_other_settings_are_refused_before_the_draws(tmp_path, monkeypatch):
     """They were refused after the draws, which may take hours."""
-    module, command = import_module("nflib.montecarlo.smc"), import_module("molecular.commands.sampling")
+    module, command = import_module("nflib.montecarlo.sequential"), import_module("molecular.commands.sampling")
     common = ["sample", "--peptide", SEQUENCE, "--sampler", "auto", "--num_samples", "30", "--num_draws", "60"]
     common += ["--conditional_ess", "0.5"]
     main([*common, "--output", str(tmp_path / "whole")])
@@ -310,7 +311,7 @@ def test_smc_from_draws_that_are_there(peptide, flow):
 
 def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
     """Stopped between two temperatures, and called again: the same samples, and the checkpoint goes."""
-    module = import_module("nflib.montecarlo.smc")
+    module = import_module("nflib.montecarlo.sequential")
     common = ["sample", "--peptide", SEQUENCE, "--num_samples", "60", "--sampler", "smc", "--conditional_ess", "0.95"]
     main([*common, "--output", str(tmp_path / "whole")])
     advance, calls = module._Run.advance, []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from molecular.molecule.peptide import Peptide
-from molecular.sampling.sample import load_flow
+from molecular.sampling import load_flow
 
 
 def test_widened_flow(monkeypatch):

@@ -12,7 +12,7 @@ from molecular.coordinates.spherical import Spherical
 from molecular.flows.conditioning import SiteEmbedding
 from molecular.molecule.atom_types import KINDS, ROOT
 from molecular.molecule.internal_context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
-from molecular.sampling.sample import load_flow, sample
+from molecular.sampling import load_flow, sample
 from tests.molecular.peptide_topologies import LETTERS, atoms_of, draw_positions, make_topology, padded
 from tests.molecular.three_peptides import (
     BATCH,

@@ -13,7 +13,7 @@ from molecular import InternalProse, Peptide, Prose
 from molecular.commands import main
 from molecular.data.corpus import ConformationStream, open_corpus
 from molecular.data.ensembles import load_ensemble
-from molecular.dynamics.simulate import simulate
+from molecular.dynamics import simulate
 from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.prose import spread
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion

@@ -8,7 +8,7 @@ from molecular.data.corpus.memory import CorpusSource
 from molecular.data.corpus.open import open_corpus
 from molecular.data.corpus.sequences import read_sequences, read_split, split_by_sequence
 from molecular.data.corpus.shards import DamagedShard
-from molecular.data.corpus.stream import ConformationStream, stream
+from molecular.data.corpus.streaming import ConformationStream, stream
 
 __all__ = [
     "ConformationStream",

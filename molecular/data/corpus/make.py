@@ -10,7 +10,7 @@ from molecular.data.corpus.folder import DESCRIPTION, FINISHED, Corpus, read_des
 from molecular.data.corpus.many_peptides import pack
 from molecular.data.corpus.sequences import PARTS, Split, seed_of, split_by_sequence
 from molecular.dynamics import report_lines
-from molecular.dynamics.simulate import Starts, simulate
+from molecular.dynamics.simulation import Starts, simulate
 from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.peptide import Peptide
 from molecular.molecule.sequences import parse_sequence
@@ -34,7 +34,7 @@ def simulate_corpus(
     starts: Starts | None = None,
     **options: Any,
 ) -> Corpus:
-    """Make a corpus: simulate every sequence by `molecular.dynamics.simulate.simulate`, one after the other.
+    """Make a corpus: simulate every sequence by `molecular.dynamics.simulate`, one after the other.
 
     Run again after an interruption it leaves out finished sequences and goes on inside the one that was under way; more
     sequences or more picoseconds extend a corpus, whose earlier sequences stay in their part of the split. A sequence's

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from molecular.data.corpus.buckets import Item, collate
 from molecular.data.corpus.layout import CorpusLayout
-from molecular.data.corpus.stream import ConformationStream
+from molecular.data.corpus.streaming import ConformationStream
 from molecular.molecule.features import prose_context
 
 

@@ -92,7 +92,7 @@ def smc(
         moves: kernel steps at each temperature.
         final_moves: further steps in the force field alone, which cost no pass through the flow.
         num_draws: draws of the flow, of which num_samples are resampled; default num_samples.
-        draws: in place of num_draws, samples of this flow that `molecular.sampling.sample.sample` weighted, from which
+        draws: in place of num_draws, samples of this flow that `molecular.sampling.sample` weighted, from which
             to begin.
         step_sizes: a rule; default `AcceptanceTarget()`.
         resampling_threshold: resample below this fraction of effective samples.

@@ -13,21 +13,14 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from molecular.dynamics import (
-    STORAGE,
-    EnergyAndForce,
-    Langevin,
-    TemperingSettings,
-    Trajectories,
-    concerns,
-    geometric_temperatures,
-    parallel_tempering,
-    relax,
-    start_structures,
-    torsion_statistics,
-)
 from molecular.dynamics.checkpoint import CHECKPOINT, stored_step
-from molecular.dynamics.replicas import MakeIntegrator
+from molecular.dynamics.frames import STORAGE
+from molecular.dynamics.langevin import EnergyAndForce, Langevin
+from molecular.dynamics.relaxation import relax
+from molecular.dynamics.replicas import MakeIntegrator, TemperingSettings
+from molecular.dynamics.report import concerns, torsion_statistics
+from molecular.dynamics.starts import start_structures
+from molecular.dynamics.tempering import Trajectories, geometric_temperatures, parallel_tempering
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
 from molecular.molecule.torsions import reported_torsions

@@ -1,4 +1,4 @@
-"""Which shipped flows serve a peptide: its own, or the transferable ones whose folders say that they cover it."""
+"""What is shipped for a molecule: its own flow, or the transferable ones that cover it, and reference ensembles."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.sequences import parse_sequence
-from nflib.io import read_json
+from molecular.molecule.topology import Topology
+from nflib.io import read_config, read_json
 from nflib.io.pretrained import WEIGHTS_NAME
 
+SHIPPED = Path(__file__).parents[1] / "shipped"
 # In the folder of a transferable flow; without it a folder holds the flow of the peptide it is named after.
 COVERAGE = "coverage.json"
 
@@ -100,3 +105,17 @@ def _holds_flow(folder: Path) -> bool:
 def _listed(folders: list[Path]) -> str:
     names = ", ".join(folder.name for folder in folders)
     return names if len(folders) == 1 else f"the mixture of {names}"
+
+
+def reference_positions(molecule: Molecule) -> torch.Tensor | None:
+    """Positions ``(N, n, 3)`` in nm of the reference ensemble shipped for a molecule; None where there is none."""
+    sequence = molecule.topology.sequence
+    path = SHIPPED / (sequence or "") / "reference.npz"
+    if not path.is_file():
+        return None
+    # A file may have the atoms of the same molecule in another order.
+    config = read_config(path.parent)["config"]
+    if Topology.from_dict(config["topology"]).difference(molecule.topology) is not None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["positions"].astype(np.float32))
