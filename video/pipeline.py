@@ -132,22 +132,10 @@ class Pipeline(Drawing):
     ) -> Iterator[Tensor]:
         """Generate clips piece by piece, frames after frames, in memory that does not grow with the clips.
 
-        Args:
-            prompts: as of `generate`.
-            num_frames: as of `generate`.
-            given: as of `generate`.
-            denoise: as of `generate`.
-            guidance: as of `generate`.
-            overlap: as of `generate`.
-            candidates: as of `generate`.
-            seed: as of `generate`.
-            decoding: as of `generate`.
+        Arguments and errors are those of `generate`.
 
         Returns:
             An iterator of ``(B, frames, C, H, W)``, which together are what `generate` gives.
-
-        Raises:
-            ValueError: as `generate`.
         """
         self.check_denoising(denoise)
         num_given = 0 if given is None or given.dim() != 5 else given.shape[1]

@@ -37,6 +37,7 @@ def sample(
         ValueError: a flow that was given another molecule.
 
     >>> from molecular import Peptide
+    >>> from molecular.sampling import load_flow
     >>> peptide = Peptide("Ace-A-Nme")
     >>> samples = sample(load_flow(peptide), peptide, 10, seed=0)
     >>> samples.x.shape, samples.log_weights.shape
