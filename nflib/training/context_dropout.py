@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflib.contexts import as_context, map_context
+from nflib.contexts import as_context
 from nflib.events import per_row
 from nflib.training.composed import OfAnother
 from nflib.training.objectives import Objective, maximum_likelihood
@@ -69,15 +69,13 @@ def dropped(context: Any, unconditional: Any, share: float, generator: torch.Gen
     """Contexts, of which a share, drawn row by row, are the unconditional one, of one row or of as many."""
     if isinstance(context, tuple) != isinstance(unconditional, tuple):
         raise ValueError("the unconditional context must be a tensor, or a pair, as the contexts are.")
-    first, *_ = context if isinstance(context, tuple) else (context,)
-    is_dropped = torch.rand(len(first), generator=generator, device=first.device) < share
-    rows = iter(unconditional if isinstance(unconditional, tuple) else (unconditional,))
-
-    def replaced(part: Tensor) -> Tensor:
-        instead = next(rows)
-        if instead.shape[1:] != part.shape[1:]:
-            told = f"{tuple(instead.shape[1:])}, but the data's contexts {tuple(part.shape[1:])}"
+    parts, instead = (value if isinstance(value, tuple) else (value,) for value in (context, unconditional))
+    for part, other in zip(parts, instead, strict=True):
+        if other.shape[1:] != part.shape[1:]:
+            told = f"{tuple(other.shape[1:])}, but the data's contexts {tuple(part.shape[1:])}"
             raise ValueError(f"the unconditional context has rows of shape {told}.")
-        return torch.where(per_row(is_dropped, part), instead.to(part), part)
-
-    return map_context(replaced, context)
+    is_dropped = torch.rand(len(parts[0]), generator=generator, device=parts[0].device) < share
+    mixed = [
+        torch.where(per_row(is_dropped, part), other.to(part), part) for part, other in zip(parts, instead, strict=True)
+    ]
+    return tuple(mixed) if isinstance(context, tuple) else mixed[0]

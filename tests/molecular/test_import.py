@@ -23,8 +23,8 @@ from molecular.analysis.analyse import analyse
 from molecular.analysis.observables import CollectiveVariable
 from molecular.data.ensembles import load_ensemble, split_by_ladder
 from molecular.data.trajectories import files, import_trajectory, worker
+from molecular.data.trajectories.bond_temperature import bond_temperature
 from molecular.data.trajectories.constrained_bonds import (
-    bond_temperature,
     constrained_bonds,
     draw_lengths,
     lengths,

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import openmm
-import torch
 from numpy.typing import NDArray
 
-from molecular.energy import PotentialEnergy
-from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.force_fields import harmonic_bonds
-from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology, beyond_bond
 
 FEWEST_FRAMES = 20
@@ -46,36 +42,6 @@ def constrained_bonds(positions: NDArray[np.floating], topology: Topology, grid:
         )
     rigid = heavy and _spread(lengths(positions, heavy)) < most
     return with_hydrogen + heavy if rigid else with_hydrogen
-
-
-def bond_temperature(
-    positions: NDArray[np.floating], molecule: Molecule, energy: PotentialEnergy
-) -> tuple[float, float] | None:
-    """The temperature at which bonds between heavy atoms vary so much, K, and its standard error; None without such.
-
-    For any displacement v, <v . dU/dx> = kT <div v>. Here v moves all that is beyond a bond by its stretch r - r0 along
-    it, so that div v = 3 - 2 r0 / r, and forces across the bond alone take part. Left out are rings and constrained
-    bonds.
-
-    Args:
-        positions: (N, n, 3) nm.
-        molecule: whose harmonic bonds are looked at.
-        energy: kJ/mol, of the molecule.
-    """
-    topology, work, divergence = molecule.topology, np.zeros(len(positions)), np.zeros(len(positions))
-    force = energy.energy_and_force(torch.from_numpy(positions))[1].numpy()
-    for (i, j), (_, rest) in harmonic_bonds(molecule.system).items():
-        beyond = beyond_bond(topology.neighbours, i, j)
-        length = lengths(positions, [(i, j)])[:, 0]
-        if "H" in (topology.elements[i], topology.elements[j]) or i in beyond or np.ptp(length) < 10.0 * RIGID:
-            continue
-        pull = -(force[:, sorted(beyond)].sum(axis=1) * (positions[:, j] - positions[:, i])).sum(axis=1)
-        work += pull * (1.0 - rest / length)
-        divergence += 3.0 - 2.0 * rest / length
-    if not divergence.any():
-        return None
-    kelvin = work / (MOLAR_GAS_CONSTANT * divergence.mean())
-    return float(kelvin.mean()), float(kelvin.std(ddof=1) / np.sqrt(len(kelvin)))
 
 
 def draw_lengths(

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from molecular.data.trajectories.bond_temperature import check_temperature
 from molecular.data.trajectories.files import read_atoms
 from molecular.data.trajectories.mending import (
     Collected,
-    check_temperature,
     draw_constrained,
     mend,
     no_frame,

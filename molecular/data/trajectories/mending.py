@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from molecular.data.trajectories.bonds import may_be_bonds
 from molecular.data.trajectories.constrained_bonds import (
     FEWEST_FRAMES,
-    bond_temperature,
     constrained_bonds,
     draw_lengths,
     lengths,
@@ -30,10 +29,6 @@ SAME_ENERGY = 0.25
 """kT, root mean square: atoms whose exchange changes the energy by more are not equivalent in the force field."""
 SAMPLE = 50
 """Frames that this is judged by."""
-COARSEST = 0.001
-"""nm: positions that were rounded to more than this tell no temperature."""
-UNLIKE = 0.15
-"""Time steps of 1 fs and the usual integrators make bonds between heavy atoms seem a few per cent too hot."""
 PLANAR = 0.5
 """Sine of 30 degrees: a torsion nearer to 0 or 180 is that of a planar bond."""
 
@@ -113,23 +108,6 @@ def draw_constrained(molecule: Molecule, frames: Collected, report: ImportReport
         except ValueError as error:
             raise ValueError(f"{file['file']}: {error}") from error
         file["drawn_bonds"] = len(bonds)
-
-
-def check_temperature(molecule: Molecule, frames: Collected, report: ImportReport, energy: PotentialEnergy) -> None:
-    """Warn where bonds vary as at another temperature than the molecule's."""
-    for index, file in enumerate(report.files):
-        own = frames.positions[frames.file == index]
-        if len(own) < FEWEST_FRAMES or file["rounding"] > COARSEST:
-            continue
-        found = bond_temperature(own, molecule, energy)
-        if found is None:
-            continue
-        kelvin, error = found
-        if abs(kelvin - molecule.temperature) > UNLIKE * molecule.temperature + 4.0 * error:
-            report.warnings.append(
-                f"bonds of {file['file']} vary as at {kelvin:.0f} ± {error:.0f} K in this force field, not "
-                f"{molecule.temperature:g} K; give the temperature and the force field that were simulated."
-            )
 
 
 def _first_of_their_kind(positions: NDArray[np.floating]) -> NDArray[np.bool_]:
