@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from molecular.flows.averaged import AveragedProse
     from molecular.flows.convert_prose import load_prose
     from molecular.flows.internal_prose import InternalProse
     from molecular.flows.molecule_flow import MoleculeFlow
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
     from molecular.molecule.peptide import Peptide
     from molecular.molecule.topology import Topology
 
-__all__ = ["InternalProse", "Molecule", "MoleculeFlow", "Peptide", "Prose", "Topology", "load_prose"]
+__all__ = ["AveragedProse", "InternalProse", "Molecule", "MoleculeFlow", "Peptide", "Prose", "Topology", "load_prose"]
 
 _MODULES = {
+    "AveragedProse": "molecular.flows.averaged",
     "InternalProse": "molecular.flows.internal_prose",
     "Molecule": "molecular.molecule.molecule",
     "MoleculeFlow": "molecular.flows.molecule_flow",

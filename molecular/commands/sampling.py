@@ -59,10 +59,10 @@ def sample(
         output: folder for weights.npz, summary.json, the molecule, a trajectory and ramachandran.png.
         molecule: what to sample, by default what the model was trained on; its temperature is the one weighted to.
         num_samples: how many conformations to draw.
-        model: folder of a trained flow; default: the one shipped for this peptide, or the mixture of those shipped for
+        model: folder of a trained flow; default: the one shipped for this peptide, or the average of those shipped for
             peptides like it.
-        mixed_with: folders of further flows: of these and the model equally many draws are taken, and the density is
-            that of their mixture. Flows trained apart err apart, so the weights spread less than those of any of them.
+        mixed_with: folders of further flows, with which it is averaged, number by number, or, where that cannot be,
+            mixed. Flows trained apart err apart, so the weights spread less than those of any of them.
         reference: folder of a simulation for the plot, reweighted where it is of another temperature; default: the one
             shipped for this peptide, if any.
         sampler: importance (weights alone), or smc: the draws are moved to the force field in steps, by sequential

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from molecular.flows.averaged import AveragedProse, why_not_averaged
 from molecular.flows.conformations import ConformationFlow, GivenMolecule
 from molecular.flows.mixture import GivenMixture
 from molecular.molecule.molecule import Molecule
@@ -49,7 +50,7 @@ def load_flow(molecule: Molecule, model: str | Path | None = None, device: str =
 def load_proposal(
     molecule: Molecule, models: Sequence[str | Path] = (), device: str = "cpu"
 ) -> GivenMolecule | GivenMixture:
-    """What to sample a molecule with: one trained flow, or the equal mixture of several (`GivenMixture`).
+    """What to sample a molecule with: one trained flow, or several, `combined`.
 
     Args:
         molecule: the molecule to sample.
@@ -57,7 +58,24 @@ def load_proposal(
         device: that the flows are put on.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_flow` and `GivenMixture` do.
+        FileNotFoundError, ValueError: as `load_flow` and `combined` do.
     """
-    flows = [load_flow(molecule, model, device) for model in models or shipped_flows(molecule, SHIPPED)]
-    return flows[0] if len(flows) == 1 else GivenMixture(flows)
+    return combined([load_flow(molecule, model, device) for model in models or shipped_flows(molecule, SHIPPED)])
+
+
+def combined(flows: Sequence[GivenMolecule]) -> GivenMolecule | GivenMixture:
+    """Several flows given one molecule as one proposal: their average (`AveragedProse`), else their equal mixture.
+
+    Args:
+        flows: one or more.
+
+    Raises:
+        ValueError: flows of different molecules, or of densities over different spaces.
+    """
+    if len(flows) == 1:
+        return flows[0]
+    mixture = GivenMixture(flows)
+    own = [given.flow for given in flows]
+    if why_not_averaged(own) is not None:
+        return mixture
+    return cast(GivenMolecule, AveragedProse(own).eval().given(mixture.first.topology))

@@ -22,12 +22,7 @@ from nflib.montecarlo.history import History
 from nflib.montecarlo.kernels import Kernel, as_kernel
 from nflib.montecarlo.path import GeometricPath, Particles
 from nflib.montecarlo.resampling import SCHEMES, resample
-from nflib.montecarlo.temperatures import (
-    AdaptiveTemperatures,
-    Temperatures,
-    as_rule,
-    conditional_ess_fraction,
-)
+from nflib.montecarlo.temperatures import Temperatures, as_rule, conditional_ess_fraction
 from nflib.montecarlo.weighted_samples import WeightedSamples
 from nflib.random import generator_of
 
@@ -306,10 +301,9 @@ class _Run:
         history = state.history
         log_ratio = particles.log_ratio
         count = len(log_weights)
-        temperatures = self.temperatures
-        if count > self.num_samples and isinstance(temperatures, AdaptiveTemperatures):
-            share = self.num_samples / count
-            temperatures = replace(temperatures, conditional_ess=share * temperatures.conditional_ess)
+        temperatures: Any = self.temperatures
+        if count > self.num_samples and hasattr(temperatures, "keeping"):
+            temperatures = temperatures.keeping(self.num_samples / count)
         inverse_temperature = temperatures.next(state.inverse_temperature, log_weights, log_ratio)
         increments = (inverse_temperature - state.inverse_temperature) * log_ratio
         history.conditional_ess_fraction.append(conditional_ess_fraction(log_weights, increments))

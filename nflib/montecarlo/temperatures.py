@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,11 @@ __all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "as_rule
 
 
 class Temperatures(Protocol):
-    """A rule that chooses the next inverse temperature of `smc`."""
+    """A rule that chooses the next inverse temperature of `smc`.
+
+    Where more was drawn than there are particles, the first one is chosen by `keeping(share)`, if a rule has it: a rule
+    for draws of which that share is kept.
+    """
 
     def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:
         """The inverse temperature that follows.
@@ -86,6 +90,10 @@ class AdaptiveTemperatures:
                 f"AdaptiveTemperatures: conditional_ess is {self.conditional_ess} and smallest_step "
                 f"{self.smallest_step}; pass numbers between 0 and 1."
             )
+
+    def keeping(self, share: float) -> AdaptiveTemperatures:
+        """The rule for draws of which a share, up to 1, is kept: they may lose as much as those that are left out."""
+        return replace(self, conditional_ess=share * self.conditional_ess)
 
     def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:
         used = (log_weights > -torch.inf) & (log_ratio > -torch.inf)

@@ -1,6 +1,7 @@
 """Invertible maps, each an `nflows.transforms.Transform` with an exact log-determinant."""
 
 from nflib.transforms.autoregressive import TokenwiseAutoregressive, TransformerAffineAutoregressive
+from nflib.transforms.averaged import AveragedAutoregressive
 from nflib.transforms.binned import BinnedNormal, BinnedUniform
 from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
 from nflib.transforms.circular import CircularRationalQuadraticSpline
@@ -23,6 +24,7 @@ __all__ = [
     "AffineAutoregressive",
     "Autoregressive",
     "AutoregressiveTokenMap",
+    "AveragedAutoregressive",
     "BinnedNormal",
     "BinnedUniform",
     "ByParts",

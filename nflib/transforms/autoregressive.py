@@ -12,7 +12,7 @@ from nflib.dtypes import widened
 from nflib.interfaces import Decoder
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.transformer import CausalTransformer, EncodedContext
-from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive
+from nflib.transforms.causal_map import AffineAutoregressive, Autoregressive, NumberMap
 from nflib.transforms.guided import Guidance, GuidedAutoregressive
 from nflib.transforms.scales import ExponentialScale
 from nflib.transforms.token_maps import TokenMap
@@ -137,6 +137,20 @@ class TokenwiseAutoregressive(NetworkMap):
 
     def from_noise(self, noise: Tensor, conditionals: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
         return _at_padding(self.token_map.inverse(noise, conditionals[0]), noise, conditionals[1])
+
+    def number_map(self, number: int, tokens: Tensor, conditionals: tuple[Tensor, Tensor | None]) -> NumberMap:
+        parameters, mask = conditionals
+        univariate = self.token_map.univariate.of_number(number)
+        raw = self.token_map.number_parameters(tokens, parameters)[..., number, : univariate.parameters_per_number]
+        mask = None if mask is None else mask[..., 0]
+
+        def to_noise(u: Tensor) -> tuple[Tensor, Tensor]:
+            return _at_padding(univariate(u, raw), u, mask)
+
+        def from_noise(z: Tensor) -> Tensor:
+            return _at_padding(univariate.inverse(z, raw), z, mask)[0]
+
+        return NumberMap(to_noise, from_noise)
 
 
 def _at_padding(mapped: tuple[Tensor, Tensor], given: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from nflows.transforms import Transform
@@ -11,6 +12,23 @@ from torch import Tensor
 from nflib.decoding.reports import record
 from nflib.interfaces import BlockReport, Decoder, Inversion
 from nflib.transforms.implicit import with_gradient
+
+
+class NumberMap(NamedTuple):
+    """The map of one number of each token, `Autoregressive.number_map`.
+
+    Attributes:
+        to_noise: takes numbers ``(B, L)`` to their noise; gives the log-derivative of each, too.
+        from_noise: its inverse, without the log-derivative.
+    """
+
+    to_noise: Callable[[Tensor], tuple[Tensor, Tensor]]
+    from_noise: Callable[[Tensor], Tensor]
+
+
+def with_number(tokens: Tensor, number: int, values: Tensor) -> Tensor:
+    """Tokens ``(B, L, C)`` whose number of this index is exchanged for the values ``(B, L)``."""
+    return torch.cat([tokens[..., :number], values[..., None], tokens[..., number + 1 :]], dim=-1)
 
 
 class Autoregressive(Transform):
@@ -65,6 +83,25 @@ class Autoregressive(Transform):
     def from_noise(self, noise: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
         """Map noise to tokens, the inverse of `to_noise`; returns the tokens and the logabsdet of each number."""
         raise NotImplementedError
+
+    def number_map(self, number: int, tokens: Tensor, conditionals: Any) -> NumberMap:
+        """The map of one number of each token, given those before it.
+
+        Args:
+            number: which of the C numbers.
+            tokens: ``(B, L, C)``, of which the numbers before this one are read.
+            conditionals: parameters of these tokens, as `to_noise` takes them.
+        """
+
+        def to_noise(u: Tensor) -> tuple[Tensor, Tensor]:
+            noise, logabsdet = self.to_noise(with_number(tokens, number, u), conditionals)
+            return noise[..., number], logabsdet[..., number]
+
+        def from_noise(z: Tensor) -> Tensor:
+            noise, _ = self.to_noise(tokens, conditionals)
+            return self.from_noise(with_number(noise, number, z), conditionals)[0][..., number]
+
+        return NumberMap(to_noise, from_noise)
 
     def guided(self, guidance: Any) -> Autoregressive:
         """This map under classifier-free guidance, on the same weights; a ValueError for other than affine maps."""
@@ -121,6 +158,29 @@ class Autoregressive(Transform):
     def _check_shape(self, inputs: Tensor) -> None:
         if inputs.dim() != 3 or inputs.shape[-1] != self.token_size:
             raise ValueError(f"expected tokens of shape (batch, tokens, {self.token_size}), got {tuple(inputs.shape)}.")
+
+
+class NumberwiseAutoregressive(Autoregressive):
+    """Base class of autoregressive maps that are given by `number_map`: `from_noise` finds one number after another."""
+
+    def to_noise(self, tokens: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
+        mapped = [
+            self.number_map(number, tokens, conditionals).to_noise(tokens[..., number])
+            for number in range(self.token_size)
+        ]
+        noise, logabsdet = (torch.stack(outputs, dim=-1) for outputs in zip(*mapped, strict=True))
+        return noise, logabsdet
+
+    def from_noise(self, noise: Tensor, conditionals: Any) -> tuple[Tensor, Tensor]:
+        tokens, logabsdet = torch.zeros_like(noise), []
+        for number in range(self.token_size):
+            own = self.number_map(number, tokens, conditionals)
+            tokens = with_number(tokens, number, own.from_noise(noise[..., number]))
+            logabsdet.append(-own.to_noise(tokens[..., number])[1])
+        return tokens, torch.stack(logabsdet, dim=-1)
+
+    def number_map(self, number: int, tokens: Tensor, conditionals: Any) -> NumberMap:
+        raise NotImplementedError
 
 
 class AffineAutoregressive(Autoregressive):

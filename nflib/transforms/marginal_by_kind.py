@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nflib.transforms._intervals import clamped
-from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
+from nflib.transforms._marginal_bins import Bins, lower_tail
 from nflib.transforms._marginal_fit import check_fit, fit_coordinate
 from nflib.transforms.inversion import ClosedForm
 from nflib.transforms.marginal import GaussianizeMarginals, as_float64, working_dtype
@@ -97,7 +97,15 @@ class GaussianizeByKind(ClosedForm):
         return transform
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        kinds = self._kinds(inputs, context)
+        z, log_slope = self.forward_by_kind(inputs, self._kinds(inputs, context))
+        return z, log_slope.flatten(1).sum(-1)
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        x, log_slope = self.inverse_by_kind(inputs, self._kinds(inputs, context))
+        return x, log_slope.flatten(1).sum(-1)
+
+    def forward_by_kind(self, inputs: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` of numbers whose kinds, of the same shape, are given; with the logabsdet of each number."""
         kinds, exists = kinds.clamp_min(0), kinds >= 0
         x = inputs.to(working_dtype(inputs))
         knots = self.knots_x.to(x.dtype)
@@ -105,26 +113,27 @@ class GaussianizeByKind(ClosedForm):
         x = torch.where(exists, x, 0.5 * (low + high))
         x = clamped("GaussianizeByKind", x, low, high, self.is_interval[kinds], inputs.dtype)
         z, log_slope = self._bins(knots, x, kinds).to_normal(x, high - low)
-        return torch.where(exists, z, 0.0), torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
-
-    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        return self.inverse_by_kind(inputs, self._kinds(inputs, context))
+        return torch.where(exists, z, 0.0), torch.where(exists, log_slope, 0.0)
 
     def inverse_by_kind(self, inputs: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """`inverse` of numbers whose kinds, of the same shape, are given."""
+        """`inverse` of numbers whose kinds, of the same shape, are given; with the logabsdet of each number."""
         exists = kinds >= 0
         kinds = kinds.clamp_min(0)
         z = torch.where(exists, inputs.to(working_dtype(inputs)), 0.0)
         y = torch.where(self.is_interval[kinds], lower_tail(z), z)
         x, log_slope = self._bins(self.knots_y.to(z.dtype), y, kinds).from_normal(z)
-        return torch.where(exists, x, 0.0), -torch.where(exists, log_slope, 0.0).flatten(1).sum(-1)
+        return torch.where(exists, x, 0.0), torch.where(exists, -log_slope, 0.0)
 
     def _bins(self, knots: Tensor, points: Tensor, kinds: Tensor) -> Bins:
         """The piece of each point, found by its place among the knots of its kind."""
         index = (knots[:, 1:-1][kinds] < points.detach()[..., None]).sum(-1)
-        dtype = points.dtype
-        table = corner_table(self.knots_x.to(dtype), self.knots_y.to(dtype), self.slopes.to(dtype))
-        return Bins(table[kinds * self.num_bins + index], self.is_interval[kinds])
+        # Only of the points: tables of all kinds would be larger than most batches.
+        ends = [
+            buffer.to(points.dtype)[kinds, index + end]
+            for buffer in (self.knots_x, self.knots_y, self.slopes)
+            for end in (0, 1)
+        ]
+        return Bins(torch.stack(ends, dim=-1), self.is_interval[kinds])
 
     def _kinds(self, inputs: Tensor, context: Any) -> Tensor:
         kinds = self.kinds(context)

@@ -7,15 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from nflib.inference import is_traced
 from nflib.transforms._marginal_bins import lower_tail
 from nflib.transforms._rational_quadratic import common_dtype, raw_parameters
+from nflib.transforms._roots import increasing_root
 from nflib.transforms.univariate import Univariate, check_tail_bound
 
 # Share of one more component, N(0, 1): the density is nowhere below that share of the base's.
 MIN_PROBABILITY = 1e-3
 MIN_SCALE = 1e-2  # of a component; the largest is its reciprocal
-MAX_STEPS = 40
 
 
 class NormalMixture(Univariate):
@@ -98,22 +97,12 @@ class NormalMixture(Univariate):
         ends = [(end, *self._evaluate(end, *components)) for end in (low, high)]
         below, above = (end + (z - found) * torch.exp(-log_slope) for end, found, log_slope in ends)
         is_below, is_above = z < ends[0][1], z > ends[1][1]
-        u = z.clamp(-self.tail_bound, self.tail_bound)
-        last, is_done = high - low, is_below | is_above
-        tolerance = torch.finfo(z.dtype).eps * self.tail_bound
-        for _ in range(MAX_STEPS):
-            found, log_derivative = self._evaluate(u, *components)
-            too_high = found > z
-            low, high = torch.where(too_high, low, u), torch.where(too_high, u, high)
-            step = (z - found) * torch.exp(-log_derivative)
-            # Newton's steps must stay within what encloses the solution, and halve.
-            good = (u + step >= low) & (u + step <= high) & (step.abs() <= 0.5 * last)
-            new = torch.where(good, u + step, 0.5 * (low + high))
-            last, u = (new - u).abs(), torch.where(is_done, u, new)
-            # The error left is of the order of the square of Newton's step; `inverse` makes one more.
-            is_done = is_done | (last <= tolerance) | (good & (last <= 1e-2 * tolerance**0.5))
-            if not is_traced() and bool(is_done.all()):
-                break
+        u = increasing_root(
+            lambda points: self._evaluate(points, *components),
+            *(z, low, high, z.clamp(-self.tail_bound, self.tail_bound)),
+            tolerance=torch.finfo(z.dtype).eps * self.tail_bound,
+            is_done=is_below | is_above,
+        )
         return torch.where(is_below, below, torch.where(is_above, above, u))
 
 

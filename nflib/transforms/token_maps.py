@@ -50,6 +50,10 @@ class TokenMap(Tables):
         """Map z to tokens u; returns u and the logabsdet of each number."""
         raise NotImplementedError
 
+    def number_parameters(self, u: Tensor, parameters: Tensor) -> Tensor:
+        """Of the map of each number, ``(B, L, C, parameters_per_number)``, by the numbers of u before it."""
+        raise NotImplementedError
+
 
 class IndependentTokenMap(TokenMap):
     """Maps each number of a token by itself: numbers of a token are independent, given the earlier tokens.
@@ -70,12 +74,12 @@ class IndependentTokenMap(TokenMap):
         self.parameters_per_token = token_size * univariate.parameters_per_number
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.univariate(u, self._split(parameters))
+        return self.univariate(u, self.number_parameters(u, parameters))
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.univariate.inverse(z, self._split(parameters))
+        return self.univariate.inverse(z, self.number_parameters(z, parameters))
 
-    def _split(self, parameters: Tensor) -> Tensor:
+    def number_parameters(self, u: Tensor, parameters: Tensor) -> Tensor:
         return parameters.unflatten(-1, (-1, self.univariate.parameters_per_number))
 
 
@@ -117,16 +121,16 @@ class AutoregressiveTokenMap(TokenMap):
         self.bias = nn.Parameter(torch.zeros(token_size, univariate.parameters_per_number))
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.univariate(u, self._conditionals(u, parameters))
+        return self.univariate(u, self.number_parameters(u, parameters))
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         u = torch.zeros_like(z)
         for number in range(self.token_size):
-            solved, logabsdet = self.univariate.inverse(z, self._conditionals(u, parameters))
+            solved, logabsdet = self.univariate.inverse(z, self.number_parameters(u, parameters))
             u = torch.cat([u[..., :number], solved[..., number : number + 1], u[..., number + 1 :]], dim=-1)
         return u, logabsdet
 
-    def _conditionals(self, u: Tensor, parameters: Tensor) -> Tensor:
+    def number_parameters(self, u: Tensor, parameters: Tensor) -> Tensor:
         hidden = parameters + self.read(self.features(u).to(parameters.dtype), self.mask_in)
         for layer in self.layers:
             hidden = hidden + self.dropout(layer(nn.functional.gelu(hidden), self.mask))

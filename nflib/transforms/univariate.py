@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,10 @@ class Univariate(nn.Module):
     def features(self, u: Tensor) -> Tensor:
         """What networks read of numbers ``(..., C)``, continuous where these are: ``(..., C, features_per_number)``."""
         return u.unsqueeze(-1)
+
+    def of_number(self, number: int) -> Univariate:
+        """The map of one number of the last dimension, by as many of its parameters as it takes."""
+        return self
 
 
 class _Spline(Univariate):
@@ -183,6 +187,10 @@ class PerNumber(Univariate):
             features = kind.features(u[..., own])  # type: ignore[operator]
             pieces.append(nn.functional.pad(features, (0, self.features_per_number - features.shape[-1])))
         return torch.cat(pieces, dim=-2)[..., self._places, :]
+
+    def of_number(self, number: int) -> Univariate:
+        kind = next(kind for kind, own in zip(self.univariates, self._numbers, strict=True) if number in own)
+        return cast(Univariate, kind)
 
     def _kinds(self, parameters: Tensor) -> list[tuple[Any, list[int], Tensor]]:
         """Each kind, the numbers that it maps, and their parameters."""

@@ -11,6 +11,8 @@ import torch
 from molecular import Peptide
 from molecular.commands import main
 from molecular.flows import InternalProse
+from molecular.flows.averaged import AveragedProse
+from molecular.flows.mixture import GivenMixture
 from molecular.sampling import load_flow, load_proposal
 from molecular.sampling.shipped import COVERAGE, shipped_flows
 from nflib.montecarlo import WeightedSamples
@@ -73,15 +75,24 @@ def two(folder, tmp_path):
     return two
 
 
-def test_all_flows_that_cover_a_peptide_are_mixed(two, monkeypatch):
+def test_all_flows_that_cover_a_peptide_are_averaged(two, monkeypatch):
     assert shipped_flows(named("NL"), two) == [two / "dipeptides", two / "dipeptides-2"]
     assert shipped_flows(named("GA"), two) == [two / "GA"]
     peptide = Peptide("AG")
     monkeypatch.setattr("molecular.sampling.proposals.SHIPPED", two)
-    mixture, apart = load_proposal(peptide), [load_flow(peptide, path) for path in shipped_flows(peptide, two)]
+    average, apart = load_proposal(peptide), [load_flow(peptide, path) for path in shipped_flows(peptide, two)]
+    x, log_prob = average.sample_and_log_prob(6, seed=0)
+    assert (apart[0].log_prob(x) - apart[1].log_prob(x)).abs().max() > 0.1
+    expected = AveragedProse([given.flow for given in apart]).given(peptide).log_prob(x)
+    torch.testing.assert_close(log_prob, expected, atol=1e-3, rtol=1e-5)
+
+
+def test_mixture_of_flows(two):
+    peptide = Peptide("AG")
+    apart = [load_flow(peptide, path) for path in shipped_flows(peptide, two)]
+    mixture = GivenMixture(apart)
     x, log_prob = mixture.sample_and_log_prob(6, generator=torch.Generator().manual_seed(0))
     both = torch.stack([flow.log_prob(x) for flow in apart])
-    assert (both[0] - both[1]).abs().max() > 0.1
     torch.testing.assert_close(log_prob, both.logsumexp(0) - math.log(2), atol=1e-4, rtol=1e-5)
     fixed, rest = mixture.split_coordinates()
     y, logabsdet = fixed(x)

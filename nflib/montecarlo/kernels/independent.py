@@ -19,14 +19,11 @@ class IndependentMetropolis:
 
     Here w = p~ / q, and b is the inverse temperature. It needs no gradient and has no step size to adapt. Every step
     draws as many points of the proposal as there are particles.
-
-    Args:
-        target_acceptance: without effect, as there is no step size; every kernel has one.
     """
 
     step_size: ClassVar[None] = None
+    target_acceptance: ClassVar[float] = 1.0  # which nothing aims at
     draws_proposal: ClassVar[bool] = True
-    target_acceptance: float = 1.0
 
     def init(self, particles: Particles, path: GeometricPath) -> Particles:
         return particles

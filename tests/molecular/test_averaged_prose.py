@@ -1,0 +1,130 @@
+"""The mean of flows on internal coordinates."""
+
+import math
+
+import pytest
+import torch
+
+from molecular import InternalProse
+from molecular.flows.averaged import AveragedProse
+from molecular.flows.mixture import GivenMixture
+from molecular.sampling.proposals import combined
+from nflib.flows import Flow
+from tests.molecular.three_peptides import BATCH, CONTEXTS, POSITIONS, TOPOLOGIES, make_flow
+from tests.perturb import perturb
+
+
+def make_flows(number: int = 3, *, turns: bool = True) -> list[InternalProse]:
+    """Flows of different weights and marginals, which also cut circles in different places."""
+    flows = []
+    for seed in range(number):
+        flow = perturb(make_flow(num_blocks=1), 0.1, seed)
+        if turns:
+            generator = torch.Generator().manual_seed(seed)
+            turned = torch.rand(flow.coordinates.offsets.shape, generator=generator) < 0.5
+            flow.coordinates.offsets += seed * turned * (flow.coordinates.offsets != 0)
+        flow.marginals.slopes *= 1 + 0.1 * seed
+        flows.append(flow.double())
+    return flows
+
+
+def log_prob_of_numbers(flow: InternalProse, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """The log-density of each internal coordinate given those before it, ``(B, T, 3)``, in the order of the visit."""
+    u, _ = flow.coordinates(x, context)
+    z, log_slope = flow.marginals.forward_by_kind(u, flow.marginals.kinds(context))
+    visit, part, _ = flow.blocks
+    noise, logabsdet = part.by_numbers(visit(z, context)[0], context)
+    return torch.distributions.Normal(0.0, 1.0).log_prob(noise) + logabsdet + visit(log_slope, context)[0]
+
+
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("index", [0, 2])
+def test_density_is_the_mean_of_the_conditional_densities(index, turns):
+    flows, x, context = make_flows(turns=turns), POSITIONS[index], CONTEXTS[index][None]
+    own = torch.stack([log_prob_of_numbers(flow, x, context) for flow in flows])
+    expected = (own.logsumexp(0) - math.log(len(flows))).sum((1, 2)) + flows[0].coordinates(x, context)[1]
+    torch.testing.assert_close(AveragedProse(flows).log_prob(x, context), expected)
+    assert own.std(0).max() > 0.1
+    # Whichever comes first, whose coordinates and cuts the mean has.
+    torch.testing.assert_close(AveragedProse(flows[::-1]).log_prob(x, context), expected)
+
+
+def test_samples_have_their_density_and_the_inverse_their_noise():
+    flow = AveragedProse(make_flows())
+    for topology in TOPOLOGIES:
+        given = flow.given(topology)
+        x, log_prob = given.sample_and_log_prob(32, seed=1)
+        torch.testing.assert_close(given.log_prob(x), log_prob, atol=1e-6, rtol=1e-8)
+        noise, logabsdet = flow._transform(x, given.context.expand(32, -1, -1))
+        back, of_inverse = flow._transform.inverse(noise, given.context.expand(32, -1, -1))
+        torch.testing.assert_close(back, x, atol=1e-7, rtol=0)
+        torch.testing.assert_close(of_inverse, -logabsdet, atol=1e-6, rtol=1e-8)
+
+
+def test_torsions_that_are_cut_elsewhere_are_sampled_where_the_density_is():
+    """Draws of the mean and weighted draws of one flow agree on the mean cosine of a torsion."""
+    flows = make_flows(2)
+    given = AveragedProse(flows).given(TOPOLOGIES[0])
+    x, _ = given.sample_and_log_prob(4000, seed=1)
+    y, log_prob = flows[1].given(TOPOLOGIES[0]).sample_and_log_prob(4000, seed=2)
+    context = given.context.expand(4000, -1, -1)
+    weights = (given.log_prob(y) - log_prob).detach().softmax(0)
+    mine, other = (flows[0].coordinates(positions, context)[0][:, 1:, 2] for positions in (x, y))
+    for function in (torch.cos, torch.sin):
+        error = 4 / math.sqrt(4000) * (1 + 1 / math.sqrt((1 / weights.square().sum()) / 4000))
+        difference = function(mine).mean(0) - (weights[:, None] * function(other)).sum(0)
+        assert difference.abs().max() < error
+
+
+def test_logabsdet_is_that_of_autograd():
+    flow, context = AveragedProse(make_flows()), CONTEXTS[0][None]
+    u, _ = flow.coordinates(POSITIONS[0], context)
+    z, _ = flow.marginals(u, context)
+
+    def forward(z):
+        for block in flow.blocks:
+            z, _ = block(z, context)
+        return z
+
+    _, logabsdet = flow.blocks[1](flow.blocks[0](z, context)[0], context)
+    jacobian = torch.autograd.functional.jacobian(forward, z).reshape(z.numel(), z.numel())
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], logabsdet[0], atol=1e-6, rtol=1e-8)
+
+
+def test_padding_changes_nothing():
+    flow = AveragedProse(make_flows())
+    padded = torch.zeros(len(POSITIONS), BATCH.shape[1], 3, dtype=torch.float64)
+    for row, x in enumerate(POSITIONS):
+        padded[row, : x.shape[1]] = x[0]
+    expected = [flow.log_prob(x, context[None]) for x, context in zip(POSITIONS, CONTEXTS, strict=True)]
+    torch.testing.assert_close(flow.log_prob(padded, BATCH), torch.cat(expected))
+
+
+def test_saved_and_loaded(tmp_path):
+    flow = AveragedProse([flow.float() for flow in make_flows()])
+    flow.save_pretrained(tmp_path)
+    again = Flow.from_pretrained(tmp_path)
+    x = POSITIONS[1].float()
+    assert torch.equal(again.log_prob(x, CONTEXTS[1][None]), flow.log_prob(x, CONTEXTS[1][None]))
+
+
+def test_split_coordinates_are_the_flow():
+    given = AveragedProse(make_flows()).given(TOPOLOGIES[1])
+    fixed, rest = given.split_coordinates()
+    y, logabsdet = fixed(POSITIONS[1])
+    torch.testing.assert_close(rest.log_prob(y) + logabsdet, given.log_prob(POSITIONS[1]))
+
+
+def test_flows_that_have_no_mean_are_mixed():
+    one, two = make_flows(2)
+    deep = make_flow(num_blocks=2).double()
+    assert isinstance(combined([one.given(TOPOLOGIES[0]), two.given(TOPOLOGIES[0])]).flow, AveragedProse)
+    assert isinstance(combined([one.given(TOPOLOGIES[0]), deep.given(TOPOLOGIES[0])]), GivenMixture)
+    with pytest.raises(ValueError, match="InternalProse of one block"):
+        AveragedProse([one, deep])
+    with pytest.raises(ValueError, match="there are none"):
+        AveragedProse([])
+    with pytest.raises(ValueError, match="different orderings"):
+        AveragedProse([one, make_flow(num_blocks=1, orderings=("walk",)).double()])
+    with pytest.raises(ValueError, match="another molecule"):
+        combined([one.given(TOPOLOGIES[0]), two.given(TOPOLOGIES[1])])
