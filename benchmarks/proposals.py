@@ -4,8 +4,8 @@
 
 Beside the flow itself: its noise scaled ("scale 1.02"), its noise with tails ("tails": 3 % of the numbers 1.5 times as
 wide), a tenth of the draws from a flow at a higher temperature ("defensive"), half of them from each further model
-given ("with FOLDER"), and equally many from all of these ("all"). All densities are exact. Of each seed the same noise
-is drawn; ESS is a fraction of the draws.
+given ("with FOLDER"), equally many from all of these ("all"), and the average of all, number by number ("average").
+All densities are exact. Of each seed the same noise is drawn; ESS is a fraction of the draws.
 """
 
 import statistics
@@ -16,6 +16,7 @@ from common import argument_parser, markdown_table, prepare
 
 from molecular.molecule.peptide import Peptide
 from molecular.sampling import load_flow, sample
+from molecular.sampling.proposals import combined
 from molecular.sampling.summary import PUBLISHED_TRUNCATION
 from nflib.montecarlo import Mixture, Proposal
 
@@ -35,7 +36,8 @@ def proposals(peptide: Peptide, model: Path | None, others: list[Path]) -> dict[
     found["defensive"] = Mixture([flow, scaled(1.1)], [0.9, 0.1])
     further = {other: load_flow(peptide, other) for other in others}
     found |= {f"with {other}": Mixture([flow, own]) for other, own in further.items()}
-    return found | ({"all": Mixture([flow, *further.values()])} if others else {})
+    every = [flow, *further.values()]
+    return found | ({"all": Mixture(every), "average": combined(every)} if others else {})
 
 
 def main() -> None:

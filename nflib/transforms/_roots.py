@@ -37,7 +37,8 @@ def increasing_root(
         is_done: numbers that stay where they start (default: none).
     """
     u, last, before = start, high - low, high - low
-    is_done = torch.zeros_like(value, dtype=torch.bool) if is_done is None else is_done
+    # Numbers that are none would never be.
+    is_done = ~(last > 0) if is_done is None else is_done | ~(last > 0)
     for _ in range(MAX_STEPS):
         found, log_slope = function(u)
         too_high = found > value

@@ -73,6 +73,15 @@ def test_inverse(names, decoder):
     torch.testing.assert_close(inversion.logabsdet, -logabsdet, atol=1e-8, rtol=1e-9)
 
 
+def test_noise_that_is_no_number_spoils_its_own_sample_alone():
+    average, z = make_average("spline", "mixture"), tokens(4)
+    expected = average.inverse(z)[0]
+    z[1, 2] = torch.nan
+    found = average.inverse(z)[0]
+    torch.testing.assert_close(found[[0, 2, 3]], expected[[0, 2, 3]])
+    assert found[1, 2:].isnan().all()
+
+
 def test_equal_maps_have_themselves_as_mean():
     part, u = make_part("spline", 0), tokens()
     for expected, got in zip(part(u), AveragedAutoregressive([part, part])(u), strict=True):
