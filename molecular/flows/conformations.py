@@ -69,7 +69,15 @@ class ConformationFlow(Flow):
 
 
 class TransferableFlow(ConformationFlow):
-    """The base of transferable flows: on conformations of any molecule, which one integer tensor describes."""
+    """The base of transferable flows: on conformations of any molecule, which one integer tensor describes.
+
+    Its `embedding_net` checks contexts, and knows how long a molecule may be (`CheckedContext`).
+    """
+
+    @property
+    def max_atoms(self) -> int:
+        """Atoms of the longest molecule that it takes."""
+        return cast(int, self._embedding_net.max_atoms)
 
     @abstractmethod
     def context_of(self, molecule: AnyTopology) -> Tensor:

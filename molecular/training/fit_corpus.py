@@ -90,10 +90,7 @@ def train_on_corpus(
             "coordinates."
         )
     torch.manual_seed(config.seed)
-    kind: type[InternalProse] | type[Prose] = InternalProse if coordinates == "internal" else Prose
-    if coordinates == "internal":
-        architecture.setdefault("canonical_names", True)
-    flow: TransferableFlow = kind(**architecture) if initial is None else kind.from_pretrained(initial)
+    flow = _new_flow(coordinates, architecture) if initial is None else _initial_flow(initial, coordinates)
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
     table = symmetry_table(corpus, molecules, flow)
     training = training_source(corpus, flow.context_of, config.seed)
@@ -121,14 +118,13 @@ def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: Transferabl
 
     Raises ValueError for a peptide that is longer than the flow takes, or whose residues it does not know.
     """
-    max_atoms = (flow.config or {})["max_atoms"]
     topologies = []
     for sequence in sequences:
         topology = Topology.of(corpus.topology(sequence))
         length = topology.num_atoms
-        if length > max_atoms:
+        if length > flow.max_atoms:
             raise ValueError(
-                f"{sequence} has {length} atoms, but the flow takes {max_atoms}; raise max_atoms, or "
+                f"{sequence} has {length} atoms, but the flow takes {flow.max_atoms}; raise max_atoms, or "
                 "leave the sequence out."
             )
         try:
@@ -255,6 +251,20 @@ def _refuse_other_conformations(output: Path, data: Path, fingerprint: str | Non
             f"the run in {output} was begun with other conformations than those in {data}, as of another temperature, "
             "force field or seed; go on with the same data, or choose another output."
         )
+
+
+def _new_flow(coordinates: str, architecture: dict[str, Any]) -> TransferableFlow:
+    if coordinates == "cartesian":
+        return Prose(**architecture)
+    return InternalProse(**({"canonical_names": True} | architecture))
+
+
+def _initial_flow(initial: str | Path, coordinates: str) -> TransferableFlow:
+    flow = TransferableFlow.from_pretrained(initial)
+    if flow.places_molecules != (coordinates == "cartesian"):
+        other = "cartesian" if flow.places_molecules else "internal"
+        raise ValueError(f"{initial} holds a flow on {other} coordinates, not {coordinates} ones: set coordinates so.")
+    return flow
 
 
 def _fitted(flow: TransferableFlow, training: Rows | Window, table: Naming, seed: int) -> TransferableFlow:

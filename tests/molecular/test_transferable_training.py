@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from molecular import InternalProse, Peptide, Prose
+from molecular import AveragedProse, InternalProse, Peptide, Prose
 from molecular.commands import main
 from molecular.data.corpus import ConformationStream, open_corpus
 from molecular.data.ensembles import load_ensemble
@@ -430,6 +430,23 @@ def test_marginals_are_refitted_where_that_is_asked_for(corpus, tmp_path):
         train(corpus, tmp_path / "plain", "--coordinates", "cartesian", *options, "--refit_marginals", "true")
     with pytest.raises(SystemExit, match="the initial flow has its own channels, dropout: leave channels, dropout out"):
         train(corpus, tmp_path / "wider", *options, "--channels", "16", "--dropout", "0.1")
+
+
+def test_an_average_is_trained_as_one_flow(corpus, tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        train(corpus, folder, "--training.max_steps", "1", "--training.seed", str(seed))
+    average = AveragedProse([InternalProse.from_pretrained(folder / "model") for folder in folders])
+    average.save_pretrained(tmp_path / "average")
+    train(corpus, tmp_path / "on", "--initial", str(tmp_path / "average"), "--training.max_steps", "2")
+    trained = AveragedProse.from_pretrained(tmp_path / "on" / "model")
+    changed = [not torch.equal(a, b) for a, b in zip(average.parameters(), trained.parameters(), strict=True)]
+    assert sum(changed) > len(changed) // 2
+    samples, log_prob = trained.given(Peptide("GA")).sample_and_log_prob(3, seed=0)
+    torch.testing.assert_close(trained.given(Peptide("GA")).log_prob(samples), log_prob, atol=1e-3, rtol=1e-4)
+    with pytest.raises(SystemExit, match="holds a flow on internal coordinates, not cartesian ones"):
+        options = ("--coordinates", "cartesian", "--training.max_steps", "1")
+        train(corpus, tmp_path / "plain", "--initial", str(tmp_path / "average"), *options)
 
 
 def test_contexts_of_both_flows_are_padded_by_one_function():
