@@ -132,7 +132,7 @@ def from_spherical(spherical: Tensor, offset: Tensor | None) -> tuple[Tensor, Te
     log_r = torch.cat([log_r02[:, None], spherical[:, 1:, 0]], dim=1)
     logit = torch.cat([logit0[:, None], spherical[:, 1:, 1]], dim=1)
     phi = spherical[:, 1:, 2]
-    pi = math.pi * (1.0 + 4.0 * torch.finfo(phi.dtype).eps)  # what rounds to pi is allowed
+    pi = math.pi * (1.0 + 4.0 * torch.finfo(torch.float32).eps)  # what rounds to pi, as fitted intervals do, is allowed
     phi = torch.where(phi.abs() <= pi, phi, torch.full_like(phi, torch.nan))
     if offset is not None:
         phi = phi + offset.to(phi.dtype)

@@ -1,4 +1,4 @@
-"""Transferable flows on internal coordinates, averaged: one flow that errs less than any of them."""
+"""Transferable flows on internal coordinates, averaged: one flow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.internal_prose import InternalProse
 from molecular.molecule.canonical_names import Naming
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
+from nflib.distributions import PaddedNormal
 from nflib.flows import GivenFlow
 from nflib.networks.conditioning import distinct_rows
 from nflib.transforms import AveragedAutoregressive
-from nflib.transforms._marginal_bins import lower_tail
-from nflib.transforms.averaged import normal_quantile
 from nflib.transforms.causal_map import NumberMap, NumberwiseAutoregressive
+from nflib.transforms.normal import lower_tail, normal_quantile
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
@@ -39,11 +39,11 @@ class AveragedProse(TransferableFlow):
     """The mean of flows on internal coordinates (`InternalProse`), number by number: one flow, with its exact density.
 
     Given the numbers before, each length, angle and torsion has the mean of the densities that the flows give it
-    (`AveragedAutoregressive`). Flows that were trained apart err apart, so that the mean errs less, and less
-    than their mixture (`GivenMixture`) does. A sample costs a pass through each of them.
+    (`AveragedAutoregressive`). Flows that were trained apart err apart, and their errors are averaged. A sample costs a
+    pass through each of them; their own decoders are not used.
 
     Args:
-        flows: of one block each, in the same ordering and for the same names of equivalent atoms.
+        flows: of one block each, in the same ordering and for the same names of equivalent atoms, with normal noise.
 
     Raises:
         ValueError: no flows, or flows that do not fit together.
@@ -102,13 +102,26 @@ def why_not_averaged(flows: Sequence[object]) -> str | None:
         return "there are none"
     known = []
     for flow in flows:
-        if not isinstance(flow, InternalProse) or len(flow.blocks) != PARTS_OF_BLOCK:
-            return f"one is a {type(flow).__name__}, but only an InternalProse of one block has a part in it"
-        taken = flow._embedding_net
-        sizes = (taken.max_atoms, taken.num_atom_types, taken.num_residue_types)
-        known.append((flow.orderings, flow.canonical_names, *sizes))
-    if len(set(known)) > 1:
-        return "they have different orderings or names of equivalent atoms, or room for different molecules"
+        if not isinstance(flow, InternalProse):
+            return f"one is a {type(flow).__name__}, not an InternalProse"
+        if len(flow.blocks) != PARTS_OF_BLOCK:
+            return f"one has {len(flow.blocks) // PARTS_OF_BLOCK} blocks, and only flows of one have any"
+        if not isinstance(flow._distribution, PaddedNormal):
+            return "the noise of one is not normal, as of scaled noise; scale that of the average instead"
+        taken, weight = flow._embedding_net, next(flow.parameters())
+        known.append(
+            {
+                "orderings": flow.orderings,
+                "names of equivalent atoms": flow.canonical_names,
+                "room for molecules": (taken.max_atoms, taken.num_atom_types, taken.num_residue_types),
+                "dtypes": weight.dtype,
+                "devices": weight.device,
+                "circles (are all fitted?)": flow.marginals.is_interval.tolist(),
+            }
+        )
+    for name, value in known[0].items():
+        if any(other[name] != value for other in known[1:]):
+            return f"they have different {name}"
     return None
 
 
@@ -142,7 +155,6 @@ class _OnMarginalsOf(NumberwiseAutoregressive):
         self._first = (first.coordinates, first.marginals)
         self.coordinates, self.marginals = own.coordinates, own.marginals
         self.visit, self.part, _ = own.blocks
-        self.decoding = self.part.decoding
 
     @property
     def token_size(self) -> int:
@@ -182,25 +194,51 @@ class _OnMarginalsOf(NumberwiseAutoregressive):
         kinds, turn = conditionals.kinds[..., number], conditionals.turn[..., number]
         own, _ = self._to_own(tokens, conditionals.kinds, conditionals.turn)
         alone = self.part.number_map(number, own, conditionals.part)
-        is_turned = turn != 0
-        cut: Tensor | None = None
-        if is_turned.any():
-            ends, _ = self.marginals.forward_by_kind(*torch.broadcast_tensors(wrapped(turn - math.pi), kinds))
-            cut, _ = alone.to_noise(ends.expand_as(own[..., number]))
+        if turn.any():
+            return self._turned_map(alone, kinds, turn, own[..., number])
 
         def to_noise(u: Tensor) -> tuple[Tensor, Tensor]:
             y, to_own = self._to_own(u, kinds, turn)
             noise, log_slope = alone.to_noise(y)
-            if cut is None:
-                return noise, to_own + log_slope
-            counted = torch.where(is_turned, _counted(noise, cut), noise)
-            return counted, to_own + log_slope + 0.5 * (counted.square() - noise.square())
+            return noise, to_own + log_slope
 
         def from_noise(z: Tensor) -> Tensor:
-            noise = z if cut is None else torch.where(is_turned, _counted(z, -cut), z)
-            y = alone.from_noise(noise)
-            internal, _ = self.marginals.inverse_by_kind(y, kinds.expand_as(y))
-            return self._first[1].forward_by_kind(_turned(internal, -turn), kinds.expand_as(y))[0]
+            internal, _ = self.marginals.inverse_by_kind(alone.from_noise(z), kinds.expand_as(z))
+            return self._first[1].forward_by_kind(internal, kinds.expand_as(z))[0]
+
+        return NumberMap(to_noise, from_noise)
+
+    def _turned_map(self, alone: NumberMap, kinds: Tensor, turn: Tensor, like: Tensor) -> NumberMap:
+        """The map of torsions some of which the own flow cuts elsewhere, given the own map of them.
+
+        Differences of distribution functions lose the digits of single precision: it computes in double where it can.
+        """
+        dtype = like.dtype if like.device.type == "mps" else torch.float64
+        _, first = self._first
+        kinds, is_turned = kinds.expand_as(like), turn != 0
+        start = wrapped(turn.to(dtype) - math.pi)  # where the first flow's circle begins, in the own coordinate
+        ends, _ = self.marginals.forward_by_kind(start.expand_as(like), kinds)
+        cut = torch.where(is_turned, alone.to_noise(ends)[0], 0.0)
+
+        def to_noise(u: Tensor) -> tuple[Tensor, Tensor]:
+            internal, back = first.inverse_by_kind(u.to(dtype), kinds)
+            angle = start + (internal + math.pi).clamp(0.0, 2 * math.pi)
+            is_below = angle > math.pi  # once around, below the cut
+            angle = torch.where(is_below, angle - 2 * math.pi, angle)
+            y, onward = self.marginals.forward_by_kind(torch.where(is_turned, angle, internal), kinds)
+            noise, log_slope = alone.to_noise(y)
+            counted = torch.where(is_turned, _counted(noise, cut, is_below), noise)
+            log_slope = back + onward + log_slope + 0.5 * (counted.square() - noise.square())
+            return counted.to(u.dtype), log_slope.to(u.dtype)
+
+        def from_noise(z: Tensor) -> Tensor:
+            counted = z.to(dtype)
+            is_below = counted >= -cut
+            noise = torch.where(is_turned, _counted(counted, -cut, ~is_below), counted)
+            internal, _ = self.marginals.inverse_by_kind(alone.from_noise(noise), kinds)
+            around = internal - start + torch.where(is_below, 2 * math.pi, 0.0)
+            internal = torch.where(is_turned, around.clamp(0.0, 2 * math.pi) - math.pi, internal)
+            return first.forward_by_kind(internal, kinds)[0].to(z.dtype)
 
         return NumberMap(to_noise, from_noise)
 
@@ -208,26 +246,21 @@ class _OnMarginalsOf(NumberwiseAutoregressive):
         """The own Gaussianised coordinates of numbers ``(B, ...)`` of these kinds, and the logabsdet of each."""
         kinds = kinds.expand_as(tokens)
         internal, back = self._first[1].inverse_by_kind(tokens, kinds)
-        own, onward = self.marginals.forward_by_kind(_turned(internal, turn), kinds)
+        own, onward = self.marginals.forward_by_kind(torch.where(turn != 0, wrapped(internal + turn), internal), kinds)
         return own, back + onward
 
 
-def _turned(angles: Tensor, turn: Tensor) -> Tensor:
-    return torch.where(turn != 0, wrapped(angles + turn), angles)
-
-
-def _counted(noise: Tensor, cut: Tensor) -> Tensor:
+def _counted(noise: Tensor, cut: Tensor, is_below: Tensor) -> Tensor:
     """The noise of an angle whose distribution function is counted on from a cut: F - F(cut), and one more below it.
 
     Counting on from minus the cut is the inverse.
     """
-    is_below = noise < cut
     lower = torch.where(is_below, lower_tail(noise) + lower_tail(-cut), _probability(cut, noise))
     upper = torch.where(is_below, _probability(noise, cut), lower_tail(-noise) + lower_tail(cut))
-    return normal_quantile(lower, upper)
+    tiny = torch.finfo(noise.dtype).tiny
+    return normal_quantile(lower.clamp_min(tiny), upper.clamp_min(tiny))
 
 
 def _probability(low: Tensor, high: Tensor) -> Tensor:
     """Of a normal number between two others."""
-    between = torch.where(low > 0, lower_tail(-low) - lower_tail(-high), lower_tail(high) - lower_tail(low))
-    return between.clamp_min(torch.finfo(low.dtype).tiny)
+    return torch.where(low > 0, lower_tail(-low) - lower_tail(-high), lower_tail(high) - lower_tail(low))

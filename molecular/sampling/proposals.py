@@ -67,7 +67,7 @@ def combined(flows: Sequence[GivenMolecule]) -> GivenMolecule | GivenMixture:
     """Several flows given one molecule as one proposal: their average (`AveragedProse`), else their equal mixture.
 
     Args:
-        flows: one or more.
+        flows: one or more; those that are averaged go into evaluation mode.
 
     Raises:
         ValueError: flows of different molecules, or of densities over different spaces.

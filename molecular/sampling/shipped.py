@@ -104,7 +104,7 @@ def _holds_flow(folder: Path) -> bool:
 
 def _listed(folders: list[Path]) -> str:
     names = ", ".join(folder.name for folder in folders)
-    return names if len(folders) == 1 else f"the average of {names}"
+    return names if len(folders) == 1 else f"{names} together"
 
 
 def reference_positions(molecule: Molecule) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ from molecular.training.batches import Rows, Window, training_source, validation
 from molecular.training.initial import check_initial
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.dtypes import widened
-from nflib.io import only_run, read_json, write_json
+from nflib.io import only_run, read_config, read_json, write_json
 from nflib.training import TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
 from nflib.training.fabric import is_first_process
@@ -260,7 +260,10 @@ def _new_flow(coordinates: str, architecture: dict[str, Any]) -> TransferableFlo
 
 
 def _initial_flow(initial: str | Path, coordinates: str) -> TransferableFlow:
-    flow = TransferableFlow.from_pretrained(initial)
+    kind: type[TransferableFlow] = Prose if coordinates == "cartesian" else InternalProse
+    # Folders that were written before modules were named are read by the class itself.
+    kind = kind if read_config(initial).get("architecture") == kind.__name__ else TransferableFlow
+    flow = kind.from_pretrained(initial)
     if flow.places_molecules != (coordinates == "cartesian"):
         other = "cartesian" if flow.places_molecules else "internal"
         raise ValueError(f"{initial} holds a flow on {other} coordinates, not {coordinates} ones: set coordinates so.")

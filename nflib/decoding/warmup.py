@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from nflib.dtypes import FullPrecisionBuffers
 from nflib.interfaces import CausalMap
 
 # Rounding to bfloat16 leaves errors of about this size in tokens of unit variance; sweeps below it would not help.
@@ -38,27 +39,27 @@ def warmed_up(
 
 
 def _in_dtype(encoded_context: Any, dtype: torch.dtype) -> Any:
-    """What a map made of its context, a tensor or several in a container, with floating-point numbers in `dtype`."""
-
-    def converted(part: Any) -> Any:
-        return part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
-
+    """What a map made of its context, tensors in containers of containers, with floating-point numbers in `dtype`."""
+    if isinstance(encoded_context, Tensor):
+        return encoded_context.to(dtype) if encoded_context.is_floating_point() else encoded_context
     if isinstance(encoded_context, dict):
-        return {name: converted(part) for name, part in encoded_context.items()}
+        return {name: _in_dtype(part, dtype) for name, part in encoded_context.items()}
     if not isinstance(encoded_context, (tuple, list)):
-        return converted(encoded_context)
-    parts = map(converted, encoded_context)
+        return encoded_context
+    parts = [_in_dtype(part, dtype) for part in encoded_context]
     return type(encoded_context)(*parts) if hasattr(encoded_context, "_fields") else type(encoded_context)(parts)
 
 
 def in_precision(map: Map, dtype: torch.dtype) -> Map:
-    """A copy of the map whose floating-point weights are rounded to `dtype`."""
+    """A copy of the map whose floating-point weights are rounded to `dtype`, but for tables that keep their own."""
     module = cast(nn.Module, map)
     rounded: dict[int, Any] = {}
     for parameter in module.parameters():
         rounded[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    for buffer in module.buffers():
-        rounded[id(buffer)] = buffer.to(dtype) if buffer.is_floating_point() else buffer
+    for part in module.modules():
+        keeps = isinstance(part, FullPrecisionBuffers)
+        for buffer in part.buffers(recurse=False):
+            rounded[id(buffer)] = buffer.to(dtype) if buffer.is_floating_point() and not keeps else buffer
     return copy.deepcopy(map, rounded)
 
 

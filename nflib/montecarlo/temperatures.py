@@ -18,8 +18,8 @@ __all__ = ["AdaptiveTemperatures", "FixedTemperatures", "Temperatures", "as_rule
 class Temperatures(Protocol):
     """A rule that chooses the next inverse temperature of `smc`.
 
-    Where more was drawn than there are particles, the first one is chosen by `keeping(share)`, if a rule has it: a rule
-    for draws of which that share is kept.
+    A rule may have `keeping(share)`, as `AdaptiveTemperatures` has: where more was drawn than there are particles, the
+    first temperature is chosen by the rule that it gives for draws of which that share is kept.
     """
 
     def next(self, current: float, log_weights: Tensor, log_ratio: Tensor) -> float:

@@ -3,25 +3,17 @@ point."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from nflib.transforms._rational_quadratic import log_relative_slope, share_of_height, share_of_width
-
-LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+from nflib.transforms.normal import LOG_SQRT_2PI, lower_tail
 
 
 def corner_table(x: Tensor, y: Tensor, slopes: Tensor) -> Tensor:
     """The pieces between knots (D, K + 1): rows ``d * K + k``, (D * K, 6), of both x, both y and both slopes."""
     columns = (x[:, :-1], x[:, 1:], y[:, :-1], y[:, 1:], slopes[:, :-1], slopes[:, 1:])
     return torch.stack(columns, dim=-1).flatten(0, 1)
-
-
-def lower_tail(z: Tensor) -> Tensor:
-    """The normal distribution function, precise in its lower tail."""
-    return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
 
 class Bins:

@@ -72,9 +72,8 @@ def spline_slopes(raw: Tensor) -> Tensor:
 def spline(points: Tensor, knots_u: Tensor, knots_z: Tensor, slopes: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """The map (or its inverse) of points ``(...)`` within its range, and the log-derivative of what was asked for.
 
-    knots_u, knots_z, slopes dz/du at the knots: ``(K + 1, ...)``, which broadcast to the points.
+    knots_u, knots_z, slopes dz/du at the knots: ``(K + 1, ...)``.
     """
-    knots_u, knots_z, slopes = (table.expand(-1, *points.shape) for table in (knots_u, knots_z, slopes))
     index = ((knots_z if inverse else knots_u)[1:-1] <= points).sum(0, keepdim=True)
     corners = torch.cat([index, index + 1])
     left, right = knots_u.gather(0, corners)

@@ -37,8 +37,9 @@ def increasing_root(
         is_done: numbers that stay where they start (default: none).
     """
     u, last, before = start, high - low, high - low
-    # Numbers that are none would never be.
-    is_done = ~(last > 0) if is_done is None else is_done | ~(last > 0)
+    # Numbers that are none would never be found.
+    found_before = ~(last > 0) | value.isnan()
+    is_done = found_before if is_done is None else is_done | found_before
     for _ in range(MAX_STEPS):
         found, log_slope = function(u)
         too_high = found > value

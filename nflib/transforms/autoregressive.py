@@ -117,6 +117,10 @@ class TokenwiseAutoregressive(NetworkMap):
         self.token_map = token_map
 
     @property
+    def is_normal(self) -> bool:
+        return self.token_map.univariate.is_normal
+
+    @property
     def token_size(self) -> int:
         return self.token_map.token_size
 

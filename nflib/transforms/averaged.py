@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nflib.decoding import Sequential
-from nflib.inference import is_traced
 from nflib.interfaces import Decoder
-from nflib.transforms._marginal_bins import LOG_SQRT_2PI, lower_tail
 from nflib.transforms._roots import increasing_root
 from nflib.transforms.causal_map import Autoregressive, NumberMap, NumberwiseAutoregressive
+from nflib.transforms.normal import quantile_of_mean
 
 
 class AveragedAutoregressive(NumberwiseAutoregressive):
@@ -22,16 +21,18 @@ class AveragedAutoregressive(NumberwiseAutoregressive):
 
     A map takes each number u of a token, given the numbers before, to ``z_k = ndtri(F_k(u))``, F_k its conditional
     distribution function. Their mean is one more map, ``z = ndtri(mean_k F_k(u))``: exact, and autoregressive as they
-    are. Where maps that were trained apart err apart, their errors are averaged at each number, which is worth more
-    than the mixture of their densities (`nflib.montecarlo.Mixture`), in which one map must be right from the first
-    number to the last. One pass costs what the maps together do; `invert` finds each number by Newton's method.
+    are. Its expected log-density is at least the mean of theirs. Maps that were trained apart err apart, and their
+    errors are averaged at each number; in a mixture of their densities (`nflib.montecarlo.Mixture`) one map must be
+    right from the first number to the last. One pass costs what the maps together do; `invert` finds each number by
+    Newton's method.
 
     Args:
-        parts: maps of equal tokens to independent N(0, 1) noise, none of which reads the number at its own place.
+        parts: maps of the same tokens, in the same order, to independent N(0, 1) noise.
         decoding: how `inverse` solves (default: token by token).
 
     Raises:
-        ValueError: no maps, or maps of tokens of different sizes.
+        ValueError: no maps, parts that are no autoregressive maps, or maps of tokens of different sizes, or to other
+            noise, as those of angles are.
 
     >>> from nflib.networks.transformer import CausalTransformer, transformer_layers
     >>> from nflib.transforms import TransformerAffineAutoregressive
@@ -44,9 +45,16 @@ class AveragedAutoregressive(NumberwiseAutoregressive):
 
     def __init__(self, parts: Sequence[Autoregressive], decoding: Decoder | None = None):
         super().__init__()
-        if len({part.token_size for part in parts}) != 1:
-            sizes = ", ".join(str(part.token_size) for part in parts)
-            raise ValueError(f"maps to average must be of tokens of one size, got {sizes or 'no maps'}.")
+        parts = list(parts)
+        for part in parts:
+            if not isinstance(part, Autoregressive):
+                raise ValueError(f"maps to average must be autoregressive, but one is a {type(part).__name__}.")
+            if not part.is_normal:
+                raise ValueError("maps to average must be to normal noise, but one has angles, whose noise is uniform.")
+        sizes = [part.token_size for part in parts]
+        if len(set(sizes)) != 1:
+            words = ", ".join(map(str, sizes)) or "no maps"
+            raise ValueError(f"maps to average must be of tokens of one size, got {words}.")
         self.parts: Any = nn.ModuleList(parts)
         self.decoding = decoding or Sequential()
 
@@ -99,43 +107,9 @@ class AveragedAutoregressive(NumberwiseAutoregressive):
 def _mean(mapped: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The noise that belongs to the mean of distribution functions, and its log-derivative, by those of each."""
     noise, log_slopes = (torch.stack(outputs) for outputs in zip(*mapped, strict=True))
-    average = normal_quantile(lower_tail(noise).mean(0), lower_tail(-noise).mean(0), noise)
+    average = quantile_of_mean(noise)
     log_density = (log_slopes - 0.5 * noise.square()).logsumexp(0) - math.log(len(mapped))
     return average, log_density + 0.5 * average.square()
-
-
-def normal_quantile(lower: Tensor, upper: Tensor, noise: Tensor | None = None) -> Tensor:
-    """The normal number below which lies a probability, precise in both tails.
-
-    Args:
-        lower: the probability, precise where it is small, and positive.
-        upper: one minus it, precise where that is small, and positive.
-        noise: ``(K, ...)``, where the probability is the mean of the normal distribution function at these numbers: it
-            may then be too small for its dtype, even zero.
-    """
-    is_lower = lower < upper
-    # Not minimum(), whose gradient vanishes where both are equal.
-    tail = torch.where(is_lower, lower, upper)
-    if noise is None:
-        score = torch.special.ndtri(tail)
-        return torch.where(is_lower, score, -score)
-    is_far = tail < 1e8 * torch.finfo(tail.dtype).tiny
-    score = torch.special.ndtri(torch.where(is_far, 0.5, tail))
-    if is_traced() or bool(is_far.any()):
-        score = torch.where(is_far, _far_quantile(torch.where(is_lower, noise, -noise).clamp_max(-5.0)), score)
-    return torch.where(is_lower, score, -score)
-
-
-def _far_quantile(noise: Tensor) -> Tensor:
-    """`normal_quantile` far below zero, from the logarithm of the mean."""
-    log_mean = torch.special.log_ndtr(noise).logsumexp(0) - math.log(len(noise))
-    score = noise.detach().amax(0)
-    for _ in range(4):
-        log_tail = torch.special.log_ndtr(score)
-        # Newton's last step has the gradient of the solution.
-        step = (log_mean - log_tail) * (log_tail + 0.5 * score.square() + LOG_SQRT_2PI).exp()
-        last, score = score, (score + step).detach()
-    return last + step
 
 
 class _Caches(tuple[Any, ...]):

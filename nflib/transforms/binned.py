@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nflib.transforms._marginal_bins import lower_tail
 from nflib.transforms._rational_quadratic import common_dtype, raw_parameters
+from nflib.transforms.normal import lower_tail
 from nflib.transforms.univariate import Univariate
 
 # Shared equally by all bins, so that the density is positive and the map invertible.
@@ -90,6 +90,8 @@ class BinnedUniform(_Binned):
     >>> binned(torch.tensor(0.25), logits)[0]  # the probability of the first quarter
     tensor(0.6995)
     """
+
+    is_normal = False
 
     def __init__(self, num_bins: int = 16, low: float = -1.0, high: float = 1.0):
         super().__init__(num_bins)

@@ -49,6 +49,11 @@ class Autoregressive(Transform):
     decoding: Decoder
 
     @property
+    def is_normal(self) -> bool:
+        """Whether the noise is to be normal in all numbers, not uniform in some."""
+        return True
+
+    @property
     def token_size(self) -> int:
         """How many numbers a token has."""
         raise NotImplementedError

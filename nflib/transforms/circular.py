@@ -36,6 +36,7 @@ class CircularRationalQuadraticSpline(Univariate):
     """
 
     features_per_number = 2
+    is_normal = False
 
     def __init__(self, num_bins: int = 8, period: float = 2 * math.pi):
         super().__init__()

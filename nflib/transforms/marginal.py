@@ -15,9 +15,10 @@ from torch import Tensor
 
 from nflib.events import check_event_shape, flattened
 from nflib.transforms._intervals import clamped
-from nflib.transforms._marginal_bins import Bins, corner_table, lower_tail
+from nflib.transforms._marginal_bins import Bins, corner_table
 from nflib.transforms._marginal_fit import LARGEST, SMALLEST, check_fit, fit_coordinate, flat_intervals
 from nflib.transforms.inversion import ClosedForm
+from nflib.transforms.normal import lower_tail
 
 __all__ = ["GaussianizeMarginals", "Standardize"]
 

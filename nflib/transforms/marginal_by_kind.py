@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from nflib.transforms._intervals import clamped
-from nflib.transforms._marginal_bins import Bins, lower_tail
+from nflib.transforms._marginal_bins import Bins
 from nflib.transforms._marginal_fit import check_fit, fit_coordinate
 from nflib.transforms.inversion import ClosedForm
 from nflib.transforms.marginal import GaussianizeMarginals, as_float64, working_dtype
+from nflib.transforms.normal import lower_tail
 
 
 class GaussianizeByKind(ClosedForm):

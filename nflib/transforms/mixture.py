@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from nflib.transforms._marginal_bins import lower_tail
 from nflib.transforms._rational_quadratic import common_dtype, raw_parameters
 from nflib.transforms._roots import increasing_root
+from nflib.transforms.normal import lower_tail, normal_quantile
 from nflib.transforms.univariate import Univariate, check_tail_bound
 
 # Share of one more component, N(0, 1): the density is nowhere below that share of the base's.
@@ -85,10 +85,7 @@ class NormalMixture(Univariate):
         weights = log_weights.exp()
         # Each tail is summed by itself: small ones keep their relative precision.
         lower, upper = (weights * lower_tail(x)).sum(0), (weights * lower_tail(-x)).sum(0)
-        is_lower = lower < upper
-        # Not minimum(), whose gradient vanishes where both are equal.
-        score = torch.special.ndtri(torch.where(is_lower, lower, upper))
-        z = torch.where(is_lower, score, -score)
+        z = normal_quantile(lower, upper)
         log_derivative = (log_weights - log_scales - 0.5 * x.square()).logsumexp(0) + 0.5 * z.square()
         return z + log_derivative.exp() * (u - body), log_derivative
 

@@ -28,10 +28,12 @@ class Univariate(nn.Module):
     Attributes:
         parameters_per_number: how many parameters the map of one number takes.
         features_per_number: how many numbers a network reads of each (`features`).
+        is_normal: whether z is to be normal, not uniform on an interval or circle.
     """
 
     parameters_per_number: int
     features_per_number = 1
+    is_normal = True
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Map u to z; returns z and ``log dz/du`` of each number."""
@@ -174,6 +176,7 @@ class PerNumber(Univariate):
         self._places = [listed.index(number) for number in range(len(listed))]
         self.parameters_per_number = max(univariate.parameters_per_number for univariate in univariates)
         self.features_per_number = max(univariate.features_per_number for univariate in univariates)
+        self.is_normal = all(univariate.is_normal for univariate in univariates)
 
     def forward(self, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self._joined([kind(u[..., own], raw) for kind, own, raw in self._kinds(parameters)])

@@ -9,6 +9,7 @@ from molecular import InternalProse
 from molecular.flows.averaged import AveragedProse
 from molecular.flows.mixture import GivenMixture
 from molecular.sampling.proposals import combined
+from nflib.decoding import Auto, Jacobi
 from nflib.flows import Flow
 from tests.molecular.three_peptides import BATCH, CONTEXTS, POSITIONS, TOPOLOGIES, make_flow
 from tests.perturb import perturb
@@ -59,6 +60,32 @@ def test_samples_have_their_density_and_the_inverse_their_noise():
         back, of_inverse = flow._transform.inverse(noise, given.context.expand(32, -1, -1))
         torch.testing.assert_close(back, x, atol=1e-7, rtol=0)
         torch.testing.assert_close(of_inverse, -logabsdet, atol=1e-6, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rare_noise_of_torsions_that_are_cut_elsewhere(dtype):
+    """Samples of rare noise still have it: no torsion rounds over the end of its circle."""
+    flow = AveragedProse([flow.to(dtype) for flow in make_flows()])
+    context = CONTEXTS[0][None].expand(200, -1, -1)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, len(CONTEXTS[0]) - 2, 3, generator=generator, dtype=dtype)
+    part, rows = flow.blocks[1], torch.arange(200)
+    token = 1 + rows % (noise.shape[1] - 1)  # one of each sample, lest atoms fall together
+    for size in (-5.6, -5.0, 5.0, 5.6):
+        noise[rows, token, 2] = size
+        with torch.no_grad():
+            tokens = part.invert(noise, context).tokens
+            error = (part(tokens, context)[0] - noise).abs()[rows, token, 2]
+        # The ends of fitted circles are those of float32, whatever the dtype: some 1e-8 of a probability.
+        assert error.max() < 0.2, size
+
+
+@pytest.mark.parametrize("decoder", [Auto(), Jacobi(warmup=torch.bfloat16)])
+def test_decoders(decoder):
+    flow = AveragedProse([flow.float() for flow in make_flows()])
+    context = flow.context(TOPOLOGIES[0])
+    expected = flow.sample(6, context, seed=0)
+    torch.testing.assert_close(flow.sample(6, context, seed=0, decoding=decoder), expected, atol=1e-3, rtol=0)
 
 
 def test_torsions_that_are_cut_elsewhere_are_sampled_where_the_density_is():
@@ -120,8 +147,16 @@ def test_flows_that_have_no_mean_are_mixed():
     deep = make_flow(num_blocks=2).double()
     assert isinstance(combined([one.given(TOPOLOGIES[0]), two.given(TOPOLOGIES[0])]).flow, AveragedProse)
     assert isinstance(combined([one.given(TOPOLOGIES[0]), deep.given(TOPOLOGIES[0])]), GivenMixture)
-    with pytest.raises(ValueError, match="InternalProse of one block"):
+    with pytest.raises(ValueError, match="one has 2 blocks"):
         AveragedProse([one, deep])
+    scaled = two.with_scaled_noise(1.3)
+    assert isinstance(combined([one.given(TOPOLOGIES[0]), scaled.given(TOPOLOGIES[0])]), GivenMixture)
+    with pytest.raises(ValueError, match="scale that of the average"):
+        AveragedProse([one, scaled])
+    with pytest.raises(ValueError, match="different dtypes"):
+        AveragedProse([one, make_flow(num_blocks=1)])
+    with pytest.raises(ValueError, match="not an InternalProse"):
+        AveragedProse([one, Flow(one._transform, one._distribution)])
     with pytest.raises(ValueError, match="there are none"):
         AveragedProse([])
     with pytest.raises(ValueError, match="different orderings"):

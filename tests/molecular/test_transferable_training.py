@@ -469,3 +469,13 @@ def test_regularization_is_for_flows_that_know_it(corpus, tmp_path):
         with pytest.raises(SystemExit) as stop:
             train(data, tmp_path / "none", *options, "--training.max_steps", "1")
         assert message in str(stop.value)
+
+
+def test_an_initial_flow_whose_folder_names_no_module(corpus, tmp_path):
+    train(corpus, tmp_path / "first", "--training.max_steps", "1")
+    path = tmp_path / "first" / "model" / "config.json"
+    document = json.loads(path.read_text())
+    del document["module"]
+    path.write_text(json.dumps(document))
+    train(corpus, tmp_path / "on", "--initial", str(path.parent), "--training.max_steps", "1")
+    assert (tmp_path / "on" / "model" / "config.json").is_file()

@@ -7,14 +7,13 @@ import pytest
 import scipy.special
 import torch
 
-from nflib.decoding import Jacobi
+from nflib.decoding import Auto, Jacobi
 from nflib.distributions import StandardNormal
-from nflib.flows import Flow
+from nflib.flows import Flow, autoregressive_blocks
 from nflib.networks.transformer import CausalTransformer, transformer_layers
 from nflib.transforms import Autoregressive, AveragedAutoregressive
-from nflib.transforms._marginal_bins import lower_tail
-from nflib.transforms.averaged import normal_quantile
 from nflib.transforms.conditionals import autoregressive_map
+from nflib.transforms.normal import quantile_of_mean
 from tests.perturb import perturb
 
 SHAPE = (4, 2)
@@ -107,8 +106,7 @@ def test_far_tails(dtype, sign):
     """Where distribution functions are zero in their dtype, densities and the inverse are still right."""
     far = torch.tensor([5.0, 12.0, 13.5, 40.0, 120.0], dtype=dtype)
     noise = sign * torch.stack([far, far + 0.3, far + 7.0])
-    lower, upper = (lower_tail(end * noise).mean(0) for end in (1, -1))
-    found = normal_quantile(lower, upper, noise)
+    found = quantile_of_mean(noise)
     expected = scipy.special.logsumexp(scipy.special.log_ndtr(-noise.abs().double().numpy()), axis=0) - math.log(3)
     np.testing.assert_allclose(scipy.special.log_ndtr(-found.abs().double().numpy()), expected, rtol=2e-6, atol=2e-6)
     assert (found.sign() == sign).all()
@@ -116,10 +114,7 @@ def test_far_tails(dtype, sign):
 
 def test_gradients_in_the_far_tails():
     noise = torch.tensor([[-45.0, 1.0, 44.0], [-44.9, 0.5, 47.0]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda noise: normal_quantile(lower_tail(noise).mean(0), lower_tail(-noise).mean(0), noise),
-        noise,
-    )
+    assert torch.autograd.gradcheck(quantile_of_mean, noise)
 
 
 def test_gradients_of_density_and_samples():
@@ -129,12 +124,34 @@ def test_gradients_of_density_and_samples():
     assert torch.autograd.gradcheck(lambda z: average.inverse(z)[0], z, atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [[], ["affine", 3]])
-def test_maps_that_do_not_fit(parts):
-    made = [make_part("affine", 0) if part == "affine" else WideMap() for part in parts]
-    with pytest.raises(ValueError, match="of one size"):
-        AveragedAutoregressive(made)
+def test_maps_given_a_class():
+    """Whatever the decoder, early sweeps in a lower precision among them."""
+    blocks = [
+        perturb(
+            autoregressive_blocks(SHAPE, channels=16, num_blocks=1, layers_per_block=1, head_dim=8, num_classes=3)[0]
+        )
+        for _ in range(2)
+    ]
+    flow = Flow(AveragedAutoregressive(blocks), StandardNormal(SHAPE))
+    labels = torch.tensor([0, 2])
+    expected = flow.sample(5, labels, seed=0)
+    for decoder in (Auto(), Jacobi(warmup=torch.bfloat16)):
+        torch.testing.assert_close(flow.sample(5, labels, seed=0, decoding=decoder), expected, atol=1e-3, rtol=1e-3)
 
 
 class WideMap(Autoregressive):
     token_size = 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([], "got no maps"),
+        (["affine", WideMap()], "of one size, got 2, 3"),
+        (["affine", torch.nn.Identity()], "one is a Identity"),
+        (["affine", "circular"], "angles, whose noise is uniform"),
+    ],
+)
+def test_maps_that_do_not_fit(parts, words):
+    with pytest.raises(ValueError, match=words):
+        AveragedAutoregressive(make_part(part, 0) if isinstance(part, str) else part for part in parts)
