@@ -88,19 +88,24 @@ def test_decoders(decoder):
     torch.testing.assert_close(flow.sample(6, context, seed=0, decoding=decoder), expected, atol=1e-3, rtol=0)
 
 
-def test_torsions_that_are_cut_elsewhere_are_sampled_where_the_density_is():
-    """Draws of the mean and weighted draws of one flow agree on the mean cosine of a torsion."""
-    flows = make_flows(2)
-    given = AveragedProse(flows).given(TOPOLOGIES[0])
-    x, _ = given.sample_and_log_prob(4000, seed=1)
-    y, log_prob = flows[1].given(TOPOLOGIES[0]).sample_and_log_prob(4000, seed=2)
-    context = given.context.expand(4000, -1, -1)
-    weights = (given.log_prob(y) - log_prob).detach().softmax(0)
-    mine, other = (flows[0].coordinates(positions, context)[0][:, 1:, 2] for positions in (x, y))
-    for function in (torch.cos, torch.sin):
-        error = 4 / math.sqrt(4000) * (1 + 1 / math.sqrt((1 / weights.square().sum()) / 4000))
-        difference = function(mine).mean(0) - (weights[:, None] * function(other)).sum(0)
-        assert difference.abs().max() < error
+def test_noise_of_a_torsion_that_is_cut_elsewhere_is_the_integral_of_its_density():
+    flow, context = AveragedProse(make_flows()), CONTEXTS[0][None]
+    u, _ = flow.coordinates(POSITIONS[0], context)
+    tokens, _ = flow.blocks[0](flow.marginals(u, context)[0], context)
+    part = flow.blocks[1]
+    conditionals = part.conditionals(tokens, part.encode_context(context))
+    assert all((own.turn != 0).any() for own in conditionals[1:])
+    torsions = part.number_map(2, tokens, conditionals)
+    grid = torch.linspace(-8.0, 8.0, 8001, dtype=torch.float64)
+    with torch.no_grad():
+        mapped = [torsions.to_noise(point.expand(tokens.shape[:2])) for point in grid]
+    noise, log_slope = (torch.stack(outputs) for outputs in zip(*mapped, strict=True))
+    normal = torch.distributions.Normal(0.0, 1.0)
+    density = (normal.log_prob(noise) + log_slope).exp()
+    # It jumps where a flow cuts the circle, which costs the sum a step of the grid.
+    below = torch.cumulative_trapezoid(density, grid, dim=0)
+    torch.testing.assert_close(normal.cdf(noise[1:]), below, atol=1e-3, rtol=0)
+    torch.testing.assert_close(below[-1], torch.ones_like(below[-1]), atol=1e-3, rtol=0)
 
 
 def test_logabsdet_is_that_of_autograd():
