@@ -4,8 +4,8 @@
 
 Of each molecule the folder of a long simulation is named (`python -m molecular simulate`): the reference, and what
 parallel tempering reaches. The error of a flow is the spread of repeats with other seeds, weights or sequential Monte
-Carlo, and its cost their CPU time. The error of parallel tempering is that of the mean over its ladders, all of which
-are independent, from --start_ps on, and its cost the CPU time of a replica's step, measured here, times all steps
+Carlo, and its cost their CPU time. The error of parallel tempering is that of the mean over its replica groups, all
+independent, from --start_ps on, and its cost the CPU time of a replica's step, measured here, times all steps
 of all replicas; time to equilibrate is left out, which is in favour of simulation. OpenMM's runs the same dynamics: its
 error in the same simulated time is taken to be the same, and only its time for a step differs. Costs are scaled to an
 error of 0.1 kT by its square. --prepared: CPU seconds that a molecule's flow cost beforehand, its data and training.
@@ -73,11 +73,11 @@ def by_flow(method: str, draw: Callable[[int], WeightedSamples], peptide: Peptid
 
 
 def by_simulation(folder: Path, start_ps: float, peptide: Peptide) -> tuple[float, float, float]:
-    """The free energy, its error over ladders, and the steps of all replicas that it took."""
+    """The free energy, its error over replica groups, and the steps of all replicas that it took."""
     ensemble = load_ensemble(folder, num_atoms=peptide.num_atoms, start_ps=start_ps)
     is_left = CollectiveVariable.of(first_phi(peptide), peptide)(ensemble.positions) > 0
     shares = np.array(
-        [float(is_left[ensemble.ladder == ladder].double().mean()) for ladder in ensemble.ladder.unique()]
+        [float(is_left[ensemble.replica_group == group].double().mean()) for group in ensemble.replica_group.unique()]
     )
     share = float(shares.mean())
     error = float(shares.std(ddof=1)) / math.sqrt(len(shares)) / (share * (1 - share))
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=10_000, help="draws of each")
     parser.add_argument("--num_particles", type=int, default=2_000, help="particles of sequential Monte Carlo")
     parser.add_argument("--final_moves", type=int, default=20, help="of sequential Monte Carlo")
-    parser.add_argument("--ladders", type=int, default=64, help="of the batched engine, while it is timed")
+    parser.add_argument("--replica_groups", type=int, default=64, help="of the batched engine, while it is timed")
     parser.add_argument("--seconds", type=float, default=20.0, help="CPU time to time each engine")
     arguments = parser.parse_args()
     prepare(arguments)
@@ -137,7 +137,7 @@ def main() -> None:
         reference = OpenMMEngine(peptide.system, "CPU", arguments.threads)
         engines = {
             "parallel tempering, batched": tempering(
-                peptide, compiled, Langevin, torch.float32, arguments.ladders, temperatures, arguments.seed
+                peptide, compiled, Langevin, torch.float32, arguments.replica_groups, temperatures, arguments.seed
             ),
             "parallel tempering, OpenMM": tempering(
                 peptide, reference, reference.integrator, torch.float64, 1, temperatures, arguments.seed

@@ -22,7 +22,7 @@ from common import argument_parser, count_parameters, markdown_table, prepare, t
 from nflows.transforms import CompositeTransform
 from torch import Tensor, nn
 
-from molecular.data.ensembles import load_ensemble, split_by_ladder
+from molecular.data.ensembles import load_ensemble, split_by_replica_group
 from molecular.energy.reduced import ReducedEnergy
 from molecular.energy.symmetries import Symmetries
 from molecular.flows.molecule_flow import MoleculeFlow
@@ -90,7 +90,7 @@ def main() -> None:
     prepare(arguments)
     molecule = load_molecule(arguments.data)
     ensemble = load_ensemble(arguments.data, num_atoms=molecule.num_atoms, start_ps=arguments.start_ps)
-    positions = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)[0].positions
+    positions = split_by_replica_group(ensemble, SPLIT, SPLIT_SEED)[0].positions
     symmetries, target = Symmetries(molecule), BoltzmannDensity(ReducedEnergy(molecule))
     torch.manual_seed(arguments.seed)
     autoregressive = MoleculeFlow.of(molecule, channels=96, layers_per_block=6, num_bins=16)

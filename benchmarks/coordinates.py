@@ -3,7 +3,7 @@
 Same transformer, same frames, same wall time each, maximum likelihood alone, in one run. Needs a simulation:
 
     python -m molecular simulate --peptide Ace-A-Nme --output runs/Ace-A-Nme \\
-        --picoseconds 150 --num_ladders 64 --save_ps 0.1
+        --picoseconds 150 --num_replica_groups 64 --save_ps 0.1
     python benchmarks/coordinates.py --data runs/Ace-A-Nme --seconds 600
 
 A Cartesian flow is a density on all 3n coordinates. It is trained on frames in random orientations whose centroid is
@@ -18,7 +18,7 @@ import torch
 from common import argument_parser, count_parameters, markdown_table, prepare, quiet
 from torch import Tensor
 
-from molecular.data.ensembles import load_ensemble, split_by_ladder
+from molecular.data.ensembles import load_ensemble, split_by_replica_group
 from molecular.energy.reduced import ReducedEnergy
 from molecular.energy.symmetries import Symmetries
 from molecular.flows.molecule_flow import MoleculeFlow
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare(arguments)
     peptide = Peptide(arguments.peptide)
-    training, validation, test = split_by_ladder(
+    training, validation, test = split_by_replica_group(
         load_ensemble(arguments.data, num_atoms=peptide.num_atoms), SPLIT, SPLIT_SEED
     )
     reduced = ReducedEnergy(peptide)

@@ -4,7 +4,7 @@
 
 Each seed draws anew, weights to 300 K and, the same draws, to 330 K. Compared are the profiles along phi and psi, in
 bins of 6 degrees, their map in bins of 10, and the free energy of phi > 0 less that of phi < 0. The reference is a
-folder of `python -m molecular simulate` at 300 K, reweighted to 330 K; its own errors, over ladders, are added in
+folder of `python -m molecular simulate` at 300 K, reweighted to 330 K; its own errors, over its groups, are added in
 quadrature. "cells": bins of all seeds for which flow and reference state an error; "stated": their share of the bins in
 which the reference does. For normal errors that are right, 68 % and 95 % of the cells lie within one and two. "bias":
 the mean error over seeds and cells, in units of the stated one. "width": root mean square of the scores; above one

@@ -108,7 +108,7 @@ def evaluated(named: Mapping[str, Any], frames: Ensemble, peptide: Peptide, argu
     """Ensembles against the frames of a simulation."""
     return evaluate(
         named,
-        WeightedConformations(frames.positions, groups=frames.ladder),
+        WeightedConformations(frames.positions, groups=frames.replica_group),
         peptide,
         num_bootstrap=arguments.bootstrap,
         transport_points=arguments.transport_points,
@@ -172,7 +172,9 @@ def comparison(sequence: str, name: str, folders: Sequence[Path], arguments: Nam
         if arguments.smc_samples:
             weighted[SMC] = WeightedSamples.load(arguments.output / "smc" / name / f"{sequence}.npz")
         evaluation = evaluated(weighted, frames, peptide, arguments)
-        truth = averages(WeightedSamples(frames.positions, torch.zeros(len(frames)), ancestors=frames.ladder), peptide)
+        truth = averages(
+            WeightedSamples(frames.positions, torch.zeros(len(frames)), ancestors=frames.replica_group), peptide
+        )
         return {
             "distances": {
                 row: {metric: plain(estimate) for metric, estimate in found.items()}

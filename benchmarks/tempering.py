@@ -1,6 +1,6 @@
 """Parallel tempering of a peptide: simulated time a second of the batched engine and of OpenMM, in one run.
 
-    python benchmarks/tempering.py --ladders 32 128 --seconds 20
+    python benchmarks/tempering.py --replica_groups 32 128 --seconds 20
 
 Every engine integrates the same system with the same time step. "one replica" is OpenMM's LangevinMiddleIntegrator
 left alone, without tempering, on all threads; "replicas" is parallel tempering by our OpenMM engine, one replica a
@@ -48,14 +48,14 @@ def tempering(
     energy: EnergyAndForce,
     integrator: MakeIntegrator,
     dtype: torch.dtype,
-    num_ladders: int,
+    num_replica_groups: int,
     num_temperatures: int,
     seed: int,
 ) -> Advance:
     """One stretch between swaps of every replica, with what parallel tempering does around it."""
     settings = TemperingSettings(
         temperatures=geometric_temperatures(peptide.temperature, 900.0, num_temperatures),
-        num_ladders=num_ladders,
+        num_replica_groups=num_replica_groups,
         timestep=TIMESTEP,
         friction=1.0,
         swap_interval=SWAP_INTERVAL,
@@ -64,7 +64,7 @@ def tempering(
         saved_temperatures=1,
         recentre=True,
     )
-    batch = num_ladders * num_temperatures
+    batch = num_replica_groups * num_temperatures
     start = torch.tensor(peptide.positions, dtype=dtype).expand(batch, -1, -1)
     generator = torch.Generator().manual_seed(seed)
     replicas = Replicas(energy, torch.tensor(peptide.masses, dtype=dtype), start, settings, generator, integrator)
@@ -102,8 +102,8 @@ def main() -> None:
     """Print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("--peptide", default="AA")
-    parser.add_argument("--ladders", type=int, nargs="+", default=[32, 128], help="ladders of the batched engine")
-    parser.add_argument("--temperatures", type=int, default=8, help="temperatures in each ladder")
+    parser.add_argument("--replica_groups", type=int, nargs="+", default=[32, 128], help="of the batched engine")
+    parser.add_argument("--temperatures", type=int, default=8, help="temperatures in each replica group")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each engine")
     parser.add_argument("--fused", action="store_true", help="also torch.compile; compiling takes minutes")
     arguments = parser.parse_args()
@@ -119,9 +119,9 @@ def main() -> None:
     }
     for compiled in [False, True] if arguments.fused else [False]:
         energy = compile_system(peptide.system, compile=compiled)
-        for ladders in arguments.ladders:
-            name = f"batched, {ladders * arguments.temperatures} replicas" + (", fused" if compiled else "")
-            engines[name] = tempering(peptide, energy, Langevin, torch.float32, ladders, *numbers)
+        for groups in arguments.replica_groups:
+            name = f"batched, {groups * arguments.temperatures} replicas" + (", fused" if compiled else "")
+            engines[name] = tempering(peptide, energy, Langevin, torch.float32, groups, *numbers)
     measured = rates(engines, arguments.seconds)
     peers = {name: float(np.median(values)) for name, values in measured.items() if name.startswith("OpenMM")}
     peer = max(peers.values())

@@ -132,7 +132,7 @@ def ensembles(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments:
 
 
 def likelihoods(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments: Namespace) -> dict[str, Any]:
-    """Minus log-likelihood of reference frames a dimension, its standard error over ladders, and the sample size."""
+    """Minus log-likelihood of reference frames a dimension, its standard error over groups, and the sample size."""
     peptide, (folder,) = Peptide(sequence), folders
     flow = load_flow(peptide, folder)
     frames = reference_frames(corpus.system(sequence), arguments.start_ps, arguments.reference_frames)
@@ -142,11 +142,11 @@ def likelihoods(sequence: str, folders: Sequence[Path], corpus: Corpus, argument
     )
     # Whether the flow knows one naming of equivalent atoms or all.
     values = (values + flow.flow.symmetries([peptide]).log_namings[0]) / (3 * peptide.num_atoms - 6)
-    ladders = torch.stack([values[frames.ladder == ladder].mean() for ladder in frames.ladder.unique()])
+    groups = torch.stack([values[frames.replica_group == group].mean() for group in frames.replica_group.unique()])
     drawn = sample(flow, peptide, arguments.num_samples, batch_size=arguments.batch_size, seed=arguments.seed)
     return {
         "nats_per_dimension": values.mean().item(),
-        "error": (ladders.std() / len(ladders) ** 0.5).item(),
+        "error": (groups.std() / len(groups) ** 0.5).item(),
         "effective_sample_size_fraction": drawn.effective_sample_size_fraction,
         "parameters": sum(parameter.numel() for parameter in flow.flow.parameters()),
     }

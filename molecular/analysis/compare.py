@@ -73,7 +73,7 @@ def evaluate(
     Args:
         ensembles: name -> positions (N, n, 3) in nm, `(positions, log_weights)`, `WeightedSamples`, an `Ensemble`,
             or `WeightedConformations`. Conformations that are not finite are left out and counted.
-        reference: the same; an `Ensemble` has trajectories (its ladders), which are also what is resampled, or
+        reference: the same; an `Ensemble` has trajectories (its replica groups), which are also what is resampled, or
             blocks of 20 autocorrelation times of them where they are few, as families of particles with one ancestor
             are.
         molecule: what they are of, at the temperature and in the force field of the comparison.

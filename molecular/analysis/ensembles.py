@@ -24,8 +24,8 @@ class WeightedConformations:
     Attributes:
         positions: (N, n, 3), nm.
         log_weights: (N,), not necessarily normalised; None means equal weights, as for a proposal's own samples.
-        groups: (N,) integers. Conformations of one group may be correlated (frames of one ladder, particles with one
-            ancestor) and are resampled together; None means that all are independent.
+        groups: (N,) integers. Conformations of one group may be correlated (frames of one replica group, particles of
+            one ancestor) and are resampled together; None means that all are independent.
         time: (N,) within a group, in any unit; None for conformations that are not trajectories.
         resamplings: of sequential Monte Carlo, what its resamplings say of the weights that there were before.
     """
@@ -56,7 +56,7 @@ class WeightedConformations:
         elif isinstance(source, Ensemble):
             if len(source.temperature_index.unique()) > 1:
                 raise ValueError(f"{name} mixes temperatures; load it with temperature_index=0.")
-            source = cls(source.positions, groups=source.ladder, time=source.time)
+            source = cls(source.positions, groups=source.replica_group, time=source.time)
         elif isinstance(source, Tensor):
             source = cls(source)
         elif isinstance(source, tuple) and len(source) == 2:

@@ -178,7 +178,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         )
     notes = _force_field_notes(molecule, simulated)
     ensemble, kelvins = _frames_near(folder, simulated, temperature)
-    kept = WeightedConformations(ensemble.positions, groups=ensemble.ladder, time=ensemble.time)
+    kept = WeightedConformations(ensemble.positions, groups=ensemble.replica_group, time=ensemble.time)
     if abs(kelvins - temperature) <= SAME_TEMPERATURE:
         return kept, notes
     weighted, more = _reweighted(kept, simulated.at(kelvins), temperature, ensemble.energies)
@@ -189,12 +189,14 @@ def _frames_near(folder: Path, molecule: Molecule, temperature: float, start_ps:
     """The frames at that of a simulation's saved temperatures which is nearest to the wanted one, and it, K."""
     settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
     ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms, start_ps=start_ps)
-    saved, ladder = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
-    kelvins = isinstance(ladder, list) and all(isinstance(T, (int, float)) and 0 < T < torch.inf for T in ladder)
-    if not kelvins or not 0 <= saved[0] <= saved[-1] < len(ladder):
+    saved, temperatures = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
+    kelvins = isinstance(temperatures, list) and all(
+        isinstance(T, (int, float)) and 0 < T < torch.inf for T in temperatures
+    )
+    if not kelvins or not 0 <= saved[0] <= saved[-1] < len(temperatures):
         raise ValueError(f"{folder / 'settings.json'} is damaged: its temperatures are not those of the frames.")
-    index = min(saved, key=lambda index: abs(ladder[index] - temperature))
-    return ensemble.select(ensemble.temperature_index == index), float(ladder[index])
+    index = min(saved, key=lambda index: abs(temperatures[index] - temperature))
+    return ensemble.select(ensemble.temperature_index == index), float(temperatures[index])
 
 
 def _force_field_notes(molecule: Molecule, simulated: Molecule) -> list[str]:

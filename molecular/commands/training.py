@@ -30,7 +30,7 @@ def train(
     whitened: bool | None = None,
     dropout: float | None = None,
     neighbours: bool | None = None,
-    surroundings: bool | None = None,
+    local_environment: bool | None = None,
     canonical_names: bool | None = None,
     start_ps: float | None = None,
     initial: Path | None = None,
@@ -59,8 +59,8 @@ def train(
         dropout: on a corpus, of the layers' updates.
         neighbours: on a corpus and internal coordinates, whether an atom's conditions tell the residues before and
             behind its own, which a flow learns by heart where sequences are few.
-        surroundings: on a corpus and internal coordinates, whether each atom's step is shown the atoms placed before it
-            in its own local frame.
+        local_environment: on a corpus and internal coordinates, whether each atom's step is shown the atoms placed
+            before it, in its own local frame.
         canonical_names: on a corpus and internal coordinates, whether equivalent atoms, such as the hydrogens of a
             methyl, are named by their torsions (the default), or at random.
         start_ps: of one molecule: drop frames before it, in ps.
@@ -73,7 +73,7 @@ def train(
     of_a_corpus = {
         "dropout": dropout,
         "neighbours": neighbours,
-        "surroundings": surroundings,
+        "local_environment": local_environment,
         "canonical_names": canonical_names,
     }
     of_one_molecule = {"start_ps": start_ps, "whitened": whitened}

@@ -38,7 +38,7 @@ class InternalCoordinates(ClosedForm):
     Each molecule goes through `LocalFrames`, then `Spherical`.
 
     The context (`internal_context`, padded) says of each row its atom and references; padding is zero on both sides and
-    carries no density. Forward is one vectorised pass; the inverse places all atoms of a level of the walk at once. A
+    carries no density. Forward is one vectorised pass; the inverse places all atoms of a level at once. A
     kind's circles are cut at its entry of `offsets`, half a turn away, ``(num_kinds,)`` radians.
 
     Args:
@@ -61,11 +61,11 @@ class InternalCoordinates(ClosedForm):
     def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         exists = atoms_exist(context)
         _check(inputs, exists.shape[1], "positions")
-        walked = inputs.gather(1, _wide(context[..., Column.ATOM]))
-        first = root_token(walked[:, :3])
+        in_order = inputs.gather(1, _wide(context[..., Column.ATOM]))
+        first = root_token(in_order[:, :3])
         r01, _, rho2 = first.unbind(-1)
-        p, q, s = (walked.gather(1, _wide(reference)) for reference in self._references(context, exists))
-        rest = (frames_at(p, q, s) * (walked[:, _FIRST:] - p)[..., None, :]).sum(-1)
+        p, q, s = (in_order.gather(1, _wide(reference)) for reference in self._references(context, exists))
+        rest = (frames_at(p, q, s) * (in_order[:, _FIRST:] - p)[..., None, :]).sum(-1)
         # Any token with finite coordinates will do at padding; it is set to zero below.
         rest = torch.where(exists[:, _FIRST:, None], rest, torch.ones_like(rest))
         tokens = torch.cat([first[:, None], rest], dim=1)

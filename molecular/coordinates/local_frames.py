@@ -76,7 +76,7 @@ class LocalFrames(ClosedForm):
 
     @property
     def refers_to_sibling(self) -> Tensor:
-        """Whether each atom of the walk, (n,) bool, is rigid relative to a sibling: its s is bonded to its p.
+        """Whether each atom, in z-matrix order, (n,) bool, is rigid relative to a sibling: its s is bonded to its p.
 
         The azimuths of the others, of the first three apart, are torsions about bonds.
         """
@@ -120,7 +120,7 @@ class LocalFrames(ClosedForm):
 
 
 def _levels(order: Tensor, references: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Group the walk by depth of reference.
+    """Group atoms, in z-matrix order, by depth of reference.
 
     Returns the place (n,) of each atom in the order of placement, level by level, and for each level
     (4, m) its tokens and the places of p, q and s.

@@ -12,7 +12,7 @@ from molecular.dynamics.frames import concatenate, list_shards, read_shards
 from nflib.io import write_arrays
 
 FEWEST_PARTS = 10
-"""Fewer ladders are cut into blocks of time before they are divided, so that small fractions can be met."""
+"""Fewer replica groups are cut into blocks of time before they are divided, so that small fractions can be met."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Ensemble:
     Args:
         positions: (N, n, 3) float32, nm.
         energies: (N,) float64, kJ/mol.
-        ladder: (N,) int64; frames of different ladders are statistically independent.
+        replica_group: (N,) int64; frames of different replica groups are statistically independent.
         time: (N,) float64, ps.
         temperature_index: (N,) int64, 0 the lowest temperature.
     """
 
     positions: Tensor
     energies: Tensor
-    ladder: Tensor
+    replica_group: Tensor
     time: Tensor
     temperature_index: Tensor
 
@@ -76,7 +76,7 @@ def load_ensemble(
     ensemble = Ensemble(
         positions=torch.from_numpy(frames.positions.astype(np.float32, copy=False)),
         energies=torch.from_numpy(frames.energies.astype(np.float64, copy=False)),
-        ladder=torch.from_numpy(frames.ladder.astype(np.int64)),
+        replica_group=torch.from_numpy(frames.replica_group.astype(np.int64)),
         time=torch.from_numpy(frames.time.astype(np.float64, copy=False)),
         temperature_index=torch.from_numpy(frames.temperature_index.astype(np.int64)),
     )
@@ -93,15 +93,15 @@ def load_ensemble(
     return ensemble if keep.all() else ensemble.select(keep)
 
 
-def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 0) -> tuple[Ensemble, ...]:
-    """Split an ensemble by whole ladders, at random, so that no two parts hold correlated frames.
+def split_by_replica_group(ensemble: Ensemble, fractions: Sequence[float], seed: int = 0) -> tuple[Ensemble, ...]:
+    """Split an ensemble by whole replica groups, at random, so that no two parts hold correlated frames.
 
-    Fewer than ten ladders, as of an imported trajectory, are first cut into blocks of time, some ten in all. Parts are
+    Fewer than ten groups, as of an imported trajectory, are first cut into blocks of time, some ten in all. Parts are
     then less independent: frames beside a cut are correlated, and what is slower than a block is in no part alone.
 
     Args:
         ensemble: to split.
-        fractions: share of the ladders, or blocks, for each part, for instance ``(0.8, 0.1, 0.1)``; they must sum to 1.
+        fractions: share of the groups, or blocks, for each part, for instance ``(0.8, 0.1, 0.1)``; they must sum to 1.
             Every part with a positive fraction gets at least one.
         seed: of the random choice.
 
@@ -110,43 +110,43 @@ def split_by_ladder(ensemble: Ensemble, fractions: Sequence[float], seed: int = 
 
     >>> zeros = torch.zeros(20, dtype=torch.int64)
     >>> ensemble = Ensemble(torch.zeros(20, 3, 3), zeros.double(), torch.arange(20) % 10, zeros.double(), zeros)
-    >>> [len(part) for part in split_by_ladder(ensemble, (0.8, 0.1, 0.1))]
+    >>> [len(part) for part in split_by_replica_group(ensemble, (0.8, 0.1, 0.1))]
     [16, 2, 2]
     """
     if not fractions or any(share < 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-6:
         raise ValueError(f"fractions must not be negative and must sum to 1, not {tuple(fractions)}.")
-    block = _ladders_or_blocks(ensemble)
-    ladders = block.unique()
+    block = _replica_groups_or_blocks(ensemble)
+    groups = block.unique()
     wanted = [i for i, share in enumerate(fractions) if share > 0]
-    if len(ladders) < len(wanted):
+    if len(groups) < len(wanted):
         raise ValueError(f"{len(ensemble)} frames cannot be split into {len(wanted)} parts; simulate for longer.")
-    counts = [int(share * len(ladders)) for share in fractions]
+    counts = [int(share * len(groups)) for share in fractions]
     for i in wanted:
         counts[i] = max(counts[i], 1)
-    while (excess := sum(counts) - len(ladders)) != 0:
+    while (excess := sum(counts) - len(groups)) != 0:
         # Towards the exact shares: the part that is furthest above (or below) its own gives (or takes) one
-        # ladder.
-        surplus = [counts[i] - fractions[i] * len(ladders) for i in wanted]
+        # replica group.
+        surplus = [counts[i] - fractions[i] * len(groups) for i in wanted]
         if excess > 0:
             movable = [j for j, i in enumerate(wanted) if counts[i] > 1]
             counts[wanted[max(movable, key=surplus.__getitem__)]] -= 1
         else:
             counts[wanted[min(range(len(wanted)), key=surplus.__getitem__)]] += 1
     generator = torch.Generator().manual_seed(seed)
-    shuffled = ladders[torch.randperm(len(ladders), generator=generator)]
+    shuffled = groups[torch.randperm(len(groups), generator=generator)]
     return tuple(ensemble.select(torch.isin(block, part)) for part in shuffled.split(counts))
 
 
-def _ladders_or_blocks(ensemble: Ensemble) -> Tensor:
-    """(N,) the ladder of each frame or, where there are fewer than `FEWEST_PARTS`, its block of consecutive frames."""
-    ladders = ensemble.ladder.unique()
-    if len(ladders) >= FEWEST_PARTS:
-        return ensemble.ladder
-    block, first = torch.empty_like(ensemble.ladder), 0
-    for ladder in ladders:
-        rows = torch.nonzero(ensemble.ladder == ladder)[:, 0]
+def _replica_groups_or_blocks(ensemble: Ensemble) -> Tensor:
+    """(N,) the group of each frame or, where there are fewer than `FEWEST_PARTS`, its block of consecutive frames."""
+    groups = ensemble.replica_group.unique()
+    if len(groups) >= FEWEST_PARTS:
+        return ensemble.replica_group
+    block, first = torch.empty_like(ensemble.replica_group), 0
+    for group in groups:
+        rows = torch.nonzero(ensemble.replica_group == group)[:, 0]
         rows = rows[ensemble.time[rows].argsort(stable=True)]
-        # By the ladder's length, so that blocks are alike.
+        # By the replica group's length, so that blocks are alike.
         number = min(len(rows), -(-FEWEST_PARTS * len(rows) // len(ensemble)))
         block[rows] = first + torch.arange(len(rows)) * number // len(rows)
         first += number

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from molecular.dynamics.former_names import with_current_names
 from nflib.io import read_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"
@@ -83,4 +84,4 @@ def _documents(path: Path, arrays: dict[str, NDArray]) -> tuple[dict[str, Any], 
             raise TypeError("its settings are none")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(MESSAGE.format(path=path, reason=repr(error))) from error
-    return numbers, before
+    return numbers, with_current_names(before)

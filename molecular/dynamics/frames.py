@@ -9,6 +9,7 @@ import mdtraj
 import numpy as np
 from numpy.typing import NDArray
 
+from molecular.dynamics.former_names import FORMER_NAMES
 from molecular.molecule.storage import CONTENT
 from molecular.molecule.trajectories import ascii_name, write_trajectory
 from nflib.io import read_arrays, write_arrays
@@ -25,14 +26,14 @@ class Frames:
         positions: (N, n, 3) float32, nm.
         energies: (N,) float64, kJ/mol.
         temperature_index: (N,) int16, 0 the lowest temperature.
-        ladder: (N,) int32, the temperature ladder that a frame is of.
+        replica_group: (N,) int32, the replica group that a frame is of.
         time: (N,) float64, ps since the end of equilibration.
     """
 
     positions: NDArray[np.float32]
     energies: NDArray[np.float64]
     temperature_index: NDArray[np.int16]
-    ladder: NDArray[np.int32]
+    replica_group: NDArray[np.int32]
     time: NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -48,7 +49,7 @@ def concatenate(parts: Sequence[Frames]) -> Frames:
     return Frames(**{name: np.concatenate([part.arrays()[name] for part in parts]) for name in FIELDS})
 
 
-FIELDS = {"positions": "f", "energies": "f", "temperature_index": "iu", "ladder": "iu", "time": "f"}
+FIELDS = {"positions": "f", "energies": "f", "temperature_index": "iu", "replica_group": "iu", "time": "f"}
 """Of the arrays of a shard, the kinds of numbers (`nflib.io.read_arrays`)."""
 MESSAGE = "{path} is not a shard of frames ({reason}); delete it or simulate again."
 CHECKSUM = "xtc_sha256"
@@ -92,7 +93,8 @@ def write_shard(path: Path, frames: Frames, storage: str = "float32") -> None:
 
 def read_shard(path: Path) -> Frames:
     """The frames of one shard; raises ValueError naming the file when it is not one."""
-    arrays = read_arrays(path, {name: kind for name, kind in FIELDS.items() if name != "positions"}, OPTIONAL, MESSAGE)
+    needed = {name: kind for name, kind in FIELDS.items() if name != "positions"}
+    arrays = read_arrays(path, needed, OPTIONAL, MESSAGE, FORMER_NAMES)
     try:
         positions = arrays["positions"] if "positions" in arrays else _read_xtc(path.with_suffix(".xtc"), arrays)
     except (ValueError, OSError, RuntimeError) as error:

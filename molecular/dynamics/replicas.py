@@ -24,13 +24,13 @@ class TemperingSettings:
     """Settings of `parallel_tempering` apart from its length; a checkpoint is only resumed with the same ones.
 
     Args:
-        temperatures: of each ladder, K, increasing.
-        num_ladders: independent ladders.
+        temperatures: of each replica group, K, increasing.
+        num_replica_groups: independent groups of replicas, one replica at each temperature, that swap among themselves.
         timestep: ps.
         friction: of the Langevin thermostat, 1/ps.
         swap_interval: steps between attempts to swap neighbouring temperatures.
         save_interval: steps between saved frames.
-        equilibration_steps: in the ladder before production, not saved.
+        equilibration_steps: at all temperatures before production, not saved.
         saved_temperatures: how many, from the lowest on, have their frames saved.
         recentre: keep the centre of mass at the origin, for energies that do not depend on it.
         hot_steps: that all replicas first spend at the highest temperature, not saved.
@@ -40,7 +40,7 @@ class TemperingSettings:
     """
 
     temperatures: tuple[float, ...]
-    num_ladders: int = 32
+    num_replica_groups: int = 32
     timestep: float = 0.001
     friction: float = 1.0
     swap_interval: int = 100
@@ -51,30 +51,30 @@ class TemperingSettings:
     hot_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_ladders", "timestep", "swap_interval", "save_interval", "saved_temperatures"):
+        for name in ("num_replica_groups", "timestep", "swap_interval", "save_interval", "saved_temperatures"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
         if min(self.friction, self.equilibration_steps, self.hot_steps) < 0:
             raise ValueError("friction, equilibration_steps and hot_steps must not be negative.")
         increasing = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
         if not self.temperatures or not increasing or self.temperatures[0] <= 0:
-            raise ValueError(f"temperatures must be positive and increase along the ladder, not {self.temperatures}.")
+            raise ValueError(f"temperatures must be positive and increase, not {self.temperatures}.")
         if self.saved_temperatures > len(self.temperatures):
             raise ValueError(
-                f"saved_temperatures is {self.saved_temperatures} but the ladder has {len(self.temperatures)}."
+                f"saved_temperatures is {self.saved_temperatures} but there are {len(self.temperatures)} temperatures."
             )
 
 
 class Replicas:
-    """The state of a simulation: B = ladders * temperatures copies of one molecule.
+    """The state of a simulation: B = replica groups * temperatures copies of one molecule.
 
-    Replica ``ladder * K + k`` is at temperature k of its ladder.
+    Replica ``group * K + k`` is at temperature k of its replica group.
 
     Args:
         energy: energies and forces of batches.
         masses: (n,) amu.
         start: positions (B, n, 3), nm.
-        settings: temperatures, ladders, time step and intervals.
+        settings: temperatures, replica groups, time step and intervals.
         generator: of the random numbers.
         integrator: makes one from masses, temperatures (B,), time step and friction.
         degrees_of_freedom: that kinetic energy is spread over; by default 3n, since Langevin noise acts on every one.
@@ -95,15 +95,15 @@ class Replicas:
     ) -> None:
         self.energy, self.settings, self.generator, self.start = energy, settings, generator, start
         self.num_temperatures = len(settings.temperatures)
-        shape = (settings.num_ladders, self.num_temperatures)
+        shape = (settings.num_replica_groups, self.num_temperatures)
         device, dtype = start.device, start.dtype
         self.shape = shape
         self.masses = masses.to(device, dtype)
         self.mass_fraction = (self.masses / self.masses.sum())[:, None]
-        ladder_temperatures = torch.tensor(settings.temperatures, dtype=torch.float64, device=device)
-        self.inverse_kt = 1.0 / (MOLAR_GAS_CONSTANT * ladder_temperatures)
-        self.root_temperature = ladder_temperatures.sqrt().to(dtype).repeat(settings.num_ladders)
-        self.temperatures = ladder_temperatures.to(dtype).repeat(settings.num_ladders)
+        of_group = torch.tensor(settings.temperatures, dtype=torch.float64, device=device)
+        self.inverse_kt = 1.0 / (MOLAR_GAS_CONSTANT * of_group)
+        self.root_temperature = of_group.sqrt().to(dtype).repeat(settings.num_replica_groups)
+        self.temperatures = of_group.to(dtype).repeat(settings.num_replica_groups)
         self.integrator, self.hot_integrator = (
             integrator(self.masses, temperatures, settings.timestep, settings.friction)
             for temperatures in (self.temperatures, torch.full_like(self.temperatures, settings.temperatures[-1]))
@@ -199,16 +199,16 @@ class Replicas:
 
     def frames(self, time_ps: float) -> Frames:
         """The conformations at the temperatures that are saved."""
-        ladders, saved = self.settings.num_ladders, self.settings.saved_temperatures
+        groups, saved = self.settings.num_replica_groups, self.settings.saved_temperatures
         n = self.x.shape[1]
         x = self.x.view(*self.shape, n, 3)[:, :saved].reshape(-1, n, 3).float().cpu().numpy()
-        # reshape of a full ladder is a view of the running state, which goes on changing
+        # where all temperatures are saved, reshape is a view of the running state, which goes on changing
         return Frames(
             positions=x.copy(),
             energies=self.potential.view(self.shape)[:, :saved].reshape(-1).double().cpu().numpy().copy(),
-            temperature_index=np.tile(np.arange(saved, dtype=np.int16), ladders),
-            ladder=np.repeat(np.arange(ladders, dtype=np.int32), saved),
-            time=np.full(ladders * saved, time_ps),
+            temperature_index=np.tile(np.arange(saved, dtype=np.int16), groups),
+            replica_group=np.repeat(np.arange(groups, dtype=np.int32), saved),
+            time=np.full(groups * saved, time_ps),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ FALSE_ALARMS = 0.01
 TEMPERATURE_TOLERANCE = 0.01
 LOWEST_SWAP_ACCEPTANCE = 0.1
 FEWEST_SAMPLES = 50
-FEWEST_LADDERS = 4
+FEWEST_REPLICA_GROUPS = 4
 
 
 def torsion_statistics(
@@ -41,29 +41,29 @@ def torsion_statistics(
     Returns:
         A row for each torsion: the number of frames, the autocorrelation time in ps and the effective sample size
         (`mixing`; None where there are too few frames, or the torsion never moves). For names that begin with phi (or
-        psi) also the share of frames in the left-handed (or helical) basin with its standard error over ladders, and
-        jumps between in and out from one saved frame of a ladder to the next. "drift": what changes most between the
+        psi) also the share of frames in the left-handed (or helical) basin with its standard error over replica groups,
+        and jumps between in and out from one saved frame of a group to the next. "drift": what changes most between the
         halves of the simulation, of that basin or of the rotamers (`_drift`).
     """
-    angles, ladder_parts = [], []
+    angles, group_parts = [], []
     quadruples = torch.tensor(np.array([list(row) for row in torsions.values()], dtype=np.int64).reshape(-1, 4))
     for frames in read_shards(list_shards(folder)):
         lowest = frames.temperature_index == 0
         angles.append(dihedrals(torch.from_numpy(frames.positions[lowest]), quadruples).numpy())
-        ladder_parts.append(frames.ladder[lowest])
-    if not ladder_parts or not len(quadruples):
+        group_parts.append(frames.replica_group[lowest])
+    if not group_parts or not len(quadruples):
         return []
-    ladder = np.concatenate(ladder_parts)
-    lengths = np.unique(ladder, return_counts=True)[1]
+    group = np.concatenate(group_parts)
+    lengths = np.unique(group, return_counts=True)[1]
     if len(set(lengths.tolist())) != 1:
         raise ValueError(
-            f"{folder} holds {min(lengths)} frames of one ladder and {max(lengths)} of another, though all were saved "
-            "together; a shard is damaged or lost: simulate into another folder."
+            f"{folder} holds {min(lengths)} frames of one replica group and {max(lengths)} of another, though all were "
+            "saved together; a shard is damaged or lost: simulate into another folder."
         )
-    num_ladders = len(lengths)
-    # Sorted by ladder and, because the sort is stable and shards are in order, by time inside each.
-    order = np.argsort(ladder, kind="stable")
-    series = np.concatenate(angles)[order].reshape(num_ladders, -1, len(quadruples))
+    num_groups = len(lengths)
+    # Sorted by replica group and, because the sort is stable and shards are in order, by time inside each.
+    order = np.argsort(group, kind="stable")
+    series = np.concatenate(angles)[order].reshape(num_groups, -1, len(quadruples))
     rows: list[dict[str, Any]] = []
     for column, name in enumerate(torsions):
         angle = series[..., column]
@@ -87,21 +87,21 @@ def torsion_statistics(
 def _drift(angle: NDArray[np.floating], basins: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
     """The share ``(L, T)`` of angles in a basin over the first and the second half, where these differ the most.
 
-    p_value: how often independent ladders differ so much or more without a drift (a t-test of the paired differences),
-    in any of the basins; None where there are too few ladders or frames to tell.
+    p_value: how often independent groups differ so much or more without a drift (a t-test of the paired differences),
+    in any of the basins; None where there are too few groups or frames to tell.
     """
-    ladders, length = angle.shape
-    if ladders < FEWEST_LADDERS or length < 2:
+    groups, length = angle.shape
+    if groups < FEWEST_REPLICA_GROUPS or length < 2:
         return None
     found = []
     for low, high in basins:
         inside = (angle - low) % (2 * np.pi) < high - low
         first, second = (half.mean(axis=1) for half in np.array_split(inside, 2, axis=1))
         difference = second - first
-        error = difference.std(ddof=1) / np.sqrt(ladders)
+        error = difference.std(ddof=1) / np.sqrt(groups)
         change = abs(float(difference.mean()))
         score = change / error if error > 0 else np.inf if change else 0.0
-        p_value = min(1.0, len(basins) * 2 * float(special.stdtr(ladders - 1, -score)))
+        p_value = min(1.0, len(basins) * 2 * float(special.stdtr(groups - 1, -score)))
         found.append({"first_half": float(first.mean()), "second_half": float(second.mean()), "p_value": p_value})
     return min(found, key=lambda drift: drift["p_value"])
 
@@ -109,10 +109,11 @@ def _drift(angle: NDArray[np.floating], basins: Sequence[tuple[float, float]]) -
 def _basin(angle: NDArray[np.floating], limits: tuple[float, float]) -> dict[str, Any]:
     inside = (angle > limits[0]) & (angle < limits[1])
     shares = inside.mean(axis=1)
+    error = float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None
     return {
         "basin_degrees": [float(np.rad2deg(limit)) for limit in limits],
         "share_in_basin": float(inside.mean()),
-        "standard_error_over_ladders": float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None,
+        "standard_error_over_replica_groups": error,
         "jumps": int((inside[:, 1:] != inside[:, :-1]).sum()),
     }
 
@@ -122,7 +123,7 @@ def concerns(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     wanted = report["temperatures_K"]
     temperatures = report["kinetic_temperature_K"] or []
-    # A single ladder has no error, so nothing can be said.
+    # A single replica group has no error, so nothing can be said.
     errors = report["kinetic_temperature_error_K"] or [np.inf] * len(temperatures)
     for target, measured, error in zip(wanted, temperatures, errors, strict=False):
         if abs(measured - target) > TEMPERATURE_TOLERANCE * target + 3 * error:
@@ -160,9 +161,9 @@ def concerns(report: Mapping[str, Any]) -> list[str]:
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """A simulation's report as a short table for a reader, line by line."""
     seconds, simulated = report["wall_seconds"], report["simulated_ns"]
-    temperatures = report["temperatures_K"]
+    temperatures, num_groups = report["temperatures_K"], report["num_replica_groups"]
     yield (
-        f"{len(temperatures)} temperatures x {report['num_ladders']} ladders, {simulated:.3g} ns in {seconds:.0f} s"
+        f"{len(temperatures)} temperatures x {num_groups} replica groups, {simulated:.3g} ns in {seconds:.0f} s"
         + (f" ({1000 * simulated / seconds:.3g} ps a second)." if seconds > 0 else ".")
     )
     if report.get("starts"):

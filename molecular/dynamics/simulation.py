@@ -14,6 +14,7 @@ from openmm import unit
 from torch import Tensor
 
 from molecular.dynamics.checkpoint import CHECKPOINT, stored_step
+from molecular.dynamics.former_names import with_current_names
 from molecular.dynamics.frames import STORAGE
 from molecular.dynamics.langevin import EnergyAndForce, Langevin
 from molecular.dynamics.relaxation import relax
@@ -46,7 +47,7 @@ def simulate(
     equilibration_ps: float = 20.0,
     highest_temperature: float = 700.0,
     num_temperatures: int | None = None,
-    num_ladders: int = 32,
+    num_replica_groups: int = 32,
     timestep_ps: float = 0.001,
     friction: float = 1.0,
     swap_ps: float = 0.1,
@@ -77,10 +78,10 @@ def simulate(
         picoseconds: production time of each replica.
         hot_ps: time that all replicas first spend at the highest temperature, to cross barriers; default 20, and 0 from
             starts in equilibrium, which it would destroy: of an earlier ensemble, or a flow's draws, not tempered.
-        equilibration_ps: time in the ladder before production, not saved either.
-        highest_temperature: top of the temperature ladder, K; beyond 700 K amide bonds turn over.
-        num_temperatures: temperatures in each ladder; default 6, and 1 from starts in equilibrium.
-        num_ladders: independent ladders, simulated in one batch.
+        equilibration_ps: time at all temperatures before production, not saved either.
+        highest_temperature: the highest, K; beyond 700 K amide bonds turn over.
+        num_temperatures: temperatures in each replica group; default 6, and 1 from starts in equilibrium.
+        num_replica_groups: independent groups of replicas, one at each temperature, all in one batch.
         timestep_ps: integration step; the intervals are whole multiples of it.
         friction: of the Langevin thermostat, 1/ps.
         swap_ps: time between attempts to swap neighbouring temperatures.
@@ -129,7 +130,7 @@ def simulate(
         num_temperatures = 1 if in_equilibrium else 6
     tempering = TemperingSettings(
         temperatures=geometric_temperatures(molecule.temperature, highest_temperature, num_temperatures),
-        num_ladders=num_ladders,
+        num_replica_groups=num_replica_groups,
         timestep=timestep_ps,
         friction=friction,
         swap_interval=_steps(swap_ps, timestep_ps, "swap_ps"),
@@ -184,7 +185,7 @@ def simulate(
         result = parallel_tempering(
             chosen.energy,
             torch.tensor(masses, dtype=chosen.dtype, device=chosen.device),
-            _start(molecule, output, chosen, num_ladders * num_temperatures, starts, seed),
+            _start(molecule, output, chosen, num_replica_groups * num_temperatures, starts, seed),
             tempering,
             generator=torch.Generator(chosen.device).manual_seed(seed),
             num_steps=num_steps,
@@ -271,7 +272,7 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
         return {}
     if not path.exists():
         return {}
-    before = read_json(path, "simulate into another folder")
+    before = with_current_names(read_json(path, "simulate into another folder"))
     # Through JSON, so that a tuple equals the list it was stored as.
     for name, value in json.loads(json.dumps(settings)).items():
         if name not in MAY_CHANGE and name in before and before[name] != value:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass
 class Statistics:
-    """Sums over the production part; L independent ladders of K temperatures, W = L K walkers (what swaps carry).
+    """Sums over the production part; L independent replica groups of K temperatures, W = L K walkers that swaps carry.
 
     events (), time (), time_squared () of measurements, ps; kinetic (L, K) kinetic temperatures, K; energy,
     energy_squared, energy_time (L, K), kJ/mol and ps; attempts, accepts (K - 1,) swaps of each neighbour pair;
@@ -30,7 +30,7 @@ class Statistics:
     round_trips: Tensor
 
     @classmethod
-    def zeros(cls, num_ladders: int, num_temperatures: int, device: torch.device) -> "Statistics":
+    def zeros(cls, num_replica_groups: int, num_temperatures: int, device: torch.device) -> "Statistics":
         """Empty sums."""
 
         def real(*shape: int) -> Tensor:
@@ -39,7 +39,7 @@ class Statistics:
         def count(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
-        k, table = num_temperatures, (num_ladders, num_temperatures)
+        k, table = num_temperatures, (num_replica_groups, num_temperatures)
         return cls(
             events=count(),
             time=real(),
@@ -51,7 +51,7 @@ class Statistics:
             attempts=count(k - 1),
             accepts=count(k - 1),
             restarts=count(k),
-            last_end=count(num_ladders * k),
+            last_end=count(num_replica_groups * k),
             round_trips=count(),
         )
 
@@ -60,7 +60,7 @@ class Statistics:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def measure(self, kinetic_temperature: Tensor, energy: Tensor, time: float) -> None:
-        """Add one measurement of each replica: (ladders, temperatures) in K and kJ/mol, at a time in ps."""
+        """Add one measurement of each replica: (replica groups, temperatures) in K and kJ/mol, at a time in ps."""
         energy = energy.double()
         self.events += 1
         self.time += time
@@ -71,7 +71,7 @@ class Statistics:
         self.energy_time += energy * time
 
     def follow(self, walker: Tensor) -> None:
-        """Update round trips from the walker (ladders, temperatures) now at each temperature."""
+        """Update round trips from the walker (replica groups, temperatures) now at each temperature."""
         if walker.shape[1] < 2:
             return
         bottom, top = walker[:, 0], walker[:, -1]
@@ -88,15 +88,15 @@ class Statistics:
     def summary(self) -> dict[str, object]:
         """Plain numbers for a report; None where nothing was measured.
 
-        Errors are standard errors over ladders, which are independent of each other; None for a single one.
+        Errors are standard errors over replica groups, which are independent of each other; None for a single one.
         """
-        n, ladders = int(self.events), len(self.kinetic)
+        n, groups = int(self.events), len(self.kinetic)
         mean = self.energy.mean(0) / max(n, 1)
         deviation = (self.energy_squared.mean(0) / max(n, 1) - mean.square()).clamp_min(0).sqrt()
         temperature, drift = self.kinetic / max(n, 1), self.energy_drift()
         attempts = self.attempts.tolist()
         return {
-            "measurements_per_temperature": n * ladders,
+            "measurements_per_temperature": n * groups,
             "kinetic_temperature_K": temperature.mean(0).tolist() if n else None,
             "kinetic_temperature_error_K": _standard_error(temperature) if n else None,
             "energy_mean_kJ_per_mol": mean.tolist() if n else None,

@@ -1,4 +1,4 @@
-"""Parallel tempering: ladders of temperatures whose neighbours exchange conformations."""
+"""Parallel tempering: groups of replicas, one at each temperature, whose neighbours exchange conformations."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ class Trajectories:
 
 
 def geometric_temperatures(lowest: float, highest: float, number: int) -> tuple[float, ...]:
-    """A ladder of temperatures in geometric progression, both ends included; of one temperature, the lowest.
+    """Temperatures in geometric progression, both ends included; of one temperature, the lowest.
 
     Args:
         lowest: K.
@@ -53,7 +53,7 @@ def geometric_temperatures(lowest: float, highest: float, number: int) -> tuple[
     if number == 1:
         return (float(lowest),)
     if not 0 < lowest < highest or number < 1:
-        raise ValueError(f"a ladder needs 0 < lowest < highest, not {lowest} and {highest} with {number} temperatures.")
+        raise ValueError(f"temperatures need 0 < lowest < highest, not {lowest} and {highest} with {number} of them.")
     return tuple(float(value) for value in np.geomspace(lowest, highest, number))
 
 
@@ -73,7 +73,7 @@ def parallel_tempering(
     integrator: MakeIntegrator = Langevin,
     degrees_of_freedom: int | None = None,
 ) -> Trajectories:
-    """Parallel tempering: Langevin dynamics of all replicas in one batch, with swaps inside each temperature ladder.
+    """Parallel tempering: Langevin dynamics of all replicas in one batch, with swaps inside each replica group.
 
     Every ``swap_interval`` steps neighbours i, j exchange conformations with probability
     ``min(1, exp((1/kT_i - 1/kT_j)(E_i - E_j)))`` (even and odd pairs in turn), velocities scaled by the root
@@ -86,7 +86,7 @@ def parallel_tempering(
         masses: (n,) amu.
         start: (n, 3), or one for each replica (B, n, 3), nm; its dtype and device are those of the
             simulation.
-        settings: temperatures, ladders, time step and intervals.
+        settings: temperatures, replica groups, time step and intervals.
         num_steps: steps of production.
         generator: on the device of ``start``.
         progress: show a bar.
@@ -102,7 +102,7 @@ def parallel_tempering(
         ValueError: shapes that make no sense, or a checkpoint made with other settings.
     """
     hot_steps, timestep = settings.hot_steps, settings.timestep
-    batch = settings.num_ladders * len(settings.temperatures)
+    batch = settings.num_replica_groups * len(settings.temperatures)
     if start.dim() == 2:
         start = start.expand(batch, *start.shape)
     if start.shape != (batch, len(masses), 3):
@@ -163,7 +163,10 @@ def parallel_tempering(
                 last_saved = time.monotonic()
     save()
     seconds = wall + time.monotonic() - began
-    report: dict[str, object] = {"temperatures_K": list(settings.temperatures), "num_ladders": settings.num_ladders}
+    report: dict[str, object] = {
+        "temperatures_K": list(settings.temperatures),
+        "num_replica_groups": settings.num_replica_groups,
+    }
     report |= replicas.statistics.summary()
     report |= {
         "steps": step,

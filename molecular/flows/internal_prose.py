@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,7 @@ from molecular.flows.conditioning import (
 )
 from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_molecule import GivenInternalMolecule
-from molecular.flows.local_environment import Surroundings
+from molecular.flows.local_environment import LocalEnvironment
 from molecular.flows.marginals import fit_marginals
 from molecular.molecule.atom_types import KINDS
 from molecular.molecule.canonical_names import CanonicalNames, Naming
@@ -35,6 +35,10 @@ from nflib.transforms.conditionals import REAL_CONDITIONALS, autoregressive_map,
 
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
+
+# What models saved by earlier versions know by other names.
+FORMER_ARGUMENTS = {"surroundings": "local_environment"}
+FORMER_ORDERINGS = {"walk": "z-matrix", "walk_flip": "z-matrix_flip"}
 
 
 class InternalProse(TransferableFlow):
@@ -62,7 +66,7 @@ class InternalProse(TransferableFlow):
         condition_channels: width of the conditions that steer the layers.
         neighbours: whether conditions tell the residues before and behind, which a flow trained on few sequences
             learns by heart.
-        surroundings: whether the first block sees the local environment of the atom to come: the atoms placed so far
+        local_environment: whether the first block sees that of the atom to come: the atoms placed so far
             (`molecular.flows.local_environment`). The first ordering must then visit reference atoms first.
         marginal_bins: pieces of each Gaussianised marginal.
         max_atoms: the longest molecule.
@@ -88,7 +92,7 @@ class InternalProse(TransferableFlow):
         num_blocks: int = 2,
         layers_per_block: int | Sequence[int] = 3,
         head_dim: int = 32,
-        orderings: Sequence[str] = ("walk", "walk_flip"),
+        orderings: Sequence[str] = ("z-matrix", "z-matrix_flip"),
         expansion: float = 4,
         *,
         conditional: str = "spline",
@@ -96,7 +100,7 @@ class InternalProse(TransferableFlow):
         units: int = 32,
         condition_channels: int = 64,
         neighbours: bool = True,
-        surroundings: bool = True,
+        local_environment: bool = True,
         marginal_bins: int = 32,
         max_atoms: int = 256,
         num_atom_types: int = 64,
@@ -113,20 +117,20 @@ class InternalProse(TransferableFlow):
             "condition_channels": condition_channels,
             "max_atoms": max_atoms,
         }
-        _check_settings(sizes, depths, orderings, conditional, surroundings)
+        _check_settings(sizes, depths, orderings, conditional, local_environment)
         embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
         self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
 
         coordinates = InternalCoordinates(len(KINDS))
         marginals = GaussianizeByKind(TOKEN_SIZE * len(KINDS), coordinate_kinds, marginal_bins)
 
-        def around(column: int) -> Surroundings:
-            return Surroundings(coordinates, marginals, embedding, column, condition_channels, channels)
+        def around(column: int) -> LocalEnvironment:
+            return LocalEnvironment(coordinates, marginals, embedding, column, condition_channels, channels)
 
         def network(
             depth: int,
             column: int,
-            features: Surroundings | None,
+            features: LocalEnvironment | None,
             features_per_token: int,
             parameters_per_token: int,
         ) -> CausalTransformer:
@@ -144,7 +148,7 @@ class InternalProse(TransferableFlow):
                 start_token=True,
             )
 
-        def block(depth: int, column: int, features: Surroundings | None) -> list[Transform]:
+        def block(depth: int, column: int, features: LocalEnvironment | None) -> list[Transform]:
             part = autoregressive_map(
                 conditional_names(conditional, TOKEN_SIZE),
                 partial(network, depth, column, features),
@@ -157,7 +161,7 @@ class InternalProse(TransferableFlow):
 
         columns = [NUM_COLUMNS + index % len(orderings) for index in range(num_blocks)]
         # Only the first block's tokens are a conformation's.
-        features = [around(columns[0]) if surroundings else None, *[None] * (num_blocks - 1)]
+        features = [around(columns[0]) if local_environment else None, *[None] * (num_blocks - 1)]
         blocks = [part for settings in zip(depths, columns, features, strict=True) for part in block(*settings)]
         super().__init__(
             CompositeTransform([coordinates, marginals, *blocks]),
@@ -168,6 +172,14 @@ class InternalProse(TransferableFlow):
         # The same modules under names of their own.
         self.coordinates, self.marginals = coordinates, marginals
         self._blocks = blocks
+
+    @classmethod
+    def current_arguments(cls, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `nflib.io.Pretrained.current_arguments`."""
+        arguments = {FORMER_ARGUMENTS.get(name, name): value for name, value in saved.items()}
+        if "orderings" in arguments:
+            arguments["orderings"] = [FORMER_ORDERINGS.get(name, name) for name in arguments["orderings"]]
+        return arguments
 
     @property
     def blocks(self) -> list[Transform]:
@@ -199,7 +211,7 @@ def _check_settings(
     depths: Sequence[int],
     orderings: Sequence[str],
     conditional: str,
-    surroundings: bool,
+    local_environment: bool,
 ) -> None:
     for name, size in sizes.items():
         if size < 1:
@@ -208,8 +220,8 @@ def _check_settings(
         raise ValueError(f"layers_per_block must give each of {sizes['num_blocks']} blocks at least 1 layer: {depths}.")
     check_conditional(conditional, REAL_CONDITIONALS)
     check_orderings(orderings, ORDERINGS)
-    if surroundings and orderings[0].endswith("_flip"):
+    if local_environment and orderings[0].endswith("_flip"):
         raise ValueError(
-            f"surroundings need an ordering that places atoms before those that refer to them, but the first is "
-            f"{orderings[0]!r}; start with another, or turn surroundings off."
+            f"local_environment needs an ordering that places atoms before those that refer to them, but the first is "
+            f"{orderings[0]!r}; start with another, or turn local_environment off."
         )

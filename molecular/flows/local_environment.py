@@ -30,7 +30,7 @@ SCALE = 0.3
 
 
 class Visit(NamedTuple):
-    """A molecule's tokens in the order of a visit, for `Surroundings`; rows are one or as many as there are samples.
+    """A molecule's tokens in the order of a visit, for `LocalEnvironment`; rows are one, or one a sample.
 
     kinds: of each number, ``(b, T, 3)``, -1 at padding. offsets: of each circle, ``(b, T)``. level, references: of each
     token, ``(b, T)`` and ``(b, T, 3)``, the latter as places of atoms in the visit. channels: what an atom counts for,
@@ -44,7 +44,7 @@ class Visit(NamedTuple):
     channels: Tensor
 
 
-class Surroundings(nn.Module):
+class LocalEnvironment(nn.Module):
     """The local environment of the atom to come, as `TokenFeatures`: a smoothed density of the atoms already placed.
 
     Before token t is drawn, the tokens before it say where its frame is and where all earlier atoms stand. Their

@@ -1,6 +1,6 @@
 """What a flow on internal coordinates is told of its molecule: codes, kinds, frames and orderings, one integer tensor.
 
-Rows stand in the order of a walk along the bonds. Beside the codes of `features` they say where each atom's
+Rows stand in z-matrix order, along the bonds. Beside the codes of `features` they say where each atom's
 frame is, so that one vectorised pass maps a padded batch of different molecules.
 """
 
@@ -22,7 +22,7 @@ from molecular.molecule.z_matrix import z_matrix_order
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
-ORDERINGS = ("walk", "walk_flip", "heavy-first", "heavy-first_flip", "residues", "residues_flip")
+ORDERINGS = ("z-matrix", "z-matrix_flip", "heavy-first", "heavy-first_flip", "residues", "residues_flip")
 
 
 class Column(IntEnum):
@@ -51,7 +51,7 @@ ROWS_BEFORE_TOKENS = 2
 def internal_context(molecule: AnyTopology, orderings: Sequence[str] = ORDERINGS[:2]) -> Tensor:
     """The context of an `InternalProse` flow for one molecule of n atoms, (n, NUM_COLUMNS + len(orderings)) int64.
 
-    Columns: `Encoding`, `Column`, then one an ordering of the tokens: "walk" along the bonds, "heavy-first" or
+    Columns: `Encoding`, `Column`, then one an ordering of the tokens: "z-matrix" along the bonds, "heavy-first" or
     "residues", one after the other; each also backwards ("_flip"). Its row t + 2 holds the row of the token visited
     t-th. Where atoms stand in the topology makes no difference but to column ATOM.
 
@@ -63,20 +63,20 @@ def internal_context(molecule: AnyTopology, orderings: Sequence[str] = ORDERINGS
         ValueError: an unknown ordering, or a molecule that `molecular.molecule.orderings.named_residues` refuses.
     """
     residues = named_residues(molecule)
-    # Atoms by their names, whatever the topology's order: the same walk for the same peptide.
+    # Atoms by their names, whatever the topology's order: the same order for the same peptide.
     atoms = ordering(molecule, "n2c_residue-by-residue_standard")
     names = {index: (name, number) for number, residue in enumerate(residues) for name, index in residue.atoms.items()}
     elements = [names[atom][0][0] for atom in atoms.tolist()]
     place = atoms.argsort().tolist()
     bonds = [(place[a], place[b]) for a, b in Topology.of(molecule).bonds]
-    walk = z_matrix_order(bonds, elements, root=place[residues[0].atoms["CA"]])
-    row_of = walk.order.argsort().tolist()
-    visited = atoms[walk.order]
+    z_matrix = z_matrix_order(bonds, elements, root=place[residues[0].atoms["CA"]])
+    row_of = z_matrix.order.argsort().tolist()
+    visited = atoms[z_matrix.order]
 
     codes = torch.stack([*encode(molecule)], dim=-1)
     types = [0, *(int(codes[residue.atoms["CA"], 1]) for residue in residues), 0]
     rows: list[list[int]] = []
-    for row, (atom, references) in enumerate(zip(visited.tolist(), walk.references.tolist(), strict=True)):
+    for row, (atom, references) in enumerate(zip(visited.tolist(), z_matrix.references.tolist(), strict=True)):
         name, number = names[atom]
         residue = residues[number].name
         where = ROOT if row == ROWS_BEFORE_TOKENS else place_of(number + 1, len(residues))
@@ -86,7 +86,7 @@ def internal_context(molecule: AnyTopology, orderings: Sequence[str] = ORDERINGS
         site, kind = site_number(residue, name), kind_number(residue, name, where)
         rows.append([types[number], types[number + 2], site, kind, *frame, level, atom])
     numbers = {
-        "walk": list(range(len(rows))),
+        "z-matrix": list(range(len(rows))),
         "heavy-first": [int(names[atom][0][0] == "H") for atom in visited.tolist()],
         "residues": [names[atom][1] for atom in visited.tolist()],
     }

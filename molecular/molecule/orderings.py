@@ -33,7 +33,7 @@ ORDERINGS = tuple(
     )
 )
 
-# A walk outwards from CA, each heavy atom before its hydrogens. What follows the first bar are branches, or
+# Outwards from CA, each heavy atom before its hydrogens. What follows the first bar are branches, or
 # the atoms around a ring: the variant takes them from the last to the first.
 SIDE_CHAINS = {
     "ALA": "CB HB1 HB2 HB3",

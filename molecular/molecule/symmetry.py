@@ -87,7 +87,7 @@ def exchanged_branches(topology: Topology, centre: int, one: int, two: int) -> d
     back = {second: first for first, second in place.items()}
     if len(theirs) != len(place) or centre in place or centre in theirs:
         return None
-    # A walk through rings may have paired them wrongly.
+    # The search through rings may have paired them wrongly.
     if any(back.get(atom, other) != other for atom, other in place.items()):
         return None
     mirrored = place | back

@@ -32,7 +32,7 @@ def main() -> None:
         positions=chosen.positions.numpy(),
         energies=chosen.energies.numpy(),
         temperature_index=chosen.temperature_index.numpy().astype("int16"),
-        ladder=chosen.ladder.numpy().astype("int32"),
+        replica_group=chosen.replica_group.numpy().astype("int32"),
         time=chosen.time.numpy(),
     )
     with complete_folder(options.output) as folder:  # not there until it is whole

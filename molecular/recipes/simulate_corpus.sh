@@ -25,8 +25,8 @@ for round in $(seq 0 119); do
     first 4 2 $((2 * round + 1))
 done > "$OUTPUT/sequences.txt"
 $PYTHON -m molecular simulate --sequences "$OUTPUT/sequences.txt" --output "$OUTPUT" --picoseconds "$PICOSECONDS" \
-    --hot_ps 20 --equilibration_ps 5 --num_temperatures 5 --highest_temperature 700 --num_ladders 10 --save_ps 0.2 \
+    --hot_ps 20 --equilibration_ps 5 --num_temperatures 5 --highest_temperature 700 --num_replica_groups 10 --save_ps 0.2 \
     --timestep_ps 0.002 --hydrogen_mass 3 --validation_fraction 0.05 --test_fraction 0 --seed 0
 $PYTHON -m molecular simulate --sequences "$OUTPUT/sequences.txt" --ensemble "$OUTPUT" --output "$OUTPUT-frames" \
-    --picoseconds 3 --hot_ps 0 --equilibration_ps 0.4 --num_temperatures 1 --num_ladders 200 --save_ps 0.2 \
+    --picoseconds 3 --hot_ps 0 --equilibration_ps 0.4 --num_temperatures 1 --num_replica_groups 200 --save_ps 0.2 \
     --timestep_ps 0.002 --hydrogen_mass 3 --validation_fraction 0.05 --test_fraction 0 --seed 0

@@ -20,7 +20,7 @@ print(*(name for name in json.load(open(sys.argv[1]))['test'] if len(name) == $l
     do
         $PYTHON -m molecular simulate --peptide "$sequence" --output "$OUTPUT/$sequence" --picoseconds "$PICOSECONDS" \
             --hot_ps "$HOT_PS" --equilibration_ps 10 --num_temperatures "$temperatures" --highest_temperature 700 \
-            --num_ladders 64 --save_ps "$SAVE_PS" --timestep_ps 0.002 --hydrogen_mass 3 --compile true --seed 0 ||
+            --num_replica_groups 64 --save_ps "$SAVE_PS" --timestep_ps 0.002 --hydrogen_mass 3 --compile true --seed 0 ||
         echo "$sequence failed; going on with others." >&2
     done
 done

@@ -10,7 +10,7 @@ OPTIONS="--training.optimizer muon --training.weight_decay 0.01 --training.ema_d
 # flow PEPTIDE TEMPERATURES HOT_PS PICOSECONDS SECONDS
 flow() {
     $PYTHON -m molecular simulate --peptide "$1" --output "runs/$1" --num_temperatures "$2" --hot_ps "$3" --picoseconds "$4" \
-        --equilibration_ps 20 --num_ladders 64 --save_ps 0.1 --timestep_ps 0.002 --hydrogen_mass 3 --compile true
+        --equilibration_ps 20 --num_replica_groups 64 --save_ps 0.1 --timestep_ps 0.002 --hydrogen_mass 3 --compile true
     $PYTHON -m molecular train --data "runs/$1" --output "runs/flows/$1" --channels 96 --layers_per_block 6 --num_bins 16 \
         --training.batch_size 128 --training.max_seconds "$5" --training.learning_rate 0.004 $OPTIONS
     ship "$1" "runs/flows/$1/model"

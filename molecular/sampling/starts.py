@@ -85,9 +85,9 @@ class EnsembleStarts:
 
     ``starts(molecule, number, seed)`` gives positions ``(number, n, 3)`` in nm. Dynamics at the molecule's temperature
     then adds conformations to an equilibrium that was reached before, at a fraction of the cost: a flow that sees the
-    same frames again and again learns them by heart. As many replicas as the earlier simulation has ladders start from
-    a ladder each, independent of each other; more of them do not, and what dynamics does not forget of their starts
-    has larger errors than ladders tell.
+    same frames again and again learns them by heart. As many replicas as the earlier simulation has groups start from a
+    group each, independent of each other; more of them do not, and what dynamics does not forget of their starts has
+    larger errors than groups tell.
 
     Args:
         folder: that `molecular.dynamics.simulate` wrote, or a corpus of such folders.
@@ -116,15 +116,15 @@ class EnsembleStarts:
         if difference is not None:
             raise ValueError(f"{folder} holds a simulation of something else: {difference}; name another folder.")
         order = torch.randperm(len(ensemble), generator=torch.Generator().manual_seed(seed))
-        ladders: dict[int, list[int]] = {}
-        for frame, ladder in zip(order.tolist(), ensemble.ladder[order].tolist(), strict=True):
-            ladders.setdefault(ladder, []).append(frame)
-        if number > len(ladders):
+        groups: dict[int, list[int]] = {}
+        for frame, group in zip(order.tolist(), ensemble.replica_group[order].tolist(), strict=True):
+            groups.setdefault(group, []).append(frame)
+        if number > len(groups):
             log.warning(
-                "%d replicas of %s start from %d frames of %d ladders: those that share a ladder or a frame are not "
-                "independent, as errors take them to be; for errors, use fewer ladders.",
-                *(number, molecule.name, min(number, len(ensemble)), len(ladders)),
+                "%d replicas of %s start from %d frames of %d replica groups: those that share a group or a frame are "
+                "not independent, as errors take them to be; for errors, use fewer replica groups.",
+                *(number, molecule.name, min(number, len(ensemble)), len(groups)),
             )
-        # A frame of each ladder, then a second one of each, and so on: those of one ladder resemble each other.
-        turns = [frame for turn in zip_longest(*ladders.values()) for frame in turn if frame is not None]
+        # A frame of each group, then a second one of each, and so on: those of one group resemble each other.
+        turns = [frame for turn in zip_longest(*groups.values()) for frame in turn if frame is not None]
         return ensemble.positions[[turns[replica % len(turns)] for replica in range(number)]]

@@ -76,7 +76,7 @@ def train_on_corpus(
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
-    for name in ("conditional", "num_bins", "neighbours", "surroundings", "canonical_names"):
+    for name in ("conditional", "num_bins", "neighbours", "local_environment", "canonical_names"):
         if coordinates == "cartesian" and name in architecture:
             raise ValueError(f"{name} is a setting of flows on internal coordinates; leave it out.")
     if coordinates == "cartesian" and refit_marginals:

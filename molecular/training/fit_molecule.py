@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
+from molecular.data.ensembles import Ensemble, load_ensemble, split_by_replica_group
 from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
 from molecular.flows.conformations import ConformationFlow
 from molecular.flows.molecule_flow import MoleculeFlow
@@ -63,7 +63,7 @@ def train_on_ensemble(
             "has none (constraints=None), or `import` a trajectory into it."
         )
     ensemble = load_ensemble(data, num_atoms=molecule.num_atoms, start_ps=start_ps)
-    training, validation, _ = split_by_ladder(ensemble, SPLIT, SPLIT_SEED)
+    training, validation, _ = split_by_replica_group(ensemble, SPLIT, SPLIT_SEED)
     flow: ConformationFlow
     if initial is None:
         torch.manual_seed(config.seed)

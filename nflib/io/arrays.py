@@ -34,6 +34,7 @@ def read_arrays(
     needed: Mapping[str, str] | None = None,
     optional: Mapping[str, str] | None = None,
     message: str = DAMAGED,
+    renamed: Mapping[str, str] | None = None,
 ) -> dict[str, NDArray]:
     """Read all arrays of an .npz file, by name.
 
@@ -43,6 +44,7 @@ def read_arrays(
             either, "U" text.
         optional: the same for names that may be missing.
         message: the sentence for a file that is none, with places for path and reason.
+        renamed: names that earlier versions wrote, each with the current one, by which it is checked and returned.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,7 +66,8 @@ def read_arrays(
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
                 arrays = dict(stored)
-        needed, optional = needed or {}, optional or {}
+        needed, optional, renamed = needed or {}, optional or {}, renamed or {}
+        arrays = {renamed.get(name, name): array for name, array in arrays.items()}
         for name, kinds in {**optional, **needed}.items():
             if name not in arrays and name in needed:
                 raise ValueError(f"it lacks {name!r}")

@@ -241,6 +241,7 @@ class _Rebuilder:
         self._parts: dict[Any, Any] = {}
 
     def call(self, cls: type, arguments: Mapping[str, Any]) -> Any:
+        arguments = getattr(cls, "current_arguments", dict)(arguments)
         largest = self._largest if _belongs(cls.__module__, ALLOWED) else None
         parameters = inspect.signature(cls).parameters
         for name, value in arguments.items():

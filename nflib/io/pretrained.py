@@ -54,6 +54,11 @@ class Pretrained(nn.Module):
         super().__init_subclass__(**kwargs)
         keep_arguments(cls)
 
+    @classmethod
+    def current_arguments(cls, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The constructor's arguments that a version has saved, by their names in this one: for a subclass to say."""
+        return saved
+
     @property
     def config(self) -> dict[str, Any] | None:
         """The constructor's arguments as JSON (`nflib.io.descriptions`); None where one of them has no such form."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from nflib.decoding.reports import record
 from nflib.interfaces import BlockReport, Decoder, Inversion
 from nflib.transforms.implicit import with_gradient
+from nflib.transforms.token_maps import with_number
 
 
 class NumberMap(NamedTuple):
@@ -24,11 +25,6 @@ class NumberMap(NamedTuple):
 
     to_noise: Callable[[Tensor], tuple[Tensor, Tensor]]
     from_noise: Callable[[Tensor], Tensor]
-
-
-def with_number(tokens: Tensor, number: int, values: Tensor) -> Tensor:
-    """Tokens ``(B, L, C)`` whose number of this index is exchanged for the values ``(B, L)``."""
-    return torch.cat([tokens[..., :number], values[..., None], tokens[..., number + 1 :]], dim=-1)
 
 
 class Autoregressive(Transform):

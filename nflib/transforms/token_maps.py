@@ -10,6 +10,11 @@ from nflib.dtypes import Tables
 from nflib.transforms.univariate import Univariate
 
 
+def with_number(tokens: Tensor, number: int, values: Tensor) -> Tensor:
+    """Tokens ``(B, L, C)`` whose number of this index is exchanged for the values ``(B, L)``."""
+    return torch.cat([tokens[..., :number], values[..., None], tokens[..., number + 1 :]], dim=-1)
+
+
 class MaskedLinear(nn.Linear):
     """A linear map that a mask ``(out, in)`` cuts connections from."""
 
@@ -127,7 +132,7 @@ class AutoregressiveTokenMap(TokenMap):
         u = torch.zeros_like(z)
         for number in range(self.token_size):
             solved, logabsdet = self.univariate.inverse(z, self.number_parameters(u, parameters))
-            u = torch.cat([u[..., :number], solved[..., number : number + 1], u[..., number + 1 :]], dim=-1)
+            u = with_number(u, number, solved[..., number])
         return u, logabsdet
 
     def number_parameters(self, u: Tensor, parameters: Tensor) -> Tensor:

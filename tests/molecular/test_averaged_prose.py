@@ -138,6 +138,14 @@ def test_saved_and_loaded(tmp_path):
     again = Flow.from_pretrained(tmp_path)
     x = POSITIONS[1].float()
     assert torch.equal(again.log_prob(x, CONTEXTS[1][None]), flow.log_prob(x, CONTEXTS[1][None]))
+    # As earlier versions named settings and orderings.
+    config = tmp_path / "config.json"
+    text = config.read_text().replace("local_environment", "surroundings").replace("z-matrix", "walk")
+    assert text.count('"surroundings"') == 3 and '"walk_flip"' in text
+    config.write_text(text)
+    again = Flow.from_pretrained(tmp_path)
+    assert again.flows[0].orderings == flow.flows[0].orderings
+    assert torch.equal(again.log_prob(x, CONTEXTS[1][None]), flow.log_prob(x, CONTEXTS[1][None]))
 
 
 def test_split_coordinates_are_the_flow():
@@ -165,6 +173,6 @@ def test_flows_that_have_no_mean_are_mixed():
     with pytest.raises(ValueError, match="there are none"):
         AveragedProse([])
     with pytest.raises(ValueError, match="different orderings"):
-        AveragedProse([one, make_flow(num_blocks=1, orderings=("walk",)).double()])
+        AveragedProse([one, make_flow(num_blocks=1, orderings=("z-matrix",)).double()])
     with pytest.raises(ValueError, match="another molecule"):
         combined([one.given(TOPOLOGIES[0]), two.given(TOPOLOGIES[1])])

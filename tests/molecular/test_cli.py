@@ -29,7 +29,7 @@ SMALL = ["--channels", "16", "--num_blocks", "2", "--layers_per_block", "1", "--
 def simulation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulation")
     times = ["--picoseconds", "0.4", "--save_ps", "0.01", "--hot_ps", "0.05", "--equilibration_ps", "0.1"]
-    sizes = ["--num_ladders", "4", "--num_temperatures", "2"]
+    sizes = ["--num_replica_groups", "4", "--num_temperatures", "2"]
     main(["simulate", "--peptide", "Ace-G-Nme", *times, *sizes, "--output", str(folder)])
     return folder
 

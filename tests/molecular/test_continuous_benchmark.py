@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.slow
 def test_continuous_flows_of_a_peptide(monkeypatch, capsys, tmp_path):
-    options = ["--num_ladders", "8", "--num_temperatures", "1", "--hot_ps", "0", "--equilibration_ps", "0.1"]
+    options = ["--num_replica_groups", "8", "--num_temperatures", "1", "--hot_ps", "0", "--equilibration_ps", "0.1"]
     options += ["--picoseconds", "0.5", "--save_ps", "0.02", "--progress", "false"]
     main(["simulate", "--peptide", "GG", "--output", str(tmp_path / "GG"), *options])
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -171,7 +171,7 @@ def test_logabsdet_is_that_of_rigid_motion_and_tokens_together():
 
 
 def test_undefined_frames_spoil_only_their_sample():
-    # O-C-N with hydrogens; in sample 1 the first three atoms of the walk lie on one line.
+    # O-C-N with hydrogens; in sample 1 the first three atoms, in z-matrix order, lie on one line.
     bonds, elements = [(0, 1), (1, 2), (0, 3), (2, 4)], ["O", "C", "N", "H", "H"]
     frames = LocalFrames(bonds, 5, elements)
     x = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0))

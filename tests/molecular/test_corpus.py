@@ -23,7 +23,7 @@ from molecular.data.corpus.structure import read_structure
 from nflib.io import only_run
 
 OPTIONS = {
-    "picoseconds": 0.02, "hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 2, "num_temperatures": 2,
+    "picoseconds": 0.02, "hot_ps": 0.0, "equilibration_ps": 0.0, "num_replica_groups": 2, "num_temperatures": 2,
     "swap_ps": 0.01, "save_ps": 0.002, "progress": False,
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "sequences.txt").write_text("# two dipeptides and their elder\nGG\nGA # reversed below\n\nAG\n")
     arguments = ["--picoseconds", "0.02", "--hot_ps", "0", "--equilibration_ps", "0"]
-    arguments += ["--num_ladders", "2", "--num_temperatures", "2"]
+    arguments += ["--num_replica_groups", "2", "--num_temperatures", "2"]
     arguments += ["--save_ps", "0.002", "--storage", "float16", "--tar", "true", "--validation_fraction", "0"]
     arguments += ["--sequences", str(folder / "sequences.txt"), "--test_fraction", "0.4"]
     main(["simulate", *arguments, "--output", str(folder / "corpus")])

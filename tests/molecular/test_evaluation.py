@@ -234,18 +234,18 @@ def test_groups_are_resampled_whole(alanine, states):
 
 
 def test_the_spread_of_few_groups_is_not_too_small(alanine, states):
-    """The share of B in three ladders varies as a mean of three numbers; evaluate states no error of so few."""
+    """The share of B in three replica groups varies as a mean of three numbers; evaluate states no error of so few."""
     shares = torch.tensor([2, 9, 4])
     state = (torch.arange(10) < shares[:, None]).long().flatten()
-    ladders = {"ladders": WeightedConformations(states[state], groups=torch.arange(3).repeat_interleave(10))}
+    groups = {"replica groups": WeightedConformations(states[state], groups=torch.arange(3).repeat_interleave(10))}
     reference = mixture(states, 8, 0)
     energy = energy_of(states)
-    described = describe(ladders, reference, alanine, energy=energy).ensembles["ladders"]
+    described = describe(groups, reference, alanine, energy=energy).ensembles["replica groups"]
     generator = torch.Generator().manual_seed(0)
     found = torch.stack([described.resampled(generator).mass @ state.double() for _ in range(3000)])
     assert found.std().item() == pytest.approx((0.1 * shares).std().item() / math.sqrt(3), rel=0.05)
-    result = evaluate(ladders, reference, alanine, energy=energy, num_bootstrap=2, transport_points=10)
-    assert math.isnan(result["ladders", "energy_w1"].error)
+    result = evaluate(groups, reference, alanine, energy=energy, num_bootstrap=2, transport_points=10)
+    assert math.isnan(result["replica groups", "energy_w1"].error)
 
 
 def test_weights_decide_validity_and_rejected_samples_are_counted(alanine, states):
@@ -277,7 +277,7 @@ def test_default_energy_is_the_peptides_own(alanine, states):
 
 
 def test_trajectories_add_slow_coordinates(alanine, states):
-    """Two ladders that hop between A and B: TICA must find psi, and its clusters the two states."""
+    """Two replica groups that hop between A and B: TICA must find psi, and its clusters the two states."""
     generator = torch.Generator().manual_seed(0)
     hops = torch.rand(2, 600, generator=generator) < 0.05
     state = (hops.long().cumsum(1) % 2).flatten()
@@ -286,7 +286,7 @@ def test_trajectories_add_slow_coordinates(alanine, states):
     reference = Ensemble(
         positions=states[state],
         energies=torch.zeros(count, dtype=torch.float64),
-        ladder=torch.arange(2).repeat_interleave(600),
+        replica_group=torch.arange(2).repeat_interleave(600),
         time=torch.arange(600, dtype=torch.float64).repeat(2),
         temperature_index=torch.zeros(count, dtype=torch.int64),
     ).select(shuffled)

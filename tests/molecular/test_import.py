@@ -21,7 +21,7 @@ from rdkit.Chem import rdDistGeom
 from molecular import Peptide
 from molecular.analysis.analyse import analyse
 from molecular.analysis.observables import CollectiveVariable
-from molecular.data.ensembles import load_ensemble, split_by_ladder
+from molecular.data.ensembles import load_ensemble, split_by_replica_group
 from molecular.data.trajectories import files, import_trajectory, worker
 from molecular.data.trajectories.bond_temperature import bond_temperature
 from molecular.data.trajectories.constrained_bonds import (
@@ -231,10 +231,10 @@ def test_a_spoilt_trajectory_gives_the_training_set_of_the_clean_one(name, clean
     np.testing.assert_allclose(ensemble.positions.numpy(), clean.positions, atol=1e-6)
     expected = compile_system(clean.molecule.system, dtype=torch.float64)(ensemble.positions.double())
     torch.testing.assert_close(ensemble.energies, expected)
-    assert (ensemble.ladder == 0).all() and (ensemble.time.diff() > 0).all()
+    assert (ensemble.replica_group == 0).all() and (ensemble.time.diff() > 0).all()
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["temperatures"] == [300.0]
     assert json.loads((tmp_path / "out" / "import.json").read_text())["frames_kept"] == len(ensemble)
-    assert sum(len(part) for part in split_by_ladder(ensemble, (0.8, 0.2))) == 60
+    assert sum(len(part) for part in split_by_replica_group(ensemble, (0.8, 0.2))) == 60
 
 
 @pytest.mark.parametrize("suffix", ["pdb", "gro"])
@@ -409,7 +409,7 @@ def test_every_format_in_a_folder_of_any_name(suffix, clean, tmp_path):
             np.testing.assert_allclose(ensemble.time, np.arange(60)[::2] * 2.0)
 
 
-def test_files_are_ladders_and_a_high_energy_is_left_out(clean, tmp_path):
+def test_files_are_replica_groups_and_a_high_energy_is_left_out(clean, tmp_path):
     paths = []
     for number in range(3):
         positions = clean.positions[20 * number : 20 * number + 20].copy()
@@ -421,7 +421,7 @@ def test_files_are_ladders_and_a_high_energy_is_left_out(clean, tmp_path):
     report = import_trajectory(clean.molecule, paths, tmp_path / "out", temperature=320, highest_energy=30)
     ensemble = load_ensemble(tmp_path / "out")
     assert report.left_out == {"with an energy of more than 30 kT above the median": 1}
-    assert torch.bincount(ensemble.ladder).tolist() == [20, 19, 20]
+    assert torch.bincount(ensemble.replica_group).tolist() == [20, 19, 20]
     with pytest.raises(ValueError, match="holds frames, whose molecule must stay"):
         import_trajectory(clean.molecule, paths, tmp_path / "out")
 

@@ -21,7 +21,7 @@ from tests.pages import commands
 
 # What makes the commands of the pages short; the last of an option given twice is heeded.
 SMALLER = {
-    "simulate": "--picoseconds 0.5 --save_ps 0.01 --hot_ps 0.05 --equilibration_ps 0.1 --num_ladders 4 "
+    "simulate": "--picoseconds 0.5 --save_ps 0.01 --hot_ps 0.05 --equilibration_ps 0.1 --num_replica_groups 4 "
     "--num_temperatures 2",
     "train": "--training.max_steps 30 --training.batch_size 16 --training.progress_bar false --channels 16 "
     "--num_blocks 2 --head_dim 16",

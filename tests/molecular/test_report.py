@@ -59,7 +59,7 @@ def write_samples(folder, peptide, x, *, seed=0, **more):
 
 @pytest.fixture(scope="module")
 def folders(alanine, positions, tmp_path_factory):
-    """Samples by importance and by sequential Monte Carlo, and a simulation of 4 ladders at 300 K and 330 K."""
+    """Samples by importance and by sequential Monte Carlo, and a simulation of 4 replica groups at 300 K and 330 K."""
     root = tmp_path_factory.mktemp("inputs")
     write_samples(root / "importance", alanine, positions[:200])
     history = {name: value for name, value in vars(HISTORY).items() if name != "parents"}
@@ -69,7 +69,7 @@ def folders(alanine, positions, tmp_path_factory):
         positions=positions.numpy(),
         energies=(ReducedEnergy(alanine)(positions) * alanine.kT).numpy(),
         temperature_index=(np.arange(400) // 300).astype(np.int16),
-        ladder=(np.arange(400) % 4).astype(np.int32),
+        replica_group=(np.arange(400) % 4).astype(np.int32),
         time=np.arange(400, dtype=np.float64) // 4,
     )
     write_shard(shard_path(root / "simulation", 0), frames)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molecular.data.ensembles import Ensemble, load_ensemble, split_by_ladder
+from molecular.data.ensembles import Ensemble, load_ensemble, split_by_replica_group
 from molecular.dynamics import (
     Frames,
     FrameWriter,
@@ -101,7 +101,7 @@ def short_run(energy, folder: Path | None = None, seed: int = 0, **changes) -> T
     num_steps = changes.pop("num_steps", 400)
     options = {
         "temperatures": (300.0, 400.0, 550.0),
-        "num_ladders": 4,
+        "num_replica_groups": 4,
         "timestep": 0.005,
         "swap_interval": 10,
         "save_interval": 15,
@@ -171,7 +171,7 @@ def test_harmonic_variances_are_exact_at_every_temperature(swap_interval):
         torch.zeros(3, 3),
         TemperingSettings(
             temperatures,
-            num_ladders=64,
+            num_replica_groups=64,
             timestep=0.03,
             friction=5.0,
             swap_interval=swap_interval,
@@ -215,7 +215,7 @@ def double_well(temperatures: tuple[float, ...], num_steps: int) -> Trajectories
         start,
         TemperingSettings(
             temperatures,
-            num_ladders=128,
+            num_replica_groups=128,
             timestep=0.02,
             friction=2.0,
             swap_interval=10,
@@ -236,7 +236,7 @@ def test_tempering_crosses_a_barrier_and_finds_the_boltzmann_ratio():
     together = double_well(geometric_temperatures(300.0, 4000.0, 6), 8000)
     assert together.frames is not None
     right = (together.frames.positions[:, 0, 0] > 0).astype(np.float64)
-    shares = np.array([right[together.frames.ladder == i].mean() for i in range(128)])
+    shares = np.array([right[together.frames.replica_group == i].mean() for i in range(128)])
     error = shares.std(ddof=1) / math.sqrt(128)
     assert 0.2 < well.share_right(300.0) < 0.3
     assert error < 0.02
@@ -247,7 +247,9 @@ def test_tempering_crosses_a_barrier_and_finds_the_boltzmann_ratio():
 
 def test_swap_acceptance_matches_the_closed_form():
     """Energies of d harmonic coordinates are Gamma(d/2) distributed; the acceptance follows by quadrature."""
-    result = short_run(Harmonic(), num_ladders=64, num_steps=6000, friction=5.0, timestep=0.02, saved_temperatures=1)
+    result = short_run(
+        Harmonic(), num_replica_groups=64, num_steps=6000, friction=5.0, timestep=0.02, saved_temperatures=1
+    )
     rng = np.random.default_rng(0)
     temperatures = (300.0, 400.0, 550.0)
     for pair, measured in enumerate(result.report["swap_acceptance"]):
@@ -265,15 +267,15 @@ def test_saved_frames_carry_their_own_energy_time_and_place():
     energy = Harmonic().energy_and_force(torch.from_numpy(frames.positions))[0].numpy()
     np.testing.assert_allclose(frames.energies, energy, rtol=1e-5)
     np.testing.assert_allclose(np.unique(frames.time), 0.005 * 15 * np.arange(1, 27))
-    assert sorted(set(zip(frames.ladder.tolist(), frames.temperature_index.tolist(), strict=True))) == [
-        (ladder, k) for ladder in range(4) for k in range(2)
+    assert sorted(set(zip(frames.replica_group.tolist(), frames.temperature_index.tolist(), strict=True))) == [
+        (group, k) for group in range(4) for k in range(2)
     ]
 
 
 def test_replicas_in_float64_on_request():
     result = parallel_tempering(
         Harmonic(), MASSES, torch.zeros(3, 3, dtype=torch.float64),
-        TemperingSettings((300.0, 400.0), num_ladders=2, save_interval=10), num_steps=20,
+        TemperingSettings((300.0, 400.0), num_replica_groups=2, save_interval=10), num_steps=20,
         generator=generator(), progress=False,
     )  # fmt: skip
     assert result.frames is not None and result.frames.positions.dtype == np.float32
@@ -293,7 +295,13 @@ def test_recentre_keeps_the_centre_of_mass_at_the_origin():
 
 def test_replicas_are_at_the_highest_temperature_before_they_are_at_their_own():
     """A hot stage, and the first frames after it: of a harmonic oscillator, whose energies tell temperatures."""
-    common = {"num_ladders": 400, "num_steps": 1, "save_interval": 1, "saved_temperatures": 3, "swap_interval": 10_000}
+    common = {
+        "num_replica_groups": 400,
+        "num_steps": 1,
+        "save_interval": 1,
+        "saved_temperatures": 3,
+        "swap_interval": 10_000,
+    }
     common |= {"equilibration_steps": 0, "friction": 5.0, "timestep": 0.001}
     hot = short_run(Harmonic(), hot_steps=2000, **common).frames
     settled = short_run(Harmonic(), hot_steps=2000, **common | {"equilibration_steps": 2000}).frames
@@ -399,10 +407,10 @@ def test_damaged_checkpoint_and_missing_shard_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_ladders": 0}, "num_ladders must be positive"),
+        ({"num_replica_groups": 0}, "num_replica_groups must be positive"),
         ({"swap_interval": 0}, "swap_interval must be positive"),
         ({"friction": -1.0}, "must not be negative"),
-        ({"saved_temperatures": 4}, "saved_temperatures is 4 but the ladder has 3"),
+        ({"saved_temperatures": 4}, "saved_temperatures is 4 but there are 3 temperatures"),
     ],
 )
 def test_impossible_settings(changes, message):
@@ -410,8 +418,8 @@ def test_impossible_settings(changes, message):
         short_run(Harmonic(), **changes)
 
 
-def test_impossible_ladders_and_starts():
-    with pytest.raises(ValueError, match="increase along the ladder"):
+def test_impossible_replica_groups_and_starts():
+    with pytest.raises(ValueError, match="positive and increase"):
         TemperingSettings((400.0, 300.0))
     with pytest.raises(ValueError, match=r"start has shape \(2, 4, 3\)"):
         settings = TemperingSettings((300.0,))
@@ -459,7 +467,7 @@ def simulate_beads(folder: Path, peptide: Bead | None = None, **changes) -> Traj
         "hot_ps": 0.0,
         "highest_temperature": 900.0,
         "equilibration_ps": 0.1,
-        "num_ladders": 6,
+        "num_replica_groups": 6,
         "num_temperatures": 3,
         "timestep_ps": 0.002,
         "swap_ps": 0.02,
@@ -507,17 +515,37 @@ def test_fewer_picoseconds_than_there_are_leave_a_simulation_as_it_is(tmp_path, 
     assert json.loads((tmp_path / "settings.json").read_text())["picoseconds"] == 0.6
 
 
+def test_a_simulation_of_an_earlier_version_is_read_and_goes_on(tmp_path):
+    """Replica groups were ladders once."""
+    whole, earlier = simulate_beads(tmp_path / "whole", picoseconds=0.6), tmp_path / "earlier"
+    simulate_beads(earlier)
+    (earlier / "settings.json").write_text(
+        (earlier / "settings.json").read_text().replace("num_replica_groups", "num_ladders")
+    )
+    for path in (earlier / "checkpoint.npz", earlier / "frames-000000.npz"):
+        arrays = dict(np.load(path))
+        if "settings" in arrays:
+            arrays["settings"] = np.array(str(arrays["settings"]).replace("num_replica_groups", "num_ladders"))
+        if "replica_group" in arrays:
+            arrays["ladder"] = arrays.pop("replica_group")
+        np.savez(path, **arrays)
+    assert len(load_ensemble(earlier).replica_group.unique()) == 6
+    with pytest.raises(ValueError, match="num_replica_groups 6, not 5"):
+        simulate_beads(earlier, num_replica_groups=5)
+    assert_same_frames(simulate_beads(earlier, picoseconds=0.6).frames, whole.frames)
+
+
 def test_simulate_depends_on_the_seed_alone(tmp_path):
     a, b, c = (simulate_beads(tmp_path / name, seed=s).frames for name, s in (("a", 1), ("b", 1), ("c", 2)))
     assert_same_frames(a, b)
     assert a is not None and c is not None and not np.array_equal(a.positions, c.positions)
 
 
-def test_torsion_statistics_count_jumps_inside_a_ladder_only(tmp_path):
+def test_torsion_statistics_count_jumps_inside_a_replica_group_only(tmp_path):
     def quadruple(phi: float) -> np.ndarray:
         return np.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 1.0], [math.cos(phi), math.sin(phi), 1.0]])
 
-    # Two ladders, interleaved in time as the simulation writes them: the first jumps twice, the second never.
+    # Two replica groups, interleaved in time as the simulation writes them: the first jumps twice, the second never.
     left, right = quadruple(math.radians(60.0)), quadruple(math.radians(-80.0))
     steps = [[left, right], [right, right], [left, right]]
     writer = FrameWriter(tmp_path)
@@ -527,7 +555,7 @@ def test_torsion_statistics_count_jumps_inside_a_ladder_only(tmp_path):
                 positions=np.array(pair, dtype=np.float32),
                 energies=np.zeros(2),
                 temperature_index=np.zeros(2, dtype=np.int16),
-                ladder=np.arange(2, dtype=np.int32),
+                replica_group=np.arange(2, dtype=np.int32),
                 time=np.full(2, float(t)),
             )
         )
@@ -536,7 +564,7 @@ def test_torsion_statistics_count_jumps_inside_a_ladder_only(tmp_path):
     assert row["jumps"] == 2 and row["frames"] == 6
     assert row["autocorrelation_ps"] is None and not row["resolved"]  # too few frames to tell
     assert row["share_in_basin"] == pytest.approx(1 / 3)
-    assert row["standard_error_over_ladders"] == pytest.approx(np.std([2 / 3, 0], ddof=1) / math.sqrt(2))
+    assert row["standard_error_over_replica_groups"] == pytest.approx(np.std([2 / 3, 0], ddof=1) / math.sqrt(2))
 
 
 def test_simulate_refuses_what_it_cannot_do(tmp_path):
@@ -570,7 +598,7 @@ def write(folder: Path, **changes) -> None:
         positions=np.zeros((5, 4, 3), dtype=np.float32),
         energies=np.zeros(5),
         temperature_index=np.array([0, 1, 0, 1, 0], dtype=np.int16),
-        ladder=np.arange(5, dtype=np.int32),
+        replica_group=np.arange(5, dtype=np.int32),
         time=np.arange(5.0),
     )
     writer = FrameWriter(folder)
@@ -603,31 +631,31 @@ def test_reader_names_the_mistake(tmp_path):
         load_ensemble(tmp_path)
 
 
-def make_ensemble(num_ladders: int, frames_each: int = 3) -> Ensemble:
-    n = num_ladders * frames_each
-    ladder = torch.arange(num_ladders).repeat(frames_each)
+def make_ensemble(num_replica_groups: int, frames_each: int = 3) -> Ensemble:
+    n = num_replica_groups * frames_each
+    group = torch.arange(num_replica_groups).repeat(frames_each)
     return Ensemble(
         positions=torch.arange(float(n)).view(n, 1, 1).expand(n, 2, 3),
         energies=torch.arange(float(n)),
-        ladder=ladder,
+        replica_group=group,
         time=torch.zeros(n),
         temperature_index=torch.zeros(n, dtype=torch.long),
     )
 
 
 @pytest.mark.parametrize(
-    ("num_ladders", "fractions", "expected"),
+    ("num_replica_groups", "fractions", "expected"),
     [(32, (0.8, 0.1, 0.1), [26, 3, 3]), (10, (0.9, 0.05, 0.05), [8, 1, 1]), (10, (0.5, 0.0, 0.5), [5, 0, 5])],
 )
-def test_split_divides_whole_ladders(num_ladders, fractions, expected):
-    ensemble = make_ensemble(num_ladders)
-    parts = split_by_ladder(ensemble, fractions, seed=3)
-    assert [len(part.ladder.unique()) for part in parts] == expected
+def test_split_divides_whole_replica_groups(num_replica_groups, fractions, expected):
+    ensemble = make_ensemble(num_replica_groups)
+    parts = split_by_replica_group(ensemble, fractions, seed=3)
+    assert [len(part.replica_group.unique()) for part in parts] == expected
     assert sorted(torch.cat([part.energies for part in parts]).tolist()) == ensemble.energies.tolist()
     for part in parts:
         torch.testing.assert_close(part.positions[:, 0, 0], part.energies)
-        assert len(part) == 3 * len(part.ladder.unique())
-    again = split_by_ladder(ensemble, fractions, seed=3)
+        assert len(part) == 3 * len(part.replica_group.unique())
+    again = split_by_replica_group(ensemble, fractions, seed=3)
     assert all(
         torch.equal(getattr(a, f.name), getattr(b, f.name))
         for a, b in zip(parts, again, strict=True)
@@ -637,27 +665,27 @@ def test_split_divides_whole_ladders(num_ladders, fractions, expected):
 
 def test_split_depends_on_the_seed_and_refuses_nonsense():
     ensemble = make_ensemble(32)
-    first, other = (split_by_ladder(ensemble, (0.5, 0.5), seed=s)[0].ladder.unique() for s in (0, 1))
+    first, other = (split_by_replica_group(ensemble, (0.5, 0.5), seed=s)[0].replica_group.unique() for s in (0, 1))
     assert not torch.equal(first, other)
     with pytest.raises(ValueError, match="must sum to 1"):
-        split_by_ladder(ensemble, (0.5, 0.4))
+        split_by_replica_group(ensemble, (0.5, 0.4))
     with pytest.raises(ValueError, match="2 frames cannot be split into 3 parts"):
-        split_by_ladder(make_ensemble(2, frames_each=1), (0.8, 0.1, 0.1))
+        split_by_replica_group(make_ensemble(2, frames_each=1), (0.8, 0.1, 0.1))
 
 
 @pytest.mark.parametrize(("lengths", "expected"), [([1000], [800, 100, 100]), ([450, 450, 100], [818, 91, 91])])
-def test_split_cuts_few_ladders_into_blocks_of_time(lengths, expected):
-    ladder = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
+def test_split_cuts_few_replica_groups_into_blocks_of_time(lengths, expected):
+    group = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
     time = torch.cat([torch.arange(float(length)) for length in lengths])
     shuffled = torch.randperm(len(time), generator=torch.Generator().manual_seed(0))
-    ensemble = Ensemble(torch.zeros(len(time), 2, 3), time, ladder, time, torch.zeros_like(ladder)).select(shuffled)
-    parts = split_by_ladder(ensemble, (0.8, 0.1, 0.1), seed=1)
+    ensemble = Ensemble(torch.zeros(len(time), 2, 3), time, group, time, torch.zeros_like(group)).select(shuffled)
+    parts = split_by_replica_group(ensemble, (0.8, 0.1, 0.1), seed=1)
     for part, size in zip(parts, expected, strict=True):
         assert abs(len(part) - size) <= 20
     assert sum(map(len, parts)) == len(ensemble)
     for part in parts[1:]:  # each a block or two, without gaps
-        jumps = [part.time[part.ladder == ladder].sort().values.diff() for ladder in part.ladder.unique()]
+        jumps = [part.time[part.replica_group == group].sort().values.diff() for group in part.replica_group.unique()]
         assert sum(int((jump > 1).sum()) for jump in jumps) + len(jumps) <= 2
-    again = split_by_ladder(ensemble, (0.8, 0.1, 0.1), seed=1)
+    again = split_by_replica_group(ensemble, (0.8, 0.1, 0.1), seed=1)
     assert all(torch.equal(one.time, two.time) for one, two in zip(parts, again, strict=True))
-    assert not torch.equal(split_by_ladder(ensemble, (0.8, 0.1, 0.1), seed=3)[1].time, parts[1].time)
+    assert not torch.equal(split_by_replica_group(ensemble, (0.8, 0.1, 0.1), seed=3)[1].time, parts[1].time)

@@ -36,7 +36,7 @@ def wells(masses: tuple[float, ...] = (12.0, 16.0), constraint: float | None = N
 def run(engine: OpenMMEngine, start: torch.Tensor, seed: int = 0, **changes):
     num_steps, checkpoint = changes.pop("num_steps", 2000), changes.pop("checkpoint", None)
     options = {
-        "num_ladders": 8, "timestep": 0.01, "friction": 5.0, "swap_interval": 25,
+        "num_replica_groups": 8, "timestep": 0.01, "friction": 5.0, "swap_interval": 25,
         "save_interval": 25, "equilibration_steps": 250, "saved_temperatures": 2,
     } | changes  # fmt: skip
     masses = torch.tensor([12.0, 16.0], dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_resumed_run_has_every_frame_once(tmp_path):
     run(engine, start, num_steps=500, checkpoint=tmp_path)
     frames = run(engine, start, num_steps=1000, checkpoint=tmp_path).frames
     assert frames is not None and len(frames) == 40 * 8 * 2
-    rows = set(zip(frames.time.tolist(), frames.ladder.tolist(), frames.temperature_index.tolist(), strict=True))
+    rows = set(zip(frames.time.tolist(), frames.replica_group.tolist(), frames.temperature_index.tolist(), strict=True))
     assert len(rows) == len(frames)
     assert len(np.unique(frames.energies)) == len(frames)  # the noise does not begin again either
 
@@ -144,7 +144,7 @@ def test_unknown_platform_and_engine(tmp_path):
 def test_simulate_with_either_engine_writes_the_same_kind_of_folder(tmp_path):
     peptide = Peptide("Ace-A-Nme")
     options = {
-        "picoseconds": 0.1, "hot_ps": 0.01, "equilibration_ps": 0.02, "num_ladders": 2, "num_temperatures": 2,
+        "picoseconds": 0.1, "hot_ps": 0.01, "equilibration_ps": 0.02, "num_replica_groups": 2, "num_temperatures": 2,
         "swap_ps": 0.01, "save_ps": 0.02, "progress": False,
     }  # fmt: skip
     first: dict[str, np.ndarray] = {}
@@ -156,7 +156,7 @@ def test_simulate_with_either_engine_writes_the_same_kind_of_folder(tmp_path):
         assert report == result.report and report["engine"] == engine
         assert [row["torsion"] for row in report["torsions"]] == ["phi 1", "psi 1"]
         first[engine] = ensemble.positions[ensemble.time == ensemble.time.min()].numpy()
-        # The ladders start from different structures.
+        # The replica groups start from different structures.
         assert np.abs(first[engine][0] - first[engine][1]).max() > 0.05
     reference = OpenMMEngine(peptide.system, "Reference")
     energies = reference.energy_and_force(ensemble.positions.double())[0]

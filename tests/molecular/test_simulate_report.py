@@ -92,10 +92,10 @@ class Harmonic:
         return 500.0 * x.square().sum(dim=(1, 2)), -1000.0 * x
 
 
-def run(num_steps: int, equilibration_steps: int, num_ladders: int = 16):
+def run(num_steps: int, equilibration_steps: int, num_replica_groups: int = 16):
     settings = TemperingSettings(
-        (300.0, 400.0), num_ladders=num_ladders, timestep=0.005, friction=5.0, swap_interval=10, save_interval=20,
-        equilibration_steps=equilibration_steps,
+        (300.0, 400.0), num_replica_groups=num_replica_groups, timestep=0.005, friction=5.0, swap_interval=10,
+        save_interval=20, equilibration_steps=equilibration_steps,
     )  # fmt: skip
     return parallel_tempering(
         Harmonic(), torch.tensor([12.0, 16.0]), torch.zeros(2, 3), settings, num_steps=num_steps,
@@ -110,7 +110,7 @@ def test_equilibrated_run_has_no_drift_and_one_from_the_minimum_has():
     ):
         assert abs(drift) < 4 * error
     assert concerns(calm) == []
-    cold = run(60, 0, num_ladders=64)  # begins at the minimum
+    cold = run(60, 0, num_replica_groups=64)  # begins at the minimum
     assert any("drifts by" in sentence for sentence in concerns(cold))
 
 
@@ -149,16 +149,16 @@ def test_report_is_a_short_table():
         ]
     }  # fmt: skip
     lines = list(report_lines(report))
-    assert lines[0].startswith("2 temperatures x 16 ladders, 0.08 ns")
+    assert lines[0].startswith("2 temperatures x 16 replica groups, 0.08 ns")
     assert lines[2].split()[0] == "300.0" and "±" in lines[2]
     assert "phi 1" in lines[5] and "0.21" in lines[5]
     assert lines[-1].startswith("Note: ") and any("phi 1 has 30 independent samples" in line for line in lines)
-    single = list(report_lines(run(40, 0, num_ladders=1)))
+    single = list(report_lines(run(40, 0, num_replica_groups=1)))
     assert "±" not in "".join(single)
     assert len(list(report_lines(run(0, 10)))) == 4  # nothing was measured
 
 
-def test_a_drift_that_all_ladders_share_is_one():
+def test_a_drift_that_all_replica_groups_share_is_one():
     angle = np.where(np.arange(40) < 20, -1.0, 1.0) * np.ones((32, 1))
     drift = _drift(angle, [(0.0, math.pi)])
     assert drift == {"first_half": 0.0, "second_half": 1.0, "p_value": 0.0}

@@ -161,7 +161,13 @@ def test_a_simulation_starts_from_what_it_is_given(tmp_path):
         seen.append((molecule.sequence, number, seed))
         return given
 
-    options = {"hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 2, "num_temperatures": 1, "timestep_ps": 1e-4}
+    options = {
+        "hot_ps": 0.0,
+        "equilibration_ps": 0.0,
+        "num_replica_groups": 2,
+        "num_temperatures": 1,
+        "timestep_ps": 1e-4,
+    }
     options |= {"swap_ps": 1e-4, "save_ps": 1e-4, "progress": False, "starts": starts}
     simulate(peptide, tmp_path, picoseconds=1e-4, seed=5, **options)
     frame = load_ensemble(tmp_path).positions
@@ -182,7 +188,7 @@ def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
     options = {
         "hot_ps": 0.0,
         "equilibration_ps": 0.0,
-        "num_ladders": 2,
+        "num_replica_groups": 2,
         "num_temperatures": 1,
         "validation_fraction": 0.0,
     }
@@ -198,7 +204,7 @@ def test_a_corpus_leaves_out_what_has_no_starts(tmp_path, caplog):
 
 def test_the_command_starts_from_a_flow(tmp_path):
     arguments = ["--peptide", "Ace-A-Nme", "--flow", str(SHIPPED / "Ace-A-Nme"), "--flow_draws", "100"]
-    arguments += ["--equilibration_ps", "0", "--num_ladders", "4", "--swap_ps", "0.001"]
+    arguments += ["--equilibration_ps", "0", "--num_replica_groups", "4", "--swap_ps", "0.001"]
     arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
     main(["simulate", *arguments, "--output", str(tmp_path)])
     origin = f"100 weighted draws of the flow in {SHIPPED / 'Ace-A-Nme'}"
@@ -210,28 +216,36 @@ def test_the_command_starts_from_a_flow(tmp_path):
     assert moved.abs().max() < 0.02  # a femtosecond later, its centre apart
 
 
-TINY = {"hot_ps": 0.0, "equilibration_ps": 0.0, "num_ladders": 3, "num_temperatures": 1, "swap_ps": 0.002}
+TINY = {"hot_ps": 0.0, "equilibration_ps": 0.0, "num_replica_groups": 3, "num_temperatures": 1, "swap_ps": 0.002}
 TINY |= {"save_ps": 0.002, "progress": False}
 
 
 def test_frames_of_an_earlier_simulation_are_starts(tmp_path, caplog):
     peptide = Peptide("GG")
     simulate(peptide, tmp_path / "first", picoseconds=0.004, **TINY)
-    frames, ladder = load_ensemble(tmp_path / "first").positions, load_ensemble(tmp_path / "first").ladder
+    frames, group = load_ensemble(tmp_path / "first").positions, load_ensemble(tmp_path / "first").replica_group
     starts = EnsembleStarts(tmp_path / "first")
     x = starts(peptide, 8, 1)
     assert torch.equal(x, starts(peptide, 8, 1)) and not torch.equal(x, starts(peptide, 8, 2))
     rows = (x[:, None] == frames).flatten(2).all(-1)
     # Six frames for eight replicas: each is there, none more than twice, which is said.
-    assert "8 replicas of GG start from 6 frames of 3 ladders" in caplog.text
-    # Replicas take turns with ladders: three of them are independent.
+    assert "8 replicas of GG start from 6 frames of 3 replica groups" in caplog.text
+    # Replicas take turns with replica groups: three of them are independent.
     for seed in range(10):
         caplog.clear()
         chosen = (starts(peptide, 3, seed)[:, None] == frames).flatten(2).all(-1).int().argmax(1)
-        assert sorted(ladder[chosen].tolist()) == [0, 1, 2] and "independent" not in caplog.text
+        assert sorted(group[chosen].tolist()) == [0, 1, 2] and "independent" not in caplog.text
     assert rows.any(1).all() and set(rows.sum(0).tolist()) == {1, 2}
     # Of the molecule of those frames, and by default nothing that destroys their equilibrium.
-    arguments = ["simulate", "--ensemble", str(tmp_path / "first"), "--equilibration_ps", "0", "--num_ladders", "3"]
+    arguments = [
+        "simulate",
+        "--ensemble",
+        str(tmp_path / "first"),
+        "--equilibration_ps",
+        "0",
+        "--num_replica_groups",
+        "3",
+    ]
     arguments += ["--swap_ps", "0.001"]
     arguments += ["--picoseconds", "0.001", "--save_ps", "0.001", "--seed", "3", "--progress", "false"]
     main([*arguments, "--output", str(tmp_path / "second")])

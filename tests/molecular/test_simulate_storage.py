@@ -23,7 +23,7 @@ def make_frames(count: int = 5, num_atoms: int = 6, seed: int = 0) -> Frames:
         positions=rng.uniform(-1, 1, size=(count, num_atoms, 3)).astype(np.float32),
         energies=rng.normal(size=count),
         temperature_index=np.zeros(count, dtype=np.int16),
-        ladder=np.arange(count, dtype=np.int32),
+        replica_group=np.arange(count, dtype=np.int32),
         time=np.arange(count, dtype=np.float64),
     )
 
@@ -99,7 +99,7 @@ class Slow:
 def tempering(folder: Path | None, energy, storage: str = "float32"):
     return parallel_tempering(
         energy, torch.tensor([12.0, 16.0]), torch.zeros(2, 3),
-        TemperingSettings((300.0, 400.0), num_ladders=2, timestep=0.005, swap_interval=5, save_interval=5),
+        TemperingSettings((300.0, 400.0), num_replica_groups=2, timestep=0.005, swap_interval=5, save_interval=5),
         num_steps=600, generator=torch.Generator().manual_seed(0), progress=False,
         checkpoint=folder, checkpoint_seconds=0.0, storage=storage,
     )  # fmt: skip

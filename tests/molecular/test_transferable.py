@@ -190,7 +190,7 @@ def test_a_saved_flow_comes_back(tmp_path):
         ({"layers_per_block": [1, 2, 3]}, "layers_per_block"),
         ({"conditional": "linear"}, "conditional"),
         ({"conditional": "circular"}, "conditional must be one of affine, spline, quadratic, binned, mixture"),
-        ({"orderings": ["walk", "run"]}, "run"),
+        ({"orderings": ["z-matrix", "run"]}, "run"),
         ({"orderings": []}, "at least one"),
         ({"num_atom_types": 3}, "room"),
     ],

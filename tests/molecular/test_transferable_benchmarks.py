@@ -36,7 +36,7 @@ def places(tmp_path_factory):
     np.savez(
         system / "frames-000000.npz",
         positions=(peptide.positions + noise).astype(np.float32), energies=zeros, time=zeros,
-        temperature_index=zeros.astype(np.int16), ladder=np.arange(60, dtype=np.int32) // 10,
+        temperature_index=zeros.astype(np.int16), replica_group=np.arange(60, dtype=np.int32) // 10,
     )  # fmt: skip
     return folder
 

@@ -53,7 +53,7 @@ def corpus(tmp_path_factory):
     for sequence in SEQUENCES:
         system = folder / "systems" / sequence
         simulate(
-            Peptide(sequence), system, picoseconds=0.02, hot_ps=0.0, equilibration_ps=0.0, num_ladders=1,
+            Peptide(sequence), system, picoseconds=0.02, hot_ps=0.0, equilibration_ps=0.0, num_replica_groups=1,
             num_temperatures=2, save_ps=0.002, progress=False,
         )  # fmt: skip
         shard = system / "frames-000000.npz"

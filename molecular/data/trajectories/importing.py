@@ -54,8 +54,8 @@ def import_trajectory(
 
     Args:
         molecule: whose force field is flexible.
-        trajectories: one file or several, which are taken for independent, each a ladder: XTC, TRR, DCD, NetCDF, H5,
-            models of a PDB, mmCIF or GRO file, or NPZ with positions (N, n, 3), and, if wanted, time (N,) and box
+        trajectories: one file or several, taken for independent, each a replica group: XTC, TRR, DCD, NetCDF,
+            H5, models of a PDB, mmCIF or GRO file, or NPZ with positions (N, n, 3), and, if wanted, time (N,) and box
             (3, 3) or (N, 3, 3).
         output: a folder for topology.pdb, settings.json, frames-*.npz and import.json.
         topology: the atoms of the trajectories (PDB, mmCIF, GRO, prmtop, PSF, MOL2, H5). Without it, files

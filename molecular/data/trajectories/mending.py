@@ -200,6 +200,6 @@ def with_energies(
         positions=frames.positions.astype(np.float32, copy=False),
         energies=energies[low],
         temperature_index=np.zeros(count, dtype=np.int16),
-        ladder=frames.file,
+        replica_group=frames.file,
         time=frames.time,
     )

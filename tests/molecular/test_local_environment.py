@@ -13,7 +13,7 @@ from tests.molecular.peptide_topologies import padded
 from tests.molecular.three_peptides import BATCH, CONTEXTS, POSITIONS, TOPOLOGIES, make_flow
 
 
-def surroundings(flow):
+def local_environment(flow):
     return flow.blocks[1].network.features
 
 
@@ -24,12 +24,12 @@ def tokens_of(flow, positions, context):
     return flow.blocks[0](tokens, context)[0]
 
 
-@pytest.mark.parametrize("ordering", ["walk", "residues", "heavy-first"])
+@pytest.mark.parametrize("ordering", ["z-matrix", "residues", "heavy-first"])
 @torch.no_grad()
 def test_they_are_the_density_of_earlier_atoms_in_the_frame_of_the_next(ordering):
     """Atom by atom, with azimuths by atan2."""
-    flow = make_flow(orderings=[ordering, "walk_flip"], num_blocks=2).double()
-    part = surroundings(flow)
+    flow = make_flow(orderings=[ordering, "z-matrix_flip"], num_blocks=2).double()
+    part = local_environment(flow)
     context = flow.context(TOPOLOGIES[2])
     x = POSITIONS[2]
     seen = {}
@@ -37,14 +37,14 @@ def test_they_are_the_density_of_earlier_atoms_in_the_frame_of_the_next(ordering
     visit = part.encode_context(context)
     part(tokens_of(flow, x, context)[:, :-1], 0, None, visit)
     order = context[0, ROWS_BEFORE_TOKENS:, part.column]
-    walked = x[0, context[0, :, Column.ATOM]]
+    in_order = x[0, context[0, :, Column.ATOM]]
     weights = part.weights(part.embedding(context))[0]
     for token in (1, 4, len(order) - 1):
         row = context[0, order[token]]
-        p, q, s = (walked[row[column]] for column in (Column.P, Column.Q, Column.S))
+        p, q, s = (in_order[row[column]] for column in (Column.P, Column.Q, Column.S))
         expected = torch.zeros(len(CENTRES), NUM_ANGULAR, weights.shape[1], dtype=torch.float64)
         for other in [0, 1, *order[:token].tolist()]:
-            local = frames_at(p, q, s) @ (walked[other] - p) - torch.tensor([CIRCLE, 0.0, 0.0])
+            local = frames_at(p, q, s) @ (in_order[other] - p) - torch.tensor([CIRCLE, 0.0, 0.0])
             distance, azimuth = float(local.norm()), math.atan2(local[2], local[1])
             sine = math.hypot(local[1], local[2]) / distance
             angular = [1.0, float(local[0]) / distance]
@@ -60,7 +60,7 @@ def test_they_are_the_density_of_earlier_atoms_in_the_frame_of_the_next(ordering
 @torch.no_grad()
 def test_steps_one_by_one_see_what_one_pass_sees():
     flow = make_flow().double()
-    part = surroundings(flow)
+    part = local_environment(flow)
     tokens = tokens_of(flow, padded(POSITIONS), BATCH)
     visit = part.encode_context(BATCH)
     whole = part(tokens[:, :-1], 0, None, visit)
@@ -77,6 +77,8 @@ def test_they_have_gradients_with_respect_to_positions():
 
 
 def test_an_ordering_that_visits_references_last_is_refused():
-    with pytest.raises(ValueError, match="surroundings need an ordering"):
-        InternalProse(channels=16, head_dim=8, condition_channels=8, orderings=["walk_flip", "walk"])
-    InternalProse(channels=16, head_dim=8, condition_channels=8, orderings=["walk_flip", "walk"], surroundings=False)
+    with pytest.raises(ValueError, match="local_environment needs an ordering"):
+        InternalProse(channels=16, head_dim=8, condition_channels=8, orderings=["z-matrix_flip", "z-matrix"])
+    InternalProse(
+        channels=16, head_dim=8, condition_channels=8, orderings=["z-matrix_flip", "z-matrix"], local_environment=False
+    )
