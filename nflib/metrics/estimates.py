@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,17 @@ class Estimate:
         return f"{self.value:.{places}f} ± {self.error:.{places}f}"
 
 
-def bootstrap(statistic: Callable[..., float], *samples: Tensor, num_resamples: int = 200, seed: int = 0) -> Estimate:
+# Of each sample, a number ``(n,)`` for each row that says what it comes from; None where rows are independent.
+Families = Sequence[Tensor | None]
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *samples: Tensor,
+    families: Families | None = None,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> Estimate:
     """A statistic of samples with a standard error by the bootstrap: its spread over resamples with replacement.
 
     For what does not mind a sample that counts twice: means, ranks. Pairs of a sample with itself, and nearest
@@ -55,29 +65,39 @@ def bootstrap(statistic: Callable[..., float], *samples: Tensor, num_resamples: 
     Args:
         statistic: a function of all the samples that gives a number.
         samples: tensors ``(n, …)``, each of which is resampled by rows, independently of the others.
+        families: of each sample None, or ``(n,)`` numbers of what its rows come from, such as the file that clips are
+            cut from: rows of one family are resampled together (default: every row is independent).
         num_resamples: how many.
         seed: of the random numbers.
 
     Returns:
-        The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two rows.
+        The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two families.
 
     >>> import torch
     >>> bootstrap(lambda x: float(x.mean()), torch.arange(100.0)).error > 2  # sqrt((100² - 1) / 12 / 100) is 2.9
     True
     """
     value = float(statistic(*samples))
-    if min(map(len, samples)) < 2:
+    of_rows = _families(samples, families)
+    counts = [family.bincount() for family in of_rows]
+    if min(map(len, counts)) < 2:
         return Estimate(value)
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(num_resamples):
-        rows = [torch.randint(len(sample), (len(sample),), generator=generator) for sample in samples]
+        drawn = [torch.randint(len(count), (len(count),), generator=generator) for count in counts]
+        rows = [_rows_of(*known) for known in zip(drawn, of_rows, counts, strict=True)]
         values.append(statistic(*(sample[row.to(sample.device)] for sample, row in zip(samples, rows, strict=True))))
     return Estimate(value, float(torch.tensor(values, dtype=torch.float64).std()))
 
 
 def grouped_jackknife(
-    statistic: Callable[..., float], *samples: Tensor, num_groups: int = 10, seed: int = 0
+    statistic: Callable[..., float],
+    *samples: Tensor,
+    families: Families | None = None,
+    paired: bool = False,
+    num_groups: int = 10,
+    seed: int = 0,
 ) -> Estimate:
     """A statistic of samples with a standard error by the jackknife: its spread as groups of rows are left out.
 
@@ -89,25 +109,52 @@ def grouped_jackknife(
     Args:
         statistic: a function of all the samples that gives a number.
         samples: tensors ``(n, …)``, of which rows are left out.
-        num_groups: g, the number of groups, to which rows are assigned at random.
+        families: as for `bootstrap`; a family is in one group.
+        paired: rows at one place of all samples belong together, and are left out of all at once.
+        num_groups: g, the number of groups, to which families are assigned at random.
         seed: of that assignment.
 
     Returns:
-        The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two rows a group.
+        The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two families
+        a group.
 
     >>> import torch
     >>> round(grouped_jackknife(lambda x: float(x.mean()), torch.arange(100.0), num_groups=50).error)
     3
     """
     value = float(statistic(*samples))
-    if min(map(len, samples)) < 2 * num_groups:
+    of_rows = _families(samples, families)
+    if min(len(family.bincount()) for family in of_rows) < 2 * num_groups:
         return Estimate(value)
     generator = torch.Generator().manual_seed(seed)
     variance = 0.0
-    for place, sample in enumerate(samples):
-        group = torch.arange(len(sample)) % num_groups
-        group = group[torch.randperm(len(sample), generator=generator)].to(sample.device)
-        parts = [(*samples[:place], sample[group != left_out], *samples[place + 1 :]) for left_out in range(num_groups)]
-        values = torch.tensor([statistic(*part) for part in parts], dtype=torch.float64)
-        variance += (num_groups - 1) * float(values.var(correction=0))
+    for cut in [range(len(samples))] if paired else [(place,) for place in range(len(samples))]:
+        family = of_rows[cut[0]]
+        group = torch.arange(len(family.bincount())) % num_groups
+        group = group[torch.randperm(len(group), generator=generator)][family]
+        values = []
+        for left_out in range(num_groups):
+            kept = group != left_out
+            values.append(statistic(*(x[kept.to(x.device)] if k in cut else x for k, x in enumerate(samples))))
+        variance += (num_groups - 1) * float(torch.tensor(values, dtype=torch.float64).var(correction=0))
     return Estimate(value, math.sqrt(variance))
+
+
+def _families(samples: Sequence[Tensor], families: Families | None) -> list[Tensor]:
+    """Of each sample, the family of each row, numbered from 0."""
+    given: Families = [None] * len(samples) if families is None else families
+    pairs = zip(samples, given, strict=True)
+    return [torch.arange(len(x)) if own is None else own.cpu().unique(return_inverse=True)[1] for x, own in pairs]
+
+
+def _rows_of(drawn: Tensor, family: Tensor, counts: Tensor) -> Tensor:
+    """The rows of the drawn families, one family after the other.
+
+    Args:
+        drawn: numbers of families.
+        family: of each row.
+        counts: of each family, its rows.
+    """
+    sizes, first = counts[drawn], counts.cumsum(0) - counts
+    within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return family.argsort(stable=True)[first[drawn].repeat_interleave(sizes) + within]

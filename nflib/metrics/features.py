@@ -65,7 +65,7 @@ def _covariance_root(points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kernel_distance(x: Tensor, y: Tensor) -> float:
+def kernel_distance(x: Tensor, y: Tensor, *, paired: bool = False) -> float:
     """The squared maximum mean discrepancy of two sets of features under the kernel ``(x·y / d + 1)³``, unbiased.
 
     On the features of an Inception network it is the KID (Bińkowski et al. 2018). Its mean over draws of the samples
@@ -74,9 +74,11 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     Args:
         x: features, ``(n, d)``, of two or more samples.
         y: features, ``(m, d)``, likewise.
+        paired: each row of y was made of the row of x at its place, as reconstructions are: a row and what was made of
+            it are not compared, since they are not independent.
 
     Raises:
-        ValueError: another shape, a sample that is not finite, or a single one.
+        ValueError: another shape, a sample that is not finite, a single one, or pairs of sets of different sizes.
 
     >>> import torch
     >>> x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
@@ -87,7 +89,11 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     if min(len(x), len(y)) < 2:
         raise ValueError("kernel_distance: x or y is a single sample; give two or more of each.")
     within = sum((_kernel_sum(one, one) - _kernel(one, one).sum()) / (len(one) * (len(one) - 1)) for one in (x, y))
-    return float(within - 2 * _kernel_sum(x, y) / (len(x) * len(y)))
+    if not paired:
+        return float(within - 2 * _kernel_sum(x, y) / (len(x) * len(y)))
+    if len(x) != len(y):
+        raise ValueError(f"kernel_distance: {len(x)} and {len(y)} samples are no pairs; leave paired out.")
+    return float(within - 2 * (_kernel_sum(x, y) - _kernel(x, y).sum()) / (len(x) * (len(x) - 1)))
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ class BatchSource(Protocol):
 
     Optional methods: `refresh(flow, step, generator)` replaces rows (the flow then holds averaged weights, in
     evaluation mode; `len` may change); `state_dict()` and `load_state_dict(state)`, a dict of tensors and
-    numbers, make a resumed run exact. Without them a resumed run calls `refresh` once more.
+    numbers, make a resumed run exact. Without them a resumed run calls `refresh` once more. Where rows are of several
+    shapes, sorted by them, `shape_ends` are the numbers of rows up to the end of each: no batch of validation data
+    crosses one.
     """
 
     def __len__(self) -> int: ...

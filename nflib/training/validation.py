@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,12 +16,17 @@ from nflib.training.fabric import LossModule, process_mean
 def mean_loss(loss: LossModule, preparation: Preparation, batch_size: int, seed: int, fabric: Any) -> float:
     """Mean over all rows of the objective of batches of `batch_size`, with the same random numbers every time.
 
-    The processes share each batch; one that cannot be shared evenly, the last, is evaluated by all of them.
+    The processes share each batch; one that cannot be shared evenly, the last of a shape, is evaluated by all of them.
     """
     source = preparation.source
     total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(source), batch_size):
-        indices = torch.arange(start, min(start + batch_size, len(source)))
+    pieces = [
+        torch.arange(start, min(start + batch_size, end))
+        for first, end in pairwise([0, *getattr(source, "shape_ends", [len(source)])])
+        for start in range(first, end, batch_size)
+    ]
+    for indices in pieces:
+        start = int(indices[0])
         part = indices[rank_slice(len(indices), fabric.global_rank, fabric.world_size)]
         generator = seeds.seeded_generator(seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device)
         batch = preparation(source.batch(part), part)

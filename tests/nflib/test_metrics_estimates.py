@@ -50,6 +50,37 @@ def test_errors_of_distances_are_their_spread(distance):
     assert float(torch.tensor(errors).median()) == pytest.approx(spread, rel=0.3)
 
 
+def test_rows_of_one_family_count_as_one():
+    """Each row ten times: errors are those of the rows once, of rows taken as independent far too small."""
+    x = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(1))
+    copies, family = x.repeat(10)[order], (torch.arange(60).repeat(10) + 7)[order]
+    expected = float(x.std()) / math.sqrt(60)
+    for estimate in (bootstrap, grouped_jackknife):
+        assert estimate(mean, copies, families=[family]).error == pytest.approx(expected, rel=0.3)
+        assert estimate(mean, copies).error < 0.5 * expected
+    # Families of different sizes come whole.
+    seen = set()
+    bootstrap(
+        lambda rows: seen.add(tuple(rows.tolist())) or 0.0, torch.arange(5), families=[torch.tensor([3, 1, 3, 3, 1])]
+    )
+    assert seen - {(0, 1, 2, 3, 4)} == {(1, 4, 1, 4), (1, 4, 0, 2, 3), (0, 2, 3, 1, 4), (0, 2, 3, 0, 2, 3)}
+    assert math.isnan(bootstrap(mean, torch.randn(5), families=[torch.zeros(5)]).error)
+
+
+def test_pairs_are_left_out_together():
+    """The error of the mean difference of pairs that hardly differ; as of independent samples it is much larger."""
+    x = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    change = 0.01 * torch.randn(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def difference(x, y):
+        return mean(x) - mean(y)
+
+    found = grouped_jackknife(difference, x, x + change, num_groups=50, paired=True)
+    assert found.error == pytest.approx(float(change.std()) / math.sqrt(200), rel=0.3)
+    assert grouped_jackknife(difference, x, x + change, num_groups=50).error > 20 * found.error
+
+
 def test_too_few_samples_have_no_error():
     assert math.isnan(bootstrap(mean, torch.ones(1)).error)
     assert math.isnan(grouped_jackknife(mean, torch.randn(19)).error)

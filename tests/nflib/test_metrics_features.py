@@ -90,6 +90,23 @@ def test_kernel_distance_is_unbiased():
     assert abs(float(values.mean())) < 4 * float(values.std()) / math.sqrt(len(values))
 
 
+def test_kernel_distance_of_pairs_is_unbiased():
+    """Where each row comes back as it was, it is zero, and where noise is added, the distance of independent sets."""
+    x = torch.randn(30, 4, generator=generator(), dtype=torch.float64)
+    assert kernel_distance(x, x, paired=True) == pytest.approx(0.0, abs=1e-12)
+    assert kernel_distance(x, x) < -0.1
+    draws = torch.randn(2000, 2, 5, 3, generator=generator(), dtype=torch.float64)
+    pairs = torch.tensor([kernel_distance(x, x + y, paired=True) for x, y in draws])
+    apart = torch.tensor([kernel_distance(x, x.roll(1, 0) + y, paired=False) for x, y in draws])
+    alone = torch.tensor(
+        [kernel_distance(x, other + y) for (x, y), (other, _) in zip(draws, draws.roll(1, 0), strict=True)]
+    )
+    error = float((pairs.var() + alone.var()) ** 0.5) / math.sqrt(len(draws))
+    assert abs(float(pairs.mean() - alone.mean())) < 4 * error < abs(float(apart.mean() - alone.mean()))
+    with pytest.raises(ValueError, match="30 and 29 samples are no pairs"):
+        kernel_distance(x, x[1:], paired=True)
+
+
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_precision_and_recall_by_brute_force(neighbours):
     real = torch.randn(60, 2, generator=generator(7), dtype=torch.float64)

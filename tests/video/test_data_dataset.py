@@ -1,12 +1,15 @@
 """A folder as training data: right clips in right batches, and damaged files only counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from nflib.flows import TARFlow
-from nflib.training import TrainingConfig, fit
-from nflib.training.data import as_source
+from nflib.training import TrainingConfig, fit, maximum_likelihood
+from nflib.training.data import Preparation, as_source
+from nflib.training.validation import mean_loss
 from tests.video.files import gradient, numbers, png, write_image, write_tar, write_video
 from video.data.dataset import ClipFolder
 from video.data.folders import read_folder
@@ -60,6 +63,20 @@ def test_rows_in_the_place_of_others_are_taken_evenly(clips):
     by_shape = clips.by_shape
     taken = torch.cat([by_shape.of_one_shape(torch.tensor([4, index]))[1][1:] for index in range(len(clips))])
     assert taken.bincount(minlength=10)[4:9].tolist() == [2] * 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_validation_evaluates_every_row_once(clips, batch_size):
+    """A batch of rows of several shapes has those of the first alone, which is not for validation."""
+
+    def mean_of_inputs(batch, generator):
+        return batch["inputs"].mean(), {}
+
+    alone = torch.stack([clips.clips(torch.tensor([row])).frames.mean() for row in range(len(clips))])
+    fabric = SimpleNamespace(global_rank=0, world_size=1, device="cpu", to_device=lambda batch: batch)
+    preparation = Preparation(clips, torch.nn.Linear(1, 1), maximum_likelihood)
+    found = mean_loss(mean_of_inputs, preparation, batch_size, 0, fabric)
+    assert found == pytest.approx(float(alone.double().mean()), rel=1e-5)
 
 
 def test_text_becomes_context(clips, tmp_path):

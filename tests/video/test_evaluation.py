@@ -145,6 +145,27 @@ def test_one_pass(model, clips):
     assert found.class_sizes == {SEVEN: 6, prompts[1]: 6} and "kernel_distance" not in first
 
 
+def test_errors_count_files_and_a_perfect_autoencoder_is_at_no_distance(model, clips):
+    """Windows of one file resemble each other: ten copies of each clip tell no more than one."""
+    prompts = [SEVEN] * 4
+    copies = [(clips[:4], prompts, range(4))] * 10
+    once, again, as_files = (
+        judge(model, score_held_out(model, some, PooledPixels()), {})
+        for some in ([(clips[:4], prompts)], copies, [(clips[:4], prompts)] * 10)
+    )
+    error = once.bits_per_dim["held-out"].error
+    assert again.bits_per_dim["held-out"].error == pytest.approx(error, rel=0.3)
+    assert as_files.bits_per_dim["held-out"].error < 0.5 * error
+    assert any("40 held-out clips are cut from 4 files" in note for note in again.notes)
+    assert not any("are cut from" in note for note in once.notes)
+
+    passed = score_held_out(model, batches(clips[:12], prompts * 3), PooledPixels())
+    passed.reconstructions = passed.held_out
+    assert judge(model, passed, {}).distances["reconstructions"]["kernel_distance"].value == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="others cannot be named 'samples'"):
+        judge(model, passed, {"samples": passed.samples})
+
+
 def test_no_clips(model):
     with pytest.raises(ValueError, match="no held-out clips"):
         score_held_out(model, [], PooledPixels())

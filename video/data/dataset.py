@@ -147,6 +147,11 @@ class ClipFolder:
         counts = Counter(row.bucket for row in self.rows)
         return RowsByShape([counts[shape] for shape in self.shapes])
 
+    @property
+    def shape_ends(self) -> list[int]:
+        """How many rows there are up to the end of each shape; see `nflib.training.BatchSource`."""
+        return self.by_shape.ends
+
     def __len__(self) -> int:
         return len(self.rows)
 

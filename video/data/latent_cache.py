@@ -75,6 +75,11 @@ class LatentCache:
         self.shapes = [shape for shape, _ in grouped]
         self.by_shape = RowsByShape([sum(counts) for _, counts in grouped])
 
+    @property
+    def shape_ends(self) -> list[int]:
+        """How many rows there are up to the end of each shape; see `nflib.training.BatchSource`."""
+        return self.by_shape.ends
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -13,7 +13,7 @@ from video.pipeline_settings import PipelineSettings
 
 
 class FolderBatches:
-    """Clips of a folder in the shape that a model was trained on, in batches, with their captions or labels.
+    """Clips of a folder in the shape that a model was trained on, in batches, with captions or labels, and their files.
 
     Args:
         folder: as `read_folder` takes it.
@@ -53,12 +53,12 @@ class FolderBatches:
         """Names of its classes; none where clips have captions."""
         return self.listing.classes if self.listing.condition == "label" else ()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str], list[int]]]:
         for first in range(0, len(self.rows), self.batch_size):
             found = list(self.source.decoded(self.rows[first : first + self.batch_size]))
             if found:
-                prompts = [self.listing.prompt(self.source.rows[row].sample) for row, _ in found]
-                yield torch.stack([clip for _, clip in found]), prompts
+                files = [self.source.rows[row].sample for row, _ in found]
+                yield torch.stack([clip for _, clip in found]), [self.listing.prompt(file) for file in files], files
 
     def report(self) -> str:
         """Sentences on files that were left out or could not be read, empty if there are none."""

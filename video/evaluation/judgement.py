@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,19 +79,30 @@ def judge(
 ) -> Judgement:
     """Judge a model by held-out clips: all figures of what `score_held_out` found.
 
+    Errors count files where several clips are cut from one: these resemble each other.
+
     Args:
         pipeline: the model.
         evaluated: what it found; with held-out clips' unconditional densities if there are others.
         others: clips of other kinds, scored without a prompt, by name.
         classes: names, which are prompts of the clips.
         seed: of resamples.
+
+    Raises:
+        ValueError: others of the names of the model's own clips.
     """
-    own, samples = evaluated.held_out, evaluated.samples
-    bits = {"held-out": own.bits, "samples": samples.bits} | {name: one.bits for name, one in others.items()}
+    own, samples, again = evaluated.held_out, evaluated.samples, evaluated.reconstructions
+    sets = {"held-out": own, "samples": samples}
+    if taken := sorted(sets.keys() & others.keys()):
+        raise ValueError(f"others cannot be named {taken[0]!r}, as the model's own clips are; choose another name.")
+    sets |= others
     notes = [
-        "Errors of means and AUROCs are standard deviations over bootstrap resamples of clips; those of distances are "
-        "of a jackknife over ten groups of clips. None covers what another training run would change.",
+        "Errors of means and AUROCs are standard deviations over bootstrap resamples of files; those of distances are "
+        "of a jackknife over ten groups of files. None covers what another training run would change.",
     ]
+    files = own.files.unique()
+    if len(files) < len(own):
+        notes.append(f"The {len(own)} held-out clips are cut from {len(files)} files, which errors count.")
     dimension = own.features.shape[1]
     if len(own) <= 10 * dimension:
         notes.append(
@@ -98,16 +110,18 @@ def judge(
             "with those of as many clips alone. Kernel distances have no such bias."
         )
     distances = {
-        "samples": _distances(own.features, samples.features, seed),
-        "reconstructions": _distances(own.features, evaluated.reconstructions.features, seed),
+        "samples": _distances(own.features, samples.features, [own.files, samples.files], seed),
+        "reconstructions": _distances(own.features, again.features, [own.files, own.files], seed, paired=True),
     }
-    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
-    first, second = own.features[order].chunk(2) if len(own) > 1 else (own.features, own.features)
-    distances["one half of held-out from the other"] = _distances(first, second, seed)
+    order = files[torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))]
+    first, second = (torch.isin(own.files, half) for half in (order.chunk(2) if len(files) > 1 else (order, order)))
+    distances["one half of held-out from the other"] = _distances(
+        own.features[first], own.features[second], [own.files[first], own.files[second]], seed
+    )
     found = Judgement(
         scored_quantity(pipeline),
         len(own),
-        {name: bootstrap(_mean, values, seed=seed) for name, values in bits.items()},
+        {name: bootstrap(_mean, one.bits, families=[one.files], seed=seed) for name, one in sets.items()},
         distances,
         notes=notes,
     )
@@ -123,7 +137,10 @@ def judge(
             "log-density": (-evaluated.unconditional, -other.bits),
             "typicality": (-(evaluated.unconditional - typical).abs(), -(other.bits - typical).abs()),
         }
-        found.auroc[name] = {kind: bootstrap(auroc, *pair, seed=seed) for kind, pair in scores.items()}
+        families = [own.files, other.files]
+        found.auroc[name] = {
+            kind: bootstrap(auroc, *pair, families=families, seed=seed) for kind, pair in scores.items()
+        }
     return found
 
 
@@ -150,30 +167,39 @@ def scored_quantity(pipeline: Pipeline) -> str:
     )
 
 
-def _distances(real: Tensor, made: Tensor, seed: int) -> dict[str, Estimate]:
-    """Those that so many clips allow."""
+def _distances(
+    real: Tensor, made: Tensor, files: list[Tensor], seed: int, *, paired: bool = False
+) -> dict[str, Estimate]:
+    """Those that so many clips allow; paired: of clips and what was made of them."""
     fewest = min(len(real), len(made))
     needed = {"frechet_distance": 2, "kernel_distance": 2}
+    known = DISTANCES | ({"kernel_distance": partial(kernel_distance, paired=True)} if paired else {})
     return {
-        name: grouped_jackknife(distance, real, made, seed=seed)
-        for name, distance in DISTANCES.items()
+        name: grouped_jackknife(distance, real, made, families=files, paired=paired, seed=seed)
+        for name, distance in known.items()
         if fewest >= needed.get(name, NEIGHBOURS + 1)
     }
 
 
 def _of_class(evaluated: HeldOutScores, rows: Tensor, number: int, seed: int) -> dict[str, Estimate]:
     own, samples = evaluated.held_out, evaluated.samples
+    files = own.files[rows]
     found = {
-        "bits_per_dim": bootstrap(_mean, own.bits[rows], seed=seed),
+        "bits_per_dim": bootstrap(_mean, own.bits[rows], families=[files], seed=seed),
         "samples_bits_per_dim": bootstrap(_mean, samples.bits[rows], seed=seed),
     }
     if rows.sum() >= FEWEST:
         found["kernel_distance"] = grouped_jackknife(
-            kernel_distance, own.features[rows], samples.features[rows], num_groups=5, seed=seed
+            kernel_distance,
+            own.features[rows],
+            samples.features[rows],
+            families=[files, None],
+            num_groups=5,
+            seed=seed,
         )
     if evaluated.most_likely is not None:
         is_right = (evaluated.most_likely[rows] == number).double()
-        found["accuracy"] = bootstrap(_mean, is_right, seed=seed)
+        found["accuracy"] = bootstrap(_mean, is_right, families=[files], seed=seed)
     return found
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from video.evaluation.features import ClipFeatures
 from video.pipeline import Pipeline
 
-# Batches of clips ``(B, T, C, H, W)`` in -1 … 1, each clip with its caption or the name of its class, "" for neither.
-ClipBatches = Iterable[tuple[Tensor, Sequence[str]]]
+# Batches of clips ``(B, T, C, H, W)`` in -1 … 1, each clip with its caption or the name of its class, "" for neither;
+# and, where several are cut from one file, the number of each clip's file: errors then count files, not clips.
+ClipBatches = Iterable[tuple[Tensor, Sequence[str]] | tuple[Tensor, Sequence[str], Sequence[int]]]
 
 
 class Scores:
@@ -27,6 +28,7 @@ class Scores:
     def __init__(self, num_shown: int = 0) -> None:
         self.num_shown = num_shown
         self.prompts: list[str] = []
+        self._files: list[int] = []
         self._bits: list[Tensor] = []
         self._features: list[Tensor] = []
         self._shown: list[Tensor] = []
@@ -35,7 +37,12 @@ class Scores:
         return len(self.prompts)
 
     def add(
-        self, prompts: Sequence[str], clips: Tensor, features: Tensor | None = None, bits: Tensor | None = None
+        self,
+        prompts: Sequence[str],
+        clips: Tensor,
+        features: Tensor | None = None,
+        bits: Tensor | None = None,
+        files: Sequence[int] | None = None,
     ) -> None:
         """Add a batch of clips.
 
@@ -44,7 +51,9 @@ class Scores:
             clips: ``(B, T, C, H, W)``.
             features: ``(B, d)``.
             bits: per dimension, ``(B, latent frames)``.
+            files: number of the file that each is cut from (default: each is a file of its own).
         """
+        self._files += range(len(self), len(self) + len(clips)) if files is None else files
         self.prompts += prompts
         if features is not None:
             self._features.append(features)
@@ -53,6 +62,11 @@ class Scores:
         room = self.num_shown - sum(map(len, self._shown))
         if room > 0 and (not self._shown or clips.shape[1:] == self._shown[0].shape[1:]):
             self._shown.append(clips[:room].cpu())
+
+    @property
+    def files(self) -> Tensor:
+        """Number of the file that each clip is cut from, ``(N,)``."""
+        return torch.tensor(self._files)
 
     @property
     def bits_of_frames(self) -> Tensor:
@@ -119,9 +133,9 @@ def score(pipeline: Pipeline, batches: ClipBatches, *, seed: int = 0, conditiona
         ValueError: no clips, or some that do not fit.
     """
     scores = Scores()
-    for clips, prompts in batches:
+    for clips, prompts, *files in batches:
         told = list(prompts) if conditional else [""] * len(prompts)
-        scores.add(told, clips, bits=bits_per_dim(pipeline, clips, told, seed + len(scores)))
+        scores.add(told, clips, None, bits_per_dim(pipeline, clips, told, seed + len(scores)), *files)
     if not len(scores):
         raise ValueError("there are no clips to score; give a folder with some.")
     return scores
@@ -155,7 +169,7 @@ def score_held_out(
     """
     own, samples, again = (Scores(num_shown) for _ in range(3))
     unconditional, most_likely = [], []
-    for clips, prompts in held_out:
+    for clips, prompts, *files in held_out:
         number, told = seed + len(own), list(prompts)
         made = pipeline.generate(told, clips.shape[1], seed=number, **drawing)
         decoded = pipeline.decode(pipeline.latents.encode(clips))
@@ -164,9 +178,9 @@ def score_held_out(
         if classes:
             under = [bits_per_dim(pipeline, clips, [name] * len(told), number).mean(1) for name in classes]
             most_likely.append(torch.stack(under).argmin(0))
-        own.add(told, clips, features(clips), bits_per_dim(pipeline, clips, told, number))
+        own.add(told, clips, features(clips), bits_per_dim(pipeline, clips, told, number), *files)
         samples.add(told, made, features(made), bits_per_dim(pipeline, made, told, number))
-        again.add(told, decoded, features(decoded))
+        again.add(told, decoded, features(decoded), None, *files)
     if not len(own):
         raise ValueError("there are no held-out clips to judge by; give a folder with some.")
     return HeldOutScores(
