@@ -93,6 +93,11 @@ class Densities(Parts):
         return log_step(self.settings.levels, self.settings.pixel_scale)
 
 
+def clips_generator(seed: int) -> torch.Generator:
+    """The generator of what is new in clips of this seed, which may be any whole number."""
+    return torch.Generator().manual_seed(seed if abs(seed) < 2**63 else seed % 2**64)
+
+
 def noise_generator(seed: int) -> torch.Generator:
     """The generator of noise on latents: another than the one of clips of this seed, or the two would be correlated."""
     return derived_generator(seed % 2**64, 0)

@@ -13,7 +13,7 @@ from nflib.contexts import map_context
 from nflib.decoding import Decoder
 from nflib.distributions import draw
 from nflib.flows import Flow
-from video.densities import Densities
+from video.densities import Densities, clips_generator
 from video.rollout import Span, decode_window, rolling
 
 
@@ -95,7 +95,8 @@ class Drawing(Densities):
         if candidates > 1 and not all(prompts):
             raise ValueError("candidates are compared by what they show of their prompt: give one, or one candidate.")
         num_frames = self.window if num_frames is None else num_frames
-        generator = torch.Generator().manual_seed(seed)
+        generator = clips_generator(seed)
+        given = None if given is None else torch.as_tensor(given)
         clean, start = self._start(prompts, given, generator)
         num_given = start.shape[1]
         if num_frames <= num_given:
@@ -150,7 +151,7 @@ class Drawing(Densities):
             raise ValueError(f"strength, the share of new noise, must lie in 0 … 1, got {strength}.")
         if not prompts or len(source_prompts) != len(prompts):
             raise ValueError(f"an edit takes a source prompt for each prompt, got {len(source_prompts)} of them.")
-        generator = torch.Generator().manual_seed(seed)
+        generator, clips = clips_generator(seed), torch.as_tensor(clips)
         if clips.dim() == 5:  # here all frames count, where a continuation may read the last ones alone
             self.latents.latent_shape((clips.shape[1], *self.settings.clip_shape[1:]))
         clean, noisy = self._start(prompts, clips, generator)

@@ -23,6 +23,7 @@ from nflib.io import complete_file
 from video.data.decoding import extent, frames_at, import_av, read_frames
 from video.data.samples import IMAGES
 from video.data.sizes import as_clip, fit_frame
+from video.latents.levels import as_pixels
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 # Codecs in the order in which they are tried; the last is part of every build of FFmpeg.
@@ -67,7 +68,7 @@ def write_clip(
         The path.
 
     Raises:
-        ValueError: a clip of another shape, odd sizes in a video, or an unknown suffix or codec.
+        ValueError: a clip of another shape, of integers or NaN, odd sizes in a video, or an unknown suffix or codec.
         OSError: the file cannot be written; what was there then stays.
     """
     with open_clip(path, frame_rate, enlarge=enlarge, codec=codec) as add:
@@ -155,7 +156,7 @@ def read_clip(
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is empty, damaged or no video.
+        ValueError: it is empty, damaged or no video, or a frame rate that is none.
     """
     with _pictures(Path(path), frame_rate) as pictures:
         return _fitted(pictures, frame_shape, Path(path))
@@ -196,7 +197,7 @@ def _pictures(path: Path, frame_rate: float | None) -> Iterator[Iterator[NDArray
 
 
 def _is_same(own_rate: float, frame_rate: float, longest: Fraction) -> bool:
-    return abs(own_rate / frame_rate - 1) < SAME_RATE and longest * frame_rate < LONGEST
+    return abs(own_rate - frame_rate) < SAME_RATE * frame_rate and longest * frame_rate < LONGEST
 
 
 def _fitted(pictures: Iterable[NDArray[np.uint8]], frame_shape: tuple[int, int, int] | None, path: Path) -> Tensor:
@@ -228,12 +229,11 @@ def _reduced(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 def as_bytes(clip: Tensor, enlarge: int = 1) -> np.ndarray:
     """Frames ``(T, H, W, 3)`` of 8 bits of a clip ``(T, 1 or 3, H, W)`` in -1 … 1."""
+    clip = as_pixels(clip)
     if clip.dim() != 4 or clip.shape[1] not in (1, 3) or not clip.numel():
         raise ValueError(f"expected a clip of shape (frames, 1 or 3, height, width), got {tuple(clip.shape)}.")
     if enlarge < 1:
         raise ValueError(f"enlarge must be a positive number, got {enlarge}.")
-    if clip.isnan().any():
-        raise ValueError("the clip has numbers that are not numbers (NaN); nothing can be drawn of these.")
     levels = ((clip.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     levels = levels.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     frames: np.ndarray = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
+from nflib.decoding import Decoder
 from nflib.flows import Flow
 from nflib.io import complete_folder
 from video.flows.decoding import FramesAtOnce
@@ -26,6 +28,9 @@ from video.text.encoders import TextEncoder, load_text
 
 SHIPPED = Path(__file__).parent / "shipped"
 MOVING_DIGITS = "moving-digits"
+# In the output of a run.
+PIPELINE = "pipeline"
+AUTOENCODER = "autoencoder"
 # Latents have deviation 1.
 LARGEST_LATENT = 1000.0
 
@@ -45,14 +50,15 @@ class Parts:
         self.latents = latents
         self.text = text
         self.settings = settings
-        self.decoding = FramesAtOnce(self.flow.frame_length)
+        self._decoding: Decoder | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None, device: str = "cpu") -> Self:
         """Load a pipeline.
 
         Args:
-            folder: where it was saved, or the name of one that is shipped: "digits", or "moving-digits", the default.
+            folder: where it was saved, the output of a run that ended in it, or the name of one that is shipped:
+                "digits", or "moving-digits", the default.
             device: where it is put.
 
         Raises:
@@ -62,13 +68,13 @@ class Parts:
         if folder is None and not (SHIPPED / MOVING_DIGITS / SETTINGS).is_file():
             raise FileNotFoundError(f"no model is shipped in {SHIPPED}; name the folder of one with --model.")
         folder = SHIPPED / MOVING_DIGITS if folder is None else Path(folder)
-        if not (folder / SETTINGS).is_file() and len(folder.parts) == 1 and (SHIPPED / folder).is_dir():
-            folder = SHIPPED / folder
+        places = [folder, folder / PIPELINE] + [SHIPPED / folder] * (len(folder.parts) == 1)
+        folder = next((place for place in places if (place / SETTINGS).is_file()), folder)
         settings = PipelineSettings.load(folder)
         parts = cls(
             Flow.from_pretrained(folder / "flow", device),
-            load_latents(folder / "autoencoder", device=device, later_scale=settings.later_scale)
-            if (folder / "autoencoder").is_dir()
+            load_latents(folder / AUTOENCODER, device=device, later_scale=settings.later_scale)
+            if (folder / AUTOENCODER).is_dir()
             else Pixels(settings.clip_shape[1]),
             load_text(folder / "text", device=device),
             settings,
@@ -77,13 +83,22 @@ class Parts:
         return parts
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write all parts into `folder`, whole or not at all."""
-        with complete_folder(folder) as temporary:
-            self.flow.save_pretrained(temporary / "flow")
-            self.latents.save(temporary / "autoencoder")
-            self.text.save(temporary / "text")
-            self.settings.save(temporary)
-        return Path(folder)
+        """Write all parts into `folder`, whole or not at all; returns the folder.
+
+        Raises:
+            OSError: the folder cannot be written, or has parts of another model that this one lacks.
+            ValueError: parts do not go together.
+        """
+        return save_parts(self.flow, self.latents, self.text, self.settings, folder)
+
+    @property
+    def decoding(self) -> Decoder:
+        """How the flow is inverted where nothing else is said (default: `FramesAtOnce`)."""
+        return self._decoding or FramesAtOnce(self.flow.frame_length)
+
+    @decoding.setter
+    def decoding(self, decoder: Decoder) -> None:
+        self._decoding = decoder
 
     @property
     def window(self) -> int:
@@ -92,7 +107,9 @@ class Parts:
 
     def with_settings(self, **changes: Any) -> Self:
         """This pipeline with other settings, such as another noise on what it encodes."""
-        return type(self)(self.flow, self.latents, self.text, replace(self.settings, **changes))
+        other = copy.copy(self)
+        other.settings = replace(self.settings, **changes)
+        return other
 
     def at_aspect(self, aspect_ratio: str) -> Self:
         """This pipeline for frames of as many pixels and another aspect ratio, such as "16:9", on the same weights.
@@ -107,10 +124,10 @@ class Parts:
             math.sqrt(math.prod(sides)), aspect_ratio, self.latents.spatial_factor * self.flow.patch_size
         )
         other = self.with_settings(clip_shape=(frames, channels, *size), aspect_ratio=aspect_ratio)
-        if list(size) == sides:
-            return other
-        latent_shape = self.latents.latent_shape(other.settings.clip_shape)
-        return type(self)(self.flow.resized((self.window, *latent_shape[1:])), self.latents, self.text, other.settings)
+        if list(size) != sides:
+            latent_shape = self.latents.latent_shape(other.settings.clip_shape)
+            other.flow = self.flow.resized((self.window, *latent_shape[1:])).eval()
+        return other
 
     @torch.no_grad()
     def encode(self, clips: Tensor, generator: torch.Generator) -> Tensor:
@@ -121,7 +138,7 @@ class Parts:
             generator: of the noise.
 
         Raises:
-            ValueError: clips that do not fit the autoencoder.
+            ValueError: clips that are not in -1 … 1, or do not fit the autoencoder.
         """
         return self._noisy(self._latents_of(clips), generator)
 
@@ -206,6 +223,42 @@ class Parts:
         if values.is_floating_point():
             values = values.to(torch.promote_types(weight.dtype, torch.float32))
         return values.to(weight.device)
+
+
+def save_parts(
+    flow: Flow,
+    latents: Latents,
+    text: TextEncoder,
+    settings: PipelineSettings,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write the parts of a pipeline into a folder, whole or not at all; returns the folder.
+
+    Args:
+        flow: as for `video.Pipeline`.
+        latents: as for `video.Pipeline`.
+        text: as for `video.Pipeline`.
+        settings: as for `video.Pipeline`.
+        folder: made unless it is there.
+        dtype: of the flow's weights (default: their own).
+
+    Raises:
+        OSError: the folder cannot be written, or has parts of another model that this one lacks.
+        ValueError: parts do not go together.
+    """
+    check_parts(flow, latents, text, settings, "the model")
+    folder = Path(folder)
+    with complete_folder(folder) as temporary:
+        flow.save_pretrained(temporary / "flow", dtype)
+        latents.save(temporary / AUTOENCODER)
+        text.save(temporary / "text")
+        settings.save(temporary)
+        if (folder / AUTOENCODER).exists() and not (temporary / AUTOENCODER).exists():
+            raise FileExistsError(
+                f"{folder} holds an {AUTOENCODER}, which this model has none of; choose another folder."
+            )
+    return folder
 
 
 def check_parts(flow: Any, latents: Latents, text: TextEncoder, settings: PipelineSettings, name: str) -> None:

@@ -138,7 +138,7 @@ class Pipeline(Drawing):
             An iterator of ``(B, frames, C, H, W)``, which together are what `generate` gives.
         """
         self.check_denoising(denoise)
-        num_given = 0 if given is None or given.dim() != 5 else given.shape[1]
+        num_given = 0 if given is None or given.ndim != 5 else given.shape[1]
         if num_frames is None:
             num_frames = self.settings.clip_shape[0] + (num_given if num_given > 1 else 0)
         if num_frames < 1:

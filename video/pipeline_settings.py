@@ -7,6 +7,7 @@ import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 from nflib.errors import first_line
@@ -64,9 +65,10 @@ class PipelineSettings:
     file_levels: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = self.clip_shape
-        if len(sizes) != 4 or not all(type(size) is int and size > 0 for size in sizes):
+        sizes = tuple(self.clip_shape)
+        if len(sizes) != 4 or not all(isinstance(size, Integral) and size > 0 for size in sizes):
             raise ValueError(f"clip_shape must be four positive integers (T, C, H, W), got {list(sizes)}.")
+        object.__setattr__(self, "clip_shape", tuple(map(int, sizes)))
         if not 0 <= self.noise <= LARGEST_NOISE:
             raise ValueError(f"noise must lie in 0 … {LARGEST_NOISE:g}, got {self.noise!r}.")
         for name in ("frame_rate", "later_scale", "pixel_scale"):
@@ -87,8 +89,10 @@ class PipelineSettings:
             rule: tuple[str, str] | None = getattr(self, name)
             try:
                 if rule is not None:
-                    re.sub(rule[0], rule[1], "")
-            except (re.error, TypeError, IndexError) as error:
+                    pattern, replacement = rule
+                    re.sub(pattern, replacement, "")
+                    object.__setattr__(self, name, (pattern, replacement))
+            except (re.error, TypeError, ValueError, IndexError) as error:
                 raise ValueError(
                     f"{name} must be a regular expression and its replacement, got {rule!r} ({first_line(error)})."
                 ) from error
@@ -115,8 +119,7 @@ class PipelineSettings:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
-            lists = {name: tuple(known[name]) for name in ("clip_shape", "later", "anchored") if known.get(name)}
-            return cls(**{**known, **lists, "phrasing": Phrasing(**known.get("phrasing", {}))})
+            return cls(**{**known, "phrasing": Phrasing(**known.get("phrasing", {}))})
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({first_line(error)}); fetch or save it again.") from error
 

@@ -107,7 +107,7 @@ def inpainting(mask: Tensor, noise: float) -> Degradation:
     >>> y
     tensor([[[1., 0.]]])
     """
-    seen = mask.bool()  # of a mask of 0 and 255, too
+    seen = torch.as_tensor(mask).bool()  # of a mask of 0 and 255, too
     return Degradation(lambda pictures: pictures * seen.to(pictures), noise)
 
 

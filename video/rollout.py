@@ -12,7 +12,7 @@ from nflib.decoding import Decoder
 from nflib.flows import Flow
 from nflib.random import given_generator
 from video.flows.deep_shallow import DeepShallow
-from video.flows.patches import FrameNoise
+from video.flows.patches import FrameNoise, VideoPatches
 
 
 class Span(NamedTuple):
@@ -140,8 +140,8 @@ def generate(
         flow: a `STARFlowV`, or what its `guided` returns.
         num_frames: of the clips, those given included.
         context: one row a clip; None for a flow without text.
-        given: the first frames ``(B or 1, n, C, H, W)``, which come back unchanged: one for image to video, more to
-            continue a clip. None: all frames are generated; B is then 1 without a context.
+        given: the first frames ``(B or 1, n, C, H, W)``, which come back unchanged, in the flow's dtype: one for image
+            to video, more to continue a clip. None: all frames are generated; B is then 1 without a context.
         window: as for `decode`.
         overlap: as for `decode`.
         generator: as for `Flow.sample`.
@@ -152,7 +152,7 @@ def generate(
         ``(B, num_frames, C, H, W)``.
 
     Raises:
-        ValueError: settings or shapes that do not fit.
+        ValueError: settings or shapes that do not fit, float64 where the flow has float32, or a flow of images.
 
     >>> import torch
     >>> from video import STARFlowV, rollout
@@ -214,7 +214,7 @@ def decode(
         ``(B, T, C, H, W)``.
 
     Raises:
-        ValueError: settings or shapes that do not fit.
+        ValueError: settings or shapes that do not fit, float64 where the flow has float32, or a flow of images.
     """
     transform = _transform(flow)
     length = transform.frame_length
@@ -227,6 +227,7 @@ def decode(
         raise ValueError(f"noise of {len(noise)} clips needs a context of as many rows, got {len(context)}.")
     if given is None:
         given = noise.new_zeros(len(noise), 0, *transform.frame_shape)
+    noise, given = flow._as_own_dtype(noise, "noise"), flow._as_own_dtype(given, "given frames")
     if given.dim() != 5 or len(given) not in (1, len(noise)):
         raise ValueError(
             f"given frames must have shape (1 or {len(noise)}, frames, channels, height, width), got "
@@ -268,6 +269,6 @@ def decode_window(
 
 def _transform(flow: Flow) -> DeepShallow:
     transform = flow._transform
-    if not isinstance(transform, DeepShallow):
-        raise ValueError("a rollout takes a STARFlowV, or what its guided() returns.")
+    if not isinstance(transform, DeepShallow) or not isinstance(transform.patches, VideoPatches):
+        raise ValueError("a rollout takes a STARFlowV, such as a STARFlow's as_clips(), or what its guided() returns.")
     return transform

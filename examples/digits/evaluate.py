@@ -37,9 +37,11 @@ def evaluate(model: Path, output: Path | None = None, draws: int = 16) -> dict[s
         a class; and the share.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such model, or one that is not of such pixels.
+        FileNotFoundError, ValueError: there is no such model, one that is not of such pixels, or no draw.
         OSError: the file cannot be written.
     """
+    if draws < 1:
+        raise ValueError(f"draws must be a positive number, got {draws}.")
     pipeline, test = Pipeline.load(model), parts()["test"]
     if pipeline.settings.levels != LEVELS:
         raise ValueError(f"{model} is no model of dequantised pixels of {LEVELS} levels.")

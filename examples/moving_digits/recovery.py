@@ -75,6 +75,8 @@ def recovery(
     """
     if clips < 1 or windows < 1:
         raise ValueError(f"recovery clips take one clip and one window at least, got {clips} and {windows}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be a positive number, got {batch_size}.")
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a .safetensors file for the clips.")
     pipeline = Pipeline.load(model)

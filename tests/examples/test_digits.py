@@ -72,3 +72,5 @@ def test_moving_digits_have_a_name_too():
 def test_another_model_is_refused():
     with pytest.raises(SystemExit, match="17 levels"):
         main(["evaluate", "--model", MOVING_DIGITS])
+    with pytest.raises(SystemExit, match="draws must be a positive number, got 0"):
+        main(["evaluate", "--model", "digits", "--draws", "0"])

@@ -90,6 +90,8 @@ def test_they_are_saved_and_loaded(clips, path):
 def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="one clip and one window at least, got 0 and 4"):
         recovery.recovery(tmp_path / "a.safetensors", clips=0)
+    with pytest.raises(ValueError, match="batch_size must be a positive number, got 0"):
+        recovery.recovery(tmp_path / "a.safetensors", batch_size=0)
     with pytest.raises(ValueError, match="is a folder: name a .safetensors file"):
         recovery.recovery(tmp_path)
     with pytest.raises(FileNotFoundError, match="python -m examples.moving_digits recovery"):

@@ -120,6 +120,7 @@ def test_a_file_of_prompts(folder, tmp_path):
         (["generate", "--prompt", "a horse", "--out", "a.mp4"], "unknown word 'horse'"),
         (["generate", "--prompt", SEVEN], "nothing is to be written"),
         (["generate", "--out", "a.gif", "--first-frame", "b.png", "--continue", "c.mp4"], "not both"),
+        (["generate", "--out", "a.png", "--gallery", "a.png"], "a.png is to be a page: let its name end in .html"),
         (["generate", "--out", "a.gif", "--frames", "9", "--overlap", "0"], "9 frames are more than the 4"),
         (["generate", "--out", "a.gif", "--first-frame", "none.png"], "there is no file none.png"),
         (["generate", "--out", "a.gif", "--decoding", "magic"], "decoding must be one of auto, sequential, jacobi"),

@@ -62,6 +62,25 @@ def test_what_is_of_unknown_kind_is_told(tmp_path):
         read_folder(tmp_path)
 
 
+def test_captions_of_any_case_and_those_of_nothing(tmp_path):
+    for name in ("a.JPG", "b.jpg", "c.png", "sub/named.png"):
+        write_image(tmp_path / name, format="png")
+    for name in ("a.TXT", "b.jpg.txt", "c.txt", "sub/named.txt", "read me.txt"):
+        (tmp_path / name).write_text(f"of {name}")
+    (tmp_path / "sub/metadata.csv").write_text("file_name,text\nnamed.png,a seven")
+    write_tar(tmp_path / "D.TAR", {"0.png": png(), "0.txt": "in a shard"})
+    listing = read_folder(tmp_path)
+    assert dict(zip(names(listing), captions(listing), strict=True)) == {
+        "D.TAR/0.png": "in a shard",
+        "a.JPG": "of a.TXT",
+        "b.jpg": None,
+        "c.png": "of c.txt",
+        "sub/named.png": "a seven",
+    }
+    told = "Not read, since no image or clip is named as they are: 2 files (b.jpg.txt, read me.txt)."
+    assert listing.problems[0] == told and len(listing.problems) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "labels"),
     [

@@ -248,6 +248,7 @@ def test_page_in_a_browser(evaluated, tmp_path):
         (["--data", "data", "--num_shown", "0"], "num_shown must be a positive number"),
         (["--data", "noise", "--classify", "true"], "have no classes to tell apart"),
         (["--data", "data", "--others", "noise", "--others", "page/../noise"], "two folders of others have one name"),
+        (["--data", "data", "--others", "page/../samples"], "others cannot be named 'samples'"),
         (["--data", "data", "--num_clips", "0"], "must be positive, got 50 and 0"),
         (["--data", "data", "--features", "noise"], "no vision encoder"),
         (["--data", "data", "--denoise", "magic"], "denoise must be one of"),

@@ -105,11 +105,26 @@ def test_mistakes(tmp_path):
         latents.encode(torch.zeros(1, 1, 3, 32, 32))
     with pytest.raises(ValueError, match="expected clips of shape"):
         latents.encode(torch.zeros(1, 1, 32, 32))
+    for clips, got in (
+        (torch.zeros(1, 1, 1, 32, 32).byte(), "uint8"),
+        (torch.full((1, 1, 1, 32, 32), 255.0), "255 … 255"),
+    ):
+        with pytest.raises(ValueError, match=f"in -1 … 1, got {got}; of levels 0 … 255, divide by 127.5"):
+            latents.encode(clips)
     with pytest.raises(FileNotFoundError, match="no autoencoder can be read from the folder"):
         load_latents(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(ValueError, match="holds a VQModel"):
         load_latents(tmp_path)
+
+
+def test_channels_of_a_new_autoencoder():
+    frames = torch.rand(2, 1, 1, 16, 16)
+    latents = AutoencoderOptions(channels=[12, 24]).latents(1, 0)
+    assert latents.autoencoder.config.norm_num_groups == 4 and latents.encode(frames).shape == (2, 1, 8, 8, 8)
+    for options in ({"channels": []}, {"channels": [0]}, {"noise": -1.0}, {"pixel_weight": -1.0}, {"noise": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
+            AutoencoderOptions(**options)
 
 
 @torch.no_grad()

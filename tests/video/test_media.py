@@ -127,9 +127,14 @@ def test_image_of_one_colour_channel(clip, tmp_path):
 def test_no_number_is_no_grey(clip, tmp_path):
     spoiled = clip.clone()
     spoiled[0, 0, 3, 3] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
-        write_clip(spoiled, tmp_path / "clip.gif")
+    for other, answer in (
+        (spoiled, "NaN"),
+        (torch.from_numpy(as_bytes(clip)).movedim(-1, 1), "got uint8; of levels 0"),
+    ):
+        with pytest.raises(ValueError, match=answer):
+            write_clip(other, tmp_path / "clip.gif")
     assert not (tmp_path / "clip.gif").exists()
+    assert np.array_equal(as_bytes(clip.numpy()), as_bytes(clip))
 
 
 def test_mistakes(clip, tmp_path):
@@ -159,6 +164,9 @@ def test_mistakes(clip, tmp_path):
         write_clip(clip[:, :0], path)
     with pytest.raises(ValueError, match="frame_rate must be positive"):
         write_clip(clip, path, 0)
+    moving = write_clip(clip, tmp_path / "moving.gif")
+    with pytest.raises(ValueError, match="frame_rate must be positive"):
+        read_clip(moving, frame_rate=0)
 
 
 def test_frames_of_other_sizes_are_resized_and_cropped(clip, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,8 @@ from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text import Words
 from video.text.labels import Labels
+
+PIXELS = PipelineSettings((1, 1, 8, 8), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +228,60 @@ def test_saving(model, tmp_path):
         Pipeline.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no model\.json"):
         Pipeline.load(tmp_path / "none")
+
+
+def test_a_folder_of_another_kind_of_model_stays(model, tmp_path):
+    model.save(tmp_path)
+    pixels = Pipeline(STARFlow((1, 8, 8), 4, 20, [1, 1], layer={"head_dim": 20}), Pixels(1), Labels(), PIXELS)
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        pixels.save(tmp_path)
+    (tmp_path / "text" / "labels.json").touch()  # as of another that has labels
+    with pytest.raises(FileExistsError, match="holds an autoencoder, which this model has none of; choose another"):
+        pixels.save(tmp_path)
+    assert Pipeline.load(tmp_path).settings == model.settings
+    pixels.text = Labels(["a", "b"])
+    with pytest.raises(ValueError, match="its text is of 2 classes, its flow takes 0 classes"):
+        pixels.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_output_of_a_run_is_a_model(model, tmp_path):
+    model.save(tmp_path / "pipeline")
+    assert Pipeline.load(tmp_path).settings == model.settings
+
+
+def test_settings_of_any_sequence():
+    rule = ["on", "off"]
+    settings = PipelineSettings([np.int64(1), 1, 8, 8], 0.1, later=rule, anchored=rule)
+    assert settings == replace(PIXELS, later=("on", "off"), anchored=("on", "off"))
+    assert settings.clip_shape == (1, 1, 8, 8) and type(settings.clip_shape[0]) is int
+    with pytest.raises(ValueError, match="four positive integers"):
+        PipelineSettings((1, 1, 8, 8.0), 0.1)
+
+
+def test_decoding_is_kept(image_model):
+    model = image_model.with_settings(guidance=0.5)
+    wide = model.at_aspect("2:1")
+    assert wide.decoding.frame_length == wide.flow.frame_length != model.decoding.frame_length
+    model.decoding = decoder = Jacobi()
+    assert model.with_settings(guidance=1.0).decoding is decoder and model.at_aspect("2:1").decoding is decoder
+    assert image_model.decoding is not decoder and image_model.settings.guidance == 0
+
+
+def test_clips_of_other_numbers(model, clips):
+    frames, prompts = clips.frames[:, :4], clips.prompts
+    torch.testing.assert_close(model.log_prob(frames.numpy(), prompts), model.log_prob(frames, prompts))
+    given = frames[:1, :1]
+    continued = model.generate([SEVEN], given=given, seed=10**30)
+    assert torch.equal(model.generate([SEVEN], given=given.numpy(), seed=10**30 % 2**64), continued)
+    levels = ((frames + 1) * 127.5).byte()
+    for other in (levels, levels.float(), torch.full_like(frames, torch.nan)):
+        with pytest.raises(ValueError, match="in -1 … 1, got .*; of levels 0 … 255, divide by 127.5"):
+            model.log_prob(other, prompts)
+        with pytest.raises(ValueError, match="in -1 … 1, got"):
+            model.generate([SEVEN], given=other[:1, :1])
+        with pytest.raises(ValueError, match="in -1 … 1, got"):
+            model.edit(other[:1], [SEVEN], [SEVEN])
 
 
 def test_mistakes(model, clips):

@@ -108,6 +108,10 @@ def test_blur_is_a_gaussian() -> None:
     np.testing.assert_allclose(found, gaussian_filter(picture, 1.5, mode="constant", radius=5), atol=1e-12)
 
 
+def test_masks_may_be_of_numpy() -> None:
+    assert inpainting(np.array([[255, 0]]), 0.3).operator(torch.ones(1, 1, 2)).tolist() == [[[1.0, 0.0]]]
+
+
 def test_log_prob_is_normal() -> None:
     picture, observed = torch.rand(2, *SHAPE), torch.rand(SHAPE)
     expected = torch.distributions.Normal(picture, 0.3).log_prob(observed).flatten(1).sum(1)

@@ -7,7 +7,7 @@ from nflib.decoding import Auto, Jacobi, PreviousFrame
 from nflib.flows import TARFlow
 from nflib.transforms import ProductGuidance
 from tests.video.released_flows import DECODERS
-from tests.video.tiny import small_video_flow
+from tests.video.tiny import small_image_flow, small_video_flow
 from video import rollout
 
 LENGTH = 8
@@ -75,6 +75,22 @@ def test_generate(flow, text):
     assert rollout.generate(small_video_flow(text_length=0), 5, seed=1).shape == (1, 5, 2, 2, 4)
 
 
+def test_given_frames_of_another_dtype(flow, text):
+    given = torch.randn(2, 1, 2, 2, 4)
+    for other in (given.half(), given.byte()):
+        clips = rollout.generate(flow, 3, text, other, seed=1)
+        assert torch.equal(clips, rollout.generate(flow, 3, text, other.float(), seed=1))
+    double = small_video_flow().double()
+    clips = rollout.generate(double, 3, text.double(), given, seed=1)
+    assert clips.dtype == torch.double and torch.equal(clips[:, :1], given.double())
+    for name, arguments in (
+        ("given frames", (torch.zeros(2, 24, 2), text, given.double())),
+        ("noise", (torch.zeros(2, 24, 2).double(), text)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} are float64 and the flow is float32"):
+            rollout.decode(flow, *arguments)
+
+
 def test_mistakes(flow, text):
     noise = torch.zeros(2, 4 * LENGTH, 2)
     with pytest.raises(ValueError, match="window must lie in 1 … 3"):
@@ -97,3 +113,7 @@ def test_mistakes(flow, text):
         rollout.generate(flow, 0, text)
     with pytest.raises(ValueError, match="takes a STARFlowV"):
         rollout.generate(TARFlow((4,), channels=16, num_blocks=1, head_dim=16), 3)
+    image = small_image_flow()
+    with pytest.raises(ValueError, match=r"takes a STARFlowV, such as a STARFlow's as_clips\(\)"):
+        rollout.generate(image, 1, text, seed=0)
+    assert rollout.generate(image.as_clips(), 1, text, seed=0).shape == (2, 1, 2, 4, 4)

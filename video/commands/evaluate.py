@@ -8,6 +8,7 @@ from pathlib import Path
 
 from video.commands.options import DrawingOptions, ModelOptions
 from video.evaluation import FolderBatches, Judgement, judge, load_features, score, score_held_out, write_judgement
+from video.evaluation.judgement import check_names
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,11 @@ def evaluate(
         )
 
     held_out = read(data, condition)
-    other_folders = {path.name: read(path, "none") for path in others or ()}
-    if len(other_folders) < len(others or ()):
+    names = [path.resolve().name for path in others or ()]
+    if len(set(names)) < len(names):
         raise ValueError("two folders of others have one name; rename one of them.")
+    check_names(names)
+    other_folders = {name: read(path, "none") for name, path in zip(names, others or (), strict=True)}
     if classify and not held_out.classes:
         raise ValueError(f"clips in {data} have no classes to tell apart; leave --classify out.")
     evaluated = score_held_out(

@@ -31,7 +31,7 @@ class ModelOptions:
     """A trained model.
 
     Args:
-        model: its folder; default: the shipped one of moving digits.
+        model: its folder, or the output of the run that trained it; default: the shipped one of moving digits.
         device: cpu, cuda or mps.
         aspect: width to height, such as 16:9, of as many pixels as in training; default: as in training.
     """
@@ -119,6 +119,8 @@ class OutputOptions:
                 raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first.")
             if path is not None and path.is_dir():
                 raise ValueError(f"{path} is a folder; name a file, in it or elsewhere.")
+        if self.gallery is not None and self.gallery.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"{self.gallery} is to be a page: let its name end in .html.")
 
     def write(
         self,

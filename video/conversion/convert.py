@@ -15,13 +15,12 @@ from torch import Tensor
 
 from nflib.command_line import refuse_given
 from nflib.flows import Flow
-from nflib.io import complete_folder
 from video.conversion.released import is_tarflow, starflow_from_state_dict, tarflow_from_state_dict
 from video.conversion.released_config import read_released_config, released_autoencoder
 from video.conversion.weights import read_released_weights
 from video.latents.latents import Latents, Pixels
 from video.latents.load import load_latents
-from video.parts import check_parts
+from video.parts import save_parts
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, load_text
 from video.text.labels import Labels, composed
@@ -104,12 +103,7 @@ def convert(
         of_tarflow = {"labels": labels, "patch_size": patch_size}
         refuse_given(of_tarflow, f"goes with a TARFlow, and {checkpoint} is a STARFlow")
         parts = _starflow(arguments, state, autoencoder, text, wanted)
-    check_parts(parts.flow, parts.latents, parts.text, parts.settings, "the model")
-    with complete_folder(output) as temporary:
-        parts.flow.save_pretrained(temporary / "flow", wanted)
-        parts.latents.save(temporary / "autoencoder")
-        parts.text.save(temporary / "text")
-        parts.settings.save(temporary)
+    save_parts(parts.flow, parts.latents, parts.text, parts.settings, output, wanted)
     log.info("Written %s: %d million weights.", output, sum(p.numel() for p in parts.flow.parameters()) / 1e6)
     return output
 

@@ -68,7 +68,7 @@ def tarflow_from_state_dict(
     channels, token_size = state["blocks.0.proj_in.weight"].shape
     num_tokens = len(state["blocks.0.pos_embed"])
     side = math.isqrt(num_tokens)
-    if token_size % patch_size**2 or side**2 != num_tokens:
+    if patch_size < 1 or token_size % patch_size**2 or side**2 != num_tokens:
         raise ValueError(
             f"the weights are for {num_tokens} tokens of {token_size} numbers, which are no square image in patches of "
             f"{patch_size} × {patch_size}; pass the patch size that the model was trained with."

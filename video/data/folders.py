@@ -17,6 +17,7 @@ from video.text.labels import composed
 log = logging.getLogger(__name__)
 
 MEDIA = IMAGES | VIDEOS
+CAPTION, SHARD = ".txt", ".tar"
 # What takes the place of bytes that are no UTF-8.
 LOST = "\ufffd"
 # Folders of these names are parts of a data set, not classes.
@@ -30,7 +31,7 @@ def read_folder(folder: str | os.PathLike[str], condition: str = "auto") -> List
 
     - ``metadata.jsonl`` or ``metadata.csv``, there or in a subfolder, with the columns "file_name" and "text" or
       "caption", or "label"; files below it that it does not name are left out,
-    - a ``.txt`` beside the file: its caption,
+    - a ``.txt`` beside the file, of its name but for the suffix: its caption,
     - the name of its subfolder, if there are several: its label,
     - in tar shards of WebDataset, ``key.txt``, ``key.cls`` or ``key.json`` beside ``key.png``.
 
@@ -54,11 +55,11 @@ def read_folder(folder: str | os.PathLike[str], condition: str = "auto") -> List
     problems: list[str] = []
     samples = _described(root, files, problems)
     for name in files:
-        if name.endswith(".tar"):
+        if _suffix(name) == SHARD:
             members, damages = read_shard(root / name, name)
             samples += members
             problems += damages
-    packed = [name for name in files if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".parquet"))]
+    packed = [name for name in files if name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".parquet"))]
     if packed:
         problems.append(f"Not read, but for unpacking to .tar, .jsonl or .csv: {counted(packed)}.")
     read = {sample.name for sample in samples} | set(packed)
@@ -92,8 +93,8 @@ def _files(root: Path) -> list[str]:
 
 def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample]:
     """The files that are images or clips, with what is said of each; what is left out is told in `problems`."""
-    # By the name as it is, and with accents as keyboards write them, which some file systems take apart.
-    there = {composed(name): name for name in files} | {name: name for name in files}
+    there = _by_name({name: name for name in files})
+    captions = _by_name({_stem(name): name for name in files if _suffix(name) == CAPTION})
     descriptions, governed = _metadata(root, there, problems)
     media = [name for name in files if _suffix(name) in MEDIA]
     unnamed = [name for name in media if name not in descriptions and _is_below(name, governed)]
@@ -103,11 +104,14 @@ def _described(root: Path, files: list[str], problems: list[str]) -> list[Sample
     plain = [name for name in media if name not in descriptions and name not in left_out]
     labels = _folder_labels(plain)
     for name in plain:
-        beside = _found(there, os.path.splitext(name)[0] + ".txt")
+        beside = _found(captions, _stem(name))
         caption = None
         if beside is not None:
             caption = (root / beside).read_text(encoding="utf-8-sig", errors="replace").strip() or None
         descriptions[name] = Description(caption, labels.get(name))
+    used = {_found(captions, _stem(name)) for name in (*media, *descriptions)}
+    if lonely := [name for name in files if _suffix(name) == CAPTION and name not in used]:
+        problems.append(f"Not read, since no image or clip is named as they are: {counted(lonely)}.")
     samples = []
     for name, description in descriptions.items():
         path = root / name
@@ -149,6 +153,11 @@ def _metadata(root: Path, there: Mapping[str, str], problems: list[str]) -> tupl
     return descriptions, governed
 
 
+def _by_name(files: dict[str, str]) -> dict[str, str]:
+    """By names as they are, and with accents as keyboards write them, which some file systems take apart."""
+    return {composed(name): file for name, file in files.items()} | files
+
+
 def _found(there: Mapping[str, str], name: str) -> str | None:
     """The file of a name, however either writes its accents; None if there is none."""
     return there.get(name, there.get(composed(name)))
@@ -165,13 +174,17 @@ def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
 def _is_known(name: str) -> bool:
     """Whether a file that is no sample is one of those that make or describe samples, or was left out by metadata."""
-    return posixpath.basename(name) in NAMES or name.endswith(".tar") or _suffix(name) in MEDIA | {".txt"}
+    return posixpath.basename(name) in NAMES or _suffix(name) in MEDIA | {CAPTION, SHARD}
 
 
 def _is_below(name: str, folders: set[str]) -> bool:

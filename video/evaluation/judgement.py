@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], float]] = {
     "precision": lambda real, made: precision_recall(real, made, NEIGHBOURS).precision,
     "recall": lambda real, made: precision_recall(real, made, NEIGHBOURS).recall,
 }
+# The model's own clips, by name.
+OWN = ("held-out", "samples")
 # Fewer clips than this of a class give no distance that means something.
 FEWEST = 10
 
@@ -70,6 +72,12 @@ class Judgement:
         return {name: plain(value) for name, value in vars(self).items()}
 
 
+def check_names(others: Iterable[str]) -> None:
+    """Raise ValueError where clips of other kinds have a name that the model's own clips have."""
+    if taken := sorted(set(OWN).intersection(others)):
+        raise ValueError(f"others cannot be named {taken[0]!r}, as the model's own clips are; choose another name.")
+
+
 def judge(
     pipeline: Pipeline,
     evaluated: HeldOutScores,
@@ -92,10 +100,8 @@ def judge(
         ValueError: others of the names of the model's own clips.
     """
     own, samples, again = evaluated.held_out, evaluated.samples, evaluated.reconstructions
-    sets = {"held-out": own, "samples": samples}
-    if taken := sorted(sets.keys() & others.keys()):
-        raise ValueError(f"others cannot be named {taken[0]!r}, as the model's own clips are; choose another name.")
-    sets |= others
+    check_names(others)
+    sets = {**dict(zip(OWN, (own, samples), strict=True)), **others}
     notes = [
         "Errors of means and AUROCs are standard deviations over bootstrap resamples of files; those of distances are "
         "of a jackknife over ten groups of files. None covers what another training run would change.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from video.latents.latents import import_diffusers
@@ -26,6 +27,6 @@ def tiny_autoencoder(
         block_out_channels=tuple(channels),
         layers_per_block=1,
         latent_channels=latent_channels,
-        norm_num_groups=min(8, *channels),
+        norm_num_groups=math.gcd(8, *channels),
         sample_size=size,
     )

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nflib.optional import require
+from video.latents.levels import as_pixels
 
 # That an AutoencoderKLWan of diffusers encodes, after the first.
 FRAMES_AT_ONCE = 4
+# Pixels are in -1 … 1, but for rounding.
+LARGEST_PIXEL = 1.001
 
 
 class Latents(nn.Module):
@@ -90,6 +93,7 @@ class Latents(nn.Module):
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
         """Latents ``(B, t, c, h, w)`` of clips ``(B, T, C, H, W)`` in -1 … 1; ValueError where these do not fit."""
+        clips = as_pixels(clips, LARGEST_PIXEL)
         if clips.dim() != 5:
             raise ValueError(f"expected clips of shape (batch, frames, channels, height, width), got {clips.shape}.")
         shape = self.latent_shape(tuple(clips.shape[1:]))  # type: ignore[arg-type]

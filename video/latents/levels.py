@@ -7,9 +7,29 @@ of each of 256 levels, rather than the levels themselves, fill -1 … 1. Their s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def as_pixels(values: Any, largest: float = math.inf) -> Tensor:
+    """Pixels as a tensor.
+
+    Args:
+        values: a tensor, or what `torch.as_tensor` takes.
+        largest: size of a pixel, at most.
+
+    Raises:
+        ValueError: integers, as of 8 bits, NaN, or larger pixels.
+    """
+    pixels = torch.as_tensor(values)
+    if pixels.is_floating_point() and bool((pixels.abs() <= largest).all()):
+        return pixels
+    got = str(pixels.dtype).removeprefix("torch.")
+    if pixels.is_floating_point():
+        got = "NaN" if pixels.isnan().any() else f"{float(pixels.min()):g} … {float(pixels.max()):g}"
+    raise ValueError(f"pixels must be floats in -1 … 1, got {got}; of levels 0 … 255, divide by 127.5 and subtract 1.")
 
 
 def snapped(pixels: Tensor, levels: int, scale: float = 1.0) -> Tensor:

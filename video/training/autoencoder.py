@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,9 @@ class AutoencoderOptions:
             default: its patch size, as they are.
         decoder_channels: with features, width of the two decoders.
         decoder_layers: with features, layers of each.
+
+    Raises:
+        ValueError: sizes that are not positive, or noise or weights that are negative.
     """
 
     features: str | None = None
@@ -62,6 +66,11 @@ class AutoencoderOptions:
         for name in ("latent_channels", *OF_FEATURES):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be a positive number, got {value}.")
+        for name in ("noise", "divergence_weight", "pixel_weight"):
+            if not 0 <= (weight := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} must be zero or more, got {weight}.")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels must give each level a positive number of them, got {self.channels}.")
 
     def latents(self, in_channels: int, seed: int) -> Latents:
         """The autoencoder that is to be trained.

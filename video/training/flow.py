@@ -19,13 +19,14 @@ from video.data.options import PARTS, FolderOptions
 from video.data.prompt_cache import encode_prompts
 from video.data.samples import Listing
 from video.data.sizes import buckets
+from video.parts import PIPELINE
 from video.pipeline import Pipeline
 from video.training.bits import BitsPerDimension
 from video.training.families import FlowOptions
 from video.training.grids import SampleGrid
 from video.training.likelihood import NoisyLikelihood
 from video.training.run import begin_run, check_samples, spread
-from video.training.starts import PIPELINE, NewFlow, SavedFlow, Start
+from video.training.starts import NewFlow, SavedFlow, Start
 
 LATENTS, PROMPTS, RESULT = "latents", "prompts", "result.json"
 

@@ -23,7 +23,6 @@ from video.text.labels import Labels
 from video.training.families import FlowOptions
 from video.training.run import spread
 
-PIPELINE = "pipeline"
 # A closed vocabulary of more words is no small context any more.
 MOST_WORDS = 4096
 # To so many images splines of single pixels are fitted; of fewer, each is taken again, with noise of its own.
@@ -190,8 +189,7 @@ class SavedFlow:
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"the initial model has its own {name}: leave {name} out, or initial.")
-        of_a_run = Path(folder) / PIPELINE
-        self._pipeline = pipeline = Pipeline.load(of_a_run if of_a_run.is_dir() else folder, device)
+        self._pipeline = pipeline = Pipeline.load(folder, device)
         self.name, self.noise = folder, pipeline.settings.noise
         self.frames = pipeline.settings.clip_shape[0] if pipeline.flow.max_frames > 1 else 1
         self.patch_size, self.has_sizes = pipeline.flow.patch_size, pipeline.flow.has_sizes
