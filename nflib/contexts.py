@@ -53,6 +53,22 @@ def as_context(context: Any) -> Context:
     return parts if isinstance(context, tuple) else parts[0]
 
 
+def unconditional_rows(unconditional: Tensor, context: Tensor) -> Tensor:
+    """An unconditional context, one row or as many as the context has, in the context's shape and on its device.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if unconditional.dim() == context.dim() - 1:
+        unconditional = unconditional.unsqueeze(0)
+    if unconditional.shape[1:] != context.shape[1:] or unconditional.shape[0] not in (1, context.shape[0]):
+        raise ValueError(
+            f"the unconditional context has the shape {tuple(unconditional.shape)}, but the context is of "
+            f"{tuple(context.shape)}: they must agree, or the first have one row."
+        )
+    return unconditional.to(context.device).expand(context.shape)
+
+
 def check_shape(context: Any, shape: tuple[int | None, ...]) -> None:
     """Raise ValueError unless each row of the context has the shape; None stands for any size.
 

@@ -303,9 +303,22 @@ class TorchBase(Distribution):
                 f"torch.distributions.Independent(distribution, {len(distribution.batch_shape)})."
             )
         self.distribution = distribution
+        # Of a flow given its context: its weights are this base's.
+        flow = getattr(distribution, "flow", None)
+        self.flow = flow if isinstance(flow, nn.Module) else None
         with torch.random.fork_rng():
             self.sample_inside = distribution.sample()
-        self.device = self.sample_inside.device  # where it stays, wherever the flow goes
+
+    @property
+    def device(self) -> torch.device:
+        """Where densities are computed: other torch distributions stay where they are, wherever the flow goes."""
+        weight = None if self.flow is None else next(self.flow.parameters(), None)
+        return self.sample_inside.device if weight is None else weight.device
+
+    @property
+    def stochastic_density(self) -> bool:
+        """Whether log_prob is a random estimate, as of a continuous flow in it; see `Flow.stochastic_density`."""
+        return is_estimate(self.distribution)
 
     def event_shape(self, context: Any) -> tuple[int, ...]:
         return tuple(self.distribution.event_shape)
@@ -324,13 +337,19 @@ class TorchBase(Distribution):
             support = None
         inside = torch.ones_like(zero, dtype=torch.bool) if support is None else support.check(x)
         # Another point stands in for those outside: whether there are any is no branch, for torch.func and export.
-        x = torch.where(per_row(inside, x), x, self.sample_inside.to(x.dtype))
+        x = torch.where(per_row(inside, x), x, self.sample_inside.to(x))
         return (torch.where(inside, self.distribution.log_prob(x), -torch.inf) + zero).to(inputs.device)
 
     def _sample(self, num_samples: int, context: Any) -> Tensor:
         shape = (num_samples,) if context is None else (num_rows(context), num_samples)
         # With their gradient, where it is recorded: samples of a flow depend on its base.
         return self.distribution.rsample(shape) if self.distribution.has_rsample else self.distribution.sample(shape)
+
+
+def is_estimate(density: Any) -> bool:
+    """Whether a density, or one that a torch distribution is made of, says that it is a random estimate."""
+    inner = (getattr(density, name, None) for name in ("base_dist", "component_distribution"))
+    return getattr(density, "stochastic_density", False) or any(is_estimate(part) for part in inner if part is not None)
 
 
 def as_base(distribution: Distribution | torch.distributions.Distribution) -> Distribution:
@@ -356,5 +375,10 @@ def draw(
     if own is not None:
         return own(num_samples, context, generator)  # type: ignore[no-any-return]
     with globally_seeded(generator):  # others know no other generator
+        if context is not None and not getattr(distribution, "uses_context", True):
+            rows = num_rows(context)
+            return distribution.sample(max(rows * num_samples, 1))[: rows * num_samples].unflatten(
+                0, (rows, num_samples)
+            )
         draws = distribution.sample(max(num_samples, 1), context=context)  # nflows knows no zero draws
     return draws[:num_samples] if context is None else draws[:, :num_samples]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 LONGEST_LINE = 300  # characters
@@ -26,6 +28,34 @@ def check_object(name: str, value: Any, example: str, *methods: str) -> None:
     """
     if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
         raise ValueError(f"{name} must be an object such as {example}, got {value!r}.")
+
+
+def is_whole(number: Any, least: int) -> bool:
+    """Whether a number is an integer, of whatever library, of `least` or more."""
+    try:
+        return not isinstance(number, bool) and operator.index(number) >= least
+    except TypeError:
+        return False
+
+
+def at_least(least: int, name: str, number: Any) -> int:
+    """The number of an argument as an int; raises ValueError unless it is an integer of `least` or more.
+
+    >>> at_least(1, "num_samples", 1e3)
+    Traceback (most recent call last):
+    ValueError: num_samples must be an integer of 1 or more, got 1000.0.
+    """
+    if not is_whole(number, least):
+        raise ValueError(f"{name} must be an integer of {least} or more, got {number!r}.")
+    return int(number)
+
+
+def as_number(value: Any) -> float:
+    """The value as a float; NaN, which no range holds, for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def first_line(error: BaseException) -> str:

@@ -59,6 +59,20 @@ class Inversion(NamedTuple):
     residual: float | None = None
     statistics: tuple[BlockReport, ...] = ()
 
+    @classmethod
+    def of(cls, result: Any) -> Inversion:
+        """What a decoder or an inverse returned: of a pair the residual is unknown.
+
+        Raises:
+            ValueError: it is no pair of tokens and logabsdet, nor an `Inversion`.
+        """
+        if not isinstance(result, tuple) or not 2 <= len(result) <= 4:
+            raise ValueError(
+                f"an inversion is a pair of tokens and logabsdet, or an nflib.interfaces.Inversion, not a "
+                f"{type(result).__name__}; return both."
+            )
+        return cls(*result)
+
     def then(self, following: Inversion) -> Inversion:
         """This inversion followed by that of another map, which started from this one's solution."""
         return Inversion(

@@ -200,6 +200,8 @@ class Basin:
     def __post_init__(self) -> None:
         for variable, (low, high) in self.intervals:
             text = f"basin {self.name!r}: {_interval(variable.name, low, high)}"
+            if any(limit is not None and math.isnan(limit) for limit in (low, high)):
+                raise ValueError(f"{text} has a limit that is not a number; give one, or None.")
             if low is not None and high is not None:
                 width = high - low
                 if not width > 0.0 and (variable.period is None or not width % variable.period):

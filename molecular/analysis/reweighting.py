@@ -100,18 +100,23 @@ def reweight_to(
     other = molecule.topology.difference(target.topology)
     if other:
         raise ValueError(f"{target.name} is another molecule than {molecule.name}: {other}.")
-    present = _energies(conformations, ReducedEnergy(molecule)) if energies is None else energies / molecule.kT
+    if energies is None:
+        present = _energies(conformations, ReducedEnergy(molecule))
+    else:
+        present = _energies(conformations, torch.as_tensor(energies), "kJ/mol") / molecule.kT
     same = target.system is molecule.system
     return reweight(conformations, present, present * molecule.kT / target.kT if same else ReducedEnergy(target))
 
 
 @torch.no_grad()
-def _energies(conformations: WeightedConformations, energies: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
+def _energies(
+    conformations: WeightedConformations, energies: Tensor | Callable[[Tensor], Tensor], unit: str = "kT"
+) -> Tensor:
     if callable(energies):
         energies = torch.cat([energies(part).detach().cpu() for part in conformations.positions.split(_BATCH)])
     if energies.shape != (len(conformations),):
         raise ValueError(
             f"reweight: energies have shape {tuple(energies.shape)} for {len(conformations)} conformations; give "
-            f"({len(conformations)},), in kT."
+            f"({len(conformations)},), in {unit}."
         )
     return energies.detach().cpu().double()

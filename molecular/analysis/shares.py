@@ -13,12 +13,8 @@ from torch import Tensor
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.dynamics.autocorrelation import mixing
 from nflib.montecarlo import WeightedSamples
-from nflib.montecarlo.weighted_samples import MIN_EFFECTIVE
+from nflib.montecarlo.weighted_samples import MIN_EFFECTIVE, MIN_EFFECTIVE_COUNT
 
-# Cells worth fewer independent conformations have errors that cannot be told from the sample itself. Coverage of
-# profiles and maps hardly differs between bounds of 3, 5 and 10; a higher one states errors for fewer cells, and those,
-# of runs with heavy weights, are the cells whose heaviest conformations happen to be missing.
-MIN_EFFECTIVE_COUNT = 5.0
 # With fewer trajectories than that, their blocks are what is taken to be independent.
 ENOUGH_TRAJECTORIES = 20
 # Length of a block, in autocorrelation times; a mean over it has 95 % of the variance that independence needs.
@@ -95,7 +91,7 @@ class Shares:
             third = moment(3, mass, pair_cell, self.family_weights[family], self.family_weights)
             alone = moment(2, weights, cell, weights, self.weights)
             errors = self._error(second, third, alone)
-        errors[~_enough(effective) | (not self.trusted)] = np.inf
+        errors[(effective <= MIN_EFFECTIVE_COUNT) | (not self.trusted)] = np.inf
         return CellShares(np.asarray(shares, dtype=np.float64), errors, effective)
 
     def log_ratio(self, first: Tensor, second: Tensor) -> tuple[float, float]:
@@ -106,7 +102,7 @@ class Shares:
         if not all(shares):
             return (np.inf if shares[0] else -np.inf if shares[1] else np.nan), np.inf
         error = np.inf
-        if self.trusted and all(_enough(one.effective_counts).all() for one in both):
+        if self.trusted and all((one.effective_counts > MIN_EFFECTIVE_COUNT).all() for one in both):
             one, two = (mask.numpy() / share for mask, share in zip((first, second), shares, strict=True))
             deviations = self.weights * (one - two)
             families = np.bincount(self.families, deviations) / _others(self.family_weights)
@@ -128,11 +124,6 @@ class Shares:
 def _others(weights: NDArray) -> NDArray[np.float64]:
     """The weight of all others, for each of these; not zero where rounding says so."""
     return np.maximum(1.0 - weights, np.finfo(np.float64).eps)
-
-
-def _enough(effective_counts: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which cells have an error; five equal weights are five, whatever rounding says."""
-    return effective_counts > MIN_EFFECTIVE_COUNT * (1.0 - 1e-9)
 
 
 def shares_of(conformations: WeightedConformations, series: Sequence[Tensor]) -> tuple[Shares, str | None]:

@@ -48,6 +48,8 @@ def analyse(
         name, equals, condition = basin.partition("=")
         if not equals or not name.strip():
             raise ValueError(f"--basins is {basin!r}; write NAME=CONDITION, as in 'left=phi 1 > 0'.")
+        if name.strip() in regions:
+            raise ValueError(f"two basins are named {name.strip()!r}; give each a name of its own.")
         regions[name.strip()] = condition.strip()
     target = None
     if temperature not in (None, molecule.temperature) or system is not None:

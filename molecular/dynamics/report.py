@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from molecular.dynamics.autocorrelation import mixing
+from molecular.dynamics.former_names import with_current_names
 from molecular.dynamics.frames import list_shards, read_shards
 from molecular.molecule.geometry import dihedrals
 
@@ -160,6 +161,7 @@ def concerns(report: Mapping[str, Any]) -> list[str]:
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """A simulation's report as a short table for a reader, line by line."""
+    report = with_current_names(report)
     seconds, simulated = report["wall_seconds"], report["simulated_ns"]
     temperatures, num_groups = report["temperatures_K"], report["num_replica_groups"]
     yield (

@@ -37,6 +37,8 @@ class Nonbonded(PairTerm):
             raise UnsupportedForce(
                 "NonbondedForce has parameter offsets; compile_system supports fixed parameters only."
             )
+        if not force.getIncludeDirectSpace():
+            raise UnsupportedForce("NonbondedForce leaves its direct space out; compile_system computes all of it.")
         self.cutoff = None if method == openmm.NonbondedForce.NoCutoff else plain(force.getCutoffDistance(), NANOMETRE)
         self.switch = None
         if self.cutoff is not None and force.getUseSwitchingFunction():

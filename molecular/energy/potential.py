@@ -36,6 +36,7 @@ class PotentialEnergy(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         """Energies (...,) in kJ/mol of positions x (..., n, 3) in nm; differentiable once with respect to x."""
+        x = torch.as_tensor(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _DifferentiableEnergy.apply(x, self)
         return self._evaluate(x, with_force=False)[0]
@@ -47,7 +48,7 @@ class PotentialEnergy(nn.Module):
 
         Raises ValueError if x does not end in (n, 3) or is on another device.
         """
-        energy, force = self._evaluate(x, with_force=True)
+        energy, force = self._evaluate(torch.as_tensor(x), with_force=True)
         assert force is not None
         return energy, force
 

@@ -85,8 +85,8 @@ class Molecule:
     ) -> None:
         self.topology = Topology.of(topology)
         self.system = system
-        self.positions: NDArray[np.float64] = np.array(_in_nanometres(positions), dtype=np.float64)
-        self.temperature = float(temperature)
+        self.positions: NDArray[np.float64] = np.array(_in_unit(unit.nanometer, positions), dtype=np.float64)
+        self.temperature = float(_in_unit(unit.kelvin, temperature))
         self.name = name
         self.kT = MOLAR_GAS_CONSTANT * self.temperature
         self._check()
@@ -201,7 +201,7 @@ class Molecule:
 
         Raises ValueError for positions of another shape.
         """
-        xyz = self.positions if positions is None else np.asarray(_in_nanometres(positions), dtype=np.float64)
+        xyz = self.positions if positions is None else np.asarray(_in_unit(unit.nanometer, positions), dtype=np.float64)
         if xyz.shape != (self.num_atoms, 3):
             raise ValueError(f"positions have shape {xyz.shape}; {self.name} needs ({self.num_atoms}, 3), in nm.")
         text = io.StringIO()
@@ -214,8 +214,9 @@ class Molecule:
             temporary.write_text(self.pdb_string(positions))
 
 
-def _in_nanometres(positions: Any) -> Any:
-    return positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
+def _in_unit(wanted: unit.Unit, value: Any) -> Any:
+    """A value, which may be an OpenMM Quantity, as a number or numbers."""
+    return value.value_in_unit(wanted) if unit.is_quantity(value) else value
 
 
 def _constrained(system: openmm.System) -> set[tuple[int, int]]:

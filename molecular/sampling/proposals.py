@@ -48,19 +48,20 @@ def load_flow(molecule: Molecule, model: str | Path | None = None, device: str =
 
 
 def load_proposal(
-    molecule: Molecule, models: Sequence[str | Path] = (), device: str = "cpu"
+    molecule: Molecule, models: str | Path | Sequence[str | Path] = (), device: str = "cpu"
 ) -> GivenMolecule | GivenMixture:
     """What to sample a molecule with: one trained flow, or several, `combined`.
 
     Args:
         molecule: the molecule to sample.
-        models: folders of saved flows. Empty takes all that are shipped for the molecule.
+        models: folder of a saved flow, or several. Empty takes all that are shipped for the molecule.
         device: that the flows are put on.
 
     Raises:
         FileNotFoundError, ValueError: as `load_flow` and `combined` do.
     """
-    return combined([load_flow(molecule, model, device) for model in models or shipped_flows(molecule, SHIPPED)])
+    folders = [models] if isinstance(models, str | Path) else models or shipped_flows(molecule, SHIPPED)
+    return combined([load_flow(molecule, model, device) for model in folders])
 
 
 def combined(flows: Sequence[GivenMolecule]) -> GivenMolecule | GivenMixture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 
 from molecular.data.corpus import ConformationStream, CorpusLayout, CorpusSource
 from molecular.data.corpus.buckets import Item, collate
+from molecular.training.beginnings import fingerprint, some_rows
 
 log = logging.getLogger(__name__)
 
 Context = Callable[[app.Topology], Tensor]
 # Share of the machine's memory that conformations may take.
 MEMORY_SHARE = 0.25
-FINGERPRINTED = 1000
 
 
 class Rows:
@@ -45,8 +44,7 @@ class Rows:
 
     def fingerprint(self) -> str:
         """The SHA-256 of some of the conformations, evenly spaced, by which others are told from these."""
-        chosen = torch.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED), dtype=torch.float64).long()
-        return hashlib.sha256(self.batch(chosen)["inputs"].numpy().tobytes()).hexdigest()
+        return fingerprint([self.batch(some_rows(len(self)))["inputs"]])
 
 
 class Window:

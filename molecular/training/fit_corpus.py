@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,13 +20,12 @@ from molecular.molecule.features import atoms_exist
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
+from molecular.training.beginnings import alone, fingerprint, refuse_another_beginning
 from molecular.training.initial import check_initial
 from molecular.training.labelled import GROUP, LabelledFrames
 from nflib.dtypes import widened
-from nflib.io import only_run, read_config, read_json, write_json
+from nflib.io import read_config
 from nflib.training import TrainingConfig, TrainingResult, fit
-from nflib.training.checkpoints import latest_checkpoint
-from nflib.training.fabric import is_first_process
 from nflib.training.objectives import huber_location, squared_or_clipped
 
 log = logging.getLogger(__name__)
@@ -38,8 +36,6 @@ VALIDATION_FRAMES = 256
 NUM_BUCKETS = 4
 # Conformations that scales and marginals are fitted to.
 FITTED_FRAMES = 60_000
-# In the folder of a run: which conformations it was begun with.
-CONFORMATIONS = "conformations.json"
 
 
 def train_on_corpus(
@@ -72,7 +68,7 @@ def train_on_corpus(
     Raises:
         FileNotFoundError: a folder without a corpus, or no initial flow.
         ValueError: an empty corpus, peptides that the flow does not take, settings that do not fit, or a run that was
-            begun with other conformations.
+            begun with other conformations or from another flow.
     """
     if coordinates not in COORDINATES:
         raise ValueError(f"on a corpus, coordinates must be one of {', '.join(COORDINATES)}, got {coordinates!r}.")
@@ -91,14 +87,15 @@ def train_on_corpus(
         )
     torch.manual_seed(config.seed)
     flow = _new_flow(coordinates, architecture) if initial is None else _initial_flow(initial, coordinates)
+    begun = None if initial is None else fingerprint(flow.state_dict().values())
     molecules = [*corpus.sequences("train"), *corpus.sequences("validation")]
     table = symmetry_table(corpus, molecules, flow)
     training = training_source(corpus, flow.context_of, config.seed)
     validation = validation_source(corpus, flow.context_of, len(corpus.sequences("train")), VALIDATION_FRAMES)
     if initial is None or refit_marginals:
         flow = _fitted(flow, training, table, config.seed)
-    with only_run(output) if is_first_process() else nullcontext():  # as `fit` does: another run's record stays
-        _refuse_other_conformations(Path(output), corpus.folder, training.fingerprint())
+    with alone(output):
+        refuse_another_beginning(Path(output), corpus.folder, training.fingerprint(), begun)
     if not energy_weight:
         objective = LikelihoodPerDimension(table)
         return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
@@ -234,23 +231,6 @@ def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buck
         log_prob = flow.log_prob(inputs[rows, :longest], context[rows, :longest])  # type: ignore[operator]
         parts.append(widened(log_prob))
     return torch.cat(parts)[order.argsort()]
-
-
-def _refuse_other_conformations(output: Path, data: Path, fingerprint: str | None) -> None:
-    """Raise ValueError where the run in a folder was begun with others than these; runs of earlier versions tell none.
-
-    Of another temperature or force field, they may well be as many.
-    """
-    path = output / CONFORMATIONS
-    if latest_checkpoint(output / "checkpoints") is None:
-        write_json(path, {"fingerprint": fingerprint})
-        return
-    begun = read_json(path).get("fingerprint") if path.is_file() else None
-    if None not in (begun, fingerprint) and begun != fingerprint:
-        raise ValueError(
-            f"the run in {output} was begun with other conformations than those in {data}, as of another temperature, "
-            "force field or seed; go on with the same data, or choose another output."
-        )
 
 
 def _new_flow(coordinates: str, architecture: dict[str, Any]) -> TransferableFlow:

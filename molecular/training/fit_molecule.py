@@ -17,6 +17,7 @@ from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_another_molecule, save_molecule
 from molecular.sampling.proposals import load_flow
+from molecular.training.beginnings import alone, fingerprint, refuse_another_beginning, some_rows
 from molecular.training.initial import check_initial
 from nflib.io import complete_folder
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
@@ -70,10 +71,14 @@ def train_on_ensemble(
         flow = MoleculeFlow.of(molecule, **architecture)
     else:
         flow = load_flow(molecule, initial).flow
+    begun = None if initial is None else fingerprint(flow.state_dict().values())
     if initial is None or refit_marginals:
         if not isinstance(flow, MoleculeFlow):
             raise ValueError(f"{initial} is a flow of many molecules, fitted to a corpus: leave refit_marginals out.")
         flow.fit_coordinates(training.positions)
+    positions = ensemble.positions[some_rows(len(ensemble))]
+    with alone(output):
+        refuse_another_beginning(Path(output), data, fingerprint([positions]), begun)
     # So that sampling needs the model alone, of a run that was stopped too.
     with complete_folder(model) as folder:
         save_molecule(molecule, folder)

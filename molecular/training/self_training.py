@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +16,11 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_another_molecule, save_molecule
 from molecular.sampling.sequential import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
+from molecular.training.beginnings import alone, fingerprint, refuse_another_beginning
 from molecular.training.replay_buffer import SIZE, OwnSamples, drawn_seed
-from nflib.io import only_run
 from nflib.montecarlo import Proposal, WeightedSamples
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
 from nflib.training.checkpoints import latest_checkpoint
-from nflib.training.fabric import is_first_process
 from nflib.training.seeds import REFRESH, derived_generator
 
 # The better draws of the flow become particles. Draws are cheap beside moves.
@@ -103,7 +101,7 @@ def improve(
 
     Raises:
         ValueError: numbers out of range, a flow whose samples have no finite energies, particles of a flow that
-            `molecular.sampling.smc` cannot move, or a folder of a run for another molecule or temperature.
+            `molecular.sampling.smc` cannot move, or a folder of a run for another molecule, temperature or flow.
     """
     if samples_per_round < 2 or batch_size < 1:
         raise ValueError(
@@ -130,9 +128,10 @@ def improve(
         batch_size=batch_size,
         best=best,
     )
-    with only_run(output) if is_first_process() else nullcontext():  # as `fit` does
+    with alone(output):
         # A run that goes on has its rounds in the checkpoint, with energies of the molecule that lies beside the model.
         refuse_another_molecule(model, molecule)
+        refuse_another_beginning(output, model, None, fingerprint(flow.state_dict().values()))
         if latest_checkpoint(output / "checkpoints") is None:
             save_molecule(molecule, model)
             log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)

@@ -10,8 +10,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nflib.contexts import Context, as_context, map_context
+from nflib.continuous.ode import said_shape
 from nflib.distributions import draw
-from nflib.events import flattened
+from nflib.errors import check_object
+from nflib.events import check_event_shape, flattened
 from nflib.flows.flow import Flow
 from nflib.random import given_generator, normal_like
 
@@ -146,11 +148,12 @@ class FlowCoupling:
         width: standard deviation of the encodings, if it is not 1.
 
     Raises:
-        ValueError: a negative noise, a width that is not positive; on training, a teacher whose transform begins with
-            more than a rearrangement of events, such as other coordinates.
+        ValueError: no flow, a negative noise, a width that is not positive; on training, a teacher whose transform
+            begins with more than a rearrangement of events, such as other coordinates.
     """
 
     def __init__(self, flow: Flow, noise: float = 0.0, width: float = 1.0):
+        check_object("flow", flow, "TARFlow((2,))", "encode")
         if not (noise >= 0 and width > 0):
             raise ValueError(f"FlowCoupling: noise ({noise!r}) must be 0 or more, width ({width!r}) positive.")
         self.flow, self.noise, self.width = flow.eval(), noise, width
@@ -160,6 +163,13 @@ class FlowCoupling:
         added = normal_like(x1, generator)
         encoded = self.flow.to(x1.device).encode(x1 + self.noise * added, context)
         return placed(self.flow._transform, encoded).to(x1) / self.width, x1, context
+
+
+def check_data(flow: Flow, x1: Tensor) -> None:
+    """Raise ValueError for data of another shape than the flow's events, which noise would be broadcast with."""
+    shape = said_shape(flow)
+    if shape is not None:
+        check_event_shape(x1, shape)
 
 
 def noise_like(x1: Tensor, flow: Flow, context: Any, generator: torch.Generator) -> Tensor:

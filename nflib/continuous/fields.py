@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nflib.contexts import map_context
 from nflib.continuous.paths import Path
+from nflib.errors import first_line
 from nflib.events import flattened, per_row
 from nflib.io.arguments import keep_arguments
 from nflib.transforms.guided import unpaired
@@ -33,7 +34,8 @@ class Velocity(Protocol):
     """A velocity field: any module or function ``v(x, t, context=None)`` that treats each row of a batch by itself.
 
     A field that is not smooth at some times has a list of them, `edges`, and a method ``within(start, stop)`` that
-    gives the field between two. One may say in `context_shape` which contexts it takes, as a flow does.
+    gives the field between two. One may say in `context_shape` which contexts it takes, as a flow does, and in
+    `uses_context` whether it takes any, where its signature does not tell.
 
     Args:
         x: states, ``(B, *event_shape)``.
@@ -55,7 +57,13 @@ def takes_context(field: Callable[..., Tensor], num_times: int = 1) -> bool:
     own = getattr(field, "uses_context", None)
     if own is not None:
         return bool(own)
-    parameters = inspect.signature(field.forward if isinstance(field, nn.Module) else field).parameters.values()
+    try:
+        parameters = inspect.signature(field.forward if isinstance(field, nn.Module) else field).parameters.values()
+    except ValueError as error:  # of a traced module, or a function that is not written in Python
+        raise ValueError(
+            f"no signature tells whether this {type(field).__name__} takes a context; say so by its attribute "
+            "uses_context, True or False, or wrap it in a function of your own."
+        ) from error
     return len(parameters) > 1 + num_times or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
@@ -64,9 +72,19 @@ def context_shape_of(field: Callable[..., Tensor]) -> tuple[int | None, ...] | N
     return getattr(field, "context_shape", None)
 
 
-def evaluated(field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
-    """The field's value; only where there is a context is it given one."""
-    return field(x, t) if context is None else field(x, t, context)
+def evaluated(field: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """The field's value at inputs, the last of which is the context; None is left out.
+
+    Raises ValueError where the field cannot do without.
+    """
+    if inputs[-1] is not None:
+        return field(*inputs)
+    try:
+        return field(*inputs[:-1])
+    except TypeError as error:
+        if "required positional argument" not in str(error):
+            raise
+        raise ValueError(f"this field takes a context ({first_line(error)}); pass the flow one.") from error
 
 
 class _OfAnother(nn.Module):
@@ -264,7 +282,7 @@ class RefinedVelocity(_OfAnother):
 
     def _velocity(self, field: Callable[..., Tensor], x: Tensor, t: Tensor, context: Any) -> Tensor:
         v = evaluated(field, x, t, context)
-        return v + (self.refiner(x, t, v) if context is None else self.refiner(x, t, v, context))
+        return v + evaluated(self.refiner, x, t, v, context)
 
 
 class BlockwiseVelocity(nn.Module):

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from nflib.continuous.couplings import Coupling, IndependentCoupling
+from nflib.continuous.couplings import Coupling, IndependentCoupling, check_data
 from nflib.continuous.fields import GuidedVelocity, Strength, Velocity
 from nflib.continuous.objectives import squared_error
+from nflib.continuous.objectives.parts import OfPairs, check_parts
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.paths import Path, TwoSidedPath
 from nflib.continuous.times import Times, UniformTimes
@@ -87,7 +88,7 @@ class InterpolantFlow(ODEFlow):
 
 
 @dataclass(frozen=True)
-class InterpolantMatching:
+class InterpolantMatching(OfPairs):
     """An objective that fits drift b and score s of an `InterpolantFlow` to its path (Albergo et al. 2023).
 
     (arXiv:2303.08797.) The loss is the mean of ``|b|^2 / 2 - (d x_t / dt) . b`` plus that of ``|s|^2 / 2 + z . s /
@@ -97,6 +98,9 @@ class InterpolantMatching:
     Args:
         coupling: which x0 is paired with which x1.
         times: the density of t.
+
+    Raises:
+        ValueError: a class in the place of a part; on training, data of another shape than the flow's events.
     """
 
     needs_flow: ClassVar[dict[str, str]] = {"path_score": "an InterpolantFlow"}
@@ -104,15 +108,10 @@ class InterpolantMatching:
     coupling: Coupling = field(default_factory=IndependentCoupling)
     times: Times = field(default_factory=UniformTimes)
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the tensors of a batch that are read."""
-        return ("inputs", "context", *getattr(self.coupling, "keys", ()))
-
     def __call__(
         self, flow: InterpolantFlow, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, x1, context = self.coupling(flow, batch, generator)
+        x0, x1, context = self.paired(flow, batch, generator)
         t = self.times.sample(len(x1), generator).to(x1)
         edge = torch.finfo(t.dtype).eps
         t = t.clamp(edge, 1 - edge)
@@ -147,7 +146,8 @@ class SymmetricMatching:
         times: the density of t.
 
     Raises:
-        ValueError: events that are no vectors, or have no numbers left for y.
+        ValueError: a class in the place of times; on training, events that are no vectors, have no numbers left for y,
+            or another shape than the flow's.
     """
 
     size: int
@@ -155,6 +155,9 @@ class SymmetricMatching:
 
     keys: ClassVar[tuple[str, ...]] = ("inputs", "context")
     needs_flow: ClassVar[dict[str, str]] = {"velocity": "an ODEFlow or a FlowMap"}
+
+    def __post_init__(self) -> None:
+        check_parts(self)
 
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
@@ -164,6 +167,7 @@ class SymmetricMatching:
             raise ValueError(
                 f"SymmetricMatching takes vectors of x ({self.size} numbers) and y, got the shape {tuple(data.shape)}."
             )
+        check_data(flow, data)
         noise = normal_like(data, generator)
         start = torch.cat([noise[:, : self.size], data[:, self.size :]], dim=1)
         stop = torch.cat([data[:, : self.size], noise[:, self.size :]], dim=1)

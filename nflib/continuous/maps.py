@@ -11,9 +11,9 @@ from nflows.distributions import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.continuous.fields import context_shape_of, takes_context
+from nflib.continuous.fields import context_shape_of, evaluated, takes_context
 from nflib.continuous.networks import ResidualMLP, TimeFeatures
-from nflib.continuous.ode import in_single_precision, noise_of, noise_width
+from nflib.continuous.ode import check_base, in_single_precision, noise_of, noise_width
 from nflib.continuous.paths import LinearPath, Path, check_times
 from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, check_resolved, inverted, pushed
@@ -123,8 +123,7 @@ class FlowMapTransform(Transform):
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """u, with its result checked."""
-        velocity = in_single_precision(self.velocity)
-        u = velocity(x, r, t) if context is None else velocity(x, r, t, context)
+        u = evaluated(in_single_precision(self.velocity), x, r, t, context)
         if u.shape != x.shape:
             raise ValueError(
                 f"the average velocity has shape {tuple(u.shape)}, and x {tuple(x.shape)}; it must have that of x."
@@ -162,7 +161,8 @@ class FlowMap(Flow):
             says.
 
     Raises:
-        ValueError: as `FlowMapTransform`; on densities, a map that is not one-to-one, an average velocity of another
+        ValueError: as `FlowMapTransform`; a distribution of another event shape; a context that the network cannot do
+            without and was not given; on densities, a map that is not one-to-one, an average velocity of another
             shape than x, a jump that is not finite.
 
     >>> import torch
@@ -192,6 +192,7 @@ class FlowMap(Flow):
         if context_shape is None and embedding_net is None:  # which would read another
             context_shape = context_shape_of(velocity)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
+        check_base(self, event_shape)
         self.path = path
         self.noise_width = width
 

@@ -238,6 +238,24 @@ def noise_of(path: Path, start: float, event_shape: Sequence[int] | int) -> Dist
     return noise if width == 1 else ScaledNoise(noise, [width])
 
 
+def said_shape(flow: Flow) -> tuple[int, ...] | None:
+    """The shape of the flow's events, None where its base does not say it, or not without a context."""
+    try:
+        return flow.event_shape
+    except ValueError:
+        return None
+
+
+def check_base(flow: Flow, event_shape: Sequence[int] | int) -> None:
+    """Raise ValueError where the flow's base says that its events have another shape."""
+    own, given = said_shape(flow), as_shape(event_shape)
+    if own not in (None, given):
+        raise ValueError(
+            f"{type(flow).__name__}: event_shape is {given}, and the distribution of the noise has events of shape "
+            f"{own}; make them the same."
+        )
+
+
 class _Between(nn.Module):
     """A field between two times, of which it may have its own way."""
 
@@ -285,7 +303,8 @@ class ODEFlow(Flow):
             says.
 
     Raises:
-        ValueError: as `ODETransform`; on sampling with a density, a map that is not one-to-one; a velocity that is not
+        ValueError: as `ODETransform`; a distribution of another event shape; a context that the velocity cannot do
+            without and was not given; on sampling with a density, a map that is not one-to-one; a velocity that is not
             finite, or of another shape than x.
 
     >>> import torch
@@ -327,6 +346,7 @@ class ODEFlow(Flow):
         if context_shape is None and embedding_net is None:  # which would read another
             context_shape = context_shape_of(velocity)
         super().__init__(transform, base, embedding_net, context_shape=context_shape)
+        check_base(self, event_shape)
         self.path = path
         self.noise_width = transform.noise_width
 

@@ -51,158 +51,169 @@ class Coefficients(NamedTuple):
 
     def like(self, x: Tensor) -> Coefficients:
         """The same coefficients in x's dtype, with dimensions of size 1 after the first, so that they multiply x."""
-        return Coefficients(*(per_row(c.to(x.dtype), x) for c in self))
+        return Coefficients(*(per_row(c.to(x), x) for c in self))
 
 
 class Path:
     """A path from noise x0 to data x1: the interpolant ``x_t = alpha(t) x0 + beta(t) x1 + gamma(t) z``.
 
-    The base of all paths; a subclass writes `_coefficients`. Times are tensors ``(B,)`` in [0, 1]; events have any
-    shape. A velocity ``v = E[d x_t / dt | x_t]``, a score ``s = d log p_t / dx``, a denoiser ``E[x1 | x_t]`` and a
-    noise predictor ``E[x0 | x_t]`` are converted into each other, number by number. This holds for x0 standard normal
-    and gamma = 0, and raises ValueError for a path with a latent; each conversion is singular where alpha, beta or
-    their Wronskian is zero, and then not finite.
+    The base of all paths; a subclass writes `_coefficients`. Times are tensors ``(B,)`` in [0, 1], or one number for
+    all; events have any shape. A velocity ``v = E[d x_t / dt | x_t]``, a score ``s = d log p_t / dx``, a denoiser
+    ``E[x1 | x_t]`` and a noise predictor ``E[x0 | x_t]`` are converted into each other, number by number. This holds
+    for x0 standard normal and gamma = 0, and raises ValueError for a path with a latent; each conversion is singular
+    where alpha, beta or their Wronskian is zero, and then not finite.
     """
 
     one_sided = True
 
-    def coefficients(self, t: Tensor) -> Coefficients:
-        """alpha, beta, gamma and their derivatives at times t ``(B,)``.
+    def coefficients(self, t: Tensor | float) -> Coefficients:
+        """alpha, beta, gamma and their derivatives at times t, ``(B,)`` or a number.
 
         Raises:
             ValueError: a time outside 0 … 1.
         """
+        t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
         check_times(t)
         return self._coefficients(t)
 
     def _coefficients(self, t: Tensor) -> Coefficients:
         raise NotImplementedError
 
-    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float, z: Tensor | None = None) -> Tensor:
         """The points ``x_t`` between noise and data.
 
         Args:
             x0: noise, ``(B, *event_shape)``.
             x1: data, of the same shape.
-            t: times, ``(B,)``.
-            z: the latent of a path with gamma, standard normal, of the same shape; None: left out.
+            t: times, ``(B,)`` or a number.
+            z: the latent of a path with gamma, standard normal, of the same shape; needed where gamma is not 0.
         """
         return self.pair(x0, x1, t, z)[0]
 
-    def velocity(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+    def velocity(self, x0: Tensor, x1: Tensor, t: Tensor | float, z: Tensor | None = None) -> Tensor:
         """The velocities ``d x_t / dt`` of pairs of noise and data, to which a velocity field is fitted.
 
         Args:
             x0: noise, ``(B, *event_shape)``.
             x1: data, of the same shape.
-            t: times, ``(B,)``.
-            z: the latent of a path with gamma, standard normal, of the same shape; None: left out.
+            t: times, ``(B,)`` or a number.
+            z: the latent of a path with gamma, standard normal, of the same shape; needed where gamma is not 0.
         """
         return self.pair(x0, x1, t, z)[1]
 
-    def pair(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def pair(self, x0: Tensor, x1: Tensor, t: Tensor | float, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`interpolate` and `velocity` at once.
 
         Args:
             x0: noise, ``(B, *event_shape)``.
             x1: data, of the same shape.
-            t: times, ``(B,)``.
-            z: the latent of a path with gamma, standard normal, of the same shape; None: left out.
+            t: times, ``(B,)`` or a number.
+            z: the latent of a path with gamma, standard normal, of the same shape; needed where gamma is not 0.
 
         Returns:
             The points ``x_t`` and their velocities, each of that shape.
+
+        Raises:
+            ValueError: a time outside 0 … 1; no z where gamma is not 0.
         """
         c = self.coefficients(t).like(x1)
         x, v = c.alpha * x0 + c.beta * x1, c.alpha_dot * x0 + c.beta_dot * x1
-        return (x, v) if z is None else (x + c.gamma * z, v + c.gamma_dot * z)
+        if z is not None:
+            return x + c.gamma * z, v + c.gamma_dot * z
+        if not self.one_sided and bool(c.gamma.any()):
+            raise ValueError(
+                f"{type(self).__name__} has a latent, without which this is another path; pass z, or train an "
+                "InterpolantFlow by InterpolantMatching."
+            )
+        return x, v
 
-    def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The score of a velocity: ``s = (beta v - beta' x) / (alpha (beta' alpha - alpha' beta))``.
 
         Args:
             v: velocities, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         c = self._one_sided(t, x)
         return (c.beta * v - c.beta_dot * x) / (c.alpha * (c.beta_dot * c.alpha - c.alpha_dot * c.beta))
 
-    def velocity_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def velocity_from_score(self, s: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The velocity of a score: ``v = (beta' x + alpha (beta' alpha - alpha' beta) s) / beta``.
 
         Args:
             s: scores, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         c = self._one_sided(t, x)
         return (c.beta_dot * x + c.alpha * (c.beta_dot * c.alpha - c.alpha_dot * c.beta) * s) / c.beta
 
-    def noise_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def noise_from_score(self, s: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The noise predicted by a score: ``E[x0 | x_t] = -alpha s``.
 
         Args:
             s: scores, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         return -self._one_sided(t, x).alpha * s
 
-    def score_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def score_from_noise(self, noise: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The score of predicted noise: ``s = -E[x0 | x_t] / alpha``.
 
         Args:
             noise: ``E[x0 | x_t]``, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         return -noise / self._one_sided(t, x).alpha
 
-    def denoised_from_score(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def denoised_from_score(self, s: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The denoised data of a score: ``E[x1 | x_t] = (x_t + alpha^2 s) / beta``.
 
         Args:
             s: scores, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         c = self._one_sided(t, x)
         return (x + c.alpha.square() * s) / c.beta
 
-    def score_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def score_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The score of denoised data: ``s = (beta E[x1 | x_t] - x_t) / alpha^2``.
 
         Args:
             denoised: ``E[x1 | x_t]``, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         c = self._one_sided(t, x)
         return (c.beta * denoised - x) / c.alpha.square()
 
-    def velocity_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def velocity_from_denoised(self, denoised: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The velocity of denoised data D: ``v = alpha' (x_t - beta D) / alpha + beta' D``; singular at alpha = 0.
 
         Args:
             denoised: D, ``E[x1 | x_t]``, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         c = self._one_sided(t, x)
         return c.alpha_dot * (x - c.beta * denoised) / c.alpha + c.beta_dot * denoised
 
-    def velocity_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def velocity_from_noise(self, noise: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
         """The velocity of predicted noise E: ``v = alpha' E + beta' (x_t - alpha E) / beta``; singular at beta = 0.
 
         Args:
             noise: E, ``E[x0 | x_t]``, ``(B, *event_shape)``.
             x: points of the path, of the same shape.
-            t: times, ``(B,)``.
+            t: times, ``(B,)`` or a number.
         """
         c = self._one_sided(t, x)
         return c.alpha_dot * noise + c.beta_dot * (x - c.alpha * noise) / c.beta
 
-    def _one_sided(self, t: Tensor, x: Tensor) -> Coefficients:
+    def _one_sided(self, t: Tensor | float, x: Tensor) -> Coefficients:
         if not self.one_sided:
             raise ValueError(
                 f"{type(self).__name__} has a latent or two data ends, so a velocity alone gives no score; learn both."

@@ -70,5 +70,4 @@ class RefinedSteps(nn.Module):
             slope: of the step before, of x's shape.
             context: a row for each x, or None.
         """
-        refiner = in_single_precision(self.refiner)
-        return slope + (refiner(x, t, slope) if context is None else refiner(x, t, slope, context))
+        return slope + evaluated(in_single_precision(self.refiner), x, t, slope, context)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -121,7 +122,7 @@ class FixedStep(Solver):
     weights: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, Integral) or self.num_steps < 1:
             raise ValueError(f"{type(self).__name__} takes a positive number of steps, got {self.num_steps!r}.")
 
     def advance(self, field: Field, x: Tensor, start: float, stop: float, context: Any = None) -> Solution:

@@ -90,7 +90,13 @@ class Auto:
         for _ in range(ROUNDS):
             for choice in remaining:
                 decoder = self.decoder(setting.fingerprint, *choice)
-                times[choice] = min(times[choice], _seconds(decoder, min(times.values()), *call))
+                try:
+                    seconds = _seconds(decoder, min(times.values()), *call)
+                except (RuntimeError, TypeError):
+                    if not choice[1]:
+                        raise
+                    seconds = math.inf  # a map need not compute in the low precision of a warm-up
+                times[choice] = min(times[choice], seconds)
             limit = CLOSE * min(times.values())
             remaining = [choice for choice in remaining if times[choice] <= limit or choice == (1, False)]
         best = min(times, key=lambda choice: times[choice])

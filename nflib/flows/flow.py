@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 from operator import itemgetter
 from typing import Any, Self
 
@@ -13,13 +12,14 @@ from nflows.distributions import Distribution
 from nflows.flows import Flow as NFlowsFlow
 from nflows.transforms import Transform
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from nflib.contexts import Context, as_context, check_shape, map_context, num_rows, repeated
 from nflib.decoding.reports import is_reporting, record_round_trip
 from nflib.distributions import ScaledNoise, as_base, draw
 from nflib.dtypes import as_dtype, check_half_precision
-from nflib.errors import check_object
+from nflib.errors import at_least, check_object
 from nflib.events import flattened, per_row
 from nflib.flows.given import GivenFlow
 from nflib.inference import differentiates, within_torch_func
@@ -28,7 +28,7 @@ from nflib.io.arguments import changed
 from nflib.io.pretrained import Pretrained
 from nflib.random import given_generator
 from nflib.transforms.guided import Guidance, PairedContext, guide
-from nflib.transforms.inversion import input_shape, invert, uses_context
+from nflib.transforms.inversion import forward, input_shape, invert, uses_context
 
 
 class Flow(Pretrained, NFlowsFlow):
@@ -106,7 +106,7 @@ class Flow(Pretrained, NFlowsFlow):
         inputs = self._as_own_dtype(inputs)
         # Of a graph that is traced, shape keeps the batch size open where len() would be a constant.
         context = self._checked_context(context, inputs.shape[0])
-        if batch_size is None or inputs.shape[0] <= batch_size:
+        if batch_size is None or inputs.shape[0] <= at_least(1, "batch_size", batch_size):
             return self._log_prob_given(inputs, self._embedded(context))
         pieces = []
         for x, c in self._batches(inputs, context, batch_size):
@@ -309,6 +309,7 @@ class Flow(Pretrained, NFlowsFlow):
         """
         if not bin_width > 0:
             raise ValueError(f"bin_width is the width of one quantisation level, a positive number; got {bin_width!r}.")
+        inputs = self._as_own_dtype(inputs)
         dimensions = math.prod(inputs.shape[1:])
         return -(self.log_prob(inputs, context, batch_size) / dimensions + math.log(bin_width)) / math.log(2)
 
@@ -475,7 +476,7 @@ class Flow(Pretrained, NFlowsFlow):
         self, num_samples: int, context: Any, generator: torch.Generator | None
     ) -> tuple[Tensor, Any, tuple[int, ...]]:
         """Draws of the base, the embedded context of each, and the shape of samples that these become."""
-        num_samples = _at_least(0, "num_samples", num_samples)
+        num_samples = at_least(0, "num_samples", num_samples)
         embedded = self._embedded(self._checked_context(context))
         noise = draw(self._distribution, num_samples, self._base_context(embedded), generator)
         # Bases of others draw in a dtype and on a device of their own.
@@ -520,15 +521,7 @@ class Flow(Pretrained, NFlowsFlow):
             raise ValueError(f"the embedding net of this flow, a {net}, needs a context; pass the flow one.") from error
 
     def _to_noise(self, inputs: Tensor, embedded: Any) -> tuple[Tensor, Tensor]:
-        try:
-            return self._transform(inputs, context=embedded)  # type: ignore[no-any-return]
-        except RuntimeError as error:
-            if "broadcast shape" not in str(error):  # nflows' composites add log-determinants in place
-                raise
-            raise ValueError(
-                "a part of the transform gave log-determinants that are not one number for each input, such as columns "
-                "(batch, 1); sum them over the event, to (batch,)."
-            ) from error
+        return forward(self._transform, inputs, embedded)
 
     def _base_log_prob(self, noise: Tensor, embedded: Any) -> Tensor:
         # A flow as the base refuses a context that it does not take.
@@ -542,7 +535,7 @@ class Flow(Pretrained, NFlowsFlow):
 
     def _batches(self, values: Tensor, context: Any, batch_size: int | None) -> Iterator[tuple[Tensor, Any]]:
         """Rows of both, at most batch_size at once; of no rows one batch, which is empty."""
-        step = max(len(values), 1) if batch_size is None else _at_least(1, "batch_size", batch_size)
+        step = max(len(values), 1) if batch_size is None else at_least(1, "batch_size", batch_size)
         for first in range(0, max(len(values), 1), step):
             rows = slice(first, first + step)
             yield values[rows], map_context(itemgetter(rows), context)
@@ -589,7 +582,7 @@ class Flow(Pretrained, NFlowsFlow):
         return bool(getattr(self._distribution, "uses_context", True))
 
     def _check_evaluation(self) -> None:
-        if self.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in self.modules()):
+        if self.training and any(isinstance(part, _DropoutNd) and part.p > 0 for part in self.modules()):
             raise ValueError(
                 "this flow has dropout and is in training mode, where it has no density; call eval() first."
             )
@@ -626,9 +619,3 @@ def _one_a_row(log_prob: Tensor, logabsdet: Tensor, inputs: Tensor) -> Tensor:
             f"{tuple(logabsdet.shape)} for {len(inputs)} inputs; return one number for each, summed over the event."
         )
     return total
-
-
-def _at_least(least: int, name: str, number: Any) -> int:
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
-        raise ValueError(f"{name} must be an integer of {least} or more, got {number!r}.")
-    return int(number)

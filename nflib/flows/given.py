@@ -61,6 +61,7 @@ class GivenFlow(Distribution):
         Raises:
             ValueError: values of another event shape, or float64 where the flow has float32.
         """
+        value = torch.as_tensor(value)
         rows = self._rows(value)
         return self.flow.log_prob(rows, repeated(self.context, len(rows)), batch_size).view(self._sample_shape(value))
 
@@ -74,6 +75,7 @@ class GivenFlow(Distribution):
         Returns:
             A tensor of the shape of the values.
         """
+        value = torch.as_tensor(value)
         rows = self._rows(value)
         return self.flow.score(rows, repeated(self.context, len(rows)), batch_size).view(value.shape)
 

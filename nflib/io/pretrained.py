@@ -83,9 +83,12 @@ class Pretrained(nn.Module):
 
         Raises:
             OSError: the folder cannot be written, or the disk is full; what was there stays.
-            ValueError: a tensor is of numbers that safetensors files do not hold, such as complex128.
+            ValueError: a dtype of other numbers, or a tensor of numbers that safetensors files do not hold, such as
+                complex128.
         """
         folder = Path(folder)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"weights are written in a floating-point dtype such as torch.bfloat16, got {dtype!r}.")
         config: dict[str, Any] | None
         tensors: dict[str, Tensor]
         try:

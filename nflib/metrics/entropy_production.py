@@ -12,8 +12,10 @@ from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor, nn
 
 from nflib.derivatives import jacobian
+from nflib.errors import at_least
 from nflib.events import flattened
 from nflib.metrics.estimates import Estimate
+from nflib.metrics.samples import double
 
 __all__ = [
     "ImplicitScoreMatching",
@@ -48,7 +50,7 @@ def entropy_production_rate(
         The rate in nats per unit of time, with its standard error.
 
     Raises:
-        ValueError: a diffusion of another shape, or not positive definite.
+        ValueError: a diffusion of another shape, or not positive definite; batch_size no integer of 1 or more.
 
     >>> import torch
     >>> _ = torch.manual_seed(0)
@@ -57,10 +59,11 @@ def entropy_production_rate(
     >>> abs(rate.value - 2) < 3 * rate.error  # which is E[x^2 + y^2]
     True
     """
+    samples = torch.as_tensor(samples)
     size = math.prod(samples.shape[1:])
     matrix = _matrix(diffusion, size).to(samples)
     values = []
-    for x in samples.split(batch_size):
+    for x in samples.split(at_least(1, "batch_size", batch_size)):
         force = torch.linalg.solve(matrix, drift(x).reshape(-1, size).T).T - score(x).reshape(-1, size)
         values.append(((force @ matrix) * force).sum(1))
     return _mean(torch.cat(values))
@@ -89,7 +92,7 @@ def entropy_production_bound(
         The bound in nats per unit of time, with its standard error.
 
     Raises:
-        ValueError: a diffusion of another shape, or not positive definite.
+        ValueError: a diffusion of another shape, or not positive definite; batch_size no integer of 1 or more.
 
     >>> import torch
     >>> _ = torch.manual_seed(0)
@@ -98,10 +101,11 @@ def entropy_production_bound(
     >>> abs(bound.value - 1.5) < 3 * bound.error
     True
     """
+    samples = torch.as_tensor(samples)
     size = math.prod(samples.shape[1:])
     matrix = _matrix(diffusion, size).to(samples)
     values = []
-    for x in samples.split(batch_size):
+    for x in samples.split(at_least(1, "batch_size", batch_size)):
         (force, force_slope), (s, score_slope) = (jacobian(field, x) for field in (drift, score))
         force, s = force.reshape(-1, size), s.reshape(-1, size)
         squares = (torch.linalg.solve(matrix, force.T).T * force - (s @ matrix) * s).sum(1)
@@ -134,7 +138,7 @@ def linear_entropy_production_rate(drift: Tensor, diffusion: float | Tensor) -> 
     >>> round(linear_entropy_production_rate(torch.tensor([[-1.0, 1.0], [-1.0, -1.0]]), 1.0), 6)
     2.0
     """
-    a = drift.detach().double().cpu()
+    a = double(drift).cpu()
     if not bool((torch.linalg.eigvals(a).real < 0).all()):
         raise ValueError("a linear drift has a stationary state only if all its eigenvalues have negative real parts.")
     d = _matrix(diffusion, len(a))
@@ -145,7 +149,7 @@ def linear_entropy_production_rate(drift: Tensor, diffusion: float | Tensor) -> 
 
 def _matrix(diffusion: float | Tensor, size: int) -> Tensor:
     """D ``(N, N)`` in float64, on the CPU."""
-    value = torch.as_tensor(diffusion).detach().double().cpu()
+    value = double(diffusion).cpu()
     if value.dim() == 0:
         value = value.expand(size)
     matrix = value if value.shape == (size, size) else torch.diag(value.flatten())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nflib.errors import at_least
+
 # An error this small beside the value is rounding.
 _ROUNDING = 1e-9
 # In place of an error that cannot be told.
@@ -67,16 +69,20 @@ def bootstrap(
         samples: tensors ``(n, …)``, each of which is resampled by rows, independently of the others.
         families: of each sample None, or ``(n,)`` numbers of what its rows come from, such as the file that clips are
             cut from: rows of one family are resampled together (default: every row is independent).
-        num_resamples: how many.
+        num_resamples: how many, two or more.
         seed: of the random numbers.
 
     Returns:
         The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two families.
 
+    Raises:
+        ValueError: num_resamples no integer of two or more.
+
     >>> import torch
     >>> bootstrap(lambda x: float(x.mean()), torch.arange(100.0)).error > 2  # sqrt((100² - 1) / 12 / 100) is 2.9
     True
     """
+    num_resamples = at_least(2, "num_resamples", num_resamples)
     value = float(statistic(*samples))
     of_rows = _families(samples, families)
     counts = [family.bincount() for family in of_rows]
@@ -111,17 +117,21 @@ def grouped_jackknife(
         samples: tensors ``(n, …)``, of which rows are left out.
         families: as for `bootstrap`; a family is in one group.
         paired: rows at one place of all samples belong together, and are left out of all at once.
-        num_groups: g, the number of groups, to which families are assigned at random.
+        num_groups: g, the number of groups, two or more, to which families are assigned at random.
         seed: of that assignment.
 
     Returns:
         The statistic of the samples as they are, without an error (NaN) where a sample has fewer than two families
         a group.
 
+    Raises:
+        ValueError: num_groups no integer of two or more.
+
     >>> import torch
     >>> round(grouped_jackknife(lambda x: float(x.mean()), torch.arange(100.0), num_groups=50).error)
     3
     """
+    num_groups = at_least(2, "num_groups", num_groups)
     value = float(statistic(*samples))
     of_rows = _families(samples, families)
     if min(len(family.bincount()) for family in of_rows) < 2 * num_groups:

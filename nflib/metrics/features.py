@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nflib.errors import is_whole
 from nflib.metrics.samples import as_pair
 
 # Rows of a distance or kernel matrix held at once: about 64 MB for 10,000 columns.
@@ -129,9 +130,10 @@ def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> Pr
     True
     """
     real, generated = as_pair("precision_recall", real, generated)
-    if not 1 <= neighbours < min(len(real), len(generated)):
+    if not is_whole(neighbours, 1) or neighbours >= min(len(real), len(generated)):
         raise ValueError(
-            f"precision_recall: neighbours is {neighbours}; give 1 or more, and more samples than that in each set."
+            f"precision_recall: neighbours is {neighbours}; give an integer of 1 or more, and more "
+            "samples than that in each set."
         )
     offset = real.median(dim=0).values  # which would cost the distances their precision
     real, generated = real - offset, generated - offset

@@ -52,12 +52,12 @@ def wasserstein_1d(
     tensor(3., dtype=torch.float64)
     """
     check_order("wasserstein_1d", order)
+    x, y = double(x), double(y)
     if x.dim() == 0 or y.dim() == 0 or x.shape[:-1] != y.shape[:-1] or x.shape[-1] == 0 or y.shape[-1] == 0:
         raise ValueError(
             f"wasserstein_1d: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; pass (..., n) and (..., m) with "
             "the same leading dimensions."
         )
-    x, y = double(x), double(y)
     y = y.to(x.device)
     x_weights = as_weights("wasserstein_1d", "x_weights", x_weights, x.shape[-1], x.device)
     y_weights = as_weights("wasserstein_1d", "y_weights", y_weights, y.shape[-1], x.device)

@@ -6,6 +6,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from nflib.metrics.samples import double
+
 
 def auroc(right: Tensor, wrong: Tensor) -> float:
     """The area under the receiver operating characteristic: how often a right one scores above a wrong one.
@@ -28,13 +30,7 @@ def auroc(right: Tensor, wrong: Tensor) -> float:
     """
     if not (len(right) and len(wrong)):
         raise ValueError(f"auroc takes scores of both kinds, got {len(right)} and {len(wrong)}.")
-    scores = (
-        torch.cat([right, wrong])
-        .detach()
-        .cpu()
-        .double()
-        .nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    )
-    ranks = rankdata(scores.numpy())
+    scores = torch.cat([double(right).cpu(), double(wrong).cpu()])
+    ranks = rankdata(scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).numpy())
     above = ranks[: len(right)].sum() - len(right) * (len(right) + 1) / 2
     return float(above / (len(right) * len(wrong)))

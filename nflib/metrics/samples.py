@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def double(values: Tensor) -> Tensor:
-    """float64 without gradients; on the CPU where the device has no float64 (mps)."""
-    values = values.detach()
+def double(values: Any) -> Tensor:
+    """What is, or becomes, a tensor, in float64 without gradients; on the CPU where the device has none (mps)."""
+    values = torch.as_tensor(values).detach()
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
 
 
@@ -26,11 +28,11 @@ def check_order(function: str, order: float) -> None:
 
 def as_points(function: str, name: str, points: Tensor) -> Tensor:
     """Finite float64 points `(n, d)`; `(n,)` becomes `(n, 1)`."""
+    points = double(points)
     if points.dim() == 1:
         points = points[:, None]
     if points.dim() != 2 or points.numel() == 0:
         raise ValueError(f"{function}: {name} has shape {tuple(points.shape)}; pass samples `(n, d)` or `(n,)`.")
-    points = double(points)
     bad = int((~torch.isfinite(points)).any(dim=1).sum())
     if bad:
         raise ValueError(f"{function}: {bad} of the {len(points)} samples in {name} are not finite; drop them first.")
@@ -49,9 +51,9 @@ def as_weights(function: str, name: str, weights: Tensor | None, count: int, dev
     """Weights `(count,)` that sum to one, float64; None, which means equal weights, stays None."""
     if weights is None:
         return None
+    weights = double(weights).to(device)
     if weights.shape != (count,):
         raise ValueError(f"{function}: {name} has shape {tuple(weights.shape)} for {count} samples; pass ({count},).")
-    weights = double(weights).to(device)
     largest = weights.max()
     if not (weights >= 0).all() or not torch.isfinite(largest) or largest <= 0:
         raise ValueError(f"{function}: {name} must be finite, not negative, and not all zero.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nflib.errors import is_whole
 from nflib.metrics.control_variates import VARIATES, Moments, controlled_terms
 from nflib.metrics.one_dimensional import quantile_distances
 from nflib.metrics.samples import as_pair, as_weights, power_of_two
@@ -104,10 +105,10 @@ def sliced_wasserstein(
         )
     # A slope and a mean, a spare residual, and one direction left out.
     least = {None: 2, "both": 5}.get(control_variate, 4)
-    if num_directions < least:
+    if not is_whole(num_directions, least):
         raise ValueError(
             f"sliced_wasserstein: num_directions is {num_directions}; control_variate={control_variate!r} needs "
-            f"{least} or more."
+            f"{least} or more, and an integer."
         )
     generator = given_generator(generator, seed)
     x, y = as_pair("sliced_wasserstein", x, y)

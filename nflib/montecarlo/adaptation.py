@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
-from nflib.errors import check_object
+from nflib.errors import as_number, check_object, is_whole
 from nflib.montecarlo.kernels.interface import Kernel
 from nflib.montecarlo.path import GeometricPath, Particles
 
-__all__ = ["AcceptanceTarget", "FixedStepSizes", "StepSizes", "as_step_sizes"]
+__all__ = ["AcceptanceTarget", "FixedStepSizes", "StepSizes", "as_step_size", "as_step_sizes"]
 
 PILOT_PARTICLES = 256
 
@@ -71,7 +71,8 @@ class AcceptanceTarget:
         pilot_moves: at most so many before the first move; 0 starts from the kernel's own step size.
 
     Raises:
-        ValueError: a target outside (0, 1), a gain that is negative or not finite, pilot_moves below 0.
+        ValueError: a target outside (0, 1), a gain that is negative or not finite, pilot_moves that are no integer of 0
+            or more; in a run, no target for a kernel that has a step size and no `target_acceptance`.
     """
 
     target: float | None = None
@@ -86,9 +87,9 @@ class AcceptanceTarget:
         inverse_temperature: float,
         generator: torch.Generator,
     ) -> float:
-        if kernel.step_size is None:
+        step_size = _own_step_size(kernel)
+        if step_size is None:
             return math.nan
-        step_size = kernel.step_size
         usable = particles.alive.nonzero().flatten()[:PILOT_PARTICLES]
         if len(usable) == 0:
             return step_size
@@ -108,20 +109,27 @@ class AcceptanceTarget:
         return step_size
 
     def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
-        if math.isnan(acceptance) or kernel.step_size is None:
+        if math.isnan(acceptance) or _own_step_size(kernel) is None:
             return step_size
         return step_size * _factor(acceptance, self._target(kernel), self.gain)
 
     def __post_init__(self) -> None:
         if self.target is not None and not 0.0 < self.target < 1.0:
             raise ValueError(f"AcceptanceTarget: the target is {self.target}; pass a probability between 0 and 1.")
-        if not 0.0 <= self.gain < math.inf or self.pilot_moves < 0:
+        if not 0.0 <= self.gain < math.inf or not is_whole(self.pilot_moves, 0):
             raise ValueError(
-                f"AcceptanceTarget: gain is {self.gain} and pilot_moves {self.pilot_moves}; pass 0 or more, and finite."
+                f"AcceptanceTarget: gain is {self.gain} and pilot_moves {self.pilot_moves}; pass a finite number and "
+                "an integer, 0 or more."
             )
 
     def _target(self, kernel: Kernel) -> float:
-        return kernel.target_acceptance if self.target is None else self.target
+        target = getattr(kernel, "target_acceptance", None) if self.target is None else self.target
+        if target is None:
+            raise ValueError(
+                f"AcceptanceTarget: the kernel {type(kernel).__name__} has no target_acceptance; give it one, or pass "
+                "AcceptanceTarget(target)."
+            )
+        return float(target)
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,18 @@ def as_step_sizes(step_sizes: Any) -> StepSizes:
     step_sizes = AcceptanceTarget() if step_sizes is None else step_sizes
     check_object("step_sizes", step_sizes, "AcceptanceTarget() or FixedStepSizes([s])", "first", "next")
     return step_sizes  # type: ignore[no-any-return]
+
+
+def as_step_size(chosen: Any, kernel: Kernel) -> float:
+    """What a rule chose as a number. Raises ValueError for what is no length, unless the kernel has no step size."""
+    step_size = as_number(chosen)
+    if not 0.0 < step_size < math.inf and _own_step_size(kernel) is not None:
+        raise ValueError(f"the rule of step sizes gave {chosen!r}; it must give a positive, finite number.")
+    return step_size
+
+
+def _own_step_size(kernel: Kernel) -> float | None:
+    return getattr(kernel, "step_size", None)
 
 
 def _factor(acceptance: float, target: float, gain: float) -> float:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nflib.montecarlo.adaptation import StepSizes, as_step_sizes, mean_acceptance
+from nflib.errors import is_whole
+from nflib.montecarlo.adaptation import StepSizes, as_step_size, as_step_sizes, mean_acceptance
 from nflib.montecarlo.densities import Target
 from nflib.montecarlo.kernels import Kernel, as_kernel
 from nflib.montecarlo.path import GeometricPath
@@ -75,10 +76,11 @@ def run_chains(
     tensor(True)
     """
     generator = generator_of(generator, seed)
-    if num_steps < 1 or batch_size < 1 or len(x) < 1:
+    x = torch.as_tensor(x)
+    if not (is_whole(num_steps, 1) and is_whole(batch_size, 1) and len(x)):
         raise ValueError(
-            f"run_chains: num_steps is {num_steps}, batch_size {batch_size}, and there are {len(x)} points; pass 1 or "
-            "more of each."
+            f"run_chains: num_steps is {num_steps}, batch_size {batch_size}, and there are {len(x)} points; pass "
+            "integers of 1 or more, and one point or more."
         )
     kernel = as_kernel(kernel)
     name = type(kernel).__name__
@@ -90,12 +92,12 @@ def run_chains(
     step_sizes = as_step_sizes(step_sizes)
     path = GeometricPath.of_target(target, batch_size)
     particles = kernel.init(path.evaluate(x, gradient=getattr(kernel, "needs_gradient", False)), path)
-    step_size = step_sizes.first(kernel, particles, path, 1.0, generator)
+    step_size = as_step_size(step_sizes.first(kernel, particles, path, 1.0, generator), kernel)
     acceptance = float("nan")
     for number in range(1, num_steps + 1):
         particles, move = kernel.step(particles, path, 1.0, step_size, generator)
         if move.log_weights is not None:
             raise ValueError(weighted)
         acceptance = mean_acceptance(move.acceptance)
-        step_size = step_sizes.next(step_size, acceptance, kernel, number)
+        step_size = as_step_size(step_sizes.next(step_size, acceptance, kernel, number), kernel)
     return Chains(particles.x, particles.log_target, acceptance, step_size, path.num_evaluations)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from nflows.transforms import Transform
+from nflows.transforms import InputOutsideDomain, Transform
 from torch import Tensor
 
-from nflib.events import finite_rows
-from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target
+from nflib.errors import at_least
+from nflib.events import finite_rows, flattened
+from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target, draw
 from nflib.montecarlo.weighted_samples import WeightedSamples
 from nflib.random import generator_of
 
@@ -26,7 +28,7 @@ class TransformedTarget:
     """A target in other coordinates: the density `log p~(x(y)) + log|dx/dy|` of `y = transform(x)`.
 
     The normaliser is that of `target` if the inverse of the transform reaches all x where `target` has density. Where
-    the inverse is not finite the log-density is NaN, and `target` is not evaluated. Gradients pass through the inverse.
+    there is no finite inverse the log-density is NaN, and `target` is not evaluated. Gradients pass through inverses.
 
     Args:
         target: has `log_prob(x)`, unnormalised.
@@ -48,19 +50,13 @@ class TransformedTarget:
         self.transform = transform
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
-        x, logabsdet = self.transform.inverse(inputs)
-        usable = finite_rows(x) & torch.isfinite(logabsdet)
-        if usable.all():
-            return self.target.log_prob(x) + logabsdet
-        values = torch.where(usable, logabsdet, torch.nan)  # in the graph even if nothing is usable
-        if not usable.any():
-            return values
-        found = self.target.log_prob(x[usable]) + logabsdet[usable]
-        return values.to(found.dtype).index_put((usable,), found)
+        return _log_prob(self.target, self.transform, inputs)
 
 
 class TransformedProposal:
     """A proposal in other coordinates: draws `y = transform(x)`, of log-density `log q(x(y)) + log|dx/dy|`.
+
+    Where there is no finite inverse the log-density is NaN, and draws to which the transform does not apply are NaN.
 
     Args:
         proposal: what `as_proposal` takes, with `log_prob(x)`.
@@ -75,16 +71,56 @@ class TransformedProposal:
         self.transform = transform
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
-        x, logabsdet = self.transform.inverse(inputs)
-        return self.proposal.log_prob(x) + logabsdet
+        return _log_prob(self.proposal, self.transform, inputs)
 
     def sample_and_log_prob(
         self, num_samples: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws `(num_samples, *event_shape)` and their log-densities."""
-        x, log_prob = self.proposal.sample_and_log_prob(num_samples, generator=generator)
-        y, logabsdet = self.transform(x)
+        x, log_prob = draw(self.proposal, num_samples, generator)
+        y, logabsdet = _where_defined(self.transform, x)
         return y, log_prob - logabsdet
+
+
+def _log_prob(density: Target, transform: Transform, y: Tensor) -> Tensor:
+    """Log-densities `(n,)` of `y = transform(x)`; NaN, without asking the density, where there is no finite x."""
+    x, logabsdet = _where_defined(transform.inverse, y)
+    usable = finite_rows(x) & torch.isfinite(logabsdet)
+    if usable.all():
+        return density.log_prob(x) + logabsdet
+    values = torch.where(usable, logabsdet, torch.nan)  # in the graph even if nothing is usable
+    if not usable.any():
+        return values
+    found = density.log_prob(x[usable]) + logabsdet[usable]
+    return values.to(found.dtype).index_put((usable,), found)
+
+
+def _where_defined(transform: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The transform of events `(n, *event_shape)` and its logabsdet `(n,)`, NaN for events outside its domain.
+
+    nflows' transforms refuse a batch for a single event outside, and do not say which.
+    """
+    try:
+        return transform(x)
+    except InputOutsideDomain:
+        inside = _is_inside(transform, x)
+    if not inside.any():
+        return torch.full_like(x, torch.nan), torch.nan * flattened(x).sum(dim=1)  # in the graph
+    y, logabsdet = transform(x[inside])
+    everywhere = y.new_full((len(x), *y.shape[1:]), torch.nan).index_put((inside,), y)
+    return everywhere, logabsdet.new_full((len(x),), torch.nan).index_put((inside,), logabsdet)
+
+
+@torch.no_grad()
+def _is_inside(transform: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """Which events `(n,)` a transform applies to, by halves."""
+    try:
+        transform(x)
+        return x.new_ones(len(x), dtype=torch.bool)
+    except InputOutsideDomain:
+        if len(x) == 1:
+            return x.new_zeros(1, dtype=torch.bool)
+        return torch.cat([_is_inside(transform, half) for half in x.chunk(2)])
 
 
 def score_scales(
@@ -97,7 +133,7 @@ def score_scales(
 
     Args:
         proposal: what `as_proposal` takes, with a `log_prob(x)` that autograd can follow.
-        num_draws: draws from which the spread is estimated.
+        num_draws: draws from which the spread is estimated, one or more.
         generator: of the draws; neither this nor a seed means a seed from torch's global generator.
         seed: of a new generator, in place of one.
 
@@ -105,7 +141,8 @@ def score_scales(
         Lengths in units of x, `event_shape`.
 
     Raises:
-        ValueError: the median of a coordinate's scores is zero or not finite, or a proposal without `log_prob`.
+        ValueError: the median of a coordinate's scores is zero or not finite, a number out of range, or a proposal
+            without `log_prob`.
 
     >>> import torch
     >>> normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([1.0, 81.0]).diag())
@@ -113,8 +150,9 @@ def score_scales(
     tensor([1., 9.])
     """
     proposal, generator = as_evaluated(proposal), generator_of(generator, seed)
+    num_draws = at_least(1, "num_draws", num_draws)
     with torch.no_grad():
-        x, _ = proposal.sample_and_log_prob(num_draws, generator=generator)
+        x, _ = draw(proposal, num_draws, generator)
     x = x[finite_rows(x)]
     with torch.enable_grad():
         x = x.requires_grad_(True)
@@ -136,11 +174,15 @@ def transform_back(samples: Samples, transform: Transform, batch_size: int = 102
 
     Returns:
         Samples of the same class; positions of those of weight zero may be NaN.
+
+    Raises:
+        ValueError: batch_size no integer of 1 or more.
     """
+    batch_size = at_least(1, "batch_size", batch_size)
     if samples.unclipped is not None:  # which are what is saved
         return transform_back(samples.unclipped, transform, batch_size).truncate(samples.clipped)  # type: ignore[return-value]
     device = next((tensor.device for tensor in (*transform.parameters(), *transform.buffers())), samples.x.device)
-    pieces = [transform.inverse(part.to(device)) for part in samples.x.split(batch_size)]
+    pieces = [_where_defined(transform.inverse, part.to(device)) for part in samples.x.split(batch_size)]
     x, logabsdet = (torch.cat(column).to(samples.x.device) for column in zip(*pieces, strict=True))
     changes = {
         name: value - logabsdet for name in ("log_prob", "log_target") if (value := getattr(samples, name)) is not None

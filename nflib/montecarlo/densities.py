@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from nflib.distributions import TorchBase
+from nflib.distributions import TorchBase, is_estimate
 from nflib.events import finite_rows
 from nflib.interfaces import Proposal, Target
 from nflib.random import globally_seeded
@@ -46,7 +47,8 @@ def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
         allow_stochastic: also take one whose log-densities are estimates, as `Flow.stochastic_density` says.
 
     Raises:
-        ValueError: a distribution with batch dimensions, an object that cannot be sampled, or estimated log-densities.
+        ValueError: a distribution with batch dimensions, an object that cannot be sampled by generator, or estimated
+            log-densities.
 
     >>> import torch
     >>> proposal = as_proposal(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
@@ -59,7 +61,15 @@ def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
     method = getattr(density, "sample_and_log_prob", None)
     if method is not None:
         # Who wrote the method decides: a flow that inherits from nflows, but draws by generator, is at home here.
-        return _NflowsProposal(density) if (method.__module__ or "").startswith("nflows.") else density
+        if (method.__module__ or "").startswith("nflows."):
+            return _NflowsProposal(density)
+        parameters = inspect.signature(method).parameters.values()
+        if not any(one.name == "generator" or one.kind is one.VAR_KEYWORD for one in parameters):
+            raise ValueError(
+                f"the proposal's sample_and_log_prob ({type(density).__name__}) takes no generator; give it the "
+                "keyword argument generator, a torch.Generator of which to draw."
+            )
+        return density
     if isinstance(density, Distribution):
         return _TorchDensity(density)
     raise ValueError(
@@ -104,7 +114,7 @@ def as_target(density: Any) -> Target:
 
 
 def _refuse_estimate(name: str, density: Any) -> None:
-    if getattr(density, "stochastic_density", False):
+    if is_estimate(density):
         raise ValueError(
             f"the {name} estimates its log-density (Hutchinson's trace), so weights are wrong in expectation; use "
             "density='map' or 'trace' (importance_sample and smc take such a proposal with allow_stochastic=True)."
@@ -158,16 +168,31 @@ class Batch(NamedTuple):
     usable: Tensor
 
 
+def draw(proposal: Proposal, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """So many draws of the proposal, with their log-densities.
+
+    Raises ValueError unless it returns as many positions, and one log-density for each.
+    """
+    x, log_prob = proposal.sample_and_log_prob(num_samples, generator=generator)
+    check_log_density("the proposal's sample_and_log_prob", log_prob, num_samples)
+    if not isinstance(x, Tensor) or x.shape[:1] != (num_samples,):
+        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise ValueError(
+            f"the proposal's sample_and_log_prob returned positions of {found} for {num_samples} samples; return a "
+            f"tensor ({num_samples}, *event_shape)."
+        )
+    return x, log_prob
+
+
 def draw_batches(proposal: Proposal, num_samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
     """`num_samples` draws, at most `batch_size` at once, without gradients.
 
-    Raises ValueError unless the proposal returns one log-density a sample.
+    Raises ValueError as `draw` does.
     """
     for first in range(0, num_samples, batch_size):
         size = min(batch_size, num_samples - first)
         with torch.no_grad():
-            x, log_prob = proposal.sample_and_log_prob(size, generator=generator)
-        check_log_density("the proposal's sample_and_log_prob", log_prob, size)
+            x, log_prob = draw(proposal, size, generator)
         yield Batch(x, log_prob, finite_rows(x) & torch.isfinite(log_prob))
 
 

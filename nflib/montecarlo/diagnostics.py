@@ -7,6 +7,7 @@ and counts in `N`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
         `(N,)`, float64.
 
     Raises:
-        ValueError: every weight is zero, or one is NaN or infinite.
+        ValueError: every weight is zero, one is NaN or infinite, or there are none.
     """
-    log_weights = log_weights.to(torch.float64)
+    log_weights = _as_log_weights("normalized_weights", log_weights)
     if not torch.isfinite(log_weights.max()):
         raise ValueError(
             "normalized_weights: no sample has a finite positive weight; check that the proposal covers the "
@@ -55,10 +56,14 @@ def effective_sample_size(log_weights: Tensor) -> float:
     Args:
         log_weights: unnormalised, `(N,)`, `-inf` for a weight of zero.
 
+    Raises:
+        ValueError: there are no weights, or one is NaN or infinite.
+
     >>> import torch
     >>> effective_sample_size(torch.tensor([0.0, 0.0, -torch.inf]))
     2.0
     """
+    log_weights = _as_log_weights("effective_sample_size", log_weights)
     if log_weights.max() == -torch.inf:
         return 0.0
     return 1.0 / normalized_weights(log_weights).square().sum().item()
@@ -82,8 +87,11 @@ def pareto_k(log_weights: Tensor) -> float:
         k; `inf` if fewer than five weights stand above the tail's threshold (a few samples carry everything, or N is
         small), NaN if the largest weights are all equal within a thousandth, where only the errors of a solver or of
         rounding make them differ (there is no tail).
+
+    Raises:
+        ValueError: there are no weights.
     """
-    log_w = log_weights.detach().to("cpu", torch.float64).sort(descending=True).values
+    log_w = _as_log_weights("pareto_k", log_weights).detach().cpu().sort(descending=True).values
     size = tail_size(len(log_w))
     if size < MIN_TAIL or log_w[0] == -torch.inf:
         return math.inf
@@ -97,6 +105,14 @@ def pareto_k(log_weights: Tensor) -> float:
     # In units of the threshold (the shape has no scale), so that close weights keep their differences.
     tail = torch.expm1(log_w[log_w > threshold] - threshold).flip(0)
     return generalized_pareto_fit(tail)[0].item() if len(tail) >= MIN_TAIL else math.inf
+
+
+def _as_log_weights(function: str, log_weights: Any) -> Tensor:
+    """Log-weights `(N,)`, N > 0, as a tensor in float64."""
+    log_weights = torch.as_tensor(log_weights, dtype=torch.float64)
+    if log_weights.dim() != 1 or len(log_weights) == 0:
+        raise ValueError(f"{function}: log_weights have shape {tuple(log_weights.shape)}; pass `(N,)`, N > 0.")
+    return log_weights
 
 
 def tail_size(count: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nflib.errors import is_whole
 from nflib.montecarlo.densities import Proposal, Target, as_proposal, as_target, draw_batches, log_prob_where
 from nflib.montecarlo.weighted_samples import WeightedSamples
 from nflib.random import generator_of
@@ -36,7 +37,8 @@ def importance_sample(
             `sample_and_log_prob(num_samples, generator=...)`.
         target: has `log_prob(x)`; wrap an energy in kT as `BoltzmannDensity(energy)`.
         num_samples: how many to draw.
-        batch_size: how many the proposal and the target see at once.
+        batch_size: how many the proposal and the target see at once. It belongs to the seed: another one gives other
+            draws.
         generator: of the random numbers; neither this nor a seed means a seed from torch's global generator.
         seed: of a new generator, in place of one.
         allow_stochastic: also take a proposal whose log-densities are estimates, which is wrong in expectation.
@@ -46,8 +48,8 @@ def importance_sample(
         The samples with their weights and both log-densities.
 
     Raises:
-        ValueError: num_samples or batch_size below one, generator and seed together, a proposal or target that
-            `as_proposal` or `as_target` refuses, log-densities that are not one number a sample.
+        ValueError: num_samples or batch_size no integer of one or more, generator and seed together, a proposal or
+            target that `as_proposal` or `as_target` refuses, log-densities that are not one number a sample.
 
     >>> import torch
     >>> from nflib.montecarlo import BoltzmannDensity
@@ -57,9 +59,9 @@ def importance_sample(
     >>> abs(samples.log_normalizer - 1.8379) < 3 * samples.log_normalizer_standard_error  # log(2 pi)
     True
     """
-    if num_samples < 1 or batch_size < 1:
+    if not (is_whole(num_samples, 1) and is_whole(batch_size, 1)):
         raise ValueError(
-            f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; both must be 1 or more."
+            f"importance_sample: num_samples is {num_samples} and batch_size {batch_size}; pass integers of 1 or more."
         )
     proposal, target = as_proposal(proposal, allow_stochastic=allow_stochastic), as_target(target)
     generator = generator_of(generator, seed)

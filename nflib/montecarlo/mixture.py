@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from nflib.events import finite_rows
-from nflib.montecarlo.densities import Proposal, as_evaluated
+from nflib.montecarlo.densities import Proposal, as_evaluated, draw
 from nflib.montecarlo.resampling import SCHEMES, resample
 
 __all__ = ["Mixture"]
@@ -77,7 +77,7 @@ class Mixture:
         for number, (component, count) in enumerate(zip(self.components, counts, strict=True)):
             if count == 0:
                 continue
-            x, own = component.sample_and_log_prob(count, generator=generator)
+            x, own = draw(component, count, generator)
             values = [
                 _counted(own, x) if other == number else _evaluated(self.components[other], x)
                 for other in range(len(counts))

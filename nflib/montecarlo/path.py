@@ -209,6 +209,10 @@ class GeometricPath:
         everywhere = bool(usable.all())
         if not everywhere and not usable.any():
             return torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device), torch.zeros_like(x)
+        if not x.is_floating_point():
+            raise ValueError(
+                f"points of {x.dtype} have no gradients; pass floating-point ones, or a kernel that needs no gradient."
+            )
         with torch.enable_grad():
             points = (x if everywhere else x[usable]).detach().requires_grad_(True)
             log_prob = self._proposal_log_prob(points) if name == "proposal" else self._target_log_prob(points)

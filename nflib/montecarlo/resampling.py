@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nflib.errors import is_whole
+
 __all__ = ["SCHEMES", "multinomial", "resample", "residual", "stratified", "systematic"]
 
 
@@ -38,7 +40,7 @@ def resample(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"resample: unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}.")
-    return SCHEMES[scheme](weights, num_samples, generator)
+    return SCHEMES[scheme](torch.as_tensor(weights), num_samples, generator)
 
 
 def multinomial(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -94,8 +96,8 @@ SCHEMES: dict[str, Callable[[Tensor, int, torch.Generator | None], Tensor]] = {
 
 def _cumulative(weights: Tensor, num_samples: int) -> Tensor:
     """Cumulative sum of the normalised weights in float64, its last entry exactly one."""
-    if num_samples < 1:
-        raise ValueError(f"resample: num_samples is {num_samples}; ask for one or more.")
+    if not is_whole(num_samples, 1):
+        raise ValueError(f"resample: num_samples is {num_samples}; ask for a whole number, one or more.")
     if weights.dim() != 1 or len(weights) == 0:
         raise ValueError(f"resample: weights have shape {tuple(weights.shape)}; pass `(N,)`, N > 0.")
     cumulative = weights.to(torch.float64).cumsum(0)

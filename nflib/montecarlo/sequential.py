@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from nflib.distributions import is_estimate
+from nflib.errors import as_number, is_whole
 from nflib.io.arrays import within
-from nflib.montecarlo.adaptation import StepSizes, as_step_sizes, mean_acceptance
+from nflib.montecarlo.adaptation import StepSizes, as_step_size, as_step_sizes, mean_acceptance
 from nflib.montecarlo.checkpoint import RunState, load_state, save_state
 from nflib.montecarlo.densities import Proposal, Target
 from nflib.montecarlo.diagnostics import effective_sample_size, log_mean_weight, normalized_weights
@@ -93,6 +95,7 @@ def smc(
             default `AdaptiveTemperatures()`.
         moves: kernel steps at each temperature.
         final_moves: further steps at the target, which do not evaluate the proposal: cheap where it is a large flow.
+            They need a proposal with density wherever the target has any.
         num_draws: how many to draw from the proposal; default num_samples. Of more, num_samples are resampled at the
             first temperature, which for `AdaptiveTemperatures` is where the draws are worth that many: most draws of a
             poor proposal then go before a move is paid for.
@@ -103,7 +106,7 @@ def smc(
         resampling: "multinomial", "stratified", "systematic" or "residual"; see `resample`.
         resampling_threshold: resample below this fraction of effective samples; 0 never does (annealed importance
             sampling, Neal 2001), 1 always.
-        batch_size: how many points a density sees at once.
+        batch_size: how many points a density sees at once. It belongs to the seed: another one gives other draws.
         generator: of the random numbers; neither this nor a seed means a seed from torch's global generator.
         seed: of a new generator, in place of one.
         allow_stochastic: also take a proposal whose log-densities are estimates, which is wrong in expectation.
@@ -120,7 +123,8 @@ def smc(
             kernel or rule; draws without their densities, or of another proposal or target; an unknown scheme; a
             proposal or target that `as_proposal` or `as_target` refuses; temperatures, or a kernel that draws from the
             proposal, for a proposal without `log_prob`; a log-density that is not one number a sample or has no
-            gradient; or a checkpoint of another run.
+            gradient; final moves to where the proposal has no density; a rule that gives no inverse temperature above
+            the present one, or no step size; or a checkpoint of another run.
 
     >>> import torch
     >>> from nflows.distributions import StandardNormal
@@ -138,12 +142,12 @@ def smc(
             raise ValueError("smc: draws must be as importance_sample gives them, with both densities and not clipped.")
         num_draws = len(draws)
     num_draws = num_samples if num_draws is None else num_draws
+    check_smc_options(num_samples, num_draws, kernel=kernel, moves=moves, final_moves=final_moves)
     # Numbers of numpy are no numbers of JSON, in which the checkpoint keeps them.
     counts = (num_samples, num_draws, moves, final_moves)
     num_samples, num_draws, moves, final_moves = (operator.index(number) for number in counts)
-    check_smc_options(num_samples, num_draws, kernel=kernel, moves=moves, final_moves=final_moves)
-    if batch_size < 1:
-        raise ValueError(f"smc: batch_size is {batch_size}; pass 1 or more.")
+    if not is_whole(batch_size, 1):
+        raise ValueError(f"smc: batch_size is {batch_size}; pass an integer of 1 or more.")
     if resampling not in SCHEMES:
         raise ValueError(f"smc: unknown resampling scheme {resampling!r}; choose one of {', '.join(SCHEMES)}.")
     if not 0.0 <= resampling_threshold <= 1.0:
@@ -213,10 +217,13 @@ def check_smc_options(
     """
     kernel = as_kernel(kernel)
     num_draws = num_samples if num_draws is None else num_draws
-    if num_samples < 2 or moves < 1 or final_moves < 0:
+    if not (is_whole(num_samples, 2) and is_whole(moves, 1) and is_whole(final_moves, 0)):
         raise ValueError(
-            f"smc: num_samples is {num_samples}, moves {moves}, final_moves {final_moves}; pass 2, 1 and 0 or more."
+            f"smc: num_samples is {num_samples}, moves {moves}, final_moves {final_moves}; pass integers, 2, 1 and 0 "
+            "or more."
         )
+    if not is_whole(num_draws, 0):
+        raise ValueError(f"smc: num_draws is {num_draws}; pass an integer.")
     if num_draws < num_samples:
         raise ValueError(f"smc: num_draws is {num_draws}, fewer than the {num_samples} samples; draw as many or more.")
     if final_moves and getattr(kernel, "draws_proposal", False):
@@ -291,7 +298,7 @@ class _Run:
         again = self.path.evaluate(some.x)
         self.path.num_evaluations = counted
         pairs = {"target": (some.log_target, again.log_target)}
-        if self.path.is_geometric and not getattr(self.path.proposal, "stochastic_density", False):
+        if self.path.is_geometric and not is_estimate(self.path.proposal):
             pairs["proposal"] = (some.log_proposal, again.log_proposal)
         return next((name for name, pair in pairs.items() if not torch.allclose(*pair, rtol=1e-2, atol=1e-1)), None)
 
@@ -304,7 +311,13 @@ class _Run:
         temperatures: Any = self.temperatures
         if count > self.num_samples and hasattr(temperatures, "keeping"):
             temperatures = temperatures.keeping(self.num_samples / count)
-        inverse_temperature = temperatures.next(state.inverse_temperature, log_weights, log_ratio)
+        chosen = temperatures.next(state.inverse_temperature, log_weights, log_ratio)
+        inverse_temperature = as_number(chosen)
+        if not state.inverse_temperature < inverse_temperature <= 1.0:
+            raise ValueError(
+                f"smc: the rule {type(temperatures).__name__} gave {chosen!r} as the inverse temperature after "
+                f"{state.inverse_temperature}; it must give a number above that, up to 1."
+            )
         increments = (inverse_temperature - state.inverse_temperature) * log_ratio
         history.conditional_ess_fraction.append(conditional_ess_fraction(log_weights, increments))
         before = log_mean_weight(log_weights)
@@ -334,7 +347,8 @@ class _Run:
 
         step_size = state.step_size
         if step_size is None:
-            step_size = self.step_sizes.first(self.kernel, particles, self.path, inverse_temperature, self.generator)
+            chosen = self.step_sizes.first(self.kernel, particles, self.path, inverse_temperature, self.generator)
+            step_size = as_step_size(chosen, self.kernel)
         moved = replace(state, particles=particles, log_weights=log_weights, step_size=step_size)
         return replace(
             self._moved(moved, self.path, inverse_temperature, self.moves, before),
@@ -358,7 +372,13 @@ class _Run:
         history.num_ancestors.append(history.num_ancestors[-1])
         before = log_mean_weight(state.log_weights)
         moved = self._moved(state, self.path.at_target(), 1.0, self.final_moves, before)
-        return replace(moved, particles=self.path.with_proposal(moved.particles))
+        particles = self.path.with_proposal(moved.particles)
+        if outside := int((particles.alive & ~torch.isfinite(particles.log_proposal)).sum()):
+            raise ValueError(
+                f"smc: the final moves led {outside} of {len(particles.x)} particles to where the proposal has no "
+                "density, so weights are wrong; use moves in place of final_moves."
+            )
+        return replace(moved, particles=particles)
 
     def _moved(
         self, state: RunState, path: GeometricPath, inverse_temperature: float, moves: int, before: float
@@ -376,7 +396,8 @@ class _Run:
             num_nonfinite += move.num_nonfinite
             history.step_sizes.append(step_size)
             acceptances.append(mean_acceptance(move.acceptance))
-            step_size = self.step_sizes.next(step_size, acceptances[-1], self.kernel, len(history.step_sizes))
+            chosen = self.step_sizes.next(step_size, acceptances[-1], self.kernel, len(history.step_sizes))
+            step_size = as_step_size(chosen, self.kernel)
         history.acceptance.append(sum(acceptances) / len(acceptances))
         history.num_nonfinite.append(num_nonfinite)
         history.num_evaluations.append(path.num_evaluations)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import nflib.montecarlo.diagnostics as diagnostics
+from nflib.errors import at_least
 from nflib.events import finite_rows, per_row
 from nflib.io.arrays import read_arrays, within, write_arrays
 from nflib.io.documents import finite_or_none
@@ -28,6 +29,9 @@ OPTIONAL_ARRAYS = {"log_prob": "f", "log_target": "f", "ancestors": "iu"}
 # Above this shape of the weights' tail, or below this many independent draws, no error is told (Vehtari et al. 2024).
 MAX_PARETO_K = 0.7
 MIN_EFFECTIVE = 10
+# Independent draws inside an event, and outside, below which the error of its probability is not told; five equal
+# weights are five, whatever rounding says.
+MIN_EFFECTIVE_COUNT = 5.0 * (1.0 - 1e-9)
 # Of the effective sample size: fewer independent draws than that are worth a warning.
 FEW_ANCESTORS = 0.1
 
@@ -78,8 +82,12 @@ class WeightedSamples:
     resamplings: Resamplings = NONE
 
     def __post_init__(self) -> None:
+        names = ("log_weights", "log_prob", "log_target", "ancestors")
+        for name in ("x", *names):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, torch.as_tensor(value))
         count = len(self.x)
-        for name in ("log_weights", "log_prob", "log_target", "ancestors"):
+        for name in names:
             value = getattr(self, name)
             if value is not None and value.shape != (count,):
                 raise ValueError(
@@ -110,6 +118,7 @@ class WeightedSamples:
         Raises:
             ValueError: no samples, or numbers of log-densities that are not theirs.
         """
+        x, log_prob, log_target = (torch.as_tensor(values) for values in (x, log_prob, log_target))
         log_weights = log_target.to(torch.float64) - log_prob.to(torch.float64)
         # A difference is finite only if both densities are: inf - inf is NaN.
         finite = finite_rows(x) & torch.isfinite(log_weights)
@@ -230,10 +239,11 @@ class WeightedSamples:
 
         Args:
             function: from positions `(n, *event_shape)` to real values `(n, *shape)`; it sees the samples of positive
-                weight only.
+                weight only. Booleans say where an event is, whose probability is the mean.
 
         Returns:
-            Mean and standard error, each of that shape, in float64; the error is infinite where `refusal` says why.
+            Mean and standard error, each of that shape, in float64; the error is infinite where `refusal` says why, and
+            of an event where it, or its complement, is worth fewer than five independent draws.
 
         Raises:
             ValueError: every weight is zero, complex values, or not one value a sample.
@@ -249,6 +259,7 @@ class WeightedSamples:
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
         values = torch.as_tensor(function(self.x[used]))
+        is_event = values.dtype == torch.bool
         if values.is_complex():
             raise ValueError("expectation: the function returned complex numbers; return torch.view_as_real of them.")
         values = values.to(torch.float64)
@@ -261,11 +272,18 @@ class WeightedSamples:
         mean = (weights * values).sum(0)
         if self.refusal:
             return mean, torch.full_like(mean, torch.inf)
+        ancestors = None if self.ancestors is None else self.ancestors[used]
         alone = weights * (values - mean)
-        families = family_sums(alone, None if self.ancestors is None else self.ancestors[used])
+        families = family_sums(alone, ancestors)
         variance = torch.maximum(alone.square().sum(0), families.square().sum(0)) * len(self) / (len(self) - 1)
         inflation = diagnostics.error_inflation(families, fit_tails=len(families) == len(alone))
-        return mean, variance.sqrt() * inflation.to(mean.device)
+        error = variance.sqrt() * inflation.to(mean.device)
+        if is_event:
+            for side in (values, 1.0 - values):
+                parts = family_sums(weights * side, ancestors)
+                enough = parts.sum(0).square() > MIN_EFFECTIVE_COUNT * parts.square().sum(0)
+                error = torch.where(enough, error, torch.inf)
+        return mean, error
 
     @torch.no_grad()
     def reweight(self, target: Target | torch.distributions.Distribution, batch_size: int = 1024) -> Self:
@@ -280,7 +298,8 @@ class WeightedSamples:
             batch_size: how many samples it sees at once.
 
         Raises:
-            ValueError: clipped samples, a target without `log_prob`, or neither `log_prob` nor `log_target` known.
+            ValueError: clipped samples, a target without `log_prob`, neither `log_prob` nor `log_target` known, or
+                batch_size no integer of 1 or more.
 
         >>> import torch
         >>> from nflib.montecarlo import BoltzmannDensity, importance_sample
@@ -296,7 +315,7 @@ class WeightedSamples:
         known = self.log_prob if anew else self.log_target
         if known is None:
             raise ValueError("reweight: these samples know neither log_prob nor log_target, so there is no weight.")
-        target = as_target(target)
+        target, batch_size = as_target(target), at_least(1, "batch_size", batch_size)
         usable = finite_rows(self.x) & torch.isfinite(known)
         if not anew:
             usable &= self.log_weights > -torch.inf
@@ -368,14 +387,17 @@ class WeightedSamples:
         return figures
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz file, whole or not at all. Clipped samples are saved as the originals and the fraction."""
+        """Write an .npz file, whole or not at all. Clipped samples are saved as the originals and the fraction.
+
+        Numbers in bfloat16, which NumPy does not have, are saved in float32.
+        """
         source = self if self.unclipped is None else self.unclipped
         write_arrays(path, source._arrays() | {"clipped": self.clipped})
 
     def _arrays(self) -> dict[str, Any]:
         """All that is saved of samples that are not clipped."""
         arrays: dict[str, Any] = {
-            name: tensor.detach().cpu().numpy()
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
             for name in ("x", *OPTIONAL_ARRAYS, "log_weights")
             if (tensor := getattr(self, name)) is not None
         }

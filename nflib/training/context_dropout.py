@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflib.contexts import as_context
+from nflib.contexts import as_context, unconditional_rows
 from nflib.events import per_row
 from nflib.training.composed import OfAnother
 from nflib.training.objectives import Objective, maximum_likelihood
@@ -24,8 +24,8 @@ class ContextDropout(OfAnother):
     Args:
         objective: what is minimised, such as `maximum_likelihood` or `FlowMatching()`.
         share: of the rows of a batch that lose their context, on average; from 0 to less than 1.
-        unconditional: the context that they have instead, one row, as `Flow.guided` takes it: -1 for class labels, a
-            tensor ``(1, *context_shape)`` or, of tokens with a padding mask, a pair.
+        unconditional: the context that they have instead, as `Flow.guided` takes it: -1 for class labels, a tensor of
+            the contexts' shape or, of tokens with a padding mask, a pair.
 
     Raises:
         ValueError: a share outside its range; in training, data without a context, or with one of another shape.
@@ -70,12 +70,15 @@ def dropped(context: Any, unconditional: Any, share: float, generator: torch.Gen
     if isinstance(context, tuple) != isinstance(unconditional, tuple):
         raise ValueError("the unconditional context must be a tensor, or a pair, as the contexts are.")
     parts, instead = (value if isinstance(value, tuple) else (value,) for value in (context, unconditional))
-    for part, other in zip(parts, instead, strict=True):
-        if other.shape[1:] != part.shape[1:]:
-            told = f"{tuple(other.shape[1:])}, but the data's contexts {tuple(part.shape[1:])}"
-            raise ValueError(f"the unconditional context has rows of shape {told}.")
     is_dropped = torch.rand(len(parts[0]), generator=generator, device=parts[0].device) < share
-    mixed = [
-        torch.where(per_row(is_dropped, part), other.to(part), part) for part, other in zip(parts, instead, strict=True)
-    ]
+    mixed = []
+    for part, other in zip(parts, instead, strict=True):
+        rows = unconditional_rows(other, part)
+        # Labels without a sign hold no -1, and widen; other contexts keep their dtype.
+        rows = rows if _are_labels(part) and _are_labels(rows) else rows.to(part.dtype)
+        mixed.append(torch.where(per_row(is_dropped, part), rows, part))
     return tuple(mixed) if isinstance(context, tuple) else mixed[0]
+
+
+def _are_labels(context: Tensor) -> bool:
+    return not context.is_floating_point() and context.dtype != torch.bool

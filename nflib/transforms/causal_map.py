@@ -140,7 +140,7 @@ class Autoregressive(Transform):
             return Inversion(self._to_noise(inputs, encoded)[0], inputs.new_zeros(0), 0.0)
         with torch.no_grad():
             # A decoder that returns tokens and logabsdet alone does not know its residual.
-            inversion = Inversion(*(decoder or self.decoding)(self, inputs, encoded, prefix))
+            inversion = Inversion.of((decoder or self.decoding)(self, inputs, encoded, prefix))
         # One that does not say what it did is in the report all the same, its residual with it.
         record(inversion.statistics or (BlockReport(inputs.shape[0], inputs.shape[1], (), inversion.residual),))
         if not torch.is_grad_enabled() or prefix is not None:

@@ -10,7 +10,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.contexts import as_context, map_context, num_rows
+from nflib.contexts import as_context, map_context, num_rows, unconditional_rows
 from nflib.dtypes import Tables
 from nflib.interfaces import Decoder, Inversion
 from nflib.transforms.causal_map import AffineAutoregressive
@@ -193,7 +193,9 @@ class PairedContext(Tables):
         mask = self.unconditional_mask
         encoded = self.embedding(context)
         # Not kept between calls: it is to follow the embedding's weights.
-        unconditional = self.embedding(self.unconditional if mask is None else (self.unconditional, mask))
+        given = self.unconditional if mask is None else (self.unconditional, mask)
+        device = (context if isinstance(context, Tensor) else context[0]).device
+        unconditional = self.embedding(map_context(lambda part: part.to(device), given))
         if isinstance(encoded, Tensor) and isinstance(unconditional, Tensor):
             return _stacked(encoded, unconditional)
         if isinstance(encoded, Tensor) or isinstance(unconditional, Tensor):
@@ -219,14 +221,7 @@ def unpaired(context: Any) -> Any:
 
 
 def _stacked(context: Tensor, unconditional: Tensor) -> Tensor:
-    if unconditional.dim() == context.dim() - 1:
-        unconditional = unconditional.unsqueeze(0)
-    if unconditional.shape[1:] != context.shape[1:] or unconditional.shape[0] not in (1, context.shape[0]):
-        raise ValueError(
-            f"the unconditional context has the shape {tuple(unconditional.shape)}, but the context is of "
-            f"{tuple(context.shape)}: they must agree, or the first have one row."
-        )
-    return torch.stack([context, unconditional.to(context.device).expand_as(context)], dim=1)
+    return torch.stack([context, unconditional_rows(unconditional, context)], dim=1)
 
 
 class Unguided(Transform):

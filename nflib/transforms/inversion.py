@@ -55,7 +55,8 @@ def invert(
         transform: any nflows transform.
         inputs: its outputs, ``(B, ...)``.
         context: a row for each input, where the transform takes one.
-        decoder: inverts every autoregressive map in it (default: each by its own).
+        decoder: inverts every autoregressive map in it (default: each by its own), but for those in a transform that
+            inverts its own parts, as nflows' `MultiscaleCompositeTransform` does.
         density: whether the log-determinant is wanted. If not, a transform of which it costs more than x itself may
             have a method ``generate(inputs, context)``, which is called instead.
 
@@ -75,16 +76,48 @@ def invert(
             inversion = inversion.then(invert(part, inversion.tokens, context, decoder, density=density))  # type: ignore[arg-type]
         return inversion
     if isinstance(transform, InverseTransform):
-        # Its inverse is the inner transform forwards: a formula, unless a part says that it is not.
-        outputs, logabsdet = transform.inverse(inputs, context)
-        exact = all(getattr(part, "exact_forward", True) for part in transform.modules())
-        return Inversion(outputs, logabsdet, 0.0 if exact else None)
+        return _applied(transform._transform, inputs, context, decoder, density=density)
     if not density and hasattr(transform, "generate"):
         return Inversion(transform.generate(inputs, context), inputs.new_zeros(len(inputs)), None)
     own = getattr(transform, "invert", None)
     if own is not None:
-        return Inversion(*own(inputs, context, decoder))  # of a pair the residual is unknown
-    return Inversion(*transform.inverse(inputs, context))
+        return Inversion.of(own(inputs, context, decoder))
+    return Inversion.of(transform.inverse(inputs, context))
+
+
+def _applied(transform: Any, inputs: Tensor, context: Any, decoder: Decoder | None, *, density: bool) -> Inversion:
+    """What a transform makes of inputs, as the inversion of its inverse: by a formula, but for inverses in it."""
+    if isinstance(transform, CompositeTransform):
+        inversion = Inversion(inputs, inputs.new_zeros(len(inputs)), 0.0)
+        for part in transform._transforms:
+            inversion = inversion.then(_applied(part, inversion.tokens, context, decoder, density=density))
+        return inversion
+    if isinstance(transform, InverseTransform):
+        return invert(transform._transform, inputs, context, decoder, density=density)
+    outputs, logabsdet = transform(inputs, context)
+    parts = list(transform.modules())
+    exact = all(getattr(part, "exact_forward", True) and not isinstance(part, InverseTransform) for part in parts)
+    return Inversion(outputs, logabsdet, 0.0 if exact else None)
+
+
+def forward(transform: Any, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+    """``transform(inputs, context)``, with log-determinants added out of place, as torch.func needs it.
+
+    Raises:
+        ValueError: a part gave other than one log-determinant for each input.
+    """
+    if not isinstance(transform, CompositeTransform):
+        return transform(inputs, context)  # type: ignore[no-any-return]
+    total = inputs.new_zeros(inputs.shape[0])
+    for part in transform._transforms:
+        inputs, logabsdet = forward(part, inputs, context)
+        total = total + logabsdet
+    if total.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"a part of the transform gave log-determinants of shape {tuple(total.shape)} that are not one number for "
+            "each input, such as columns (batch, 1); sum them over the event, to (batch,)."
+        )
+    return inputs, total
 
 
 def uses_context(transform: Transform) -> bool:

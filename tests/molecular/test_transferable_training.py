@@ -125,6 +125,24 @@ def test_a_run_does_not_go_on_with_other_conformations(corpus, tmp_path):
     train(other, tmp_path / "run", "--training.max_steps", "3")
 
 
+def test_a_run_of_one_molecule_does_not_go_on_with_other_frames_or_from_another_flow(corpus, tmp_path):
+    """The best of the old validation set was compared with losses on the new one."""
+    train(corpus, tmp_path / "many", "--training.max_steps", "1")
+    train(corpus, tmp_path / "others", "--training.max_steps", "2")
+    data = corpus / "systems" / "AG"
+    initial, others = (("--initial", str(tmp_path / name / "model")) for name in ("many", "others"))
+    train(data, tmp_path / "run", *initial, "--training.max_steps", "1")
+    train(data, tmp_path / "run", *initial, "--training.max_steps", "2")
+    with pytest.raises(SystemExit, match="begun from another flow than this one"):
+        train(data, tmp_path / "run", *others, "--training.max_steps", "3")
+    again = shutil.copytree(data, tmp_path / "again")
+    arrays = dict(np.load(again / "frames-000000.npz"))
+    arrays["positions"] = arrays["positions"][::-1]
+    np.savez(again / "frames-000000.npz", **arrays)
+    with pytest.raises(SystemExit, match="begun with other conformations than those in .*again"):
+        train(again, tmp_path / "run", *initial, "--training.max_steps", "3")
+
+
 def test_the_symmetries_of_all_residues():
     counts = {s: len(symmetry_groups(make_topology(s))) for s in (*"GAVFYDEKWNQR", "MT")}
     # An ammonium at the start, a carboxylate at the end, and what the side chains have.

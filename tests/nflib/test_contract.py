@@ -26,6 +26,7 @@ from nflib.continuous import Heun, MLPVelocity, ODEFlow, ODETransform
 from nflib.decoding import Jacobi
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow
+from nflib.montecarlo import importance_sample
 from nflib.transforms import LinearGuidance, Standardize, VectorPatches
 from tests.perturb import perturb
 
@@ -381,6 +382,14 @@ def test_a_base_that_only_estimates_is_told():
     inner = ODEFlow(MLPVelocity(6), (6,), density="hutchinson")
     flow = Flow(Standardize(torch.zeros(6), torch.ones(6)), inner)
     assert flow.stochastic_density and flow.given().stochastic_density
+    # Bound to its context it is a torch distribution, which others may be made of.
+    scaled = torch.distributions.TransformedDistribution(inner.given(), [torch.distributions.AffineTransform(0.0, 2.0)])
+    assert Flow(Standardize(torch.zeros(6), torch.ones(6)), inner.given()).stochastic_density
+    exact = ODEFlow(MLPVelocity(6), (6,), density="map")
+    assert not Flow(Standardize(torch.zeros(6), torch.ones(6)), exact.given()).stochastic_density
+    for proposal in (scaled, Flow(Standardize(torch.zeros(6), torch.ones(6)), scaled)):
+        with pytest.raises(ValueError, match="proposal estimates its log-density"):
+            importance_sample(proposal, scaled, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

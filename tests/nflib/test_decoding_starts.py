@@ -502,3 +502,21 @@ def test_warm_up_of_contexts_encoded_in_any_way(encoded, decoder):
     own, noise = OwnMap(encoded), torch.randn(3, 5, 2)
     found = own.invert(noise, decoder=decoder).tokens
     torch.testing.assert_close(found, own.invert(noise).tokens, rtol=0, atol=1e-3)
+
+
+class OfFullPrecision(OwnMap):
+    """A map whose plain tensor no copy in bfloat16 rounds."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.table = torch.eye(2)
+
+    def conditionals(self, tokens: Tensor, encoded_context: Any, cache: Any = None, start: int = 0, stop: Any = None):
+        return super().conditionals(tokens @ self.table, encoded_context, cache, start, stop)
+
+
+def test_auto_leaves_out_a_warm_up_that_a_map_does_not_compute():
+    own, noise = OfFullPrecision(), torch.randn(3, 5, 2)
+    torch.testing.assert_close(own.invert(noise, decoder=Auto()).tokens, own.invert(noise).tokens, rtol=0, atol=1e-3)
+    with pytest.raises(RuntimeError):
+        own.invert(noise, decoder=Jacobi(warmup=torch.bfloat16))

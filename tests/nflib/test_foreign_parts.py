@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from nflows.distributions import Distribution
 from nflows.transforms import (
     CompositeTransform,
+    InverseTransform,
     MaskedAffineAutoregressiveTransform,
     PointwiseAffineTransform,
     Transform,
@@ -68,6 +70,92 @@ def test_log_determinants_that_are_not_one_number_a_row():
     flow = Flow(CompositeTransform([Doubled(())]), StandardNormal((2,)))
     samples, log_prob = flow.sample_and_log_prob(5, seed=0)
     torch.testing.assert_close(flow.log_prob(samples), log_prob)
+
+
+class Bend(Transform):
+    """Whose inverse iterates, and does not say so."""
+
+    def forward(self, inputs, context=None):
+        return inputs + 0.8 * inputs.sin(), (1 + 0.8 * inputs.cos()).log().flatten(1).sum(1)
+
+    def inverse(self, inputs, context=None):
+        x = inputs
+        for _ in range(5):
+            x = inputs - 0.8 * x.sin()
+        return x, -self.forward(x)[1]
+
+
+def test_an_inverse_within_an_inverse_is_no_formula():
+    halved = PointwiseAffineTransform(0.0, 2.0)
+    inner, blocks = InverseTransform(Bend()), autoregressive_blocks((3, 1), **SMALL)
+    nested = [InverseTransform(inner), InverseTransform(CompositeTransform([halved, inner]))]
+    for transform in nested:
+        flow = Flow(transform, StandardNormal((3,)))
+        x, log_prob = flow.sample_and_log_prob(50, seed=0)
+        torch.testing.assert_close(log_prob, flow.log_prob(x))
+    # The caller's decoder reaches the maps in it.
+    shaped = VectorPatches((3,), 1)
+    flow = Flow(InverseTransform(InverseTransform(CompositeTransform([shaped, *blocks]))), StandardNormal((3, 1)))
+    with pytest.raises(ValueError, match="an inversion is a pair of tokens and logabsdet.*not a Tensor"):
+        flow.sample(2, decoding=lambda map, noise, encoded, prefix=None: noise)
+
+
+def test_ensembles_by_torch_func():
+    """Weights of several flows under vmap: log-determinants are added out of place."""
+    flows = [perturb(TARFlow((4,), patch_size=2, **SMALL), 0.1, seed) for seed in range(3)]
+    parameters, buffers = torch.func.stack_module_state(flows)
+    x = torch.randn(5, 4)
+
+    def log_prob(parameters, buffers):
+        return torch.func.functional_call(flows[0], (parameters, buffers), (x,))
+
+    expected = torch.stack([flow.log_prob(x) for flow in flows])
+    torch.testing.assert_close(torch.func.vmap(log_prob)(parameters, buffers), expected)
+
+
+class Unconditional(Distribution):
+    """A base of one's own that reads no context."""
+
+    uses_context, event_shape = False, (6, 1)
+
+    def _log_prob(self, inputs, context):
+        return -0.5 * inputs.square().sum((1, 2)) - 3 * math.log(2 * math.pi)
+
+    def _sample(self, num_samples, context):
+        return torch.randn(num_samples, 6, 1)
+
+
+def test_a_base_that_reads_no_context_in_a_conditional_flow():
+    flow = Flow(TARFlow((6,), context_shape=(5,), **SMALL)._transform, Unconditional(), context_shape=(5,))
+    x, log_prob = flow.sample_and_log_prob(4, torch.zeros(2, 5), seed=0)
+    assert x.shape == (2, 4, 6)
+    torch.testing.assert_close(flow.log_prob(x.flatten(0, 1), torch.zeros(8, 5)), log_prob.flatten())
+
+
+def test_a_given_flow_as_a_base_is_saved_moved_and_trained_with_the_flow(tmp_path):
+    def build(seed):
+        inner = perturb(TARFlow((2, 2), patch_size=2, context_shape=(3,), **SMALL), 0.1, seed)
+        return Flow(TARFlow((4,), patch_size=2, **SMALL)._transform, inner.given(torch.zeros(3)))
+
+    flow, x = build(1), torch.randn(3, 4)
+    loaded = build(2).load_pretrained(flow.save_pretrained(tmp_path))
+    torch.testing.assert_close(loaded.log_prob(x), flow.log_prob(x))
+    assert any(parameter.requires_grad for parameter in flow._distribution.parameters())
+    torch.testing.assert_close(loaded.double().log_prob(x.double()).float(), flow.log_prob(x))
+
+
+def test_an_unconditional_context_goes_where_the_flow_is():
+    transform = TARFlow((8,), patch_size=2, context_shape=(4,), **SMALL)._transform
+    flow = Flow(transform, StandardNormal((4, 2)), nn.Linear(5, 4), context_shape=(5,)).to("meta")
+    guided = flow.guided(LinearGuidance(1.0), unconditional=torch.zeros(5))
+    assert guided.log_prob(torch.zeros(2, 8, device="meta"), torch.zeros(2, 5)).shape == (2,)
+
+
+def test_any_dropout_in_training_mode_is_told():
+    net = nn.Sequential(nn.Linear(5, 3), nn.AlphaDropout(0.5))
+    flow = Flow(TARFlow((6,), context_shape=(3,), **SMALL)._transform, StandardNormal((6, 1)), net, context_shape=(5,))
+    with pytest.raises(ValueError, match="has dropout and is in training mode"):
+        flow.train().sample(1, torch.zeros(1, 5))
 
 
 def test_maps_that_know_no_guidance_take_the_conditional_context():

@@ -175,6 +175,8 @@ def test_chunks_and_seeds(name):
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="num_leapfrog is 0"):
         HMC(num_leapfrog=0)
+    with pytest.raises(ValueError, match="num_leapfrog is 2.5"):
+        HMC(num_leapfrog=2.5)
     opaque = BoltzmannDensity(lambda x: energy(x.detach()))
     path = GeometricPath(Normal(DIM), opaque)
     drawn = path.draw(5, torch.Generator())
@@ -203,3 +205,5 @@ def test_settings_of_adaptation_and_jitter(number):
         AcceptanceTarget(gain=number)
     with pytest.raises(ValueError, match="pilot_moves -1"):
         AcceptanceTarget(pilot_moves=-1)
+    with pytest.raises(ValueError, match="pilot_moves 2.5"):
+        AcceptanceTarget(pilot_moves=2.5)

@@ -88,6 +88,13 @@ def test_too_few_samples_have_no_error():
     assert math.isfinite(grouped_jackknife(mean, torch.randn(20)).error)
 
 
+def test_numbers_of_resamples_and_groups():
+    with pytest.raises(ValueError, match="num_groups must be an integer of 2 or more, got 0"):
+        grouped_jackknife(mean, torch.randn(20), num_groups=0)
+    with pytest.raises(ValueError, match="num_resamples must be an integer of 2 or more, got 1"):
+        bootstrap(mean, torch.randn(20), num_resamples=1)
+
+
 def test_an_error_is_written_to_two_digits():
     assert str(Estimate(0.5, math.inf)) == "0.5 ± ?" and str(Estimate(math.inf, math.inf)) == "inf"
     assert str(Estimate(0.5)) == "0.5" and str(Estimate(0.12345, 0.0056)) == "0.1235 ± 0.0056"
@@ -98,6 +105,7 @@ def test_an_error_is_written_to_two_digits():
 def test_auroc():
     right, wrong = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0])
     assert auroc(right, wrong) == pytest.approx(4.5 / 6)
+    assert auroc(right.numpy(), [0.0, 2.0]) == auroc(right, wrong)
     assert auroc(right, right) == 0.5
     assert auroc(right, torch.tensor([math.nan, -math.inf])) == 1
     assert auroc(right.clone().requires_grad_(), wrong) == auroc(right, wrong)

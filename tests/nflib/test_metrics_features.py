@@ -1,6 +1,7 @@
 """Distances of features against closed forms of Gaussians, other formulas, and brute force."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -137,12 +138,19 @@ def test_precision_and_recall_by_brute_force(neighbours):
         (frechet_distance, torch.full((5, 3), torch.nan), torch.randn(5, 3), "5 of the 5 samples in x are not finite"),
         (kernel_distance, torch.randn(5, 3), torch.randn(1, 3), "a single sample"),
         (precision_recall, torch.randn(3, 3), torch.randn(9, 3), "neighbours is 3"),
+        (partial(precision_recall, neighbours=2.5), torch.randn(9, 3), torch.randn(9, 3), "neighbours is 2.5"),
         (precision_recall, torch.randn(9), torch.randn(9, 2, 2), r"shape \(9, 2, 2\)"),
     ],
 )
 def test_mistakes(function, x, y, words):
     with pytest.raises(ValueError, match=words):
         function(x, y)
+
+
+@pytest.mark.parametrize("function", [frechet_distance, kernel_distance, precision_recall])
+def test_arrays_of_numpy_are_taken(function):
+    x, y = torch.randn(2, 20, 3, generator=generator())
+    assert function(x.numpy(), y.numpy()) == function(x, y)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])

@@ -202,6 +202,15 @@ def test_mistakes(arguments, keywords, message):
         wasserstein(*arguments, **keywords)
 
 
+@pytest.mark.parametrize("size", [(20,), (20, 1)])
+def test_arrays_of_numpy_are_taken(size):
+    x, y, weights = normal(*size), normal(*size, seed=1), uniform(20)
+    assert wasserstein(x.numpy(), y.numpy(), weights.numpy()) == wasserstein(x, y, weights)
+    x, y = x.reshape(2, 10), y.reshape(2, 10)
+    along = wasserstein_1d(x.numpy(), y.numpy(), None, weights[:10].tolist())
+    torch.testing.assert_close(along, wasserstein_1d(x, y, None, weights[:10]))
+
+
 def test_mistakes_on_the_line():
     with pytest.raises(ValueError, match="same leading dimensions"):
         wasserstein_1d(normal(2, 5), normal(3, 5))

@@ -19,11 +19,15 @@ import nflib
 from nflib.montecarlo import (
     BoltzmannDensity,
     IndependentMetropolis,
+    Mixture,
     WeightedSamples,
     as_proposal,
     as_target,
     diagnostics,
+    effective_sample_size,
     importance_sample,
+    normalized_weights,
+    pareto_k,
     resample,
     smc,
 )
@@ -259,12 +263,39 @@ def test_user_mistakes_are_named():
         importance_sample(proposal, shifted_energy, 10)
     with pytest.raises(ValueError, match="num_samples is 0"):
         importance_sample(proposal, TARGET, 0)
+    with pytest.raises(ValueError, match="num_samples is 1000.0"):
+        importance_sample(proposal, TARGET, 1e3)
+    with pytest.raises(ValueError, match="batch_size 50.0"):
+        importance_sample(proposal, TARGET, 100, batch_size=50.0)
     with pytest.raises(ValueError, match="not both"):
         importance_sample(proposal, TARGET, 5, generator=torch.Generator(), seed=1)
     with pytest.raises(ValueError, match="the target's log_prob returned"):
         importance_sample(proposal, BoltzmannDensity(lambda x: x), 5)
     with pytest.raises(ValueError, match="the target's log_prob returned a ndarray; return a tensor"):
         importance_sample(proposal, BoltzmannDensity(lambda x: x.sum(1).numpy()), 5)
+
+
+def test_proposals_of_ones_own_that_do_not_draw_as_asked():
+    class Own:
+        further = 0
+
+        def sample_and_log_prob(self, num_samples, *, generator=None):
+            return torch.randn(num_samples + self.further, DIM, generator=generator), torch.zeros(num_samples)
+
+        def log_prob(self, x):
+            return torch.zeros(len(x))
+
+    class WithoutGenerator(Own):
+        def sample_and_log_prob(self, num_samples):
+            return super().sample_and_log_prob(num_samples)
+
+    with pytest.raises(ValueError, match=r"sample_and_log_prob \(WithoutGenerator\) takes no generator"):
+        importance_sample(WithoutGenerator(), TARGET, 5)
+    more = Own()
+    more.further = 1
+    for proposal in (more, Mixture([more])):
+        with pytest.raises(ValueError, match=rf"returned positions of shape \(6, {DIM}\) for 5 samples"):
+            importance_sample(proposal, TARGET, 5)
 
 
 # --- weighted samples
@@ -492,6 +523,37 @@ def test_a_function_of_numpy_has_an_expectation():
     assert samples.expectation(lambda x: x[:, 0].numpy()) == samples.expectation(lambda x: x[:, 0])
 
 
+def test_the_probability_of_a_rare_event_has_no_error():
+    samples = weighted(torch.zeros(1000))
+    rows = torch.arange(1000)
+    events = torch.stack([rows < count for count in (0, 4, 5, 500, 995, 996, 1000)], dim=1)
+    mean, error = samples.expectation(lambda x: events)
+    assert error.isinf().tolist() == [True, True, False, False, False, True, True]
+    torch.testing.assert_close(mean, events.double().mean(0))
+    assert torch.equal(error[2:5], samples.expectation(lambda x: events.double())[1][2:5])
+    # Of 500 particles few may descend from different draws.
+    related = dataclasses.replace(samples, ancestors=torch.cat([rows[:500] % 4, rows[500:]]))
+    assert related.expectation(lambda x: events)[1][3] == math.inf
+
+
+def test_arrays_of_numpy_are_taken():
+    x, log_prob, log_target = np.zeros((50, 1)), np.zeros(50), np.linspace(-1.0, 0.0, 50)
+    samples = WeightedSamples.from_log_densities(x, log_prob, log_target)
+    expected = WeightedSamples(torch.zeros(50, 1), torch.as_tensor(log_target))
+    assert torch.equal(samples.log_weights, expected.log_weights)
+    assert WeightedSamples(x, log_target).log_normalizer == expected.log_normalizer
+    assert effective_sample_size(log_target) == expected.effective_sample_size
+    assert pareto_k(log_target) == pareto_k(expected.log_weights)
+    assert resample(np.ones(3), 3).tolist() == [0, 1, 2]
+
+
+def test_bfloat16_is_saved_as_float32(tmp_path):
+    samples = WeightedSamples(torch.arange(5.0)[:, None].bfloat16(), torch.zeros(5), torch.zeros(5).bfloat16())
+    samples.save(tmp_path / "samples.npz")
+    loaded = WeightedSamples.load(tmp_path / "samples.npz")
+    assert loaded.x.dtype == torch.float32 and torch.equal(loaded.x, samples.x.float())
+
+
 def test_construction_mistakes():
     with pytest.raises(ValueError, match="NaN"):
         weighted([0.0, math.nan])
@@ -501,6 +563,12 @@ def test_construction_mistakes():
         WeightedSamples(torch.zeros(0, 1), torch.zeros(0))
     with pytest.raises(ValueError, match="one value a sample"):
         weighted([0.0, 1.0]).expectation(lambda x: x.sum())
+    for function in (effective_sample_size, normalized_weights, pareto_k):
+        with pytest.raises(ValueError, match=r"log_weights have shape \(0,\)"):
+            function(torch.zeros(0))
+    known = WeightedSamples(torch.zeros(3, DIM), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="batch_size must be an integer of 1 or more, got 0"):
+        known.reweight(TARGET, batch_size=0)
 
 
 # --- diagnostics
@@ -629,6 +697,8 @@ def test_resampling_mistakes():
         resample(torch.zeros(4), 5)
     with pytest.raises(ValueError, match="num_samples is 0"):
         resample(WEIGHTS, 0)
+    with pytest.raises(ValueError, match="num_samples is 5.0"):
+        resample(WEIGHTS, 5.0)
 
 
 # --- coverage

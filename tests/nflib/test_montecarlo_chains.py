@@ -35,6 +35,8 @@ def test_same_seed_same_chains_and_energies_are_counted():
     torch.testing.assert_close(runs[0].x, runs[1].x)
     assert runs[0].num_evaluations == runs[1].num_evaluations == 50 * (1 + 7)
     assert runs[0].step_size == 0.3
+    settings = {"kernel": MALA(0.3), "step_sizes": FixedStepSizes([0.3]), "seed": 4}
+    assert torch.equal(run_chains(TARGET, exact(50).numpy(), 7, **settings).x, runs[0].x)
 
 
 def test_points_without_density_stay_where_they_are():
@@ -57,6 +59,8 @@ def test_points_without_density_stay_where_they_are():
         ({"num_steps": 1, "kernel": HMC}, "kernel must be an object such as HMC"),
         ({"num_steps": 1, "step_sizes": 0.1}, "step_sizes must be an object such as AcceptanceTarget"),
         ({"num_steps": 1, "x": exact(4)[:0]}, "there are 0 points"),
+        ({"num_steps": 1e3}, "num_steps is 1000.0"),
+        ({"num_steps": 1, "x": torch.ones(4, 3, dtype=torch.long)}, "points of torch.int64 have no gradients"),
     ],
 )
 def test_mistakes(options, words):

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from nflows.transforms import AffineTransform, CompositeTransform, InverseTransform, Tanh, Transform
+from nflows.transforms import AffineTransform, CompositeTransform, InverseTransform, Logit, Sigmoid, Tanh, Transform
 from torch import Tensor
 
 from nflib.montecarlo import (
     HMC,
     MALA,
     BoltzmannDensity,
+    FixedStepSizes,
     IndependentMetropolis,
     TransformedProposal,
     TransformedTarget,
@@ -127,6 +128,39 @@ def test_points_without_an_inverse_are_dead_and_not_asked_for(share):
         samples = smc(Normal(DIM, 0.5), target, 200, kernel=HMC(), seed=0)
         assert samples.num_rejected > 0 and samples.history.num_nonfinite[0] > 0
         assert (samples.x[samples.log_weights > -torch.inf].abs() < 1).all()
+
+
+@pytest.mark.parametrize("transform", [Sigmoid(), CompositeTransform([Sigmoid(), affine()])], ids=["bare", "composed"])
+def test_coordinates_of_bounded_range(transform):
+    """nflows refuses a whole batch for one event outside: here those outside are dead, and the others are as ever."""
+    proposal = TransformedProposal(Normal(DIM), transform)
+    target = TransformedTarget(BoltzmannDensity(energy), transform)
+    y, _ = proposal.sample_and_log_prob(9, generator=torch.Generator().manual_seed(0))
+    alone = [density.log_prob(y) for density in (proposal, target)]
+    outside = y.clone()
+    outside[[0, 4, 5]] = 9.0
+    outside.requires_grad_()
+    for density, expected in zip((proposal, target), alone, strict=True):
+        found = density.log_prob(outside)
+        assert found.isnan().tolist() == [place in (0, 4, 5) for place in range(9)]
+        torch.testing.assert_close(found[~found.isnan()], expected[~found.isnan()])
+        assert torch.autograd.grad(found[1], outside)[0][1].isfinite().all()
+        nowhere = density.log_prob(outside[:1])
+        assert nowhere.isnan().all() and nowhere.requires_grad
+    samples = smc(proposal, target, 300, kernel=MALA(1.0), step_sizes=FixedStepSizes([1.0]), seed=0)
+    assert samples.history.num_nonfinite[-1] > 0
+    assert transform_back(samples, transform).x.isfinite().all()
+
+
+def test_draws_outside_the_domain_of_the_coordinates_are_rejected():
+    """log(x / (1 - x)) of draws from N(0, 1): the normaliser is that of the target between 0 and 1."""
+    target = TransformedTarget(BoltzmannDensity(lambda x: 0.5 * x[:, 0].square()), Logit())
+    samples = importance_sample(TransformedProposal(Normal(1), Logit()), target, 4000, seed=0)
+    assert 0.6 < samples.num_rejected / 4000 < 0.7
+    exact = math.log(math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)))
+    assert abs(samples.log_normalizer - exact) < 3 * samples.log_normalizer_standard_error < 0.1
+    back = transform_back(samples, Logit())
+    assert torch.equal(back.x.isnan()[:, 0], samples.log_weights == -torch.inf)
 
 
 def test_samples_without_densities():

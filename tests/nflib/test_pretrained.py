@@ -382,6 +382,10 @@ def test_the_dtype_in_which_weights_are_written(flow, tmp_path, dtype):
     x = torch.randn(2, 1, 4, 4, dtype=torch.promote_types(dtype, torch.float32))
     expected = flow.log_prob(x.float()).to(x.dtype)
     torch.testing.assert_close(again.log_prob(x), expected, rtol=0, atol=1 if dtype == torch.bfloat16 else 1e-4)
+    for wrong in (torch.int8, torch.complex64, "bfloat16"):
+        with pytest.raises(ValueError, match="in a floating-point dtype"):
+            flow.save_pretrained(tmp_path, wrong)
+    assert TARFlow.from_pretrained(tmp_path).log_prob(x).equal(again.log_prob(x))
 
 
 class Table(Pretrained):

@@ -22,10 +22,12 @@ from nflib.montecarlo import (
     FixedStepSizes,
     FixedTemperatures,
     IndependentMetropolis,
+    Move,
     SMCSamples,
     WeightedSamples,
     check_smc_options,
     importance_sample,
+    run_chains,
     smc,
 )
 from nflib.montecarlo.history import History
@@ -330,6 +332,9 @@ def test_user_mistakes_are_named():
         smc(q, energy, 10)
     with pytest.raises(ValueError, match="num_samples is 1"):
         smc(q, TARGET, 1)
+    for options in ({"num_samples": 1e3}, {"moves": 1.5}, {"num_draws": 1e3}, {"batch_size": 50.0}):
+        with pytest.raises(ValueError, match="smc: .* pass (an integer|integers)"):
+            smc(q, TARGET, **{"num_samples": 10} | options)
     with pytest.raises(ValueError, match=r"has no sample_and_log_prob"):
         smc(object(), TARGET, 10)
     with pytest.raises(TypeError, match="context"):
@@ -391,6 +396,65 @@ def test_final_moves_need_a_kernel_that_leaves_the_proposal_alone():
         smc(Normal(DIM), TARGET, 10, kernel=IndependentMetropolis(), final_moves=1)
     with pytest.raises(ValueError, match="final_moves -1"):
         smc(Normal(DIM), TARGET, 10, final_moves=-1)
+
+
+def test_final_moves_need_a_proposal_that_covers_the_target():
+    box = torch.distributions.Uniform(0.0, 1.0)
+    wide = BoltzmannDensity(lambda x: 0.5 * ((x - 0.5) / 0.6).square())
+    with pytest.raises(
+        ValueError, match=r"the final moves led \d+ of 100 particles to where the proposal has no density"
+    ):
+        smc(box, wide, 100, kernel=MALA(0.3), final_moves=5, seed=0)
+    samples = smc(box, wide, 100, kernel=MALA(0.3), moves=5, seed=0)
+    assert ((samples.x > 0) & (samples.x < 1)).all()
+
+
+class Rule:
+    """Of temperatures or of step sizes, a user's own."""
+
+    def __init__(self, chosen):
+        self.chosen = chosen
+
+    def next(self, current, *further):
+        return self.chosen(current)
+
+    def first(self, *particles):
+        return self.chosen(0.0)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.5, 2.0, math.nan, None, "hot", torch.ones(2)], ids=str)
+def test_rules_of_ones_own_that_lead_nowhere(wrong):
+    with pytest.raises(ValueError, match="the rule Rule gave .* as the inverse temperature after 0.0"):
+        smc(Normal(DIM), TARGET, 20, temperatures=Rule(lambda current: wrong), seed=0)
+    if not isinstance(wrong, float) or wrong != 2.0:
+        with pytest.raises(ValueError, match="the rule of step sizes gave"):
+            smc(Normal(DIM), TARGET, 20, step_sizes=Rule(lambda current: wrong), seed=0)
+
+
+@pytest.mark.parametrize("number", [torch.tensor, np.float32])
+def test_rules_of_ones_own_give_numbers_of_any_library(number, tmp_path):
+    temperatures, steps = Rule(lambda current: number(min(current + 0.5, 1.0))), Rule(lambda current: number(0.25))
+    settings = {"temperatures": temperatures, "step_sizes": steps, "seed": 0, "checkpoint": tmp_path / "run.npz"}
+    samples = smc(Normal(DIM), TARGET, 20, **settings)
+    assert samples.history.inverse_temperatures == [0.5, 1.0] and samples.history.step_sizes == [0.25, 0.25]
+    assert torch.equal(smc(Normal(DIM), TARGET, 20, **settings).x, samples.x)
+
+
+def test_a_kernel_of_two_methods():
+    class Still:
+        def init(self, particles, path):
+            return particles
+
+        def step(self, particles, path, inverse_temperature, step_size, generator):
+            return particles, Move(torch.ones(len(particles.x), dtype=torch.float64), None, 0)
+
+    x = torch.zeros(5, DIM)
+    assert torch.equal(run_chains(TARGET, x, 3, kernel=Still(), seed=0).x, x)
+    assert len(smc(Normal(DIM), TARGET, 20, kernel=Still(), seed=0)) == 20
+    stepping = Still()
+    stepping.step_size = 0.1
+    with pytest.raises(ValueError, match="the kernel Still has no target_acceptance"):
+        smc(Normal(DIM), TARGET, 20, kernel=stepping, seed=0)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -35,12 +35,20 @@ def test_context_dropout_takes_tokens_and_their_mask_out_together() -> None:
     assert torch.equal(found[0][~is_dropped], tokens[~is_dropped])
 
 
+def test_labels_without_a_sign_are_left_out_as_none() -> None:
+    """-1 of 8 bits without a sign was class 255."""
+    found = dropped(torch.arange(200, dtype=torch.uint8), torch.tensor([-1]), 0.5, torch.Generator().manual_seed(0))
+    assert set(found[found != torch.arange(200)].tolist()) == {-1} and (found == -1).any()
+    vectors = dropped(torch.ones(4, 3).half(), torch.zeros(3), 0.5, torch.Generator().manual_seed(0))
+    assert vectors.dtype == torch.float16 and vectors.shape == (4, 3)
+
+
 def test_context_dropout_asks_what_its_objective_asks_and_names_mistakes() -> None:
     assert ContextDropout().keys == maximum_likelihood.keys and ContextDropout(LogVariance()).whole_batch
     batch, generator = {"inputs": torch.zeros(2, 3)}, torch.Generator()
     with pytest.raises(ValueError, match="the data have none"):
         ContextDropout()(nn.Module(), batch, generator)
-    with pytest.raises(ValueError, match=r"rows of shape \(4,\), but the data's contexts \(3,\)"):
+    with pytest.raises(ValueError, match=r"has the shape \(1, 4\), but the context is of \(2, 3\)"):
         ContextDropout(unconditional=torch.zeros(1, 4))(nn.Module(), batch | {"context": torch.zeros(2, 3)}, generator)
     with pytest.raises(ValueError, match="a tensor, or a pair"):
         ContextDropout()(nn.Module(), batch | {"context": (torch.zeros(2, 3), torch.zeros(2))}, generator)

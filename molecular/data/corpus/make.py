@@ -10,6 +10,7 @@ from molecular.data.corpus.folder import DESCRIPTION, FINISHED, Corpus, read_des
 from molecular.data.corpus.many_peptides import pack
 from molecular.data.corpus.sequences import PARTS, Split, seed_of, split_by_sequence
 from molecular.dynamics import report_lines
+from molecular.dynamics.former_names import with_current_names
 from molecular.dynamics.simulation import Starts, simulate
 from molecular.dynamics.starts import UnreliableStarts
 from molecular.molecule.peptide import Peptide
@@ -82,7 +83,7 @@ def simulate_corpus(
             build: dict[str, Any] = {"temperature": temperature, "hydrogen_mass": hydrogen_mass}
             wanted = json.loads(json.dumps({**build, "storage": storage, **options}, default=str))
             finished = system / FINISHED
-            if finished.is_file() and _same(read_json(finished, "delete it to go on"), wanted):
+            if finished.is_file() and _same(with_current_names(read_json(finished, "delete it to go on")), wanted):
                 continue
             log.info("%d of %d: %s, for %s.", number, len(sequences), sequence, _part_of(sequence, split))
             try:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nflib.errors import check_object
 from nflib.training.composed import OfAnother
 from nflib.training.objectives import Objective
 
@@ -31,7 +32,8 @@ class Dispersive(OfAnother):
         temperature: of the distances, positive.
 
     Raises:
-        ValueError: numbers that are not positive; on training, a layer of another name, or one that is not called.
+        ValueError: numbers that are not positive, a class for the objective; on training, a layer of another name, or
+            one that is not called.
     """
 
     objective: Objective
@@ -42,6 +44,7 @@ class Dispersive(OfAnother):
     whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_object("objective", self.objective, "MeanFlow()")
         if not (self.weight > 0 and self.temperature > 0):
             raise ValueError(f"Dispersive needs a positive weight and temperature, got {self}.")
 

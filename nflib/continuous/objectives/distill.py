@@ -12,6 +12,7 @@ from torch import Tensor
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import Jumps, derivative_along, drawn_times
+from nflib.continuous.objectives.parts import check_parts
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
@@ -33,14 +34,14 @@ class Distill:
     on its samples, is not included.
 
     Args:
-        teacher: a trained flow with the noise of the map, without a context; it is taken to the map's device, and not
-            trained further.
+        teacher: a trained flow with the noise of the map, without a context; it is taken to the map's device and to
+            evaluation mode, and not trained further.
         num_samples: draws of noise in each training step and process, or in each part of a step under `accumulation`.
         times: the density of both r and t.
         loss: from differences ``(B, *event_shape)`` to ``(B,)``.
 
     Raises:
-        ValueError: num_samples below 1.
+        ValueError: num_samples below 1, a teacher that is no such flow, a class in the place of a part.
     """
 
     teacher: ODEFlow | FlowMap
@@ -53,8 +54,10 @@ class Distill:
     needs_data: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_parts(self)
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be 1 or more, got {self.num_samples!r}.")
+        self.teacher.eval()
 
     @torch.no_grad()
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:

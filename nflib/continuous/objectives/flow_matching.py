@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nflib.continuous.couplings import Coupling, IndependentCoupling, Pairs
+from nflib.continuous.objectives.parts import OfPairs
 from nflib.continuous.ode import ODEFlow
 from nflib.continuous.times import Times, UniformTimes, UShapedTimes
 from nflib.events import flattened
@@ -46,7 +47,7 @@ class PseudoHuber:
 
 
 @dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(OfPairs):
     """An objective that fits an `ODEFlow`'s velocity to ``d x_t / dt`` of its path between pairs of noise and data.
 
     The loss is ``mean rho(v(x_t, t) - d x_t / dt)`` over pairs and times; its minimum is the velocity that carries the
@@ -58,6 +59,10 @@ class FlowMatching:
         loss: rho, from differences ``(B, *event_shape)`` to ``(B,)``.
         weight: from times ``(B,)`` to factors of the loss ``(B,)``, such as `cosmap`; None: equal ones. "weights" of
             the data come on top.
+
+    Raises:
+        ValueError: a class in the place of a part; on training, data of another shape than the flow's events, a path
+            with a latent.
 
     >>> import tempfile
     >>> import torch
@@ -80,7 +85,7 @@ class FlowMatching:
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of the tensors of a batch that are read."""
-        return ("inputs", "context", "weights", *getattr(self.coupling, "keys", ()))
+        return (*super().keys, "weights")
 
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator
@@ -101,7 +106,7 @@ class FlowMatching:
         Returns:
             Points and the velocities of their paths, ``(B, *event_shape)``, times ``(B,)``, and contexts or None.
         """
-        x0, x1, context = self.coupling(flow, batch, generator)
+        x0, x1, context = self.paired(flow, batch, generator)
         t = self.times.sample(len(x1), generator).to(x1)
         x, v = flow.path.pair(x0, x1, t)
         return x, v, t, context

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.mean_flow import Jumps
+from nflib.errors import check_object
 from nflib.training.composed import OfAnother
 
 __all__ = ["Invertible"]
@@ -35,13 +36,14 @@ class Invertible(OfAnother):
         weight: of the second term, a mean over the numbers of an event.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: a negative weight, an objective without jumps.
     """
 
     objective: OfJumps
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_object("objective", self.objective, "MeanFlow()", "jumps", "compared")
         if self.weight < 0:
             raise ValueError(f"the weight of Invertible must be 0 or more, got {self.weight!r}.")
 

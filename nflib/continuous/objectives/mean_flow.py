@@ -15,6 +15,7 @@ from nflib.contexts import map_context
 from nflib.continuous.couplings import Coupling, IndependentCoupling
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
+from nflib.continuous.objectives.parts import OfPairs
 from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
 
@@ -40,7 +41,7 @@ class Jumps(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MeanFlow:
+class MeanFlow(OfPairs):
     """An objective that fits a `FlowMap`'s average velocity u to pairs of noise and data (Geng et al. 2025).
 
     As u(x, r, t) (t - r) is the integral of the velocity from r to t, its derivative along the path in r gives
@@ -59,7 +60,7 @@ class MeanFlow:
         loss: from differences ``(B, *event_shape)`` to ``(B,)``.
 
     Raises:
-        ValueError: a share outside 0 … 1.
+        ValueError: a share outside 0 … 1; otherwise as for `FlowMatching`.
     """
 
     needs_flow: ClassVar[dict[str, str]] = {"average_velocity": "a FlowMap"}
@@ -71,13 +72,9 @@ class MeanFlow:
     loss: Callable[[Tensor], Tensor] = squared_error
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.share_instant <= 1:
             raise ValueError(f"share_instant is a share of the pairs, 0 … 1, got {self.share_instant!r}.")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the tensors of a batch that are read."""
-        return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def jumps(self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator) -> Jumps:
         """Jumps from points on the paths between pairs, with the pairs' velocities there.
@@ -87,7 +84,7 @@ class MeanFlow:
             batch: as `fit` gives it.
             generator: of noise and times.
         """
-        x0, x1, context = self.coupling(flow, batch, generator)
+        x0, x1, context = self.paired(flow, batch, generator)
         r, t = drawn_times(self.times, x1, generator, both_ways=self.both_ways)
         x, v = flow.path.pair(x0, x1, r)
         return Jumps(x, r, t, context, v)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from nflib.continuous.objectives.flow_matching import FlowMatching
+from nflib.continuous.objectives.parts import check_parts
 from nflib.continuous.ode import ODEFlow
+from nflib.errors import check_object
 from nflib.training.composed import OfAnother
 
 __all__ = ["NearReference"]
@@ -24,11 +26,12 @@ class NearReference(OfAnother):
 
     Args:
         objective: the `FlowMatching`.
-        reference: the flow that is to be kept near, such as the one that training began with; it is not trained.
+        reference: the flow that is to be kept near, such as a copy of the one that training begins with; it is taken to
+            evaluation mode and not trained.
         weight: of the second term, at the points of the first, where each row counts the same.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: a negative weight, another objective, a reference that is no flow with a velocity.
     """
 
     objective: FlowMatching
@@ -36,8 +39,11 @@ class NearReference(OfAnother):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_object("objective", self.objective, "FlowMatching()", "drawn", "compared")
+        check_parts(self)
         if self.weight < 0:
             raise ValueError(f"the weight of NearReference must be 0 or more, got {self.weight!r}.")
+        self.reference.eval()
 
     def __call__(
         self, flow: ODEFlow, batch: dict[str, Tensor], generator: torch.Generator

@@ -113,7 +113,7 @@ class Rollouts:
     Args:
         flow: the flow that is trained, without a context; the first paths are drawn from it as it is. Later ones are
             from averaged weights: set ``ema_decay=0`` to have them from the present ones.
-        reward: from samples ``(N, *event_shape)`` to their rewards ``(N,)``.
+        reward: from samples ``(N, *event_shape)`` to their rewards ``(N,)``, a tensor or array of any numbers or bools.
         policy: the objective of the training.
         num_paths: paths of each draw, two or more.
         num_steps: steps of each path.
@@ -160,7 +160,8 @@ class Rollouts:
         """
         paths = self.policy.draw(flow, self.num_paths, self.num_steps, generator)
         with torch.no_grad():
-            rewards = self.reward(paths[:, -1])
+            rewards = torch.as_tensor(self.reward(paths[:, -1]), device=paths.device)
+            rewards = rewards.to(torch.promote_types(rewards.dtype, paths.dtype))
             if rewards.shape != (self.num_paths,) or not bool(rewards.isfinite().all()):
                 raise ValueError(f"the reward must give a finite number for each of {self.num_paths} samples.")
             log_prob = self.policy.log_prob(flow, paths)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nflib.continuous.couplings import Coupling, IndependentCoupling
 from nflib.continuous.fields import evaluated
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
+from nflib.continuous.objectives.parts import OfPairs
 from nflib.continuous.ode import in_single_precision
 from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
@@ -21,7 +22,7 @@ __all__ = ["RefinerMatching"]
 
 
 @dataclass(frozen=True)
-class RefinerMatching:
+class RefinerMatching(OfPairs):
     """An objective that fits the refiner of a `FlowMap` of `RefinedSteps` to its field, which is held fixed.
 
     From a point x_t between noise and data a step of length h along the field's slope v leads to ``y = x_t + h v``;
@@ -35,7 +36,8 @@ class RefinerMatching:
         loss: from differences ``(B, *event_shape)`` to ``(B,)``.
 
     Raises:
-        ValueError: max_step outside 0 … 1; on training, a flow that is not of `RefinedSteps`.
+        ValueError: max_step outside 0 … 1; on training, a flow that is not of `RefinedSteps`;
+            otherwise as for `FlowMatching`.
 
     >>> import tempfile
     >>> import torch
@@ -58,13 +60,9 @@ class RefinerMatching:
     loss: Callable[[Tensor], Tensor] = squared_error
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.max_step < 1:
             raise ValueError(f"max_step is a length of time between 0 and 1, got {self.max_step!r}.")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the tensors of a batch that are read."""
-        return ("inputs", "context", *getattr(self.coupling, "keys", ()))
 
     def __call__(
         self, flow: FlowMap, batch: dict[str, Tensor], generator: torch.Generator
@@ -72,13 +70,15 @@ class RefinerMatching:
         steps: Any = flow._transform.velocity
         if not hasattr(steps, "refined"):
             raise ValueError(f"RefinerMatching fits a FlowMap of RefinedSteps, and this one is of {steps!r}.")
-        x0, x1, context = self.coupling(flow, batch, generator)
+        x0, x1, context = self.paired(flow, batch, generator)
         context = flow._embedding_net(flow._checked_context(context, len(x1)))
         h = self.max_step * UniformTimes().sample(len(x1), generator).to(x1)
         t = (1 - h) * self.times.sample(len(x1), generator).to(x1)
         if self.both_ways:
             t[::2], h[::2] = t[::2] + h[::2], -h[::2]
         velocity = in_single_precision(steps.field)
+        if isinstance(steps.field, nn.Module):
+            steps.field.eval()  # which the whole flow's training mode would give dropout
         with torch.no_grad():
             x = flow.path.interpolate(x0, x1, t)
             slope = evaluated(velocity, x, t, context)

@@ -13,7 +13,9 @@ from nflib.continuous.couplings import base_noise, noise_like
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.mean_flow import MeanFlow
+from nflib.continuous.objectives.parts import check_parts
 from nflib.continuous.times import Times, UniformTimes
+from nflib.errors import check_object
 from nflib.training.composed import OfAnother
 
 __all__ = ["TwinFlow", "twin_velocity"]
@@ -40,7 +42,8 @@ class TwinFlow(OfAnother):
         times: the density of t.
 
     Raises:
-        ValueError: a negative weight, a clip that is not positive, an objective without data.
+        ValueError: a negative weight, a clip that is not positive, an objective without data, a class in the
+            place of a part.
 
     >>> import tempfile
     >>> import torch
@@ -61,6 +64,8 @@ class TwinFlow(OfAnother):
     times: Times = field(default_factory=UniformTimes)
 
     def __post_init__(self) -> None:
+        check_object("objective", self.objective, "MeanFlow()")
+        check_parts(self)
         if not (self.weight >= 0 and self.clip > 0):
             raise ValueError(f"TwinFlow needs a weight of 0 or more and a positive clip, got {self}.")
         if not self.needs_data:

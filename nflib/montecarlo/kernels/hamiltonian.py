@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nflib.errors import is_whole
 from nflib.events import per_row
 from nflib.montecarlo.kernels.interface import GradientKernel, Move, metropolis, squared_norm
 from nflib.montecarlo.path import GeometricPath, Particles
@@ -30,8 +31,8 @@ class HMC(GradientKernel):
         target_acceptance: mean acceptance probability that adaptation of the step size aims at.
 
     Raises:
-        ValueError: a step size that is not positive and finite, no leapfrog step, a jitter that is negative or not
-            finite.
+        ValueError: a step size that is not positive and finite, num_leapfrog no integer of 1 or more, a jitter that is
+            negative or not finite.
     """
 
     step_size: float = 0.1
@@ -41,10 +42,10 @@ class HMC(GradientKernel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_leapfrog < 1 or not 0.0 <= self.jitter < math.inf:
+        if not is_whole(self.num_leapfrog, 1) or not 0.0 <= self.jitter < math.inf:
             raise ValueError(
-                f"HMC: num_leapfrog is {self.num_leapfrog} and jitter {self.jitter}; pass one step or "
-                "more, and a finite jitter of 0 or more."
+                f"HMC: num_leapfrog is {self.num_leapfrog} and jitter {self.jitter}; pass an integer, one "
+                "or more, and a finite jitter of 0 or more."
             )
 
     def step(

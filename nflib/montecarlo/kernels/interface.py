@@ -29,8 +29,9 @@ class Kernel(Protocol):
     """A Markov kernel: moves particles so that, with the weights of the move if any, they still represent a density.
 
     The density is that of a `GeometricPath` at an inverse temperature. A kernel keeps no state of its own. `step_size`
-    is a length in units of x, the size of a single step's noise, so that kernels share its meaning; None for a kernel
-    without one. `target_acceptance` is the mean acceptance probability that adaptation aims at.
+    is a length in units of x, the size of a single step's noise, so that kernels share its meaning; a kernel without
+    one says None, or nothing. `target_acceptance` is the mean acceptance probability that adaptation of the step size
+    aims at.
 
     Further attributes count as False where a kernel has none: `needs_gradient` (`init` is then given particles that
     have gradients, which saves an evaluation each), `draws_proposal` (it draws from the proposal, and cannot move where

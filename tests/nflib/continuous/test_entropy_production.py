@@ -36,6 +36,10 @@ def test_linear_system_in_closed_form(diffusion) -> None:
     rate = entropy_production_rate(x, lambda x: x @ A.T, lambda x: -torch.linalg.solve(covariance, x.T).T, diffusion)
     exact = linear_entropy_production_rate(A, diffusion)
     assert abs(rate.value - exact) < 3 * rate.error and rate.error < 0.03 * exact
+    of_arrays = entropy_production_rate(
+        x.numpy(), lambda x: x @ A.T, lambda x: -torch.linalg.solve(covariance, x.T).T, diffusion
+    )
+    assert of_arrays == rate and linear_entropy_production_rate(A.numpy(), diffusion) == exact
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=["number", "vector", "matrix"])

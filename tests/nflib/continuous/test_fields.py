@@ -9,6 +9,7 @@ import torch
 from nflib.continuous import (
     RK4,
     BlockwiseVelocity,
+    FlowMap,
     FlowMatching,
     FromDenoiser,
     FromNoise,
@@ -308,3 +309,43 @@ def test_saved_and_loaded(name, tmp_path) -> None:
     flow.save_pretrained(tmp_path / "flow")
     again = type(flow).from_pretrained(tmp_path / "flow")
     assert torch.equal(again.log_prob(X[:4].float(), context), flow.log_prob(X[:4].float(), context))
+
+
+class OfContext(torch.nn.Module):
+    """A network of one's own that cannot do without a context."""
+
+    def forward(self, x, t, context):
+        return context - x
+
+
+def test_a_context_that_is_missing_is_told() -> None:
+    x, t = torch.zeros(3, 2), torch.full((3,), 0.5)
+    flows = [ODEFlow(OfContext(), 2), ODEFlow(OfContext(), 2, context_shape=(2,))]
+    flows += [FlowMap(lambda x, r, t, context: context - x, 2)]
+    flows += [ODEFlow(RefinedVelocity(lambda x, t, context=None: x, lambda x, t, v, context: v), 2)]
+    for flow in flows:
+        for call in (lambda flow=flow: flow.sample(3), lambda flow=flow: flow.velocity(x, t)):
+            with pytest.raises(ValueError, match=r"takes a context \(.*'context'\); pass the flow one[.]$"):
+                call()
+        assert flow.sample(3, torch.ones(1, 2)).shape == (1, 3, 2)
+
+
+def test_a_type_error_of_the_network_itself_stays() -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        ODEFlow(lambda x, t, context=None: x + "1", 2).sample(3)
+
+
+class Shrinking(torch.nn.Module):
+    def forward(self, x, t):
+        return -x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_without_a_signature_says_whether_it_takes_a_context() -> None:
+    traced = torch.jit.trace(Shrinking(), (X, T))
+    with pytest.raises(ValueError, match="no signature tells .* uses_context"):
+        ODEFlow(traced, 2)
+    traced.uses_context = False
+    assert ODEFlow(traced, 2).sample(3).shape == (3, 2)
+    with pytest.raises(ValueError, match="no signature tells .* wrap it"):
+        ODEFlow(torch.mul, 2)

@@ -9,6 +9,7 @@ from scipy.integrate import quad
 from nflib.continuous import (
     RK4,
     DiffusionProposal,
+    FlowMatching,
     InterpolantFlow,
     InterpolantMatching,
     LinearPath,
@@ -174,3 +175,10 @@ def test_a_path_without_a_latent_is_refused() -> None:
     velocities = (MLPVelocity(2, channels=8), MLPVelocity(2, channels=8))
     with pytest.raises(ValueError, match="a path with a latent, as TwoSidedPath.*; LinearPath has none"):
         InterpolantFlow(*velocities, (2,), path=LinearPath())
+
+
+def test_flow_matching_of_a_path_with_a_latent_is_refused() -> None:
+    """It fitted the path without the latent."""
+    flow = InterpolantFlow(MLPVelocity(2, channels=8), MLPVelocity(2, channels=8), (2,))
+    with pytest.raises(ValueError, match="TwoSidedPath has a latent.*InterpolantMatching"):
+        FlowMatching()(flow, {"inputs": torch.randn(8, 2)}, torch.Generator())

@@ -12,9 +12,11 @@ from nflib.continuous import (
     Dispersive,
     Distill,
     Euler,
+    FlowCoupling,
     FlowMap,
     FlowMatching,
     Heun,
+    InterpolantFlow,
     InterpolantMatching,
     Invertible,
     MeanFlow,
@@ -22,6 +24,7 @@ from nflib.continuous import (
     MLPVelocity,
     NearReference,
     ODEFlow,
+    OptimalTransportCoupling,
     Pairs,
     PathPolicyGradient,
     PseudoHuber,
@@ -30,6 +33,7 @@ from nflib.continuous import (
     Rollouts,
     SymmetricMatching,
     TwinFlow,
+    UniformTimes,
     pairs_of,
 )
 from nflib.continuous.objectives.dispersive import log_mean_kernel
@@ -466,3 +470,98 @@ def test_an_objective_of_maps_refuses_velocities_and_a_class_is_no_objective(tmp
     for objective in (FlowMatching, "flow_matching"):
         with pytest.raises(ValueError, match=r"^objective must be an object such as FlowMatching\(\), got "):
             fit(flow, torch.randn(8, 2), config=configuration(), objective=objective, output=tmp_path)
+
+
+def of_interpolants():
+    return InterpolantFlow(*(MLPVelocity(2, channels=8, num_layers=1) for _ in range(2)), (2,))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+    ("objective", "make"),
+    [
+        (FlowMatching(), new_ode),
+        (FlowMatching(OptimalTransportCoupling()), new_ode),
+        (FlowMatching(Pairs()), new_ode),
+        (FlowMatching(FlowCoupling(normal_ode())), new_ode),
+        (NearReference(FlowMatching(), normal_ode()), new_ode),
+        (SymmetricMatching(1), new_ode),
+        (MeanFlow(), new_map),
+        (Invertible(MeanFlow()), new_map),
+        (TwinFlow(), new_map),
+        (RefinerMatching(), new_refined),
+        (InterpolantMatching(), of_interpolants),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "keys") else "",
+)
+def test_data_of_another_shape_are_refused(objective, make, size):
+    """One column was copied into both coordinates by broadcasting with the noise, and trained on."""
+    batch = {"inputs": torch.randn(8, size), "noise": torch.randn(8, size)}
+    with pytest.raises(ValueError, match=rf"expected inputs of shape \(batch, 2\), got \(8, {size}\)|vectors of x"):
+        objective(make(), batch, torch.Generator())
+
+
+class Dropped(nn.Module):
+    """A network of every kind, with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x, *times):
+        return self.drop(x + 1)
+
+
+@pytest.mark.parametrize(
+    ("make_objective", "make"),
+    [
+        (Distill, lambda: FlowMap(lambda x, r, t: x, 2)),
+        (lambda flow: NearReference(FlowMatching(), flow), lambda: ODEFlow(lambda x, t: x, 2)),
+        (lambda flow: FlowMatching(FlowCoupling(flow)), lambda: ODEFlow(lambda x, t: x, 2)),
+    ],
+    ids=["Distill", "NearReference", "FlowCoupling"],
+)
+def test_a_teacher_has_no_dropout(make_objective, make):
+    objective, flow = make_objective(ODEFlow(Dropped(), 2).train()), make()
+    batch = {"inputs": normal_data(8)}
+    first, second = (objective(flow, batch, torch.Generator().manual_seed(0))[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_field_of_refined_steps_has_no_dropout():
+    refiner = MLPVelocity(2, channels=8, num_layers=1, context_size=2)
+    flow = FlowMap(RefinedSteps(Dropped(), refiner), (2,)).train()
+    first, second = (
+        RefinerMatching()(flow, {"inputs": normal_data(8)}, torch.Generator().manual_seed(0))[0] for _ in range(2)
+    )
+    assert torch.equal(first, second) and refiner.training
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.bool, torch.Tensor.long, torch.Tensor.numpy, torch.Tensor.tolist])
+def test_rewards_are_any_numbers(kind):
+    flow, policy = new_ode(), PathPolicyGradient()
+    rollouts = Rollouts(flow, lambda x: kind((x[:, 0] > 0).float()), policy, num_paths=64, num_steps=3)
+    expected = Rollouts(flow, lambda x: (x[:, 0] > 0).float(), policy, num_paths=64, num_steps=3)
+    assert rollouts.mean_reward == expected.mean_reward
+    torch.testing.assert_close(rollouts.rows, expected.rows)
+
+
+def test_what_is_no_part_of_an_objective_is_told():
+    network = MLPVelocity(2, channels=8)
+    mistakes = {
+        "coupling": [lambda kind=kind: kind(OptimalTransportCoupling)
+                     for kind in (FlowMatching, MeanFlow, RefinerMatching, InterpolantMatching)],
+        "times": [lambda kind=kind: kind(times=UniformTimes)
+                  for kind in (FlowMatching, MeanFlow, RefinerMatching, InterpolantMatching, TwinFlow)],
+        "times ": [lambda: SymmetricMatching(1, UniformTimes), lambda: Distill(normal_ode(), times="uniform")],
+        "loss": [lambda: FlowMatching(loss=PseudoHuber), lambda: MeanFlow(loss=PseudoHuber)],
+        "teacher": [lambda: Distill(network), lambda: Distill(ODEFlow)],
+        "reference": [lambda: NearReference(FlowMatching(), network)],
+        "objective": [lambda: NearReference(MeanFlow(), normal_ode()), lambda: Invertible(FlowMatching()),
+                      lambda: TwinFlow(MeanFlow), lambda: Dispersive(MeanFlow, "layer")],
+        "flow": [lambda: FlowCoupling(network)],
+    }  # fmt: skip
+    for name, calls in mistakes.items():
+        for call in calls:
+            with pytest.raises(ValueError, match=f"^{name.strip()} must be an object such as .*, got "):
+                call()

@@ -571,3 +571,13 @@ def test_a_class_or_a_name_in_the_place_of_an_object_is_told() -> None:
         for call in calls:
             with pytest.raises(ValueError, match=f"^{name} must be an object such as .*, got .*[.]$"):
                 call()
+
+
+def test_a_distribution_of_another_event_shape_is_told() -> None:
+    normal = torch.distributions.Normal(torch.zeros(3), 1.0)
+    base = torch.distributions.Independent(normal, 1)
+    for make in (lambda shape: ODEFlow(swirl, shape, distribution=base),
+                 lambda shape: FlowMap(lambda x, r, t: x, shape, distribution=StandardNormal((3,)))):  # fmt: skip
+        assert make(3).event_shape == (3,)
+        with pytest.raises(ValueError, match=r"event_shape is \(2,\), and the distribution .* of shape \(3,\)"):
+            make(2)

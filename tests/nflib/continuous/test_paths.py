@@ -128,3 +128,27 @@ def test_single_precision_keeps_its_digits_near_the_data(path: Path) -> None:
 def test_widths_of_no_path(path, values) -> None:
     with pytest.raises(ValueError, match=path.__name__):
         path(*values)
+
+
+@pytest.mark.parametrize("path", [*ONE_SIDED, TwoSidedPath()], ids=repr)
+def test_one_number_is_the_time_of_all_rows(path: Path) -> None:
+    x0, x1, z = torch.randn(3, 4, 2)
+    for given, same in zip(
+        path.pair(x0, x1, 0.3, z), path.pair(x0, x1, torch.full((4,), 0.3).double(), z), strict=True
+    ):
+        assert given.dtype == torch.float32
+        torch.testing.assert_close(given, same)
+    with pytest.raises(ValueError, match="times run from 0"):
+        path.interpolate(x0, x1, 1.5, z)
+    if path.one_sided:
+        score = path.score_from_velocity(z, x1, 0.3)
+        torch.testing.assert_close(score, path.score_from_velocity(z, x1, torch.full((4,), 0.3).double()))
+
+
+def test_a_latent_is_not_left_out() -> None:
+    x0, x1 = torch.randn(2, 4, 2)
+    with pytest.raises(
+        ValueError, match="TwoSidedPath has a latent.*pass z, or train an InterpolantFlow by InterpolantMatching"
+    ):
+        TwoSidedPath().interpolate(x0, x1, 0.5)
+    torch.testing.assert_close(TwoSidedPath().interpolate(x0, x1, 0.0), x0)  # where there is none

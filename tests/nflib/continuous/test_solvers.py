@@ -163,6 +163,7 @@ def test_errors() -> None:
     for steps in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="positive number of steps"):
             Euler(steps)
+    assert Euler(np.int64(4)).pieces(0.0, 1.0) == Euler(4).pieces(0.0, 1.0)
     for settings in ({"atol": 0.0}, {"rtol": -1.0}, {"max_steps": 0}):
         with pytest.raises(ValueError, match="Dopri5 needs"):
             Dopri5(**settings)
