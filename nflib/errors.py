@@ -27,7 +27,8 @@ def check_object(name: str, value: Any, example: str, *methods: str) -> None:
     ValueError: solver must be an object such as Heun(4), got 'rk4'.
     """
     if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
-        raise ValueError(f"{name} must be an object such as {example}, got {value!r}.")
+        got = repr(value).partition("\n")[0]  # a network's fills a page
+        raise ValueError(f"{name} must be an object such as {example}, got {got}.")
 
 
 def is_whole(number: Any, least: int) -> bool:
