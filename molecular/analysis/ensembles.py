@@ -60,7 +60,7 @@ class WeightedConformations:
         elif isinstance(source, Tensor):
             source = cls(source)
         elif isinstance(source, tuple) and len(source) == 2:
-            source = cls(*source)
+            source = cls(*map(torch.as_tensor, source))
         if not isinstance(source, WeightedConformations):
             raise ValueError(
                 f"{name} is a {type(source).__name__}; pass positions (N, {num_atoms}, 3), (positions, log_weights), "

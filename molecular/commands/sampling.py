@@ -77,7 +77,7 @@ def sample(
         batch_size: conformations decoded at once.
         trajectory_format: of the samples: xtc (rounded to 0.001 nm), dcd, npz, or h5 (which needs PyTables);
             weights.npz has them in full.
-        seed: of the random numbers.
+        seed: of the random numbers, which batch_size belongs to: another one gives other draws.
         device: cpu, cuda or mps.
 
     Raises:

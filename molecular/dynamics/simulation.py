@@ -26,6 +26,7 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
 from molecular.molecule.torsions import reported_torsions
 from nflib.devices import usable_device
+from nflib.errors import at_least, is_whole
 from nflib.io import complete_folder, only_run, read_json, write_json
 
 ENGINES = ("batched", "openmm")
@@ -128,6 +129,11 @@ def simulate(
         hot_ps = 0.0 if in_equilibrium else 20.0
     if num_temperatures is None:
         num_temperatures = 1 if in_equilibrium else 6
+    num_temperatures = at_least(1, "num_temperatures", num_temperatures)
+    num_replica_groups = at_least(1, "num_replica_groups", num_replica_groups)
+    if not is_whole(seed, -(2**63)) or seed >= 2**64:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}.")
+    seed = int(seed)
     tempering = TemperingSettings(
         temperatures=geometric_temperatures(molecule.temperature, highest_temperature, num_temperatures),
         num_replica_groups=num_replica_groups,
@@ -239,7 +245,7 @@ def _start(molecule: Molecule, output: Path, engine: _Engine, number: int, start
     if (output / CHECKPOINT).exists():
         start = structure.expand(number, -1, -1)  # the checkpoint knows better
     elif starts is not None:
-        start = starts(molecule, number, seed).to(structure)
+        start = torch.as_tensor(starts(molecule, number, seed)).to(structure)
     else:
         start = start_structures(structure, molecule.topology, number, engine.minimise, _start_generator(seed))
     return start - start.mean(dim=1, keepdim=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
@@ -108,7 +109,7 @@ class InternalProse(TransferableFlow):
         dropout: float = 0.0,
         canonical_names: bool = False,
     ):
-        depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
+        depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, Integral) else list(layers_per_block)
         sizes = {
             "channels": channels,
             "num_blocks": num_blocks,

@@ -25,7 +25,7 @@ def sample(
         molecule: whose System and temperature are the target.
         num_samples: how many to draw.
         batch_size: conformations drawn and weighted at once.
-        seed: of the draws; the same seed gives the same samples.
+        seed: of the draws; the same seed and batch_size give the same samples.
         device: where the flow is; the energy is computed there too.
         progress: show a progress bar.
 

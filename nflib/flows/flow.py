@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from operator import itemgetter
 from typing import Any, Self
 
@@ -41,8 +42,8 @@ class Flow(Pretrained, NFlowsFlow):
         transform: the map from data to noise.
         distribution: the base distribution, of the noise.
         embedding_net: a network that each context goes through first, once a call (default: none).
-        context_shape: the shape of one context, None where a size is free; `()` for a number. By default contexts are
-            not checked, and are refused where no part reads them.
+        context_shape: the shape of one context, None where a size is free; `()` for a number, D for ``(D,)``. By
+            default contexts are not checked, and are refused where no part reads them.
 
     Raises:
         ValueError: a torch distribution with a batch shape, which is many densities.
@@ -65,10 +66,11 @@ class Flow(Pretrained, NFlowsFlow):
         distribution: Distribution | torch.distributions.Distribution,
         embedding_net: nn.Module | None = None,
         *,
-        context_shape: Sequence[int | None] | None = None,
+        context_shape: Sequence[int | None] | int | None = None,
     ):
         super().__init__(transform, as_base(distribution), embedding_net)
-        self.context_shape = None if context_shape is None else tuple(context_shape)
+        sizes = [context_shape] if isinstance(context_shape, Integral) else context_shape
+        self.context_shape = None if sizes is None else tuple(sizes)
         self._takes_context = embedding_net is not None or uses_context(transform) or self._base_uses_context()
 
     @property

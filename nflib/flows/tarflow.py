@@ -188,7 +188,7 @@ def autoregressive_blocks(
     torch.Size([3, 6, 2])
     """
     num_tokens, token_size = token_shape
-    depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, int) else list(layers_per_block)
+    depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, Integral) else list(layers_per_block)
     if num_blocks < 1 or len(depths) != num_blocks or min(depths) < 1:
         raise ValueError(f"layers_per_block {layers_per_block} must give each of {num_blocks} blocks at least 1 layer.")
     if channels < 1 or head_dim < 1 or num_classes < 0:

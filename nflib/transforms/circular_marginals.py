@@ -64,6 +64,7 @@ class UniformizeCircles(ClosedForm):
         Raises:
             ValueError: data that are no vectors, or that `GaussianizeMarginals.fit` would not take either.
         """
+        data = torch.as_tensor(data)
         check_fit("UniformizeCircles.fit", data, uniform_fraction)
         if data.dim() != 2:
             raise ValueError(f"UniformizeCircles.fit: data has shape {tuple(data.shape)}; pass (N, D).")

@@ -69,6 +69,7 @@ class Standardize(ClosedForm):
             ValueError: fewer than two data, a coordinate that is constant or not finite, or one whose scale or spread
                 float32 cannot hold.
         """
+        data = torch.as_tensor(data)
         all_dims = range(1, data.dim())
         if event_dims is None:
             kept = set(all_dims)
@@ -181,6 +182,7 @@ class GaussianizeMarginals(ClosedForm):
             ValueError: too few or non-finite data, a constant coordinate, one whose scale or spread float32 cannot
                 hold, or data outside an interval.
         """
+        data = torch.as_tensor(data)
         check_fit("GaussianizeMarginals.fit", data, uniform_fraction)
         transform = cls(data.shape[1:], num_bins)
         columns = as_float64(data).reshape(data.shape[0], -1).numpy().T

@@ -111,6 +111,10 @@ def test_finished_sequences_are_left_alone_and_an_interrupted_one_goes_on(tmp_pa
     assert Corpus(tmp_path / "resumed").sequences("train") == ["GG"]
     resumed = simulate_corpus(["GG", "AG"], tmp_path / "resumed", **OPTIONS)
     assert simulated == ["GG", "AG", "AG"]
+    finished = tmp_path / "resumed" / "systems" / "GG" / "finished.json"
+    finished.write_text(finished.read_text().replace("num_replica_groups", "num_ladders"))  # of an earlier version
+    simulate_corpus(["GG", "AG"], tmp_path / "resumed", **OPTIONS)
+    assert simulated == ["GG", "AG", "AG"]
     for sequence in ("GG", "AG"):
         assert torch.equal(resumed.ensemble(sequence).positions, whole.ensemble(sequence).positions)
 

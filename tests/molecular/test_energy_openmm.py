@@ -153,7 +153,14 @@ def custom_bond() -> openmm.Force:
 
 
 def test_fallback_only_if_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    for force, name in ((custom_bond(), "CustomBondForce"), (periodic_nonbonded(), "NonbondedForce is periodic")):
+    reciprocal = periodic_nonbonded()
+    reciprocal.setNonbondedMethod(openmm.NonbondedForce.NoCutoff)
+    reciprocal.setIncludeDirectSpace(False)
+    for force, name in (
+        (custom_bond(), "CustomBondForce"),
+        (periodic_nonbonded(), "NonbondedForce is periodic"),
+        (reciprocal, "NonbondedForce leaves its direct space out"),
+    ):
         system = system_of(8, force)
         system.setDefaultPeriodicBoxVectors([3, 0, 0], [0, 3, 0], [0, 0, 3])
         with pytest.raises(UnsupportedForce, match=name):

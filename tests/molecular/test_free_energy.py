@@ -308,6 +308,17 @@ def test_what_weights_were_like_before_a_resampling_counts(alanine):
         assert math.isinf(warmer.populations["half"].error) == (k > 0.7)
 
 
+def test_energies_of_another_number_and_basins_that_are_none(alanine):
+    """Energies are asked for in the unit that they are divided from, and may be NumPy's."""
+    x = torch.as_tensor(alanine.positions).repeat(100, 1, 1)
+    ensemble, weights = WeightedConformations(x), np.zeros(100)
+    with pytest.raises(ValueError, match=r"energies have shape \(5,\) for 100 conformations; give \(100,\), in kJ/mol"):
+        analyse(ensemble, alanine, [], target=alanine.at(330.0), energies=np.zeros(5))
+    assert analyse((x, weights), alanine, ["rg"], target=alanine.at(330.0), energies=np.zeros(100)).profiles
+    with pytest.raises(ValueError, match="has a limit that is not a number"):
+        analyse(ensemble, alanine, [], basins={"b": {"phi 1": (math.nan, 100)}})
+
+
 def test_another_force_field_sees_positions_as_they_were_stored(alanine, turned):
     """Energies of an ensemble are of positions before rounding: against its own force field all still weigh alike."""
     x = turned[0]

@@ -92,6 +92,17 @@ def test_a_molecule_comes_back_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(again.masses, peptide.masses)
 
 
+def test_quantities_of_openmm_are_taken():
+    peptide = Peptide("AA")
+    quantities = 10 * peptide.positions * unit.angstrom, 310 * unit.kelvin
+    molecule = Molecule(peptide.topology, peptide.system, *quantities)
+    assert molecule.temperature == 310.0 and molecule.at(290 * unit.kelvin).temperature == 290.0
+    np.testing.assert_allclose(molecule.positions, peptide.positions)
+    energy = compile_system(peptide.system)  # to which a molecule's positions, an array, go as they are
+    found, force = energy.energy_and_force(peptide.positions[None])
+    assert found.isfinite().all() and force.shape == (1, 23, 3) and energy.energy(peptide.positions).shape == ()
+
+
 def test_folders_of_earlier_versions(tmp_path):
     settings = {"sequence": "Ace-G-Nme", "temperatures": [320.0, 400.0], "force_field": VACUUM, "cutoff": 1.5}
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"constraints": None, "hydrogen_mass": 3.0}))

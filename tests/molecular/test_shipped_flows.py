@@ -83,6 +83,7 @@ def test_all_flows_that_cover_a_peptide_are_averaged(two, monkeypatch):
     average, apart = load_proposal(peptide), [load_flow(peptide, path) for path in shipped_flows(peptide, two)]
     x, log_prob = average.sample_and_log_prob(6, seed=0)
     assert (apart[0].log_prob(x) - apart[1].log_prob(x)).abs().max() > 0.1
+    assert torch.equal(load_proposal(peptide, two / "dipeptides").log_prob(x), apart[0].log_prob(x))  # a folder alone
     expected = AveragedProse([given.flow for given in apart]).given(peptide).log_prob(x)
     torch.testing.assert_close(log_prob, expected, atol=1e-3, rtol=1e-5)
 

@@ -515,6 +515,18 @@ def test_fewer_picoseconds_than_there_are_leave_a_simulation_as_it_is(tmp_path, 
     assert json.loads((tmp_path / "settings.json").read_text())["picoseconds"] == 0.6
 
 
+def test_counts_of_numpy_are_taken_and_others_refused(tmp_path):
+    of_numpy = simulate_beads(tmp_path / "numpy", num_replica_groups=np.int64(6), seed=np.int64(1))
+    assert_same_frames(of_numpy.frames, simulate_beads(tmp_path / "plain", seed=1).frames)
+    for wrong, words in (
+        ({"num_replica_groups": 2.5}, "num_replica_groups must be an integer"),
+        ({"seed": 10**25}, "64 bits"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            simulate_beads(tmp_path / "wrong", **wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_simulation_of_an_earlier_version_is_read_and_goes_on(tmp_path):
     """Replica groups were ladders once."""
     whole, earlier = simulate_beads(tmp_path / "whole", picoseconds=0.6), tmp_path / "earlier"

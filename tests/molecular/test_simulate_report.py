@@ -149,6 +149,8 @@ def test_report_is_a_short_table():
         ]
     }  # fmt: skip
     lines = list(report_lines(report))
+    earlier = {name.replace("replica_groups", "ladders"): value for name, value in report.items()}
+    assert list(report_lines(earlier)) == lines
     assert lines[0].startswith("2 temperatures x 16 replica groups, 0.08 ns")
     assert lines[2].split()[0] == "300.0" and "±" in lines[2]
     assert "phi 1" in lines[5] and "0.21" in lines[5]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from nflows.distributions import Distribution
@@ -19,7 +20,7 @@ from nflib import Flow
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow, autoregressive_blocks
 from nflib.montecarlo import BoltzmannDensity, smc
-from nflib.transforms import GaussianizeMarginals, LinearGuidance, VectorPatches
+from nflib.transforms import GaussianizeMarginals, LinearGuidance, Standardize, VectorPatches, Whiten
 from tests.perturb import perturb
 
 SMALL = {"channels": 16, "num_blocks": 2, "layers_per_block": 1, "head_dim": 8}
@@ -149,6 +150,19 @@ def test_an_unconditional_context_goes_where_the_flow_is():
     flow = Flow(transform, StandardNormal((4, 2)), nn.Linear(5, 4), context_shape=(5,)).to("meta")
     guided = flow.guided(LinearGuidance(1.0), unconditional=torch.zeros(5))
     assert guided.log_prob(torch.zeros(2, 8, device="meta"), torch.zeros(2, 5)).shape == (2,)
+
+
+def test_numbers_and_arrays_of_numpy_are_taken():
+    data = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    for kind in (Standardize, Whiten, GaussianizeMarginals):
+        expected = kind.fit(torch.from_numpy(data)).forward(torch.from_numpy(data))
+        torch.testing.assert_close(kind.fit(data).forward(torch.from_numpy(data)), expected)
+    sizes = SMALL | {"layers_per_block": np.int64(1)}
+    transform = TARFlow((6,), context_shape=(5,), **sizes)._transform
+    flow, context = Flow(transform, StandardNormal((6, 1)), context_shape=5), torch.zeros(5)
+    given = flow.given(context)
+    torch.testing.assert_close(given.log_prob(data), given.log_prob(torch.from_numpy(data)))
+    torch.testing.assert_close(given.score(data[:2]), given.score(torch.from_numpy(data[:2])))
 
 
 def test_any_dropout_in_training_mode_is_told():
