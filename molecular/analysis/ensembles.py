@@ -60,7 +60,8 @@ class WeightedConformations:
         elif isinstance(source, Tensor):
             source = cls(source)
         elif isinstance(source, tuple) and len(source) == 2:
-            source = cls(*map(torch.as_tensor, source))
+            positions, log_weights = source
+            source = cls(torch.as_tensor(positions), None if log_weights is None else torch.as_tensor(log_weights))
         if not isinstance(source, WeightedConformations):
             raise ValueError(
                 f"{name} is a {type(source).__name__}; pass positions (N, {num_atoms}, 3), (positions, log_weights), "

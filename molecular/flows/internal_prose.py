@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
@@ -29,6 +28,7 @@ from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal
 from molecular.molecule.orderings import check_orderings
 from nflib.distributions import PaddedNormal
 from nflib.flows import GivenFlow
+from nflib.flows.tarflow import depths_of_blocks
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
 from nflib.networks.transformer import transformer_layers
 from nflib.transforms import GaussianizeByKind, PermuteByContext
@@ -109,7 +109,7 @@ class InternalProse(TransferableFlow):
         dropout: float = 0.0,
         canonical_names: bool = False,
     ):
-        depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, Integral) else list(layers_per_block)
+        depths = depths_of_blocks(layers_per_block, num_blocks)
         sizes = {
             "channels": channels,
             "num_blocks": num_blocks,
@@ -118,7 +118,7 @@ class InternalProse(TransferableFlow):
             "condition_channels": condition_channels,
             "max_atoms": max_atoms,
         }
-        _check_settings(sizes, depths, orderings, conditional, local_environment)
+        _check_settings(sizes, orderings, conditional, local_environment)
         embedding = SiteEmbedding(condition_channels, num_atom_types, num_residue_types, neighbours)
         self_norm = partial(AdaptiveLayerNorm, condition_channels=condition_channels)
 
@@ -209,7 +209,6 @@ class InternalProse(TransferableFlow):
 
 def _check_settings(
     sizes: dict[str, int],
-    depths: Sequence[int],
     orderings: Sequence[str],
     conditional: str,
     local_environment: bool,
@@ -217,8 +216,6 @@ def _check_settings(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be a positive number, got {size!r}.")
-    if len(depths) != sizes["num_blocks"] or min(depths) < 1:
-        raise ValueError(f"layers_per_block must give each of {sizes['num_blocks']} blocks at least 1 layer: {depths}.")
     check_conditional(conditional, REAL_CONDITIONALS)
     check_orderings(orderings, ORDERINGS)
     if local_environment and orderings[0].endswith("_flip"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 from operator import itemgetter
 from typing import Any, Self
 
@@ -69,7 +68,7 @@ class Flow(Pretrained, NFlowsFlow):
         context_shape: Sequence[int | None] | int | None = None,
     ):
         super().__init__(transform, as_base(distribution), embedding_net)
-        sizes = [context_shape] if isinstance(context_shape, Integral) else context_shape
+        sizes = context_shape if isinstance(context_shape, Sequence | None) else [context_shape]
         self.context_shape = None if sizes is None else tuple(sizes)
         self._takes_context = embedding_net is not None or uses_context(transform) or self._base_uses_context()
 

@@ -188,9 +188,7 @@ def autoregressive_blocks(
     torch.Size([3, 6, 2])
     """
     num_tokens, token_size = token_shape
-    depths = [layers_per_block] * num_blocks if isinstance(layers_per_block, Integral) else list(layers_per_block)
-    if num_blocks < 1 or len(depths) != num_blocks or min(depths) < 1:
-        raise ValueError(f"layers_per_block {layers_per_block} must give each of {num_blocks} blocks at least 1 layer.")
+    depths = depths_of_blocks(layers_per_block, num_blocks)
     if channels < 1 or head_dim < 1 or num_classes < 0:
         raise ValueError(
             f"channels ({channels}) and head_dim ({head_dim}) must be positive, and num_classes ({num_classes}) "
@@ -288,3 +286,11 @@ def _choose(table: dict[str, type[nn.Module]], setting: str, name: str) -> type[
     if name not in table:
         raise ValueError(f"{setting} must be one of {', '.join(table)}, got {name!r}.")
     return table[name]
+
+
+def depths_of_blocks(layers_per_block: int | Sequence[int], num_blocks: int) -> list[int]:
+    """The layers of each block, of one number for all or one for each; raises ValueError where a block has none."""
+    depths = list(layers_per_block) if isinstance(layers_per_block, Sequence) else [layers_per_block] * num_blocks
+    if num_blocks < 1 or len(depths) != num_blocks or min(depths) < 1:
+        raise ValueError(f"layers_per_block {layers_per_block} must give each of {num_blocks} blocks at least 1 layer.")
+    return depths
