@@ -118,6 +118,14 @@ def test_marginals_of_a_trained_flow_are_refitted_where_that_is_asked_for(simula
     assert [torch.equal(own, knots[0]) for own in knots] == [True, True, True, False]
 
 
+def test_two_basins_of_one_name_are_refused(monkeypatch):
+    """The first was dropped."""
+    monkeypatch.setattr("molecular.commands.analysis.read_ensemble", lambda *_: (None, None))
+    basins = ["--basins", "a=phi 1 > 0", "--basins", "a=phi 1 < 0"]
+    with pytest.raises(SystemExit, match="two basins are named 'a'"):
+        main(["analyse", "--data", "runs", "--output", "found", *basins])
+
+
 def test_files_of_options_are_read_as_the_command_line_is(monkeypatch, tmp_path):
     """Names with dashes, and one basin without a list, as `python -m video` takes them too."""
     taken = {}
