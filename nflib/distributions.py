@@ -374,11 +374,9 @@ def draw(
     own = getattr(distribution, "draw", None)
     if own is not None:
         return own(num_samples, context, generator)  # type: ignore[no-any-return]
+    if context is not None and not getattr(distribution, "uses_context", True):
+        rows = num_rows(context)
+        return draw(distribution, rows * num_samples, None, generator).unflatten(0, (rows, num_samples))
     with globally_seeded(generator):  # others know no other generator
-        if context is not None and not getattr(distribution, "uses_context", True):
-            rows = num_rows(context)
-            return distribution.sample(max(rows * num_samples, 1))[: rows * num_samples].unflatten(
-                0, (rows, num_samples)
-            )
         draws = distribution.sample(max(num_samples, 1), context=context)  # nflows knows no zero draws
     return draws[:num_samples] if context is None else draws[:, :num_samples]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from molecular.coordinates.internal import coordinate_kinds, tokens_exist
 from molecular.coordinates.spherical import wrapped
-from molecular.flows.conformations import TransferableFlow
+from molecular.flows.conformations import ConformationFlow, TransferableFlow
 from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.internal_prose import InternalProse
 from molecular.molecule.canonical_names import Naming
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
-from nflib.distributions import PaddedNormal
+from nflib.errors import check_object
 from nflib.flows import GivenFlow
 from nflib.networks.conditioning import distinct_rows
 from nflib.transforms import AveragedAutoregressive
@@ -27,8 +27,6 @@ from nflib.transforms.normal import lower_tail, normal_quantile
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
-# A block visits the tokens, maps them, and puts them back.
-PARTS_OF_BLOCK = 3
 # Of a token's numbers, the one that is an angle on a circle.
 TORSION = 2
 # Cuts of a circle nearer to each other than this, rad, are one, rounded.
@@ -56,6 +54,8 @@ class AveragedProse(TransferableFlow):
     """
 
     def __init__(self, flows: Sequence[InternalProse]):
+        for flow in flows:
+            check_object("each of the flows", flow, "InternalProse()", "terms_of_average")
         misfit = why_not_averaged(flows)
         if misfit is not None:
             raise ValueError(f"these flows have no average: {misfit}.")
@@ -96,33 +96,17 @@ class AveragedProse(TransferableFlow):
         return GivenInternalMolecule(self, self.context(context), context)
 
 
-def why_not_averaged(flows: Sequence[object]) -> str | None:
+def why_not_averaged(flows: Sequence[ConformationFlow]) -> str | None:
     """Why flows have no `AveragedProse`, in words that end a sentence; None where they have one."""
     if not flows:
         return "there are none"
-    known = []
-    for flow in flows:
-        if not isinstance(flow, InternalProse):
-            return f"one is a {type(flow).__name__}, not an InternalProse"
-        if len(flow.blocks) != PARTS_OF_BLOCK:
-            return f"one has {len(flow.blocks) // PARTS_OF_BLOCK} blocks, and only flows of one have any"
-        if not isinstance(flow._distribution, PaddedNormal):
-            return "the noise of one is not normal, as of scaled noise; scale that of the average instead"
-        taken, weight = flow._embedding_net, next(flow.parameters())
-        known.append(
-            {
-                "orderings": flow.orderings,
-                "names of equivalent atoms": flow.canonical_names,
-                "room for molecules": (taken.max_atoms, taken.num_atom_types, taken.num_residue_types),
-                "dtypes": weight.dtype,
-                "devices": weight.device,
-                "circles (are all fitted?)": flow.marginals.is_interval.tolist(),
-            }
-        )
-    for name, value in known[0].items():
-        if any(other[name] != value for other in known[1:]):
-            return f"they have different {name}"
-    return None
+    try:
+        first, *others = (flow.terms_of_average() for flow in flows)
+    except ValueError as error:
+        return str(error)
+    return next(
+        (f"they have different {name}" for name in first if any(other[name] != first[name] for other in others)), None
+    )
 
 
 class _Encoded(NamedTuple):

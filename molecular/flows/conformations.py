@@ -67,6 +67,13 @@ class ConformationFlow(Flow):
         """Random symmetry operations for training on conformations: a function of positions and generator."""
         return Symmetries(molecule)
 
+    def terms_of_average(self) -> dict[str, Any]:
+        """What flows must have in common to have an average (`molecular.AveragedProse`), by name.
+
+        Raises ValueError where this one has none with any other, in words that end a sentence.
+        """
+        raise ValueError(f"one is a {type(self).__name__}, not an InternalProse")
+
 
 class TransferableFlow(ConformationFlow):
     """The base of transferable flows: on conformations of any molecule, which one integer tensor describes.

@@ -37,6 +37,8 @@ from nflib.transforms.conditionals import REAL_CONDITIONALS, autoregressive_map,
 if TYPE_CHECKING:
     from molecular.molecule.topology import AnyTopology
 
+# A block visits the tokens, maps them, and puts them back.
+PARTS_OF_BLOCK = 3
 # What models saved by earlier versions know by other names.
 FORMER_ARGUMENTS = {"surroundings": "local_environment"}
 FORMER_ORDERINGS = {"walk": "z-matrix", "walk_flip": "z-matrix_flip"}
@@ -199,6 +201,22 @@ class InternalProse(TransferableFlow):
         """This flow, in place, with the cuts of its circles and the marginals of each kind fitted (`fit_marginals`)."""
         fit_marginals(self.coordinates, self.marginals, batches)
         return self
+
+    def terms_of_average(self) -> dict[str, Any]:
+        """See `ConformationFlow.terms_of_average`."""
+        if len(self.blocks) != PARTS_OF_BLOCK:
+            raise ValueError(f"one has {len(self.blocks) // PARTS_OF_BLOCK} blocks, and only flows of one have any")
+        if not isinstance(self._distribution, PaddedNormal):
+            raise ValueError("the noise of one is not normal, as of scaled noise; scale that of the average instead")
+        taken, weight = self._embedding_net, next(self.parameters())
+        return {
+            "orderings": self.orderings,
+            "names of equivalent atoms": self.canonical_names,
+            "room for molecules": (taken.max_atoms, taken.num_atom_types, taken.num_residue_types),
+            "dtypes": weight.dtype,
+            "devices": weight.device,
+            "circles (are all fitted?)": self.marginals.is_interval.tolist(),
+        }
 
     def given(self, context: Any = None) -> GivenFlow:
         """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
+from nflib.errors import is_whole
 from nflib.events import flattened, per_row
 from nflib.io.arguments import keep_arguments
 
@@ -122,7 +122,7 @@ class FixedStep(Solver):
     weights: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, Integral) or self.num_steps < 1:
+        if not is_whole(self.num_steps, 1):
             raise ValueError(f"{type(self).__name__} takes a positive number of steps, got {self.num_steps!r}.")
 
     def advance(self, field: Field, x: Tensor, start: float, stop: float, context: Any = None) -> Solution:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from molecular import InternalProse
+from molecular import InternalProse, Prose
 from molecular.flows.averaged import AveragedProse
 from molecular.flows.mixture import GivenMixture
 from molecular.sampling.proposals import combined
@@ -168,8 +168,10 @@ def test_flows_that_have_no_mean_are_mixed():
         AveragedProse([one, scaled])
     with pytest.raises(ValueError, match="different dtypes"):
         AveragedProse([one, make_flow(num_blocks=1)])
-    with pytest.raises(ValueError, match="not an InternalProse"):
+    with pytest.raises(ValueError, match="each of the flows must be an object such as InternalProse"):
         AveragedProse([one, Flow(one._transform, one._distribution)])
+    with pytest.raises(ValueError, match="one is a Prose, not an InternalProse"):
+        AveragedProse([one, Prose(channels=16, num_blocks=1, layers_per_block=1, head_dim=8)])
     with pytest.raises(ValueError, match="there are none"):
         AveragedProse([])
     with pytest.raises(ValueError, match="different orderings"):
