@@ -30,7 +30,6 @@ from molecular.molecule.torsions import named_backbone_torsions, ramachandran_na
 from molecular.sampling import load_proposal, sample, smc
 from molecular.sampling.sequential import SplitFlow
 from molecular.sampling.summary import PUBLISHED_TRUNCATION, summarize
-from nflib.io.documents import finite_or_none
 from nflib.metrics import Estimate
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples
 
@@ -177,7 +176,7 @@ def comparison(sequence: str, name: str, folders: Sequence[Path], arguments: Nam
         )
         return {
             "distances": {
-                row: {metric: plain(estimate) for metric, estimate in found.items()}
+                row: {metric: estimate.summary() for metric, estimate in found.items()}
                 for row, found in evaluation.rows.items()
             },
             "averages": {
@@ -216,13 +215,8 @@ def compared(ours: Mapping[str, Estimate], truth: Mapping[str, Estimate]) -> dic
         other = truth[name]
         error = math.hypot(one.error, other.error)
         z = (one.value - other.value) / error if 0.0 < error < math.inf else None
-        found[name] = {"ours": plain(one), "reference": plain(other), "z": z}
+        found[name] = {"ours": one.summary(), "reference": other.summary(), "z": z}
     return found
-
-
-def plain(estimate: Estimate) -> dict[str, float | None]:
-    """As JSON holds it."""
-    return {"value": finite_or_none(estimate.value), "error": finite_or_none(estimate.error)}
 
 
 def figure(record: Mapping[str, Any], column: str) -> float | None:

@@ -29,6 +29,7 @@ Each peptide and flow has a JSON file in the output folder; those that are there
 
 import dataclasses
 import json
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -120,7 +121,7 @@ def ensembles(sequence: str, folders: Sequence[Path], corpus: Corpus, arguments:
         "reweighted": drawn,
     }
     energies = {"reweighted": len(drawn)}
-    if arguments.smc_samples and hasattr(flow, "split_coordinates"):
+    if arguments.smc_samples:
         moved = moved_by_smc(flow, peptide, arguments, num_draws=arguments.smc_draws, seed=arguments.seed)
         named["SMC"], energies["SMC"] = moved, int(moved.history.num_evaluations[-1])
     evaluation = evaluated(named, frames, peptide, arguments)
@@ -207,8 +208,10 @@ def likelihood_table(records: Mapping[tuple[str, str], dict[str, Any]]) -> str:
 
 
 def estimate(entry: Mapping[str, Any] | None) -> Estimate | None:
-    """As `Evaluation` writes it; infinities are strings there."""
-    return None if entry is None else Estimate(float(entry["value"]), float(entry["error"]))
+    """As `Evaluation` writes it, None for a number that is not finite (a string, in earlier versions)."""
+    if entry is None:
+        return None
+    return Estimate(**{part: math.nan if number is None else float(number) for part, number in entry.items()})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from nflib.errors import ComputationError
+from nflib.processes import is_first_process
 
 # Not RuntimeError, which torch raises for mistakes of the program: their traceback is wanted.
 USER_ERRORS = (ValueError, OSError, ComputationError, ModuleNotFoundError, torch.OutOfMemoryError)
@@ -38,7 +39,7 @@ def run_command(
     """Run a function as a command of a program, with options for its arguments.
 
     Options may be written with dashes or underscores. A user's mistake ends in one sentence on standard error and exit
-    status 1.
+    status 1. Under torchrun the first process alone writes to the log, but for errors.
 
     Args:
         program: its name, for help.
@@ -51,7 +52,8 @@ def run_command(
             that commands share them.
         hidden: parameters that are no options.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Of the processes of torchrun one tells what all of them do.
+    logging.basicConfig(level=logging.INFO if is_first_process() else logging.ERROR, format="%(message)s")
     parser = jsonargparse.ArgumentParser(prog=program, description=description)
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, function in commands.items():

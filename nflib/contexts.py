@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
+
 Context = Tensor | tuple[Tensor, ...] | None
 
 
@@ -43,7 +45,7 @@ def as_context(context: Any) -> Context:
         return None
     parts = context if isinstance(context, tuple) else (context,)
     try:
-        parts = tuple(torch.as_tensor(part) for part in parts)
+        parts = tuple(as_tensor(part) for part in parts)
     except (TypeError, ValueError, RuntimeError) as error:
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise ValueError(f"a context is a tensor or a tuple of tensors, which cannot be made of {kinds}.") from error

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nflib.events import flattened
 
-__all__ = ["as_leaf", "jacobian"]
+__all__ = ["as_leaf", "jacobian", "value_and_trace"]
 
 
 def as_leaf(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, bool]:
@@ -38,3 +38,21 @@ def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
             rows.append(flattened(row))
     matrix = torch.stack(rows, dim=1)
     return (y, matrix) if create_graph else (y.detach(), matrix.detach())
+
+
+def value_and_trace(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``function(x)`` and the trace of its Jacobian ``(B,)``, or Hutchinson's estimate of it by probes ``(P, D)``."""
+    if probes is None:
+        y, matrix = jacobian(function, x)
+        return y, matrix.diagonal(dim1=1, dim2=2).sum(1)
+    leaf, graph = as_leaf(function, x)
+    with torch.enable_grad():
+        y = function(leaf)
+        trace = y.new_zeros(len(x))
+        for probe in probes:
+            along = probe.view(1, *x.shape[1:])
+            (product,) = torch.autograd.grad(
+                (y * along).sum(), leaf, retain_graph=True, create_graph=graph, materialize_grads=True
+            )
+            trace = trace + flattened(product * along).sum(1) / len(probes)
+    return (y, trace) if graph else (y.detach(), trace.detach())

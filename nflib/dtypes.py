@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from nflows.transforms import (
     ActNorm,
@@ -51,27 +53,44 @@ class FullPrecisionBuffers(Tables):
         return self
 
 
+def as_tensor(values: Any, name: str = "values") -> Tensor:
+    """What is, or becomes, a tensor: also what is like an array by `__array__`, such as tables and columns of pandas.
+
+    An array shares its memory with the tensor, which is only to be read. Raises ValueError, which calls the values by
+    this name, for an array of other than numbers.
+    """
+    if isinstance(values, Tensor) or not hasattr(values, "__array__"):
+        return torch.as_tensor(values)
+    array = np.asarray(values, order="C")  # torch knows no negative strides
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(array)
+    except TypeError as error:
+        raise ValueError(f"{name} are an array of {array.dtype}; give numbers.") from error
+
+
 def as_dtype(values: Any, dtype: torch.dtype | None, name: str = "inputs") -> Tensor:
     """Data in the dtype of a model's arithmetic, which is float32 or better.
 
     Integers, bools and floats in half precision are converted; float32 is widened for a float64 model.
 
     Args:
-        values: a tensor, or what `torch.as_tensor` takes.
+        values: what `as_tensor` takes.
         dtype: of the model's weights; None: float32 and float64 stay as they are.
         name: what a message calls the data.
 
     Raises:
         ValueError: for float64 data and a float32 model, since digits would be lost silently, and for complex numbers.
     """
-    values = torch.as_tensor(values)
+    values = as_tensor(values, name)
     if dtype is None:
         dtype = values.dtype if values.is_floating_point() else torch.float32
     wanted = torch.promote_types(dtype, torch.float32)
     if values.is_complex() or (values.is_floating_point() and torch.promote_types(values.dtype, wanted) != wanted):
         raise ValueError(
-            f"{name} are {_name(values.dtype)} and the flow is {_name(wanted)}: convert one of them, by "
-            f".to({wanted}) or flow.double()."
+            f"{name} are {dtype_name(values.dtype)} and the flow is {dtype_name(wanted)}: convert one of them, by "
+            f'.to({wanted}) (of an array .astype("{dtype_name(wanted)}")) or flow.double().'
         )
     return values.to(wanted)
 
@@ -95,5 +114,6 @@ def check_half_precision(transform: nn.Module) -> None:
             )
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As `float32`, without "torch."."""
     return str(dtype).removeprefix("torch.")

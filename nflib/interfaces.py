@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 __all__ = ["BlockReport", "CausalMap", "ConditionalDensity", "Decoder", "Inversion", "Proposal", "Target"]
+
+Attributes = TypeVar("Attributes", bound=NamedTuple)
+
+
+def stated(attributes: type[Attributes], thing: object) -> Attributes:
+    """What an object says of itself by attributes that it need not have.
+
+    Args:
+        attributes: a `NamedTuple` of their names, all with what counts where the object does not have them.
+        thing: a kernel or an objective, of whosever making.
+    """
+    return attributes._make(getattr(thing, name, default) for name, default in attributes._field_defaults.items())
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["generator_of", "given_generator", "globally_seeded", "normal_like", "seed_torch"]
+__all__ = [
+    "derived_generator",
+    "derived_seed",
+    "drawn_seed",
+    "generator_of",
+    "given_generator",
+    "globally_seeded",
+    "normal_like",
+    "seed_torch",
+    "seeded_generator",
+]
 
 
 def given_generator(generator: torch.Generator | None, seed: int | None) -> torch.Generator | None:
@@ -24,7 +35,32 @@ def given_generator(generator: torch.Generator | None, seed: int | None) -> torc
 
 def generator_of(generator: torch.Generator | None, seed: int | None) -> torch.Generator:
     """As `given_generator`, but of neither one that is seeded from torch's global generator."""
-    return given_generator(generator, seed) or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    return given_generator(generator, seed) or torch.Generator().manual_seed(drawn_seed())
+
+
+def drawn_seed(generator: torch.Generator | None = None) -> int:
+    """A seed for a generator elsewhere, drawn from this one, or from torch's global generator."""
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def derived_seed(seed: int, *path: int) -> int:
+    """A 63-bit seed for the place `path` (a purpose, a step or epoch, a rank) of the run seeded by `seed`.
+
+    It depends on nothing else, so that a run which goes on repeats the original.
+    """
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def derived_generator(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device`, seeded by `derived_seed`."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, *path))
+
+
+def seeded_generator(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """As `derived_generator`, with torch's global generators seeded likewise, for what knows only those."""
+    seed_torch(derived_seed(seed, *path))
+    return derived_generator(seed, *path, device=device)
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -43,7 +79,7 @@ def globally_seeded(generator: torch.Generator | None) -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng():
-        seed_torch(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        seed_torch(drawn_seed(generator))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Networks that are not at their zero start."""
+"""Networks that are not at their zero start, and the gradients that reach them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def perturb(module: Network, scale: float = 0.1, seed: int = 1) -> Network:
     for parameter in module.parameters():
         parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter))
     return module.eval()
+
+
+def check_gradients(module: nn.Module) -> None:
+    """Assert that every parameter has a gradient, finite and not all zero."""
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name

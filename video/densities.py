@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import map_context
-from nflib.training.seeds import derived_generator
+from nflib.random import derived_generator
 from video.latents.levels import log_step
 from video.parts import Parts
 

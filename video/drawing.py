@@ -99,8 +99,7 @@ class Drawing(Densities):
         given = None if given is None else torch.as_tensor(given)
         clean, start = self._start(prompts, given, generator)
         num_given = start.shape[1]
-        if num_frames <= num_given:
-            raise ValueError(f"{num_given} latent frames are given: ask for more than that, got {num_frames}.")
+        self._check_more("latent frames", num_given, num_frames)
 
         def noise_of(window: Span, flow: Flow) -> Tensor:
             return draw(self.flow.noise(window.num_frames), len(prompts) * candidates, None, generator)
@@ -164,7 +163,7 @@ class Drawing(Densities):
 
         def noise_of(window: Span, flow: Flow) -> Tensor:
             source = self.condition(source_prompts, None if begins(window) else window, is_image=num_frames == 1)
-            noise, _ = flow._transform(window.of(noisy), flow._embedding_net(source))
+            noise, _ = flow._transform(window.of(noisy), flow._embedded(source))
             new = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
             return math.sqrt(1 - strength**2) * noise + strength * new
 
@@ -216,6 +215,13 @@ class Drawing(Densities):
         windows = self._windows(drawn.num_frames, drawn.start.shape[1], overlap)
         return (made.pop() for _ in rolling(drawn.start, windows, make, self.window))
 
+    def _check_more(self, frames: str, num_given: int, wanted: int) -> None:
+        """Raise ValueError unless there is something to draw after the given frames."""
+        if num_given and self.window == 1:
+            raise ValueError("this model makes images, of one frame each, and continues nothing: give no frames.")
+        if wanted <= num_given:
+            raise ValueError(f"{num_given} {frames} are given: ask for more than that, got {wanted}.")
+
     def _start(self, prompts: Sequence[str], given: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents ``(B, n, c, h, w)`` of the given frames, without and with noise, one clip for each prompt."""
         if not prompts:
@@ -231,7 +237,7 @@ class Drawing(Densities):
         read = given[:, -self._num_frames(self._num_latent_frames(given.shape[1])) :]
         clean = self._latents_of(read)
         clean = clean.expand(len(prompts), *clean.shape[1:])
-        return clean, self._noisy(clean, generator)
+        return clean, self.settings.noisy(clean, generator)
 
     @property
     def can_be_guided(self) -> bool:

@@ -97,13 +97,13 @@ def open_clip(
     if not 0 < frame_rate < math.inf:
         raise ValueError(f"frame_rate must be positive, got {frame_rate!r}.")
     with complete_file(path) as temporary:
-        if path.suffix in VIDEO:
+        if path.suffix.lower() in VIDEO:
             with _open_video(path, temporary, frame_rate, codec) as encode:
                 yield lambda piece: encode(as_bytes(piece, enlarge))
             return
         frames: list[np.ndarray] = []
         yield lambda piece: frames.extend(as_bytes(piece, enlarge))
-        if path.suffix == ".gif":
+        if path.suffix.lower() == ".gif":
             if frame_rate > FASTEST_GIF:
                 log.warning("%s: a GIF cannot show %g frames a second, but %d.", path, frame_rate, FASTEST_GIF)
             _save_gif(frames, temporary, min(frame_rate, FASTEST_GIF))
@@ -133,9 +133,9 @@ def check_path(path: str | os.PathLike[str], codec: str | None = None) -> Path:
     """The path, if `write_clip` knows its suffix and has an encoder for it; else raises ValueError."""
     path = Path(path)
     known = [*VIDEO, ".gif", ".png"]
-    if path.suffix not in known:
+    if path.suffix.lower() not in known:
         raise ValueError(f"{path} ends in none of {', '.join(known)}; choose one of them.")
-    if path.suffix in VIDEO:
+    if path.suffix.lower() in VIDEO:
         _codec(path, codec)
     return path
 
@@ -262,7 +262,7 @@ def _save_gif(frames: Sequence[np.ndarray], path: Path, frame_rate: float) -> No
 def _codec(path: Path, wanted: str | None) -> str:
     """FFmpeg's name of the encoder for a file; raises ValueError where there is none."""
     av = import_av()
-    names = OTHER_CODECS.get(path.suffix, CODECS) if wanted is None else (wanted,)
+    names = OTHER_CODECS.get(path.suffix.lower(), CODECS) if wanted is None else (wanted,)
     for name in names:
         if name in av.codecs_available and _encodes(av, name):
             return name

@@ -20,8 +20,8 @@ from nflib.io import complete_folder
 from video.flows.decoding import FramesAtOnce
 from video.flows.images import as_clips
 from video.latents.latents import Latents, Pixels
-from video.latents.levels import dequantised, snapped
-from video.latents.load import load_latents
+from video.latents.levels import snapped
+from video.latents.load import AUTOENCODER, load_latents
 from video.pipeline_settings import SETTINGS, PipelineSettings, aspect_size
 from video.rollout import Span, spans
 from video.text.encoders import TextEncoder, load_text
@@ -30,7 +30,6 @@ SHIPPED = Path(__file__).parent / "shipped"
 MOVING_DIGITS = "moving-digits"
 # In the output of a run.
 PIPELINE = "pipeline"
-AUTOENCODER = "autoencoder"
 # Latents have deviation 1.
 LARGEST_LATENT = 1000.0
 
@@ -140,7 +139,7 @@ class Parts:
         Raises:
             ValueError: clips that are not in -1 … 1, or do not fit the autoencoder.
         """
-        return self._noisy(self._latents_of(clips), generator)
+        return self.settings.noisy(self._latents_of(clips), generator)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str], window: Span | None = None, *, is_image: bool = False) -> Any:
@@ -202,12 +201,6 @@ class Parts:
 
     def _latents_of(self, clips: Tensor) -> Tensor:
         return self._own(self.latents.encode(clips))
-
-    def _noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
-        if self.settings.levels is not None:
-            return dequantised(latents, self.settings.levels, generator, self.settings.pixel_scale)
-        noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
-        return latents + self.settings.noise * noise
 
     def _num_latent_frames(self, num_frames: int) -> int:
         """How many latent frames so many frames complete."""

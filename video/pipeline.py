@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nflib.decoding import Decoder
 from video.drawing import Drawing, NoisyClips
-from video.flows.denoiser import UNIT, Denoiser
+from video.flows.denoiser import Denoiser
 from video.pipeline_settings import DENOISING
 from video.rollout import Recent, Span, rolling
 
@@ -55,7 +55,7 @@ class Pipeline(Drawing):
             return latents
         if how == "score":
             return latents + self.settings.noise**2 * self.flow.score(latents, context)
-        return latents - UNIT * self._denoiser(latents, context)
+        return self._denoiser.denoise(latents, context)
 
     @torch.no_grad()
     def finish(self, drawn: NoisyClips, denoise: str | None = None) -> Tensor:
@@ -143,8 +143,7 @@ class Pipeline(Drawing):
             num_frames = self.settings.clip_shape[0] + (num_given if num_given > 1 else 0)
         if num_frames < 1:
             raise ValueError(f"there are no clips of {num_frames} frames; ask for one or more.")
-        if num_frames <= num_given:  # whose latent frames `draw` would count
-            raise ValueError(f"{num_given} frames are given: ask for more than that, got {num_frames}.")
+        self._check_more("frames", num_given, num_frames)  # `draw` counts latent ones
         unread = num_given - self._num_frames(self._num_latent_frames(num_given)) if num_given else 0
         # As many latents as hold the frames, of which the last may be too many.
         needed = self._num_latent_frames(num_frames - unread + self.latents.temporal_factor - 1)

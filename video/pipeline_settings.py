@@ -10,8 +10,12 @@ from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from nflib.errors import first_line
 from nflib.io import write_json
+from video.latents.levels import dequantised
 from video.text.phrases import Phrasing
 
 SETTINGS = "model.json"
@@ -96,6 +100,13 @@ class PipelineSettings:
                 raise ValueError(
                     f"{name} must be a regular expression and its replacement, got {rule!r} ({first_line(error)})."
                 ) from error
+
+    def noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents as the flow was trained on them: with noise, or of pixels of levels, dequantised."""
+        if self.levels is not None:
+            return dequantised(latents, self.levels, generator, self.pixel_scale)
+        noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
+        return latents + self.noise * noise
 
     def later_prompt(self, prompt: str) -> str:
         """The prompt for what continues a clip of this prompt."""

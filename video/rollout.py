@@ -263,7 +263,7 @@ def decode_window(
     transform = _transform(flow)
     prefix = transform.encode(known)[0]
     latent, _ = transform.order(noise)
-    u = transform.deep.invert(latent, flow._embedding_net(context), decoding, prefix).tokens
+    u = transform.deep.invert(latent, flow._embedded(context), decoding, prefix).tokens
     return torch.cat([known, transform.decode(u[:, prefix.shape[1] :], decoding).tokens], dim=1)
 
 

@@ -50,7 +50,7 @@ def evaluate(model: Path, output: Path | None = None, draws: int = 16) -> dict[s
     classes = [log_probabilities(pipeline, test, [name] * len(test.labels), 1)[0] for name in NAMES]
     bits = bootstrap(lambda values: float(values.mean()), -given.mean(0) / scale)
     found = {
-        "bits_per_dimension": {"value": bits.value, "error": bits.error},
+        "bits_per_dimension": bits.summary(),
         "bits_per_dimension_by_mean_density": float(-(given.logsumexp(0) - math.log(draws)).mean() / scale),
         "bits_per_dimension_without_class": float(
             -log_probabilities(pipeline, test, [""] * len(test.labels), draws).mean() / scale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from nflib.training.seeds import derived_generator
+from nflib.random import derived_generator
 
 SIZE, DIGIT = 32, 14
 ROOM = SIZE - DIGIT  # positions of a digit's corner are 0 … ROOM

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, distributed
 
 from examples.moving_digits.data import CUTS, ON_AND_ON, WORDS, MovingDigits
+from examples.moving_digits.grown import grown, with_more_layers
 from examples.moving_digits.recovery import load_recovery_clips
 from nflib.training import TrainingResult
 from nflib.training.config import TrainingConfig
-from video.flows.grown import grown, with_more_layers
 from video.flows.starflow_v import STARFlowV
 from video.latents.load import load_latents
 from video.pipeline import Pipeline

@@ -28,7 +28,6 @@ from molecular.analysis.shares import Shares, shares_of
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.torsions import ramachandran_names, reported_torsions
-from nflib.io.documents import finite_or_none
 from nflib.metrics import Estimate
 from nflib.montecarlo import effective_sample_size
 
@@ -104,9 +103,9 @@ class Analysis:
             "effective_sample_size": self.effective_sample_size,
             "num_independent": self.num_independent,
             "conditions": dict(self.conditions),
-            "populations": {name: _plain(estimate) for name, estimate in self.populations.items()},
+            "populations": {name: estimate.summary() for name, estimate in self.populations.items()},
             "differences": [
-                {"first": first, "second": second} | _plain(estimate)
+                {"first": first, "second": second} | estimate.summary()
                 for (first, second), estimate in self.differences.items()
             ],
             "outside": {name: surface.outside for name, surface in {**self.profiles, **self.maps}.items()},
@@ -281,7 +280,3 @@ def _differences(shares: Shares, inside: Mapping[str, Tensor], kT: float, unit: 
 def _effective_size(conformations: WeightedConformations) -> float:
     log_weights = conformations.log_weights
     return float(len(conformations)) if log_weights is None else effective_sample_size(log_weights)
-
-
-def _plain(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": finite_or_none(estimate.value), "error": finite_or_none(estimate.error)}

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from molecular.analysis.table import with_unit
 from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
@@ -113,7 +114,7 @@ class CollectiveVariable:
     @property
     def label(self) -> str:
         """For axes and columns: "phi 1 / degrees"."""
-        return f"{self.name} / {self.unit}" if self.unit else self.name
+        return with_unit(self.name, self.unit)
 
 
 def _torsion(atoms: Tensor) -> Callable[[Tensor], Tensor]:

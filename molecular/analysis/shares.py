@@ -13,7 +13,8 @@ from torch import Tensor
 from molecular.analysis.ensembles import WeightedConformations
 from molecular.dynamics.autocorrelation import mixing
 from nflib.montecarlo import WeightedSamples
-from nflib.montecarlo.weighted_samples import MIN_EFFECTIVE, MIN_EFFECTIVE_COUNT
+from nflib.montecarlo.genealogy import MIN_EFFECTIVE_COUNT
+from nflib.montecarlo.weighted_samples import MIN_EFFECTIVE
 
 # With fewer trajectories than that, their blocks are what is taken to be independent.
 ENOUGH_TRAJECTORIES = 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +52,7 @@ class Evaluation:
         return self._lines(lambda text: html.escape(text, quote=False).replace("|", "&#124;"))
 
     def _lines(self, clean: Callable[[str], str]) -> str:
-        cells = [[self.molecule, "samples", "rejected", *(_label(name, unit) for name, unit in self.units.items())]]
+        cells = [[self.molecule, "samples", "rejected", *(with_unit(name, unit) for name, unit in self.units.items())]]
         for row, estimates in self.rows.items():
             counts = [str(self.num_samples[row]), str(self.num_rejected.get(row, 0))]
             cells.append([row, *counts, *(str(estimates[name]) if name in estimates else "–" for name in self.units)])
@@ -85,10 +84,7 @@ class Evaluation:
                 row: {
                     "num_samples": self.num_samples[row],
                     "num_rejected": self.num_rejected.get(row, 0),
-                    "metrics": {
-                        name: {"value": _plain(estimate.value), "error": _plain(estimate.error)}
-                        for name, estimate in estimates.items()
-                    },
+                    "metrics": {name: estimate.summary() for name, estimate in estimates.items()},
                 }
                 for row, estimates in self.rows.items()
             },
@@ -109,10 +105,6 @@ class Evaluation:
         path.write_text(self.to_markdown() + "\n")
 
 
-def _label(name: str, unit: str) -> str:
+def with_unit(name: str, unit: str) -> str:
+    """For columns and axes: "energy_w1 / kT"."""
     return f"{name} / {unit}" if unit else name
-
-
-def _plain(number: float) -> float | str:
-    """JSON has no infinities: they, and NaN, become strings."""
-    return number if math.isfinite(number) else str(number)

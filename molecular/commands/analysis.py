@@ -11,6 +11,7 @@ from molecular.analysis.report.free_energies import save_analysis
 from molecular.analysis.sources import read_ensemble
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import read_system
+from nflib.io import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def analyse(
             molecule.temperature if temperature is None else temperature,
             name=molecule.name,
         )
+    check_writable(output)
     found = run(source, molecule, variables, basins=regions, target=target, bins=bins, unit=unit)
     save_analysis(found, output)
     for line in str(found).splitlines():

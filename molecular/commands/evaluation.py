@@ -22,6 +22,9 @@ from molecular.analysis.table import Evaluation
 from nflib.io import complete_folder
 from nflib.montecarlo import History
 
+# Of the files that an evaluation writes, those that another one may not.
+OPTIONAL = ("ramachandran.png", "tica.png", "history*.png")
+
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +68,7 @@ def evaluate(
     molecule = check_same_system(folders)
     ensembles = name_ensembles(folders)
     frames, notes = read_reference(reference, molecule)
-    with complete_folder(output) as made:
+    with complete_folder(output, replaces=OPTIONAL) as made:
         described = describe(ensembles, frames, molecule, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed)
         evaluation = compare(
             described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=True

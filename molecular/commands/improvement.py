@@ -12,6 +12,7 @@ from molecular.training.replay_buffer import SIZE
 from molecular.training.self_training import Improvement
 from molecular.training.self_training import improve as train_on_own_samples
 from nflib.io import write_json
+from nflib.processes import is_first_process
 from nflib.training.config import TrainingConfig
 
 RECORD = "improvement.json"
@@ -46,7 +47,8 @@ def improve(
         "rounds": result.rounds,
         "kept_step": result.kept_step,
     }
-    write_json(Path(output) / RECORD, record)
+    if is_first_process():
+        write_json(Path(output) / RECORD, record)
     sizes = ", ".join(f"{part[SIZE]:.3g}" for part in result.rounds)
     log.info("%d energies in %d rounds.", result.num_energies, len(result.rounds))
     log.info("Effective sample size before each round's training, as a fraction: %s.", sizes)

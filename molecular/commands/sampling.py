@@ -17,18 +17,20 @@ from molecular.molecule.geometry import dihedrals
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_other_content, save_molecule
 from molecular.molecule.torsions import ramachandran_torsions
-from molecular.molecule.trajectories import MOST_UNROUNDED, check_format, writable, write_trajectory
+from molecular.molecule.trajectories import FORMATS, MOST_UNROUNDED, check_format, writable, write_trajectory
 from molecular.sampling.importance import sample as draw
 from molecular.sampling.proposals import load_proposal
 from molecular.sampling.sequential import named_kernel, smc
 from molecular.sampling.shipped import reference_positions
 from molecular.sampling.summary import describe, summarize, unusable
 from nflib.command_line import refuse_given
-from nflib.io import complete_folder, only_run, write_json
+from nflib.io import check_writable, complete_folder, only_run, write_json
 from nflib.montecarlo import AdaptiveTemperatures, SMCSamples, WeightedSamples, check_smc_options
 from nflib.montecarlo.plots import plot_history
 
 SAMPLERS = ("importance", "smc", "auto")
+# Of the files that a run writes, those that another one may not.
+OPTIONAL = (*(f"samples.{name}" for name in FORMATS), "history.png", "ramachandran.png")
 # What `smc` goes on from when it was stopped; it lies in the output folder until the run is over.
 CHECKPOINT = "smc-checkpoint.npz"
 
@@ -134,8 +136,7 @@ def sample(
 
     refuse_other_content(output, but="weighted samples")
     with only_run(output):
-        with complete_folder(output):
-            pass  # a folder that cannot be written is told before the work, not after it
+        check_writable(output)
         # What auto goes on with needs no draws: a checkpoint of other settings is refused before there are any.
         goes_on = sampler == "auto" and checkpoint.is_file()
         if sampler == "smc" or goes_on:
@@ -178,7 +179,7 @@ def _write(
         samples.save(folder / "weights.npz")
         write_json(folder / "summary.json", summary)
     (Path(output) / CHECKPOINT).unlink(missing_ok=True)
-    with complete_folder(output) as folder:
+    with complete_folder(output, replaces=OPTIONAL) as folder:
         positions = samples.x.numpy()
         kept = writable(positions)
         write_trajectory(folder / f"samples.{trajectory_format}", positions[kept], molecule.topology)

@@ -9,6 +9,7 @@ from typing import Any
 
 from molecular.commands.options import MoleculeOptions
 from molecular.data.corpus import read_sequences, read_split, simulate_corpus
+from molecular.data.corpus.folder import split_of
 from molecular.dynamics import report_lines
 from molecular.dynamics.simulation import Starts
 from molecular.dynamics.simulation import simulate as run
@@ -42,7 +43,8 @@ def simulate(
         molecule: which one, by default that of ensemble or flow; of a corpus, temperature and hydrogen mass alone, of
             all its peptides.
         sequences: instead of a molecule, a text file of sequences, one a line, for a corpus.
-        split: of a corpus, a JSON file with lists of train, validation and test; sequences it lacks are for training.
+        split: of a corpus, a JSON file with lists of train, validation and test; sequences it lacks stay where
+            an earlier run into the output had them, and new ones are for training.
         validation_fraction: of a corpus without such a file, the share of the sequences, chosen by seed; default 0.1.
         test_fraction: likewise.
         tar: pack the frames of a corpus into tar shards for streaming, in the layout of ManyPeptidesMD.
@@ -71,6 +73,8 @@ def simulate(
         refuse_given(of_flow, "goes with --flow")
     if sequences is None:
         refuse_given(fractions | {"split": split, "tar": tar or None}, "goes with --sequences")
+    if split is not None:
+        refuse_given(fractions, "is of a corpus without --split")
     starts: Starts | None = None
     if flow is not None:
         draws = {} if flow_draws is None else {"num_draws": flow_draws}
@@ -88,7 +92,7 @@ def simulate(
     simulate_corpus(
         names,
         output,
-        split=None if split is None else read_split(split, names),
+        split=None if split is None else read_split(split, names, split_of(output)),
         **{name: share for name, share in fractions.items() if share is not None},
         temperature=molecule.temperature,
         hydrogen_mass=molecule.hydrogen_mass,

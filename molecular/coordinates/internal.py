@@ -23,7 +23,7 @@ def tokens_exist(context: Tensor) -> Tensor:
 
 
 def coordinate_kinds(context: Tensor) -> Tensor:
-    """The kind of each number of the tokens, ``(B, n - 2, 3)``: three a kind of `molecular.molecule.atom_types`.
+    """The kind of each number of the tokens, ``(B, n - 2, 3)``: three a kind of `molecular.molecule.kinds`.
 
     -1 at padding.
     """
@@ -42,7 +42,7 @@ class InternalCoordinates(ClosedForm):
     kind's circles are cut at its entry of `offsets`, half a turn away, ``(num_kinds,)`` radians.
 
     Args:
-        num_kinds: of atoms (`molecular.molecule.atom_types.KINDS`).
+        num_kinds: of atoms (`molecular.molecule.kinds.KINDS`).
 
     Raises:
         ValueError: in use, positions of another shape than the context says.

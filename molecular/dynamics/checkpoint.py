@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molecular.dynamics.former_names import with_current_names
-from nflib.io import read_arrays, write_arrays
+from nflib.io import differences, read_arrays, write_arrays
 
 CHECKPOINT = "checkpoint.npz"
 MESSAGE = "{path} cannot be read ({reason}); delete the folder or simulate into another."
@@ -43,12 +43,8 @@ def load_checkpoint(
         return None
     arrays = read_arrays(path, DOCUMENTS, message=MESSAGE)
     numbers, before = _documents(path, arrays)
-    # Through JSON, so that a tuple equals the list it was stored as.
-    now = json.loads(json.dumps(settings))
-    changed = [name for name in sorted(now | before) if now.get(name) != before.get(name)]
-    if changed:
-        differences = ", ".join(f"{name} {before.get(name)} then, {now.get(name)} now" for name in changed)
-        raise ValueError(f"{path} belongs to a simulation with other settings ({differences}); use another folder.")
+    if changed := differences(before, settings):
+        raise ValueError(f"{path} belongs to a simulation with other settings ({changed}); use another folder.")
     lacking = expected.keys() - arrays.keys()
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(sorted(lacking))}: another version wrote it; use another folder.")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from nflib.random import normal_like
 from nflib.threads import one_thread
 
 
@@ -56,9 +57,8 @@ def maxwell_velocities(masses: Tensor, temperatures: Tensor, generator: torch.Ge
         temperatures: (B,) K.
         generator: of the random numbers.
     """
-    scale = torch.sqrt(MOLAR_GAS_CONSTANT * temperatures[:, None] / masses)[..., None]
-    shape = (len(temperatures), len(masses), 3)
-    return scale * torch.randn(shape, generator=generator, dtype=masses.dtype, device=masses.device)
+    scale = torch.sqrt(MOLAR_GAS_CONSTANT * temperatures[:, None] / masses)[..., None].expand(-1, -1, 3)
+    return scale * normal_like(scale, generator)
 
 
 class Langevin:

@@ -28,6 +28,7 @@ from molecular.molecule.torsions import reported_torsions
 from nflib.devices import usable_device
 from nflib.errors import at_least, is_whole
 from nflib.io import complete_folder, only_run, read_json, write_json
+from nflib.random import derived_generator
 
 ENGINES = ("batched", "openmm")
 
@@ -247,14 +248,9 @@ def _start(molecule: Molecule, output: Path, engine: _Engine, number: int, start
     elif starts is not None:
         start = torch.as_tensor(starts(molecule, number, seed)).to(structure)
     else:
-        start = start_structures(structure, molecule.topology, number, engine.minimise, _start_generator(seed))
+        generator = derived_generator(seed % 2**64, 1)  # not that of the dynamics
+        start = start_structures(structure, molecule.topology, number, engine.minimise, generator)
     return start - start.mean(dim=1, keepdim=True)
-
-
-def _start_generator(seed: int) -> torch.Generator:
-    """Of the start structures: other random numbers than those of the dynamics."""
-    state = np.random.SeedSequence([seed % 2**64, 1]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def _steps(picoseconds: float, timestep: float, name: str) -> int:
@@ -276,9 +272,7 @@ def _check_folder(output: Path, settings: dict[str, object], molecule: Molecule)
     if not (output / CHECKPOINT).exists():
         refuse_other_content(output)
         return {}
-    if not path.exists():
-        return {}
-    before = with_current_names(read_json(path, "simulate into another folder"))
+    before = with_current_names(read_json(path, "simulate into another folder")) if path.exists() else {}
     # Through JSON, so that a tuple equals the list it was stored as.
     for name, value in json.loads(json.dumps(settings)).items():
         if name not in MAY_CHANGE and name in before and before[name] != value:

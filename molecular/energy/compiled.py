@@ -158,17 +158,6 @@ class CompiledEnergy(PotentialEnergy):
         self.pair_list = pair_list
         self.pair_terms = nn.ModuleList(term for term in terms if isinstance(term, PairTerm))
         self.atom_terms = nn.ModuleList(term for term in terms if isinstance(term, AtomTerm))
-        self.register_buffer("_reference", torch.zeros((), dtype=torch.float64), persistent=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the computation."""
-        return self._reference.dtype  # type: ignore[union-attr, return-value]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are, and positions must be."""
-        return self._reference.device  # type: ignore[union-attr, return-value]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kernel": None}

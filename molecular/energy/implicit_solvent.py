@@ -169,7 +169,7 @@ def _read_neck(
 
 @dataclass
 class _Energies:
-    """What the energy terms say; `polar` of the self term and of the pair term must agree."""
+    """What the energy terms say; solute, solvent and kappa are of the self term and of the pair term alike."""
 
     solute: float = 0.0
     solvent: float = 0.0

@@ -34,7 +34,7 @@ class OpenMMEnergy(PotentialEnergy):
         platform: a platform of this OpenMM: "Reference" (double precision), "CPU", "OpenCL", "CUDA".
         num_workers: processes; by default one a core that this process may use.
         properties: the platform's properties; by default one thread for each worker on "CPU".
-        dtype: precision of the results; `.to(...)` changes it, and the device.
+        dtype: precision of the results, whatever that of the platform; `.to(...)` changes it, and the device.
         device: that positions must be on, and results are.
 
     Raises:
@@ -63,7 +63,7 @@ class OpenMMEnergy(PotentialEnergy):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(system.getNumParticles())
+        super().__init__(system.getNumParticles(), dtype, device)
         refuse_constraints(system)
         refuse_unknown_platform(platform)
         self.num_workers = _available_cores() if num_workers is None else num_workers
@@ -75,17 +75,6 @@ class OpenMMEnergy(PotentialEnergy):
         settings = {"platform": platform, "properties": properties, "system": openmm.XmlSerializer.serialize(system)}
         self._setup = json.dumps(settings).encode()
         self._pool: _Pool | None = None
-        self.register_buffer("_reference", torch.zeros((), dtype=dtype, device=device), persistent=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the results; that of the computation is the platform's."""
-        return self._reference.dtype  # type: ignore[union-attr, return-value]
-
-    @property
-    def device(self) -> torch.device:
-        """Where positions must be, and results are."""
-        return self._reference.device  # type: ignore[union-attr, return-value]
 
     def close(self) -> None:
         """End the worker processes; a later evaluation starts new ones."""

@@ -13,22 +13,25 @@ class PotentialEnergy(nn.Module):
     """The potential energy of a molecule of `num_atoms` atoms, as a torch module.
 
     Positions are (..., n, 3) in nm. Coordinates that are not finite, or atoms on top of each other, give an energy that
-    is not finite or huge in that conformation only. Subclasses implement `_evaluate_batch`, `dtype` and `device`.
+    is not finite or huge in that conformation only. Subclasses implement `_evaluate_batch`.
     """
 
-    def __init__(self, num_atoms: int) -> None:
+    _reference: Tensor
+
+    def __init__(self, num_atoms: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.num_atoms = num_atoms
+        self.register_buffer("_reference", torch.zeros((), dtype=dtype, device=device), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the results."""
-        raise NotImplementedError
+        return self._reference.dtype
 
     @property
     def device(self) -> torch.device:
         """Where positions must be, and results are."""
-        raise NotImplementedError
+        return self._reference.device
 
     def _evaluate_batch(self, x: Tensor, with_force: bool) -> tuple[Tensor, Tensor | None]:
         """Energies (B,) and, if asked for, forces (B, n, 3) of positions (B, n, 3), without a graph."""

@@ -8,10 +8,6 @@ from torch import Tensor
 from molecular.energy import compile_system
 from molecular.molecule.molecule import Molecule
 
-# In training with energies as labels, residuals of log q + u beyond this many kT pull with a bounded force.
-CLIP = 4.0
-# Samples of an energy above the target's median by more than this many kT have no weight to speak of: no labels.
-HIGHEST_ENERGY = 40.0
 # kT, by which stored energies may be off as labels, and frames that tell whether they are.
 _ROUNDING, _TRIED = 0.01, 256
 _BATCH = 1024

@@ -18,7 +18,6 @@ from molecular.flows.internal_prose import InternalProse
 from molecular.molecule.canonical_names import Naming
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from nflib.errors import check_object
-from nflib.flows import GivenFlow
 from nflib.networks.conditioning import distinct_rows
 from nflib.transforms import AveragedAutoregressive
 from nflib.transforms.causal_map import NumberMap, NumberwiseAutoregressive
@@ -52,6 +51,8 @@ class AveragedProse(TransferableFlow):
     >>> flow.sample(5, flow.context(Peptide("AA")), seed=0).shape
     torch.Size([1, 5, 23, 3])
     """
+
+    given_class = GivenInternalMolecule
 
     def __init__(self, flows: Sequence[InternalProse]):
         for flow in flows:
@@ -88,12 +89,6 @@ class AveragedProse(TransferableFlow):
         for flow in self.flows:
             flow.fitted(batches)
         return self
-
-    def given(self, context: Any = None) -> GivenFlow:
-        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
-        if isinstance(context, Tensor):
-            return super().given(context)
-        return GivenInternalMolecule(self, self.context(context), context)
 
 
 def why_not_averaged(flows: Sequence[ConformationFlow]) -> str | None:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from molecular.coordinates.internal import tokens_exist
 from molecular.flows.prose_context import NUM_CODES, AtomEmbedding, CheckedContext
-from molecular.molecule.atom_types import KINDS, SITES
 from molecular.molecule.internal_context import NUM_COLUMNS, ROWS_BEFORE_TOKENS, Column
+from molecular.molecule.kinds import KINDS, SITES
 from nflib.networks.conditioning import distinct_rows
 
 

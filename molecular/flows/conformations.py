@@ -75,11 +75,59 @@ class ConformationFlow(Flow):
         raise ValueError(f"one is a {type(self).__name__}, not an InternalProse")
 
 
+class GivenMolecule(GivenFlow):
+    """A flow given one molecule: a distribution of its positions ``(n, 3)`` in nm.
+
+    Args:
+        flow: of this molecule, or of any.
+        context: of the molecule, ``(1, n, k)``; None for a flow of this one alone.
+        topology: of the molecule.
+    """
+
+    flow: Any
+
+    def __init__(self, flow: ConformationFlow, context: Tensor | None, topology: AnyTopology):
+        self.topology = Topology.of(topology)
+        super().__init__(flow, context, (self.topology.num_atoms, 3))
+
+    def check(self, molecule: AnyTopology) -> None:
+        """Raise ValueError unless this is the molecule that the flow was given."""
+        difference = self.topology.difference(Topology.of(molecule))
+        if difference is not None:
+            raise ValueError(f"the flow is of another molecule: {difference}; choose another model.")
+
+    def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """See `ConformationFlow.target_energy`."""
+        return cast(Callable[[Tensor], Tensor], self.flow.target_energy(energy))
+
+    def split_coordinates(self) -> tuple[Transform, Flow | GivenFlow]:
+        """See the function `split_coordinates`."""
+        return cast(tuple[Transform, Flow], split_coordinates(self.flow))
+
+
+def split_coordinates(flow: Any) -> tuple[Transform, Any]:
+    """A flow's fixed map from positions ``(B, n, 3)`` to unconstrained coordinates, and the flow on those.
+
+    Raises ValueError for a flow that cannot be taken apart so.
+    """
+    if not hasattr(flow, "split_coordinates"):
+        raise ValueError(
+            f"a {type(flow).__name__} has no split_coordinates, so its samples cannot be moved; use importance "
+            "sampling."
+        )
+    return cast(tuple[Transform, Any], flow.split_coordinates())
+
+
 class TransferableFlow(ConformationFlow):
     """The base of transferable flows: on conformations of any molecule, which one integer tensor describes.
 
     Its `embedding_net` checks contexts, and knows how long a molecule may be (`CheckedContext`).
+
+    Attributes:
+        given_class: what it is, given one molecule.
     """
+
+    given_class: type[GivenMolecule] = GivenMolecule
 
     @property
     def max_atoms(self) -> int:
@@ -109,6 +157,12 @@ class TransferableFlow(ConformationFlow):
             batches: each "inputs" ``(B, n, 3)`` in nm with their "context".
         """
 
+    def given(self, context: Any = None) -> GivenFlow:
+        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
+        if isinstance(context, Tensor):
+            return super().given(context)
+        return self.given_class(self, self.context(context), context)
+
     def context(self, *molecules: AnyTopology) -> Tensor:
         """The contexts of molecules, padded, ``(len(molecules), n_max, k)``, on the flow's device.
 
@@ -130,41 +184,3 @@ class _Turned:
             return turned
         exists = torch.ones(turned.shape[:2], dtype=torch.bool, device=turned.device)
         return random_rigid_motion(turned, exists, 0.0, generator) + turned.mean(1, keepdim=True)
-
-
-class GivenMolecule(GivenFlow):
-    """A flow given one molecule: a distribution of its positions ``(n, 3)`` in nm.
-
-    Args:
-        flow: of this molecule, or of any.
-        context: of the molecule, ``(1, n, k)``; None for a flow of this one alone.
-        topology: of the molecule.
-    """
-
-    flow: Any
-
-    def __init__(self, flow: ConformationFlow, context: Tensor | None, topology: Topology):
-        super().__init__(flow, context, (topology.num_atoms, 3))
-        self.topology = topology
-
-    def check(self, molecule: AnyTopology) -> None:
-        """Raise ValueError unless this is the molecule that the flow was given."""
-        difference = self.topology.difference(Topology.of(molecule))
-        if difference is not None:
-            raise ValueError(f"the flow is of another molecule: {difference}; choose another model.")
-
-    def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """See `ConformationFlow.target_energy`."""
-        return cast(Callable[[Tensor], Tensor], self.flow.target_energy(energy))
-
-    def split_coordinates(self) -> tuple[Transform, Flow | GivenFlow]:
-        """A fixed map from positions ``(B, n, 3)`` to unconstrained coordinates, and the flow on those.
-
-        Raises ValueError for a flow that cannot be taken apart so.
-        """
-        if not hasattr(self.flow, "split_coordinates"):
-            raise ValueError(
-                f"a {type(self.flow).__name__} has no split_coordinates, so its samples cannot be moved; use "
-                "importance sampling."
-            )
-        return cast(tuple[Transform, Flow], self.flow.split_coordinates())

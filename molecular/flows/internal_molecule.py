@@ -16,7 +16,6 @@ from molecular.molecule.canonical_names import CanonicalEnergy
 from molecular.molecule.features import ATOM_TYPES
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from molecular.molecule.orderings import ordering
-from molecular.molecule.topology import Topology
 from nflib.flows import Flow, GivenFlow
 from nflib.transforms import Permute
 
@@ -28,10 +27,10 @@ class GivenInternalMolecule(GivenMolecule):
     """A flow on internal coordinates (`InternalProse`) given one molecule: a distribution of positions ``(n, 3)``."""
 
     def __init__(self, flow: Any, context: Tensor, molecule: AnyTopology):
-        super().__init__(flow, context, Topology.of(molecule))
+        super().__init__(flow, context, molecule)
         self._atoms = ordering(molecule, "n2c_residue-by-residue_standard")
         place = self._atoms.argsort().tolist()
-        self._bonds = [(place[a], place[b]) for a, b in Topology.of(molecule).bonds]
+        self._bonds = [(place[a], place[b]) for a, b in self.topology.bonds]
 
     def target_energy(self, energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The energy itself, or, of a flow that knows canonical names alone, that of conformations so named."""

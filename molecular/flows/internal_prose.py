@@ -22,15 +22,14 @@ from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_molecule import GivenInternalMolecule
 from molecular.flows.local_environment import LocalEnvironment
 from molecular.flows.marginals import fit_marginals
-from molecular.molecule.atom_types import KINDS
 from molecular.molecule.canonical_names import CanonicalNames, Naming
 from molecular.molecule.internal_context import NUM_COLUMNS, ORDERINGS, internal_context
+from molecular.molecule.kinds import KINDS
 from molecular.molecule.orderings import check_orderings
 from nflib.distributions import PaddedNormal
-from nflib.flows import GivenFlow
 from nflib.flows.tarflow import depths_of_blocks
 from nflib.networks import AdaptiveLayerNorm, CausalTransformer, SinusoidalPositions
-from nflib.networks.transformer import transformer_layers
+from nflib.networks.layers import transformer_layers
 from nflib.transforms import GaussianizeByKind, PermuteByContext
 from nflib.transforms.conditionals import REAL_CONDITIONALS, autoregressive_map, check_conditional, conditional_names
 
@@ -88,6 +87,8 @@ class InternalProse(TransferableFlow):
     >>> samples.shape
     torch.Size([1, 5, 23, 3])
     """
+
+    given_class = GivenInternalMolecule
 
     def __init__(
         self,
@@ -217,12 +218,6 @@ class InternalProse(TransferableFlow):
             "devices": weight.device,
             "circles (are all fitted?)": self.marginals.is_interval.tolist(),
         }
-
-    def given(self, context: Any = None) -> GivenFlow:
-        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
-        if isinstance(context, Tensor):
-            return super().given(context)
-        return GivenInternalMolecule(self, self.context(context), context)
 
 
 def _check_settings(

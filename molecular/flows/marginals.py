@@ -12,8 +12,8 @@ from torch import Tensor
 from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.internal import InternalCoordinates, tokens_exist
 from molecular.coordinates.spherical import torsion_cuts, wrapped
-from molecular.molecule.atom_types import KINDS, ROOT, fallbacks
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
+from molecular.molecule.kinds import KINDS, ROOT, fallbacks
 from nflib.transforms import GaussianizeByKind
 
 # Share of the samples whose torsion may be anything: small, as 3n - 6 coordinates each take it, yet never zero.

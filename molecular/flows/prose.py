@@ -12,7 +12,7 @@ from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
-from molecular.flows.conformations import GivenMolecule, TransferableFlow
+from molecular.flows.conformations import TransferableFlow
 from molecular.flows.prose_context import (
     NUM_CODES,
     AtomEmbedding,
@@ -24,13 +24,11 @@ from molecular.flows.prose_context import (
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
 from molecular.molecule.features import atoms_exist, prose_context
 from molecular.molecule.orderings import PROSE_ORDERINGS, check_orderings
-from molecular.molecule.topology import Topology
 from nflib.distributions import PaddedNormal
-from nflib.flows import GivenFlow
 from nflib.networks import CausalTransformer, SinusoidalPositions
 from nflib.networks.adaptive import AdaptiveTransformerLayer, SwiGLU
+from nflib.networks.layers import transformer_layers
 from nflib.networks.norms import LayerNorm
-from nflib.networks.transformer import transformer_layers
 from nflib.transforms import ClosedForm, PermuteByContext, TransformerAffineAutoregressive
 
 if TYPE_CHECKING:
@@ -136,12 +134,6 @@ class Prose(TransferableFlow):
     def fitted(self, batches: Sequence[dict[str, Tensor]]) -> Prose:
         """A new flow of the same settings, whose scale is the spread of the atoms about their centroids."""
         return Prose(**(self.config or {}) | {"scale": spread(batches)})
-
-    def given(self, context: Any = None) -> GivenFlow:
-        """This flow for one molecule, such as a Peptide, or its context: a distribution of positions ``(n, 3)``."""
-        if isinstance(context, Tensor):
-            return super().given(context)
-        return GivenMolecule(self, self.context(context), Topology.of(context))
 
     @property
     def places_molecules(self) -> bool:

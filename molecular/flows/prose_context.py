@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, Encoding, atoms_exist
-from nflib.networks.conditioning import Lookahead, SinusoidalEmbedding, distinct_rows
+from nflib.networks.conditioning import Lookahead, distinct_rows
+from nflib.networks.positions import SinusoidalEmbedding
 
 NUM_CODES = len(Encoding._fields)
 # The base of the rates at which the released model encodes positions and lengths.

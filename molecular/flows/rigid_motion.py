@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nflib.random import normal_like
+
 
 def random_rigid_motion(
     positions: Tensor, exists: Tensor, scale: float, generator: torch.Generator | None = None
@@ -26,9 +28,7 @@ def random_rigid_motion(
     mask = exists.unsqueeze(-1)
     count = mask.sum(1, keepdim=True).to(positions.dtype)
     centred = positions - positions.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count
-    device = positions.device if generator is None else generator.device
-    shape = (len(positions), 7)
-    noise = torch.randn(shape, generator=generator, dtype=positions.dtype, device=device).to(positions.device)
+    noise = normal_like(positions.new_empty(len(positions), 7), generator)
     # Not a matrix product, which autocast would round to half precision.
     rotated = (_rotations(noise[:, :4])[:, None] * centred[:, :, None]).sum(-1)
     return (rotated + noise[:, None, 4:] * scale * count.rsqrt()).masked_fill(~mask, 0.0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from openmm import app, unit
 
 from molecular.molecule.completion import in_nanometres, is_uncapped_peptide, with_force_field
 from molecular.molecule.force_fields import harmonic_bonds
+from molecular.molecule.matching import perceive_bonds
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.peptide import cutoff_options, usual_cutoff, usual_temperature
 from molecular.molecule.storage import read_system
@@ -138,24 +140,11 @@ def _with_system(
     if len(topology.components) > 1:
         topology = replace(topology, bonds=tuple(sorted({*topology.bonds, *_bonds(system)})))
     if len(topology.components) > 1:
-        topology = replace(topology, bonds=tuple(sorted({*topology.bonds, *_near_atoms(topology, positions)})))
+        pairs = np.column_stack(np.triu_indices(topology.num_atoms, 1))
+        distances = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=-1)
+        near = perceive_bonds(topology.elements, distances, pairs)
+        topology = replace(topology, bonds=tuple(sorted({*topology.bonds, *near})))
     return Molecule(topology, system, positions, temperature, name=name)
-
-
-def _near_atoms(topology: Topology, positions: NDArray[np.float64]) -> set[tuple[int, int]]:
-    """Pairs as near as their covalent radii let bonded atoms be."""
-    from rdkit import Chem
-    from rdkit.Chem import rdDetermineBonds
-    from rdkit.Geometry import Point3D
-
-    molecule = Chem.RWMol()
-    conformer = Chem.Conformer(topology.num_atoms)
-    for index, (element, place) in enumerate(zip(topology.elements, positions, strict=True)):
-        molecule.AddAtom(Chem.Atom(element))
-        conformer.SetAtomPosition(index, Point3D(*map(float, 10.0 * place)))  # Angstrom
-    molecule.AddConformer(conformer)
-    rdDetermineBonds.DetermineConnectivity(molecule)
-    return {(min(i, j), max(i, j)) for i, j in ((b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in molecule.GetBonds())}
 
 
 def _bonds(system: openmm.System) -> set[tuple[int, int]]:
@@ -168,18 +157,25 @@ def _bonds(system: openmm.System) -> set[tuple[int, int]]:
     return pairs
 
 
+@contextmanager
+def _read_as(path: Path, kind: str, advice: str = "") -> Iterator[None]:
+    """ValueError for whatever a reader of a foreign format stumbles over."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as {kind} ({first_line(error)}){advice}.") from error
+
+
 def _read_structure(path: Path) -> tuple[app.Modeller, WrittenNames]:
     written: WrittenNames = {}
     is_pdb = path.suffix.lower() in (".pdb", ".ent")
     text = path.read_text(encoding="utf-8", errors="replace") if is_pdb else ""
     if is_pdb and not any(line.startswith(("ATOM", "HETATM")) for line in text.splitlines()):
         raise ValueError(f"{path} holds no atoms.")
-    try:
+    with _read_as(path, path.suffix[1:]):
         source = standard_names(text, written) if is_pdb else str(path)
         file = STRUCTURE_FILES[path.suffix.lower()](source)
         topology, positions = file.topology, file.getPositions()
-    except Exception as error:  # readers of foreign formats raise whatever they stumble over
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({first_line(error)}).") from error
     if not topology.getNumAtoms():
         raise ValueError(f"{path} holds no atoms.")
     return app.Modeller(topology, positions), written
@@ -197,33 +193,25 @@ def _positions(path: Path) -> tuple[NDArray[np.float64], bool]:
     }
     if suffix not in readers:
         raise ValueError(f"{path} has no suffix of positions that are read here: {', '.join(readers)}.")
-    try:
+    with _read_as(path, suffix[1:]):
         file = readers[suffix](str(path))
         # GROMACS writes a box of zeros for none; a CRYST1 record is a crystal's, or made up.
         vectors = file.getPeriodicBoxVectors() if suffix == ".gro" else getattr(file, "boxVectors", None)
         return in_nanometres(file.positions), vectors is not None and any(v != 0.0 * v for v in vectors)
-    except Exception as error:  # as in _read_structure
-        raise ValueError(f"{path} cannot be read as {suffix[1:]} ({first_line(error)}).") from error
 
 
 def _amber(path: Path, solvent: Any, options: dict[str, Any]) -> tuple[app.Topology, openmm.System]:
-    try:
+    with _read_as(path, "an Amber prmtop"):
         file = app.AmberPrmtopFile(str(path))
         return file.topology, file.createSystem(implicitSolvent=solvent, **options)
-    except Exception as error:  # as in _read_structure
-        raise ValueError(f"{path} cannot be read as an Amber prmtop ({first_line(error)}).") from error
 
 
 def _gromacs(path: Path, solvent: Any, options: dict[str, Any]) -> tuple[app.Topology, openmm.System]:
     if solvent is not None:
         raise ValueError("implicit_solvent goes with an Amber prmtop; OpenMM reads none with a GROMACS top.")
-    try:
+    with _read_as(path, "a GROMACS top", "; files that it includes must lie beside it"):
         file = app.GromacsTopFile(str(path))
         return file.topology, file.createSystem(**options)
-    except Exception as error:  # as in _read_structure
-        raise ValueError(
-            f"{path} cannot be read as a GROMACS top ({first_line(error)}); files that it includes must lie beside it."
-        ) from error
 
 
 def _solvent(name: str | None) -> Any:

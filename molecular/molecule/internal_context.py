@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from molecular.molecule.atom_types import ROOT, kind_number, place_of, site_number
 from molecular.molecule.features import Encoding, encode
+from molecular.molecule.kinds import ROOT, kind_number, place_of, site_number
 from molecular.molecule.orderings import check_orderings, named_residues, ordering
 from molecular.molecule.topology import Topology
 from molecular.molecule.z_matrix import z_matrix_order

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molecular.molecule.geometry import covalent_radius, signed_volumes
-from molecular.molecule.topology import Topology
+from molecular.molecule.topology import Topology, refined
 
 MOST_TRIALS = 10_000
 BONDED_WITHIN = 1.25
@@ -59,7 +59,7 @@ def match_bonds(
     neighbours = [*molecule.neighbours, *(tuple(size + atom for atom in row) for row in other.neighbours)]
     names = [*_keys(molecule), *_keys(other)]
     # Individualised colours, still to be refined: a stack, so that a wrong choice is taken back.
-    colours = _refined([*molecule.elements, *other.elements], neighbours)
+    colours = refined([*molecule.elements, *other.elements], neighbours)
     stack: list[Sequence[Any]] = [colours]
     if structures is not None:
         # On top; without a match that keeps the handedness, one that does not is still to be found.
@@ -67,7 +67,7 @@ def match_bonds(
     for _ in range(MOST_TRIALS):
         if not stack:
             return None
-        colours = _refined(stack.pop(), neighbours)
+        colours = refined(stack.pop(), neighbours)
         first, second = _classes(colours[:size], 0), _classes(colours[size:], size)
         if {colour: len(atoms) for colour, atoms in first.items()} != {
             colour: len(atoms) for colour, atoms in second.items()
@@ -96,20 +96,6 @@ def match_bonds(
 
 def _keys(topology: Topology) -> list[tuple[int, str, str]]:
     return list(zip(topology.residue_indices, topology.atom_names, topology.elements, strict=True))
-
-
-def _refined(colours: Sequence[Any], neighbours: Sequence[Sequence[int]]) -> list[int]:
-    count = len(set(colours))
-    while True:
-        around = [
-            (colour, tuple(sorted(colours[atom] for atom in near)))
-            for colour, near in zip(colours, neighbours, strict=True)
-        ]
-        numbers = {colour: number for number, colour in enumerate(sorted(set(around)))}
-        colours = [numbers[colour] for colour in around]
-        if len(numbers) == count:
-            return colours
-        count = len(numbers)
 
 
 def _with_hands(

@@ -97,7 +97,7 @@ def named_residues(molecule: AnyTopology) -> list[NamedResidue]:
                 f"residue {number} of the topology is {residue.name}, which Prose's features do not know;"
                 f" the residues are {', '.join(SIDE_CHAINS)}, without caps."
             )
-        expected = Counter(_residue_atoms(name, first=number == 1, last=number == len(topology.residues)))
+        expected = Counter(residue_atoms(name, first=number == 1, last=number == len(topology.residues)))
         members = (atom for atom, owner in enumerate(topology.residue_indices) if owner == number - 1)
         found = Counter(topology.atom_names[atom] for atom in members)
         if found != expected:
@@ -165,10 +165,8 @@ def _side_chain(residue: str, which: str) -> list[str]:
     return " ".join((stem, *parts)).split()
 
 
-def _residue_atoms(name: str, first: bool, last: bool) -> list[str]:
-    atoms = ["N", "CA", "C", "O", *_side_chain(name, "standard")]
-    atoms += ["HA2", "HA3"] if name == "GLY" else ["HA"]
-    atoms += ["H"] if name != "PRO" else []
-    atoms += ["H2", "H3"] if first else []
-    atoms += ["OXT"] if last else []
-    return atoms
+def residue_atoms(name: str, first: bool, last: bool) -> list[str]:
+    """Names of a residue's atoms; first, last: at the ends of a chain, which are charged."""
+    amine = [*([] if name == "PRO" else ["H"]), *(["H2", "H3"] if first else [])]
+    alpha = ["HA2", "HA3"] if name == "GLY" else ["HA"]
+    return ["N", *amine, "CA", *alpha, *_side_chain(name, "standard"), "C", "O", *(["OXT"] if last else [])]

@@ -11,6 +11,7 @@ import openmm
 
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.topology import Topology
+from nflib.errors import first_line
 from nflib.io import complete_folder, read_json
 
 DESCRIPTION = "molecule.json"
@@ -122,7 +123,7 @@ def _deserialize(text: str, path: Path) -> openmm.System:
     try:
         system = openmm.XmlSerializer.deserialize(text)
     except (openmm.OpenMMException, ValueError) as error:  # no XML
-        raise ValueError(f"{path} is no OpenMM System as XML ({str(error).partition(chr(10))[0]}).") from error
+        raise ValueError(f"{path} is no OpenMM System as XML ({first_line(error)}).") from error
     if not isinstance(system, openmm.System):
         raise ValueError(f"{path} holds a {type(system).__name__}, not an OpenMM System.")
     return system

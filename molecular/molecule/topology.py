@@ -168,18 +168,7 @@ class Topology:
     @cached_property
     def symmetry_classes(self) -> tuple[int, ...]:
         """A number for each atom, the same for atoms that the bonds and elements alone cannot tell apart."""
-        colours: list[Any] = list(self.elements)
-        for _ in range(self.num_atoms):
-            around = [
-                (colours[atom], tuple(sorted(colours[other] for other in self.neighbours[atom])))
-                for atom in range(self.num_atoms)
-            ]
-            numbers = {colour: number for number, colour in enumerate(sorted(set(around)))}
-            stable = len(numbers) == len(set(colours))
-            colours = [numbers[colour] for colour in around]
-            if stable:
-                break
-        return tuple(colours)
+        return tuple(refined(self.elements, self.neighbours))
 
     @cached_property
     def stereocentres(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -337,6 +326,21 @@ class Topology:
         import mdtraj
 
         return mdtraj.Topology.from_openmm(self.to_openmm())
+
+
+def refined(colours: Sequence[Any], neighbours: Sequence[Sequence[int]]) -> list[int]:
+    """Numbers for the colours of atoms and of their neighbours, until neighbours tell no more atoms apart."""
+    count = len(set(colours))
+    while True:
+        around = [
+            (colour, tuple(sorted(colours[atom] for atom in near)))
+            for colour, near in zip(colours, neighbours, strict=True)
+        ]
+        numbers = {colour: number for number, colour in enumerate(sorted(set(around)))}
+        colours = [numbers[colour] for colour in around]
+        if len(numbers) == count:
+            return colours
+        count = len(numbers)
 
 
 def beyond_bond(neighbours: Sequence[Collection[int]], i: int, j: int) -> set[int]:

@@ -12,32 +12,38 @@ from molecular.molecule.molecule import Molecule
 from molecular.molecule.symmetry import half_turns
 from molecular.molecule.topology import Topology, beyond_bond
 
+Quadruple = tuple[int, int, int, int]
 
-def named_backbone_torsions(topology: Topology) -> dict[str, tuple[int, int, int, int]]:
+
+def named_backbone_torsions(topology: Topology) -> dict[str, Quadruple]:
     """Atoms of every backbone torsion phi (C, N, CA, C), then psi (N, CA, C, N), by name.
 
     The number in a name is the residue's place among the amino acids, caps not counted, so that "phi 2" and "psi 2" are
     of one residue: ``Ace-A-Nme`` has phi 1 and psi 1, ``AA`` psi 1 and phi 2. Neighbours, of which a cap is one, are
     told by their bonds.
     """
-    phi, psi = {}, {}
-    amino_acids = (own for own in topology.atoms_by_name if {"N", "CA", "C"} <= own.keys())
-    for number, own in enumerate(amino_acids, start=1):
-        nitrogen, alpha, carbon = own["N"], own["CA"], own["C"]
-        before = _neighbour(topology, nitrogen, "C", own)
-        after = _neighbour(topology, carbon, "N", own)
-        if before is not None:
-            phi[f"phi {number}"] = (before, nitrogen, alpha, carbon)
-        if after is not None:
-            psi[f"psi {number}"] = (nitrogen, alpha, carbon, after)
-    return phi | psi
+    phi, psi = _phi_and_psi(topology)
+    named = {f"phi {number}": atoms for number, atoms in phi.items()}
+    return named | {f"psi {number}": atoms for number, atoms in psi.items()}
 
 
 def phi_psi_torsions(topology: Topology) -> tuple[Tensor, Tensor]:
     """Quadruples (k, 4) of all phi, and of all psi, of `named_backbone_torsions`, in the order of residues."""
-    named = named_backbone_torsions(topology).items()
-    phi, psi = ([atoms for name, atoms in named if name.startswith(kind)] for kind in ("phi", "psi"))
-    return torch.tensor(phi, dtype=torch.int64).reshape(-1, 4), torch.tensor(psi, dtype=torch.int64).reshape(-1, 4)
+    phi, psi = (torch.tensor(list(part.values())).long().reshape(-1, 4) for part in _phi_and_psi(topology))
+    return phi, psi
+
+
+def _phi_and_psi(topology: Topology) -> tuple[dict[int, Quadruple], dict[int, Quadruple]]:
+    """Atoms of each by the number of its residue, see `named_backbone_torsions`."""
+    phi, psi = {}, {}
+    amino_acids = (own for own in topology.atoms_by_name if {"N", "CA", "C"} <= own.keys())
+    for number, own in enumerate(amino_acids, start=1):
+        nitrogen, alpha, carbon = own["N"], own["CA"], own["C"]
+        if (before := _neighbour(topology, nitrogen, "C", own)) is not None:
+            phi[number] = (before, nitrogen, alpha, carbon)
+        if (after := _neighbour(topology, carbon, "N", own)) is not None:
+            psi[number] = (nitrogen, alpha, carbon, after)
+    return phi, psi
 
 
 def _neighbour(topology: Topology, atom: int, name: str, own: dict[str, int]) -> int | None:
@@ -59,10 +65,9 @@ def ramachandran_names(topology: Topology) -> list[tuple[str, str]]:
     A zwitterionic dipeptide has no such residue; there psi of the first and phi of the second, which flank its one
     peptide bond, are taken together, as is the custom.
     """
-    named = list(named_backbone_torsions(topology))
-    phi, psi = ([name for name in named if name.startswith(kind)] for kind in ("phi", "psi"))
-    pairs = [(name, other) for name in phi if (other := name.replace("phi", "psi")) in psi]
-    return pairs or list(zip(phi, psi, strict=False))[:1]
+    phi, psi = _phi_and_psi(topology)
+    pairs = [(number, number) for number in phi if number in psi] or list(zip(phi, psi, strict=False))[:1]
+    return [(f"phi {one}", f"psi {other}") for one, other in pairs]
 
 
 def ramachandran_torsions(topology: Topology) -> Tensor:
@@ -85,7 +90,7 @@ def heavy_torsions(topology: Topology) -> Tensor:
     return torch.tensor(quadruples, dtype=torch.int64).reshape(-1, 4)
 
 
-def _heavy_torsion(topology: Topology, i: int, j: int) -> tuple[int, int, int, int] | None:
+def _heavy_torsion(topology: Topology, i: int, j: int) -> Quadruple | None:
     """The torsion about a bond by the first heavy atom on either side, if there are such and the bond's are heavy."""
     before, after = (
         [atom for atom in topology.neighbours[end] if atom != other and topology.elements[atom] != "H"]

@@ -11,6 +11,7 @@ import torch
 from nflows.transforms import CompositeTransform, InverseTransform, Transform
 from torch import Tensor
 
+from molecular.flows.conformations import split_coordinates
 from molecular.molecule.molecule import Molecule
 from molecular.sampling.targets import energy_for
 from nflib import montecarlo
@@ -18,8 +19,6 @@ from nflib.montecarlo import (
     HMC,
     MALA,
     ULA,
-    AcceptanceTarget,
-    AdaptiveTemperatures,
     BoltzmannDensity,
     Chains,
     IndependentMetropolis,
@@ -120,16 +119,17 @@ def smc(
         target,
         num_samples,
         kernel=kernel,
-        temperatures=AdaptiveTemperatures() if temperatures is None else temperatures,
+        temperatures=temperatures,
         moves=moves,
         final_moves=final_moves,
         num_draws=num_draws,
         draws=draws,
-        step_sizes=AcceptanceTarget() if step_sizes is None else step_sizes,
+        step_sizes=step_sizes,
         resampling_threshold=resampling_threshold,
         batch_size=batch_size,
         seed=seed,
         checkpoint=checkpoint,
+        labels={"temperature_K": molecule.temperature},
         progress=progress,
     )
     return transform_back(samples, fixed, batch_size)
@@ -189,13 +189,8 @@ def _in_own_coordinates(
     flow: SplitFlow, molecule: Molecule, generator: torch.Generator, device: str
 ) -> tuple[Transform, Proposal, TransformedTarget]:
     """The map from positions to the coordinates that particles move in, and there the flow and the target."""
-    if not hasattr(flow, "split_coordinates"):
-        raise ValueError(
-            f"a {type(flow).__name__} has no split_coordinates, so its samples cannot be moved; use importance "
-            "sampling."
-        )
+    fixed, proposal = split_coordinates(flow)
     energy = energy_for(flow, molecule, device)
-    fixed, proposal = flow.split_coordinates()
     scales = score_scales(proposal, SCALE_DRAWS, generator=generator)
     scaled = Standardize(torch.zeros_like(scales), scales).to(scales.device)
     fixed = CompositeTransform([fixed, scaled])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from molecular.data.corpus import ConformationStream, CorpusLayout, CorpusSource
 from molecular.data.corpus.buckets import Item, collate
-from molecular.training.beginnings import fingerprint, some_rows
+from molecular.training.beginnings import some_rows
+from nflib.io import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from molecular.data.corpus import CorpusLayout, open_corpus
 from molecular.data.corpus.folder import Corpus
-from molecular.energy.reduced import CLIP
 from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_prose import InternalProse
 from molecular.flows.prose import Prose
@@ -20,12 +19,12 @@ from molecular.molecule.features import atoms_exist
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
-from molecular.training.beginnings import alone, fingerprint, refuse_another_beginning
-from molecular.training.initial import check_initial
+from molecular.training.beginnings import check_initial, refuse_another_beginning
 from molecular.training.labelled import GROUP, LabelledFrames
+from molecular.training.labels import CLIP
 from nflib.dtypes import widened
-from nflib.io import read_config
-from nflib.training import TrainingConfig, TrainingResult, fit
+from nflib.io import fingerprint, read_config
+from nflib.training import TrainingConfig, TrainingResult, alone, fit
 from nflib.training.objectives import huber_location, squared_or_clipped
 
 log = logging.getLogger(__name__)
@@ -95,19 +94,21 @@ def train_on_corpus(
     if initial is None or refit_marginals:
         flow = _fitted(flow, training, table, config.seed)
     with alone(output):
-        refuse_another_beginning(Path(output), corpus.folder, training.fingerprint(), begun)
-    if not energy_weight:
-        objective = LikelihoodPerDimension(table)
-        return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
-    del training  # the labelled frames are the same ones, read once more
-    return fit(
-        flow,
-        LabelledFrames(cast(Corpus, corpus), flow.context_of, config.seed),
-        validation,
-        config=config,
-        objective=LikelihoodAndEnergies(table, energy_weight, CLIP),
-        output=Path(output),
-    )
+        refuse_another_beginning(
+            Path(output), corpus.folder, training.fingerprint(), begun, {"energy_weight": energy_weight}
+        )
+        if not energy_weight:
+            objective = LikelihoodPerDimension(table)
+            return fit(flow, training, validation, config=config, objective=objective, output=Path(output))
+        del training  # the labelled frames are the same ones, read once more
+        return fit(
+            flow,
+            LabelledFrames(cast(Corpus, corpus), flow.context_of, config.seed),
+            validation,
+            config=config,
+            objective=LikelihoodAndEnergies(table, energy_weight, CLIP),
+            output=Path(output),
+        )
 
 
 def symmetry_table(corpus: CorpusLayout, sequences: list[str], flow: TransferableFlow) -> Naming:

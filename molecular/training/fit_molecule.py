@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from molecular.data.ensembles import Ensemble, load_ensemble, split_by_replica_group
-from molecular.energy.reduced import CLIP, HIGHEST_ENERGY, ReducedEnergy
+from molecular.energy.reduced import ReducedEnergy
 from molecular.flows.conformations import ConformationFlow
 from molecular.flows.molecule_flow import MoleculeFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import load_molecule, refuse_another_molecule, save_molecule
 from molecular.sampling.proposals import load_flow
-from molecular.training.beginnings import alone, fingerprint, refuse_another_beginning, some_rows
-from molecular.training.initial import check_initial
-from nflib.io import complete_folder
-from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit, maximum_likelihood
+from molecular.training.beginnings import check_initial, refuse_another_beginning, some_rows
+from molecular.training.labels import CLIP, as_labels
+from nflib.io import fingerprint
+from nflib.processes import is_first_process
+from nflib.training import LogVariance, TrainingConfig, TrainingResult, alone, fit, maximum_likelihood
 
 SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
@@ -78,11 +79,11 @@ def train_on_ensemble(
         flow.fit_coordinates(training.positions)
     positions = ensemble.positions[some_rows(len(ensemble))]
     with alone(output):
-        refuse_another_beginning(Path(output), data, fingerprint([positions]), begun)
-    # So that sampling needs the model alone, of a run that was stopped too.
-    with complete_folder(model) as folder:
-        save_molecule(molecule, folder)
-    return train_flow(flow, molecule, training, validation, output, config, energy_weight=energy_weight)
+        refuse_another_beginning(Path(output), data, fingerprint([positions]), begun, {"energy_weight": energy_weight})
+        # So that sampling needs the model alone, of a run that was stopped too.
+        if is_first_process():
+            save_molecule(molecule, model)
+        return train_flow(flow, molecule, training, validation, output, config, energy_weight=energy_weight)
 
 
 def train_flow(
@@ -183,9 +184,7 @@ class FramesAndSamples:
         given = cast(ConformationFlow, flow).given(self.molecule)
         samples = given.sample((len(self.samples),), batch_size=1024, generator=generator).cpu()
         energies = self.target_energy(self.reduced)(samples)
-        ceiling = self.energies.median() + HIGHEST_ENERGY
-        self.samples = samples
-        self.sample_energies = torch.where(energies < ceiling, energies, torch.inf)
+        self.samples, self.sample_energies = samples, as_labels(energies, self.energies.median())
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"samples": self.samples, "sample_energies": self.sample_energies}

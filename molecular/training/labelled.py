@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from molecular.data.corpus.buckets import Item, collate
 from molecular.data.corpus.folder import Corpus
-from molecular.energy.reduced import HIGHEST_ENERGY, ReducedEnergy
+from molecular.energy.reduced import ReducedEnergy
 from molecular.molecule.storage import load_molecule
 from molecular.training.batches import Context
+from molecular.training.labels import as_labels
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +103,10 @@ class LabelledFrames:
             drawn |= {n: row[:, : len(self.contexts[n])].cpu() for n, row in zip(part, rows, strict=True)}
         self.samples, self.sample_energies = [], []
         for number, reduced in enumerate(self.reduced):
-            energy = reduced(drawn[number])
-            reachable = energy < self.energies[number].median() + HIGHEST_ENERGY
-            self.samples.append(torch.where(reachable[:, None, None], drawn[number], self.frames[number][:1]))
-            self.sample_energies.append(torch.where(reachable, energy, torch.inf))
+            energy = as_labels(reduced(drawn[number]), self.energies[number].median())
+            reachable = (energy < torch.inf)[:, None, None]
+            self.samples.append(torch.where(reachable, drawn[number], self.frames[number][:1]))
+            self.sample_energies.append(energy)
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": list(self.samples), "sample_energies": list(self.sample_energies)}

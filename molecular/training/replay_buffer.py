@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from molecular.energy.reduced import HIGHEST_ENERGY
+from molecular.training.labels import as_labels
 from nflib.events import per_row
 from nflib.flows import Flow
 from nflib.montecarlo import (
@@ -22,6 +22,8 @@ from nflib.montecarlo import (
     normalized_weights,
     resample,
 )
+from nflib.processes import is_first_process
+from nflib.random import drawn_seed
 
 # Of a round, among its figures.
 SIZE = "effective_sample_size_fraction"
@@ -40,8 +42,8 @@ class Particles(Protocol):
         ...
 
 
-class OwnSamples:
-    """The replay buffer of self-training: samples that the flow drew itself, with their energies; a `BatchSource`.
+class ReplayBuffer:
+    """Self-training's data: samples that the flow drew itself, with their energies; a `BatchSource`.
 
     Every `refresh` is a round: samples_per_round draws of the flow as it is, their reduced energies and exact
     log-weights, kept beside those of the rounds before. The first round's are the teacher's. With `particles`, each
@@ -152,7 +154,7 @@ class OwnSamples:
         self.steps.append(step)
         self.spent.append(spent)
         self._choose(torch.Generator().manual_seed(drawn_seed(generator)))
-        if self.best is not None and self.best_round["step"] == step:
+        if self.best is not None and self.best_round["step"] == step and is_first_process():
             cast(Flow, flow).save_pretrained(self.best)
 
     def _keep(self, samples: WeightedSamples, number: int) -> None:
@@ -193,7 +195,7 @@ class OwnSamples:
         order = self.energies.argsort()
         total = weights[order].cumsum(0)
         median = self.energies[order][torch.searchsorted(total, total[-1] / 2)]
-        self.labels = torch.where(self.energies < median + HIGHEST_ENERGY, self.energies, torch.inf)
+        self.labels = as_labels(self.energies, median)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _STATE}
@@ -228,8 +230,3 @@ def _share(log_weights: Tensor) -> Tensor:
     largest = log_weights.topk(math.isqrt(len(log_weights))).values
     cut = log_weights.clamp_max(float(largest[largest > -torch.inf].min()))
     return normalized_weights(cut) * effective_sample_size(log_weights)
-
-
-def drawn_seed(generator: torch.Generator) -> int:
-    """A seed for a generator elsewhere."""
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -10,18 +10,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from molecular.energy.reduced import CLIP
 from molecular.flows.conformations import ConformationFlow
 from molecular.molecule.molecule import Molecule
 from molecular.molecule.storage import refuse_another_molecule, save_molecule
 from molecular.sampling.sequential import SplitFlow, move_at_target, smc
 from molecular.sampling.targets import energy_for
-from molecular.training.beginnings import alone, fingerprint, refuse_another_beginning
-from molecular.training.replay_buffer import SIZE, OwnSamples, drawn_seed
+from molecular.training.beginnings import refuse_another_beginning
+from molecular.training.labels import CLIP
+from molecular.training.replay_buffer import SIZE, ReplayBuffer
+from nflib.io import fingerprint
 from nflib.montecarlo import Proposal, WeightedSamples
-from nflib.training import LogVariance, TrainingConfig, TrainingResult, fit
-from nflib.training.checkpoints import latest_checkpoint
-from nflib.training.seeds import REFRESH, derived_generator
+from nflib.processes import is_first_process
+from nflib.random import derived_generator, drawn_seed
+from nflib.training import LogVariance, TrainingConfig, TrainingResult, alone, fit, has_begun
+from nflib.training.seeds import REFRESH
 
 # The better draws of the flow become particles. Draws are cheap beside moves.
 DRAWS_PER_PARTICLE = 3
@@ -63,7 +65,7 @@ def improve(
     """Self-training: train a flow, in place, for one molecule on samples that it draws and weights itself.
 
     A round draws conformations, evaluates their energies, and resamples all rounds' by their exact importance weights
-    (`OwnSamples`); `config.refresh_interval` steps of training follow. Run again, it goes on. With p the target so
+    (`ReplayBuffer`); `config.refresh_interval` steps of training follow. Run again, it goes on. With p the target so
     resampled and T the teacher, the flow as it was given, the loss of the student q is
 
         E_p[-log q] + teacher_weight E_T[-log q], over 1 + teacher_weight,  + energy_weight log-variance
@@ -117,7 +119,7 @@ def improve(
     objective = LogVariance(energy_weight=energy_weight, clip=CLIP)
     output = Path(output)
     model, best = output / "model", output / "best"
-    source = OwnSamples(
+    source = ReplayBuffer(
         lambda student: _proposal(student, molecule),
         _Energy(flow, molecule),
         samples_per_round,
@@ -131,18 +133,26 @@ def improve(
     with alone(output):
         # A run that goes on has its rounds in the checkpoint, with energies of the molecule that lies beside the model.
         refuse_another_molecule(model, molecule)
-        refuse_another_beginning(output, model, None, fingerprint(flow.state_dict().values()))
-        if latest_checkpoint(output / "checkpoints") is None:
-            save_molecule(molecule, model)
+        settings = {
+            "teacher_weight": teacher_weight,
+            "energy_weight": energy_weight,
+            "moves_per_round": moves_per_round,
+        }
+        refuse_another_beginning(output, model, None, fingerprint(flow.state_dict().values()), settings)
+        if not has_begun(output):
+            if is_first_process():
+                save_molecule(molecule, model)
             log.info("Drawing %d samples of %s.", samples_per_round, molecule.name)
             source.refresh(flow.eval(), 0, derived_generator(config.seed, REFRESH, 0))
-    result = fit(flow, source, config=config, objective=objective, output=output, augment=flow.augmentation(molecule))
-    rounds, kept_step, before = source.rounds(), result.steps, source.best_round
-    # Runs of earlier versions have no flow of their best round.
-    if before[SIZE] > rounds[-1][SIZE] and best.is_dir():
-        kept_step = int(before["step"])
-        flow.load_state_dict(type(flow).from_pretrained(best).state_dict())
-        flow.save_pretrained(model)
+        symmetries = flow.augmentation(molecule)
+        result = fit(flow, source, config=config, objective=objective, output=output, augment=symmetries)
+        rounds, kept_step, before = source.rounds(), result.steps, source.best_round
+        # Runs of earlier versions have no flow of their best round.
+        if before[SIZE] > rounds[-1][SIZE] and best.is_dir():
+            kept_step = int(before["step"])
+            flow.load_state_dict(type(flow).from_pretrained(best).state_dict())
+            if is_first_process():
+                flow.save_pretrained(model)
     return Improvement(result, rounds, source.num_energies, kept_step)
 
 
@@ -168,7 +178,7 @@ class _Energy:
 
 @dataclass(frozen=True)
 class _Particles:
-    """Particles from the flow in training, and then moved on, as `OwnSamples` asks for them."""
+    """Particles from the flow in training, and then moved on, as `ReplayBuffer` asks for them."""
 
     molecule: Molecule
     count: int

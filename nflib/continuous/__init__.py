@@ -19,13 +19,14 @@ from nflib.continuous.fields import (
     RefinedVelocity,
     Velocity,
 )
-from nflib.continuous.interpolants import InterpolantFlow, InterpolantMatching, SymmetricMatching
+from nflib.continuous.interpolants import InterpolantFlow
 from nflib.continuous.maps import AverageVelocity, FlowMap, FlowMapTransform, MLPFlowMap
 from nflib.continuous.networks import AdaptiveRMSNorm, MLPVelocity, TimeFeatures, TransformerVelocity
 from nflib.continuous.objectives import (
     Dispersive,
     Distill,
     FlowMatching,
+    InterpolantMatching,
     Invertible,
     MeanFlow,
     NearReference,
@@ -34,6 +35,7 @@ from nflib.continuous.objectives import (
     RefinerMatching,
     Reflow,
     Rollouts,
+    SymmetricMatching,
     TwinFlow,
 )
 from nflib.continuous.ode import ODEFlow, ODETransform

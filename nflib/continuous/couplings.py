@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nflib.contexts import Context, as_context, map_context
-from nflib.continuous.ode import said_shape
+from nflib.continuous.noise import said_shape
 from nflib.distributions import draw
 from nflib.errors import check_object
 from nflib.events import check_event_shape, flattened

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nflib.contexts import repeated
-from nflib.continuous.fields import evaluated
-from nflib.continuous.ode import ODEFlow, in_single_precision
+from nflib.continuous.fields import evaluated, in_single_precision
+from nflib.continuous.ode import ODEFlow
 from nflib.events import flattened
 from nflib.random import normal_like
 

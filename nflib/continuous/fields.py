@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nflib.contexts import map_context
 from nflib.continuous.paths import Path
+from nflib.dtypes import widened
 from nflib.errors import first_line
 from nflib.events import flattened, per_row
 from nflib.io.arguments import keep_arguments
@@ -81,10 +82,41 @@ def evaluated(field: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return field(*inputs)
     try:
         return field(*inputs[:-1])
-    except TypeError as error:
-        if "required positional argument" not in str(error):
+    except (AttributeError, TypeError) as error:
+        # What a field does not need may be missing for another reason, but None is what was not passed.
+        missing = "NoneType" in str(error) and takes_context(field, len(inputs) - 2)
+        if not missing and "required positional argument" not in str(error):
             raise
         raise ValueError(f"this field takes a context ({first_line(error)}); pass the flow one.") from error
+
+
+def _within(field: Velocity, start: float, stop: float) -> Velocity:
+    """A field between two times, of which it may have its own way."""
+    within = getattr(field, "within", None)
+    return field if within is None else within(start, stop)
+
+
+class Between(nn.Module):
+    """A field between two times, as a module of its weights."""
+
+    def __init__(self, velocity: Velocity, start: float, stop: float):
+        super().__init__()
+        self.velocity, self.start, self.stop = velocity, start, stop
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return _within(self.velocity, self.start, self.stop)(*inputs)
+
+
+def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The field, computed in float32 where its weights are in half precision: of its rounding no map is smooth."""
+    if not isinstance(velocity, nn.Module):
+        return velocity
+    if not any(w.dtype.itemsize < 4 and w.is_floating_point() for w in (*velocity.parameters(), *velocity.buffers())):
+        return velocity
+    weights = {**dict(velocity.named_parameters()), **dict(velocity.named_buffers())}
+    single = {name: widened(w) for name, w in weights.items()}
+    # A context comes as an embedding in half precision makes it.
+    return lambda *inputs: torch.func.functional_call(velocity, single, tuple(map_context(widened, i) for i in inputs))
 
 
 class _OfAnother(nn.Module):
@@ -102,8 +134,7 @@ class _OfAnother(nn.Module):
 
     def within(self, start: float, stop: float) -> Velocity:
         """The field between two times, of which `field` may have its own way."""
-        within = getattr(self.field, "within", None)
-        field = self.field if within is None else within(start, stop)
+        field = _within(self.field, start, stop)
         return lambda x, t, context=None: self._velocity(field, x, t, context)
 
     def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:

@@ -8,21 +8,16 @@ from typing import Any, Protocol, Self
 
 import torch
 from nflows.distributions import Distribution
-from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.continuous.fields import context_shape_of, evaluated, takes_context
+from nflib.continuous.fields import evaluated, in_single_precision, takes_context
 from nflib.continuous.networks import ResidualMLP, TimeFeatures
-from nflib.continuous.ode import check_base, in_single_precision, noise_of, noise_width
-from nflib.continuous.paths import LinearPath, Path, check_times
+from nflib.continuous.noise import PathFlow, noise_width
+from nflib.continuous.paths import LinearPath, Path, times_of
 from nflib.continuous.solvers import checked_finite
-from nflib.continuous.steps import Step, check_resolved, inverted, pushed
-from nflib.distributions import as_base
+from nflib.continuous.steps import Step, StepwiseTransform
 from nflib.errors import check_object
 from nflib.events import per_row
-from nflib.flows.flow import Flow
-from nflib.inference import differentiates, without_autocast
-from nflib.interfaces import Decoder, Inversion
 from nflib.io.arguments import changed
 
 __all__ = ["AverageVelocity", "FlowMap", "FlowMapTransform", "MLPFlowMap"]
@@ -47,7 +42,7 @@ class AverageVelocity(Protocol):
     def __call__(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor: ...
 
 
-class FlowMapTransform(Transform):
+class FlowMapTransform(StepwiseTransform):
     """The transform from data to noise by jumps ``X_{r -> t}(x) = x + (t - r) u(x, r, t)`` of a network.
 
     Its inverse generates data from noise. The log-determinant is that of the jumps themselves, exact however well they
@@ -81,34 +76,6 @@ class FlowMapTransform(Transform):
         self.num_steps, self.allowed_folds, self.noise_width = num_steps, allowed_folds, noise_width
         self.uses_context = takes_context(velocity, num_times=2)
 
-    @without_autocast
-    @differentiates
-    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        """The noise of data, and ``log|d noise / d data|``: each jump is inverted by Newton's method."""
-        steps = self._steps(context)
-        noise, logabsdet = inverted(steps, inputs, allowed=self.allowed_folds)
-        check_resolved(steps, noise, inputs, ~logabsdet.isnan(), self.noise_width)
-        return noise, logabsdet
-
-    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        """The data that noise becomes, and ``log|d data / d noise|``."""
-        return self.invert(inputs, context)[:2]
-
-    @without_autocast
-    @differentiates
-    def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
-        """As `inverse`; the residual is zero, as the jumps are evaluated and nothing is solved for."""
-        steps = self._steps(context)
-        outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
-        check_resolved(steps, inputs, outputs, ~logabsdet.isnan(), self.noise_width)
-        return Inversion(outputs, logabsdet, 0.0)
-
-    def generate(self, inputs: Tensor, context: Any = None) -> Tensor:
-        """The data that noise becomes, without a log-determinant: num_steps passes of the network."""
-        for step in self._steps(context):
-            inputs = step.forward(inputs)
-        return inputs
-
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
         """The jump ``X_{r -> t}(x)`` from x at times r to times t.
 
@@ -118,7 +85,7 @@ class FlowMapTransform(Transform):
             t: times to go to, likewise.
             context: a row for each state, or None.
         """
-        r, t = (_times(value, x) for value in (r, t))
+        r, t = (times_of(value, x) for value in (r, t))
         return x + per_row(t - r, x) * self.average_velocity(x, r, t, context)
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, context: Any = None) -> Tensor:
@@ -136,13 +103,13 @@ class FlowMapTransform(Transform):
 
     def _step(self, r: float, t: float, context: Any) -> Step:
         return Step(
-            lambda x: checked_finite(self.jump(x, r, t, context), _times(r, x)),
+            lambda x: checked_finite(self.jump(x, r, t, context), times_of(r, x)),
             lambda y: self.jump(y, t, r, context),
             f"the jump from t = {r:.4g} to {t:.4g}",
         )
 
 
-class FlowMap(Flow):
+class FlowMap(PathFlow):
     """A flow map: noise at t = 0 becomes data at t = 1 in a few jumps, each one pass of a network.
 
     Its density is exact for any network whose jumps are one-to-one. The jumps back in time, of the same network, prove
@@ -188,13 +155,7 @@ class FlowMap(Flow):
     ):
         width = noise_width(path, 0.0)
         transform = FlowMapTransform(velocity, num_steps, allowed_folds=allowed_folds, noise_width=width)
-        base = noise_of(path, 0.0, event_shape) if distribution is None else as_base(distribution)
-        if context_shape is None and embedding_net is None:  # which would read another
-            context_shape = context_shape_of(velocity)
-        super().__init__(transform, base, embedding_net, context_shape=context_shape)
-        check_base(self, event_shape)
-        self.path = path
-        self.noise_width = width
+        super().__init__(transform, event_shape, path, distribution, embedding_net, context_shape)
 
     def average_velocity(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
         """The average velocity u between two times, of x's shape; see `AverageVelocity`.
@@ -208,8 +169,7 @@ class FlowMap(Flow):
         Raises:
             ValueError: times outside 0 … 1, a context that does not fit, a network that gives another shape.
         """
-        context = self._embedding_net(self._checked_context(context, len(x)))
-        return self._transform.average_velocity(x, _times(r, x), _times(t, x), context)
+        return self._transform.average_velocity(x, times_of(r, x), times_of(t, x), self._encoded(context, len(x)))
 
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:
         """The jump ``X_{r -> t}(x)`` from x at times r to times t, of x's shape.
@@ -220,7 +180,7 @@ class FlowMap(Flow):
             t: times to go to, likewise.
             context: a row for each state, where the flow takes one.
         """
-        return self._transform.jump(x, r, t, self._embedding_net(self._checked_context(context, len(x))))
+        return self._transform.jump(x, r, t, self._encoded(context, len(x)))
 
     def velocity(self, x: Tensor, t: Tensor | float, context: Any = None) -> Tensor:
         """The velocity ``u(x, t, t)`` at x and t, of x's shape.
@@ -276,10 +236,3 @@ class MLPFlowMap(nn.Module):
         if self.uses_context and context is None:
             raise ValueError("this map is conditioned on a vector; pass the flow a context.")
         return self.network(x, self.times(r), self.times(t - r), context)
-
-
-def _times(value: Tensor | float, x: Tensor) -> Tensor:
-    """Times as ``(B,)``, in x's dtype; raises ValueError outside 0 … 1."""
-    times = torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x))
-    check_times(times)
-    return times

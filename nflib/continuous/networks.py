@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from nflib.events import as_shape
 from nflib.networks.conditioning import ClassEmbedding, VectorEmbedding
+from nflib.networks.layers import transformer_layers
 from nflib.networks.norms import RMSNorm
 from nflib.networks.positions import LearnedPositions
 from nflib.networks.step import Step
-from nflib.networks.transformer import transformer_layers
 from nflib.transforms.patches import ImagePatches, VectorPatches
 
 __all__ = ["AdaptiveRMSNorm", "MLPVelocity", "TimeFeatures", "TransformerVelocity"]

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from nflows.distributions import Distribution
-from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflib.contexts import map_context
-from nflib.continuous.fields import GuidedVelocity, Strength, Velocity, context_shape_of, evaluated, takes_context
-from nflib.continuous.paths import LinearPath, Path, check_times
+from nflib.continuous.fields import (
+    Between,
+    GuidedVelocity,
+    Strength,
+    Velocity,
+    evaluated,
+    in_single_precision,
+    takes_context,
+)
+from nflib.continuous.noise import PathFlow, noise_width
+from nflib.continuous.paths import LinearPath, Path, times_of
 from nflib.continuous.solvers import Field, Heun, Solver, checked_finite
-from nflib.continuous.steps import Step, check_resolved, inverted, pushed
-from nflib.derivatives import as_leaf, jacobian
-from nflib.distributions import ScaledNoise, StandardNormal, as_base
-from nflib.dtypes import widened
+from nflib.continuous.steps import Step, StepwiseTransform
+from nflib.derivatives import value_and_trace
 from nflib.errors import check_object
-from nflib.events import as_shape, flattened
-from nflib.flows.flow import Flow
+from nflib.events import flattened
 from nflib.inference import differentiates, without_autocast
 from nflib.interfaces import Decoder, Inversion
 from nflib.io.arguments import changed
@@ -31,7 +35,7 @@ __all__ = ["ODEFlow", "ODETransform", "Velocity"]
 DENSITIES = ("map", "trace", "hutchinson")
 
 
-class ODETransform(Transform):
+class ODETransform(StepwiseTransform):
     """The transform from data to noise along ``dx/dt = v(x, t)``, back in time from stop to start.
 
     Its inverse generates data from noise.
@@ -116,37 +120,17 @@ class ODETransform(Transform):
         """Whether the log-determinant of `forward` is that of the very map that the inverse turns back."""
         return self.density == "map"
 
-    @without_autocast
-    @differentiates
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """The noise of data, and ``log|d noise / d data|``."""
         if self.density == "map":
-            steps = self._steps(context)
-            noise, logabsdet = inverted(steps, inputs, allowed=self.allowed_folds)
-            check_resolved(steps, noise, inputs, ~logabsdet.isnan(), self.noise_width)
-            return noise, logabsdet
+            return super().forward(inputs, context)
         return self._with_trace(inputs, context, backwards=True)
 
-    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        """The data that noise becomes, and ``log|d data / d noise|``."""
-        return self.invert(inputs, context)[:2]
-
-    @without_autocast
-    @differentiates
     def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
         """As `inverse`. What the integrated trace gives is not quite the density of the x returned: see `forward`."""
         if self.density == "map":
-            steps = self._steps(context)
-            outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
-            check_resolved(steps, inputs, outputs, ~logabsdet.isnan(), self.noise_width)
-            return Inversion(outputs, logabsdet, 0.0)
+            return super().invert(inputs, context)
         return Inversion(*self._with_trace(inputs, context, backwards=False), None)
-
-    def generate(self, inputs: Tensor, context: Any = None) -> Tensor:
-        """The data that noise becomes, without a log-determinant."""
-        for start, stop in self._pieces():
-            inputs = self.solver.advance(self._field(start, stop), inputs, start, stop, context).state
-        return inputs
 
     def guided(self, guidance: Strength) -> ODETransform:
         """This transform along the guided field, which takes pairs of contexts; see `Flow.guided`."""
@@ -173,7 +157,7 @@ class ODETransform(Transform):
 
     def _field(self, start: float, stop: float) -> Field:
         """The velocity between two times, with its result checked."""
-        velocity = in_single_precision(_Between(self.velocity, start, stop))
+        velocity = in_single_precision(Between(self.velocity, start, stop))
 
         def field(x: Tensor, t: Tensor, context: Any) -> Tensor:
             v = evaluated(velocity, x, t, context)
@@ -186,6 +170,8 @@ class ODETransform(Transform):
 
         return field
 
+    @without_autocast
+    @differentiates
     def _with_trace(self, x: Tensor, context: Any, *, backwards: bool) -> tuple[Tensor, Tensor]:
         """Where the field takes x, and the integral of its Jacobian's trace along the way."""
         shape, size = x.shape[1:], math.prod(x.shape[1:])
@@ -196,7 +182,7 @@ class ODETransform(Transform):
 
             def augmented(state: Tensor, t: Tensor, rows: Any, field: Field = field) -> Tensor:
                 now = state[:, :-1].reshape(len(state), *shape)
-                v, trace = _with_trace_of(lambda x: field(x, t, rows), now, probes)
+                v, trace = value_and_trace(lambda x: field(x, t, rows), now, probes)
                 return torch.cat([flattened(v), trace[:, None]], dim=1)
 
             state = self.solver.advance(augmented, state, start, stop, context).state
@@ -208,79 +194,7 @@ class ODETransform(Transform):
         return (2.0 * signs - 1.0).to(x)
 
 
-def _with_trace_of(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``function(x)`` and the trace of its Jacobian ``(B,)``, or Hutchinson's estimate of it by probes ``(P, D)``."""
-    if probes is None:
-        v, matrix = jacobian(function, x)
-        return v, matrix.diagonal(dim1=1, dim2=2).sum(1)
-    leaf, graph = as_leaf(function, x)
-    with torch.enable_grad():
-        v = function(leaf)
-        trace = v.new_zeros(len(x))
-        for probe in probes:
-            along = probe.view(1, *x.shape[1:])
-            (product,) = torch.autograd.grad(
-                (v * along).sum(), leaf, retain_graph=True, create_graph=graph, materialize_grads=True
-            )
-            trace = trace + flattened(product * along).sum(1) / len(probes)
-    return (v, trace) if graph else (v.detach(), trace.detach())
-
-
-def noise_width(path: Path, start: float) -> float:
-    """How wide the noise of a path is at its start."""
-    check_object("path", path, "LinearPath()", "coefficients", "pair")
-    return float(path.coefficients(torch.tensor([start], dtype=torch.float64)).alpha)
-
-
-def noise_of(path: Path, start: float, event_shape: Sequence[int] | int) -> Distribution:
-    """The normal noise that a path starts from."""
-    width, noise = noise_width(path, start), StandardNormal(as_shape(event_shape))
-    return noise if width == 1 else ScaledNoise(noise, [width])
-
-
-def said_shape(flow: Flow) -> tuple[int, ...] | None:
-    """The shape of the flow's events, None where its base does not say it, or not without a context."""
-    try:
-        return flow.event_shape
-    except ValueError:
-        return None
-
-
-def check_base(flow: Flow, event_shape: Sequence[int] | int) -> None:
-    """Raise ValueError where the flow's base says that its events have another shape."""
-    own, given = said_shape(flow), as_shape(event_shape)
-    if own not in (None, given):
-        raise ValueError(
-            f"{type(flow).__name__}: event_shape is {given}, and the distribution of the noise has events of shape "
-            f"{own}; make them the same."
-        )
-
-
-class _Between(nn.Module):
-    """A field between two times, of which it may have its own way."""
-
-    def __init__(self, velocity: Velocity, start: float, stop: float):
-        super().__init__()
-        self.velocity, self.start, self.stop = velocity, start, stop
-
-    def forward(self, *inputs: Any) -> Tensor:
-        within = getattr(self.velocity, "within", None)
-        return (self.velocity if within is None else within(self.start, self.stop))(*inputs)
-
-
-def in_single_precision(velocity: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The field, computed in float32 where its weights are in half precision: of its rounding no map is smooth."""
-    if not isinstance(velocity, nn.Module):
-        return velocity
-    if not any(w.dtype.itemsize < 4 and w.is_floating_point() for w in (*velocity.parameters(), *velocity.buffers())):
-        return velocity
-    weights = {**dict(velocity.named_parameters()), **dict(velocity.named_buffers())}
-    single = {name: widened(w) for name, w in weights.items()}
-    # A context comes as an embedding in half precision makes it.
-    return lambda *inputs: torch.func.functional_call(velocity, single, tuple(map_context(widened, i) for i in inputs))
-
-
-class ODEFlow(Flow):
+class ODEFlow(PathFlow):
     """A continuous flow: noise at t = 0 becomes data at t = 1 along a velocity field.
 
     Args:
@@ -342,13 +256,7 @@ class ODEFlow(Flow):
             allowed_folds=allowed_folds,
             noise_width=noise_width(path, start),
         )
-        base = noise_of(path, start, event_shape) if distribution is None else as_base(distribution)
-        if context_shape is None and embedding_net is None:  # which would read another
-            context_shape = context_shape_of(velocity)
-        super().__init__(transform, base, embedding_net, context_shape=context_shape)
-        check_base(self, event_shape)
-        self.path = path
-        self.noise_width = transform.noise_width
+        super().__init__(transform, event_shape, path, distribution, embedding_net, context_shape)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -372,10 +280,7 @@ class ODEFlow(Flow):
         return self._evaluated(self._transform.velocity, x, t, context)
 
     def _evaluated(self, field: Velocity, x: Tensor, t: Tensor, context: Any) -> Tensor:
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        check_times(t)
-        context = self._embedding_net(self._checked_context(context, len(x)))
-        return evaluated(in_single_precision(field), x, t, context)
+        return evaluated(in_single_precision(field), x, times_of(t, x), self._encoded(context, len(x)))
 
     def guided(self, guidance: Strength, unconditional: Any = None) -> Self:  # type: ignore[override]
         """This flow under classifier-free guidance: an `ODEFlow` along the guided field, on the same weights.

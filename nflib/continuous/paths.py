@@ -357,6 +357,13 @@ class TwoSidedPath(Path):
         return Coefficients(1 - t, t, -one, one, gamma, product / gamma, product)
 
 
+def times_of(t: Tensor | float, x: Tensor) -> Tensor:
+    """Times of the rows of x, ``(B,)`` in its dtype, from these or one for all; raises ValueError outside 0 … 1."""
+    times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+    check_times(times)
+    return times
+
+
 def check_times(t: Tensor) -> None:
     """Raise ValueError unless all times lie in 0 … 1."""
     if not torch.compiler.is_compiling() and not bool(((t >= 0) & (t <= 1)).all()):

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflib.continuous.fields import Velocity, context_shape_of, evaluated, takes_context
-from nflib.continuous.ode import in_single_precision
+from nflib.continuous.fields import Velocity, context_shape_of, evaluated, in_single_precision, takes_context
 from nflib.events import per_row
 
 __all__ = ["RefinedSteps"]

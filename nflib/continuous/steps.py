@@ -7,15 +7,18 @@ that it approximates. Jacobians are dense, one backward pass a dimension: meant 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from nflows.transforms import Transform
 from torch import Tensor
 
 from nflib.derivatives import jacobian
 from nflib.events import flattened, per_row
+from nflib.inference import differentiates, without_autocast
+from nflib.interfaces import Decoder, Inversion
 
-__all__ = ["Step", "check_resolved", "inverted", "pushed"]
+__all__ = ["Step", "StepwiseTransform", "check_resolved", "inverted", "pushed"]
 
 MAX_ITERATIONS = 50
 MAX_HALVINGS = 8
@@ -33,6 +36,45 @@ class Step(NamedTuple):
     forward: Callable[[Tensor], Tensor]
     guess: Callable[[Tensor], Tensor]
     name: str
+
+
+class StepwiseTransform(Transform):
+    """A transform from data to noise whose inverse goes by explicit steps, which a subclass makes in `_steps`."""
+
+    velocity: Callable[..., Tensor]
+    allowed_folds: float
+    noise_width: float
+
+    @without_autocast
+    @differentiates
+    def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """The noise of data, and ``log|d noise / d data|``: each step is inverted by Newton's method."""
+        steps = self._steps(context)
+        noise, logabsdet = inverted(steps, inputs, allowed=self.allowed_folds)
+        check_resolved(steps, noise, inputs, ~logabsdet.isnan(), self.noise_width)
+        return noise, logabsdet
+
+    def inverse(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """The data that noise becomes, and ``log|d data / d noise|``."""
+        return self.invert(inputs, context)[:2]
+
+    @without_autocast
+    @differentiates
+    def invert(self, inputs: Tensor, context: Any = None, decoder: Decoder | None = None) -> Inversion:
+        """As `inverse`; the residual is zero, as the steps are evaluated and nothing is solved for."""
+        steps = self._steps(context)
+        outputs, logabsdet = pushed(steps, inputs, allowed=self.allowed_folds)
+        check_resolved(steps, inputs, outputs, ~logabsdet.isnan(), self.noise_width)
+        return Inversion(outputs, logabsdet, 0.0)
+
+    def generate(self, inputs: Tensor, context: Any = None) -> Tensor:
+        """The data that noise becomes, without a log-determinant."""
+        for step in self._steps(context):
+            inputs = step.forward(inputs)
+        return inputs
+
+    def _steps(self, context: Any) -> list[Step]:
+        raise NotImplementedError
 
 
 def pushed(steps: Sequence[Step], x: Tensor, *, check: bool = True, allowed: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,6 @@ class Times(Protocol):
         """
         ...
 
-    def log_prob(self, t: Tensor) -> Tensor:
-        """Log-densities of times, of their shape; ``-inf`` outside [0, 1]."""
-        ...
-
 
 @dataclass(frozen=True)
 class UniformTimes:
@@ -94,15 +90,6 @@ class ModeTimes:
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         return self._time(UniformTimes().sample(num_samples, generator)).clamp(0, 1)
-
-    def log_prob(self, t: Tensor) -> Tensor:
-        low, high = torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
-        for _ in range(60):  # bisection: t falls as u rises
-            u = 0.5 * (low + high)
-            above = self._time(u) > t
-            low, high = torch.where(above, u, low), torch.where(above, high, u)
-        slope = 1 + self.scale * (1 - 0.5 * math.pi * torch.sin(math.pi * u))
-        return _within(t, -torch.log(slope).to(t.dtype))
 
     def _time(self, u: Tensor) -> Tensor:
         return 1 - u - self.scale * (torch.cos(0.5 * math.pi * u).square() - 1 + u)

@@ -101,8 +101,9 @@ class Flow(Pretrained, NFlowsFlow):
             ``(B,)``, in nats, in float32 or better.
 
         Raises:
-            ValueError: the inputs have another event shape, or float64 where the flow has float32; the context has
-                another shape or number of rows, is missing, or is one that the flow does not take.
+            ValueError: the inputs have another event shape, or float64 where the flow has float32; one lies outside the
+                domain of a part, such as `Logit` (Monte Carlo and mixtures take its log-density for -inf); the context
+                has another shape or number of rows, is missing, or is one that the flow does not take.
         """
         inputs = self._as_own_dtype(inputs)
         # Of a graph that is traced, shape keeps the batch size open where len() would be a constant.
@@ -478,7 +479,7 @@ class Flow(Pretrained, NFlowsFlow):
     ) -> tuple[Tensor, Any, tuple[int, ...]]:
         """Draws of the base, the embedded context of each, and the shape of samples that these become."""
         num_samples = at_least(0, "num_samples", num_samples)
-        embedded = self._embedded(self._checked_context(context))
+        embedded = self._encoded(context)
         noise = draw(self._distribution, num_samples, self._base_context(embedded), generator)
         # Bases of others draw in a dtype and on a device of their own.
         if (dtype := self._dtype()) is not None:
@@ -511,6 +512,10 @@ class Flow(Pretrained, NFlowsFlow):
     def _log_prob_given(self, inputs: Tensor, embedded: Any) -> Tensor:
         noise, logabsdet = self._to_noise(inputs, embedded)
         return _one_a_row(self._base_log_prob(noise, embedded), logabsdet, inputs)
+
+    def _encoded(self, context: Any, rows: int | None = None) -> Any:
+        """The context as the parts take it, if it is one that the flow takes, and of as many rows."""
+        return self._embedded(self._checked_context(context, rows))
 
     def _embedded(self, context: Any) -> Any:
         try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from nflib.contexts import repeated
+from nflib.dtypes import as_tensor
 from nflib.interfaces import ConditionalDensity, Decoder
 
 
@@ -59,9 +60,9 @@ class GivenFlow(Distribution):
             ``sample_shape``, in nats.
 
         Raises:
-            ValueError: values of another event shape, or float64 where the flow has float32.
+            ValueError: values of another event shape, or as of `Flow.log_prob`.
         """
-        value = torch.as_tensor(value)
+        value = as_tensor(value)
         rows = self._rows(value)
         return self.flow.log_prob(rows, repeated(self.context, len(rows)), batch_size).view(self._sample_shape(value))
 
@@ -75,7 +76,7 @@ class GivenFlow(Distribution):
         Returns:
             A tensor of the shape of the values.
         """
-        value = torch.as_tensor(value)
+        value = as_tensor(value)
         rows = self._rows(value)
         return self.flow.score(rows, repeated(self.context, len(rows)), batch_size).view(value.shape)
 

@@ -22,8 +22,8 @@ from nflib.networks import (
     VectorEmbedding,
     grid_coordinates,
 )
+from nflib.networks.layers import MLP, GatedMLP, transformer_layers
 from nflib.networks.norms import LayerNorm
-from nflib.networks.transformer import MLP, GatedMLP, transformer_layers
 from nflib.transforms import ExponentialScale, ImagePatches, Reverse, SoftplusScale, VectorPatches
 from nflib.transforms.conditionals import autoregressive_map, base_distribution, conditional_names
 

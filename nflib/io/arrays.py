@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nflib.errors import first_line
 from nflib.io.atomic import complete_file
 
 DAMAGED = "{path} is damaged or no .npz file of this kind ({reason}); fetch or write it again."
@@ -74,8 +75,7 @@ def read_arrays(
             if name in arrays and arrays[name].dtype.kind not in kinds:
                 raise ValueError(f"its {name!r} holds {arrays[name].dtype}, not {KINDS[kinds]}")
     except Exception as error:  # zipfile and numpy raise a dozen kinds for what they cannot read
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise ValueError(message.format(path=path, reason=reason[:200])) from error
+        raise ValueError(message.format(path=path, reason=first_line(error))) from error
     return arrays
 
 

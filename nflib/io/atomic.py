@@ -6,12 +6,14 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
 from safetensors import SafetensorError
+
+from nflib.errors import first_line
 
 fcntl: ModuleType | None
 try:
@@ -26,7 +28,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextmanager
-def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def complete_folder(folder: str | os.PathLike[str], *, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """Write into a folder whole or not at all: what the block puts into a temporary folder moves up at its end.
 
     Until then nothing in `folder` changes, nor does it if the block ends by an error. Files and folders of the same
@@ -36,6 +38,7 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         folder: made, with its parents, unless it is there.
+        replaces: patterns of files that an earlier run wrote: those that the block did not write are then removed.
 
     Yields:
         The temporary folder.
@@ -70,10 +73,13 @@ def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             _refuse_other_folder(path, folder / path.name)
         for path in made:
             _replace(path, folder / path.name)
+        left = {path for pattern in replaces for path in folder.glob(pattern)} - {folder / path.name for path in made}
+        for path in left:
+            path.unlink()
         _synchronise(folder)
     except (OSError, SafetensorError, RuntimeError) as error:
         if temporary is None or _is_of_the_disk(error):
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise OSError(
                 getattr(error, "errno", None) or errno.EIO,
                 f"cannot write into {folder} ({reason}), which keeps what it had; make room or choose another folder.",
@@ -111,6 +117,23 @@ def complete_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise IsADirectoryError(errno.EISDIR, f"{path} is a folder, which no file replaces; choose a file's name.")
     with complete_folder(path.parent) as temporary:
         yield temporary / path.name
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise OSError, as `complete_folder` does, where a folder cannot be made or written: before the work, not after.
+
+    Nothing is left of the attempt.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     check_writable(f"{folder}/new")
+    ...     os.listdir(folder)
+    []
+    """
+    new = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    with complete_folder(folder):
+        pass
+    for path in new:
+        path.rmdir()
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nflib.dtypes import dtype_name
 from nflib.io.arguments import call_with, keeps_arguments, kept_arguments
 
 # Its modules keep no arguments, but by its own convention attributes of the same names.
@@ -78,6 +80,47 @@ def describe(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Te
     return describer.named(arguments), describer.tensors
 
 
+def description_of(thing: object) -> dict[str, Any] | None:
+    """The description of an object in plain JSON; None where there are no words for it."""
+    try:
+        description: dict[str, Any] = json.loads(json.dumps(describe({"it": thing})[0]["it"]))
+    except (CannotDescribe, KeyError):  # of a module whose constructor was not called
+        return None
+    return description
+
+
+def changes(before: Any, now: Any, name: str = "model") -> Iterator[tuple[str, Any, Any]]:
+    """Where two descriptions differ: name, value before and value now.
+
+    What one of them does not have is left out, since versions add arguments.
+
+    >>> then = {"class": "nflib.flows:TARFlow", "arguments": {"head_dim": 8, "channels": 32}}
+    >>> list(changes(then, {"class": "nflib.flows:TARFlow", "arguments": {"head_dim": 16, "mlp": "gelu"}}))
+    [('head_dim', 8, 16)]
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        is_object = set(now) in SHAPES
+        for key in [key for key in now if key in before and not (is_object and key in ("id", "same", "tensor"))]:
+            then, today = before[key], now[key]
+            if not is_object:
+                yield from changes(then, today, key)
+            elif key in ("class", "reference"):
+                # A class of a program's own is of __main__ in one process, and of its module in another.
+                if _present_name(then)[1] != _present_name(today)[1]:
+                    yield name, then, today
+            elif isinstance(today, dict) and isinstance(then, dict) and key in ("arguments", "keywords"):
+                for argument in [argument for argument in today if argument in then]:
+                    yield from changes(then[argument], today[argument], argument)
+            else:
+                yield from changes(then, today, name)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for one, other in zip(before, now, strict=True):
+            yield from changes(one, other, name)
+    elif not _mean_the_same(before, now):
+        then, today = (value.get("class") if isinstance(value, dict) else value for value in (before, now))
+        yield name, then, today
+
+
 def rebuild(cls: type, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], largest: int | None = None) -> Any:
     """An object of the class from the `describe`d arguments of its constructor.
 
@@ -114,8 +157,7 @@ def find_class(name: Any) -> type:
 def _find(name: Any) -> Any:
     if not isinstance(name, str) or name.count(":") != 1:
         raise ValueError(f"{name!r} is no name of the form module:class.")
-    module, _, qualname = name.partition(":")
-    qualname = RENAMED.get(module, {}).get(qualname, qualname)
+    module, qualname = _present_name(name)
     if _belongs(module, ALLOWED) and "__main__" not in module:
         try:
             import_module(module)
@@ -127,6 +169,22 @@ def _find(name: Any) -> Any:
     if thing is None:
         raise ValueError(f"there is no {qualname} in {module}.")
     return thing
+
+
+def _present_name(name: str) -> tuple[str, str]:
+    """Module and class of a name ``module:class``, which may be a former one."""
+    module, _, qualname = name.partition(":")
+    return module, RENAMED.get(module, {}).get(qualname, qualname)
+
+
+def _mean_the_same(before: Any, now: Any) -> bool:
+    """Whether two values are equal, but for rounding, as some are fitted to data; one number may stand for a list."""
+    for several, one in ((before, now), (now, before)):
+        if isinstance(several, list) and isinstance(one, int | float):
+            return bool(several) and all(value == one for value in several)
+    if isinstance(before, float) and isinstance(now, float):
+        return math.isclose(before, now, rel_tol=1e-5)
+    return bool(before == now)
 
 
 def _reference(name: Any) -> Any:
@@ -191,7 +249,7 @@ class _Describer:
         if isinstance(value, Mapping):
             return self.mapping(value)
         if isinstance(value, torch.dtype):
-            return {"dtype": str(value).removeprefix("torch.")}
+            return {"dtype": dtype_name(value)}
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             name = f"{TENSOR}{len(self.tensors)}"
             self.tensors[name] = value.detach()

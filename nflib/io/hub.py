@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nflib.errors import first_line
 from nflib.optional import require
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -29,9 +30,9 @@ def local_folder(model: str | os.PathLike[str], files: list[str], revision: str 
     try:
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=files))
     except (OSError, ValueError) as error:  # all errors of the hub, its client and the network are either
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise FileNotFoundError(
-            f"there is no folder {model}, and no such model could be had from the Hugging Face Hub ({reason})."
+            f"there is no folder {model}, and no such model could be had from the Hugging Face Hub "
+            f"({first_line(error)})."
         ) from error
 
 

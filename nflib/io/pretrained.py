@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nflib.devices import usable_device
+from nflib.dtypes import dtype_name
 from nflib.errors import first_line
 from nflib.io.arguments import keep_arguments, kept_arguments
 from nflib.io.atomic import complete_folder
@@ -205,8 +206,8 @@ class Pretrained(nn.Module):
                     wanted = _dtypes(tensor, common)
                 if state[name].dtype not in wanted:
                     raise ValueError(
-                        f"{path} is damaged: its tensor {name!r} is of {_words(state[name].dtype)}, where "
-                        f"{_words(wanted[-1])} belongs; fetch or save it again."
+                        f"{path} is damaged: its tensor {name!r} is of {dtype_name(state[name].dtype)}, where "
+                        f"{dtype_name(wanted[-1])} belongs; fetch or save it again."
                     )
             self.to(common)
             own = _distinct_state(self)
@@ -284,10 +285,6 @@ def _dtypes(tensor: Tensor, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """In which dtypes a floating-point tensor may stand in a file of this one, the last of them that of new files."""
     # Buffers in half precision are of files that were written before these were kept from it, or of nflows' modules.
     return (dtype,) if isinstance(tensor, nn.Parameter) else (dtype, torch.promote_types(dtype, torch.float32))
-
-
-def _words(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _distinct_state(module: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nflib.dtypes import dtype_name
+
 # Under which trainers keep a model's weights.
 WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "ema")
 
@@ -119,8 +121,7 @@ def check_shape(name: str, given: Tensor, shape: Sequence[int], wanted: Sequence
     """
     if not given.is_floating_point():
         raise ValueError(
-            f"the state dict is damaged or no model's: its {name!r} holds {str(given.dtype).removeprefix('torch.')} "
-            "numbers."
+            f"the state dict is damaged or no model's: its {name!r} holds {dtype_name(given.dtype)} numbers."
         )
     if tuple(shape) != tuple(wanted):
         raise ValueError(

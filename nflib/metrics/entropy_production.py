@@ -12,6 +12,7 @@ from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor, nn
 
 from nflib.derivatives import jacobian
+from nflib.dtypes import as_tensor
 from nflib.errors import at_least
 from nflib.events import flattened
 from nflib.metrics.estimates import Estimate
@@ -59,7 +60,7 @@ def entropy_production_rate(
     >>> abs(rate.value - 2) < 3 * rate.error  # which is E[x^2 + y^2]
     True
     """
-    samples = torch.as_tensor(samples)
+    samples = as_tensor(samples)
     size = math.prod(samples.shape[1:])
     matrix = _matrix(diffusion, size).to(samples)
     values = []
@@ -101,7 +102,7 @@ def entropy_production_bound(
     >>> abs(bound.value - 1.5) < 3 * bound.error
     True
     """
-    samples = torch.as_tensor(samples)
+    samples = as_tensor(samples)
     size = math.prod(samples.shape[1:])
     matrix = _matrix(diffusion, size).to(samples)
     values = []

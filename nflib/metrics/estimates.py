@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nflib.errors import at_least
+from nflib.io.documents import finite_or_none
 
 # An error this small beside the value is rounding.
 _ROUNDING = 1e-9
@@ -46,6 +47,10 @@ class Estimate:
         if places < 0 or abs(self.value) >= 1e6:
             return f"{self.value:.3g} ± {self.error:.2g}"
         return f"{self.value:.{places}f} ± {self.error:.{places}f}"
+
+    def summary(self) -> dict[str, float | None]:
+        """The "value" and the "error" for JSON: None for a number that is not finite."""
+        return {"value": finite_or_none(self.value), "error": finite_or_none(self.error)}
 
 
 # Of each sample, a number ``(n,)`` for each row that says what it comes from; None where rows are independent.

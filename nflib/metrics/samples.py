@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
+
 
 def double(values: Any) -> Tensor:
     """What is, or becomes, a tensor, in float64 without gradients; on the CPU where the device has none (mps)."""
-    values = torch.as_tensor(values).detach()
+    values = as_tensor(values).detach()
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
 
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from nflib.errors import as_number, check_object, is_whole
-from nflib.montecarlo.kernels.interface import Kernel
+from nflib.interfaces import stated
+from nflib.montecarlo.kernels.interface import Kernel, Traits
 from nflib.montecarlo.path import GeometricPath, Particles
 
 __all__ = ["AcceptanceTarget", "FixedStepSizes", "StepSizes", "as_step_size", "as_step_sizes"]
@@ -87,7 +88,7 @@ class AcceptanceTarget:
         inverse_temperature: float,
         generator: torch.Generator,
     ) -> float:
-        step_size = _own_step_size(kernel)
+        step_size = stated(Traits, kernel).step_size
         if step_size is None:
             return math.nan
         usable = particles.alive.nonzero().flatten()[:PILOT_PARTICLES]
@@ -109,7 +110,7 @@ class AcceptanceTarget:
         return step_size
 
     def next(self, step_size: float, acceptance: float, kernel: Kernel, num_moves: int) -> float:
-        if math.isnan(acceptance) or _own_step_size(kernel) is None:
+        if math.isnan(acceptance) or stated(Traits, kernel).step_size is None:
             return step_size
         return step_size * _factor(acceptance, self._target(kernel), self.gain)
 
@@ -123,7 +124,7 @@ class AcceptanceTarget:
             )
 
     def _target(self, kernel: Kernel) -> float:
-        target = getattr(kernel, "target_acceptance", None) if self.target is None else self.target
+        target = stated(Traits, kernel).target_acceptance if self.target is None else self.target
         if target is None:
             raise ValueError(
                 f"AcceptanceTarget: the kernel {type(kernel).__name__} has no target_acceptance; give it one, or pass "
@@ -175,13 +176,9 @@ def as_step_sizes(step_sizes: Any) -> StepSizes:
 def as_step_size(chosen: Any, kernel: Kernel) -> float:
     """What a rule chose as a number. Raises ValueError for what is no length, unless the kernel has no step size."""
     step_size = as_number(chosen)
-    if not 0.0 < step_size < math.inf and _own_step_size(kernel) is not None:
+    if not 0.0 < step_size < math.inf and stated(Traits, kernel).step_size is not None:
         raise ValueError(f"the rule of step sizes gave {chosen!r}; it must give a positive, finite number.")
     return step_size
-
-
-def _own_step_size(kernel: Kernel) -> float | None:
-    return getattr(kernel, "step_size", None)
 
 
 def _factor(acceptance: float, target: float, gain: float) -> float:

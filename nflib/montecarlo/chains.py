@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
 from nflib.errors import is_whole
+from nflib.interfaces import stated
 from nflib.montecarlo.adaptation import StepSizes, as_step_size, as_step_sizes, mean_acceptance
 from nflib.montecarlo.densities import Target
-from nflib.montecarlo.kernels import Kernel, as_kernel
+from nflib.montecarlo.kernels import Kernel, Traits, as_kernel
 from nflib.montecarlo.path import GeometricPath
 from nflib.random import generator_of
 
@@ -76,22 +78,22 @@ def run_chains(
     tensor(True)
     """
     generator = generator_of(generator, seed)
-    x = torch.as_tensor(x)
+    x = as_tensor(x)
     if not (is_whole(num_steps, 1) and is_whole(batch_size, 1) and len(x)):
         raise ValueError(
             f"run_chains: num_steps is {num_steps}, batch_size {batch_size}, and there are {len(x)} points; pass "
             "integers of 1 or more, and one point or more."
         )
     kernel = as_kernel(kernel)
-    name = type(kernel).__name__
+    traits, name = stated(Traits, kernel), type(kernel).__name__
     weighted = f"run_chains: {name} weights its moves, and chains have no weights; use MALA or HMC."
-    if getattr(kernel, "draws_proposal", False):
+    if traits.draws_proposal:
         raise ValueError(f"run_chains: {name} draws from a proposal, and there is none; use MALA or HMC.")
-    if getattr(kernel, "weights_moves", False):
+    if traits.weights_moves:
         raise ValueError(weighted)
     step_sizes = as_step_sizes(step_sizes)
     path = GeometricPath.of_target(target, batch_size)
-    particles = kernel.init(path.evaluate(x, gradient=getattr(kernel, "needs_gradient", False)), path)
+    particles = kernel.init(path.evaluate(x, gradient=traits.needs_gradient), path)
     step_size = as_step_size(step_sizes.first(kernel, particles, path, 1.0, generator), kernel)
     acceptance = float("nan")
     for number in range(1, num_steps + 1):

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from nflib.errors import first_line
 from nflib.events import finite_rows
 from nflib.io.arrays import read_arrays, within, write_arrays
-from nflib.montecarlo.genealogy import NONE, Resamplings
+from nflib.io.documents import differences
+from nflib.montecarlo.genealogy import Resamplings
 from nflib.montecarlo.history import History
 from nflib.montecarlo.path import Particles
+from nflib.montecarlo.run import RunState
 
-__all__ = ["RunState", "load_state", "save_state"]
-
-
-@dataclass
-class RunState:
-    """A run between two temperatures.
-
-    The mean of `exp(log_weights)` is the normaliser so far. `step_size` is that of the next move, None before the
-    first; `resamplings` are what the standard error needs of them; `num_rejected` counts the particles that were given
-    weight zero for a position or density that was not finite; `num_evaluations` and `num_gradients` those of the
-    target, in all processes that the run has had.
-    """
-
-    particles: Particles
-    log_weights: Tensor
-    ancestors: Tensor
-    history: History
-    inverse_temperature: float = 0.0
-    step_size: float | None = None
-    resamplings: Resamplings = NONE
-    num_rejected: int = 0
-    num_evaluations: int = 0
-    num_gradients: int = 0
-
+__all__ = ["load_state", "save_state"]
 
 MESSAGE = "{path} is no checkpoint of smc ({reason}); delete it, or name another file."
 PARTICLES = tuple(f"particles.{name}" for name in Particles._fields)
@@ -70,13 +49,11 @@ def save_state(path: Path, state: RunState, generator: torch.Generator, settings
 
 def load_state(
     path: Path, generator: torch.Generator, settings: dict[str, Any], device: torch.device | None = None
-) -> RunState | None:
-    """The state in `path`, and the generator set to where it was; None if there is no such file.
+) -> RunState:
+    """The state in `path`, and the generator set to where it was.
 
     Raises ValueError for a file that cannot be read, or that belongs to a run with other settings.
     """
-    if not path.exists():
-        return None
     arrays = read_arrays(path, ARRAYS, GRADIENTS, MESSAGE)
     try:
         before = json.loads(str(arrays["settings"]))
@@ -86,11 +63,10 @@ def load_state(
         if not isinstance(before, dict):
             raise ValueError("its settings are none")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(MESSAGE.format(path=path, reason=str(error).partition("\n")[0])) from error
-    changed = [name for name in sorted(settings | before) if settings.get(name) != before.get(name)]
-    if changed:
-        differences = ", ".join(f"{name} {before.get(name)} then, {settings.get(name)} now" for name in changed)
-        raise ValueError(f"{path} belongs to a run with other settings ({differences}); name another file.")
+        raise ValueError(MESSAGE.format(path=path, reason=first_line(error))) from error
+    # Earlier versions did not write all of them.
+    if changed := differences({**settings, **before}, settings):
+        raise ValueError(f"{path} belongs to a run with other settings ({changed}); name another file.")
     generator.set_state(generator_state)
     return state
 

@@ -12,9 +12,19 @@ from torch import Tensor
 
 from nflib.errors import at_least
 from nflib.events import finite_rows, flattened
-from nflib.montecarlo.densities import Proposal, Target, as_evaluated, as_target, draw
+from nflib.montecarlo.densities import (
+    Proposal,
+    Target,
+    as_evaluated,
+    as_target,
+    draw,
+    log_densities,
+    log_prob_where,
+    placed,
+)
 from nflib.montecarlo.weighted_samples import WeightedSamples
 from nflib.random import generator_of
+from nflib.transforms.domain import rows_inside
 
 __all__ = ["TransformedProposal", "TransformedTarget", "score_scales", "transform_back"]
 
@@ -50,7 +60,7 @@ class TransformedTarget:
         self.transform = transform
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
-        return _log_prob(self.target, self.transform, inputs)
+        return _log_prob(self.target, self.transform, inputs, "the target's log_prob")
 
 
 class TransformedProposal:
@@ -71,7 +81,7 @@ class TransformedProposal:
         self.transform = transform
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
-        return _log_prob(self.proposal, self.transform, inputs)
+        return _log_prob(self.proposal, self.transform, inputs, "the proposal's log_prob")
 
     def sample_and_log_prob(
         self, num_samples: int, *, generator: torch.Generator | None = None
@@ -82,45 +92,24 @@ class TransformedProposal:
         return y, log_prob - logabsdet
 
 
-def _log_prob(density: Target, transform: Transform, y: Tensor) -> Tensor:
+def _log_prob(density: Target, transform: Transform, y: Tensor, name: str) -> Tensor:
     """Log-densities `(n,)` of `y = transform(x)`; NaN, without asking the density, where there is no finite x."""
     x, logabsdet = _where_defined(transform.inverse, y)
     usable = finite_rows(x) & torch.isfinite(logabsdet)
-    if usable.all():
-        return density.log_prob(x) + logabsdet
-    values = torch.where(usable, logabsdet, torch.nan)  # in the graph even if nothing is usable
-    if not usable.any():
-        return values
-    found = density.log_prob(x[usable]) + logabsdet[usable]
-    return values.to(found.dtype).index_put((usable,), found)
+    # By the second term in the graph even if nothing is usable.
+    return log_prob_where(density.log_prob, x, usable, name) + torch.where(usable, logabsdet, torch.nan)
 
 
 def _where_defined(transform: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The transform of events `(n, *event_shape)` and its logabsdet `(n,)`, NaN for events outside its domain.
-
-    nflows' transforms refuse a batch for a single event outside, and do not say which.
-    """
+    """The transform of events `(n, *event_shape)` and its logabsdet `(n,)`, NaN for events outside its domain."""
     try:
         return transform(x)
     except InputOutsideDomain:
-        inside = _is_inside(transform, x)
+        inside = rows_inside(transform, x)
     if not inside.any():
         return torch.full_like(x, torch.nan), torch.nan * flattened(x).sum(dim=1)  # in the graph
     y, logabsdet = transform(x[inside])
-    everywhere = y.new_full((len(x), *y.shape[1:]), torch.nan).index_put((inside,), y)
-    return everywhere, logabsdet.new_full((len(x),), torch.nan).index_put((inside,), logabsdet)
-
-
-@torch.no_grad()
-def _is_inside(transform: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """Which events `(n,)` a transform applies to, by halves."""
-    try:
-        transform(x)
-        return x.new_ones(len(x), dtype=torch.bool)
-    except InputOutsideDomain:
-        if len(x) == 1:
-            return x.new_zeros(1, dtype=torch.bool)
-        return torch.cat([_is_inside(transform, half) for half in x.chunk(2)])
+    return placed(y, inside, torch.nan), placed(logabsdet, inside, torch.nan)
 
 
 def score_scales(
@@ -156,7 +145,8 @@ def score_scales(
     x = x[finite_rows(x)]
     with torch.enable_grad():
         x = x.requires_grad_(True)
-        (score,) = torch.autograd.grad(proposal.log_prob(x).sum(), x)
+        log_prob = log_densities(proposal.log_prob, x, "the proposal's log_prob")
+        (score,) = torch.autograd.grad(log_prob.sum(), x)
     spread = score.abs().nanmedian(dim=0).values / MEDIAN_OF_NORMAL if len(x) else score.sum(dim=0) + torch.nan
     if not (torch.isfinite(spread) & (spread > 0)).all():
         raise ValueError("score_scales: no draw of the proposal has a score that is finite and not zero everywhere.")

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from nflows.transforms import InputOutsideDomain
 from torch import Tensor
 from torch.distributions import Distribution
 
 from nflib.distributions import TorchBase, is_estimate
-from nflib.events import finite_rows
+from nflib.events import finite_rows, flattened
 from nflib.interfaces import Proposal, Target
 from nflib.random import globally_seeded
+from nflib.transforms.domain import rows_inside
 
 __all__ = ["BoltzmannDensity", "Proposal", "Target", "as_proposal", "as_target"]
 
@@ -62,7 +64,7 @@ def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
     if method is not None:
         # Who wrote the method decides: a flow that inherits from nflows, but draws by generator, is at home here.
         if (method.__module__ or "").startswith("nflows."):
-            return _NflowsProposal(density)
+            return _ByGlobalGenerator(density, method)
         parameters = inspect.signature(method).parameters.values()
         if not any(one.name == "generator" or one.kind is one.VAR_KEYWORD for one in parameters):
             raise ValueError(
@@ -71,7 +73,7 @@ def as_proposal(density: Any, *, allow_stochastic: bool = False) -> Proposal:
             )
         return density
     if isinstance(density, Distribution):
-        return _TorchDensity(density)
+        return _of_torch(density)
     raise ValueError(
         f"the proposal ({type(density).__name__}) has no sample_and_log_prob(num_samples, generator=...); pass a "
         "flow, a torch.distributions.Distribution, or an object with that method and log_prob(x)."
@@ -97,14 +99,14 @@ def as_target(density: Any) -> Target:
 
     Args:
         density: an object with `log_prob(x)`, unnormalised or not. A `torch.distributions.Distribution` has log-density
-            `-inf` outside its support, where it would raise by itself.
+            `-inf` outside its support, where it would raise by itself, and so has a flow where its transform refuses x.
 
     Raises:
         ValueError: a distribution with batch dimensions, an object without `log_prob`, or estimated log-densities.
     """
     _refuse_estimate("target", density)
     if isinstance(density, Distribution) and not hasattr(density, "sample_and_log_prob"):
-        return _TorchDensity(density)
+        return _of_torch(density)
     if not isinstance(density, Target):
         raise ValueError(
             f"the target ({type(density).__name__}) has no log_prob; wrap a reduced energy in kT as "
@@ -121,43 +123,31 @@ def _refuse_estimate(name: str, density: Any) -> None:
         )
 
 
-class _FromGlobalGenerator:
-    """Draws what only knows torch's global generator, reproducibly from another."""
+class _ByGlobalGenerator:
+    """A density that draws by torch's global generator alone, here reproducibly by another."""
 
-    def sample_and_log_prob(
-        self, num_samples: int, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        with globally_seeded(generator):
-            return self._draw(num_samples)
-
-    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-
-class _NflowsProposal(_FromGlobalGenerator):
-    def __init__(self, density: Any) -> None:
-        self.density = density
+    def __init__(self, density: Any, draw: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+        self.density, self.draw = density, draw
 
     def log_prob(self, inputs: Tensor, /) -> Tensor:
         log_prob: Tensor = self.density.log_prob(inputs)
         return log_prob
 
-    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        x, log_prob = self.density.sample_and_log_prob(num_samples)
-        return x, log_prob
+    def sample_and_log_prob(
+        self, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        with globally_seeded(generator):
+            return self.draw(num_samples)
 
 
-class _TorchDensity(_FromGlobalGenerator):
-    def __init__(self, distribution: Distribution) -> None:
-        self.distribution = distribution
-        self.density = TorchBase(distribution)
+def _of_torch(distribution: Distribution) -> Proposal:
+    density = TorchBase(distribution)
 
-    def log_prob(self, inputs: Tensor, /) -> Tensor:
-        return self.density.log_prob(inputs)
+    def draw(num_samples: int) -> tuple[Tensor, Tensor]:
+        x = distribution.sample((num_samples,))
+        return x, density.log_prob(x)
 
-    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        x = self.distribution.sample((num_samples,))
-        return x, self.density.log_prob(x)
+    return _ByGlobalGenerator(density, draw)
 
 
 class Batch(NamedTuple):
@@ -196,19 +186,53 @@ def draw_batches(proposal: Proposal, num_samples: int, batch_size: int, generato
         yield Batch(x, log_prob, finite_rows(x) & torch.isfinite(log_prob))
 
 
-def log_prob_where(log_prob: Callable[[Tensor], Tensor], x: Tensor, usable: Tensor) -> Tensor:
+def log_prob_where(
+    log_prob: Callable[[Tensor], Tensor], x: Tensor, usable: Tensor, name: str = "the target's log_prob"
+) -> Tensor:
     """Log-densities `(n,)`, NaN at points that are not `usable` `(n,)`: these are not asked for.
 
-    Raises ValueError unless the target returns one number a sample.
+    Raises ValueError, which calls the function by this name, unless it returns one number a sample.
     """
     if not usable.any():
         return torch.full((len(x),), torch.nan, device=x.device)
-    points = x if usable.all() else x[usable]
-    values = log_prob(points)
-    check_log_density("the target's log_prob", values, len(points))
-    if len(points) == len(x):
+    return placed(log_densities(log_prob, x if usable.all() else x[usable], name), usable, torch.nan)
+
+
+def log_densities(log_prob: Callable[[Tensor], Tensor], x: Tensor, name: str = "the target's log_prob") -> Tensor:
+    """Log-densities `(n,)`, `-inf` at points outside the domain of a transform, such as that of a flow of bounded data.
+
+    Raises ValueError, which calls the function by this name, unless it returns one number a sample, and with a gradient
+    where x requires one.
+    """
+    try:
+        values = log_prob(x)
+    except InputOutsideDomain:
+        inside = rows_inside(log_prob, x)
+        if not inside.any():
+            return (0.0 * flattened(x)).sum(dim=1) - torch.inf  # in the graph
+        return placed(log_densities(log_prob, x[inside], name), inside, -torch.inf)
+    except (RuntimeError, BufferError) as error:
+        if not (x.requires_grad and "tensor.detach()" in str(error)):  # what numpy is given
+            raise
+        raise _no_gradient(name) from error
+    check_log_density(name, values, len(x))
+    if x.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
+        raise _no_gradient(name)
+    return values
+
+
+def placed(values: Tensor, where: Tensor, fill: float) -> Tensor:
+    """Values of the rows at which the mask `where` `(n,)` is true as those of all n, the others filled."""
+    if len(values) == len(where):
         return values
-    return values.new_full((len(x),), torch.nan).index_put((usable.to(values.device),), values)
+    return values.new_full((len(where), *values.shape[1:]), fill).index_put((where.to(values.device),), values)
+
+
+def _no_gradient(name: str) -> ValueError:
+    return ValueError(
+        f"{name} carries no gradient in x; pass a density that autograd can follow (no torch.no_grad, no numpy), or to "
+        "Monte Carlo a kernel that needs none, IndependentMetropolis."
+    )
 
 
 def check_log_density(name: str, values: Tensor, count: int) -> None:

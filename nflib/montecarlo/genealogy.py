@@ -14,10 +14,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nflib.events import per_row
 from nflib.montecarlo.diagnostics import error_inflation, normalized_weights, pareto_k
 from nflib.montecarlo.resampling import expected_copies
 
-__all__ = ["Resamplings", "family_sums", "log_normalizer_variance", "offspring_variance", "relative_variance"]
+__all__ = [
+    "Resamplings",
+    "family_sums",
+    "log_normalizer_variance",
+    "mean_error",
+    "offspring_variance",
+    "relative_variance",
+]
+
+# Independent draws inside an event, and outside, below which the error of its probability is not told; five equal
+# weights are five, whatever rounding says.
+MIN_EFFECTIVE_COUNT = 5.0 * (1.0 - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,31 @@ def log_normalizer_variance(
     deviations = families - 1.0 / (resamplings.num_draws or len(log_weights))
     inflation = error_inflation(deviations, fit_tails=len(families) == len(log_weights)).item()
     return max(variance, floor, 0.0) * inflation**2
+
+
+def mean_error(
+    weights: Tensor, values: Tensor, ancestors: Tensor | None, num_samples: int, *, is_event: bool = False
+) -> Tensor:
+    """Standard error of the mean ``sum w f``, as `WeightedSamples.expectation` explains it.
+
+    Args:
+        weights: w, normalised, `(n,)`, of the samples of positive weight.
+        values: f, `(n, *shape)`, float64.
+        ancestors: of these samples, `(n,)`; None: all are independent.
+        num_samples: how many there are with those of weight zero, two or more.
+        is_event: whether values are 0 or 1, and an error is infinite where too few draws are inside, or outside.
+    """
+    weights = per_row(weights, values)
+    alone = weights * (values - (weights * values).sum(0))
+    families = family_sums(alone, ancestors)
+    variance = torch.maximum(alone.square().sum(0), families.square().sum(0)) * num_samples / (num_samples - 1)
+    inflation = error_inflation(families, fit_tails=len(families) == len(alone))
+    error = variance.sqrt() * inflation.to(values.device)
+    for side in (values, 1.0 - values) if is_event else ():
+        parts = family_sums(weights * side, ancestors)
+        enough = parts.sum(0).square() > MIN_EFFECTIVE_COUNT * parts.square().sum(0)
+        error = torch.where(enough, error, torch.inf)
+    return error
 
 
 def offspring_variance(weights: Tensor, scheme: str, num_samples: int | None = None) -> float:

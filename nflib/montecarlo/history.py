@@ -61,6 +61,12 @@ class History:
         """The effective sample sizes over N."""
         return [size / count for size, count in zip(self.effective_sample_size, self.num_particles, strict=True)]
 
+    def add(self, **entries: Any) -> None:
+        """Add what happened at one more temperature: of every attribute one number, but of `step_sizes` and `parents`
+        a list."""
+        for name, entry in entries.items():
+            getattr(self, name).extend(entry if isinstance(entry, list) else [entry])
+
     def lineage(self) -> Tensor:
         """The ancestors of every final particle, through all resamplings.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from nflib.events import finite_rows
-from nflib.montecarlo.densities import Proposal, as_evaluated, draw
+from nflib.montecarlo.densities import Proposal, as_evaluated, draw, log_densities
 from nflib.montecarlo.resampling import SCHEMES, resample
 
 __all__ = ["Mixture"]
@@ -96,7 +96,7 @@ class Mixture:
 
 
 def _evaluated(component: Proposal, x: Tensor) -> Tensor:
-    return _counted(component.log_prob(x), x)
+    return _counted(log_densities(component.log_prob, x, "the proposal's log_prob"), x)
 
 
 def _counted(log_prob: Tensor, x: Tensor) -> Tensor:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nflib.events import finite_rows, flattened, per_row
-from nflib.montecarlo.densities import (
-    Proposal,
-    Target,
-    as_proposal,
-    as_target,
-    check_log_density,
-    draw_batches,
-    log_prob_where,
-)
+from nflib.montecarlo.densities import Proposal, Target, as_proposal, as_target, draw_batches, log_prob_where
 from nflib.montecarlo.weighted_samples import WeightedSamples
 
 __all__ = ["GeometricPath", "Particles"]
@@ -125,7 +116,7 @@ class GeometricPath:
                 log_target, target_gradient = self._with_gradient(x, usable, "target")
                 pieces.append(_finite_only(x, log_proposal, log_target, proposal_gradient, target_gradient))
             else:
-                pieces.append(_finite_only(x, log_proposal, self._at(x, usable, self._target_log_prob)))
+                pieces.append(_finite_only(x, log_proposal, self._at(x, usable, "target")))
         return _concatenate(pieces)
 
     def particles_of(self, samples: WeightedSamples) -> Particles:
@@ -163,9 +154,9 @@ class GeometricPath:
                 log_target, target_gradient = self._with_gradient(chunk, usable, "target")
                 pieces.append(_finite_only(chunk, log_proposal, log_target, proposal_gradient, target_gradient))
             else:
-                log_proposal = self._at(chunk, usable, self._proposal_log_prob)
+                log_proposal = self._at(chunk, usable, "proposal")
                 usable = usable & torch.isfinite(log_proposal)
-                pieces.append(_finite_only(chunk, log_proposal, self._at(chunk, usable, self._target_log_prob)))
+                pieces.append(_finite_only(chunk, log_proposal, self._at(chunk, usable, "target")))
         return _concatenate(pieces)
 
     def with_gradients(self, particles: Particles) -> Particles:
@@ -183,57 +174,40 @@ class GeometricPath:
     def with_proposal(self, particles: Particles) -> Particles:
         """The same points with log q evaluated where they stand, and without gradients."""
         values = [
-            self._at(x, alive, self._proposal_log_prob)
+            self._at(x, alive, "proposal")
             for x, alive in zip(particles.x.split(self.batch_size), particles.alive.split(self.batch_size), strict=True)
         ]
         log_proposal = torch.where(particles.alive, torch.cat(values), -torch.inf)
         return Particles(particles.x, log_proposal, particles.log_target)
 
-    def _proposal_log_prob(self, x: Tensor) -> Tensor:
-        values = (self.proposal if self.is_geometric else _Constant()).log_prob(x)
-        check_log_density("the proposal's log_prob", values, len(x))
-        return values
-
-    def _target_log_prob(self, x: Tensor) -> Tensor:
-        self.num_evaluations += len(x)
-        values = self.target.log_prob(x)
-        check_log_density("the target's log_prob", values, len(x))
-        return values
+    def _log_prob(self, x: Tensor, usable: Tensor, name: str) -> Tensor:
+        """Log-densities of the "proposal" or "target" at the usable points, NaN elsewhere."""
+        density = self.target if name == "target" else self.proposal if self.is_geometric else _Constant()
+        if name == "target":
+            self.num_evaluations += int(usable.sum())
+        return log_prob_where(density.log_prob, x, usable, f"the {name}'s log_prob")
 
     @torch.no_grad()
-    def _at(self, x: Tensor, usable: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
-        """Log-densities at the usable points in float64, NaN elsewhere."""
-        return log_prob_where(log_prob, x, usable).to(x.device, torch.float64)
+    def _at(self, x: Tensor, usable: Tensor, name: str) -> Tensor:
+        """As `_log_prob`, in float64."""
+        return self._log_prob(x, usable, name).to(x.device, torch.float64)
 
     def _with_gradient(self, x: Tensor, usable: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        everywhere = bool(usable.all())
-        if not everywhere and not usable.any():
+        if not usable.any():
             return torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device), torch.zeros_like(x)
         if not x.is_floating_point():
             raise ValueError(
                 f"points of {x.dtype} have no gradients; pass floating-point ones, or a kernel that needs no gradient."
             )
         with torch.enable_grad():
-            points = (x if everywhere else x[usable]).detach().requires_grad_(True)
-            log_prob = self._proposal_log_prob(points) if name == "proposal" else self._target_log_prob(points)
-            if not log_prob.requires_grad:
-                raise ValueError(
-                    f"the {name}'s log_prob carries no gradient with respect to x; use the IndependentMetropolis "
-                    "kernel, or a density that autograd can follow (no torch.no_grad, no numpy)."
-                )
+            points = x.detach().requires_grad_(True)
+            log_prob = self._log_prob(points, usable, name)
             (gradient,) = torch.autograd.grad(log_prob.sum(), points)
         if name == "target":
-            self.num_gradients += len(points)
-        gradient, found = gradient.to(x), log_prob.detach().to(x.device, torch.float64)
-        finite = finite_rows(gradient)
-        if not finite.all():
-            gradient = torch.where(per_row(finite, x), gradient, 0.0)
-        if everywhere:
-            return found, gradient
-        values = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
-        gradients = torch.zeros_like(x)
-        values[usable], gradients[usable] = found, gradient
-        return values, gradients
+            self.num_gradients += int(usable.sum())
+        gradient = gradient.to(x)
+        gradient = torch.where(per_row(finite_rows(gradient), x), gradient, 0.0)
+        return log_prob.detach().to(x.device, torch.float64), gradient
 
 
 class _Constant:

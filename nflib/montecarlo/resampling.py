@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
 from nflib.errors import is_whole
 
 __all__ = ["SCHEMES", "multinomial", "resample", "residual", "stratified", "systematic"]
@@ -40,7 +41,7 @@ def resample(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"resample: unknown scheme {scheme!r}; choose one of {', '.join(SCHEMES)}.")
-    return SCHEMES[scheme](torch.as_tensor(weights), num_samples, generator)
+    return SCHEMES[scheme](as_tensor(weights), num_samples, generator)
 
 
 def multinomial(weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nflib.distributions import is_estimate
-from nflib.errors import as_number, is_whole
+from nflib.errors import is_whole
+from nflib.interfaces import stated
 from nflib.io.arrays import within
-from nflib.montecarlo.adaptation import StepSizes, as_step_size, as_step_sizes, mean_acceptance
-from nflib.montecarlo.checkpoint import RunState, load_state, save_state
+from nflib.montecarlo.adaptation import StepSizes, as_step_sizes
+from nflib.montecarlo.checkpoint import load_state, save_state
 from nflib.montecarlo.densities import Proposal, Target
-from nflib.montecarlo.diagnostics import effective_sample_size, log_mean_weight, normalized_weights
-from nflib.montecarlo.genealogy import Resamplings
+from nflib.montecarlo.diagnostics import log_mean_weight
 from nflib.montecarlo.history import History
-from nflib.montecarlo.kernels import Kernel, as_kernel
-from nflib.montecarlo.path import GeometricPath, Particles
-from nflib.montecarlo.resampling import SCHEMES, resample
-from nflib.montecarlo.temperatures import Temperatures, as_rule, conditional_ess_fraction
+from nflib.montecarlo.kernels import Kernel, Traits, as_kernel
+from nflib.montecarlo.path import GeometricPath
+from nflib.montecarlo.resampling import SCHEMES
+from nflib.montecarlo.run import Run, RunState
+from nflib.montecarlo.temperatures import Temperatures, as_rule
 from nflib.montecarlo.weighted_samples import WeightedSamples
 from nflib.random import generator_of
 
@@ -72,6 +71,7 @@ def smc(
     seed: int | None = None,
     allow_stochastic: bool = False,
     checkpoint: str | Path | None = None,
+    labels: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> SMCSamples:
     """Weighted samples of a target p~ by sequential Monte Carlo that starts from draws of a proposal q.
@@ -112,6 +112,8 @@ def smc(
         allow_stochastic: also take a proposal whose log-densities are estimates, which is wrong in expectation.
         checkpoint: an .npz file, replaced after the draws and every temperature; a run that finds it goes on where it
             was stopped, and ends with the same numbers.
+        labels: of the run, such as a temperature: what JSON takes, by name. A checkpoint of another label is refused,
+            however alike the densities are.
         progress: show a progress bar.
 
     Returns:
@@ -154,13 +156,13 @@ def smc(
         raise ValueError(f"smc: resampling_threshold is {resampling_threshold}; pass a fraction from 0 to 1.")
     geometric_path = GeometricPath(proposal, target, batch_size, allow_stochastic=allow_stochastic)
     if not geometric_path.is_geometric:
-        if temperatures is not None or getattr(kernel, "draws_proposal", False):
+        if temperatures is not None or stated(Traits, kernel).draws_proposal:
             raise ValueError(
                 f"smc: the proposal ({type(proposal).__name__}) has no log_prob(x), so there are no temperatures "
                 "between it and the target, nor a kernel that draws from it; leave them out."
             )
         temperatures = (1.0,)
-    run = _Run(
+    run = Run(
         num_samples,
         num_draws,
         geometric_path,
@@ -173,17 +175,15 @@ def smc(
         float(resampling_threshold),
         generator,
     )
-    settings = run.settings() | {"seed": None if seed is None else int(seed)}
+    settings = {**(labels or {}), **run.settings(), "seed": None if seed is None else int(seed)}
     path = None if checkpoint is None else Path(checkpoint)
-    state = None
     if path is not None and path.exists():
         state = load_state(path, generator, settings, run.path.device())
-    if state is None:
+        run.resume(state, path)
+    else:
         state = run.start(draws)
         if path is not None:
             save_state(path, state, generator, settings)
-    else:
-        run.resume(state, path)
     with _bar(progress) as show:
         while not run.is_done(state):
             show(state)
@@ -226,192 +226,9 @@ def check_smc_options(
         raise ValueError(f"smc: num_draws is {num_draws}; pass an integer.")
     if num_draws < num_samples:
         raise ValueError(f"smc: num_draws is {num_draws}, fewer than the {num_samples} samples; draw as many or more.")
-    if final_moves and getattr(kernel, "draws_proposal", False):
+    if final_moves and stated(Traits, kernel).draws_proposal:
         raise ValueError(
             f"smc: final_moves ask the proposal nothing, but {type(kernel).__name__} draws from it; use moves."
-        )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What stays the same from one temperature to the next."""
-
-    num_samples: int
-    num_draws: int
-    path: GeometricPath
-    kernel: Kernel
-    temperatures: Temperatures
-    step_sizes: StepSizes
-    moves: int
-    final_moves: int
-    resampling: str
-    resampling_threshold: float
-    generator: torch.Generator
-
-    def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree on."""
-        plugs = {name: getattr(self, name) for name in ("kernel", "temperatures", "step_sizes")}
-        # Only dataclasses have a repr that says the same in another process.
-        described = {
-            name: repr(plug) if hasattr(plug, "__dataclass_fields__") else type(plug).__name__
-            for name, plug in plugs.items()
-        }
-        numbers = ("num_samples", "num_draws", "moves", "final_moves", "resampling", "resampling_threshold")
-        return described | {name: getattr(self, name) for name in numbers}
-
-    def start(self, draws: WeightedSamples | None) -> RunState:
-        everyone_moves = self.num_draws == self.num_samples and self.path.is_geometric
-        gradient = everyone_moves and getattr(self.kernel, "needs_gradient", False)
-        if draws is None:
-            particles = self.path.draw(self.num_draws, self.generator, gradient=gradient)
-        else:
-            particles = self.path.particles_of(draws)
-            if other := self._changed_density(particles):
-                raise ValueError(f"smc: the draws are of another {other}; draw and weight them with those given here.")
-        if everyone_moves:
-            particles = self.kernel.init(particles, self.path)
-        log_weights = torch.where(particles.alive, 0.0, -torch.inf).to(torch.float64)
-        return RunState(
-            particles,
-            log_weights,
-            torch.arange(self.num_draws, device=particles.x.device),
-            History(),
-            resamplings=Resamplings(num_draws=self.num_draws),
-            num_rejected=int((~particles.alive).sum()),
-            num_evaluations=self.path.num_evaluations,
-            num_gradients=self.path.num_gradients,
-        )
-
-    def resume(self, state: RunState, path: Path | None) -> None:
-        """Take up the counts; raises ValueError where the densities are not those that the checkpoint was made with."""
-        if other := self._changed_density(state.particles):
-            raise ValueError(f"{path} belongs to a run with another {other}; name another file.")
-        self.path.num_evaluations, self.path.num_gradients = state.num_evaluations, state.num_gradients
-
-    def _changed_density(self, particles: Particles) -> str | None:
-        """Which density, "target" or "proposal", is another than that which a few particles have; None where both are
-        the same. What is asked for this is not counted."""
-        some = particles.select(particles.alive.nonzero().flatten()[:4])
-        if len(some.x) == 0:
-            return None
-        counted = self.path.num_evaluations
-        again = self.path.evaluate(some.x)
-        self.path.num_evaluations = counted
-        pairs = {"target": (some.log_target, again.log_target)}
-        if self.path.is_geometric and not is_estimate(self.path.proposal):
-            pairs["proposal"] = (some.log_proposal, again.log_proposal)
-        return next((name for name, pair in pairs.items() if not torch.allclose(*pair, rtol=1e-2, atol=1e-1)), None)
-
-    def advance(self, state: RunState) -> RunState:
-        """The state at the next inverse temperature."""
-        particles, log_weights, ancestors = state.particles, state.log_weights, state.ancestors
-        history = state.history
-        log_ratio = particles.log_ratio
-        count = len(log_weights)
-        temperatures: Any = self.temperatures
-        if count > self.num_samples and hasattr(temperatures, "keeping"):
-            temperatures = temperatures.keeping(self.num_samples / count)
-        chosen = temperatures.next(state.inverse_temperature, log_weights, log_ratio)
-        inverse_temperature = as_number(chosen)
-        if not state.inverse_temperature < inverse_temperature <= 1.0:
-            raise ValueError(
-                f"smc: the rule {type(temperatures).__name__} gave {chosen!r} as the inverse temperature after "
-                f"{state.inverse_temperature}; it must give a number above that, up to 1."
-            )
-        increments = (inverse_temperature - state.inverse_temperature) * log_ratio
-        history.conditional_ess_fraction.append(conditional_ess_fraction(log_weights, increments))
-        before = log_mean_weight(log_weights)
-        log_weights = log_weights + increments
-        ess = effective_sample_size(log_weights)
-        history.effective_sample_size.append(ess)
-        history.num_particles.append(count)
-
-        resamplings = state.resamplings
-        too_many = count > self.num_samples
-        wanted = ess < self.resampling_threshold * count or self.resampling_threshold == 1.0 or too_many
-        resampled = wanted and ess > 0.0
-        if resampled:
-            weights = normalized_weights(log_weights)
-            parents = resample(weights, self.num_samples, self.generator, self.resampling)
-            resamplings = resamplings.after(log_weights, self.resampling, self.num_samples)
-            history.parents.append(parents.to("cpu", torch.int32))
-            particles, ancestors = particles.select(parents), ancestors[parents]
-            log_weights = torch.full_like(log_weights[parents], log_mean_weight(log_weights))
-        elif too_many:  # every weight is zero: which are kept makes no difference
-            kept = torch.arange(self.num_samples, device=ancestors.device)
-            particles, ancestors, log_weights = particles.select(kept), ancestors[kept], log_weights[kept]
-        if too_many or not self.path.is_geometric:
-            particles = self.kernel.init(particles, self.path)
-        history.resampled.append(resampled)
-        history.num_ancestors.append(len(torch.unique(ancestors[log_weights > -torch.inf])))
-
-        step_size = state.step_size
-        if step_size is None:
-            chosen = self.step_sizes.first(self.kernel, particles, self.path, inverse_temperature, self.generator)
-            step_size = as_step_size(chosen, self.kernel)
-        moved = replace(state, particles=particles, log_weights=log_weights, step_size=step_size)
-        return replace(
-            self._moved(moved, self.path, inverse_temperature, self.moves, before),
-            ancestors=ancestors,
-            inverse_temperature=inverse_temperature,
-            resamplings=resamplings,
-        )
-
-    def is_done(self, state: RunState) -> bool:
-        """Whether the particles have arrived at the target, and made their last moves there."""
-        at_target = state.history.inverse_temperatures.count(1.0)
-        return at_target == (2 if self.final_moves else 1)
-
-    def finish(self, state: RunState) -> RunState:
-        """The state after `final_moves`: in the history, a second entry of the inverse temperature 1."""
-        history = state.history
-        history.conditional_ess_fraction.append(1.0)
-        history.effective_sample_size.append(effective_sample_size(state.log_weights))
-        history.num_particles.append(len(state.log_weights))
-        history.resampled.append(False)
-        history.num_ancestors.append(history.num_ancestors[-1])
-        before = log_mean_weight(state.log_weights)
-        moved = self._moved(state, self.path.at_target(), 1.0, self.final_moves, before)
-        particles = self.path.with_proposal(moved.particles)
-        if outside := int((particles.alive & ~torch.isfinite(particles.log_proposal)).sum()):
-            raise ValueError(
-                f"smc: the final moves led {outside} of {len(particles.x)} particles to where the proposal has no "
-                "density, so weights are wrong; use moves in place of final_moves."
-            )
-        return replace(moved, particles=particles)
-
-    def _moved(
-        self, state: RunState, path: GeometricPath, inverse_temperature: float, moves: int, before: float
-    ) -> RunState:
-        """The state after kernel steps at one temperature, of which the history is told; before: the log-normaliser at
-        the last one."""
-        particles, log_weights, step_size = state.particles, state.log_weights, state.step_size
-        history = state.history
-        assert step_size is not None  # `advance` chooses it before the first move
-        acceptances, num_nonfinite = [], 0
-        for _ in range(moves):
-            particles, move = self.kernel.step(particles, path, inverse_temperature, step_size, self.generator)
-            if move.log_weights is not None:
-                log_weights = log_weights + move.log_weights
-            num_nonfinite += move.num_nonfinite
-            history.step_sizes.append(step_size)
-            acceptances.append(mean_acceptance(move.acceptance))
-            chosen = self.step_sizes.next(step_size, acceptances[-1], self.kernel, len(history.step_sizes))
-            step_size = as_step_size(chosen, self.kernel)
-        history.acceptance.append(sum(acceptances) / len(acceptances))
-        history.num_nonfinite.append(num_nonfinite)
-        history.num_evaluations.append(path.num_evaluations)
-        history.num_gradients.append(path.num_gradients)
-        history.inverse_temperatures.append(inverse_temperature)
-        after = log_mean_weight(log_weights)
-        history.log_normalizer_increments.append(after - before if after > -math.inf else -math.inf)
-        return replace(
-            state,
-            particles=particles,
-            log_weights=log_weights,
-            step_size=step_size,
-            num_evaluations=path.num_evaluations,
-            num_gradients=path.num_gradients,
         )
 
 

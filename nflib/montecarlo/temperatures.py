@@ -126,6 +126,11 @@ def as_rule(temperatures: Any) -> Temperatures:
     return temperatures  # type: ignore[no-any-return]
 
 
+def keeping(temperatures: Any, share: float) -> Temperatures:
+    """The rule for draws of which a share, up to 1, is kept: what its own `keeping` gives, where it has one."""
+    return temperatures.keeping(share) if share < 1.0 and hasattr(temperatures, "keeping") else temperatures
+
+
 def conditional_ess_fraction(log_weights: Tensor, log_increments: Tensor) -> float:
     """Conditional effective sample size over N, `(sum W w)^2 / sum W w^2`, of increments w for normalised weights W.
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 import nflib.montecarlo.diagnostics as diagnostics
+from nflib.dtypes import as_tensor
 from nflib.errors import at_least
 from nflib.events import finite_rows, per_row
 from nflib.io.arrays import read_arrays, within, write_arrays
 from nflib.io.documents import finite_or_none
 from nflib.montecarlo.densities import Target, as_target, log_prob_where
-from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance
+from nflib.montecarlo.genealogy import NONE, Resamplings, family_sums, log_normalizer_variance, mean_error
 from nflib.montecarlo.resampling import resample
 from nflib.random import given_generator
 
@@ -29,9 +30,6 @@ OPTIONAL_ARRAYS = {"log_prob": "f", "log_target": "f", "ancestors": "iu"}
 # Above this shape of the weights' tail, or below this many independent draws, no error is told (Vehtari et al. 2024).
 MAX_PARETO_K = 0.7
 MIN_EFFECTIVE = 10
-# Independent draws inside an event, and outside, below which the error of its probability is not told; five equal
-# weights are five, whatever rounding says.
-MIN_EFFECTIVE_COUNT = 5.0 * (1.0 - 1e-9)
 # Of the effective sample size: fewer independent draws than that are worth a warning.
 FEW_ANCESTORS = 0.1
 
@@ -85,7 +83,7 @@ class WeightedSamples:
         names = ("log_weights", "log_prob", "log_target", "ancestors")
         for name in ("x", *names):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, torch.as_tensor(value))
+                object.__setattr__(self, name, as_tensor(value))
         count = len(self.x)
         for name in names:
             value = getattr(self, name)
@@ -118,7 +116,7 @@ class WeightedSamples:
         Raises:
             ValueError: no samples, or numbers of log-densities that are not theirs.
         """
-        x, log_prob, log_target = (torch.as_tensor(values) for values in (x, log_prob, log_target))
+        x, log_prob, log_target = (as_tensor(values) for values in (x, log_prob, log_target))
         log_weights = log_target.to(torch.float64) - log_prob.to(torch.float64)
         # A difference is finite only if both densities are: inf - inf is NaN.
         finite = finite_rows(x) & torch.isfinite(log_weights)
@@ -258,7 +256,7 @@ class WeightedSamples:
         """
         used = self.log_weights > -torch.inf
         weights = self.weights[used]
-        values = torch.as_tensor(function(self.x[used]))
+        values = as_tensor(function(self.x[used]))
         is_event = values.dtype == torch.bool
         if values.is_complex():
             raise ValueError("expectation: the function returned complex numbers; return torch.view_as_real of them.")
@@ -268,22 +266,11 @@ class WeightedSamples:
                 f"expectation: the function returned shape {tuple(values.shape)} for {len(weights)} samples; "
                 "return one value a sample along the first dimension."
             )
-        weights = per_row(weights, values)
-        mean = (weights * values).sum(0)
+        mean = (per_row(weights, values) * values).sum(0)
         if self.refusal:
             return mean, torch.full_like(mean, torch.inf)
         ancestors = None if self.ancestors is None else self.ancestors[used]
-        alone = weights * (values - mean)
-        families = family_sums(alone, ancestors)
-        variance = torch.maximum(alone.square().sum(0), families.square().sum(0)) * len(self) / (len(self) - 1)
-        inflation = diagnostics.error_inflation(families, fit_tails=len(families) == len(alone))
-        error = variance.sqrt() * inflation.to(mean.device)
-        if is_event:
-            for side in (values, 1.0 - values):
-                parts = family_sums(weights * side, ancestors)
-                enough = parts.sum(0).square() > MIN_EFFECTIVE_COUNT * parts.square().sum(0)
-                error = torch.where(enough, error, torch.inf)
-        return mean, error
+        return mean, mean_error(weights, values, ancestors, len(self), is_event=is_event)
 
     @torch.no_grad()
     def reweight(self, target: Target | torch.distributions.Distribution, batch_size: int = 1024) -> Self:

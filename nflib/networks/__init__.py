@@ -4,18 +4,18 @@ from nflib.networks.attention import CausalSelfAttention, HeadwiseNorm
 from nflib.networks.backends import use_attention_backend
 from nflib.networks.cache import KeyValueCache
 from nflib.networks.conditioning import ClassEmbedding, ImagePrefix, TokenPrefix, VectorEmbedding
-from nflib.networks.norms import AdaptiveLayerNorm, RMSNorm
-from nflib.networks.positions import LearnedPositions, Rotary, SinusoidalPositions, grid_coordinates
-from nflib.networks.step import Step
-from nflib.networks.transformer import (
+from nflib.networks.layers import (
     MLP,
-    CausalTransformer,
-    EncodedContext,
     GatedMLP,
     SoftClip,
     TransformerLayer,
     checkpoint_activations,
+    transformer_layers,
 )
+from nflib.networks.norms import AdaptiveLayerNorm, RMSNorm
+from nflib.networks.positions import LearnedPositions, Rotary, SinusoidalPositions, grid_coordinates
+from nflib.networks.step import Step
+from nflib.networks.transformer import CausalTransformer, EncodedContext
 
 __all__ = [
     "MLP",
@@ -39,5 +39,6 @@ __all__ = [
     "VectorEmbedding",
     "checkpoint_activations",
     "grid_coordinates",
+    "transformer_layers",
     "use_attention_backend",
 ]

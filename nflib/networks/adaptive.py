@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from nflib.io.arguments import keep_arguments
 from nflib.networks.attention import CausalSelfAttention
+from nflib.networks.layers import TransformerLayer
 from nflib.networks.norms import AdaptiveLayerNorm
 from nflib.networks.step import Step
-from nflib.networks.transformer import TransformerLayer
 
 
 @keep_arguments
@@ -86,7 +86,5 @@ class AdaptiveTransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, step: Step, index: int = 0) -> Tensor:
         condition = step.condition
-        if condition is None:
-            raise ValueError("AdaptiveTransformerLayer needs a condition for each token; pass the flow its context.")
         x = x + self.layer_gate(self.layer(self.layer_norm(x, condition), step, index), condition)
         return x + self.transition_gate(self.transition(self.transition_norm(x, condition)), condition)

@@ -1,17 +1,15 @@
 """Modules by which a context conditions a transformer: added to tokens, read before them, or given to its layers."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nflib.devices import table_device
-from nflib.dtypes import Tables, as_dtype
+from nflib.dtypes import as_dtype
 from nflib.inference import is_traced
 from nflib.networks.norms import LayerNorm
-from nflib.networks.positions import LearnedPositions
+from nflib.networks.positions import LearnedPositions, SinusoidalEmbedding
 
 
 class ClassEmbedding(nn.Module):
@@ -134,40 +132,6 @@ class ImagePrefix(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         patches = self.projection(_as_dtype_of(self.projection.weight, context)).flatten(2).transpose(1, 2)
         return patches + self.positions(0, patches.shape[1])
-
-
-class SinusoidalEmbedding(Tables):
-    """Sines and cosines of numbers, interleaved, at the rates ``base^(-2i / channels)``: ``(…) -> (…, channels)``.
-
-    The numbers may be integers; the result has the module's dtype.
-
-    Args:
-        channels: even.
-        base: the slowest rate is about its reciprocal.
-
-    Raises:
-        ValueError: channels is odd.
-    """
-
-    rates: Tensor
-
-    def __init__(self, channels: int, base: float = 10_000.0):
-        super().__init__()
-        if channels % 2:
-            raise ValueError(f"a sinusoidal embedding needs an even number of channels, got {channels}.")
-        self.base = base
-        self.register_buffer("rates", _rates(channels, base, table_device()), persistent=False)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        rates = self.rates.to(numbers.device)
-        if rates.dtype.itemsize < 4:  # by which numbers of some hundreds could not be told apart
-            rates = _rates(2 * len(rates), self.base, rates.device)
-        phase = numbers.unsqueeze(-1) * rates
-        return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2).to(self.rates.dtype)
-
-
-def _rates(channels: int, base: float, device: torch.device | None = None) -> Tensor:
-    return torch.exp(torch.arange(0, channels, 2, device=device) * (-math.log(base) / channels))
 
 
 class Lookahead(nn.Module):

@@ -29,6 +29,40 @@ class LearnedPositions(nn.Module):
         return self.weight[start:stop]
 
 
+class SinusoidalEmbedding(Tables):
+    """Sines and cosines of numbers, interleaved, at the rates ``base^(-2i / channels)``: ``(…) -> (…, channels)``.
+
+    The numbers may be integers; the result has the module's dtype.
+
+    Args:
+        channels: even.
+        base: the slowest rate is about its reciprocal.
+
+    Raises:
+        ValueError: channels is odd.
+    """
+
+    rates: Tensor
+
+    def __init__(self, channels: int, base: float = 10_000.0):
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"sines and cosines fill an even number of channels, got {channels}.")
+        self.base = base
+        self.register_buffer("rates", _rates(channels, base, table_device()), persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        rates = self.rates.to(numbers.device)
+        if rates.dtype.itemsize < 4:  # by which numbers of some hundreds could not be told apart
+            rates = _rates(2 * len(rates), self.base, rates.device)
+        phase = numbers.unsqueeze(-1) * rates
+        return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2).to(self.rates.dtype)
+
+
+def _rates(channels: int, base: float, device: torch.device | None = None) -> Tensor:
+    return torch.exp(torch.arange(0, channels, 2, device=device) * (-math.log(base) / channels))
+
+
 class SinusoidalPositions(Tables):
     """Sines and cosines of the position (Vaswani et al. 2017), interleaved, times one learned scale.
 
@@ -47,12 +81,7 @@ class SinusoidalPositions(Tables):
 
     def __init__(self, length: int, channels: int, base: float = 10_000.0):
         super().__init__()
-        if channels % 2:
-            raise ValueError(f"sinusoidal positions need an even number of channels, got {channels}.")
-        device = table_device()
-        rate = torch.exp(torch.arange(0, channels, 2, device=device) * (-math.log(base) / channels))
-        phase = torch.arange(length, device=device).unsqueeze(-1) * rate
-        table = torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
+        table = SinusoidalEmbedding(channels, base)(torch.arange(length, device=table_device()))
         self.register_buffer("table", table, persistent=False)
         self.scale = nn.Parameter(torch.full((1,), 1e-2))
 

@@ -18,11 +18,13 @@ from torch.optim import Optimizer
 
 from nflib.errors import first_line
 from nflib.io.atomic import PREFIX, complete_folder
+from nflib.io.descriptions import changes
 from nflib.io.state_dicts import not_finite
 from nflib.io.tensors import read_tensors, write_tensors
 from nflib.training.ema import ExponentialMovingAverage
 from nflib.training.state import RECORDED
 
+FOLDER = "checkpoints"  # in that of a run
 WEIGHTS, TRAINING = "weights.safetensors", "training.pt"
 MODEL, AVERAGE = "model.", "average."
 RECORD: dict[str, Any] = {
@@ -34,6 +36,11 @@ RECORD: dict[str, Any] = {
 OPTIMIZER: dict[str, Any] = {"state": dict, "param_groups": list}
 MOMENTS = {"optimizer": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}  # by the optimiser's name
 _NAME = re.compile(r"step-(\d{9})")
+
+
+def has_begun(output: str | os.PathLike[str]) -> bool:
+    """Whether the run in a folder, the `output` of `fit`, has a checkpoint to go on from."""
+    return latest_checkpoint(Path(output) / FOLDER) is not None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -88,11 +95,16 @@ def read_checkpoint(
     ema: ExponentialMovingAverage,
     optimizers: dict[str, Optimizer],
     fixed: dict[str, Any],
+    described: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Load a checkpoint into flow, average and optimisers, and return its record.
 
+    Args:
+        fixed: Settings of the run that must be as they were.
+        described: The flow's own settings, which must be so too; None where they have no description.
+
     Raises:
-        ValueError: Where it is damaged, belongs to another model, or was made under settings other than `fixed`.
+        ValueError: Where it is damaged, belongs to another model, or was made under other settings.
     """
     try:
         weights = read_tensors(path / WEIGHTS)
@@ -107,13 +119,9 @@ def read_checkpoint(
         raise damaged(path, f"{wrong} is missing or of another kind")
     # Versions that knew no other optimiser did not write its name.
     made_with = {"optimizer": "adamw"} | record["config"]
-    changed = [name for name in fixed if made_with.get(name) != fixed[name]]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"{path} was made with {name}={made_with.get(name)!r}, not {fixed[name]!r}; resume "
-            "with the same configuration, or choose another output folder."
-        )
+    for name in fixed:
+        if made_with.get(name) != fixed[name]:
+            raise _made_otherwise(path, name, made_with.get(name), fixed[name])
     wrong = next(_misfits(record, dict.fromkeys(optimizers, OPTIMIZER), TRAINING), None)
     if wrong is not None:
         raise damaged(path, f"{wrong} is missing or of another kind")
@@ -126,6 +134,9 @@ def read_checkpoint(
             f"{path} belongs to another model: {len(unlike)} tensors are missing, unknown, frozen only now or then, or "
             f"of another shape or dtype, for example {unlike[0].removeprefix(MODEL)!r}; choose another output folder."
         )
+    # Tensors of the same names and shapes may still be of another architecture. Earlier versions did not tell.
+    for name, before, now in changes(record.get("flow") or {}, described or {}):
+        raise _made_otherwise(path, name, before, now)
     state = {name.removeprefix(MODEL): tensor for name, tensor in weights.items() if name.startswith(MODEL)}
     averages = {name: weights[AVERAGE + name] for name in ema.average}
     spoilt = not_finite(state, flow) or not_finite(averages, flow)
@@ -193,6 +204,13 @@ def _checksum(path: Path) -> int:
 def damaged(path: Path, reason: str) -> ValueError:
     """The error that tells of a damaged checkpoint."""
     return ValueError(f"the checkpoint {path} is damaged ({reason}); remove that folder to use an earlier one.")
+
+
+def _made_otherwise(path: Path, name: str, before: Any, now: Any) -> ValueError:
+    return ValueError(
+        f"{path} was made with {name}={before!r}, not {now!r}; resume with the same configuration, or choose another "
+        "output folder."
+    )
 
 
 def _alike(own: Tensor, read: Tensor) -> bool:

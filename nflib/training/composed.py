@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
+
+from nflib.interfaces import stated
+from nflib.training.objectives import Demands, objective_at
 
 __all__ = ["OfAnother"]
 
@@ -15,25 +19,21 @@ class OfAnother:
 
     @property
     def keys(self) -> tuple[str, ...] | None:
-        """What of a batch is read."""
-        return getattr(self.objective, "keys", None)
+        return stated(Demands, self.objective).keys
 
     @property
-    def needs_flow(self) -> dict[str, str]:
-        """What it reads of a flow, and which flows have that."""
-        return getattr(self.objective, "needs_flow", {})
+    def needs_flow(self) -> Mapping[str, str]:
+        return stated(Demands, self.objective).needs_flow
 
     @property
     def needs_data(self) -> bool:
-        """Whether it is given batches."""
-        return getattr(self.objective, "needs_data", True)
+        return stated(Demands, self.objective).needs_data
 
     @property
     def whole_batch(self) -> bool:
-        """Whether a batch cannot be taken in parts."""
-        return getattr(self.objective, "whole_batch", False)
+        return stated(Demands, self.objective).whole_batch
 
     def at(self, progress: float) -> Self:
         """The objective at a share of the training, as `fit` asks for it."""
-        at = getattr(self.objective, "at", None)
-        return self if at is None else replace(self, objective=at(progress))  # type: ignore[type-var]
+        inner = objective_at(self.objective, progress)
+        return self if inner is self.objective else replace(self, objective=inner)  # type: ignore[type-var]

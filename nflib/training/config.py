@@ -16,9 +16,9 @@ FREE = {"free": True}  # marks a field that may change between a run and its con
 class TrainingConfig:
     """Settings of a training run by `fit`.
 
-    A run is resumed only under the configuration it was started with. The exceptions are `max_steps` and
-    `max_seconds` (a longer horizon changes the rest of the learning-rate schedule) and what leaves the
-    weights alone: intervals, logs, devices.
+    A run is resumed only under the configuration it was started with, and with a flow of the same settings, as far as
+    these are known (`nflib.io.Pretrained`). The exceptions are `max_steps` and `max_seconds` (a longer horizon changes
+    the rest of the learning-rate schedule) and what leaves the weights alone: intervals, logs, devices.
 
     Args:
         batch_size: rows of the global batch, shared evenly between the processes.

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sized
 from itertools import count, tee
 from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nflib.contexts import map_context, num_rows
-from nflib.dtypes import as_dtype
-from nflib.random import seed_torch
+from nflib.dtypes import as_dtype, as_tensor
+from nflib.interfaces import stated
+from nflib.random import derived_generator, derived_seed, seed_torch
 from nflib.training.interruption import ignore_signals
-from nflib.training.seeds import DATA, EPOCH, derived_generator, derived_seed
+from nflib.training.objectives import Demands
+from nflib.training.seeds import DATA, EPOCH
 
 Batch = dict[str, Any]
 """Tensors of as many rows; a "context" may be a tuple of them, such as tokens and their padding mask."""
@@ -106,10 +106,10 @@ def as_batch(data: object) -> Batch:
     """A tensor, a tuple (inputs,) or (inputs, context), or a dict with "inputs", as a batch.
 
     Raises:
-        ValueError: For anything else. NumPy arrays count as tensors.
+        ValueError: For anything else. What `nflib.dtypes.as_tensor` takes as an array counts as a tensor.
     """
     parts: dict[Any, object] = {}
-    if isinstance(data, Tensor | np.ndarray):
+    if hasattr(data, "__array__"):
         parts = {"inputs": data}
     elif isinstance(data, tuple | list) and len(data) in (1, 2):
         parts = dict(zip(("inputs", "context"), data, strict=False))
@@ -138,16 +138,9 @@ def _as_tensors(name: Any, values: Any) -> Any:
 
 
 def _as_tensor(name: Any, values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    if not isinstance(values, np.ndarray):
+    if not hasattr(values, "__array__"):
         raise _no_data(values)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we only read
-            return torch.from_numpy(np.ascontiguousarray(values))
-    except TypeError as error:
-        raise ValueError(f"the data's {name!r} are an array of {values.dtype}; give numbers.") from error
+    return as_tensor(values, f"the data's {name!r}")
 
 
 def as_source(data: object) -> BatchSource:
@@ -285,8 +278,8 @@ def name_of(objective: object) -> str:
 
 
 def check_keys(batch: Batch, objective: object) -> None:
-    """Raise ValueError for tensors that an objective does not read, by its attribute `keys` (None: any)."""
-    keys = getattr(objective, "keys", None)
+    """Raise ValueError for tensors that an objective does not read, by its attribute `keys`."""
+    keys = stated(Demands, objective).keys
     # Weights that nobody reads would be ignored silently, so they are the one key that must be declared.
     unknown = sorted(batch.keys() - set(keys)) if keys is not None else [name for name in batch if name == "weights"]
     if unknown:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from nflib.io import only_run
 from nflib.optional import require
+from nflib.processes import from_torchrun, is_first_process
 from nflib.training.config import TrainingConfig
-from nflib.training.objectives import Objective
+from nflib.training.objectives import Objective, objective_at
+
+# Folders that blocks of `alone` hold around this one, by the process, for forked ones hold none.
+_taken: ContextVar[frozenset[tuple[int, Path]]] = ContextVar("taken", default=frozenset())
 
 
 def launch(config: TrainingConfig) -> Any:
@@ -22,7 +31,7 @@ def launch(config: TrainingConfig) -> Any:
     from lightning_fabric.strategies import DDPStrategy
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    processes = _from_torchrun("WORLD_SIZE", 1)
+    processes = from_torchrun("WORLD_SIZE", 1)
     settings: dict[str, Any] = {"devices": 1}
     if processes > 1:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -43,13 +52,24 @@ def launch(config: TrainingConfig) -> Any:
     return fabric
 
 
-def is_first_process() -> bool:
-    """Whether this process is the only one, or the first of `torchrun`, whether or not they are launched."""
-    return _from_torchrun("RANK", 0) == 0
+@contextmanager
+def alone(output: str | os.PathLike[str]) -> Iterator[None]:
+    """No other run is at work in a folder, the `output` of `fit`, while the block lasts; the first process sees to it.
 
+    Blocks for one folder may lie in each other, as `fit` lies in what prepares it.
 
-def _from_torchrun(name: str, alone: int) -> int:
-    return int(os.environ.get(name, alone)) if distributed.is_torchelastic_launched() else alone
+    Raises OSError, as the block begins, where another run is at work.
+    """
+    mine = os.getpid(), Path(output).resolve()
+    if not is_first_process() or mine in _taken.get():
+        yield
+        return
+    with only_run(output):
+        token = _taken.set(_taken.get() | {mine})
+        try:
+            yield
+        finally:
+            _taken.reset(token)
 
 
 def process_mean(fabric: Any, value: Tensor) -> Tensor:
@@ -77,7 +97,18 @@ class LossModule(nn.Module):
     def forward(
         self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Any]]:
-        objective = self.objective.at(progress) if hasattr(self.objective, "at") else self.objective
+        objective = objective_at(self.objective, progress)
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.mixed):
-            loss, metrics = objective(self.flow, batch, generator)
-        return loss, metrics
+            found = objective(self.flow, batch, generator)
+        match found:
+            case (Tensor() as loss, dict() as metrics) if loss.numel() == 1:
+                return loss, metrics
+        raise ValueError(
+            f"the objective must return (loss, scalars), one number and a dict of what is logged; got {_kind(found)}."
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_kind, value))})"
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"

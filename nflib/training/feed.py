@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-import nflib.training.seeds as seeds
 from nflib.contexts import map_context
+from nflib.random import seeded_generator
 from nflib.training.config import TrainingConfig
 from nflib.training.data import (
     Batch,
@@ -23,6 +23,7 @@ from nflib.training.data import (
     rank_slice,
     training_batches,
 )
+from nflib.training.seeds import AUGMENTATION, REFRESH
 from nflib.training.state import TrainingState
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -62,8 +63,8 @@ class Feed:
                 batch = self.preparation(batch, indices)
                 if self.augment is not None:
                     inputs = batch["inputs"]
-                    path = config.seed, seeds.AUGMENTATION, step
-                    inputs = self.augment(inputs, seeds.seeded_generator(*path, device=inputs.device))
+                    path = config.seed, AUGMENTATION, step
+                    inputs = self.augment(inputs, seeded_generator(*path, device=inputs.device))
                     batch |= {"inputs": inputs}
                     batch = {name: map_context(itemgetter(part), value) for name, value in batch.items()}
                 yield self.fabric.to_device(batch)
@@ -75,9 +76,9 @@ class Feed:
         if self.preparation is None or not (due or self.stale):
             return
         self.stale = False
-        path = self.config.seed, seeds.REFRESH, step
+        path = self.config.seed, REFRESH, step
         with state.averaged() as flow:
-            generator = seeds.seeded_generator(*path, device=self.fabric.device)
+            generator = seeded_generator(*path, device=self.fabric.device)
             self.source.refresh(flow, step, generator)
         self.preparation.forget()
         if self._length() != self.order.length:

@@ -16,21 +16,23 @@ import torch
 from torch import nn
 
 import nflib.training.checkpoints as checkpoints
-import nflib.training.seeds as seeds
 from nflib.contexts import map_context
 from nflib.errors import ComputationError, check_object
-from nflib.io import only_run
-from nflib.networks.transformer import checkpoint_activations
+from nflib.interfaces import stated
+from nflib.io.descriptions import description_of
+from nflib.networks import checkpoint_activations
+from nflib.random import seeded_generator
 from nflib.training.config import TrainingConfig
 from nflib.training.data import Batch, Preparation, as_source, name_of
 from nflib.training.ema import ExponentialMovingAverage
-from nflib.training.fabric import LossModule, is_first_process, launch, process_mean
+from nflib.training.fabric import LossModule, alone, launch, process_mean
 from nflib.training.feed import Augmentation, Feed
 from nflib.training.interruption import Interruption
 from nflib.training.logs import RunLog
-from nflib.training.objectives import Objective, maximum_likelihood
+from nflib.training.objectives import Demands, Objective, maximum_likelihood
 from nflib.training.optimizer import clip_gradient, make_optimizers
 from nflib.training.schedule import learning_rate, progress
+from nflib.training.seeds import OBJECTIVE
 from nflib.training.state import Callback, TrainingResult, TrainingState
 from nflib.training.validation import mean_loss
 
@@ -76,8 +78,8 @@ def fit(
         A summary; the flow itself is trained in place.
 
     Raises:
-        ValueError: For data that do not fit, naming the row or key, an objective of other flows, or a checkpoint that
-            is damaged or of another model or configuration.
+        ValueError: For data that do not fit, naming the row or key, an objective of other flows, a checkpoint that is
+            damaged or of another model or configuration, or processes that see other checkpoints or data.
         ComputationError: Where loss or gradient stay non-finite.
         OSError: Where the folder cannot be written, the disk is full, or another run is at work in the folder.
         ModuleNotFoundError: Without lightning-fabric, which the extra nflib[training] brings.
@@ -92,9 +94,9 @@ def fit(
     100
     """
     # Absolute, for callbacks and the like may change the working directory.
-    output, is_first = Path(output).absolute(), is_first_process()
+    output = Path(output).absolute()
     # Taken before anything that another run may be at work on is read, removed or written.
-    with only_run(output) if is_first else nullcontext():
+    with alone(output):
         run = _Run(flow, train, validation, config, objective, output, augment, callbacks)
         # Dropout and the like draw from torch's global generator: it is seeded before every step, and given back.
         devices = [run.device] if run.device.type == "cuda" else []
@@ -121,25 +123,26 @@ class _Run:
         augment: Augmentation | None,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.checkpoints, self.model = output / "checkpoints", output / "model"
+        self.checkpoints, self.model = output / checkpoints.FOLDER, output / "model"
         found = checkpoints.latest_checkpoint(self.checkpoints)
         if found is not None and not config.resume:
             raise ValueError(
                 f"{output} holds an earlier run; set resume=True to continue it, or choose another folder."
             )
         check_object("objective", objective, "FlowMatching()", "__call__")
-        for attribute, kind in getattr(objective, "needs_flow", {}).items():
+        demands = stated(Demands, objective)
+        for attribute, kind in demands.needs_flow.items():
             if not hasattr(flow, attribute):
                 raise ValueError(
                     f"the objective {name_of(objective)} needs a flow with {attribute!r}, which {type(flow).__name__} "
                     f"does not have; train {kind}."
                 )
-        if getattr(objective, "needs_data", True):
+        if demands.needs_data:
             if train is None:
                 raise ValueError(f"the objective {name_of(objective)} needs training data; give them after the flow.")
         elif train is not None or validation is not None:
             raise ValueError(f"the objective {name_of(objective)} draws its own samples; leave the data out.")
-        if config.accumulation > 1 and getattr(objective, "whole_batch", False):
+        if config.accumulation > 1 and demands.whole_batch:
             raise ValueError(f"the objective {name_of(objective)} takes whole batches; set accumulation=1.")
         self.validation = None if validation is None else Preparation(as_source(validation), flow, objective)
         preparation = None if train is None else Preparation(as_source(train), flow, objective)
@@ -160,16 +163,39 @@ class _Run:
         self.ema = ExponentialMovingAverage(flow, config.ema_decay)
         self.state = state = TrainingState(flow, config, output, self.ema)
         if found is not None:
-            record = checkpoints.read_checkpoint(found, flow, self.ema, self.named_optimizers, config.fixed())
+            record = checkpoints.read_checkpoint(
+                found, flow, self.ema, self.named_optimizers, config.fixed(), description_of(flow)
+            )
             state.restore(record["state"])
             try:
                 self.feed.load_state_dict(record["feed"])
             except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
                 raise checkpoints.damaged(found, f"the state of the data: {error!r}") from error
         self.has_checkpoint = found is not None
-        self.fabric.barrier()  # nobody writes a checkpoint before all have read theirs
+        self._check_alike(output)
         self.batches = self.feed.batches(state)
         self.log = RunLog(output, config, active=self.rank == 0, step=state.step, seconds=state.seconds)
+
+    def _check_alike(self, output: Path) -> None:
+        """Raise ValueError, on all processes, unless they begin at one step with as many rows of data.
+
+        Nobody gets further, and so writes a checkpoint, before all have read theirs.
+        """
+        seen_by = torch.zeros(self.fabric.world_size, 2, dtype=torch.long, device=self.device)
+        seen_by[self.rank] = torch.tensor([self.state.step, self.feed.order.length])
+        first, *others = self.fabric.all_reduce(seen_by, reduce_op="sum").tolist()
+        for number, other in enumerate(others, 1):
+            if other[0] != first[0]:
+                seen, seen_first = (f"step {step}" if step else "no checkpoint" for step in (other[0], first[0]))
+                raise ValueError(
+                    f"process {number} sees {seen} in {output}, process 0 {seen_first}; give a folder that all "
+                    "processes share."
+                )
+            if other[1] != first[1]:
+                raise ValueError(
+                    f"process {number} has {other[1]} rows of training data, process 0 {first[1]}; give all processes "
+                    "the same data."
+                )
 
     def train(self) -> TrainingResult:
         """Steps until the end of the budget, or a signal."""
@@ -202,12 +228,12 @@ class _Run:
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step, or a skipped one; returns the objective's scalars."""
         state, config = self.state, self.config
-        path = config.seed, seeds.OBJECTIVE, state.step, self.rank
+        path = config.seed, OBJECTIVE, state.step, self.rank
         rate = learning_rate(config, state.step, state.seconds)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        generator = seeds.seeded_generator(*path, device=self.device)
+        generator = seeded_generator(*path, device=self.device)
         loss, metrics = self._gradient(batch, generator)
         norm = clip_gradient(self.parameters, config.gradient_clip)
         # One transfer from the device a step; the loss is averaged so that all processes decide alike.
@@ -298,6 +324,7 @@ class _Run:
         if self.rank == 0:
             record: dict[str, Any] = {
                 "config": config.fixed(),
+                "flow": description_of(self.flow),
                 "feed": self.feed.state_dict(),
                 "state": state.record(),
             }

@@ -1,19 +1,15 @@
 """What training minimises: a callable (flow, batch, generator) -> (loss, scalars to log).
 
-An objective may say in an attribute `keys` which tensors of a batch it reads, and `fit` then refuses data with others;
-"weights", which would else be ignored, are taken only where they are listed. With `needs_data = False` it draws its own
-samples, and is given empty batches. With `whole_batch = True` it is no mean over rows, so that a batch cannot be taken
-in parts. `needs_flow` holds attributes of a flow that it cannot do without, and with each the flows that have it, which
-`fit` names where another is given. One that changes during training has a method `at(progress)`, which gives the
-objective of a step that begins with this share of the run behind it.
+An objective may have the attributes of `Demands`. One that changes during training has a method `at(progress)`, which
+gives the objective of a step that begins with this share of the run behind it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,9 +17,32 @@ from torch.nn import functional
 
 from nflib.events import finite_rows, flattened
 from nflib.interfaces import Target
-from nflib.montecarlo.densities import as_target, check_log_density
+from nflib.montecarlo.densities import as_target, check_log_density, log_densities
 
 Objective = Callable[[nn.Module, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Any]]]
+
+
+class Demands(NamedTuple):
+    """What an objective asks of `fit`, and what counts where it does not say; read by `nflib.interfaces.stated`.
+
+    Attributes:
+        keys: the tensors of a batch that it reads; `fit` refuses data with others. None: any but "weights", which would
+            be ignored where they are not listed.
+        needs_flow: attributes of a flow that it cannot do without, and with each the flows that have it, which `fit`
+            names where another is given.
+        needs_data: False for one that draws its own samples, and is given empty batches.
+        whole_batch: whether it is no mean over rows, so that a batch cannot be taken in parts.
+    """
+
+    keys: tuple[str, ...] | None = None
+    needs_flow: Mapping[str, str] = {}
+    needs_data: bool = True
+    whole_batch: bool = False
+
+
+def objective_at(objective: Any, progress: float) -> Any:
+    """The objective of a step that begins with a share `progress` of the run behind it."""
+    return objective.at(progress) if hasattr(objective, "at") else objective
 
 
 def log_density(flow: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -192,10 +211,7 @@ class ReverseKL:
         with torch.enable_grad():
             points = x.detach().requires_grad_()
             log_q = log_density(flow, {"inputs": points})
-            log_p = self.target.log_prob(points)
-            check_log_density("the target's log_prob", log_p, len(points))
-            if not log_p.requires_grad:
-                raise ValueError(f"log_prob of the target ({type(self.target).__name__}) has no gradient in x.")
+            log_p = log_densities(self.target.log_prob, points)
             integrand = log_q - log_p.to(log_q) / self.temperature
             (slope,) = torch.autograd.grad(integrand.sum(), points, retain_graph=self.estimator != "path")
         finite = torch.isfinite(integrand) & flattened(slope).isfinite().all(dim=1)

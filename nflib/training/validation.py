@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-import nflib.training.seeds as seeds
+from nflib.random import seeded_generator
 from nflib.training.data import Preparation, rank_slice
 from nflib.training.fabric import LossModule, process_mean
+from nflib.training.seeds import VALIDATION
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def mean_loss(loss: LossModule, preparation: Preparation, batch_size: int, seed:
     for indices in pieces:
         start = int(indices[0])
         part = indices[rank_slice(len(indices), fabric.global_rank, fabric.world_size)]
-        generator = seeds.seeded_generator(seed, seeds.VALIDATION, start, fabric.global_rank, device=fabric.device)
+        generator = seeded_generator(seed, VALIDATION, start, fabric.global_rank, device=fabric.device)
         batch = preparation(source.batch(part), part)
         value, _ = loss(fabric.to_device(batch), generator)
         total += process_mean(fabric, value).double().cpu() * len(indices)

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.events import flattened
 from nflib.inference import is_traced
+from nflib.transforms.domain import OutsideDomain
 
 
 def rounded_outward(low: float, high: float) -> tuple[np.float32, np.float32]:
@@ -31,7 +33,8 @@ def clamped(name: str, x: Tensor, low: Tensor, high: Tensor, bounded: Tensor, dt
     """x ``(B, *event)`` with numbers of bounded coordinates in [low, high]; all but x broadcast to x.
 
     Numbers beyond an end by no more than the rounding of `dtype`, in which they were given, are put on it. Further ones
-    are a ValueError; compiled and exported programs, and torch.func, cannot branch on data: there they become NaN.
+    are `OutsideDomain`, a ValueError; compiled and exported programs, and torch.func, cannot branch on data: there they
+    become NaN.
     """
     lowest, highest = closed(low, high, dtype)
     outside = bounded & ((x < lowest) | (x > highest))
@@ -41,8 +44,9 @@ def clamped(name: str, x: Tensor, low: Tensor, high: Tensor, bounded: Tensor, dt
     if outside.any():
         place = tuple(int(i) for i in outside.nonzero()[0])
         value, least, largest = (number.expand(x.shape)[place].item() for number in (x, low, high))
-        raise ValueError(
+        raise OutsideDomain(
             f"{name}: coordinate {place[1:]} of sample {place[0]} is {value:g}, outside its interval "
-            f"[{least:g}, {largest:g}]; wrap or drop such values first."
+            f"[{least:g}, {largest:g}]; wrap or drop such values first.",
+            ~flattened(outside).any(dim=1),
         )
     return inside

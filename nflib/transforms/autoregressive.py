@@ -56,7 +56,7 @@ class TransformerAffineAutoregressive(NetworkMap, AffineAutoregressive):
     Raises:
         ValueError: inputs have another shape.
 
-    >>> from nflib.networks.transformer import transformer_layers
+    >>> from nflib.networks import transformer_layers
     >>> network = CausalTransformer(2, 4, 32, transformer_layers(1, 32, head_dim=16))
     >>> z, logabsdet = TransformerAffineAutoregressive(network)(torch.randn(5, 6, 2))
     >>> z.shape, logabsdet.shape
@@ -100,7 +100,7 @@ class TokenwiseAutoregressive(NetworkMap):
     Raises:
         ValueError: the network does not give as many parameters as the token map takes, or inputs have another shape.
 
-    >>> from nflib.networks.transformer import transformer_layers
+    >>> from nflib.networks import transformer_layers
     >>> from nflib.transforms import IndependentTokenMap, RationalQuadraticSpline
     >>> token_map = IndependentTokenMap(RationalQuadraticSpline(), token_size=2)
     >>> network = CausalTransformer(2, token_map.parameters_per_token, 32, transformer_layers(1, 32, head_dim=16))

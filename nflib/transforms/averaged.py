@@ -34,7 +34,7 @@ class AveragedAutoregressive(NumberwiseAutoregressive):
         ValueError: no maps, parts that are no autoregressive maps, or maps of tokens of different sizes, or to other
             noise, as those of angles are.
 
-    >>> from nflib.networks.transformer import CausalTransformer, transformer_layers
+    >>> from nflib.networks import CausalTransformer, transformer_layers
     >>> from nflib.transforms import TransformerAffineAutoregressive
     >>> networks = [CausalTransformer(2, 4, 32, transformer_layers(1, 32, head_dim=16)) for _ in range(3)]
     >>> average = AveragedAutoregressive([TransformerAffineAutoregressive(network) for network in networks])

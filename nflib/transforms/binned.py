@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.transforms._rational_quadratic import common_dtype, raw_parameters
-from nflib.transforms.normal import lower_tail
+from nflib.transforms.normal import lower_tail, normal_quantile
 from nflib.transforms.univariate import Univariate
 
 # Shared equally by all bins, so that the density is positive and the map invertible.
@@ -149,9 +149,7 @@ class BinnedNormal(_Binned):
         reach = 30.0 if probabilities.dtype == torch.float64 else 10.0
         body = distance.clamp(max=reach)
         near, far, log_slope = (self._invert if inverse else self._cumulate)(lower_tail(-body), probabilities)
-        lower = near < far
-        score = torch.special.ndtri(torch.where(lower, near, far))
-        result = torch.where(lower, -score, score)  # measured outwards, as `distance`
+        result = -normal_quantile(near, far)  # measured outwards, as `distance`
         log_slope = (-log_slope if inverse else log_slope) + 0.5 * (result - body) * (result + body)
         log_scale = (probabilities[0] * self.num_bins).log()
         tail, tail_log_slope = _scaled_tail(distance.clamp(min=reach), -log_scale if inverse else log_scale)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
 from nflib.events import check_event_shape
 from nflib.transforms._marginal_fit import MAX_SLOPE_RATIO, check_fit, fit_coordinate
 from nflib.transforms._rational_quadratic import spline
@@ -64,7 +65,7 @@ class UniformizeCircles(ClosedForm):
         Raises:
             ValueError: data that are no vectors, or that `GaussianizeMarginals.fit` would not take either.
         """
-        data = torch.as_tensor(data)
+        data = as_tensor(data)
         check_fit("UniformizeCircles.fit", data, uniform_fraction)
         if data.dim() != 2:
             raise ValueError(f"UniformizeCircles.fit: data has shape {tuple(data.shape)}; pass (N, D).")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nflib.dtypes import FullPrecisionBuffers
 from nflib.interfaces import Decoder, Inversion
+from nflib.transforms.domain import within_domain
 
 
 class ClosedForm(FullPrecisionBuffers, Transform):
@@ -82,7 +83,7 @@ def invert(
     own = getattr(transform, "invert", None)
     if own is not None:
         return Inversion.of(own(inputs, context, decoder))
-    return Inversion.of(transform.inverse(inputs, context))
+    return Inversion.of(within_domain(transform, inputs, context, inverse=True))
 
 
 def _applied(transform: Any, inputs: Tensor, context: Any, decoder: Decoder | None, *, density: bool) -> Inversion:
@@ -94,7 +95,7 @@ def _applied(transform: Any, inputs: Tensor, context: Any, decoder: Decoder | No
         return inversion
     if isinstance(transform, InverseTransform):
         return invert(transform._transform, inputs, context, decoder, density=density)
-    outputs, logabsdet = transform(inputs, context)
+    outputs, logabsdet = within_domain(transform, inputs, context)
     parts = list(transform.modules())
     exact = all(getattr(part, "exact_forward", True) and not isinstance(part, InverseTransform) for part in parts)
     return Inversion(outputs, logabsdet, 0.0 if exact else None)
@@ -104,10 +105,10 @@ def forward(transform: Any, inputs: Tensor, context: Any = None) -> tuple[Tensor
     """``transform(inputs, context)``, with log-determinants added out of place, as torch.func needs it.
 
     Raises:
-        ValueError: a part gave other than one log-determinant for each input.
+        ValueError: a part gave other than one log-determinant for each input, or an input is outside its domain.
     """
     if not isinstance(transform, CompositeTransform):
-        return transform(inputs, context)  # type: ignore[no-any-return]
+        return within_domain(transform, inputs, context)  # type: ignore[no-any-return]
     total = inputs.new_zeros(inputs.shape[0])
     for part in transform._transforms:
         inputs, logabsdet = forward(part, inputs, context)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
 from nflib.events import check_event_shape, flattened
 from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table
@@ -45,7 +46,7 @@ class Standardize(ClosedForm):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        mean, std = torch.broadcast_tensors(torch.as_tensor(mean), torch.as_tensor(std))
+        mean, std = torch.broadcast_tensors(as_tensor(mean), as_tensor(std))
         mean, std = mean.detach().to(torch.float32).clone(), std.detach().to(torch.float32).clone()
         bad = ~(std > 0) | ~torch.isfinite(std) | ~torch.isfinite(mean)
         if bad.any():
@@ -69,7 +70,7 @@ class Standardize(ClosedForm):
             ValueError: fewer than two data, a coordinate that is constant or not finite, or one whose scale or spread
                 float32 cannot hold.
         """
-        data = torch.as_tensor(data)
+        data = as_tensor(data)
         all_dims = range(1, data.dim())
         if event_dims is None:
             kept = set(all_dims)
@@ -182,7 +183,7 @@ class GaussianizeMarginals(ClosedForm):
             ValueError: too few or non-finite data, a constant coordinate, one whose scale or spread float32 cannot
                 hold, or data outside an interval.
         """
-        data = torch.as_tensor(data)
+        data = as_tensor(data)
         check_fit("GaussianizeMarginals.fit", data, uniform_fraction)
         transform = cls(data.shape[1:], num_bins)
         columns = as_float64(data).reshape(data.shape[0], -1).numpy().T

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nflib.dtypes import as_tensor
 from nflib.events import check_event_shape
 from nflib.inference import without_autocast
 from nflib.transforms._marginal_fit import LARGEST, SMALLEST
@@ -56,7 +57,7 @@ class Whiten(ClosedForm):
             ValueError: fewer than two data, or a coordinate that is constant, not finite, or of a scale beyond the
                 range of float32, in which L is kept.
         """
-        data = torch.as_tensor(data)
+        data = as_tensor(data)
         if data.dim() < 2 or data.shape[0] < 2:
             raise ValueError(f"Whiten.fit: data has shape {tuple(data.shape)}; pass (N, *event_shape) with N >= 2.")
         whiten = cls(data.shape[1:])

@@ -50,6 +50,13 @@ def assert_energies_are_openmms(molecule: Molecule) -> None:
     assert_matches(molecule.system, molecule.positions + 0.005 * noise, 1e-6)
 
 
+def assert_same_energies(one: Molecule, two: Molecule) -> None:
+    """Of the first one's structure."""
+    x = torch.from_numpy(one.positions)[None]
+    energies = [compile_system(molecule.system, torch.float64).energy(x) for molecule in (one, two)]
+    torch.testing.assert_close(*energies, rtol=1e-9, atol=1e-6)
+
+
 def random_positions(num_atoms: int, batch: int = 6, spread: float = 0.3, seed: int = 0) -> np.ndarray:
     return spread * np.random.default_rng(seed).standard_normal((batch, num_atoms, 3))
 

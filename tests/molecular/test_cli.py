@@ -296,6 +296,16 @@ def test_other_trajectories(model, tmp_path, suffix):
     np.testing.assert_allclose(read, positions, atol=1e-6)
 
 
+def test_no_trajectory_of_another_run_lies_beside_new_weights(model, tmp_path):
+    draw(model, tmp_path, 20)
+    for name in ("history.png", "samples.mine"):
+        (tmp_path / name).touch()
+    draw(model, tmp_path, 20, "--trajectory_format", "npz", "--seed", "1")
+    assert {path.name for path in tmp_path.glob("*s*.*[cz]")} >= {"samples.npz", "weights.npz"}
+    assert not any((tmp_path / name).exists() for name in ("samples.xtc", "history.png"))
+    assert (tmp_path / "samples.mine").exists()
+
+
 def test_a_model_knows_its_molecule(model, tmp_path):
     main(["sample", "--model", str(model), "--num_samples", "20", "--temperature", "330", "--output", str(tmp_path)])
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -19,6 +19,7 @@ from molecular.data.corpus import (
     simulate_corpus,
     split_by_sequence,
 )
+from molecular.data.corpus.folder import split_of
 from molecular.data.corpus.structure import read_structure
 from nflib.io import only_run
 
@@ -156,6 +157,27 @@ def test_a_growing_corpus_moves_no_sequence():
     assert [len(late[part]) for part in ("train", "validation", "test")] == [30, 4, 8]
 
 
+def test_a_split_moves_no_sequence_of_a_corpus_made_before(made, tmp_path):
+    """A test sequence that the file did not name went to training without a word."""
+    [held_out] = split_of(made)["test"]
+    path = tmp_path / "split.json"
+    path.write_text('{"validation": ["AA"]}')
+    names = ["GG", "GA", "AG", "AA"]
+    assert read_split(path, names, split_of(made)) == {
+        "train": [name for name in names[:3] if name != held_out],
+        "validation": ["AA"],
+        "test": [held_out],
+    }
+    with pytest.raises(ValueError, match=f"has {held_out} for test, and the split puts it into train; leave it where"):
+        simulate_corpus(names, made, split=read_split(path, names), **OPTIONS)
+    sequences = tmp_path / "sequences.txt"
+    sequences.write_text("AA\n")
+    options = ["--sequences", str(sequences), "--split", str(path), "--test_fraction", "0.2", "--picoseconds", "1"]
+    with pytest.raises(SystemExit, match="--test_fraction is of a corpus without --split; leave it out"):
+        main(["simulate", *options, "--output", str(tmp_path / "output")])
+    assert split_of(tmp_path / "output") == {}
+
+
 def test_split_mistakes(tmp_path):
     with pytest.raises(ValueError, match="sum to at most 1"):
         split_by_sequence(NAMES, 0.6, 0.6)
@@ -193,6 +215,16 @@ def test_sequence_files_with_mistakes(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_sequences(path)
+
+
+def test_files_of_an_editor_that_marks_utf_8(tmp_path):
+    sequences, split = tmp_path / "sequences.txt", tmp_path / "split.json"
+    sequences.write_text("AA\nAG\n", encoding="utf-8-sig")
+    split.write_text('{"test": ["AG"]}', encoding="utf-8-sig")
+    assert read_split(split, read_sequences(sequences)) == {"train": ["AA"], "validation": [], "test": ["AG"]}
+    sequences.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="txt is no text in UTF-8; give a text file with one sequence a line"):
+        read_sequences(sequences)
 
 
 def test_a_corpus_is_not_mixed_up_with_another(made, tmp_path):

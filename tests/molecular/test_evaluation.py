@@ -412,7 +412,7 @@ def test_table_prints_and_saves(tmp_path):
     for suffix in (".json", ".csv", ".md"):
         table.save(tmp_path / "new" / f"evaluation{suffix}")
     content = json.loads((tmp_path / "new/evaluation.json").read_text())
-    assert content["ensembles"]["proposal"]["metrics"]["energy_w1"] == {"value": "inf", "error": "nan"}
+    assert content["ensembles"]["proposal"]["metrics"]["energy_w1"] == {"value": None, "error": None}
     assert content["ensembles"]["SMC"]["metrics"]["energy_w1"] == {"value": 12.3456, "error": 1.23}
     with (tmp_path / "new/evaluation.csv").open() as file:
         rows = {(row["ensemble"], row["metric"]): row for row in csv.DictReader(file)}

@@ -14,7 +14,8 @@ from molecular.commands.improvement import RECORD
 from molecular.molecule.storage import load_molecule, save_molecule
 from molecular.sampling import sample
 from molecular.sampling.targets import energy_for
-from molecular.training.replay_buffer import SIZE, OwnSamples
+from molecular.training.beginnings import refuse_another_beginning
+from molecular.training.replay_buffer import SIZE, ReplayBuffer
 from nflib.flows import TARFlow
 from nflib.io import only_run
 from nflib.montecarlo import BoltzmannDensity, WeightedSamples, importance_sample
@@ -38,7 +39,7 @@ def shifted(x):
 
 
 def small_source(flow, size=400, **options):
-    source = OwnSamples(lambda student: student, shifted, size, **({"teacher_weight": 0.3, "labelled": True} | options))
+    source = ReplayBuffer(lambda student: student, shifted, size, **{"teacher_weight": 0.3, "labelled": True} | options)
     source.refresh(flow, 0, torch.Generator().manual_seed(0))
     return source
 
@@ -72,6 +73,17 @@ def test_parts_of_the_rows():
     assert torch.equal(later.sort(0).values, source.positions[1000:].sort(0).values)
     assert batch["is_data"].unique_consecutive().tolist() == pytest.approx([1.0, 0.3, 0.0])
     torch.testing.assert_close(batch["energy"], shifted(batch["inputs"]).double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_the_processes_of_torchrun_one_writes(tmp_path, monkeypatch, rank):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", rank)
+    torch.manual_seed(0)
+    flow = TARFlow(event_shape=(3,), channels=8, num_blocks=1, layers_per_block=1, head_dim=8).eval()
+    small_source(flow, size=20, best=tmp_path / "best")
+    refuse_another_beginning(tmp_path, "data", None, None, {"energy_weight": 0.1})
+    assert {path.name for path in tmp_path.iterdir()} == ({"best", "conformations.json"} if rank == "0" else set())
 
 
 def test_particles_are_part_of_the_target_and_move_on():
@@ -114,7 +126,7 @@ def test_one_heavy_sample_does_not_become_all_rows():
         def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
 
-    source = OwnSamples(
+    source = ReplayBuffer(
         lambda _: Uniform(),
         lambda x: torch.where(x == 3, -50.0, 0.0).flatten(),
         100,
@@ -148,7 +160,7 @@ def test_rejected_samples_are_rows_of_no_part_and_high_energies_no_labels():
         x = x.flatten()
         return torch.where(x < 10, torch.nan, torch.where(x < 20, 1000.0, 0.0))
 
-    source = OwnSamples(lambda _: Line(), energy, 100, teacher_weight=0.5, labelled=True)
+    source = ReplayBuffer(lambda _: Line(), energy, 100, teacher_weight=0.5, labelled=True)
     source.refresh(torch.nn.Identity(), 0, torch.Generator().manual_seed(0))
     batch = source.batch(torch.arange(300))
     assert batch["inputs"].min() >= 10
@@ -163,7 +175,7 @@ def test_first_draws_without_an_energy_are_refused(particles):
         def sample_and_log_prob(self, num_samples, *, generator=None):
             return torch.arange(num_samples).float().view(-1, 1, 1), torch.zeros(num_samples)
 
-    nothing = OwnSamples(
+    nothing = ReplayBuffer(
         lambda _: Line(),
         lambda x: x.flatten() * torch.nan,
         100,
@@ -209,6 +221,7 @@ def test_a_run_goes_on_where_it_was_stopped(flow, tmp_path, caplog):
     assert load_molecule(tmp_path / "whole" / "model").difference(Peptide("GG")) is None
     for options, words in (
         (["--temperature", "350"], "its temperature is 310 K, not 350 K; give another output"),
+        (["--teacher_weight", "0.4"], r"begun with other settings \(teacher_weight 0.3 then, 0.4 now\); go on with"),
         (["--samples_per_round", "30"], "begun with rounds of 60 rows, not 90; give the same samples_per_round"),
     ):
         with pytest.raises(SystemExit, match=words):

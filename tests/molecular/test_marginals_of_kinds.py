@@ -4,8 +4,8 @@ import torch
 
 from molecular import InternalProse
 from molecular.flows.marginals import MAX_DATA, MIN_MOLECULES, _closest, _Seen, _torsions
-from molecular.molecule.atom_types import KINDS, MIDDLE, ROOT, kind_number
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column, internal_context
+from molecular.molecule.kinds import KINDS, MIDDLE, ROOT, kind_number
 from tests.molecular.peptide_topologies import draw_positions, make_topology
 
 FRAMES = 400

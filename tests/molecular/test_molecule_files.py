@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import openmm
 import pytest
-import torch
 from openmm import app, unit
 
 from molecular import Molecule, Peptide
@@ -17,7 +16,7 @@ from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
 from molecular.molecule.storage import load_molecule, refuse_other_content, save_molecule
 from tests.molecular.gromacs_files import write_gromacs
-from tests.molecular.openmm_energies import assert_energies_are_openmms
+from tests.molecular.openmm_energies import assert_energies_are_openmms, assert_same_energies
 from tests.molecular.small_molecules import SMILES, VACUUM, build, write
 
 
@@ -35,6 +34,16 @@ def test_small_molecule_from_pdb_and_system(name, connect, tmp_path):
     assert_energies_are_openmms(molecule)
 
 
+@pytest.mark.parametrize("name", SMILES)
+def test_bonds_that_neither_file_nor_system_names_are_told_by_distances(name, tmp_path):
+    structure, path = write(name, tmp_path)
+    system = openmm.XmlSerializer.deserialize(path.read_text())
+    named = read_molecule(structure, system=path).topology
+    system.removeForce(0)  # of bonds
+    path.write_text(openmm.XmlSerializer.serialize(system))
+    assert read_molecule(structure, system=path).topology == named
+
+
 @pytest.mark.parametrize("sequence", ["Ace-A-Nme", "AL"])
 def test_peptide_from_its_own_pdb(sequence, tmp_path):
     """With the default force field it is the same molecule, whichever way it came in."""
@@ -43,9 +52,7 @@ def test_peptide_from_its_own_pdb(sequence, tmp_path):
     molecule = read_molecule(tmp_path / "x.pdb")
     assert peptide.topology.difference(molecule.topology) is None
     assert molecule.topology.sequence == sequence and molecule.temperature == peptide.temperature
-    x = torch.from_numpy(peptide.positions)[None]
-    energies = [compile_system(part.system, torch.float64).energy(x) for part in (peptide, molecule)]
-    torch.testing.assert_close(*energies, rtol=1e-9, atol=1e-6)
+    assert_same_energies(peptide, molecule)
     text = tmp_path / "x.cif"
     with text.open("w") as file:
         app.PDBxFile.writeFile(peptide.topology.to_openmm(), peptide.positions * unit.nanometer, file)

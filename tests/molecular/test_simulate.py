@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molecular.data.ensembles import Ensemble, load_ensemble, split_by_replica_group
+from molecular.data.ensembles import Ensemble, load_ensemble, save_reference, split_by_replica_group
 from molecular.dynamics import (
     Frames,
     FrameWriter,
@@ -594,6 +594,18 @@ def test_simulate_refuses_what_it_cannot_do(tmp_path):
     assert len(simulate_beads(tmp_path / "a", seed=1, picoseconds=0.8).frames or []) == 2 * 60
 
 
+def test_a_simulation_without_settings_goes_on_under_its_own_molecule_alone(tmp_path):
+    class Other(Bead):
+        def difference(self, other: Molecule, masses: bool = False) -> str | None:
+            return "its bonds are others"
+
+    simulate_beads(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds a simulation of another molecule: its bonds are others; use another"):
+        simulate_beads(tmp_path, Other(), picoseconds=0.8)
+    assert len(simulate_beads(tmp_path, picoseconds=0.8).frames or []) == 2 * 60
+
+
 def test_simulate_leaves_frames_of_another_temperature_alone(tmp_path):
     simulate_beads(tmp_path)
     (tmp_path / "checkpoint.npz").unlink()  # as a folder of imported frames
@@ -616,6 +628,19 @@ def write(folder: Path, **changes) -> None:
     writer = FrameWriter(folder)
     writer.add(replace(frames, **changes))
     writer.flush()
+
+
+def test_a_reference_is_evenly_spaced_frames_of_the_lowest_temperature(tmp_path):
+    places = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
+    write(tmp_path, positions=places)
+    save_reference(tmp_path, 2, tmp_path / "new" / "reference.npz")
+    with np.load(tmp_path / "new" / "reference.npz") as arrays:
+        np.testing.assert_array_equal(arrays["positions"], places[[0, 4]])
+        assert arrays["positions"].dtype == np.float32
+    save_reference(tmp_path, 2, tmp_path / "later.npz", start_ps=1.0)
+    np.testing.assert_array_equal(np.load(tmp_path / "later.npz")["positions"], places[[2, 4]])
+    with pytest.raises(ValueError, match="has 3 frames, so a reference cannot have 4 of them"):
+        save_reference(tmp_path, 4, tmp_path / "more.npz")
 
 
 def test_reader_names_the_mistake(tmp_path):

@@ -28,6 +28,7 @@ from nflib.montecarlo import (
     resample,
     score_scales,
 )
+from nflib.montecarlo.run import Run
 from tests.molecular.tiny_flow import make_molecule_flow
 from tests.molecular.tiny_runs import FILES_OF_SAMPLES
 
@@ -274,7 +275,7 @@ def test_automatic_choice(draws, sampler, number, tmp_path, caplog):
 
 def test_a_stopped_automatic_run_goes_on_and_other_settings_are_refused_before_the_draws(tmp_path, monkeypatch):
     """They were refused after the draws, which may take hours."""
-    module, command = import_module("nflib.montecarlo.sequential"), import_module("molecular.commands.sampling")
+    command = import_module("molecular.commands.sampling")
     common = ["sample", "--peptide", SEQUENCE, "--sampler", "auto", "--num_samples", "30", "--num_draws", "60"]
     common += ["--conditional_ess", "0.5"]
     main([*common, "--output", str(tmp_path / "whole")])
@@ -284,7 +285,7 @@ def test_a_stopped_automatic_run_goes_on_and_other_settings_are_refused_before_t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(module._Run, "advance", stopped)
+        patch.setattr(Run, "advance", stopped)
         main([*common, "--output", str(output)])
     with (
         monkeypatch.context() as patch,
@@ -311,10 +312,9 @@ def test_smc_from_draws_that_are_there(peptide, flow):
 
 def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
     """Stopped between two temperatures, and called again: the same samples, and the checkpoint goes."""
-    module = import_module("nflib.montecarlo.sequential")
     common = ["sample", "--peptide", SEQUENCE, "--num_samples", "60", "--sampler", "smc", "--conditional_ess", "0.95"]
     main([*common, "--output", str(tmp_path / "whole")])
-    advance, calls = module._Run.advance, []
+    advance, calls = Run.advance, []
 
     def interrupted(run, state):
         if len(calls) == 1:
@@ -323,12 +323,12 @@ def test_stopped_run_goes_on(peptide, tmp_path, monkeypatch):
         return advance(run, state)
 
     output = tmp_path / "stopped"
-    monkeypatch.setattr(module._Run, "advance", interrupted)
+    monkeypatch.setattr(Run, "advance", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main([*common, "--output", str(output)])
     assert stopped.value.code == 130
     assert [path.name for path in output.iterdir()] == [CHECKPOINT]
-    monkeypatch.setattr(module._Run, "advance", advance)
+    monkeypatch.setattr(Run, "advance", advance)
     with pytest.raises(SystemExit, match="error: .*other settings"):
         main([*common, "--output", str(output), "--seed", "1"])
     main([*common, "--output", str(output)])

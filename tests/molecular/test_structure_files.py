@@ -7,16 +7,14 @@ import sys
 import numpy as np
 import openmm
 import pytest
-import torch
 from openmm import app, unit
 
 from molecular import Molecule, Peptide
-from molecular.energy import compile_system
 from molecular.molecule.files import read_molecule
 from molecular.molecule.peptide import add_hydrogens, minimise
 from molecular.molecule.structure_checks import named_by_hand, odd_bond, unnamed_bond, with_right_hands
 from molecular.molecule.topology import Residue, Topology
-from tests.molecular.openmm_energies import assert_energies_are_openmms
+from tests.molecular.openmm_energies import assert_energies_are_openmms, assert_same_energies
 from tests.molecular.small_molecules import VACUUM, build, write
 
 
@@ -48,9 +46,7 @@ def test_a_peptide_comes_back_from_its_pdb(sequence, tmp_path):
     assert molecule.topology.sequence == sequence
     assert molecule.topology.elements == peptide.topology.elements and molecule.topology.bonds == peptide.topology.bonds
     # The same force field, cutoff and temperature as those of the peptide.
-    x = torch.from_numpy(peptide.positions)[None]
-    energies = [compile_system(part.system, torch.float64).energy(x) for part in (peptide, molecule)]
-    torch.testing.assert_close(*energies, rtol=1e-9, atol=1e-6)
+    assert_same_energies(peptide, molecule)
     assert molecule.temperature == peptide.temperature
     assert_energies_are_openmms(molecule)
 

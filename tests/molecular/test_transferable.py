@@ -10,8 +10,8 @@ from molecular.coordinates.internal import InternalCoordinates
 from molecular.coordinates.local_frames import LocalFrames
 from molecular.coordinates.spherical import Spherical
 from molecular.flows.conditioning import SiteEmbedding
-from molecular.molecule.atom_types import KINDS, ROOT
 from molecular.molecule.internal_context import ORDERINGS, ROWS_BEFORE_TOKENS, Column, internal_context
+from molecular.molecule.kinds import KINDS, ROOT
 from molecular.sampling import load_flow, sample
 from tests.molecular.peptide_topologies import LETTERS, atoms_of, draw_positions, make_topology, padded
 from tests.molecular.three_peptides import (

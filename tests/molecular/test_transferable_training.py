@@ -70,18 +70,24 @@ def train(corpus, output, *options):
     main(["train", "--data", str(corpus), "--output", str(output), *architecture, *LOOP, *options])
 
 
+def resumed(kind, corpus, folder, steps, *options):
+    """The flow of a run whose last checkpoint was lost on the way, asserted to be that of a run in one go."""
+    options += ("--training.max_steps", str(steps), "--training.warmup_steps", "1")
+    train(corpus, folder / "whole", *options)
+    stopped = folder / "stopped"
+    train(corpus, stopped, *options)
+    shutil.rmtree(stopped / "checkpoints" / f"step-{steps:09d}")
+    train(corpus, stopped, *options)
+    whole, flow = (kind.from_pretrained(path / "model") for path in (folder / "whole", stopped))
+    torch.testing.assert_close(flow.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    return flow
+
+
 @pytest.mark.parametrize(("coordinates", "kind"), [("internal", InternalProse), ("cartesian", Prose)])
 def test_training_goes_on_where_it_was_stopped(corpus, tmp_path, coordinates, kind):
     options = ("--coordinates", coordinates, "--training.validation_interval", "2")
-    train(corpus, tmp_path / "whole", *options, "--training.max_steps", "4", "--training.warmup_steps", "1")
-    stopped = tmp_path / "stopped"
-    train(corpus, stopped, *options, "--training.max_steps", "4", "--training.warmup_steps", "1")
-    shutil.rmtree(stopped / "checkpoints" / "step-000000004")
-    train(corpus, stopped, *options, "--training.max_steps", "4", "--training.warmup_steps", "1")
-    models = [kind.from_pretrained(folder / "model") for folder in (tmp_path / "whole", stopped)]
-    for name, value in models[0].state_dict().items():
-        torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
-    samples, log_prob = models[0].given(Peptide("GA")).sample_and_log_prob(3, seed=0)
+    flow = resumed(kind, corpus, tmp_path, 4, *options)
+    samples, log_prob = flow.given(Peptide("GA")).sample_and_log_prob(3, seed=0)
     assert samples.shape[1:] == (20, 3)
     assert log_prob.isfinite().all()
 
@@ -135,6 +141,8 @@ def test_a_run_of_one_molecule_does_not_go_on_with_other_frames_or_from_another_
     train(data, tmp_path / "run", *initial, "--training.max_steps", "2")
     with pytest.raises(SystemExit, match="begun from another flow than this one"):
         train(data, tmp_path / "run", *others, "--training.max_steps", "3")
+    with pytest.raises(SystemExit, match=r"begun with other settings \(energy_weight 0.0 then, 0.1 now\)"):
+        train(data, tmp_path / "run", *initial, "--training.max_steps", "3", "--energy_weight", "0.1")
     again = shutil.copytree(data, tmp_path / "again")
     arrays = dict(np.load(again / "frames-000000.npz"))
     arrays["positions"] = arrays["positions"][::-1]
@@ -361,15 +369,7 @@ def test_the_log_variance_is_of_each_molecule_on_its_own(corpus):
 
 def test_training_with_energies_goes_on_where_it_was_stopped(corpus, tmp_path):
     options = ("--energy_weight", "0.1", "--training.batch_size", "16", "--training.refresh_interval", "2")
-    options += ("--training.max_steps", "5", "--training.warmup_steps", "1", "--training.checkpoint_interval", "3")
-    train(corpus, tmp_path / "whole", *options)
-    stopped = tmp_path / "stopped"
-    train(corpus, stopped, *options)
-    shutil.rmtree(stopped / "checkpoints" / "step-000000005")
-    train(corpus, stopped, *options)
-    models = [InternalProse.from_pretrained(folder / "model") for folder in (tmp_path / "whole", stopped)]
-    for name, value in models[0].state_dict().items():
-        torch.testing.assert_close(models[1].state_dict()[name], value, rtol=0, atol=0)
+    resumed(InternalProse, corpus, tmp_path, 5, *options, "--training.checkpoint_interval", "3")
 
 
 def damaged(corpus, tmp_path, sequence="AG"):

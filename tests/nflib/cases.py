@@ -32,8 +32,8 @@ from nflib.networks import (
     SoftClip,
     grid_coordinates,
 )
+from nflib.networks.layers import transformer_layers
 from nflib.networks.norms import LayerNorm
-from nflib.networks.transformer import transformer_layers
 from nflib.transforms import (
     AutoregressiveTokenMap,
     ByParts,

@@ -10,7 +10,7 @@ import torch
 from nflib.decoding import Auto, Jacobi
 from nflib.distributions import StandardNormal
 from nflib.flows import Flow, autoregressive_blocks
-from nflib.networks.transformer import CausalTransformer, transformer_layers
+from nflib.networks import CausalTransformer, transformer_layers
 from nflib.transforms import Autoregressive, AveragedAutoregressive
 from nflib.transforms.conditionals import autoregressive_map
 from nflib.transforms.normal import quantile_of_mean

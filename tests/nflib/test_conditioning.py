@@ -9,9 +9,9 @@ from torch import nn
 from nflib.networks import CausalTransformer, SinusoidalPositions
 from nflib.networks.adaptive import AdaptiveTransformerLayer, ConditionalGate, SwiGLU
 from nflib.networks.conditioning import Lookahead, SinusoidalEmbedding, distinct_rows
+from nflib.networks.layers import transformer_layers
 from nflib.networks.norms import LayerNorm
 from nflib.networks.step import Step
-from nflib.networks.transformer import transformer_layers
 from tests.perturb import perturb
 
 

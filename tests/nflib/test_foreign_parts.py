@@ -1,6 +1,7 @@
 """Parts of others in a flow: torch's bases of bounded support, maps of one's own, and torch's tracers."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from torch import nn
 from torch.distributions import Independent, Uniform
 
 from nflib import Flow
+from nflib.continuous import FlowMap, InterpolantFlow, MLPFlowMap, MLPVelocity, RefinedSteps, RefinerMatching
+from nflib.continuous.objectives.twin_flow import twin_velocity
 from nflib.distributions import StandardNormal
 from nflib.flows import TARFlow, autoregressive_blocks
 from nflib.montecarlo import BoltzmannDensity, smc
@@ -202,7 +205,20 @@ def test_an_exported_flow_takes_batches_of_any_size():
 def test_an_embedding_net_without_a_context():
     blocks = autoregressive_blocks((3, 2), **SMALL, context_shape=(4,))
     flow = Flow(CompositeTransform([VectorPatches((6,), 2), *blocks]), StandardNormal((3, 2)), nn.Linear(5, 4))
-    for call in (lambda: flow.log_prob(torch.randn(2, 6)), lambda: flow.sample(2), flow.given):
+    x, t = torch.randn(2, 6), torch.rand(2)
+    of_noise = (flow.sample, flow.sample_and_log_prob, flow.rsample, flow.rsample_and_log_prob, flow.noise_and_log_prob)
+    calls = [flow.given, lambda: flow.decode(torch.randn(2, 3, 2)), *(partial(method, 2) for method in of_noise)]
+    calls += [partial(method, x) for method in (flow, flow.log_prob, flow.score, flow.bits_per_dim, flow.encode)]
+
+    net, velocity = nn.Linear(5, 4), MLPVelocity(6, channels=8, context_size=4)
+    ode = InterpolantFlow(velocity, velocity, (6,), embedding_net=net)
+    flow_map = FlowMap(MLPFlowMap(6, channels=8, context_size=4), (6,), embedding_net=net)
+    calls += [partial(method, x, t) for method in (ode.velocity, ode.path_score, flow_map.velocity)]
+    calls += [partial(method, x, 0.0, t) for method in (flow_map.average_velocity, flow_map.jump)]
+    calls += [partial(twin_velocity, flow_map, x, t)]
+    refined = FlowMap(RefinedSteps(velocity, velocity), (6,), embedding_net=net)
+    calls += [lambda: RefinerMatching()(refined, {"inputs": x}, torch.Generator())]
+    for call in calls:
         with pytest.raises(ValueError, match="embedding net of this flow, a Linear, needs a context"):
             call()
     with pytest.raises(TypeError):  # a mistake of the net's own

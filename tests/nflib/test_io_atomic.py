@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_no_file_moves_before_all_are_written(tmp_path):
         (temporary / "a").write_text("new")
         (temporary / "b").write_text("x" * 100_000)
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "good"
+
+
+def test_what_another_run_wrote_is_replaced_once_all_is_there(tmp_path):
+    for name in ("map-1.csv", "map-2.csv", "other.csv"):
+        (tmp_path / name).write_text("old")
+    with suppress(ZeroDivisionError), complete_folder(tmp_path, replaces=["map-*.csv"]):
+        raise ZeroDivisionError
+    assert len(list(tmp_path.iterdir())) == 3
+    with complete_folder(tmp_path, replaces=["map-*.csv"]) as folder:
+        (folder / "map-1.csv").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"map-1.csv": "new", "other.csv": "old"}
 
 
 def test_a_folder_of_other_content_is_not_replaced(tmp_path):

@@ -25,7 +25,7 @@ from nflib.distributions import StandardNormal
 from nflib.flows.flow import GuidedFlow
 from nflib.io import keep_arguments, read_config
 from nflib.io.arguments import call_with, kept_arguments
-from nflib.io.descriptions import RENAMED, CannotDescribe, describe, find_class, rebuild
+from nflib.io.descriptions import RENAMED, CannotDescribe, changes, describe, description_of, find_class, rebuild
 from nflib.io.pretrained import CONFIG_NAME, WEIGHTS_NAME
 from nflib.transforms import LinearGuidance, Permute, ProductGuidance, Reverse, VectorPatches
 from tests.nflib.cases import (
@@ -400,6 +400,24 @@ def test_an_argument_may_have_a_name_that_objects_are_told_by(name):
     description, tensors = describe({"tensor": functools.partial(nn.Linear, **{name: 3})})
     made = rebuild(AnyNames, json.loads(json.dumps(description)), tensors).arguments[1]
     assert made.func is nn.Linear and made.keywords == {name: 3}
+
+
+def test_where_two_descriptions_differ():
+    def differences(before: object, now: object) -> list:
+        return list(changes(description_of(before), description_of(now)))
+
+    flow = functools.partial(ODEFlow, MLPVelocity(2, channels=8), (2,))
+    assert differences(flow(path=LinearPath(0.1)), flow(path=LinearPath(0.1 + 1e-9))) == []
+    assert differences(flow(path=LinearPath(0.1)), flow(path=LinearPath(0.2))) == [("sigma_min", 0.1, 0.2)]
+    linear = functools.partial(functools.partial, nn.Linear)
+    assert differences(linear(reference=3), linear(reference=4)) == [("reference", 3, 4)]
+    assert differences(linear(tensor=torch.ones(1)), linear(tensor=torch.zeros(1))) == []
+    assert differences(linear(bias=nn.ReLU()), linear(bias=None)) == [("bias", "torch.nn:ReLU", None)]
+    assert differences(linear(shape=4, depth=2), linear(shape=(4,), depth=[2, 2])) == []
+    assert differences(linear(depth=2), linear(depth=[2, 3])) == [("depth", 2, [2, 3])]
+    [(_, before, now)] = differences(nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh()))
+    assert (before, now) == ("torch.nn:ReLU", "torch.nn:Tanh")
+    assert description_of(AnyNames()) is None and description_of(linear(bias=lambda x: x)) is None
 
 
 def test_a_former_name_leads_to_the_class_of_today() -> None:

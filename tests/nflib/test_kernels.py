@@ -182,6 +182,9 @@ def test_mistakes_are_named():
     drawn = path.draw(5, torch.Generator())
     with pytest.raises(ValueError, match="target's log_prob carries no gradient"):
         MALA().init(drawn, path)
+    by_numpy = BoltzmannDensity(lambda x: torch.from_numpy(x.numpy() ** 2).sum(-1))
+    with pytest.raises(ValueError, match="target's log_prob carries no gradient in x; pass a density .* no numpy"):
+        GeometricPath(Normal(DIM), by_numpy).draw(5, torch.Generator(), gradient=True)
     with pytest.raises(ValueError, match="no gradients here"):
         drawn.gradient(0.5)
     with pytest.raises(ValueError, match="one number a sample"):

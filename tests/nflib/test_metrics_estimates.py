@@ -96,6 +96,7 @@ def test_numbers_of_resamples_and_groups():
 
 
 def test_an_error_is_written_to_two_digits():
+    assert Estimate(0.5, math.inf).summary() == {"value": 0.5, "error": None}
     assert str(Estimate(0.5, math.inf)) == "0.5 ± ?" and str(Estimate(math.inf, math.inf)) == "inf"
     assert str(Estimate(0.5)) == "0.5" and str(Estimate(0.12345, 0.0056)) == "0.1235 ± 0.0056"
     assert str(Estimate(12345.6, 23.4)) == "12346 ± 23" and str(Estimate(12345.0, 234.0)) == "1.23e+04 ± 2.3e+02"

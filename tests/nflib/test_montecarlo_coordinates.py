@@ -9,12 +9,15 @@ import torch
 from nflows.transforms import AffineTransform, CompositeTransform, InverseTransform, Logit, Sigmoid, Tanh, Transform
 from torch import Tensor
 
+from nflib.distributions import StandardNormal
+from nflib.flows import Flow
 from nflib.montecarlo import (
     HMC,
     MALA,
     BoltzmannDensity,
     FixedStepSizes,
     IndependentMetropolis,
+    Mixture,
     TransformedProposal,
     TransformedTarget,
     WeightedSamples,
@@ -23,6 +26,10 @@ from nflib.montecarlo import (
     smc,
     transform_back,
 )
+from nflib.montecarlo.densities import log_densities
+from nflib.training import ReverseKL
+from nflib.transforms import GaussianizeMarginals
+from nflib.transforms.domain import rows_inside
 from tests.nflib.smc_cases import Normal
 
 DIM = 3
@@ -152,6 +159,66 @@ def test_coordinates_of_bounded_range(transform):
     assert transform_back(samples, transform).x.isfinite().all()
 
 
+BOUNDED = {
+    "nflows": Logit,
+    "ours": lambda: GaussianizeMarginals.fit(torch.rand(100, 2), intervals={0: (0, 1), 1: (0, 1)}),
+    "inverse": lambda: InverseTransform(Sigmoid()),
+    "within": lambda: CompositeTransform([AffineTransform(0.0, 1.0), Logit()]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_flows_of_bounded_data(name):
+    """Monte Carlo takes their density as zero outside; of a flow itself that is a mistake, which it tells."""
+    torch.manual_seed(0)
+    flow = Flow(BOUNDED[name](), StandardNormal((2,)))
+    x = torch.tensor([[0.2, 0.5], [1.2, 0.5], [0.7, 0.1], [-0.1, 2.0]])
+    inside, expected = torch.tensor([True, False, True, False]), flow.log_prob(x[[0, 2]])
+    told = {
+        "ours": r"Marginals: coordinate \(0,\) of sample 1 is 1.2",
+        "inverse": "outside the domain of the inverse of Sig",
+    }
+    with pytest.raises(
+        ValueError, match=told.get(name, r"sample 1 of the batch, of values 0.5 to 1.2, is .* Logit; drop")
+    ):
+        flow.log_prob(x)
+    for density in (flow, flow.given()):
+        points = x.clone().requires_grad_()
+        found = log_densities(density.log_prob, points)
+        torch.testing.assert_close(found[inside], expected)
+        assert (found[~inside] == -torch.inf).all()
+        (gradient,) = torch.autograd.grad(found.sum(), points)
+        assert (gradient[~inside] == 0).all() and gradient[0, 0] != 0
+        nowhere = log_densities(density.log_prob, points[~inside])
+        assert (nowhere == -torch.inf).all() and nowhere.requires_grad
+    wide = torch.distributions.MultivariateNormal(torch.full((2,), 0.5), 0.2 * torch.eye(2))
+    mixed = Mixture([flow, wide]).log_prob(x)
+    torch.testing.assert_close(mixed[~inside], wide.log_prob(x[~inside]) - math.log(2))
+    samples = importance_sample(wide, flow, 4000, seed=0)  # the flow as the target, of normaliser 1
+    assert samples.num_rejected > 500
+    assert abs(samples.log_normalizer) < 3 * samples.log_normalizer_standard_error < 0.2
+    target = BoltzmannDensity(lambda x: 50 * (x - 0.5).square().sum(-1))  # nearly all of it in the square
+    for kernel in (HMC(), IndependentMetropolis()):
+        samples = smc(flow, target, 300, kernel=kernel, seed=0)
+        assert ((samples.x > 0) & (samples.x < 1)).all()
+        assert (
+            abs(samples.log_normalizer - math.log(2 * math.pi / 100)) < 4 * samples.log_normalizer_standard_error < 0.6
+        )
+    assert torch.isfinite(
+        ReverseKL(flow)(Flow(AffineTransform(0.0, 3.0), StandardNormal((2,))), {}, torch.Generator())[0]
+    )
+
+
+def test_rows_inside_are_found_whatever_is_told_of_them():
+    """An error tells of the batch that a part saw: in another order, of another length, or before another part."""
+    x = torch.tensor([0.5, -1.0, 0.6, 0.9, 7.0, 0.2])[:, None]
+    unit = Flow(Logit(), StandardNormal((1,))).log_prob
+    for function in (unit, lambda x: unit(x.flip(0)), lambda x: unit(torch.cat([x, x]))):
+        assert rows_inside(function, x).tolist() == [True, False, True, True, False, True]
+    twice = Flow(CompositeTransform([Logit(), Tanh(), AffineTransform(0.2, 1.0), Logit()]), StandardNormal((1,)))
+    assert rows_inside(twice.log_prob, x).tolist() == [True, False, True, False, False, False]
+
+
 def test_draws_outside_the_domain_of_the_coordinates_are_rejected():
     """log(x / (1 - x)) of draws from N(0, 1): the normaliser is that of the target between 0 and 1."""
     target = TransformedTarget(BoltzmannDensity(lambda x: 0.5 * x[:, 0].square()), Logit())
@@ -176,6 +243,14 @@ def test_transformed_proposal_has_the_density_of_its_draws():
     torch.testing.assert_close(proposal.log_prob(y), log_prob)
     x, logabsdet = affine().inverse(y)
     torch.testing.assert_close(log_prob, Normal(DIM, 0.5).log_prob(x) + logabsdet)
+
+
+@pytest.mark.parametrize(("transformed", "name"), [(TransformedTarget, "target"), (TransformedProposal, "proposal")])
+def test_a_column_of_log_densities_is_refused_in_other_coordinates(transformed, name):
+    density = Normal(DIM)
+    density.log_prob = lambda x: x.sum(dim=-1, keepdim=True)
+    with pytest.raises(ValueError, match=f"the {name}'s log_prob returned log-densities of shape"):
+        transformed(density, affine()).log_prob(torch.zeros(4, DIM).double())
 
 
 def test_score_scales_of_a_normal_density_are_its_widths():

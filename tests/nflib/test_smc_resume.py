@@ -139,6 +139,13 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         smc(Normal(2), BoltzmannDensity(lambda x: energy(x) + 1), 30, seed=0, checkpoint=path)
     with pytest.raises(ValueError, match="another proposal"):
         smc(Normal(2, 1.5), target, 30, seed=0, checkpoint=path)
+    with pytest.raises(ValueError, match="another target"):
+        smc(Normal(2), BoltzmannDensity(lambda x: 1.03 * energy(x)), 30, seed=0, checkpoint=path)
+    smc(Normal(2), target, 30, seed=0, checkpoint=path, labels={"temperature": 300})  # of an earlier version
+    path.unlink()
+    smc(Normal(2), target, 30, seed=0, checkpoint=path, labels={"temperature": 300})
+    with pytest.raises(ValueError, match="temperature 300 then, 301 now"):
+        smc(Normal(2), target, 30, seed=0, checkpoint=path, labels={"temperature": 301})
     path.write_text("nothing")
     with pytest.raises(ValueError, match="no checkpoint of smc"):
         smc(Normal(2), target, 30, seed=0, checkpoint=path)

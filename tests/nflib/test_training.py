@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from nflows.transforms import PointwiseAffineTransform
 from safetensors.torch import load_file
 from torch import nn
 
+from nflib.flows import TARFlow
 from nflib.networks import ClassEmbedding, LearnedPositions
 from nflib.training import (
     ExponentialMovingAverage,
@@ -35,6 +37,20 @@ from tests.nflib import train_tiny_flow as tiny
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
 
 # --- fitting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objective", "got"),
+    [
+        (lambda flow, batch, _: flow.log_prob(batch["inputs"]).mean(), r"a tensor of shape \(\)"),
+        (lambda flow, batch, _: (flow.log_prob(batch["inputs"]), {}), r"\(a tensor of shape \(10,\), dict\)"),
+        (lambda flow, batch, _: (0.5, {}), r"\(float, dict\)"),
+        (lambda flow, batch, _: None, "NoneType"),
+    ],
+)
+def test_what_an_objective_must_return_is_told(tmp_path: Path, objective: object, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"the objective must return \(loss, scalars\), .*; got {got}\.$"):
+        fit(Gaussian(), normal(20, 2), config=configuration(batch_size=10), objective=objective, output=tmp_path)  # type: ignore[arg-type]
 
 
 def test_fit_finds_the_maximum_likelihood_estimate(tmp_path: Path) -> None:
@@ -331,6 +347,18 @@ def test_resume_refuses_what_does_not_fit(
         fit(tiny.tiny_flow(hidden=model), normal(rows, 3), config=config, output=tmp_path)
 
 
+def test_resume_refuses_another_architecture_of_the_same_tensors(tmp_path: Path) -> None:
+    def flow(head_dim: int) -> TARFlow:
+        return TARFlow(4, channels=16, num_blocks=1, layers_per_block=1, head_dim=head_dim)
+
+    fit(flow(8), normal(32, 4), config=configuration(max_steps=1), output=tmp_path)
+    with pytest.raises(ValueError, match="made with head_dim=8, not 16; resume with the same"):
+        fit(flow(16), normal(32, 4), config=configuration(max_steps=2), output=tmp_path)
+    path = tmp_path / "checkpoints" / "step-000000001" / checkpoints.TRAINING
+    torch.save({name: part for name, part in torch.load(path).items() if name != "flow"}, path)
+    fit(flow(16), normal(32, 4), config=configuration(max_steps=2), output=tmp_path)  # earlier versions did not tell
+
+
 def test_moments_are_not_taken_by_other_weights(tmp_path: Path) -> None:
     """States go by a weight's number among all groups: one that now decays no more would have another's moments."""
     fit(tiny.tiny_flow(), normal(50, 3), config=configuration(), output=tmp_path)
@@ -391,6 +419,22 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
             two = logged(tmp_path / "two" / objective, column)
             assert len(one) == (2 if column == "validation_loss" else 6)
             assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ([0, 20], r"process 1 sees no checkpoint in \S+, process 0 step 1; give a folder that all processes share\."),
+        ([1, 19], r"process 1 has 19 rows of training data, process 0 20; give all processes the same data\."),
+    ],
+)
+def test_processes_that_begin_unlike_are_refused(tmp_path: Path, other: list[int], message: str) -> None:
+    fit(Gaussian(), normal(20, 2), config=configuration(max_steps=1), output=tmp_path)
+    run = _Run(Gaussian(), normal(20, 2), None, configuration(), maximum_likelihood, tmp_path, None, ())
+    run.log.close()
+    run.fabric = SimpleNamespace(world_size=2, all_reduce=lambda seen, reduce_op: seen + torch.tensor([[0, 0], other]))
+    with pytest.raises(ValueError, match=message):
+        run._check_alike(tmp_path)
 
 
 def test_processes_draw_numbers_of_their_own(tmp_path: Path) -> None:

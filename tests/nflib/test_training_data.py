@@ -16,11 +16,29 @@ from torch import nn
 from nflib.contexts import map_context
 from nflib.continuous import pairs_of
 from nflib.flows import TARFlow
+from nflib.metrics import sliced_wasserstein
 from nflib.training import LogVariance, fit, maximum_likelihood
 from nflib.training.data import Preparation, TensorSource, as_source
+from nflib.transforms import Standardize
 from tests.nflib.training_cases import Gaussian, Record, configuration, generator, logged, normal
 
 LONG = {"batch_size": 64, "max_steps": 400, "learning_rate": 5e-2, "ema_decay": 0.9, "log_interval": 100}
+
+
+class Table:
+    """Like an array by `__array__` alone, as a table of pandas is: its `[...]` are columns, by their names."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __array__(self, *arguments: Any, **keywords: Any) -> np.ndarray:
+        return np.asarray(self.array, *arguments, **keywords)
+
+    def __getitem__(self, column: str) -> None:
+        raise KeyError(column)
+
+    def __len__(self) -> int:
+        return len(self.array)
 
 
 class Items(torch.utils.data.Dataset):
@@ -243,6 +261,22 @@ def test_float64_data_of_a_float32_flow_are_refused(tmp_path: Path) -> None:
         fit(Gaussian(), (VALUES.float(), VALUES.double()), config=configuration(), output=tmp_path / "c")
 
 
+def test_tables_that_make_an_array_are_taken_as_it() -> None:
+    array = VALUES.float().numpy()
+    table, mirrored = Table(array[:, ::-1]), VALUES.float().flip(1)
+    flow = TARFlow(event_shape=(2,), channels=16, num_blocks=1, layers_per_block=1, head_dim=16)
+    assert torch.equal(flow.log_prob(table), flow.log_prob(mirrored))
+    assert torch.equal(flow.given().log_prob(table), flow.log_prob(mirrored))
+    assert torch.equal(Standardize.fit(table).mean, Standardize.fit(mirrored).mean)
+    distances = [sliced_wasserstein(x, y, seed=0).squared for x, y in ((table, Table(array)), (mirrored, array))]
+    assert distances[0] == distances[1]
+    advice = 'by .to(torch.float32) (of an array .astype("float32")) or flow.double()'
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        flow.log_prob(Table(array.astype(float)))
+    with pytest.raises(ValueError, match="inputs are an array of object; give numbers"):
+        flow.log_prob(Table(np.array([["a", 1.0]], dtype=object)))
+
+
 def test_half_precision_flows_get_float32_data() -> None:
     prepare = Preparation(as_source(VALUES), Gaussian().bfloat16(), maximum_likelihood)
     assert prepare(prepare.source.batch(torch.arange(3)), torch.arange(3))["inputs"].dtype == torch.float32
@@ -258,7 +292,8 @@ def test_integers_in_a_context_stay_labels() -> None:
 def test_arrays_count_as_tensors(tmp_path: Path, dtype: str) -> None:
     array = np.abs(VALUES.numpy()).astype(dtype)
     array.flags.writeable = False
-    for number, data in enumerate([array, array[::-1], (array,), {"inputs": array, "weights": np.ones(8)}]):
+    kinds = [array, array[::-1], (array,), {"inputs": array, "weights": np.ones(8)}, Table(array), (Table(array),)]
+    for number, data in enumerate(kinds):
         result = fit(Gaussian(), data, data, config=configuration(max_steps=2), output=tmp_path / str(number))
         assert result.steps == 2
 

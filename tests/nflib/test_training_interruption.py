@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nflib.io import only_run
-from nflib.training import TrainingState, checkpoints, fit, loop
+from nflib.training import TrainingState, alone, checkpoints, fit, loop
 from nflib.training.interruption import Interruption
 from tests.nflib import train_tiny_flow as tiny
 from tests.nflib.full_disk import full_disk
@@ -114,6 +115,15 @@ def test_a_second_run_is_refused_before_it_touches_anything(tmp_path: Path) -> N
     assert unfinished.exists() and [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
     assert not unfinished.exists()
+
+
+def test_what_prepares_a_run_may_hold_its_folder(tmp_path: Path) -> None:
+    with alone(tmp_path):
+        fit(Gaussian(), normal(32, 2), config=configuration(), output=tmp_path)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(OSError, match="another run is at work"):
+            pool.submit(lambda: alone(tmp_path).__enter__()).result()
+    with only_run(tmp_path), pytest.raises(OSError, match="another run is at work"), alone(tmp_path):
+        pytest.fail("not reached")
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

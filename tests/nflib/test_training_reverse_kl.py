@@ -289,6 +289,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ReverseKL(target, annealing=0.0)
     with pytest.raises(ValueError, match="no gradient in x"):
         ReverseKL(BoltzmannDensity(lambda x: energy(x.detach())))(Gaussian(), {}, generator())
+    with pytest.raises(ValueError, match="target's log_prob carries no gradient in x; pass a density .* no numpy"):
+        ReverseKL(BoltzmannDensity(lambda x: torch.from_numpy(x.numpy() ** 2).sum(1)))(Gaussian(), {}, generator())
     for data in ((normal(8, 2), None), (None, normal(8, 2))):
         with pytest.raises(ValueError, match="ReverseKL draws its own samples; leave the data out"):
             fit(Gaussian(), *data, config=configuration(), objective=ReverseKL(target), output=tmp_path)

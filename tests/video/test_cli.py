@@ -1,5 +1,6 @@
 """The command line: training to a model that generates; files; pages; how it answers mistakes."""
 
+import errno
 from pathlib import Path
 from typing import get_type_hints
 
@@ -43,6 +44,18 @@ def test_videos_of_odd_sides(tmp_path):
         enlarged = options.OutputOptions(out=tmp_path / name)
         enlarged.write(tiny_model(), pieces, [""], seed=0, heading={})
         assert read_clip(tmp_path / name).shape[2:] == sides
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, monkeypatch):
+    def refuse(dir, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("video.pipeline.Pipeline.load", lambda *arguments: pytest.fail("not reached"))
+    for command in (["generate", "--out", str(tmp_path / "a.png")], ["generate", "--gallery", str(tmp_path / "a.html")],
+                    ["evaluate", "--data", str(tmp_path), "--output", str(tmp_path / "page")]):  # fmt: skip
+        with pytest.raises(SystemExit, match=r"error: .*cannot write into .*Read-only"):
+            main([*command, "--model", folder])
 
 
 def test_image_to_video_and_continuation(folder, tmp_path):

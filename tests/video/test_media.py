@@ -24,7 +24,10 @@ def clip():
     return MovingDigits("validation", 1, 6).clips().frames[0]
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [(".mp4", 0.03), (".mkv", 0.03), (".webm", 0.03), (".gif", 0.01)])
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"),
+    [(".mp4", 0.03), (".mkv", 0.03), (".webm", 0.03), (".gif", 0.01), (".MP4", 0.03), (".GIF", 0.01)],
+)
 def test_round_trip(clip, tmp_path, suffix, tolerance):
     path = write_clip(clip, tmp_path / f"clip{suffix}", 8.0, enlarge=4)
     back = read_clip(path, SHAPE)

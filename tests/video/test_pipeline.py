@@ -332,16 +332,19 @@ def test_images(image_model, tmp_path):
     for frames in (0, 2):
         with pytest.raises(ValueError, match=f"{frames} frames"):
             image_model.generate(prompts, frames)
-    with pytest.raises(ValueError, match="1 frames are given: ask for more"):
-        image_model.generate(prompts, given=images)
+    for frames in (None, 3):
+        with pytest.raises(ValueError, match="this model makes images, of one frame each, and continues nothing"):
+            image_model.generate(prompts, frames, given=images)
+    with pytest.raises(ValueError, match="this model makes images"):
+        image_model.draw(prompts, 2, images)
 
 
 def test_images_from_the_command_line(image_model, tmp_path):
     folder = image_model.save(tmp_path / "model")
     main(["generate", "--model", str(folder), "--prompt", "a seven", "--num-clips", "2", "--out", f"{tmp_path}/a.png"])
     assert read_clip(tmp_path / "a.png").shape == (1, 3, 128, 128 + 2 * 4 + 128)  # one grid of both
-    main(["generate", "--model", str(folder), "--prompt", "a seven", "--out", f"{tmp_path}/b.png"])
-    main(["likelihood", f"{tmp_path}/b.png", "--model", str(folder)])
+    main(["generate", "--model", str(folder), "--prompt", "a seven", "--out", f"{tmp_path}/b.PNG"])
+    main(["likelihood", f"{tmp_path}/b.PNG", "--model", str(folder)])
 
 
 # --- latents that hold several frames ---

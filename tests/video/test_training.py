@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from examples.moving_digits.data import ON_AND_ON, MovingDigits
+from examples.moving_digits.grown import with_more_layers
 from nflib.training import TrainingConfig, fit
 from tests.quiet import QUIET
 from tests.video.tiny import SEVEN, small_image_flow, tiny_model
 from video.data import encode_clips
 from video.flows.denoiser import UNIT
-from video.flows.grown import with_more_layers
 from video.training import NoisyLikelihood
 
 NOISE = 0.1

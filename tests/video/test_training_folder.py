@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from nflib.flows import TARFlow
 from tests.perturb import perturb
 from tests.quiet import QUIET_OPTIONS
 from tests.video.files import gradient, write_image
+from tests.video.tiny import tiny_model
 from video.commands import main
 from video.data import Bucket, ClipFolder, read_folder
 from video.flows import STARFlowV
@@ -30,6 +32,7 @@ from video.pipeline_settings import PipelineSettings
 from video.text import Phrasing, Words
 from video.training import BitsPerDimension, NoisyLikelihood
 from video.training.grids import write_grid
+from video.training.starts import SavedFlow
 
 TINY = ["--channels", "20", "--head_dim", "20", "--layers_per_block", "[1, 1]", "--samples", "4"]
 
@@ -257,6 +260,39 @@ def test_a_run_that_failed_before_its_first_checkpoint_locks_no_folder(pictures,
     assert not (tmp_path / "samples").exists()
     with pytest.raises(SystemExit, match=r"made with another size; remove the folder, or choose another\."):
         main([*data, "--size", "64"])
+
+
+def test_what_a_run_begins_with_is_told_by_its_weights(pictures, autoencoder, tmp_path):
+    """The same at another path is no other, another at the same path is; earlier versions kept the path."""
+    small = ["--data", str(pictures), "--output", str(tmp_path / "run"), "--size", "16", "--samples", "0"]
+
+    def train(initial, count):
+        main(["train_autoencoder", *small, "--initial", str(initial), *steps(count)])
+
+    initial = shutil.copytree(autoencoder / "autoencoder", tmp_path / "initial")
+    train(initial, 1)
+    train(initial.rename(tmp_path / "moved"), 2)
+    shutil.copytree(tmp_path / "run" / "autoencoder", initial)
+    with pytest.raises(SystemExit, match="was made with another initial; remove the folder"):
+        train(initial, 3)
+    path = tmp_path / "run" / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"initial": json.dumps(str(initial))}))
+    train(initial, 3)
+    saved, other = tiny_model().save(tmp_path / "saved"), tiny_model()
+    copied = shutil.copytree(saved, tmp_path / "copied")
+    with torch.no_grad():
+        next(other.flow.parameters()).add_(1)
+    other = other.save(tmp_path / "other")
+    one, same, another = (SavedFlow(str(path), {}, False, "cpu").fixed() for path in (saved, copied, other))
+    assert one == same != another and list(one) == ["initial"]
+
+
+def test_a_run_without_a_finite_validation_leaves_no_pipeline(pictures, tmp_path):
+    wild = ["--training.learning_rate", "1e9", "--training.warmup_fraction", "0"]
+    data = ["train", "--model", "tarflow", "--data", str(pictures), "--size", "16", "--output", str(tmp_path), *TINY]
+    with pytest.raises(SystemExit, match=r"error: no validation was finite in 4 steps, .* in another output\."):
+        main([*data, "--samples", "0", *steps(4), *wild])
+    assert not any((tmp_path / name).exists() for name in ("pipeline", "result.json"))
 
 
 def test_one_shape_is_said(pictures, tmp_path, caplog):

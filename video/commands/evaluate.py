@@ -6,6 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
+from nflib.io import check_writable
 from video.commands.options import DrawingOptions, ModelOptions
 from video.evaluation import FolderBatches, Judgement, judge, load_features, score, score_held_out, write_judgement
 from video.evaluation.judgement import check_names
@@ -53,6 +54,7 @@ def evaluate(
         raise ValueError(f"num_shown must be a positive number, got {num_shown}.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, and the page takes a folder: choose another output.")
+    check_writable(output)
     pipeline = model.load()
     encoder = load_features(features, model.device)
     settings, seed = pipeline.settings, drawing.seed

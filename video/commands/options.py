@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nflib.decoding import Decoder, Jacobi, Sequential
+from nflib.io import check_writable, read_lines
 from video.flows.decoding import TOLERANCE, FramesAtOnce
 from video.gallery import Entry, write_gallery
 from video.media import VIDEO, check_path, grid, open_clip, read_clip, write_clip
@@ -109,7 +110,7 @@ class OutputOptions:
     gallery: Path | None = None
 
     def check(self) -> None:
-        """Mistakes that would otherwise be found after all the work; raises ValueError or FileNotFoundError."""
+        """Mistakes that would otherwise be found after all the work; raises ValueError or OSError."""
         if self.out is None and self.gallery is None:
             raise ValueError("nothing is to be written; name a file by --out, or a page by --gallery.")
         if self.out is not None:
@@ -119,6 +120,8 @@ class OutputOptions:
                 raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it first.")
             if path is not None and path.is_dir():
                 raise ValueError(f"{path} is a folder; name a file, in it or elsewhere.")
+            if path is not None:
+                check_writable(path.parent)
         if self.gallery is not None and self.gallery.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"{self.gallery} is to be a page: let its name end in .html.")
 
@@ -140,7 +143,8 @@ class OutputOptions:
         first, second = next(pieces), next(pieces, None)
         pieces = itertools.chain([first] if second is None else [first, second], pieces)
         enlarge = max(VISIBLE // first.shape[-1], 1)
-        if self.out is not None and self.out.suffix in VIDEO and any(enlarge * side % 2 for side in first.shape[-2:]):
+        suffix = "" if self.out is None else self.out.suffix.lower()
+        if suffix in VIDEO and any(enlarge * side % 2 for side in first.shape[-2:]):
             enlarge += 1  # videos have even sizes
         rate, written = pipeline.settings.frame_rate, []
         shown: list[Tensor] = []
@@ -148,7 +152,7 @@ class OutputOptions:
             shown = list(pieces)
             pieces = shown
         if self.out is not None:
-            are_images = first.shape[1] == 1 and second is None and self.out.suffix == ".png"
+            are_images = first.shape[1] == 1 and second is None and suffix == ".png"
             if are_images and len(first) > 1:
                 written.append(write_clip(grid(first), self.out, rate, enlarge=enlarge))
             else:
@@ -173,13 +177,7 @@ def read_prompts(prompt: Sequence[str] | None, prompts: Path | None) -> list[str
     """
     found = list(prompt or ())
     if prompts is not None:
-        if not prompts.is_file():
-            raise FileNotFoundError(f"there is no file {prompts}; give a text file with a prompt a line.")
-        try:
-            lines = prompts.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{prompts} is no text in UTF-8; give a text file with a prompt a line.") from error
-        found += [line.strip() for line in lines if line.strip()]
+        found += [line.strip() for line in read_lines(prompts, "a prompt") if line.strip()]
         if not found:
             raise ValueError(f"{prompts} has no prompt; write one a line.")
     return found or [""]

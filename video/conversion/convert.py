@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nflib.command_line import refuse_given
 from nflib.flows import Flow
+from nflib.io import read_lines
 from video.conversion.released import is_tarflow, starflow_from_state_dict, tarflow_from_state_dict
 from video.conversion.released_config import read_released_config, released_autoencoder
 from video.conversion.weights import read_released_weights
@@ -155,12 +156,7 @@ def _names(labels: Path | None, number: int) -> list[str]:
     """Of so many classes; raises FileNotFoundError or ValueError where a file has others."""
     if labels is None:
         return [str(index) for index in range(number)]
-    if not labels.is_file():
-        raise FileNotFoundError(f"there is no file {labels}; give a text file with the name of a class a line.")
-    try:
-        names = [line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{labels} is no text in UTF-8; give a text file with the name of a class a line.") from error
+    names = [line.strip() for line in read_lines(labels, "the name of a class") if line.strip()]
     if len(names) != number:
         raise ValueError(f"{labels} names {len(names)} classes, and the model has {number}; name each on a line.")
     if again := [name for name, count in Counter(map(composed, names)).items() if count > 1]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nflib.errors import first_line
 from nflib.optional import require
 from video.conversion.layouts import DOWNSAMPLING, LANGUAGE_MODELS, LAYER_SETTINGS, REQUIRED, YAML_NAMES
 
@@ -51,7 +52,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         try:
             document = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML ({str(error).splitlines()[0]}).") from error
+            raise ValueError(f"{path} is not valid YAML ({first_line(error)}).") from error
     if not isinstance(document, Mapping):
         raise ValueError(f"{path} holds no configuration: it must be a mapping of names to values.")
     return document

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged ({first_line(error)}); remove its folder, and it is made again.")
 
 
-def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, renew: bool) -> None:
+def begin_cache(
+    folder: Path, name: str, wanted: dict[str, str], files: str, renew: bool, former: Mapping[str, str] | None = None
+) -> None:
     """Write into a cache what it is made of, or see that it is made of that already.
 
     Args:
@@ -71,6 +73,7 @@ def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, ren
         wanted: the description.
         files: the pattern of what it describes.
         renew: remove what was made of something else.
+        former: as earlier versions described some of it, which is as good.
 
     Raises:
         ValueError: the folder holds files that were made of something else, or whose description is damaged.
@@ -85,7 +88,7 @@ def begin_cache(folder: Path, name: str, wanted: dict[str, str], files: str, ren
                 reason = f"{path} is damaged ({first_line(error)})"
                 raise ValueError(f"{reason}; remove the folder, or choose another.") from error
             found = {}
-        others = [part for part in wanted if found.get(part) != wanted[part]]
+        others = [part for part in wanted if found.get(part) not in (wanted[part], {**wanted, **(former or {})}[part])]
         if not others:
             return
         if not can_begin:

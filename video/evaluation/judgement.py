@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflib.io.documents import finite_or_none
 from nflib.metrics import (
     Estimate,
     auroc,
@@ -66,7 +65,7 @@ class Judgement:
 
         def plain(value: Any) -> Any:
             if isinstance(value, Estimate):
-                return {"value": finite_or_none(value.value), "error": finite_or_none(value.error)}
+                return value.summary()
             return {name: plain(one) for name, one in value.items()} if isinstance(value, dict) else value
 
         return {name: plain(value) for name, value in vars(self).items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nflib.flows.tarflow import MLPS, NORMS
 from nflib.networks import CausalTransformer, HeadwiseNorm, RMSNorm, SoftClip
-from nflib.networks.transformer import transformer_layers
+from nflib.networks.layers import transformer_layers
 from video.flows.positions import POSITIONS
 
 
@@ -21,7 +21,7 @@ class LayerSettings:
 
     Args:
         channels: width.
-        head_dim: width of an attention head.
+        head_dim: width of an attention head, a multiple of 4; where positions are axial 20 or more.
         expansion: width of the layers' MLPs over `channels`.
         num_heads: default ``channels / head_dim``.
         num_key_value_heads: fewer than num_heads share key and value heads among query heads (default: as many).

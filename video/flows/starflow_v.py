@@ -56,6 +56,8 @@ class STARFlowV(Flow):
     """
 
     has_sizes = True  # that are one flow's, on the same weights
+    text_shape: tuple[int, ...]
+    """``(length, channels)`` of the text, or ``(0,)`` without."""
     denoiser: Denoiser | None
     _transform: DeepShallow
     _distribution: FrameNoise
@@ -101,7 +103,8 @@ class STARFlowV(Flow):
             soft_clip=soft_clip,
         )
         super().__init__(transform, FrameNoise(max_frames, *patches.token_shape))
-        self.span = span
+        self.span, self.patch_size = span, patch_size
+        self.text_shape = (text_length, text_channels) if text_length else (0,)
         self.denoiser = None
         if denoiser is not None:
             self.denoiser = Denoiser(
@@ -141,16 +144,6 @@ class STARFlowV(Flow):
     def frame_shape(self) -> tuple[int, ...]:
         return self._transform.frame_shape
 
-    @property
-    def patch_size(self) -> int:
-        return int((self.config or {})["patch_size"])
-
-    @property
-    def text_shape(self) -> tuple[int, ...]:
-        """``(length, channels)`` of the text, or ``(0,)`` without."""
-        config = self.config or {}
-        return (config["text_length"], config["text_channels"]) if config["text_length"] else (0,)
-
     def guidance(self, weight: float) -> Guidance:
         """Classifier-free guidance of this weight, as this family takes it; for `guided`."""
         return ProductGuidance(weight)
@@ -189,7 +182,6 @@ class STARFlowV(Flow):
         Raises ValueError as `log_prob` does.
         """
         inputs = self._as_own_dtype(inputs)
-        context = self._checked_context(context, len(inputs))
-        z, logabsdet = self._transform.by_frames(inputs, self._embedding_net(context))
+        z, logabsdet = self._transform.by_frames(inputs, self._encoded(context, len(inputs)))
         noise = z.reshape(-1, self._transform.frame_length, z.shape[-1])
         return self._distribution.log_prob(noise).view_as(logabsdet) + logabsdet

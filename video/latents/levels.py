@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.dtypes import dtype_name
+
 
 def as_pixels(values: Any, largest: float = math.inf) -> Tensor:
     """Pixels as a tensor.
@@ -26,7 +28,7 @@ def as_pixels(values: Any, largest: float = math.inf) -> Tensor:
     pixels = torch.as_tensor(values)
     if pixels.is_floating_point() and bool((pixels.abs() <= largest).all()):
         return pixels
-    got = str(pixels.dtype).removeprefix("torch.")
+    got = dtype_name(pixels.dtype)
     if pixels.is_floating_point():
         got = "NaN" if pixels.isnan().any() else f"{float(pixels.min()):g} … {float(pixels.max()):g}"
     raise ValueError(f"pixels must be floats in -1 … 1, got {got}; of levels 0 … 255, divide by 127.5 and subtract 1.")

@@ -10,6 +10,7 @@ from nflib.errors import first_line
 from video.latents.features import FeatureLatents
 from video.latents.latents import Latents, WanLatents, import_diffusers
 
+AUTOENCODER = "autoencoder"  # its folder, in that of a model or a run
 KINDS: dict[str, type[Latents]] = {family.kind: family for family in (Latents, WanLatents, FeatureLatents)}
 
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from nflib.io import complete_folder
+from nflib.processes import is_first_process
 from nflib.training import BatchSource, TrainingConfig, TrainingResult, TrainingState, fit
 from video.latents.autoencoder import tiny_autoencoder
 from video.latents.features import FeatureAutoencoder, FeatureLatents
 from video.latents.latents import Latents
-from video.latents.load import load_latents
+from video.latents.load import AUTOENCODER, load_latents
 from video.latents.vision import load_patch_features
+from video.training.run import check_validated
 
-AUTOENCODER = "autoencoder"
 # Of the training frames, from which the scale of latents is taken: so many at most, and so many numbers.
 FRAMES_OF_SCALE, NUMBERS_OF_SCALE = 2048, 1 << 26
 LATENT_CHANNELS, LATENT_CHANNELS_OF_FEATURES = 8, 32
@@ -187,6 +188,9 @@ def train_autoencoder(
         config: of the loop.
         options: of training.
         callbacks: as for `nflib.training.fit`.
+
+    Raises:
+        ComputationError: no validation was finite.
     """
     size = frames.batch(torch.zeros(1, dtype=torch.long))["inputs"].numel()
     count = min(FRAMES_OF_SCALE, len(frames), max(NUMBERS_OF_SCALE // size, 1))
@@ -202,10 +206,12 @@ def train_autoencoder(
         output=output,
         callbacks=callbacks,
     )
+    check_validated(result)
     latents.eval()
     if not options.decoder_only:
         latents.set_scale(some.to(next(latents.parameters()).device))
     latents.to("cpu")
-    with complete_folder(output) as folder:
-        latents.save(folder / AUTOENCODER)
+    if is_first_process():
+        with complete_folder(output) as folder:
+            latents.save(folder / AUTOENCODER)
     return result

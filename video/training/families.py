@@ -23,9 +23,8 @@ class Family:
         frames: default of a clip's frames; 1 of images.
         noise: default standard deviation.
         patch_size: default.
-        is_of_latents: whether it learns latents of an autoencoder, rather than pixels.
-        has_sizes: whether one flow takes several heights and widths.
-        has_text: whether its context is words, rather than labels.
+        is_of_latents: whether it learns latents of an autoencoder, of several heights and widths and given words,
+            rather than pixels of one size, given labels.
     """
 
     build: Callable[[tuple[int, ...], TextEncoder, dict[str, Any]], Flow]
@@ -33,8 +32,6 @@ class Family:
     noise: float
     patch_size: int
     is_of_latents: bool
-    has_sizes: bool
-    has_text: bool
 
 
 def _tarflow(shape: tuple[int, ...], labels: TextEncoder, architecture: dict[str, Any]) -> Flow:
@@ -66,9 +63,9 @@ def _layered(architecture: dict[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES = {
-    "tarflow": Family(_tarflow, 1, 0.05, 4, is_of_latents=False, has_sizes=False, has_text=False),
-    "starflow": Family(_starflow, 1, 0.3, 1, is_of_latents=True, has_sizes=True, has_text=True),
-    "starflow-v": Family(_starflow_v, 16, 0.3, 1, is_of_latents=True, has_sizes=True, has_text=True),
+    "tarflow": Family(_tarflow, 1, 0.05, 4, is_of_latents=False),
+    "starflow": Family(_starflow, 1, 0.3, 1, is_of_latents=True),
+    "starflow-v": Family(_starflow_v, 16, 0.3, 1, is_of_latents=True),
 }
 
 
@@ -83,7 +80,8 @@ class FlowOptions:
         channels: width of the transformers.
         layers_per_block: a list of the layers of each autoregressive map, such as "[2, 2, 8]"; of starflow the last one
             is deep, and given the prompt. Of tarflow it may be one number, for all maps.
-        head_dim: channels of an attention head.
+        head_dim: channels of an attention head; of starflow-v, and of starflow with prompts, a multiple of 4, 20 or
+            more, and of starflow without prompts a multiple of 4.
         conditional: of tarflow, how pixels are mapped: affine, or spline, quadratic, binned or mixture, which suit
             small or flat pictures.
         gaussianize: of tarflow, first map each pixel by a fixed spline, so that its values are normal numbers.

@@ -12,9 +12,9 @@ import torch
 
 from nflib.devices import usable_device
 from nflib.io import write_json
-from nflib.training import TrainingResult, fit
+from nflib.processes import is_first_process
+from nflib.training import TrainingResult, alone, fit
 from nflib.training.config import TrainingConfig
-from nflib.training.fabric import is_first_process
 from video.data.options import PARTS, FolderOptions
 from video.data.prompt_cache import encode_prompts
 from video.data.samples import Listing
@@ -25,7 +25,7 @@ from video.training.bits import BitsPerDimension
 from video.training.families import FlowOptions
 from video.training.grids import SampleGrid
 from video.training.likelihood import NoisyLikelihood
-from video.training.run import begin_run, check_samples, spread
+from video.training.run import begin_run, check_samples, check_validated, spread
 from video.training.starts import NewFlow, SavedFlow, Start
 
 LATENTS, PROMPTS, RESULT = "latents", "prompts", "result.json"
@@ -85,6 +85,7 @@ def train(
         FileNotFoundError: files are missing.
         OSError: another run is at work in the folder, or it cannot be written.
         ValueError: files or settings that do not fit, or a run in the folder of other settings.
+        ComputationError: no validation was finite.
     """
     check_samples(samples)
     device = _device(training)
@@ -126,33 +127,35 @@ def train(
     wanted = data.fixed() | start.fixed()
     wanted |= {"condition": parts[0].condition, "frames": lengths, "aspect ratio": largest_aspect, "noise": noise}
     wanted |= {"dropout": prompt_dropout, "set of words or labels": encoder.vocabulary}
-    begin_run(output, wanted)
-    phrase = partial(settings.phrase, is_image=lengths == [1])
-    known: Callable[[Sequence[str]], Any] = encoder
-    if encoder.is_costly:
-        prompts = {"", *(part.prompt(number) for part in parts for number in range(len(part)))}
-        known = encode_prompts(map(phrase, prompts), encoder, output / PROMPTS)
+    with alone(output):
+        begin_run(output, wanted, {} if initial is None else {"initial": initial})
+        phrase = partial(settings.phrase, is_image=lengths == [1])
+        known: Callable[[Sequence[str]], Any] = encoder
+        if encoder.is_costly:
+            prompts = {"", *(part.prompt(number) for part in parts for number in range(len(part)))}
+            known = encode_prompts(map(phrase, prompts), encoder, output / PROMPTS)
 
-    def contexts(prompts: Sequence[str]) -> Any:
-        return known([phrase(prompt) for prompt in prompts])
+        def contexts(prompts: Sequence[str]) -> Any:
+            return known([phrase(prompt) for prompt in prompts])
 
-    caches = data.caches(parts, shapes, latents, contexts, output / LATENTS)
+        caches = data.caches(parts, shapes, latents, contexts, output / LATENTS)
 
-    likelihood = NoisyLikelihood(noise, prompt_dropout, contexts(["", ""]), learn_denoiser=False)
-    objective = BitsPerDimension(likelihood, levels, settings.pixel_scale)
-    start.fit(trained, caches[0], settings)
-    grid = SampleGrid(latents, encoder, settings, _prompts(parts[1], samples), objective.unit)
-    result = fit(trained, *caches, config=training, objective=objective, output=output, callbacks=[grid])
-    if is_first_process():
-        Pipeline(trained, latents, encoder, settings).save(output / PIPELINE)
-        found = {"bits_per_dimension": result.best_validation_loss, "of": objective.unit, "steps": result.steps}
-        counts = {
-            name: {"clips": len(cache), "skipped": cache.skipped} for name, cache in zip(PARTS, caches, strict=True)
-        }
-        write_json(output / RESULT, found | counts)
-        best = f"{result.best_validation_loss:.4g} bits per dimension of {objective.unit}"
-        log.info("Best: %s. Written %s.", best, output)
-    return result
+        likelihood = NoisyLikelihood(noise, prompt_dropout, contexts(["", ""]), learn_denoiser=False)
+        objective = BitsPerDimension(likelihood, levels, settings.pixel_scale)
+        start.fit(trained, caches[0], settings)
+        grid = SampleGrid(latents, encoder, settings, _prompts(parts[1], samples), objective.unit)
+        result = fit(trained, *caches, config=training, objective=objective, output=output, callbacks=[grid])
+        check_validated(result)
+        if is_first_process():
+            Pipeline(trained, latents, encoder, settings).save(output / PIPELINE)
+            found = {"bits_per_dimension": result.best_validation_loss, "of": objective.unit, "steps": result.steps}
+            counts = {
+                name: {"clips": len(cache), "skipped": cache.skipped} for name, cache in zip(PARTS, caches, strict=True)
+            }
+            write_json(output / RESULT, found | counts)
+            best = f"{result.best_validation_loss:.4g} bits per dimension of {objective.unit}"
+            log.info("Best: %s. Written %s.", best, output)
+        return result
 
 
 def _device(config: TrainingConfig) -> str:

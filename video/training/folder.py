@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nflib.training import TrainingConfig, TrainingResult
+from nflib.io import fingerprint
+from nflib.training import TrainingConfig, TrainingResult, alone
 from video.data.latent_cache import LatentCache
 from video.data.options import FolderOptions
 from video.data.sizes import buckets
@@ -42,6 +43,7 @@ def train_autoencoder_on_folder(
         FileNotFoundError: files are missing.
         OSError: another run is at work in the folder, or it cannot be written.
         ValueError: files or settings that do not fit, or a run in the folder of other settings.
+        ComputationError: no validation was finite.
     """
     check_samples(samples)
     folder.check_levels(has_levels=False)
@@ -50,13 +52,18 @@ def train_autoencoder_on_folder(
         latents = of_colour(latents, autoencoder.initial, folder.grey)
     shapes = buckets(*folder.height_and_width(), latents.spatial_factor)
     parts = folder.parts("none")
-    begin_run(output, folder.fixed() | dataclasses.asdict(autoencoder))
-    caches = folder.caches(parts, shapes, Pixels(latents.in_channels), None, output / FRAMES)
-    frames, validation = (_Frames(cache) for cache in caches)
-    grids = []
-    if samples:
-        grids.append(ReconstructionGrid(latents, validation.batch(spread(len(validation), samples))["inputs"]))
-    return train_autoencoder(latents, frames, validation, output, training, autoencoder, callbacks=grids)
+    # What is begun with is told by its weights: at its path another may lie some day.
+    former = {name: path for name in ("initial", "features") if (path := getattr(autoencoder, name)) is not None}
+    given = latents if autoencoder.initial is not None else getattr(latents, "vision", latents)
+    weights = dict.fromkeys(former, fingerprint(given.state_dict().values()))
+    with alone(output):
+        begin_run(output, folder.fixed() | dataclasses.asdict(autoencoder) | weights, former)
+        caches = folder.caches(parts, shapes, Pixels(latents.in_channels), None, output / FRAMES)
+        frames, validation = (_Frames(cache) for cache in caches)
+        grids = []
+        if samples:
+            grids.append(ReconstructionGrid(latents, validation.batch(spread(len(validation), samples))["inputs"]))
+        return train_autoencoder(latents, frames, validation, output, training, autoencoder, callbacks=grids)
 
 
 class _Frames:

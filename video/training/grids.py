@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nflib.processes import is_first_process
 from nflib.training import TrainingState
-from nflib.training.fabric import is_first_process
 from video.latents.latents import Latents
 from video.media import grid, write_clip
 from video.pipeline import Pipeline

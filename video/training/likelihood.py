@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from nflib.random import normal_like
 from nflib.training.context_dropout import dropped
 from video.flows.denoiser import UNIT
 
@@ -76,7 +77,7 @@ class NoisyLikelihood:
         is_anchored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Latents with noise, and contexts of which, in training, some are those of no prompt."""
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        noise = normal_like(latents, generator)
         if context is not None and self.unconditional is not None and self.prompt_dropout and flow.training:
             none = self.unconditional.to(context)
             rows = none[:1] if is_anchored is None else none[is_anchored.long()]
@@ -85,7 +86,7 @@ class NoisyLikelihood:
 
     def _with_context_noise(self, given: Tensor, is_anchored: Tensor | None, generator: torch.Generator) -> Tensor:
         deviation = torch.rand(len(given), 1, 1, 1, 1, generator=generator, device=given.device, dtype=given.dtype)
-        noise = torch.randn(given.shape, generator=generator, device=given.device, dtype=given.dtype)
+        noise = normal_like(given, generator)
         if is_anchored is not None:
             noise[is_anchored, 0] = 0.0
         return given + self.context_noise * deviation * noise

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch
 
 from nflib.flows import Flow
+from nflib.io import fingerprint
 from video.data.latent_cache import LatentCache
 from video.data.options import MOST_LEVELS, FolderOptions
 from video.data.samples import Listing
 from video.latents.latents import Latents, Pixels
-from video.latents.levels import dequantised, step
-from video.latents.load import load_latents
+from video.latents.levels import step
+from video.latents.load import AUTOENCODER, load_latents
 from video.pipeline import Pipeline
 from video.pipeline_settings import PipelineSettings
 from video.text.encoders import TextEncoder, Words, load_text
@@ -99,7 +100,7 @@ class NewFlow:
         if text is None and text_length is not None:
             raise ValueError("text_length is of an encoder of text: name one by text, or leave text_length out.")
         family, self.options, self.name = options.family, options, options.name
-        self.frames, self.noise, self.has_sizes = family.frames, family.noise, family.has_sizes
+        self.frames, self.noise, self.has_sizes = family.frames, family.noise, family.is_of_latents
         self.patch_size = options.multiple
         self.latents = self._latents(autoencoder, grey, device)
         self._text, self._text_length, self._device = text, text_length, device
@@ -112,7 +113,7 @@ class NewFlow:
 
     def encoder(self, parts: Sequence[Listing], settings: PipelineSettings) -> TextEncoder:
         """Of no condition none, of a flow that takes labels these, of others the encoder named, or all words."""
-        listing, has_text = parts[0], self.options.family.has_text
+        listing, has_text = parts[0], self.options.family.is_of_latents
         if self._text is not None and (listing.condition == "none" or not has_text):
             reason = "the data have no prompts" if has_text else f"{self.name} is not conditioned on text"
             raise ValueError(f"{reason}: leave text out.")
@@ -142,12 +143,9 @@ class NewFlow:
         generator = torch.Generator().manual_seed(0)
         pixels = images.batch(spread(len(images), FITTED))["inputs"].squeeze(1)
         bounds = None
-        if settings.levels is None:
-            pixels = pixels + settings.noise * torch.randn(pixels.shape, generator=generator)
-        else:
-            pixels = dequantised(pixels, settings.levels, generator)
+        if settings.levels is not None:
             bounds = (-1 - step(settings.levels) / 2, 1 + step(settings.levels) / 2)
-        flow.fit_marginals(pixels, bounds)  # type: ignore[operator]
+        flow.fit_marginals(settings.noisy(pixels, generator), bounds)  # type: ignore[operator]
 
     def settings(
         self, clip_shape: tuple[int, int, int, int], noise: float, frame_rate: float, levels: int | None
@@ -167,7 +165,7 @@ class NewFlow:
                 f"{self.name} learns latents: name the folder of an autoencoder by --autoencoder, such as the output "
                 "of train_autoencoder."
             )
-        of_a_run = Path(autoencoder) / "autoencoder"
+        of_a_run = Path(autoencoder) / AUTOENCODER
         latents = load_latents(of_a_run if of_a_run.is_dir() else autoencoder, device=device)
         return of_colour(latents, autoencoder, grey)
 
@@ -191,6 +189,8 @@ class SavedFlow:
                 raise ValueError(f"the initial model has its own {name}: leave {name} out, or initial.")
         self._pipeline = pipeline = Pipeline.load(folder, device)
         self.name, self.noise = folder, pipeline.settings.noise
+        # Before they are trained; the path may be another's some day, and the model have moved.
+        self._fingerprint = fingerprint(pipeline.flow.state_dict().values())
         self.frames = pipeline.settings.clip_shape[0] if pipeline.flow.max_frames > 1 else 1
         self.patch_size, self.has_sizes = pipeline.flow.patch_size, pipeline.flow.has_sizes
         self.latents = of_colour(pipeline.latents, folder, grey)
@@ -251,7 +251,7 @@ class SavedFlow:
         )
 
     def fixed(self) -> dict[str, Any]:
-        return {"initial": self.name}
+        return {"initial": self._fingerprint}
 
 
 def _of_noise(noise: float, levels: int | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from molecular.analysis.compare import FLOOR
 from molecular.analysis.metrics import METRICS
 from molecular.analysis.report.figures import DrawnFigure
 from molecular.analysis.report.viewer import STYLE, VIEWER, ViewedEnsemble, viewer_scripts
-from molecular.analysis.table import Evaluation
+from molecular.analysis.table import Evaluation, with_unit
 from molecular.molecule.molecule import Molecule
 from nflib.page import Section, bullets, definitions, picture, table, write_page
 
@@ -61,7 +61,7 @@ def _table(evaluation: Evaluation) -> str:
     ]
     for name, unit in evaluation.units.items():
         words = [_ABBREVIATIONS.get(word, word) for word in name.split("_")]
-        label = " ".join(words) + (f" / {unit}" if unit else "")
+        label = with_unit(" ".join(words), unit)
         rows.append([label, *(str(row[name]) if name in row else "–" for row in evaluation.rows.values())])
     meanings = {metric.name: metric.meaning for metric in METRICS}
     details = ["", "without a weight", *(meanings.get(name, "") for name in evaluation.units)]

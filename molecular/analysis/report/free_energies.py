@@ -17,6 +17,8 @@ from nflib.metrics import Estimate
 from nflib.metrics.estimates import UNKNOWN
 from nflib.page import Section, bullets, definitions, drawing, grid, paragraph, table, write_page
 
+# Of the files that an analysis writes, those that another one may not.
+OPTIONAL = ("profile-*.csv", "profile-*.png", "map-*.csv", "map-*.png", "basins.csv")
 _NO_LETTERS = re.compile(r"\W+")
 _LONGEST_NAME = 50  # characters, of which file systems hold 63 of the longest
 
@@ -32,7 +34,7 @@ def save_analysis(analysis: Analysis, folder: str | Path) -> dict[str, Path]:
     """
     surfaces = {**analysis.profiles, **analysis.maps}
     files = dict(zip(surfaces, _file_names(list(surfaces.values())), strict=True))
-    with complete_folder(folder) as temporary:
+    with complete_folder(folder, replaces=OPTIONAL) as temporary:
         for name, surface in surfaces.items():
             surface.write_csv(temporary / f"{files[name]}.csv")
             draw(surface, temporary / f"{files[name]}.png", title=_title(analysis))

@@ -41,6 +41,12 @@ def read_description(path: Path) -> dict[str, Any]:
     return content
 
 
+def split_of(folder: str | Path) -> Split:
+    """The split of the corpus in a folder, empty where there is none; raises ValueError as `read_description`."""
+    path = Path(folder) / DESCRIPTION
+    return read_description(path)["split"] if path.is_file() else {}
+
+
 class Corpus:
     """A corpus that `simulate_corpus` wrote: simulations of many peptides, split by sequence.
 

@@ -57,7 +57,8 @@ def simulate_corpus(
 
     Raises:
         ValueError: no sequences, a corpus in ``output`` that has another seed or sequences that are missing here, a
-            split without a place for one, and what `simulate` refuses.
+            split without a place for one, or with another place than it has in that corpus, and what `simulate`
+            refuses.
         OSError: another run is at work in the folder.
     """
     if not sequences:
@@ -76,6 +77,12 @@ def simulate_corpus(
     unplaced = set(sequences) - {name for part in PARTS for name in split.get(part, [])}
     if unplaced:
         raise ValueError(f"the split has no place for {min(unplaced)}; put it into one of {', '.join(PARTS)}.")
+    for part, names in known.get("split", {}).items():
+        if moved := sorted(set(names) - set(split.get(part, []))):
+            raise ValueError(
+                f"{folder} has {moved[0]} for {part}, and the split puts it into {_part_of(moved[0], split)}; leave it "
+                "where it is, or use another folder."
+            )
     with only_run(folder):
         write_json(folder / DESCRIPTION, {"seed": seed, "split": {part: list(split.get(part, [])) for part in PARTS}})
         for number, sequence in enumerate(sequences, start=1):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from molecular.molecule.sequences import parse_sequence
-from nflib.io import read_json
+from nflib.io import read_json, read_lines
 
 PARTS = ("train", "validation", "test")
 Split = dict[str, list[str]]
@@ -18,15 +18,8 @@ def read_sequences(path: str | Path) -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: an empty file, or a line with a repeated sequence, a D-residue, or what `Peptide` does not take.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; give a text file with one sequence a line.")
     lines: dict[str, int] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error}); write one sequence a line.") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, "one sequence"), start=1):
         sequence = line.partition("#")[0].strip()
         if not sequence:
             continue
@@ -44,12 +37,13 @@ def read_sequences(path: str | Path) -> list[str]:
     return list(lines)
 
 
-def read_split(path: str | Path, sequences: Sequence[str]) -> Split:
+def read_split(path: str | Path, sequences: Sequence[str], fixed: Mapping[str, Sequence[str]] | None = None) -> Split:
     """Read a split from a JSON file, {"train": [...], "validation": [...], "test": [...]}.
 
     Args:
         path: of the file.
         sequences: of the corpus; those that the file does not name are for training.
+        fixed: an earlier split of some of them (`split_of`); those that the file does not name stay where they are.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,12 +56,14 @@ def read_split(path: str | Path, sequences: Sequence[str]) -> Split:
     if not all(part in PARTS and isinstance(given[part], list) for part in given):
         raise ValueError(f"{path} must hold an object of lists named {', '.join(PARTS)}.")
     place: dict[str, str] = {}
+    before = {name: part for part, members in (fixed or {}).items() for name in members}
     for part, members in given.items():
         for sequence in members:
             if sequence not in sequences:
                 raise ValueError(f"{path} puts {sequence} into {part}, but the corpus has no such sequence.")
             if place.setdefault(sequence, part) != part:
                 raise ValueError(f"{path} puts {sequence} into both {place[sequence]} and {part}; leave one.")
+    place = before | place
     return {part: [name for name in sequences if place.get(name, "train") == part] for part in PARTS}
 
 

@@ -15,7 +15,7 @@ from molecular.data.corpus.layout import CorpusLayout
 from molecular.data.corpus.open import open_corpus
 from molecular.data.corpus.shards import Conformation, DamagedShard, Shard
 from molecular.molecule.features import prose_context
-from nflib.training.seeds import derived_generator
+from nflib.random import derived_generator
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import molecular.data.trajectories.worker as worker
 from molecular.molecule.topology import Topology
 from molecular.molecule.trajectories import ascii_name
-from nflib.errors import ComputationError
+from nflib.errors import ComputationError, first_line
 from nflib.io import read_arrays
 
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
@@ -244,6 +244,6 @@ def _reading(path: Path) -> Iterator[Path]:
         except (_OtherAtoms, FileNotFoundError):
             raise
         except Exception as error:  # the readers of eight formats raise whatever comes
-            lines = str(error).strip().splitlines()
-            reason = lines[0].rstrip(".") if lines else type(error).__name__
-            raise ValueError(f"{path} cannot be read ({reason}); give it whole, in its own format.") from error
+            raise ValueError(
+                f"{path} cannot be read ({first_line(error)}); give it whole, in its own format."
+            ) from error

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nflib.continuous.couplings import Coupling, IndependentCoupling
-from nflib.continuous.fields import evaluated
+from nflib.continuous.fields import evaluated, in_single_precision
 from nflib.continuous.maps import FlowMap
 from nflib.continuous.objectives.flow_matching import squared_error
 from nflib.continuous.objectives.parts import OfPairs
-from nflib.continuous.ode import in_single_precision
 from nflib.continuous.times import Times, UniformTimes
 from nflib.events import per_row
 
@@ -71,7 +70,7 @@ class RefinerMatching(OfPairs):
         if not hasattr(steps, "refined"):
             raise ValueError(f"RefinerMatching fits a FlowMap of RefinedSteps, and this one is of {steps!r}.")
         x0, x1, context = self.paired(flow, batch, generator)
-        context = flow._embedding_net(flow._checked_context(context, len(x1)))
+        context = flow._encoded(context, len(x1))
         h = self.max_step * UniformTimes().sample(len(x1), generator).to(x1)
         t = (1 - h) * self.times.sample(len(x1), generator).to(x1)
         if self.both_ways:

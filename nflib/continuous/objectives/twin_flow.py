@@ -92,5 +92,4 @@ class TwinFlow(OfAnother):
 
 def twin_velocity(flow: FlowMap, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
     """The velocity at x ``(B, *event_shape)`` and t ``(B,)`` of the flow from noise to the map's own samples."""
-    context = flow._embedding_net(flow._checked_context(context, len(x)))
-    return flow._transform.average_velocity(x, 2 - t, 2 - t, context)
+    return flow._transform.average_velocity(x, 2 - t, 2 - t, flow._encoded(context, len(x)))

@@ -5,10 +5,10 @@ from typing import Any
 from nflib.errors import check_object
 from nflib.montecarlo.kernels.hamiltonian import HMC
 from nflib.montecarlo.kernels.independent import IndependentMetropolis
-from nflib.montecarlo.kernels.interface import Kernel, Move
+from nflib.montecarlo.kernels.interface import Kernel, Move, Traits
 from nflib.montecarlo.kernels.langevin import MALA, ULA
 
-__all__ = ["HMC", "MALA", "ULA", "IndependentMetropolis", "Kernel", "Move", "as_kernel"]
+__all__ = ["HMC", "MALA", "ULA", "IndependentMetropolis", "Kernel", "Move", "Traits", "as_kernel"]
 
 
 def as_kernel(kernel: Any) -> Kernel:

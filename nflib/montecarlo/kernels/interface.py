@@ -11,7 +11,7 @@ from torch import Tensor
 from nflib.events import flattened
 from nflib.montecarlo.path import GeometricPath, Particles
 
-__all__ = ["GradientKernel", "Kernel", "Move", "metropolis"]
+__all__ = ["GradientKernel", "Kernel", "Move", "Traits", "metropolis"]
 
 
 class Move(NamedTuple):
@@ -23,6 +23,16 @@ class Move(NamedTuple):
     """What the step adds to the log-weights, `(N,)`; None for a kernel that leaves its density invariant."""
     num_nonfinite: int
     """Proposals with a position or density that is not finite: all are rejected."""
+
+
+class Traits(NamedTuple):
+    """What a `Kernel` says of itself, and what counts where it does not; read by `nflib.interfaces.stated`."""
+
+    step_size: float | None = None
+    target_acceptance: float | None = None
+    needs_gradient: bool = False
+    draws_proposal: bool = False
+    weights_moves: bool = False
 
 
 class Kernel(Protocol):

@@ -323,9 +323,13 @@ def test_a_context_that_is_missing_is_told() -> None:
     flows = [ODEFlow(OfContext(), 2), ODEFlow(OfContext(), 2, context_shape=(2,))]
     flows += [FlowMap(lambda x, r, t, context: context - x, 2)]
     flows += [ODEFlow(RefinedVelocity(lambda x, t, context=None: x, lambda x, t, v, context: v), 2)]
+    flows += [ODEFlow(lambda x, t, context=None: torch.cat([x, context], 1)[:, :2], 2, context_shape=2)]
+    flows += [ODEFlow(lambda x, t, context=None: x * context.mean(), 2)]
     for flow in flows:
         for call in (lambda flow=flow: flow.sample(3), lambda flow=flow: flow.velocity(x, t)):
-            with pytest.raises(ValueError, match=r"takes a context \(.*'context'\); pass the flow one[.]$"):
+            with pytest.raises(
+                ValueError, match=r"takes a context \(.*('context'|NoneType.*)\); pass the flow one[.]$"
+            ):
                 call()
         assert flow.sample(3, torch.ones(1, 2)).shape == (1, 3, 2)
 

@@ -25,7 +25,7 @@ from nflib.continuous import (
 )
 from nflib.flows import Flow
 from nflib.networks import checkpoint_activations, use_attention_backend
-from tests.perturb import perturb
+from tests.perturb import check_gradients, perturb
 
 SMALL = {"channels": 16, "num_layers": 1, "head_dim": 8, "expansion": 2}
 tokens = partial(TransformerVelocity, (3, 2), patch_size=2, **SMALL)
@@ -171,8 +171,7 @@ def test_gradients_reach_all_parameters(case) -> None:
     network, shape = case
     flow = ODEFlow(network, shape, solver=Heun(2)).double()
     flow.log_prob(torch.randn(2, *shape).double()).sum().backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+    check_gradients(network)
 
 
 def test_conditioned_flow() -> None:

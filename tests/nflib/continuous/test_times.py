@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -12,15 +13,9 @@ DENSITIES = [
     UniformTimes(),
     LogitNormalTimes(),
     LogitNormalTimes(0.5, 0.7),
-    ModeTimes(1.29),
-    ModeTimes(-0.8),
     UShapedTimes(4.0),
     UShapedTimes(0.5),
 ]
-
-
-def density(times, t):
-    return float(times.log_prob(torch.tensor([t], dtype=torch.float64)).exp())
 
 
 @pytest.mark.parametrize("times", DENSITIES, ids=repr)
@@ -55,9 +50,16 @@ def test_closed_forms():
     normal = torch.distributions.Normal(torch.tensor(0.5, dtype=torch.float64), 0.7)
     expected = normal.log_prob(torch.logit(t)) - torch.log(t * (1 - t))
     torch.testing.assert_close(LogitNormalTimes(0.5, 0.7).log_prob(t), expected)
-    # The map of the mode density is steepest, and the density least, at the ends.
-    torch.testing.assert_close(ModeTimes(1.0).log_prob(torch.tensor([0.0, 1.0])).exp(), torch.full((2,), 0.5))
-    assert density(ModeTimes(1.0), 0.5) == pytest.approx(1 / (2 - math.pi / 2))
+
+
+@pytest.mark.parametrize("scale", [1.29, -0.8])
+def test_mode_times_are_distributed_as_their_map_of_a_uniform_number_has_it(scale):
+    u = torch.linspace(1, 0, 4001, dtype=torch.float64)
+    mapped = ModeTimes(scale)._time(u)
+    assert bool((mapped.diff() > 0).all())
+    t = ModeTimes(scale).sample(2000, torch.Generator().manual_seed(0))
+    assert bool(((t >= 0) & (t <= 1)).all())
+    assert stats.kstest(t.numpy(), lambda values: np.interp(values, mapped, 1 - u)).pvalue > 0.01
 
 
 def test_numbers_of_the_convention_of_stable_diffusion():

@@ -8,31 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from molecular.molecule.orderings import SIDE_CHAINS
+from molecular.molecule.orderings import SIDE_CHAINS, residue_atoms
 
 # Where in the chain a residue stands; ROOT marks the atom whose token holds the two bonds and the angle at the root.
 FIRST, MIDDLE, LAST, ONLY, ROOT = "first", "middle", "last", "only", "root"
 
 
-def _atoms(residue: str) -> list[str]:
-    backbone = "N H H2 H3 CA " + ("HA2 HA3 " if residue == "GLY" else "HA ")
-    side_chain = " ".join(SIDE_CHAINS[residue].replace("|", " ").split())
-    names = f"{backbone} {side_chain} C O OXT".split()
-    return [name for name in names if not (residue == "PRO" and name == "H")]
-
-
 def _kinds() -> Iterator[tuple[str, str, str]]:
     for residue in sorted(SIDE_CHAINS):
-        for atom in _atoms(residue):
+        for atom in residue_atoms(residue, first=True, last=True):
             for place in (FIRST, MIDDLE, LAST, ONLY):
-                if atom in ("H2", "H3") and place not in (FIRST, ONLY):
-                    continue
-                if atom == "OXT" and place not in (LAST, ONLY):
-                    continue
-                yield residue, atom, place
+                if atom in residue_atoms(residue, first=place in (FIRST, ONLY), last=place in (LAST, ONLY)):
+                    yield residue, atom, place
         yield residue, "C" if residue == "GLY" else "CB", ROOT
 
 
+# In an order that saved flows count by.
 KINDS = tuple(_kinds())
 SITES = tuple(dict.fromkeys((residue, atom) for residue, atom, _ in KINDS))
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
