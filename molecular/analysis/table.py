@@ -69,10 +69,10 @@ class Evaluation:
         """Write the table as .json, .csv or .md, by the file's suffix; ValueError for another one."""
         path = Path(path)
         writers = {".json": self._write_json, ".csv": self._write_csv, ".md": self._write_markdown}
-        if path.suffix not in writers:
+        if path.suffix.lower() not in writers:
             raise ValueError(f"cannot save an evaluation as {path.name}; the suffix must be .json, .csv or .md.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        writers[path.suffix](path)
+        writers[path.suffix.lower()](path)
 
     def _write_json(self, path: Path) -> None:
         content = {

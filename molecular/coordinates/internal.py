@@ -10,14 +10,14 @@ from torch import Tensor
 from molecular.coordinates import TOKEN_SIZE
 from molecular.coordinates.local_frames import frames_at, root_atoms, root_token
 from molecular.coordinates.spherical import from_spherical, to_spherical
-from molecular.molecule.features import atoms_exist
+from molecular.molecule.features import atom_mask
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from nflib.transforms import ClosedForm
 
 _FIRST = ROWS_BEFORE_TOKENS + 1  # the first row that has a frame
 
 
-def tokens_exist(context: Tensor) -> Tensor:
+def token_mask(context: Tensor) -> Tensor:
     """The mask ``(B, n - 2)`` of a context's tokens that are no padding."""
     return context[:, ROWS_BEFORE_TOKENS:, 0] > 0
 
@@ -29,7 +29,7 @@ def coordinate_kinds(context: Tensor) -> Tensor:
     """
     kinds = TOKEN_SIZE * context[:, ROWS_BEFORE_TOKENS:, Column.KIND, None]
     kinds = kinds + torch.arange(TOKEN_SIZE, device=context.device)
-    return kinds.masked_fill(~tokens_exist(context).unsqueeze(-1), -1)
+    return kinds.masked_fill(~token_mask(context).unsqueeze(-1), -1)
 
 
 class InternalCoordinates(ClosedForm):
@@ -59,29 +59,29 @@ class InternalCoordinates(ClosedForm):
         return (output_shape[0] + 2, 3)
 
     def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        exists = atoms_exist(context)
-        _check(inputs, exists.shape[1], "positions")
+        mask = atom_mask(context)
+        _check(inputs, mask.shape[1], "positions")
         in_order = inputs.gather(1, _wide(context[..., Column.ATOM]))
         first = root_token(in_order[:, :3])
         r01, _, rho2 = first.unbind(-1)
-        p, q, s = (in_order.gather(1, _wide(reference)) for reference in self._references(context, exists))
+        p, q, s = (in_order.gather(1, _wide(reference)) for reference in self._references(context, mask))
         rest = (frames_at(p, q, s) * (in_order[:, _FIRST:] - p)[..., None, :]).sum(-1)
         # Any token with finite coordinates will do at padding; it is set to zero below.
-        rest = torch.where(exists[:, _FIRST:, None], rest, torch.ones_like(rest))
+        rest = torch.where(mask[:, _FIRST:, None], rest, torch.ones_like(rest))
         tokens = torch.cat([first[:, None], rest], dim=1)
         spherical, logabsdet = to_spherical(tokens, self._offsets(context, inputs.dtype))
-        kept = exists[:, ROWS_BEFORE_TOKENS:]
+        kept = mask[:, ROWS_BEFORE_TOKENS:]
         total = torch.where(kept, logabsdet, 0.0).sum(-1) - 2.0 * r01.log() - rho2.log()
         return torch.where(kept[..., None], spherical, 0.0), total
 
     def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        exists = atoms_exist(context)
-        _check(inputs, exists.shape[1] - ROWS_BEFORE_TOKENS, "tokens")
+        mask = atom_mask(context)
+        _check(inputs, mask.shape[1] - ROWS_BEFORE_TOKENS, "tokens")
         tokens, logabsdet = from_spherical(inputs, self._offsets(context, inputs.dtype))
-        logabsdet = torch.where(exists[:, ROWS_BEFORE_TOKENS:], logabsdet, 0.0).sum(-1)
+        logabsdet = torch.where(mask[:, ROWS_BEFORE_TOKENS:], logabsdet, 0.0).sum(-1)
         r01, _, rho2 = tokens[:, 0].unbind(-1)
-        placed = torch.nn.functional.pad(root_atoms(tokens[:, 0]), (0, 0, 0, exists.shape[1] - _FIRST))
-        level = torch.where(exists, context[..., Column.LEVEL], 0)
+        placed = torch.nn.functional.pad(root_atoms(tokens[:, 0]), (0, 0, 0, mask.shape[1] - _FIRST))
+        level = torch.where(mask, context[..., Column.LEVEL], 0)
         references = context[..., [Column.P, Column.Q, Column.S]]
         placed = place(placed, tokens[:, 1:], level[:, _FIRST:], references[:, _FIRST:], _FIRST)
         outputs = torch.zeros_like(placed).scatter(1, _wide(context[..., Column.ATOM]), placed)
@@ -89,14 +89,14 @@ class InternalCoordinates(ClosedForm):
 
     def _offsets(self, context: Tensor, dtype: torch.dtype) -> Tensor:
         """Of all tokens but the first, which has no circle; zero at padding."""
-        exists = atoms_exist(context)[:, _FIRST:]
-        kinds = torch.where(exists, context[:, _FIRST:, Column.KIND], 0)
+        mask = atom_mask(context)[:, _FIRST:]
+        kinds = torch.where(mask, context[:, _FIRST:, Column.KIND], 0)
         return self.offsets.to(dtype)[kinds]
 
     @staticmethod
-    def _references(context: Tensor, exists: Tensor) -> list[Tensor]:
+    def _references(context: Tensor, mask: Tensor) -> list[Tensor]:
         """The rows p, q, s of each row from _FIRST on; padding refers to the first three, which span a frame."""
-        padding = ~exists[:, _FIRST:]
+        padding = ~mask[:, _FIRST:]
         columns = (Column.P, Column.Q, Column.S)
         return [context[:, _FIRST:, column].masked_fill(padding, row) for row, column in enumerate(columns)]
 

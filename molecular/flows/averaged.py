@@ -10,7 +10,7 @@ import torch
 from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, nn
 
-from molecular.coordinates.internal import coordinate_kinds, tokens_exist
+from molecular.coordinates.internal import coordinate_kinds, token_mask
 from molecular.coordinates.spherical import wrapped
 from molecular.flows.conformations import ConformationFlow, TransferableFlow
 from molecular.flows.internal_molecule import GivenInternalMolecule
@@ -150,7 +150,7 @@ class _OnMarginalsOf(NumberwiseAutoregressive):
         kinds = coordinate_kinds(rows)
         of_atom = rows[:, ROWS_BEFORE_TOKENS:, Column.KIND].clamp_min(0)
         turn = wrapped(first.offsets[of_atom] - self.coordinates.offsets[of_atom])
-        turn = torch.where(tokens_exist(rows) & (turn.abs() > SAME_CUT), turn, 0.0)
+        turn = torch.where(token_mask(rows) & (turn.abs() > SAME_CUT), turn, 0.0)
         turn = nn.functional.pad(turn[..., None], (TORSION, 0))
         kinds, turn = (self.visit(numbers, rows)[0] for numbers in (kinds, turn))
         return _Encoded(kinds, turn, self.part.encode_context(context))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from molecular.coordinates.internal import tokens_exist
+from molecular.coordinates.internal import token_mask
 from molecular.flows.prose_context import NUM_CODES, AtomEmbedding, CheckedContext
 from molecular.molecule.internal_context import NUM_COLUMNS, ROWS_BEFORE_TOKENS, Column
 from molecular.molecule.kinds import KINDS, SITES
 from nflib.networks.conditioning import distinct_rows
 
 
-class TokensExist(nn.Module):
+class TokenMask(nn.Module):
     """The mask ``(B, n - 2)`` of a context's tokens that are no padding, as in every ordering."""
 
     def forward(self, context: Tensor) -> Tensor:
-        return tokens_exist(context)
+        return token_mask(context)
 
 
 def tokens_in_order(context: Tensor, column: int) -> Tensor:
@@ -36,13 +36,13 @@ class SiteEmbedding(nn.Module):
         self.next_residue = nn.Embedding(num_residue_types, channels) if neighbours else None
 
     def forward(self, context: Tensor) -> Tensor:
-        exists = context[..., 0] > 0
-        known = context.masked_fill(~exists.unsqueeze(-1), 0)
+        mask = context[..., 0] > 0
+        known = context.masked_fill(~mask.unsqueeze(-1), 0)
         features = self.atom(known[..., :NUM_CODES]) + self.site(known[..., Column.SITE])
         if self.previous_residue is not None and self.next_residue is not None:
             features = features + self.previous_residue(known[..., Column.PREVIOUS_RESIDUE])
             features = features + self.next_residue(known[..., Column.NEXT_RESIDUE])
-        return features.masked_fill(~exists.unsqueeze(-1), 0.0)
+        return features.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 class TargetConditions(nn.Module):
@@ -76,10 +76,10 @@ class CheckedInternalContext(CheckedContext):
 
     def _check_rows(self, context: Tensor) -> None:
         super()._check_rows(context)
-        exists = context[..., :1] > 0
+        mask = context[..., :1] > 0
         kinds = context[..., [Column.SITE, Column.KIND]]
-        in_range = (kinds <= kinds.new_tensor([len(SITES), len(KINDS) - 1])) | ~exists
+        in_range = (kinds <= kinds.new_tensor([len(SITES), len(KINDS) - 1])) | ~mask
         rows = torch.arange(context.shape[1], device=context.device)[:, None].clamp_min(ROWS_BEFORE_TOKENS + 1)
-        earlier = (context[..., [Column.P, Column.Q, Column.S]] < rows) | ~exists
+        earlier = (context[..., [Column.P, Column.Q, Column.S]] < rows) | ~mask
         if not bool(in_range.all() & earlier.all()):
             raise ValueError("a row of the context has no frame or kind; make the context by flow.context(peptides).")

@@ -53,12 +53,12 @@ class ConformationFlow(Flow):
         """
         return energy
 
-    def placed(self, positions: Tensor, exists: Tensor, generator: torch.Generator) -> Tensor:
+    def placed(self, positions: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Conformations ``(B, n, 3)`` where this flow's density has them: where they are, or moved as rigid bodies.
 
         Args:
             positions: ``(B, n, 3)``.
-            exists: ``(B, n)``, False at padding.
+            mask: ``(B, n)``, False at padding.
             generator: of random rotations and shifts.
         """
         return positions
@@ -182,5 +182,5 @@ class _Turned:
         turned = self.table.turn(positions, torch.zeros(len(positions), dtype=torch.int64), generator)
         if not self.rotate:
             return turned
-        exists = torch.ones(turned.shape[:2], dtype=torch.bool, device=turned.device)
-        return random_rigid_motion(turned, exists, 0.0, generator) + turned.mean(1, keepdim=True)
+        mask = torch.ones(turned.shape[:2], dtype=torch.bool, device=turned.device)
+        return random_rigid_motion(turned, mask, 0.0, generator) + turned.mean(1, keepdim=True)

@@ -15,7 +15,7 @@ from molecular.flows.conditioning import (
     CheckedInternalContext,
     SiteEmbedding,
     TargetConditions,
-    TokensExist,
+    TokenMask,
     tokens_in_order,
 )
 from molecular.flows.conformations import TransferableFlow
@@ -147,7 +147,7 @@ class InternalProse(TransferableFlow):
                 ),
                 positions=SinusoidalPositions(max_atoms, channels),
                 conditioner=TargetConditions(embedding, column, condition_channels),
-                token_mask=TokensExist(),
+                token_mask=TokenMask(),
                 features=features,
                 start_token=True,
             )
@@ -169,7 +169,7 @@ class InternalProse(TransferableFlow):
         blocks = [part for settings in zip(depths, columns, features, strict=True) for part in block(*settings)]
         super().__init__(
             CompositeTransform([coordinates, marginals, *blocks]),
-            PaddedNormal(TOKEN_SIZE, TokensExist()),
+            PaddedNormal(TOKEN_SIZE, TokenMask()),
             CheckedInternalContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
         )
         self.orderings, self.canonical_names = tuple(orderings), canonical_names

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from molecular.coordinates import TOKEN_SIZE
-from molecular.coordinates.internal import InternalCoordinates, coordinate_kinds, place, tokens_exist
+from molecular.coordinates.internal import InternalCoordinates, coordinate_kinds, place, token_mask
 from molecular.coordinates.local_frames import frames_at, root_atoms
 from molecular.coordinates.spherical import from_spherical
 from molecular.flows.conditioning import tokens_in_order
@@ -93,16 +93,16 @@ class LocalEnvironment(nn.Module):
         context = distinct_rows(context)
         coordinates, _ = self._fixed
         rows = context[:, ROWS_BEFORE_TOKENS:]
-        exists = tokens_exist(context)
+        mask = token_mask(context)
         order = tokens_in_order(context, self.column)
         places = _of_atoms(order.argsort(-1))
         references = rows[..., [Column.P, Column.Q, Column.S]].clamp_min(0)
         references = places.gather(1, references.flatten(1)).view_as(references)
         harmless = torch.arange(3, device=context.device).expand_as(references)
-        has_frame = exists & (torch.arange(rows.shape[1], device=context.device) > 0)
+        has_frame = mask & (torch.arange(rows.shape[1], device=context.device) > 0)
         references = torch.where(has_frame[..., None], references, harmless)
         level = torch.where(has_frame, rows[..., Column.LEVEL], 0)
-        offsets = coordinates.offsets[torch.where(exists, rows[..., Column.KIND], 0)]
+        offsets = coordinates.offsets[torch.where(mask, rows[..., Column.KIND], 0)]
         channels = self.weights(self.embedding(context)) * (context[..., :1] > 0)
         atoms = _of_atoms(order)
         return Visit(

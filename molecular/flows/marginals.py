@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from molecular.coordinates import TOKEN_SIZE
-from molecular.coordinates.internal import InternalCoordinates, tokens_exist
+from molecular.coordinates.internal import InternalCoordinates, token_mask
 from molecular.coordinates.spherical import torsion_cuts, wrapped
 from molecular.molecule.internal_context import ROWS_BEFORE_TOKENS, Column
 from molecular.molecule.kinds import KINDS, ROOT, fallbacks
@@ -115,13 +115,13 @@ def _by_kind(coordinates: InternalCoordinates, batches: Sequence[dict[str, Tenso
     numbers: dict[bytes, int] = {}
     for batch in batches:
         kind = batch["context"][:, ROWS_BEFORE_TOKENS:, Column.KIND]
-        exists = tokens_exist(batch["context"])
+        mask = token_mask(batch["context"])
         # The kinds of its atoms say which molecule it is.
-        own = [kind[row][exists[row]].cpu().numpy().tobytes() for row in range(len(kind))]
+        own = [kind[row][mask[row]].cpu().numpy().tobytes() for row in range(len(kind))]
         molecule = torch.tensor([numbers.setdefault(name, len(numbers)) for name in own], device=kind.device)
-        tokens.append(coordinates(batch["inputs"], batch["context"])[0][exists])
-        kinds.append(kind[exists])
-        molecules.append(molecule[:, None].expand_as(kind)[exists])
+        tokens.append(coordinates(batch["inputs"], batch["context"])[0][mask])
+        kinds.append(kind[mask])
+        molecules.append(molecule[:, None].expand_as(kind)[mask])
     if not tokens:
         return {}
     kind, token, molecule = torch.cat(kinds), torch.cat(tokens), torch.cat(molecules)

@@ -16,13 +16,13 @@ from molecular.flows.conformations import TransferableFlow
 from molecular.flows.prose_context import (
     NUM_CODES,
     AtomEmbedding,
-    AtomsExist,
+    AtomMask,
     CheckedContext,
     VisitedConditions,
     atoms_in_order,
 )
 from molecular.flows.rigid_motion import CentroidEnergy, random_rigid_motion
-from molecular.molecule.features import atoms_exist, prose_context
+from molecular.molecule.features import atom_mask, prose_context
 from molecular.molecule.orderings import PROSE_ORDERINGS, check_orderings
 from nflib.distributions import PaddedNormal
 from nflib.networks import CausalTransformer, SinusoidalPositions
@@ -113,7 +113,7 @@ class Prose(TransferableFlow):
                 layers,
                 positions=SinusoidalPositions(max_atoms, channels),
                 conditioner=VisitedConditions(embedding, column, channels),
-                token_mask=AtomsExist(),
+                token_mask=AtomMask(),
             )
             visit = PermuteByContext(partial(atoms_in_order, column=column))
             return [visit, TransformerAffineAutoregressive(network), InverseTransform(visit)]
@@ -121,7 +121,7 @@ class Prose(TransferableFlow):
         columns = [NUM_CODES + index % len(orderings) for index in range(num_blocks)]
         super().__init__(
             CompositeTransform([ScaleAtoms(scale), *(part for column in columns for part in block(column))]),
-            PaddedNormal(TOKEN_SIZE, AtomsExist()),
+            PaddedNormal(TOKEN_SIZE, AtomMask()),
             CheckedContext(len(orderings), max_atoms, num_atom_types, num_residue_types),
         )
         self.orderings = tuple(orderings)
@@ -139,9 +139,9 @@ class Prose(TransferableFlow):
     def places_molecules(self) -> bool:
         return True
 
-    def placed(self, positions: Tensor, exists: Tensor, generator: torch.Generator) -> Tensor:
+    def placed(self, positions: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Each in an orientation of its own, its centroid drawn as `CentroidEnergy` has it; padding is zero."""
-        return random_rigid_motion(positions, exists, self.scale, generator)
+        return random_rigid_motion(positions, mask, self.scale, generator)
 
     def target_energy(self, energy: Callable[[Tensor], Tensor]) -> CentroidEnergy:
         """A reduced energy with that of the centroid that this flow was trained on, since its density places it too."""
@@ -152,11 +152,11 @@ def spread(batches: Sequence[dict[str, Tensor]]) -> float:
     """The standard deviation of the atoms' coordinates about their molecules' centroids."""
     total, count = 0.0, 0
     for batch in batches:
-        exists = atoms_exist(batch["context"])
-        centred = batch["inputs"].masked_fill(~exists.unsqueeze(-1), 0.0)
-        mean = centred.sum(1, keepdim=True) / exists.sum(1)[:, None, None]
-        total += float((centred - mean)[exists].double().square().sum())
-        count += 3 * int(exists.sum())
+        mask = atom_mask(batch["context"])
+        centred = batch["inputs"].masked_fill(~mask.unsqueeze(-1), 0.0)
+        mean = centred.sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        total += float((centred - mean)[mask].double().square().sum())
+        count += 3 * int(mask.sum())
     return (total / count) ** 0.5
 
 
@@ -168,7 +168,7 @@ class ScaleAtoms(ClosedForm):
     def __init__(self, scale: float):
         super().__init__()
         self.scale = scale
-        self.existing = AtomsExist()
+        self.mask = AtomMask()
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         return inputs / self.scale, -self._logabsdet(inputs, context)
@@ -177,13 +177,13 @@ class ScaleAtoms(ClosedForm):
         return inputs * self.scale, self._logabsdet(inputs, context)
 
     def _logabsdet(self, inputs: Tensor, context: Tensor) -> Tensor:
-        exists = self.existing(context)
-        if tuple(inputs.shape) != (*exists.shape, TOKEN_SIZE):
+        mask = self.mask(context)
+        if tuple(inputs.shape) != (*mask.shape, TOKEN_SIZE):
             raise ValueError(
-                f"positions of shape {tuple(inputs.shape)} do not fit a context of {exists.shape[1]} atoms; expected "
-                f"{(*exists.shape, TOKEN_SIZE)}."
+                f"positions of shape {tuple(inputs.shape)} do not fit a context of {mask.shape[1]} atoms; expected "
+                f"{(*mask.shape, TOKEN_SIZE)}."
             )
-        return exists.sum(-1).to(torch.promote_types(inputs.dtype, torch.float32)) * (TOKEN_SIZE * math.log(self.scale))
+        return mask.sum(-1).to(torch.promote_types(inputs.dtype, torch.float32)) * (TOKEN_SIZE * math.log(self.scale))
 
 
 def _check_settings(sizes: dict[str, int], orderings: Sequence[str], scale: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, Encoding, atoms_exist
+from molecular.molecule.features import ATOM_TYPES, RESIDUE_TYPES, Encoding, atom_mask
 from nflib.networks.conditioning import Lookahead, distinct_rows
 from nflib.networks.positions import SinusoidalEmbedding
 
@@ -14,11 +14,11 @@ NUM_CODES = len(Encoding._fields)
 _BASE = 1000.0
 
 
-class AtomsExist(nn.Module):
-    """`atoms_exist` as a module."""
+class AtomMask(nn.Module):
+    """`atom_mask` as a module."""
 
     def forward(self, context: Tensor) -> Tensor:
-        return atoms_exist(context)
+        return atom_mask(context)
 
 
 def atoms_in_order(context: Tensor, column: int) -> Tensor:
@@ -122,9 +122,9 @@ class CheckedContext(nn.Module):
             raise ValueError("a code of the context is out of range; make it by flow.context(peptide).")
         places = orderings.clamp(0, context.shape[1] - 1)
         visited = torch.zeros_like(orderings).scatter_(1, places, 1)
-        exists = (codes[..., :1] > 0).expand_as(orderings)
+        mask = (codes[..., :1] > 0).expand_as(orderings)
         is_permutation = visited.all() & (places == orderings).all()
-        pads_last = (exists[:, 1:] <= exists[:, :-1]).all() & (exists.gather(1, places) == exists).all()
+        pads_last = (mask[:, 1:] <= mask[:, :-1]).all() & (mask.gather(1, places) == mask).all()
         if not bool(is_permutation & pads_last):
             raise ValueError(
                 "an ordering of the context is no permutation of its atoms with padding last; make the context by "

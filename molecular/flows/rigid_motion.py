@@ -12,7 +12,7 @@ from nflib.random import normal_like
 
 
 def random_rigid_motion(
-    positions: Tensor, exists: Tensor, scale: float, generator: torch.Generator | None = None
+    positions: Tensor, mask: Tensor, scale: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Conformations ``(B, n, 3)``, each in an orientation of its own, their centroids normal around zero.
 
@@ -21,17 +21,17 @@ def random_rigid_motion(
 
     Args:
         positions: ``(B, n, 3)``.
-        exists: ``(B, n)``, False at padding, which becomes zero.
+        mask: ``(B, n)``, False at padding, which becomes zero.
         scale: in the units of the positions.
         generator: of the random numbers (default: torch's own).
     """
-    mask = exists.unsqueeze(-1)
-    count = mask.sum(1, keepdim=True).to(positions.dtype)
-    centred = positions - positions.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count
+    kept = mask.unsqueeze(-1)
+    count = kept.sum(1, keepdim=True).to(positions.dtype)
+    centred = positions - positions.masked_fill(~kept, 0.0).sum(1, keepdim=True) / count
     noise = normal_like(positions.new_empty(len(positions), 7), generator)
     # Not a matrix product, which autocast would round to half precision.
     rotated = (_rotations(noise[:, :4])[:, None] * centred[:, :, None]).sum(-1)
-    return (rotated + noise[:, None, 4:] * scale * count.rsqrt()).masked_fill(~mask, 0.0)
+    return (rotated + noise[:, None, 4:] * scale * count.rsqrt()).masked_fill(~kept, 0.0)
 
 
 class CentroidEnergy:

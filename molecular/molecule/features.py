@@ -90,7 +90,7 @@ def pad(contexts: Sequence[Tensor]) -> Tensor:
     """Contexts (n, k) of several molecules as one batch (B, n_max, k).
 
     Beyond a molecule's own atoms its codes are 0 and its orderings the identity, so that each stays a
-    permutation that visits padding last. `atoms_exist` tells atoms from padding.
+    permutation that visits padding last. `atom_mask` tells atoms from padding.
 
     Raises:
         ValueError: no contexts, or contexts that are not of one number of columns.
@@ -111,7 +111,7 @@ def pad(contexts: Sequence[Tensor]) -> Tensor:
     return batch
 
 
-def atoms_exist(context: Tensor) -> Tensor:
+def atom_mask(context: Tensor) -> Tensor:
     """The mask ``(B, n)`` of a context's atoms that are no padding; the same in every ordering, as padding is last."""
     return context[..., 0] > 0
 

@@ -15,7 +15,7 @@ from molecular.flows.conformations import TransferableFlow
 from molecular.flows.internal_prose import InternalProse
 from molecular.flows.prose import Prose
 from molecular.molecule.canonical_names import Naming
-from molecular.molecule.features import atoms_exist
+from molecular.molecule.features import atom_mask
 from molecular.molecule.orderings import named_residues
 from molecular.molecule.topology import Topology
 from molecular.training.batches import Rows, Window, training_source, validation_source
@@ -158,7 +158,7 @@ class LikelihoodPerDimension:
     def augmented(self, flow: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The batch, turned and moved at random."""
         inputs = self.symmetries.turn(batch["inputs"], batch["system"], generator)
-        placed = cast(TransferableFlow, flow).placed(inputs, atoms_exist(batch["context"]), generator)
+        placed = cast(TransferableFlow, flow).placed(inputs, atom_mask(batch["context"]), generator)
         return batch | {"inputs": placed}
 
 
@@ -211,7 +211,7 @@ class LikelihoodAndEnergies(LikelihoodPerDimension):
 
 def num_dimensions(flow: nn.Module, context: Tensor) -> Tensor:
     """How many numbers each molecule's density is over, ``(B,)``: 3n, or 3n - 6 where rigid motion is removed."""
-    atoms = atoms_exist(context).sum(-1)
+    atoms = atom_mask(context).sum(-1)
     return 3 * atoms - (0 if flow.places_molecules else 6)
 
 
@@ -224,7 +224,7 @@ def bucketed_log_prob(flow: nn.Module, inputs: Tensor, context: Tensor, num_buck
         context: ``(B, n, k)``.
         num_buckets: how many parts.
     """
-    sizes = atoms_exist(context).sum(-1)
+    sizes = atom_mask(context).sum(-1)
     order = sizes.argsort(stable=True)
     parts = []
     for rows in order.chunk(num_buckets):

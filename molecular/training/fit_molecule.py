@@ -129,8 +129,8 @@ def train_flow(
 
 def _placed(frames: Ensemble, flow: ConformationFlow, generator: torch.Generator) -> Ensemble:
     """Frames whose positions are where the flow's density has them; a label belongs to its place."""
-    exists = torch.ones(frames.positions.shape[:2], dtype=torch.bool)
-    return replace(frames, positions=flow.placed(frames.positions, exists, generator))
+    mask = torch.ones(frames.positions.shape[:2], dtype=torch.bool)
+    return replace(frames, positions=flow.placed(frames.positions, mask, generator))
 
 
 def _rows(positions: Tensor, context: Tensor | None) -> dict[str, Tensor]:

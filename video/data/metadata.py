@@ -42,7 +42,7 @@ def read_metadata(path: Path) -> list[tuple[str, Description]]:
         ValueError: no column file_name, or a line that cannot be read.
     """
     rows = []
-    for line, columns in _lines(path) if path.suffix == ".jsonl" else _rows(path):
+    for line, columns in _lines(path) if path.suffix.lower() == ".jsonl" else _rows(path):
         name = columns.get(FILE)
         if not isinstance(name, str) or not name:
             raise ValueError(f'line {line} of {path} names no file; give each line a "{FILE}".')

@@ -37,8 +37,9 @@ from nflib.continuous import (
     pairs_of,
 )
 from nflib.continuous.objectives.dispersive import log_mean_kernel
+from nflib.interfaces import stated
 from nflib.training import TrainingConfig, fit
-from nflib.training.objectives import maximum_likelihood
+from nflib.training.objectives import Demands, maximum_likelihood
 from tests.nflib.continuous.cases import mixture_velocity
 from tests.nflib.continuous.normal_map import MEAN, STD, NormalMap, normal_data
 from tests.nflib.training_cases import Gaussian, Record, configuration
@@ -64,7 +65,7 @@ def normal_map(mean=MEAN, std=STD):
 def losses(objective, flow, count=30, size=2000):
     values = []
     for seed in range(count):
-        batch = {"inputs": normal_data(size, 100 + seed)} if getattr(objective, "needs_data", True) else {}
+        batch = {"inputs": normal_data(size, 100 + seed)} if stated(Demands, objective).needs_data else {}
         values.append(objective(flow, batch, torch.Generator().manual_seed(seed))[0])
     return torch.stack(values)
 
@@ -94,7 +95,7 @@ def test_the_exact_velocity_has_the_least_loss_of_flow_matching():
 def test_training_finds_the_normal(objective, make, least, tmp_path):
     flow = make(0.3, 1.0)
     config = TrainingConfig(batch_size=512, max_steps=150, learning_rate=3e-2, weight_decay=0, ema_decay=0.9, **QUIET)
-    data = normal_data(20_000) if getattr(objective, "needs_data", True) else None
+    data = normal_data(20_000) if stated(Demands, objective).needs_data else None
     fit(flow, data, config=config, objective=objective, output=tmp_path)
     field = flow._transform.velocity
     assert field.mean.item() == pytest.approx(MEAN, abs=0.05)
@@ -147,7 +148,7 @@ def test_mean_flow_has_the_derivative_of_the_definition():
 def test_gradients_reach_all_parameters_of_a_map(objective):
     torch.manual_seed(0)
     flow = FlowMap(perturb(MLPFlowMap(2, channels=16, num_layers=2), 0.3), (2,))
-    batch = {"inputs": normal_data(32)} if getattr(objective, "needs_data", True) else {}
+    batch = {"inputs": normal_data(32)} if stated(Demands, objective).needs_data else {}
     loss, scalars = objective(flow, batch, torch.Generator().manual_seed(0))
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in flow.parameters())
@@ -407,7 +408,7 @@ def data_for(objective, flow):
     """What a training by the objective begins with."""
     if isinstance(objective, PathPolicyGradient):
         return Rollouts(flow, lambda x: x[:, 0], objective, num_paths=64, num_steps=3)
-    return normal_data(64) if getattr(objective, "needs_data", True) else None
+    return normal_data(64) if stated(Demands, objective).needs_data else None
 
 
 @pytest.mark.parametrize(
