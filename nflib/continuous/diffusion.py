@@ -12,6 +12,7 @@ from torch import Tensor
 from nflib.contexts import repeated
 from nflib.continuous.fields import evaluated, in_single_precision
 from nflib.continuous.ode import ODEFlow
+from nflib.errors import at_least
 from nflib.events import flattened
 from nflib.random import normal_like
 
@@ -48,8 +49,8 @@ class DiffusionProposal:
         context: one for all draws, where the flow takes one; see `Flow.given`.
 
     Raises:
-        ValueError: num_steps below 1, an epsilon that is not positive, a path that needs a score of its own, a context
-            that does not fit.
+        ValueError: a num_steps that is not a positive integer, an epsilon that is not positive, a path that needs a
+            score of its own, a context that does not fit.
 
     >>> import torch
     >>> from nflib.continuous import ODEFlow
@@ -70,8 +71,7 @@ class DiffusionProposal:
         score: Callable[..., Tensor] | None = None,
         context: Any = None,
     ):
-        if num_steps < 1:
-            raise ValueError(f"DiffusionProposal takes a positive number of steps, got {num_steps!r}.")
+        num_steps = at_least(1, "num_steps", num_steps)
         start, stop = flow.span
         self.flow, self.score, self.context = flow, score, flow.given(context).context
         self.step = (stop - start) / num_steps

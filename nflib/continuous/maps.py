@@ -16,7 +16,7 @@ from nflib.continuous.noise import PathFlow, noise_width
 from nflib.continuous.paths import LinearPath, Path, times_of
 from nflib.continuous.solvers import checked_finite
 from nflib.continuous.steps import Step, StepwiseTransform
-from nflib.errors import check_object
+from nflib.errors import at_least, check_object
 from nflib.events import per_row
 from nflib.io.arguments import changed
 
@@ -56,8 +56,8 @@ class FlowMapTransform(StepwiseTransform):
         noise_width: standard deviation of the noise, by which jumps are judged where a batch is concentrated.
 
     Raises:
-        ValueError: num_steps below 1, allowed_folds outside [0, 1); on use, a map that is not one-to-one, an average
-            velocity of another shape than x, a jump that is not finite.
+        ValueError: a num_steps that is not a positive integer, allowed_folds outside [0, 1); on use, a map that is not
+            one-to-one, an average velocity of another shape than x, a jump that is not finite.
     """
 
     def __init__(
@@ -69,11 +69,12 @@ class FlowMapTransform(StepwiseTransform):
         noise_width: float = 1.0,
     ):
         super().__init__()
-        if num_steps < 1 or not 0 <= allowed_folds < 1:
-            raise ValueError(f"num_steps ({num_steps}) must be 1 or more, allowed_folds ({allowed_folds}) in [0, 1).")
+        if not 0 <= allowed_folds < 1:
+            raise ValueError(f"allowed_folds must be in [0, 1), got {allowed_folds!r}.")
         check_object("velocity", velocity, "MLPFlowMap(2)", "__call__")
         self.velocity = velocity
-        self.num_steps, self.allowed_folds, self.noise_width = num_steps, allowed_folds, noise_width
+        self.num_steps = at_least(1, "num_steps", num_steps)
+        self.allowed_folds, self.noise_width = allowed_folds, noise_width
         self.uses_context = takes_context(velocity, num_times=2)
 
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, context: Any = None) -> Tensor:

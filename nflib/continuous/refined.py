@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nflib.continuous.fields import Velocity, context_shape_of, evaluated, in_single_precision, takes_context
+from nflib.errors import at_least
 from nflib.events import per_row
 
 __all__ = ["RefinedSteps"]
@@ -30,7 +31,7 @@ class RefinedSteps(nn.Module):
         num_steps: equal steps of a run from r to t.
 
     Raises:
-        ValueError: num_steps below 1.
+        ValueError: a num_steps that is not a positive integer.
 
     >>> import torch
     >>> from nflib.continuous import FlowMap, MLPVelocity
@@ -43,9 +44,8 @@ class RefinedSteps(nn.Module):
 
     def __init__(self, field: Velocity, refiner: Callable[..., Tensor], num_steps: int = 4):
         super().__init__()
-        if num_steps < 1:
-            raise ValueError(f"RefinedSteps takes a positive number of steps, got {num_steps!r}.")
-        self.field, self.refiner, self.num_steps = field, refiner, num_steps
+        self.field, self.refiner = field, refiner
+        self.num_steps = at_least(1, "num_steps", num_steps)
         self.uses_context = takes_context(field)
         self.context_shape = context_shape_of(field)
 

@@ -110,8 +110,9 @@ def test_what_is_no_map_is_told():
         FlowMap(lambda x, r, t: x[:, :1], (2,)).sample(3)
     with pytest.raises(ValueError, match="not finite"):
         FlowMap(lambda x, r, t: x * math.nan, (2,)).sample(3)
-    with pytest.raises(ValueError, match="num_steps"):
-        FlowMap(folds, (1,), num_steps=0)
+    for num_steps in (0, 2.5):
+        with pytest.raises(ValueError, match="num_steps must be an integer of 1 or more"):
+            FlowMap(folds, (1,), num_steps=num_steps)
     with pytest.raises(ValueError, match="0 … 1|from 0"):
         FlowMap(NormalMap(), (1,)).jump(torch.zeros(1, 1), 0.0, 1.5)
 

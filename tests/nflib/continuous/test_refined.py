@@ -167,8 +167,9 @@ def test_weights_in_half_precision_are_fitted_in_single_precision():
 
 
 def test_what_does_not_fit_is_told():
-    with pytest.raises(ValueError, match="positive number of steps"):
-        RefinedSteps(swirl, rough_refiner(), num_steps=0)
+    for num_steps in (0, 2.5):
+        with pytest.raises(ValueError, match="num_steps must be an integer of 1 or more"):
+            RefinedSteps(swirl, rough_refiner(), num_steps=num_steps)
     with pytest.raises(ValueError, match="max_step"):
         RefinerMatching(max_step=1.5)
     with pytest.raises(ValueError, match="RefinedSteps"):
