@@ -22,6 +22,7 @@ from molecular.training.labels import CLIP, as_labels
 from nflib.io import fingerprint
 from nflib.processes import is_first_process
 from nflib.training import LogVariance, TrainingConfig, TrainingResult, alone, fit, maximum_likelihood
+from nflib.transforms import GaussianizeMarginals
 
 SPLIT = (0.9, 0.05, 0.05)
 SPLIT_SEED = 0
@@ -76,6 +77,11 @@ def train_on_ensemble(
     if initial is None or refit_marginals:
         if not isinstance(flow, MoleculeFlow):
             raise ValueError(f"{initial} is a flow of many molecules, fitted to a corpus: leave refit_marginals out.")
+        if len(training) < (fewest := GaussianizeMarginals.min_samples):
+            raise ValueError(
+                f"{data} has {len(training)} frames to train on, where a new flow takes {fewest} or more: simulate for "
+                "longer."
+            )
         flow.fit_coordinates(training.positions)
     positions = ensemble.positions[some_rows(len(ensemble))]
     with alone(output):

@@ -5,6 +5,7 @@ from typing import Any
 from nflows.transforms import Transform
 from torch import Tensor
 
+from nflib.errors import at_least
 from nflib.interfaces import Decoder, Inversion
 from nflib.transforms.inversion import invert
 
@@ -20,17 +21,15 @@ class Framewise(Transform):
         frame_length: tokens of a frame.
 
     Raises:
-        ValueError: frame_length is below 1, or the tokens do not fill whole frames.
+        ValueError: frame_length is no positive integer, or the tokens do not fill whole frames.
     """
 
     uses_context = False
 
     def __init__(self, transform: Transform, frame_length: int):
         super().__init__()
-        if frame_length < 1:
-            raise ValueError(f"frame_length must be a positive number of tokens, got {frame_length}.")
         self.transform = transform
-        self.frame_length = frame_length
+        self.frame_length = at_least(1, "frame_length", frame_length)
 
     def forward(self, inputs: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         outputs, logabsdet = self.by_frames(inputs)

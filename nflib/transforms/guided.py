@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nflib.contexts import as_context, map_context, num_rows, unconditional_rows
 from nflib.dtypes import Tables
+from nflib.errors import at_least
 from nflib.interfaces import Decoder, Inversion
 from nflib.transforms.causal_map import AffineAutoregressive
 from nflib.transforms.inversion import input_shape, invert, output_shape, uses_context
@@ -47,7 +48,8 @@ class LinearGuidance:
         attention_temperature: temperature of the attention in the unconditional branch.
 
     Raises:
-        ValueError: a negative weight, another `guide`, a ramp below 1, or a temperature that is not positive.
+        ValueError: a negative weight, another `guide`, a ramp that is no positive integer, or a temperature that is
+            not positive.
 
     >>> from nflib.flows import TARFlow
     >>> flow = TARFlow(event_shape=(6,), channels=32, num_blocks=2, head_dim=16, num_classes=10)
@@ -59,12 +61,10 @@ class LinearGuidance:
     ):
         if guide not in ("a", "b", "ab"):
             raise ValueError(f'guide must be "a" (log-scale), "b" (shift) or "ab", got {guide!r}.')
-        if ramp is not None and ramp < 1:
-            raise ValueError(f"ramp must be a positive number of tokens, or None, got {ramp!r}.")
         _check_guidance(weight, attention_temperature)
         self.weight = weight
         self.guide = guide
-        self.ramp = ramp
+        self.ramp = None if ramp is None else at_least(1, "ramp", ramp)
         self.attention_temperature = attention_temperature
 
     def __call__(self, conditional: Parameters, unconditional: Parameters, start: int) -> Parameters:

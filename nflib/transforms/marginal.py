@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from nflib.dtypes import as_tensor
 from nflib.events import check_event_shape, flattened
 from nflib.transforms._intervals import clamped
 from nflib.transforms._marginal_bins import Bins, corner_table
-from nflib.transforms._marginal_fit import LARGEST, SMALLEST, check_fit, fit_coordinate, flat_intervals
+from nflib.transforms._marginal_fit import LARGEST, MIN_SAMPLES, SMALLEST, check_fit, fit_coordinate, flat_intervals
 from nflib.transforms.inversion import ClosedForm
 from nflib.transforms.normal import lower_tail
 
@@ -138,6 +139,9 @@ class GaussianizeMarginals(ClosedForm):
         >>> transform = GaussianizeMarginals.fit(angles, intervals={(2,): (-math.pi, math.pi)})
         >>> z, logabsdet = transform(angles)
     """
+
+    min_samples: ClassVar[int] = MIN_SAMPLES
+    """The fewest data that `fit` takes."""
 
     knots_x: Tensor  # (D, num_bins + 1), data units
     knots_y: Tensor  # (D, num_bins + 1), latent units for real coordinates, probability for intervals

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nflib.errors import at_least
 from nflib.transforms.inversion import ClosedForm
 
 
@@ -19,7 +20,7 @@ class Reverse(ClosedForm):
         within_tokens: also reverse the numbers inside each token, for maps that are autoregressive there, too.
 
     Raises:
-        ValueError: frame_length is below 1, or the tokens do not fill whole frames.
+        ValueError: frame_length is no positive integer, or the tokens do not fill whole frames.
 
     >>> Reverse()(torch.arange(3.0).view(1, 3, 1))[0].flatten()
     tensor([2., 1., 0.])
@@ -27,9 +28,7 @@ class Reverse(ClosedForm):
 
     def __init__(self, frame_length: int | None = None, *, within_tokens: bool = False):
         super().__init__()
-        if frame_length is not None and frame_length < 1:
-            raise ValueError(f"frame_length must be a positive number of tokens, got {frame_length}.")
-        self.frame_length = frame_length
+        self.frame_length = None if frame_length is None else at_least(1, "frame_length", frame_length)
         self.within_tokens = within_tokens
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

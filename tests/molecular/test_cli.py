@@ -225,6 +225,16 @@ def test_data_with_nan_is_refused(simulation, tmp_path):
         main(["train", "--data", str(poisoned), "--output", str(tmp_path / "output"), *SMALL, *TRAINING])
 
 
+def test_too_few_frames_for_a_new_flow(simulation, tmp_path):
+    few = shutil.copytree(simulation, tmp_path / "few")
+    first, *others = sorted(few.glob("frames-*.npz"))
+    for shard in others:
+        shard.unlink()
+    np.savez(first, **{name: array[:30] for name, array in np.load(first).items()})
+    with pytest.raises(SystemExit, match="few has [0-9]+ frames to train on, where a new flow takes 32 or more"):
+        main(["train", "--data", str(few), "--output", str(tmp_path / "output"), *SMALL, *TRAINING])
+
+
 def test_an_output_of_no_name(model):
     with pytest.raises(SystemExit, match="error: --output is empty"):
         main([*OF_GLYCINE, "--model", str(model), "--output="])
