@@ -1,5 +1,6 @@
 """The training loop, its objectives and its files."""
 
+import copy
 import importlib.util
 import math
 import os
@@ -734,3 +735,23 @@ def test_import_needs_no_fabric() -> None:
     code = "import sys, nflib.training; sys.exit('lightning_fabric' in sys.modules)"
     root = str(Path(__file__).parents[2])
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120).returncode == 0
+
+
+def test_a_compiled_flow_is_trained_compiled(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    plain = TARFlow(2, channels=16, num_blocks=2, layers_per_block=1, head_dim=8)
+    compiled = torch.compile(copy.deepcopy(plain), backend=backend)
+    config = configuration(max_steps=2, validation_interval=None)
+    data = normal(32, 2)
+    fit(plain, data, config=config, output=tmp_path / "plain")
+    fit(compiled, data, config=config, output=tmp_path / "compiled")
+    assert graphs
+    written = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("plain", "compiled")]
+    torch.testing.assert_close(*written)
