@@ -10,6 +10,7 @@ from torch import Tensor
 
 from molecular.data.ensembles import Ensemble
 from molecular.molecule.molecule import Molecule
+from nflib.dtypes import as_tensor
 from nflib.montecarlo import WeightedSamples, normalized_weights
 from nflib.montecarlo.genealogy import NONE, Resamplings
 
@@ -42,26 +43,26 @@ class WeightedConformations:
 
         Args:
             name: of the source, for messages.
-            source: positions (N, n, 3) in nm, `(positions, log_weights)`, `WeightedSamples`, an `Ensemble` of one
-                temperature, or `WeightedConformations`.
+            source: positions (N, n, 3) in nm, `(positions, log_weights)`, either tensors or arrays, `WeightedSamples`,
+                an `Ensemble` of one temperature, or `WeightedConformations`.
             molecule: what it is of.
 
         Raises:
             ValueError: another kind of object, positions of another shape, plain positions whose bonds are not of the
                 molecule's length in nm, or columns of another length.
         """
-        num_atoms, is_plain = molecule.num_atoms, isinstance(source, Tensor | tuple)
+        num_atoms, is_plain = molecule.num_atoms, isinstance(source, tuple) or hasattr(source, "__array__")
         if isinstance(source, WeightedSamples):
             source = cls(source.x, source.log_weights, groups=source.ancestors, resamplings=source.resamplings)
         elif isinstance(source, Ensemble):
             if len(source.temperature_index.unique()) > 1:
                 raise ValueError(f"{name} mixes temperatures; load it with temperature_index=0.")
             source = cls(source.positions, groups=source.replica_group, time=source.time)
-        elif isinstance(source, Tensor):
-            source = cls(source)
         elif isinstance(source, tuple) and len(source) == 2:
             positions, log_weights = source
-            source = cls(torch.as_tensor(positions), None if log_weights is None else torch.as_tensor(log_weights))
+            source = cls(as_tensor(positions), None if log_weights is None else as_tensor(log_weights))
+        elif hasattr(source, "__array__"):
+            source = cls(as_tensor(source))
         if not isinstance(source, WeightedConformations):
             raise ValueError(
                 f"{name} is a {type(source).__name__}; pass positions (N, {num_atoms}, 3), (positions, log_weights), "

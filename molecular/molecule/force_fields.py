@@ -34,7 +34,9 @@ def refusals_of_openmm() -> Iterator[None]:
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ValueError(first_line(error)) from error
+        raise ValueError(
+            f"{first_line(error)}; choose one in OpenMM, by createSystem(residueTemplates=...), and give that System"
+        ) from error
 
 
 def harmonic_bonds(system: openmm.System) -> dict[tuple[int, int], tuple[float, float]]:

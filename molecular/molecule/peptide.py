@@ -147,7 +147,7 @@ def usual_cutoff(cutoff: float | str | None, capped: bool) -> float | None:
     if cutoff == "default":
         return None if capped else 2.0
     if cutoff is not None and not (isinstance(cutoff, float | int) and cutoff > 0.0):
-        raise ValueError(f"cutoff is {cutoff!r}; give a positive length in nm, None, or 'default'.")
+        raise ValueError(f"cutoff is {cutoff!r}; give a positive length in nm, or None for no cutoff.")
     return cutoff
 
 

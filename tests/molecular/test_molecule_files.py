@@ -214,6 +214,11 @@ def test_what_is_no_molecule():
     frozen.setParticleMass(5, 0.0)
     with pytest.raises(ValueError, match="H2 of MOL 1 of molecule has no mass in the System, by which OpenMM holds it"):
         Molecule(topology, frozen, x)
+    frozen.setParticleMass(5, -3.0)
+    with pytest.raises(ValueError, match="H2 of MOL 1 of molecule has a mass of -3 amu in the System; give"):
+        Molecule(topology, frozen, x)
+    with pytest.raises(ValueError, match="the system of molecule is a str; give an openmm.System"):
+        Molecule(topology, "molecule.xml", x)
     pressed = openmm.XmlSerializer.clone(system)
     pressed.addForce(openmm.MonteCarloBarostat(1.0, 300.0))
     with pytest.raises(ValueError, match="OpenMM cannot use the System .A barostat cannot be used"):
@@ -264,8 +269,9 @@ def test_defaults_are_the_same_by_every_way(sequence, tmp_path):
     by_system = MoleculeOptions(structure=tmp_path / "x.pdb", system=tmp_path / "x.xml").build()
     assert nonbonded(by_structure) == nonbonded(by_system) == nonbonded(peptide)
     assert by_structure.temperature == by_system.temperature == peptide.temperature
-    free = MoleculeOptions(structure=tmp_path / "x.pdb", force_field=force_field, cutoff="none").build()
-    assert nonbonded(free)[0] == openmm.NonbondedForce.NoCutoff
+    for cutoff in ("none", "None"):
+        free = MoleculeOptions(structure=tmp_path / "x.pdb", force_field=force_field, cutoff=cutoff).build()
+        assert nonbonded(free)[0] == openmm.NonbondedForce.NoCutoff
     with pytest.raises(ValueError, match="cutoff is 'far'; give a positive length"):
         MoleculeOptions(peptide=sequence, cutoff="far").build()
 

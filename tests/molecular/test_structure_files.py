@@ -217,7 +217,10 @@ def test_residues_that_several_templates_match_are_told(tmp_path):
     topology = Topology(("C1", "C2", "C3"), ("C", "C", "C"), (Residue("MOL"),), (0, 0, 0), ((0, 1), (1, 2)))
     text = Molecule(topology, carbons(), [[0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.15, 0.15, 0.0]]).pdb_string()
     (tmp_path / "x.pdb").write_text(text)
-    with pytest.raises(ValueError, match=r"does not know all of x.+: Multiple non-identical .*ONE, TWO\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"all of x.+: Multiple non-identical .*ONE, TWO; choose one in OpenMM, by create",
+    ):
         read_molecule(tmp_path / "x.pdb", force_field=[str(tmp_path / "field.xml")])
 
 

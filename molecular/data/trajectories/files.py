@@ -190,6 +190,10 @@ def _read_npz(path: Path) -> Part:
     name = next((name for name in ("positions", "xyz", "coordinates") if name in arrays), None)
     if name is None:
         raise ValueError(f"it holds {', '.join(arrays) or 'nothing'} but no array 'positions'")
+    if weights := next((name for name in arrays if "weight" in name.lower()), None):
+        raise ValueError(
+            f"it holds {weights!r}, and frames of a trajectory have no weights; resample them, or take the frames alone"
+        )
     positions, time, box = arrays[name], arrays.get("time"), arrays.get("box")
     if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
         raise ValueError(f"its positions are {positions.dtype} of shape {positions.shape}, not numbers (frames, n, 3)")
@@ -235,6 +239,8 @@ def _suffix(path: Path) -> str:
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
     """A name of plain letters for a file, which some readers need; whatever a reader says becomes one sentence."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a trajectory or a topology, a file.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a trajectory or a topology.")
     with ascii_name(path.resolve()) as readable, warnings.catch_warnings():

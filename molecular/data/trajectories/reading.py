@@ -73,6 +73,7 @@ def read_matched(
             "rounding": _grid(part.positions),
             "spacing": spacing,
             "drawn_bonds": 0,
+            "other_atoms": num_atoms - molecule.num_atoms,
         }
     )
     return Part(positions, part.time, None)

@@ -17,7 +17,7 @@ class ImportReport:
         temperature: K.
         files: of each trajectory "file", "frames", "atoms", "unit" of length, how the atoms were "matched", "rounding"
             of positions in nm, 0 for floating point, the "spacing" in ps that new times were given by, None for its
-            own, and how many "drawn_bonds" were constrained and drawn anew.
+            own, how many "drawn_bonds" were constrained and drawn anew, and how many "other_atoms" were left out.
         frames_read: of all files.
         frames_kept: that were written.
         left_out: frames by the reason.
@@ -58,6 +58,11 @@ class ImportReport:
                 f"{file['file']}: {file['frames']} frames of {file['atoms']} atoms in {file['unit']}; "
                 f"{self.molecule} found by {file['matched']}."
             )
+            if file["other_atoms"]:
+                yield (
+                    f"    Its other {file['other_atoms']} atoms, such as water and ions, are left out: flows sample "
+                    "the molecule in its own force field, without them."
+                )
             if file["rounding"]:
                 yield f"    Positions were stored to {file['rounding']:g} nm, which energies and densities feel."
             if file["spacing"] is not None:
