@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import itertools
 import json
 import logging
+import re
 import signal
 import sys
 import typing
@@ -23,6 +25,8 @@ from nflib.processes import is_first_process
 
 # Not RuntimeError, which torch raises for mistakes of the program: their traceback is wanted.
 USER_ERRORS = (ValueError, OSError, ComputationError, ModuleNotFoundError, torch.OutOfMemoryError)
+# What jsonargparse calls the types of options, and what to give for each.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def run_command(
@@ -54,24 +58,26 @@ def run_command(
     """
     # Of the processes of torchrun one tells what all of them do.
     logging.basicConfig(level=logging.INFO if is_first_process() else logging.ERROR, format="%(message)s")
-    parser = jsonargparse.ArgumentParser(prog=program, description=description)
+    parser = jsonargparse.ArgumentParser(prog=program, description=description, exit_on_error=False)
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, function in commands.items():
         summary = (function.__doc__ or "").split("\n\n")[0]
-        command = jsonargparse.ArgumentParser(description=summary)
+        command = jsonargparse.ArgumentParser(description=summary, exit_on_error=False)
         if not _has_config(function):
             command.add_argument("--config", action="config", help="a YAML file with these options")
         grouped = _grouped(function, groups)
         command.add_function_arguments(function, as_positional=name in positional, skip={*grouped, *hidden})
         for group in grouped.values():
             command.add_class_arguments(group)
+        for action in command._actions:
+            if "LIST_OF_PATHS_FILE" in str(action.metavar):  # jsonargparse names it, but reads none
+                action.metavar = "FILE"
         subcommands.add_subcommand(name, command, help=summary)
     given = [_option(argument, aliases or {}) for argument in (sys.argv[1:] if arguments is None else arguments)]
     if given and given[0] in commands and not _has_config(commands[given[0]]):
         given = _configured(given, aliases or {})
-    parsed = parser.parse_args(given)
     try:
-        options = parser.instantiate_classes(parsed)
+        options = parser.instantiate_classes(parser.parse_args(given))
         chosen = dict(options[options.command].items())
         function = commands[options.command]
         if not _has_config(function):
@@ -80,6 +86,8 @@ def run_command(
         for parameter, group in _grouped(function, groups).items():
             chosen[parameter] = group(**{field.name: chosen.pop(field.name) for field in dataclasses.fields(group)})
         function(**chosen)
+    except argparse.ArgumentError as error:
+        sys.exit(f"error: {_told(str(error), given)}")
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # what can be kept has been written by then
@@ -91,6 +99,21 @@ def refuse_given(options: Mapping[str, object], reason: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"--{name} {reason}; leave it out.")
+
+
+def _told(message: str, given: Sequence[str]) -> str:
+    """What jsonargparse has against the arguments, in one sentence."""
+    message = re.sub(r'^Parser key "(.+?)":', r"--\1:", " ".join(message.split()))
+    wrong = re.match(r"(\S+): .*(?:Given|Got) value: (.*)", message)
+    kinds = [words for kind, words in KINDS.items() if f"<class '{kind}'>" in message]
+    if wrong and kinds:
+        return f"{wrong[1]} is {wrong[2]}; give {' or '.join(kinds)}."
+    if missing := re.fullmatch(r"the following arguments are required: \w+\.(\w+)", message):
+        return f"{missing[1]} is missing; give it."
+    for option, _, more in zip(given, given[1:], given[2:], strict=False):
+        if message.startswith("unrecognized") and re.match(r"--\w+\+$", option) and not more.startswith("-"):
+            return f"{more} is of no option; give {option[:-1]} again for each."
+    return f"{message.rstrip('.')}; --help says what there is."
 
 
 def _has_config(function: Callable[..., None]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from typing import Any
 
 LONGEST_LINE = 300  # characters
@@ -57,6 +58,12 @@ def as_number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return math.nan
+
+
+def no_file(path: str | os.PathLike[str], advice: str) -> FileNotFoundError:
+    """The error of a path where there is no file, or a folder, with what to do about it."""
+    found = f"{path} is a folder" if os.path.isdir(path) else f"there is no file {path}"
+    return FileNotFoundError(f"{found}; {advice}.")
 
 
 def first_line(error: BaseException) -> str:

@@ -43,26 +43,26 @@ class WeightedConformations:
 
         Args:
             name: of the source, for messages.
-            source: positions (N, n, 3) in nm, `(positions, log_weights)`, either tensors or arrays, `WeightedSamples`,
-                an `Ensemble` of one temperature, or `WeightedConformations`.
+            source: positions (N, n, 3) in nm, a tensor or an array, `(positions, log_weights)`, `WeightedSamples`, an
+                `Ensemble` of one temperature, or `WeightedConformations`.
             molecule: what it is of.
 
         Raises:
             ValueError: another kind of object, positions of another shape, plain positions whose bonds are not of the
                 molecule's length in nm, or columns of another length.
         """
-        num_atoms, is_plain = molecule.num_atoms, isinstance(source, tuple) or hasattr(source, "__array__")
+        num_atoms = molecule.num_atoms
+        is_plain = isinstance(source, Tensor | tuple) or hasattr(source, "__array__")
         if isinstance(source, WeightedSamples):
             source = cls(source.x, source.log_weights, groups=source.ancestors, resamplings=source.resamplings)
         elif isinstance(source, Ensemble):
             if len(source.temperature_index.unique()) > 1:
                 raise ValueError(f"{name} mixes temperatures; load it with temperature_index=0.")
             source = cls(source.positions, groups=source.replica_group, time=source.time)
-        elif isinstance(source, tuple) and len(source) == 2:
-            positions, log_weights = source
-            source = cls(as_tensor(positions), None if log_weights is None else as_tensor(log_weights))
-        elif hasattr(source, "__array__"):
-            source = cls(as_tensor(source))
+        elif is_plain and (not isinstance(source, tuple) or len(source) == 2):
+            positions, log_weights = source if isinstance(source, tuple) else (source, None)
+            weights = None if log_weights is None else as_tensor(log_weights, f"log_weights of {name}")
+            source = cls(as_tensor(positions, f"positions of {name}"), weights)
         if not isinstance(source, WeightedConformations):
             raise ValueError(
                 f"{name} is a {type(source).__name__}; pass positions (N, {num_atoms}, 3), (positions, log_weights), "

@@ -19,6 +19,8 @@ from molecular.sampling.shipped import reference_positions
 from nflib.io import read_json
 from nflib.montecarlo import History, WeightedSamples
 
+SAMPLED, SIMULATED = "`python -m molecular sample`", "`python -m molecular simulate` or `import`"
+
 
 @dataclass(frozen=True)
 class SampleFolder:
@@ -55,8 +57,8 @@ def read_samples(entry: str) -> SampleFolder:
     if not equals or Path(entry).is_dir():  # a folder's own name may hold the sign
         name, place = "", entry
     folder = Path(place)
-    _check_folder(folder, "weights.npz", "python -m molecular sample")
-    summary = _read_json(folder, "summary.json", ("temperature_K",), "python -m molecular sample")
+    _check_folder(folder, "weights.npz", SAMPLED)
+    summary = _read_json(folder, "summary.json", ("temperature_K",), SAMPLED)
     try:
         samples = WeightedSamples.load(folder / "weights.npz")
         history = None if "history" not in summary else History.from_summary(summary["history"])
@@ -146,7 +148,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
     it where they are of another.
 
     Args:
-        folder: of a simulation; None for the ensemble that is shipped for the molecule.
+        folder: that `simulate` or `import` wrote; None for the ensemble that is shipped for the molecule.
         molecule: to compare at its temperature.
 
     Raises:
@@ -158,7 +160,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         positions = reference_positions(molecule)
         if positions is None:
             raise FileNotFoundError(
-                f"no reference is shipped for {molecule.name}; name the folder of a simulation with --reference."
+                f"no reference is shipped for {molecule.name}; name a folder that {SIMULATED} wrote with --reference."
             )
         kept = WeightedConformations(positions)
         # Shipped references are of peptides as they are by default.
@@ -169,7 +171,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
         weighted, more = _reweighted(kept, shipped, temperature, None)
         return weighted, notes + more
     folder = Path(folder)
-    _check_folder(folder, "settings.json", "python -m molecular simulate")
+    _check_folder(folder, "settings.json", SIMULATED)
     simulated = load_molecule(folder)
     difference = molecule.topology.difference(simulated.topology)
     if difference is not None:
@@ -187,7 +189,7 @@ def read_reference(folder: str | Path | None, molecule: Molecule) -> tuple[Weigh
 
 def _frames_near(folder: Path, molecule: Molecule, temperature: float, start_ps: float = 0.0) -> tuple[Ensemble, float]:
     """The frames at that of a simulation's saved temperatures which is nearest to the wanted one, and it, K."""
-    settings = _read_json(folder, "settings.json", ("temperatures",), "python -m molecular simulate")
+    settings = _read_json(folder, "settings.json", ("temperatures",), SIMULATED)
     ensemble = load_ensemble(folder, temperature_index=None, num_atoms=molecule.num_atoms, start_ps=start_ps)
     saved, temperatures = ensemble.temperature_index.unique().tolist(), settings["temperatures"]
     kelvins = isinstance(temperatures, list) and all(
@@ -219,15 +221,15 @@ def _reweighted(
 
 def _check_folder(folder: Path, file: str, command: str) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give one that `{command}` wrote.")
+        raise FileNotFoundError(f"{folder} is not a folder; give one that {command} wrote.")
     if not (folder / file).is_file():
-        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that `{command}` wrote.")
+        raise FileNotFoundError(f"{folder} holds no {file}; give a folder that {command} wrote.")
 
 
 def _read_json(folder: Path, file: str, names: tuple[str, ...], command: str) -> dict[str, Any]:
     _check_folder(folder, file, command)
-    content = read_json(folder / file, f"run `{command}` again")
+    content = read_json(folder / file, f"run {command} again")
     missing = [name for name in names if name not in content]
     if missing:
-        raise ValueError(f"{folder / file} lacks {', '.join(missing)}; run `{command}` again.")
+        raise ValueError(f"{folder / file} lacks {', '.join(missing)}; run {command} again.")
     return content

@@ -24,10 +24,10 @@ class MoleculeOptions:
         force_field: OpenMM force-field files, or XML files of your own; default: AMBER with implicit water.
         system: with a PDB or mmCIF file, an OpenMM System as XML in place of a force field.
         temperature: K; default 310 for peptides without caps, 300 for all else.
-        implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2, with OpenMM's surface term; default: none, a
-            vacuum.
-        cutoff: of nonbonded interactions, nm, or "none"; default 2 for peptides without caps from a sequence, a PDB or
-            an mmCIF file, none for all else.
+        implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2, each with the surface term ACE, which Amber's own
+            programs leave out by default (gbsa=0); default: none, a vacuum.
+        cutoff: of nonbonded interactions, nm, or the word none; default (or null) 2 for peptides without caps from a
+            sequence, a PDB or an mmCIF file, none for all else.
         hydrogen_mass: amu, taken from the bonded heavy atoms, so that longer steps are stable; natural without it.
     """
 
@@ -57,7 +57,7 @@ class MoleculeOptions:
             )
         if (self.peptide is None) == (self.structure is None):
             raise ValueError("give either --peptide or --structure.")
-        cutoff = "default" if self.cutoff is None else None if str(self.cutoff).lower() == "none" else self.cutoff
+        cutoff = "default" if self.cutoff is None else self.cutoff
         if self.peptide is not None:
             from molecular.molecule.peptide import Peptide
 

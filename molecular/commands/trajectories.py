@@ -26,8 +26,8 @@ def import_trajectory(
     Args:
         output: folder for frames, the molecule, settings and import.json, the report.
         molecule: what was simulated, in the force field that is sampled; its temperature is that of the trajectory.
-        trajectory: XTC, TRR, DCD, NetCDF, H5, models of a PDB, or NPZ with positions; of several independent ones each
-            has a --trajectory of its own.
+        trajectory: XTC, TRR, DCD, NetCDF, H5, models of a PDB, or NPZ with positions; may be given again for more
+            independent ones.
         topology: the atoms of the trajectories, water and ions included: PDB, mmCIF, GRO, prmtop, PSF or MOL2; without
             it they must be those of the molecule in its order.
         highest_energy: kT above the median, beyond which frames are left out.

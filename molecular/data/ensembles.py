@@ -68,10 +68,12 @@ def load_ensemble(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give the output folder of a simulation.")
+        raise FileNotFoundError(f"{folder} is not a folder; give the output of a simulation or an import.")
     shards = list_shards(folder)
     if not shards:
-        raise FileNotFoundError(f"{folder} holds no frames-*.npz; run `python -m molecular simulate` into it first.")
+        raise FileNotFoundError(
+            f"{folder} holds no frames-*.npz; give a folder that `python -m molecular simulate` or `import` wrote."
+        )
     frames = concatenate(list(read_shards(shards, num_atoms)))
     ensemble = Ensemble(
         positions=torch.from_numpy(frames.positions.astype(np.float32, copy=False)),

@@ -24,6 +24,7 @@ from molecular.energy.sums import total
 from molecular.energy.threads import for_each, keep_freed_memory
 from molecular.energy.torsions import PeriodicTorsions
 from molecular.energy.unsupported import MOTION_ONLY, UnsupportedForce, refuse_constraints
+from molecular.molecule.force_fields import check_system
 from nflib.threads import one_thread
 
 _logger = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ def compile_system(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give a positive number of conformations.")
-    if not isinstance(system, openmm.System):
-        raise ValueError(f"expected an openmm.System, got {system!r}; read one from XML by openmm.XmlSerializer.")
+    check_system(system)
     refuse_constraints(system)
     try:
         forces = _sort_forces(system)

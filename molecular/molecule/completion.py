@@ -17,6 +17,7 @@ from openmm import app, unit
 from molecular.molecule.force_fields import (
     CAPPED_FORCE_FIELD,
     UNCAPPED_FORCE_FIELD,
+    SeveralTemplates,
     load_force_field,
     refusals_of_openmm,
 )
@@ -151,6 +152,8 @@ def _create(
             hint = " (if heavy atoms are missing: `pip install pdbfixer`, which adds them)"
         except (ValueError, KeyError, openmm.OpenMMException) as error:
             reason = error
+    if isinstance(reason, SeveralTemplates):
+        raise reason
     # OpenMM's sentences of advice follow after two blanks.
     told = re.split(r"\s+(?:You may|For more|Is the|This might|Perhaps)", first_line(reason))[0].rstrip(".")
     raise ValueError(

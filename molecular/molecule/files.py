@@ -18,11 +18,11 @@ from molecular.molecule.completion import in_nanometres, is_uncapped_peptide, wi
 from molecular.molecule.force_fields import harmonic_bonds
 from molecular.molecule.matching import perceive_bonds
 from molecular.molecule.molecule import Molecule
-from molecular.molecule.peptide import cutoff_options, usual_cutoff, usual_temperature
+from molecular.molecule.peptide import system_options, usual_cutoff, usual_temperature
 from molecular.molecule.storage import read_system
 from molecular.molecule.topology import Topology
 from molecular.molecule.written_names import WrittenNames, name_as_written, standard_names
-from nflib.errors import first_line
+from nflib.errors import first_line, no_file
 
 SOLVENTS = {"HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GBn": app.GBn, "GBn2": app.GBn2}
 
@@ -57,7 +57,8 @@ def read_molecule(
             is taken alone.
         force_field: with PDB or mmCIF, OpenMM force-field files; default for peptides: those of `Peptide`.
         system: with PDB or mmCIF, an OpenMM System as XML in place of a force field.
-        implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2; default: none, a vacuum.
+        implicit_solvent: with a prmtop, HCT, OBC1, OBC2, GBn or GBn2, always with OpenMM's surface term (ACE), which
+            Amber's programs leave out at their default, gbsa=0; default: none, a vacuum.
         temperature: K; default 310 for peptides without caps, 300 for all else.
         cutoff: nm, None for none; by default 2 for peptides without caps in PDB and mmCIF files, none for all else.
         hydrogen_mass: amu, see `Peptide`.
@@ -74,17 +75,14 @@ def read_molecule(
     name = name or path.stem
     for file in (path, coordinates, system):
         if file is not None and not Path(file).is_file():
-            raise FileNotFoundError(f"there is no file {file}.")
-    options: dict[str, Any] = {"removeCMMotion": False, "rigidWater": False}
-    if hydrogen_mass is not None:
-        options["hydrogenMass"] = hydrogen_mass * unit.dalton
+            raise no_file(file, "check the path")
     if suffix in PARAMETER_FILES:
         if force_field or system is not None:
             raise ValueError(f"{path} brings its own force field; leave force_field and system out.")
         if coordinates is None:
             raise ValueError(f"{path} holds no positions; name the file that does as coordinates.")
         solvent = _solvent(implicit_solvent)
-        options |= cutoff_options(usual_cutoff(cutoff, capped=True))
+        options = system_options(usual_cutoff(cutoff, capped=True), hydrogen_mass)
         topology, built = PARAMETER_FILES[suffix](path, solvent, options)
         positions, box = _positions(Path(coordinates))
         if box:
@@ -111,7 +109,7 @@ def read_molecule(
         if force_field or cutoff != "default" or hydrogen_mass is not None:
             raise ValueError("a System is complete; leave force_field, cutoff and hydrogen_mass out.")
         return _with_system(modeller, read_system(system), temperature, name, written)
-    options |= cutoff_options(usual_cutoff(cutoff, not uncapped))
+    options = system_options(usual_cutoff(cutoff, not uncapped), hydrogen_mass)
     return with_force_field(modeller, force_field, options, temperature, name, written, ph)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import openmm
 from openmm import app, unit
@@ -26,17 +28,34 @@ def load_force_field(files: Sequence[str]) -> app.ForceField:
         raise ValueError(f"cannot load the force field {', '.join(files)}: {first_line(error)}.") from error
 
 
+class SeveralTemplates(ValueError):
+    """A residue that a force field knows by several names, with other parameters for each."""
+
+
 @contextmanager
 def refusals_of_openmm() -> Iterator[None]:
-    """ValueError where a force field does not fit: for residues that several templates match OpenMM has no class."""
+    """ValueError where a force field does not fit: for residues that several templates match OpenMM has no class.
+
+    That one is `SeveralTemplates`, with a sentence that needs no words around it.
+    """
     try:
         yield
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ValueError(
-            f"{first_line(error)}; choose one in OpenMM, by createSystem(residueTemplates=...), and give that System"
+        several = re.match(r"Multiple non-identical matching templates found for .*: (.*)", first_line(error))
+        if several is None:
+            raise ValueError(first_line(error)) from error
+        raise SeveralTemplates(
+            f"several templates of the force field match the same atoms ({several[1]}); make the System in OpenMM with "
+            "the one that is meant (ForceField.registerTemplateMatcher), and give it by --system with the structure."
         ) from error
+
+
+def check_system(system: Any) -> None:
+    """Raise ValueError unless this is an OpenMM System."""
+    if not isinstance(system, openmm.System):
+        raise ValueError(f"expected an openmm.System, got {system!r:.100}; read one from XML by openmm.XmlSerializer.")
 
 
 def harmonic_bonds(system: openmm.System) -> dict[tuple[int, int], tuple[float, float]]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
 
 from molecular.molecule.constants import MOLAR_GAS_CONSTANT
+from molecular.molecule.force_fields import check_system
 from molecular.molecule.structure_checks import named_by_hand, odd_bond
 from molecular.molecule.topology import Topology
 from nflib.errors import first_line
@@ -98,11 +99,7 @@ class Molecule:
 
     def _check(self) -> None:
         topology, system = self.topology, self.system
-        if not isinstance(system, openmm.System):
-            raise ValueError(
-                f"the system of {self.name} is a {type(system).__name__}; give an openmm.System (of an XML file, "
-                "openmm.XmlSerializer.deserialize(text))."
-            )
+        check_system(system)
         if not COLDEST <= self.temperature <= HOTTEST:
             raise ValueError(
                 f"temperature is {self.temperature:g} K; give one between {COLDEST:g} and {HOTTEST:g} K (a room: 298)."
@@ -138,17 +135,10 @@ class Molecule:
                 f"{self.name} has a virtual site ({topology.label(virtual[0])}), which carries no density of its own; "
                 "choose a force field without virtual sites."
             )
-        masses = [system.getParticleMass(i)._value for i in range(topology.num_atoms)]
-        massless = [i for i, mass in enumerate(masses) if not mass > 0.0]
+        massless = [i for i in range(topology.num_atoms) if not system.getParticleMass(i)._value > 0.0]
         if massless:
-            first = massless[0]
-            if masses[first]:
-                raise ValueError(
-                    f"{topology.label(first)} of {self.name} has a mass of {masses[first]:g} amu in the System; give "
-                    "hydrogens less of their heavy atoms' mass."
-                )
             raise ValueError(
-                f"{topology.label(first)} of {self.name} has no mass in the System, by which OpenMM holds it in "
+                f"{topology.label(massless[0])} of {self.name} has no mass in the System, by which OpenMM holds it in "
                 "place; give each atom its mass."
             )
         if system.usesPeriodicBoundaryConditions():

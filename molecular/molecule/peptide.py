@@ -18,6 +18,7 @@ from rdkit.Chem import rdDistGeom
 from molecular.molecule.force_fields import (
     CAPPED_FORCE_FIELD,
     UNCAPPED_FORCE_FIELD,
+    SeveralTemplates,
     load_force_field,
     refusals_of_openmm,
 )
@@ -46,6 +47,7 @@ _AMIDE_HYDROGENS = """<Residues><Residue name="NHE">
 <H name="HN1" parent="N"/><H name="HN2" parent="N"/>
 </Residue></Residues>"""
 _HYDROGEN = app.element.hydrogen
+_HEAVIEST_HYDROGEN = 5.0  # amu
 _HISTIDINE_PH = 6.5  # below it OpenMM gives histidine both hydrogens
 _REMOTENESS = "ABGDEZHNC"  # second letter of a side-chain atom's name; the backbone's N and C come last
 
@@ -101,6 +103,7 @@ class Peptide(Molecule):
             raise ValueError(f"constraints is {constraints!r}; give one of {', '.join(map(str, _CONSTRAINTS))}.")
         self.constraints = constraints
         self.hydrogen_mass = hydrogen_mass
+        options = system_options(self.cutoff, hydrogen_mass) | {"constraints": _CONSTRAINTS[constraints]}
         field = load_force_field(self.force_field)
         for seed in _EMBEDDING_SEEDS:
             try:
@@ -108,7 +111,9 @@ class Peptide(Molecule):
                     topology, start = _build(parsed, field, seed)
                     if not _all_trans(topology, start):
                         continue
-                    system = self._create_system(topology, field)
+                    system = field.createSystem(topology, **options)
+            except SeveralTemplates:
+                raise
             except ValueError as error:
                 reason = str(error).partition(".  ")[0]
                 raise ValueError(f"the force field does not know all of {self.sequence}: {reason}.") from error
@@ -120,19 +125,6 @@ class Peptide(Molecule):
         temperature = usual_temperature(self.capped) if temperature is None else temperature
         super().__init__(topology, system, positions, temperature, name=self.sequence)
 
-    def _create_system(self, topology: app.Topology, field: app.ForceField) -> openmm.System:
-        options = cutoff_options(self.cutoff)
-        if self.hydrogen_mass is not None:
-            options["hydrogenMass"] = self.hydrogen_mass * unit.dalton
-        # No CMMotionRemover: the target is the Boltzmann distribution of the forces alone.
-        return field.createSystem(
-            topology,
-            constraints=_CONSTRAINTS[self.constraints],
-            rigidWater=False,
-            removeCMMotion=False,
-            **options,
-        )
-
 
 def usual_temperature(capped: bool) -> float:
     """The temperature, K, of a peptide for which none is given."""
@@ -140,22 +132,36 @@ def usual_temperature(capped: bool) -> float:
 
 
 def usual_cutoff(cutoff: float | str | None, capped: bool) -> float | None:
-    """A cutoff, nm, None for no cutoff, where "default" is that of a peptide for which none is given.
+    """A cutoff, nm, None (or the word) for no cutoff, where "default" is that of a peptide for which none is given.
 
     Raises ValueError for any other word, and for a length that is not positive.
     """
     if cutoff == "default":
         return None if capped else 2.0
-    if cutoff is not None and not (isinstance(cutoff, float | int) and cutoff > 0.0):
-        raise ValueError(f"cutoff is {cutoff!r}; give a positive length in nm, or None for no cutoff.")
+    if cutoff is None or (isinstance(cutoff, str) and cutoff.lower() == "none"):
+        return None
+    if not (isinstance(cutoff, float | int) and cutoff > 0.0):
+        raise ValueError(f"cutoff is {cutoff!r}; give a positive length in nm, or none for no cutoff.")
     return cutoff
 
 
-def cutoff_options(cutoff: float | None) -> dict[str, Any]:
-    """What OpenMM's createSystem calls a cutoff, nm."""
-    if cutoff is None:
-        return {"nonbondedMethod": app.NoCutoff}
-    return {"nonbondedMethod": app.CutoffNonPeriodic, "nonbondedCutoff": cutoff * unit.nanometer}
+def system_options(cutoff: float | None, hydrogen_mass: float | None) -> dict[str, Any]:
+    """What OpenMM's createSystem is told of a cutoff, nm, and a mass of hydrogens, amu.
+
+    No CMMotionRemover: the target is the Boltzmann distribution of the forces alone. Raises ValueError for a mass that
+    bonded atoms cannot give.
+    """
+    options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff, "rigidWater": False, "removeCMMotion": False}
+    if cutoff is not None:
+        options |= {"nonbondedMethod": app.CutoffNonPeriodic, "nonbondedCutoff": cutoff * unit.nanometer}
+    if hydrogen_mass is not None:
+        if not 0.0 < hydrogen_mass < _HEAVIEST_HYDROGEN:
+            raise ValueError(
+                f"hydrogen_mass is {hydrogen_mass:g} amu; give one above 0 and below {_HEAVIEST_HYDROGEN:g}, at which "
+                "the carbon of a methyl has no mass left."
+            )
+        options["hydrogenMass"] = hydrogen_mass * unit.dalton
+    return options
 
 
 def _build(sequence: PeptideSequence, field: app.ForceField, seed: int) -> tuple[app.Topology, NDArray[np.float64]]:

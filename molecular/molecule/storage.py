@@ -155,5 +155,5 @@ def _earlier(folder: Path) -> Molecule:
         except (AttributeError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{path} does not name a peptide and its temperature ({error!r}).") from error
     raise FileNotFoundError(
-        f"{folder} holds no {DESCRIPTION}; give one that `python -m molecular simulate` or `sample` wrote."
+        f"{folder} holds no {DESCRIPTION}; give one that `python -m molecular simulate`, `import` or `sample` wrote."
     )

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nflib.errors import first_line
+from nflib.errors import first_line, no_file
 from nflib.io.atomic import complete_file
 
 DAMAGED = "{path} is damaged or no .npz file of this kind ({reason}); fetch or write it again."
@@ -60,7 +60,7 @@ def read_arrays(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; give an .npz file.")
+        raise no_file(path, "give an .npz file")
     try:
         with path.open("rb") as file:
             _check_headers(file)

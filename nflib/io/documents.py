@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nflib.errors import no_file
 from nflib.io.atomic import complete_file
 
 
@@ -47,7 +48,7 @@ def read_json(path: str | os.PathLike[str], advice: str = "fetch or write it aga
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; {advice}.")
+        raise no_file(path, advice)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors
@@ -86,7 +87,7 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
     path = Path(path)
     advice = f"give a text file with {what} a line"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; {advice}.")
+        raise no_file(path, advice)
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

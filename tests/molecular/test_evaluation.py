@@ -362,11 +362,22 @@ def test_thinning_keeps_masses():
         ((torch.zeros(5, 22, 3), torch.zeros(4)), r"'proposal' has log_weights of shape \(4,\)"),
         ((torch.zeros(5, 22, 3), torch.full((5,), torch.nan)), "'proposal' has log_weights that are NaN"),
         ("samples.xtc", "'proposal' is a str"),
+        (np.full((5, 22, 3), "x"), "positions of .*'proposal'.* are an array of <U1; give numbers"),
     ],
 )
 def test_mistakes_in_an_ensemble(alanine, states, source, message):
     with pytest.raises(ValueError, match=message):
         evaluate({"proposal": source}, mixture(states, 4, 4), alanine, energy=energy_of(states))
+
+
+def test_arrays_are_taken_as_tensors_are(alanine, states):
+    positions, log_weights = states.numpy(), np.arange(float(len(states)))
+    taken = WeightedConformations.of("own", positions[::-1], alanine)
+    assert torch.equal(taken.positions, states.flip(0)) and taken.log_weights is None
+    taken = WeightedConformations.of("own", (positions, log_weights[::-1]), alanine)
+    assert torch.equal(taken.positions, states) and taken.log_weights.tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="own has bonds of .*; give positions in nm"):
+        WeightedConformations.of("own", 10.0 * positions, alanine)
 
 
 def test_other_mistakes(alanine, states):

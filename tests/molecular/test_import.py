@@ -215,7 +215,7 @@ SPOILERS = {
     "duplicates": (duplicates, "Left out: 7 that repeat another frame."),
     "not finite": (not_finite, "Left out: 3 with positions that are not finite."),
     "hydrogens exchanged": (exchanged, "Equivalent atoms exchanged in 60 frames: "),
-    "water and ions": (with_water, "Its other 182 atoms, such as water and ions, are left out"),
+    "water and ions": (with_water, "of 204 atoms in nm; Ace-A-Nme found by its atoms' names.\n    Left out: 182 atoms"),
     "GROMACS names": (gromacs_names, "found by its bonds, elements and names"),
 }
 
@@ -791,11 +791,8 @@ def told_or_right(suffix, clean, tmp_path, number):
 def test_a_missing_file_and_a_wrong_type(clean, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none.xtc"):
         import_trajectory(clean.molecule, [tmp_path / "none.xtc"], tmp_path / "out")
-    with pytest.raises(ValueError, match="is a folder; give a trajectory"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a folder; give a trajectory or a topology"):
         import_trajectory(clean.molecule, [tmp_path], tmp_path / "out")
-    np.savez(tmp_path / "run.npz", positions=clean.positions, log_weights=np.zeros(len(clean.positions)))
-    with pytest.raises(ValueError, match="it holds 'log_weights', and frames of a trajectory have no weights"):
-        import_trajectory(clean.molecule, [tmp_path / "run.npz"], tmp_path / "out")
     (tmp_path / "run.txt").write_text("1 2 3")
     with pytest.raises(ValueError, match=r"run.txt cannot be read \(the formats are .xtc"):
         import_trajectory(clean.molecule, [tmp_path / "run.txt"], tmp_path / "out")
@@ -806,5 +803,8 @@ def test_a_missing_file_and_a_wrong_type(clean, tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             import_trajectory(clean.molecule, [tmp_path / "run.txt"], tmp_path / "out", **options)
-    with pytest.raises(ValueError, match="constraint"):
+    np.savez(tmp_path / "weights.npz", positions=clean.positions, log_weights=np.zeros(len(clean.positions)))
+    with pytest.raises(ValueError, match=r"weights.npz holds 'log_weights', but frames of an import all count alike"):
+        import_trajectory(clean.molecule, [tmp_path / "weights.npz"], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"constraints=None\) \(the trajectory itself may be constrained"):
         import_trajectory(Peptide("Ace-A-Nme", constraints="HBonds"), [tmp_path / "run.txt"], tmp_path / "out")

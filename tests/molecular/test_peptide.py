@@ -202,7 +202,9 @@ def test_pdb_round_trip(tmp_path):
     [
         ({"temperature": 0.0}, "temperature"),
         ({"cutoff": -1.0}, "cutoff"),
-        ({"cutoff": "long"}, "cutoff"),
+        ({"cutoff": "long"}, "cutoff is 'long'; give a positive length in nm, or none for no cutoff"),
+        ({"hydrogen_mass": 100}, "hydrogen_mass is 100 amu; give one above 0 and below 5"),
+        ({"hydrogen_mass": 0.0}, "hydrogen_mass is 0 amu"),
         ({"constraints": "HBond"}, "HBonds"),
         ({"force_field": ["no-such-field.xml"]}, "no-such-field.xml"),
         ({"force_field": [float("nan")]}, "names of OpenMM force-field files"),
@@ -289,6 +291,17 @@ def test_usual_spellings():
         assert str(parse_sequence(text)) == "Ace-A-Nme"
     assert str(parse_sequence("SER", letters=True)) == "S-E-R" == str(parse_sequence("S-E-R"))
     assert str(parse_sequence("Ace-Hie-Nme")) == "Ace-H-Nme"
+
+
+def test_residues_that_several_templates_match_are_told(monkeypatch):
+    """As of CHARMM36, whose alanine dipeptide has two."""
+
+    def build(*_):
+        raise Exception("Multiple non-identical matching templates found for residue -1 (Merged): ALAD, AANM.")
+
+    monkeypatch.setattr("molecular.molecule.peptide._build", build)
+    with pytest.raises(ValueError, match=r"^several templates .*\(ALAD, AANM\); .* give it by --system"):
+        Peptide("Ace-A-Nme")
 
 
 def test_a_variant_that_the_force_field_lacks():

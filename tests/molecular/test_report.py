@@ -116,14 +116,6 @@ def test_families_are_resampled_together(folders, alanine):
     torch.testing.assert_close(WeightedConformations.of("SMC", samples, alanine).groups, torch.arange(100) // 4)
 
 
-def test_arrays_are_conformations(folders, alanine):
-    samples = read_samples(str(folders / "moved")).samples
-    for source in (samples.x.numpy(), (samples.x.numpy(), samples.log_weights.numpy())):
-        taken = WeightedConformations.of("mine", source, alanine)
-        assert torch.equal(taken.positions, samples.x)
-    assert torch.equal(taken.log_weights, samples.log_weights)
-
-
 class Addresses(HTMLParser):
     """What a page's attributes and style sheets refer to."""
 

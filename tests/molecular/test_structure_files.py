@@ -217,11 +217,13 @@ def test_residues_that_several_templates_match_are_told(tmp_path):
     topology = Topology(("C1", "C2", "C3"), ("C", "C", "C"), (Residue("MOL"),), (0, 0, 0), ((0, 1), (1, 2)))
     text = Molecule(topology, carbons(), [[0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.15, 0.15, 0.0]]).pdb_string()
     (tmp_path / "x.pdb").write_text(text)
-    with pytest.raises(
-        ValueError,
-        match=r"all of x.+: Multiple non-identical .*ONE, TWO; choose one in OpenMM, by create",
-    ):
+    several = r"^several templates of the force field match the same atoms \(ONE, TWO\); make the System in OpenMM"
+    with pytest.raises(ValueError, match=several):
         read_molecule(tmp_path / "x.pdb", force_field=[str(tmp_path / "field.xml")])
+    field = app.ForceField(str(tmp_path / "field.xml"))
+    field.registerTemplateMatcher(lambda known, *_: known._templates["TWO"])
+    (tmp_path / "x.xml").write_text(openmm.XmlSerializer.serialize(field.createSystem(topology.to_openmm())))
+    assert read_molecule(tmp_path / "x.pdb", system=tmp_path / "x.xml").num_atoms == 3
 
 
 def carbons():

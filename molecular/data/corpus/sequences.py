@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from molecular.molecule.sequences import parse_sequence
+from nflib.errors import no_file
 from nflib.io import read_json, read_lines
 
 PARTS = ("train", "validation", "test")
@@ -51,7 +52,7 @@ def read_split(path: str | Path, sequences: Sequence[str], fixed: Mapping[str, S
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; give a JSON file with lists of train, validation and test.")
+        raise no_file(path, "give a JSON file with lists of train, validation and test")
     given = read_json(path, "write lists of train, validation and test")
     if not all(part in PARTS and isinstance(given[part], list) for part in given):
         raise ValueError(f"{path} must hold an object of lists named {', '.join(PARTS)}.")

@@ -74,8 +74,7 @@ def draw_lengths(
         if bond not in parameters:
             raise ValueError(
                 f"the simulation held the bond {topology.label(bond[0])} - {topology.label(bond[1])} at one length, "
-                "but the force field has no harmonic bond there to draw it from; give the System that createSystem "
-                "makes with constraints=None."
+                "but the force field has no harmonic bond there to draw it from; simulate without constraints."
             )
         i, j = bond
         beyond = beyond_bond(topology.neighbours, i, j)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import molecular.data.trajectories.worker as worker
 from molecular.molecule.topology import Topology
 from molecular.molecule.trajectories import ascii_name
-from nflib.errors import ComputationError, first_line
+from nflib.errors import ComputationError, first_line, no_file
 from nflib.io import read_arrays
 
 BINARY = (".xtc", ".trr", ".dcd", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5")
@@ -68,7 +68,7 @@ def read_frames(
 
     Args:
         path: XTC, TRR, DCD, NetCDF or H5, models of a PDB, mmCIF or GRO file, or an NPZ of positions (N, m, 3), and, if
-            wanted, time (N,) and box (3, 3) or (N, 3, 3).
+            wanted, time (N,) and box (3, 3) or (N, 3, 3), without weights.
         num_atoms: how many atoms it has.
         atoms: those to keep, in this order; by default all.
         owner: the file or molecule that says how many, for messages.
@@ -85,7 +85,7 @@ def read_frames(
         if suffix in BINARY:
             part = _read_apart(path, readable, num_atoms, owner, chosen, stride, most)
         elif suffix == ".npz" or suffix in FORMATS:
-            part = _read_npz(readable) if suffix == ".npz" else _part(_load(readable, suffix))
+            part = _read_npz(path, readable) if suffix == ".npz" else _part(_load(readable, suffix))
             _check_atoms(path, part.positions.shape[1], num_atoms, owner)
             part = part.select(slice(None, most), chosen).select(slice(None, None, stride))
         else:
@@ -185,15 +185,17 @@ def _load(readable: Path, suffix: str) -> Any:
     return mdtraj.load(str(readable))
 
 
-def _read_npz(path: Path) -> Part:
-    arrays = read_arrays(path, message="{reason}")
+def _read_npz(path: Path, readable: Path) -> Part:
+    arrays = read_arrays(readable, message="{reason}")
+    weights = next((name for name in arrays if "weight" in name.lower()), None)
+    if weights is not None:
+        raise _WholeSentence(
+            f"{path} holds {weights!r}, but frames of an import all count alike; draw frames by their weights, and "
+            "give these without."
+        )
     name = next((name for name in ("positions", "xyz", "coordinates") if name in arrays), None)
     if name is None:
         raise ValueError(f"it holds {', '.join(arrays) or 'nothing'} but no array 'positions'")
-    if weights := next((name for name in arrays if "weight" in name.lower()), None):
-        raise ValueError(
-            f"it holds {weights!r}, and frames of a trajectory have no weights; resample them, or take the frames alone"
-        )
     positions, time, box = arrays[name], arrays.get("time"), arrays.get("box")
     if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
         raise ValueError(f"its positions are {positions.dtype} of shape {positions.shape}, not numbers (frames, n, 3)")
@@ -213,14 +215,14 @@ def _read_npz(path: Path) -> Part:
 
 def _check_atoms(path: Path, found: int, wanted: int, owner: str) -> None:
     if found != wanted:
-        raise _OtherAtoms(
+        raise _WholeSentence(
             f"{path} has {found} atoms but {owner} has {wanted}; give the topology that belongs to it, with every atom "
             "of its frames."
         )
 
 
-class _OtherAtoms(ValueError):
-    """A sentence that is complete."""
+class _WholeSentence(ValueError):
+    """What needs no words about the file around it."""
 
 
 def _check_tables(suffix: str) -> None:
@@ -239,15 +241,13 @@ def _suffix(path: Path) -> str:
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
     """A name of plain letters for a file, which some readers need; whatever a reader says becomes one sentence."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a trajectory or a topology, a file.")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; give a trajectory or a topology.")
+        raise no_file(path, "give a trajectory or a topology")
     with ascii_name(path.resolve()) as readable, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield Path(readable)
-        except (_OtherAtoms, FileNotFoundError):
+        except (_WholeSentence, FileNotFoundError):
             raise
         except Exception as error:  # the readers of eight formats raise whatever comes
             raise ValueError(

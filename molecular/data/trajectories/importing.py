@@ -77,7 +77,7 @@ def import_trajectory(
     output = Path(output)
     files = [Path(path) for path in ([trajectories] if isinstance(trajectories, str | Path) else trajectories)]
     temperature = molecule.temperature if temperature is None else float(temperature)
-    _check(files, output, temperature, highest_energy, stride)
+    _check(molecule, files, output, temperature, highest_energy, stride)
     molecule = molecule.at(temperature)
     energy = compile_system(molecule.system, dtype=torch.float64, fallback=True)
     report = ImportReport(molecule.name, temperature)
@@ -120,7 +120,9 @@ def import_trajectory(
     return report
 
 
-def _check(files: list[Path], output: Path, temperature: float, highest_energy: float, stride: int) -> None:
+def _check(
+    molecule: Molecule, files: list[Path], output: Path, temperature: float, highest_energy: float, stride: int
+) -> None:
     if not files:
         raise ValueError("there is no trajectory; give one or more files.")
     if not (math.isfinite(temperature) and temperature > 0.0):
@@ -129,6 +131,11 @@ def _check(files: list[Path], output: Path, temperature: float, highest_energy: 
         raise ValueError(f"highest_energy is {highest_energy} kT above the median; give a positive number.")
     if stride < 1:
         raise ValueError(f"stride is {stride}; give a positive whole number.")
+    if molecule.system.getNumConstraints():
+        raise ValueError(
+            f"the System of {molecule.name} has constraints; make it by createSystem(constraints=None) (the trajectory "
+            "itself may be constrained)."
+        )
     _check_output(output)
 
 

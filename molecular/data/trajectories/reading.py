@@ -68,12 +68,12 @@ def read_matched(
             "file": str(path),
             "frames": count,
             "atoms": num_atoms,
+            "other_atoms": num_atoms - molecule.num_atoms,
             "unit": UNITS[scale],
             "matched": matched,
             "rounding": _grid(part.positions),
             "spacing": spacing,
             "drawn_bonds": 0,
-            "other_atoms": num_atoms - molecule.num_atoms,
         }
     )
     return Part(positions, part.time, None)

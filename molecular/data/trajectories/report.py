@@ -15,9 +15,10 @@ class ImportReport:
     Args:
         molecule: its name.
         temperature: K.
-        files: of each trajectory "file", "frames", "atoms", "unit" of length, how the atoms were "matched", "rounding"
-            of positions in nm, 0 for floating point, the "spacing" in ps that new times were given by, None for its
-            own, how many "drawn_bonds" were constrained and drawn anew, and how many "other_atoms" were left out.
+        files: of each trajectory "file", "frames", "atoms", how many "other_atoms" of these are not the molecule's,
+            "unit" of length, how the atoms were "matched", "rounding" of positions in nm, 0 for floating point, the
+            "spacing" in ps that new times were given by, None for its own, and how many "drawn_bonds" were constrained
+            and drawn anew.
         frames_read: of all files.
         frames_kept: that were written.
         left_out: frames by the reason.
@@ -60,8 +61,8 @@ class ImportReport:
             )
             if file["other_atoms"]:
                 yield (
-                    f"    Its other {file['other_atoms']} atoms, such as water and ions, are left out: flows sample "
-                    "the molecule in its own force field, without them."
+                    f"    Left out: {file['other_atoms']} atoms of water, ions or other molecules; `sample` weights to "
+                    "the force field given here, without them."
                 )
             if file["rounding"]:
                 yield f"    Positions were stored to {file['rounding']:g} nm, which energies and densities feel."
