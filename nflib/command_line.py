@@ -104,12 +104,13 @@ def refuse_given(options: Mapping[str, object], reason: str) -> None:
 def _told(message: str, given: Sequence[str]) -> str:
     """What jsonargparse has against the arguments, in one sentence."""
     message = re.sub(r'^Parser key "(.+?)":', r"--\1:", " ".join(message.split()))
-    wrong = re.match(r"(\S+): .*(?:Given|Got) value: (.*)", message)
+    wrong = re.match(r"(\S+): .*(?:Given|Got) value: ?(.*)", message)
     kinds = [words for kind, words in KINDS.items() if f"<class '{kind}'>" in message]
     if wrong and kinds:
         return f"{wrong[1]} is {wrong[2]}; give {' or '.join(kinds)}."
-    if missing := re.fullmatch(r"the following arguments are required: \w+\.(\w+)", message):
-        return f"{missing[1]} is missing; give it."
+    if missing := re.fullmatch(r"the following arguments are required: (.+)", message):
+        names = " and ".join(name.partition(".")[2] or name for name in missing[1].split(", "))
+        return f"{names} {'are' if ' and ' in names else 'is'} missing; --help says what there is."
     for option, _, more in zip(given, given[1:], given[2:], strict=False):
         if message.startswith("unrecognized") and re.match(r"--\w+\+$", option) and not more.startswith("-"):
             return f"{more} is of no option; give {option[:-1]} again for each."

@@ -22,7 +22,8 @@ from molecular.analysis.table import Evaluation
 from nflib.io import complete_folder
 from nflib.montecarlo import History
 
-# Of the files that an evaluation writes, those that another one may not.
+RECORD = "evaluation.json"
+# Of the files that an evaluation writes, those that another one may not: removed where there is a record of one.
 OPTIONAL = ("ramachandran.png", "tica.png", "history*.png")
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def evaluate(
     molecule = check_same_system(folders)
     ensembles = name_ensembles(folders)
     frames, notes = read_reference(reference, molecule)
-    with complete_folder(output, replaces=OPTIONAL) as made:
+    is_again = (output / RECORD).is_file()
+    with complete_folder(output, replaces=OPTIONAL if is_again else ()) as made:
         described = describe(ensembles, frames, molecule, tica_lag=tica_lag, num_clusters=num_clusters, seed=seed)
         evaluation = compare(
             described, num_bootstrap=num_bootstrap, transport_points=transport_points, seed=seed, progress=True
@@ -77,7 +79,7 @@ def evaluate(
         evaluation = dataclasses.replace(
             evaluation, notes=(*notes, *evaluation.notes), settings=sources | dict(evaluation.settings)
         )
-        evaluation.save(made / "evaluation.json")
+        evaluation.save(made / RECORD)
         evaluation.save(made / "evaluation.md")
         histories = _histories(folders, list(ensembles))
         figures = draw_figures(described, histories, made)

@@ -75,7 +75,8 @@ def complete_folder(folder: str | os.PathLike[str], *, replaces: Sequence[str] =
             _replace(path, folder / path.name)
         left = {path for pattern in replaces for path in folder.glob(pattern)} - {folder / path.name for path in made}
         for path in left:
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         _synchronise(folder)
     except (OSError, SafetensorError, RuntimeError) as error:
         if temporary is None or _is_of_the_disk(error):
@@ -129,11 +130,13 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     ...     os.listdir(folder)
     []
     """
-    new = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    folder = Path(folder).resolve()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with complete_folder(folder):
         pass
-    for path in new:
-        path.rmdir()
+    with suppress(OSError):  # another run may be at work in one of them by now
+        for path in new:
+            path.rmdir()
 
 
 @contextmanager

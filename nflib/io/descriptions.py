@@ -183,7 +183,7 @@ def _mean_the_same(before: Any, now: Any) -> bool:
         if isinstance(several, list) and isinstance(one, int | float):
             return bool(several) and all(value == one for value in several)
     if isinstance(before, float) and isinstance(now, float):
-        return math.isclose(before, now, rel_tol=1e-5)
+        return math.isclose(before, now, rel_tol=1e-5, abs_tol=1e-12) or (math.isnan(before) and math.isnan(now))
     return bool(before == now)
 
 

@@ -155,6 +155,8 @@ class _Run:
         self.rank: int = self.fabric.global_rank
         self.feed = Feed(preparation, config, self.fabric, augment)
         self.flow = flow.to(self.device)
+        # Before callbacks change any of it, such as a rate of dropout.
+        self.description = description_of(flow)
         self.parameters = list(self.flow.parameters())
         self.named_optimizers = make_optimizers(flow, config, self.device)
         # Distributed wrapping gives all processes the weights of the first, so the average must come after.
@@ -164,7 +166,7 @@ class _Run:
         self.state = state = TrainingState(flow, config, output, self.ema)
         if found is not None:
             record = checkpoints.read_checkpoint(
-                found, flow, self.ema, self.named_optimizers, config.fixed(), description_of(flow)
+                found, flow, self.ema, self.named_optimizers, config.fixed(), self.description
             )
             state.restore(record["state"])
             try:
@@ -324,7 +326,7 @@ class _Run:
         if self.rank == 0:
             record: dict[str, Any] = {
                 "config": config.fixed(),
-                "flow": description_of(self.flow),
+                "flow": self.description,
                 "feed": self.feed.state_dict(),
                 "state": state.record(),
             }

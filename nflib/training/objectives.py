@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from nflib.events import finite_rows, flattened
+from nflib.flows import Flow
 from nflib.interfaces import Target
 from nflib.montecarlo.densities import as_target, check_log_density, log_densities
 
@@ -51,8 +52,8 @@ def log_density(flow: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
     Raises ValueError unless it is one number a sample: beside weights or energies it would be broadcast.
     """
-    # What torch compiled is a flow's `forward`, which is its log_prob.
-    log_prob_of: Any = flow if hasattr(flow, "_orig_mod") else flow.log_prob
+    # What torch compiled is `forward`, which of our flows is log_prob.
+    log_prob_of: Any = flow if isinstance(getattr(flow, "_orig_mod", None), Flow) else flow.log_prob
     log_prob = log_prob_of(batch["inputs"], context=batch.get("context"))
     check_log_density("the flow's log_prob", log_prob, len(batch["inputs"]))
     return log_prob.to(torch.promote_types(log_prob.dtype, torch.float32))

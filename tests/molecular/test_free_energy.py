@@ -734,6 +734,13 @@ def test_files_of_like_names_are_kept_apart(alanine, turned, tmp_path):
     analysis = analyse(turned[0][:200], alanine, [one, two, "rg"])
     files = save_analysis(analysis, tmp_path)
     assert files["a/b"] == tmp_path / "profile-a-b.png"
+    save_analysis(analyse(turned[0][:200], alanine, ["psi 1"]), tmp_path / "again")
+    save_analysis(analyse(turned[0][:200], alanine, ["rg"]), tmp_path / "again")  # in place of the first
+    assert [path.name for path in (tmp_path / "again").glob("*.png")] == ["profile-rg.png"]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "profile-mine.csv").write_text("mine")
+    save_analysis(analysis, tmp_path / "own")
+    assert (tmp_path / "own" / "profile-mine.csv").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "profile-A-b-2.png",
         "profile-a-b.png",

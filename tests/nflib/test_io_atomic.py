@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nflib.io.atomic import complete_file, complete_folder, only_run
+from nflib.io.atomic import check_writable, complete_file, complete_folder, only_run
 from tests.nflib.full_disk import full_disk
 
 
@@ -60,9 +60,16 @@ def test_what_another_run_wrote_is_replaced_once_all_is_there(tmp_path):
     with suppress(ZeroDivisionError), complete_folder(tmp_path, replaces=["map-*.csv"]):
         raise ZeroDivisionError
     assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / "map-3.csv").mkdir()
     with complete_folder(tmp_path, replaces=["map-*.csv"]) as folder:
         (folder / "map-1.csv").write_text("new")
+    (tmp_path / "map-3.csv").rmdir()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"map-1.csv": "new", "other.csv": "old"}
+
+
+def test_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new" / ".." / "other" / "deep")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_other_content_is_not_replaced(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -410,6 +411,7 @@ def test_where_two_descriptions_differ():
     assert differences(flow(path=LinearPath(0.1)), flow(path=LinearPath(0.1 + 1e-9))) == []
     assert differences(flow(path=LinearPath(0.1)), flow(path=LinearPath(0.2))) == [("sigma_min", 0.1, 0.2)]
     linear = functools.partial(functools.partial, nn.Linear)
+    assert list(changes({"low": math.nan, "mean": 0.0}, {"low": math.nan, "mean": 1e-18})) == []
     assert differences(linear(reference=3), linear(reference=4)) == [("reference", 3, 4)]
     assert differences(linear(tensor=torch.ones(1)), linear(tensor=torch.zeros(1))) == []
     assert differences(linear(bias=nn.ReLU()), linear(bias=None)) == [("bias", "torch.nn:ReLU", None)]

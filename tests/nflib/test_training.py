@@ -755,3 +755,12 @@ def test_a_compiled_flow_is_trained_compiled(tmp_path: Path) -> None:
     assert graphs
     written = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("plain", "compiled")]
     torch.testing.assert_close(*written)
+
+
+def test_a_compiled_flow_of_another_library_is_trained(tmp_path: Path) -> None:
+    flow = Flow(PointwiseAffineTransform(0.0, 1.0), StandardNormal([2]))
+    flow.shift = nn.Parameter(torch.zeros(2))
+    plain = flow.log_prob
+    flow.log_prob = lambda inputs, context=None: plain(inputs - flow.shift, context)
+    config = configuration(max_steps=2, validation_interval=None)
+    assert fit(torch.compile(flow, backend="eager"), normal(32, 2), config=config, output=tmp_path).steps == 2

@@ -17,7 +17,8 @@ from nflib.metrics import Estimate
 from nflib.metrics.estimates import UNKNOWN
 from nflib.page import Section, bullets, definitions, drawing, grid, paragraph, table, write_page
 
-# Of the files that an analysis writes, those that another one may not.
+RECORD = "analysis.json"
+# Of the files that an analysis writes, those that another one may not: removed where there is a record of one.
 OPTIONAL = ("profile-*.csv", "profile-*.png", "map-*.csv", "map-*.png", "basins.csv")
 _NO_LETTERS = re.compile(r"\W+")
 _LONGEST_NAME = 50  # characters, of which file systems hold 63 of the longest
@@ -34,13 +35,14 @@ def save_analysis(analysis: Analysis, folder: str | Path) -> dict[str, Path]:
     """
     surfaces = {**analysis.profiles, **analysis.maps}
     files = dict(zip(surfaces, _file_names(list(surfaces.values())), strict=True))
-    with complete_folder(folder, replaces=OPTIONAL) as temporary:
+    is_again = (Path(folder) / RECORD).is_file()
+    with complete_folder(folder, replaces=OPTIONAL if is_again else ()) as temporary:
         for name, surface in surfaces.items():
             surface.write_csv(temporary / f"{files[name]}.csv")
             draw(surface, temporary / f"{files[name]}.png", title=_title(analysis))
         if analysis.populations:
             _write_basins(analysis, temporary / "basins.csv")
-        write_json(temporary / "analysis.json", analysis.summary() | {"files": files})
+        write_json(temporary / RECORD, analysis.summary() | {"files": files})
         _write_page(analysis, files, temporary / "report.html")
     return {name: Path(folder) / f"{file}.png" for name, file in files.items()}
 

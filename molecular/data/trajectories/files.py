@@ -187,12 +187,6 @@ def _load(readable: Path, suffix: str) -> Any:
 
 def _read_npz(path: Path, readable: Path) -> Part:
     arrays = read_arrays(readable, message="{reason}")
-    weights = next((name for name in arrays if "weight" in name.lower()), None)
-    if weights is not None:
-        raise _WholeSentence(
-            f"{path} holds {weights!r}, but frames of an import all count alike; draw frames by their weights, and "
-            "give these without."
-        )
     name = next((name for name in ("positions", "xyz", "coordinates") if name in arrays), None)
     if name is None:
         raise ValueError(f"it holds {', '.join(arrays) or 'nothing'} but no array 'positions'")
@@ -200,6 +194,12 @@ def _read_npz(path: Path, readable: Path) -> Part:
     if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
         raise ValueError(f"its positions are {positions.dtype} of shape {positions.shape}, not numbers (frames, n, 3)")
     count = len(positions)
+    weights = next((name for name in arrays if "weight" in name.lower() and arrays[name].shape[:1] == (count,)), None)
+    if weights is not None:
+        raise _WholeSentence(
+            f"{path} holds {weights!r}, but frames of an import all count alike; draw frames by their weights, and "
+            "give these without."
+        )
     if time is None:
         time = np.zeros(count)
     if time.shape != (count,) or time.dtype.kind not in "fiu":
